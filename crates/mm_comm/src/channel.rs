@@ -1,0 +1,334 @@
+//! One comm buffer: its region, its mailbox, and the rule that it serves one transaction at a time.
+
+use crate::error::{BeginError, ChannelError};
+use crate::mailbox::Mailbox;
+use crate::region::SharedRegion;
+use crate::transaction::{Claim, Staged};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, Ordering};
+use mm_wire::header::MAX_HEADER_LEN;
+use mm_wire::mailbox::MailboxImage;
+use mm_wire::{Guid, Header, HeaderError, HeaderFormat};
+
+/// The smallest region that can carry a header.
+const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
+
+/// A comm buffer with its mailbox, where it has one.
+///
+/// Besides the memory it keeps, in memory that MM cannot reach, the header that was last written ([`Self::tracked`]):
+/// what stands in shared memory is compared with that and not trusted.
+#[derive(Debug)]
+pub struct Channel {
+    region: SharedRegion,
+    mailbox: Option<Mailbox>,
+    in_use: AtomicBool,
+    tracked: Cell<Option<Header>>,
+    written_in_flight: Cell<bool>,
+}
+
+/// Why what stands in a comm buffer is not what was last written to it.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MismatchError {
+    /// The header's GUID, or its format, is another one.
+    #[error("the comm buffer's header is for {found}, not for {expected}")]
+    Recipient {
+        /// The recipient that was written.
+        expected: Guid,
+        /// The recipient that was found.
+        found: Guid,
+    },
+    /// The header's length is another one.
+    #[error("the comm buffer's header claims {found} message bytes, {expected} were written")]
+    Length {
+        /// The length that was written.
+        expected: u64,
+        /// The length that was found.
+        found: u64,
+    },
+    /// There is no readable header.
+    #[error("the comm buffer's header is damaged: {0}")]
+    Damaged(HeaderError),
+}
+
+/// Why nothing was written to a comm buffer by hand.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// No recipient was written before.
+    #[error("caller: a message was given before its recipient")]
+    NoRecipient,
+    /// The message does not fit.
+    #[error("caller: the message has {len} bytes, the comm buffer has room for {capacity}")]
+    TooLarge {
+        /// Bytes of the message.
+        len: usize,
+        /// Bytes that the buffer can hold behind the header.
+        capacity: usize,
+    },
+    /// The region cannot even hold the header.
+    #[error("platform: the comm buffer has {len} bytes, less than the header's {needed}")]
+    NoRoomForHeader {
+        /// Bytes of the region.
+        len: usize,
+        /// Bytes of the header.
+        needed: usize,
+    },
+}
+
+impl Channel {
+    /// Makes a channel over a region whose owner promises that it is fit for MM; only its memory is checked. For host
+    /// tests and for memory whose alignment does not matter. See [`Self::at_firmware_region`] for the real thing.
+    #[must_use]
+    pub const fn over(region: SharedRegion) -> Self {
+        Self {
+            region,
+            mailbox: None,
+            in_use: AtomicBool::new(false),
+            tracked: Cell::new(None),
+            written_in_flight: Cell::new(false),
+        }
+    }
+
+    /// Makes a channel over memory that the platform set aside, and checks all that can be checked about it: in this
+    /// order its size, its address, its alignment, its end, then the mailbox. The region is wiped.
+    ///
+    /// # Errors
+    ///
+    /// Each [`ChannelError`] names the number that is wrong.
+    ///
+    /// # Safety
+    ///
+    /// The contract of [`SharedRegion::new`] for the `len` bytes at `base` and for the 24 bytes at `mailbox`.
+    pub unsafe fn at_firmware_region(
+        base: *mut u8,
+        len: usize,
+        mailbox: Option<*mut u8>,
+    ) -> Result<Self, ChannelError> {
+        if len < MIN_REGION_LEN {
+            return Err(ChannelError::TooSmall {
+                len,
+                minimum: MIN_REGION_LEN,
+            });
+        }
+        let address = base.addr();
+        if base.is_null() {
+            return Err(ChannelError::Null);
+        }
+        if !address.is_multiple_of(mm_wire::PAGE_LEN) {
+            return Err(ChannelError::NotPageAligned { address });
+        }
+        // SAFETY: the caller vouches for the memory, with the same contract.
+        let region = unsafe { SharedRegion::new(base, len) }?;
+        let mailbox = match mailbox {
+            // SAFETY: the caller vouches for the memory, with the same contract.
+            Some(address) => Some(unsafe { Mailbox::new(address) }?),
+            None => None,
+        };
+        if let Some((mailbox, region)) = mailbox
+            .as_ref()
+            .and_then(|mailbox| mailbox.region().range())
+            .zip(region.range())
+            && mailbox.overlaps(region)
+        {
+            return Err(ChannelError::MailboxInRegion { mailbox, region });
+        }
+        let channel = Self {
+            mailbox,
+            ..Self::over(region)
+        };
+        channel.clear();
+        Ok(channel)
+    }
+
+    /// The shared memory that messages are written to.
+    #[must_use]
+    pub const fn region(&self) -> &SharedRegion {
+        &self.region
+    }
+
+    /// The status mailbox, where the platform has one.
+    #[must_use]
+    pub const fn mailbox(&self) -> Option<&Mailbox> {
+        self.mailbox.as_ref()
+    }
+
+    /// How many message bytes fit behind a header of this format.
+    #[must_use]
+    pub const fn capacity(&self, format: HeaderFormat) -> usize {
+        self.region.len().saturating_sub(format.header_len())
+    }
+
+    /// The header that was last written, from memory that MM cannot reach.
+    #[must_use]
+    pub fn tracked(&self) -> Option<Header> {
+        self.tracked.get()
+    }
+
+    /// Whether a transaction holds the channel.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.in_use.load(Ordering::Acquire)
+    }
+
+    /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
+    ///
+    /// The next step is to raise the MMI, then [`Staged::finish`].
+    ///
+    /// # Errors
+    ///
+    /// Each [`BeginError`] leaves shared memory without a byte of the message.
+    pub fn begin(
+        &self,
+        format: HeaderFormat,
+        recipient: Guid,
+        message: &[u8],
+    ) -> Result<Staged<'_>, BeginError> {
+        let capacity = self.capacity(format);
+        if message.is_empty() {
+            return Err(BeginError::EmptyMessage);
+        }
+        let too_large = BeginError::MessageTooLarge {
+            len: message.len(),
+            capacity,
+        };
+        if message.len() > capacity {
+            return Err(too_large);
+        }
+        let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
+
+        if self.in_use.swap(true, Ordering::AcqRel) {
+            return Err(BeginError::Busy);
+        }
+        let claim = Claim::new(self);
+        if self.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
+            claim.release_untouched();
+            return Err(BeginError::MailboxInUse);
+        }
+        self.put(header, Some(message));
+        self.written_in_flight.set(false);
+        if self.read_header() != Ok(header) {
+            return Err(BeginError::NotMemory {
+                address: self.region.as_ptr().addr(),
+            });
+        }
+        if let Some(mailbox) = &self.mailbox {
+            mailbox.write(&MailboxImage::armed());
+        }
+        Ok(Staged::new(claim, header))
+    }
+
+    /// Writes a header for `recipient`, keeping the tracked length. What an executor that answers by hand calls first.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::NoRoomForHeader`].
+    pub fn write_recipient(&self, format: HeaderFormat, recipient: Guid) -> Result<(), WriteError> {
+        let needed = format.header_len();
+        let no_room = WriteError::NoRoomForHeader {
+            len: self.region.len(),
+            needed,
+        };
+        if self.region.len() < needed {
+            return Err(no_room);
+        }
+        let message_len = self.tracked.get().map_or(0, |header| header.message_len());
+        self.put(Header::new(format, recipient, message_len).ok_or(no_room)?, None);
+        Ok(())
+    }
+
+    /// Writes a message for the recipient that was written before.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::NoRecipient`] or [`WriteError::TooLarge`].
+    pub fn write_message(&self, message: &[u8]) -> Result<(), WriteError> {
+        let tracked = self.tracked.get().ok_or(WriteError::NoRecipient)?;
+        let capacity = self.capacity(tracked.format());
+        let too_large = WriteError::TooLarge {
+            len: message.len(),
+            capacity,
+        };
+        if message.len() > capacity {
+            return Err(too_large);
+        }
+        let header =
+            Header::new(tracked.format(), tracked.recipient(), message.len() as u64).ok_or(too_large)?;
+        self.put(header, Some(message));
+        Ok(())
+    }
+
+    /// Compares the header in shared memory with the tracked one. `None` where none was written.
+    ///
+    /// # Errors
+    ///
+    /// [`MismatchError`] says what differs.
+    pub fn verify(&self) -> Result<Option<Header>, MismatchError> {
+        let Some(expected) = self.tracked.get() else {
+            return Ok(None);
+        };
+        let found = self.read_header().map_err(MismatchError::Damaged)?;
+        if found.recipient() != expected.recipient() || found.format() != expected.format() {
+            return Err(MismatchError::Recipient {
+                expected: expected.recipient(),
+                found: found.recipient(),
+            });
+        }
+        if found.message_len() != expected.message_len() {
+            return Err(MismatchError::Length {
+                expected: expected.message_len(),
+                found: found.message_len(),
+            });
+        }
+        Ok(Some(expected))
+    }
+
+    /// Wipes the whole region and forgets what was written. The mailbox is left alone.
+    pub fn clear(&self) {
+        let wiped = self.region.wipe(0, self.region.len());
+        debug_assert!(wiped, "a region holds its own length");
+        self.tracked.set(None);
+    }
+
+    /// Copies and parses the header that stands in shared memory now.
+    pub(crate) fn read_header(&self) -> Result<Header, HeaderError> {
+        let mut bytes = [0; MAX_HEADER_LEN];
+        let len = self.region.len().min(MAX_HEADER_LEN);
+        let copy = bytes.get_mut(..len).unwrap_or_default();
+        let read = self.region.read(0, copy);
+        debug_assert!(read, "the copy is no longer than the region");
+        Header::parse(copy)
+    }
+
+    /// Whether header or message were written by hand since the transaction began: an executor answered.
+    pub(crate) fn was_answered_by_hand(&self) -> bool {
+        self.written_in_flight.get()
+    }
+
+    /// Ends a transaction: wipes the first `len` bytes, withdraws a request that still stands, frees the channel.
+    pub(crate) fn end(&self, len: usize) {
+        let wiped = self.region.wipe(0, len.min(self.region.len()));
+        debug_assert!(wiped, "the length was limited to the region's");
+        if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.is_pending()) {
+            mailbox.withdraw();
+        }
+        self.tracked.set(None);
+        self.free();
+    }
+
+    /// Frees the channel without a change to shared memory.
+    pub(crate) fn free(&self) {
+        self.in_use.store(false, Ordering::Release);
+    }
+
+    /// Callers checked that header and message fit.
+    fn put(&self, header: Header, message: Option<&[u8]>) {
+        let mut written = self.region.write(0, header.encode().as_ref());
+        if let Some(message) = message {
+            written &= self.region.write(header.format().header_len(), message);
+        }
+        debug_assert!(written, "the callers checked that header and message fit");
+        self.tracked.set(Some(header));
+        self.written_in_flight.set(true);
+    }
+}

@@ -1,0 +1,172 @@
+//! What can go wrong, whose fault it is, and with which numbers.
+
+use crate::trigger::SmiEnable;
+use mm_wire::{AddressRange, EfiStatus, Guid};
+use thiserror::Error;
+
+/// Why memory cannot serve as a comm buffer or mailbox. The platform's fault.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// The region cannot hold a header.
+    #[error("platform: the comm buffer has {len} bytes, less than the {minimum}-byte communicate header")]
+    TooSmall {
+        /// Bytes of the region.
+        len: usize,
+        /// Bytes of the header.
+        minimum: usize,
+    },
+    /// The region starts at address zero.
+    #[error("platform: the comm buffer's address is null")]
+    Null,
+    /// The region does not start on a page.
+    #[error("platform: the comm buffer at {address:#x} is not aligned to 4096 bytes")]
+    NotPageAligned {
+        /// Where the region starts.
+        address: usize,
+    },
+    /// The region goes past the end of the address space, or is larger than any object may be.
+    #[error("platform: {len} bytes from {address:#x} go past the end of the address space")]
+    Wraps {
+        /// Where the region starts.
+        address: usize,
+        /// Its claimed length.
+        len: usize,
+    },
+    /// The mailbox stands at address zero.
+    #[error("platform: the status mailbox's address is null")]
+    MailboxNull,
+    /// The mailbox is not aligned for its 64-bit fields.
+    #[error("platform: the status mailbox at {address:#x} is not aligned to {align} bytes")]
+    MailboxMisaligned {
+        /// Where the mailbox starts.
+        address: usize,
+        /// The alignment it needs.
+        align: usize,
+    },
+    /// The mailbox goes past the end of the address space.
+    #[error("platform: the status mailbox at {address:#x} goes past the end of the address space")]
+    MailboxWraps {
+        /// Where the mailbox starts.
+        address: usize,
+    },
+    /// The mailbox lies in the memory that messages are written to.
+    #[error("platform: the status mailbox {mailbox} overlaps the comm buffer {region}")]
+    MailboxInRegion {
+        /// The mailbox's addresses.
+        mailbox: AddressRange,
+        /// The region's addresses.
+        region: AddressRange,
+    },
+}
+
+/// Why a transaction was not started. No MMI was raised and nothing was left in shared memory.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BeginError {
+    /// An outer call uses this channel.
+    #[error("caller: the comm buffer is in use by a call that has not finished")]
+    Busy,
+    /// There is nothing to send.
+    #[error("caller: the message is empty")]
+    EmptyMessage,
+    /// The message does not fit.
+    #[error("caller: the message has {len} bytes, the comm buffer has room for {capacity}")]
+    MessageTooLarge {
+        /// Bytes of the message.
+        len: usize,
+        /// Bytes that the buffer can hold behind the header.
+        capacity: usize,
+    },
+    /// The mailbox already announces a request that is not ours.
+    #[error("platform: the status mailbox already announces a request that MM has not taken")]
+    MailboxInUse,
+    /// What was written could not be read back.
+    #[error("platform: the comm buffer at {address:#x} does not hold what is written to it")]
+    NotMemory {
+        /// Where the region starts.
+        address: usize,
+    },
+}
+
+/// Why what MM left behind is no answer. The request has been wiped from shared memory.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// The mailbox still announces the request.
+    #[error("MM did not process the request: the status mailbox still announces it")]
+    NotProcessed,
+    /// MM says that the request failed.
+    #[error("MM answered {0}")]
+    Mm(EfiStatus),
+    /// The mailbox claims an answer that does not even cover the header.
+    #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
+    SizeBelowHeader {
+        /// The value of ReturnBufferSize.
+        claimed: u64,
+        /// Bytes of the header.
+        minimum: usize,
+    },
+    /// The mailbox claims an answer that is larger than the buffer.
+    #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
+    SizeBeyondBuffer {
+        /// The value of ReturnBufferSize.
+        claimed: u64,
+        /// Bytes of the region.
+        capacity: usize,
+    },
+    /// The header in the buffer is for somebody else now.
+    #[error("MM: the header's recipient was {sent} and is {found}")]
+    RecipientChanged {
+        /// The recipient of the request.
+        sent: Guid,
+        /// What stands in its place.
+        found: Guid,
+    },
+    /// The header's length does not fit the buffer.
+    #[error("MM: the header claims {claimed} message bytes, the comm buffer has room for {capacity}")]
+    LengthBeyondBuffer {
+        /// The header's length field, without the header.
+        claimed: u64,
+        /// Bytes that the buffer can hold behind the header.
+        capacity: usize,
+    },
+    /// The bytes at the start of the buffer are no header any more.
+    #[error("MM: the communicate header is damaged: {0}")]
+    HeaderDamaged(mm_wire::HeaderError),
+}
+
+/// Why no MMI was raised.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TriggerError {
+    /// This target has no x86 port instructions that the running code may use.
+    #[error("platform: there is no x86 port I/O on this target, an MMI cannot be raised through ports")]
+    NoPortIo,
+    /// SMIs do not reach the processor.
+    #[error("platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing")]
+    SmisDisabled {
+        /// Address or port of SMI_EN.
+        register: usize,
+        /// Its value.
+        value: u32,
+        /// The bits that would have to be set.
+        missing: SmiEnable,
+    },
+    /// SMIs were to be switched on, and the chipset did not take it.
+    #[error("platform: SMI_EN at {register:#x} stays {value:#010x} after {missing} was written to it")]
+    EnableRefused {
+        /// Address or port of SMI_EN.
+        register: usize,
+        /// Its value after the write.
+        value: u32,
+        /// The bits that did not stick.
+        missing: SmiEnable,
+    },
+    /// The ACPI base leaves no room for SMI_EN behind it.
+    #[error("platform: the ACPI base {base:#x} has no SMI_EN at +0x30")]
+    NoRegister {
+        /// The configured base.
+        base: usize,
+    },
+}

@@ -1,0 +1,42 @@
+//! The client core of Management Mode (MM) communication.
+//!
+//! A message goes one way through this crate, and each step is a type:
+//!
+//! ```text
+//! Channel::begin ──► Staged ── (trigger raises the MMI, MM answers in place) ──► Staged::finish ──► Answer
+//! ```
+//!
+//! [`Channel`] is a region of memory shared with MM and, where the platform has one, its status mailbox. [`Staged`] and
+//! [`Answer`] hold the channel; when the last of them goes, whatever the transaction left in shared memory is wiped.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`region`] | the one owner of shared memory, volatile access |
+//! | [`mailbox`] | the status mailbox in shared memory |
+//! | [`channel`] | region + mailbox + the rule "one transaction at a time" |
+//! | [`transaction`] | what is checked before and after MM ran |
+//! | [`trigger`] | raising the MMI through x86 ports, and the check that SMIs are on |
+//! | [`ports`] | the machine's I/O, so that a simulated machine can take its place |
+//!
+//! Nothing here allocates, logs, or knows Patina.
+#![no_std]
+#![deny(missing_docs)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod channel;
+pub mod error;
+pub mod mailbox;
+pub mod ports;
+pub mod region;
+pub mod transaction;
+pub mod trigger;
+
+pub use channel::Channel;
+pub use error::{AnswerError, BeginError, ChannelError, TriggerError};
+pub use ports::Ports;
+pub use region::SharedRegion;
+pub use transaction::{Answer, Staged};
+pub use trigger::{PortTrigger, SmiCheck, SmiEnable, SmiEnableRegister};

@@ -1,0 +1,80 @@
+//! The status mailbox in shared memory.
+
+use crate::error::ChannelError;
+use crate::region::SharedRegion;
+use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN, MailboxImage, VALID_OFFSET};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// The mailbox of one comm buffer.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// Invariant: exactly `MAILBOX_LEN` bytes, so that no access below can fail.
+    region: SharedRegion,
+}
+
+impl Mailbox {
+    /// Takes over the mailbox at `address`.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError::MailboxNull`], [`ChannelError::MailboxMisaligned`] or [`ChannelError::MailboxWraps`].
+    ///
+    /// # Safety
+    ///
+    /// The contract of [`SharedRegion::new`] for the 24 bytes at `address`.
+    pub unsafe fn new(address: *mut u8) -> Result<Self, ChannelError> {
+        let at = address.addr();
+        if address.is_null() {
+            return Err(ChannelError::MailboxNull);
+        }
+        if !at.is_multiple_of(MAILBOX_ALIGN) {
+            return Err(ChannelError::MailboxMisaligned {
+                address: at,
+                align: MAILBOX_ALIGN,
+            });
+        }
+        // SAFETY: the caller vouches for the 24 bytes, with the same contract.
+        match unsafe { SharedRegion::new(address, MAILBOX_LEN) } {
+            Ok(region) => Ok(Self { region }),
+            Err(_wraps) => Err(ChannelError::MailboxWraps { address: at }),
+        }
+    }
+
+    /// The memory that the mailbox takes.
+    #[must_use]
+    pub fn region(&self) -> &SharedRegion {
+        &self.region
+    }
+
+    /// Copies the whole mailbox out, once.
+    #[must_use]
+    pub fn read(&self) -> MailboxImage {
+        let mut image = MailboxImage::new_zeroed();
+        let read = self.region.read(0, image.as_mut_bytes());
+        debug_assert!(read, "a mailbox has MAILBOX_LEN bytes");
+        image
+    }
+
+    /// Whether MM still has a request to process. One volatile load.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        let mut valid = [0];
+        let read = self.region.read(VALID_OFFSET, &mut valid);
+        debug_assert!(read, "a mailbox has MAILBOX_LEN bytes");
+        valid != [0]
+    }
+
+    /// Writes the whole mailbox. The result fields go first: when `IsCommBufferValid` changes, the rest stands.
+    pub fn write(&self, image: &MailboxImage) {
+        let bytes = image.as_bytes();
+        let (valid, rest) = bytes.split_at(1);
+        let written = self.region.write(1, rest) && self.region.write(VALID_OFFSET, valid);
+        debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
+    }
+
+    /// Withdraws a request that MM has not taken. The result fields stay as they are.
+    pub fn withdraw(&self) {
+        let written = self.region.write(VALID_OFFSET, &[0]);
+        debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
+    }
+}

@@ -1,0 +1,251 @@
+//! Memory that MM, or another processor in MM, changes behind the compiler's back.
+//!
+//! This file is an unsafe island (`docs/unsafe.md`): everything else reaches shared memory through it. There is never
+//! a reference to the memory, only volatile accesses, each of which copies. What was read once is checked in the copy.
+
+use crate::error::ChannelError;
+use core::ptr::NonNull;
+use mm_wire::AddressRange;
+
+/// Owner of a range of shared memory.
+///
+/// Invariant: `base .. base + len` is valid for volatile reads and writes for as long as the value lives, does not wrap,
+/// is at most `isize::MAX` bytes long, and no Rust reference into it is used.
+#[derive(Debug)]
+pub struct SharedRegion {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+/// The width of a bulk access.
+const WORD: usize = size_of::<u64>();
+
+impl SharedRegion {
+    /// Takes over `len` bytes at `base`.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError::Null`] for a null pointer, [`ChannelError::Wraps`] where the bytes do not fit into the address
+    /// space or exceed `isize::MAX`.
+    ///
+    /// # Safety
+    ///
+    /// Where this succeeds, the memory must be readable and writable through `base` for the rest of the value's life,
+    /// and no reference to it may be used during that time. Others may change it at any moment.
+    pub unsafe fn new(base: *mut u8, len: usize) -> Result<Self, ChannelError> {
+        let address = base.addr();
+        let base = NonNull::new(base).ok_or(ChannelError::Null)?;
+        if isize::try_from(len).is_err() || address.checked_add(len).is_none() {
+            return Err(ChannelError::Wraps { address, len });
+        }
+        Ok(Self { base, len })
+    }
+
+    /// Where the region starts.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// The number of bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The addresses of the region; `None` where it is empty.
+    #[must_use]
+    pub fn range(&self) -> Option<AddressRange> {
+        AddressRange::new(self.base.addr().get() as u64, self.len as u64)
+    }
+
+    /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, where they are not all in the region.
+    #[must_use]
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        if !self.holds(offset, out.len()) {
+            return false;
+        }
+        let mut from = self.base.as_ptr().wrapping_add(offset).cast_const();
+        let (head, words) = out.split_at_mut(out.len().min(from.align_offset(WORD)));
+        for byte in head {
+            *byte = load(from);
+            from = from.wrapping_add(1);
+        }
+        let mut words = words.chunks_exact_mut(WORD);
+        for word in &mut words {
+            // SAFETY: `holds` proved that all of `out.len()` bytes from `offset` lie in the region, which is readable by
+            // the type's invariant; `from` has advanced by exactly the bytes written to `out`, and is aligned to 8
+            // since the head brought it there (or the head took all of `out`, and there is no word).
+            let value = unsafe { from.cast::<u64>().read_volatile() };
+            word.copy_from_slice(&value.to_ne_bytes());
+            from = from.wrapping_add(WORD);
+        }
+        for byte in words.into_remainder() {
+            *byte = load(from);
+            from = from.wrapping_add(1);
+        }
+        true
+    }
+
+    /// Copies `bytes` in; `false`, and nothing is written, where they do not all lie in the region.
+    #[must_use]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        if !self.holds(offset, bytes.len()) {
+            return false;
+        }
+        let mut to = self.base.as_ptr().wrapping_add(offset);
+        let (head, words) = bytes.split_at(bytes.len().min(to.align_offset(WORD)));
+        for byte in head {
+            store(to, *byte);
+            to = to.wrapping_add(1);
+        }
+        let (words, tail) = words.as_chunks::<WORD>();
+        for word in words {
+            // SAFETY: as in `read`: `holds` covers these bytes, and `to` is aligned to 8 once the head is written.
+            unsafe { to.cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
+            to = to.wrapping_add(WORD);
+        }
+        for byte in tail {
+            store(to, *byte);
+            to = to.wrapping_add(1);
+        }
+        true
+    }
+
+    /// Writes zeroes over `len` bytes; `false`, and nothing is written, where they do not all lie in the region.
+    #[must_use]
+    pub fn wipe(&self, offset: usize, len: usize) -> bool {
+        const ZEROES: [u8; 512] = [0; 512];
+        if !self.holds(offset, len) {
+            return false;
+        }
+        let mut at = offset;
+        let mut left = len;
+        while let Some(chunk) = ZEROES
+            .get(..left.min(ZEROES.len()))
+            .filter(|chunk| !chunk.is_empty())
+        {
+            if !self.write(at, chunk) {
+                return false;
+            }
+            // Neither saturates: both stay within the range that `holds` accepted.
+            at = at.saturating_add(chunk.len());
+            left = left.saturating_sub(chunk.len());
+        }
+        true
+    }
+
+    fn holds(&self, offset: usize, len: usize) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.len)
+    }
+}
+
+/// Reads one byte. Private, and called only with addresses that `SharedRegion::holds` accepted.
+fn load(from: *const u8) -> u8 {
+    // SAFETY: every caller is `SharedRegion::read`, which checked that the address lies in its region, readable by the
+    // type's invariant; a byte has no alignment and every value is a `u8`.
+    unsafe { from.read_volatile() }
+}
+
+/// Writes one byte. Private, and called only with addresses that `SharedRegion::holds` accepted.
+fn store(to: *mut u8, value: u8) {
+    // SAFETY: every caller is `SharedRegion::write`, which checked that the address lies in its region, writable by the
+    // type's invariant; a byte has no alignment.
+    unsafe { to.write_volatile(value) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn with_region(len: usize, test: impl FnOnce(&SharedRegion)) {
+        let mut memory: Vec<u64> = vec![0x5a5a_5a5a_5a5a_5a5a; len.div_ceil(8) + 1];
+        // SAFETY: the vector outlives the region, is at least `len` bytes long, and is not touched before the test ends.
+        let region = unsafe { SharedRegion::new(memory.as_mut_ptr().cast(), len) }.unwrap();
+        test(&region);
+    }
+
+    #[test]
+    fn every_alignment_and_length_round_trips_and_touches_nothing_else() {
+        for offset in 0..10 {
+            for len in 0..40 {
+                with_region(64, |region| {
+                    let bytes: Vec<u8> = (1..=u8::try_from(len).unwrap()).collect();
+                    assert!(region.write(offset, &bytes));
+                    let mut all = [0; 64];
+                    assert!(region.read(0, &mut all));
+                    let mut expected = [0x5a; 64];
+                    expected[offset..offset + len].copy_from_slice(&bytes);
+                    assert_eq!(all, expected, "offset {offset}, len {len}");
+
+                    let mut back = vec![0; len];
+                    assert!(region.read(offset, &mut back));
+                    assert_eq!(back, bytes);
+
+                    assert!(region.wipe(offset, len));
+                    assert!(region.read(0, &mut all));
+                    expected[offset..offset + len].fill(0);
+                    assert_eq!(all, expected);
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_wipe_longer_than_a_chunk_reaches_its_end_and_not_further() {
+        with_region(2048, |region| {
+            assert!(region.wipe(3, 1500));
+            let mut all = vec![0; 2048];
+            assert!(region.read(0, &mut all));
+            assert!(all[3..1503].iter().all(|byte| *byte == 0));
+            assert!(all[..3].iter().chain(&all[1503..]).all(|byte| *byte == 0x5a));
+        });
+    }
+
+    #[test]
+    fn accesses_that_leave_the_region_do_nothing() {
+        with_region(64, |region| {
+            let mut out = [7; 2];
+            assert!(!region.read(63, &mut out));
+            assert!(!region.read(usize::MAX, &mut out));
+            assert_eq!(out, [7; 2]);
+            assert!(!region.write(63, &[1, 2]));
+            assert!(!region.wipe(60, 5));
+            assert!(region.read(62, &mut out));
+            assert_eq!(out, [0x5a; 2]);
+        });
+    }
+
+    #[test]
+    fn impossible_memory_is_refused() {
+        let wrapping = usize::MAX & !0xfff;
+        // SAFETY: the calls fail, so nothing is taken over.
+        let refused = |address: usize, len| unsafe {
+            SharedRegion::new(core::ptr::without_provenance_mut(address), len)
+        };
+        assert_eq!(refused(0, 64).unwrap_err(), ChannelError::Null);
+        assert_eq!(
+            refused(wrapping, 0x1000).unwrap_err(),
+            ChannelError::Wraps {
+                address: wrapping,
+                len: 0x1000
+            }
+        );
+        let huge = isize::MAX as usize + 1;
+        assert_eq!(
+            refused(0x1000, huge).unwrap_err(),
+            ChannelError::Wraps {
+                address: 0x1000,
+                len: huge
+            }
+        );
+    }
+}

@@ -1,0 +1,526 @@
+//! One exchange with MM, from the written request to the copied answer.
+//!
+//! | state | what holds |
+//! |---|---|
+//! | [`Staged`] | header and message stand in shared memory, the mailbox announces them, nobody else uses the channel |
+//! | [`Answer`] | MM processed the request; the answer's length was read once and fits the region |
+//!
+//! Dropping either ends the transaction and wipes shared memory, whatever happened in between, a panic included. Where
+//! all went well, that is as much as request and answer took; after an error it is the whole region, since nothing is
+//! known about how far MM wrote.
+
+use crate::channel::Channel;
+use crate::error::AnswerError;
+use core::cell::Cell;
+use mm_wire::{EfiStatus, Header};
+
+/// The exclusive use of a channel; ends the transaction when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim<'c> {
+    channel: &'c Channel,
+    wipe_len: Cell<Option<usize>>,
+}
+
+impl<'c> Claim<'c> {
+    /// The caller has set the channel's `in_use`.
+    pub(crate) fn new(channel: &'c Channel) -> Self {
+        Self {
+            channel,
+            wipe_len: Cell::new(Some(channel.region().len())),
+        }
+    }
+
+    /// Gives the channel back without a change to shared memory.
+    pub(crate) fn release_untouched(self) {
+        self.wipe_len.set(None);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        match self.wipe_len.get() {
+            Some(len) => self.channel.end(len),
+            None => self.channel.free(),
+        }
+    }
+}
+
+/// A request that stands in shared memory and waits for MM.
+#[derive(Debug)]
+#[must_use = "dropping it withdraws the request"]
+pub struct Staged<'c> {
+    claim: Claim<'c>,
+    request: Header,
+}
+
+impl<'c> Staged<'c> {
+    pub(crate) const fn new(claim: Claim<'c>, request: Header) -> Self {
+        Self { claim, request }
+    }
+
+    /// Lets MM take the request: see [`wait`]. Whether it did is for [`Self::finish`] to say.
+    pub fn wait(&self, polls: u32, pause: impl FnMut()) -> u32 {
+        wait(self.claim.channel, polls, pause)
+    }
+
+    /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length.
+    ///
+    /// Where an executor answered by hand (through [`Channel::write_recipient`] and [`Channel::write_message`]) the
+    /// mailbox is not asked: the answer is what was written.
+    ///
+    /// # Errors
+    ///
+    /// Each [`AnswerError`] ends the transaction and wipes the whole region.
+    pub fn finish(self) -> Result<Answer<'c>, AnswerError> {
+        let channel = self.claim.channel;
+        let in_mailbox = if channel.was_answered_by_hand() {
+            None
+        } else {
+            self.claimed_by_mailbox()?
+        };
+
+        let found = channel.read_header().map_err(AnswerError::HeaderDamaged)?;
+        if found.recipient() != self.request.recipient() || found.format() != self.request.format() {
+            return Err(AnswerError::RecipientChanged {
+                sent: self.request.recipient(),
+                found: found.recipient(),
+            });
+        }
+        let claimed = found.message_len();
+        let capacity = channel.capacity(found.format());
+        let in_header = usize::try_from(claimed)
+            .ok()
+            .filter(|len| *len <= capacity)
+            .ok_or(AnswerError::LengthBeyondBuffer { claimed, capacity })?;
+        let message_len = in_mailbox.unwrap_or(in_header);
+
+        let header_len = found.format().header_len();
+        let touched = message_len.max(usize::try_from(self.request.message_len()).unwrap_or(capacity));
+        self.claim.wipe_len.set(Some(touched.saturating_add(header_len)));
+        Ok(Answer {
+            claim: self.claim,
+            header_len,
+            message_len,
+        })
+    }
+
+    /// The answer's message length according to the mailbox; `None` where there is none.
+    fn claimed_by_mailbox(&self) -> Result<Option<usize>, AnswerError> {
+        let channel = self.claim.channel;
+        let Some(mailbox) = channel.mailbox() else {
+            return Ok(None);
+        };
+        let image = mailbox.read();
+        if image.is_pending() {
+            return Err(AnswerError::NotProcessed);
+        }
+        if image.return_status() != EfiStatus::SUCCESS {
+            return Err(AnswerError::Mm(image.return_status()));
+        }
+        let claimed = image.return_buffer_size();
+        let capacity = channel.region().len();
+        let total = usize::try_from(claimed)
+            .ok()
+            .filter(|total| *total <= capacity)
+            .ok_or(AnswerError::SizeBeyondBuffer { claimed, capacity })?;
+        let minimum = self.request.format().header_len();
+        let message_len = total
+            .checked_sub(minimum)
+            .ok_or(AnswerError::SizeBelowHeader { claimed, minimum })?;
+        Ok(Some(message_len))
+    }
+}
+
+/// How often [`wait`] pauses where there is no mailbox to look at. One was enough on every machine tried; some more cost
+/// well under a microsecond.
+pub const PAUSES_WITHOUT_MAILBOX: u32 = 16;
+
+/// Pauses until the channel's mailbox no longer announces a request, `polls` times at the most and once at least.
+/// Without a mailbox there is nothing to observe: then it pauses [`PAUSES_WITHOUT_MAILBOX`] times.
+///
+/// For executors that are handed the channel of a transaction that somebody else started. Returns the pauses made.
+pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
+    let Some(mailbox) = channel.mailbox() else {
+        (0..PAUSES_WITHOUT_MAILBOX).for_each(|_| pause());
+        return PAUSES_WITHOUT_MAILBOX;
+    };
+    let mut made: u32 = 0;
+    loop {
+        pause();
+        made = made.saturating_add(1);
+        if made >= polls || !mailbox.is_pending() {
+            return made;
+        }
+    }
+}
+
+/// MM's answer, still in shared memory; its length has been read and checked.
+#[derive(Debug)]
+#[must_use = "dropping it wipes the answer from shared memory"]
+pub struct Answer<'c> {
+    claim: Claim<'c>,
+    header_len: usize,
+    message_len: usize,
+}
+
+impl Answer<'_> {
+    /// Bytes of the answer, without the header.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.message_len
+    }
+
+    /// Whether MM answered with no bytes at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.message_len == 0
+    }
+
+    /// Copies the answer out, once, and ends the transaction. Returns the part of `out` that was filled; `None`, with
+    /// nothing copied, where `out` is shorter than [`Self::len`].
+    pub fn copy_to(self, out: &mut [u8]) -> Option<&mut [u8]> {
+        let out = out.get_mut(..self.message_len)?;
+        self.claim
+            .channel
+            .region()
+            .read(self.header_len, out)
+            .then_some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{BeginError, ChannelError};
+    use mm_wire::mailbox::MailboxImage;
+    use mm_wire::{Guid, HeaderFormat, guid};
+    use std::boxed::Box;
+    use std::vec;
+    use std::vec::Vec;
+
+    const RECIPIENT: Guid = guid!("11111111-2222-3333-4444-555555555555");
+    const LEN: usize = 4096;
+    const SECRET: [u8; 32] = [0xc5; 32];
+
+    #[repr(C, align(4096))]
+    struct Memory([u8; LEN], [u8; 4096]);
+
+    /// A channel with a mailbox, over memory that lives as long as the test binary.
+    fn channel() -> Channel {
+        let memory = Box::leak(Box::new(Memory([0xee; LEN], [0; 4096])));
+        let mailbox = (&raw mut memory.1).cast();
+        // SAFETY: the memory is leaked, and reached through the channel only.
+        unsafe { Channel::at_firmware_region((&raw mut memory.0).cast(), LEN, Some(mailbox)) }.unwrap()
+    }
+
+    fn without_mailbox() -> Channel {
+        let memory = Box::leak(Box::new(Memory([0xee; LEN], [0; 4096])));
+        // SAFETY: the memory is leaked, and reached through the channel only.
+        unsafe { Channel::at_firmware_region((&raw mut memory.0).cast(), LEN, None) }.unwrap()
+    }
+
+    fn contents(channel: &Channel) -> Vec<u8> {
+        let mut all = vec![0; channel.region().len()];
+        assert!(channel.region().read(0, &mut all));
+        all
+    }
+
+    fn begin(channel: &Channel) -> Staged<'_> {
+        channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET).unwrap()
+    }
+
+    fn mm_answers(channel: &Channel, answer: &[u8]) {
+        assert!(channel.region().write(24, answer));
+        let total = answer.len() as u64 + 24;
+        channel
+            .mailbox()
+            .unwrap()
+            .write(&MailboxImage::answered(EfiStatus::SUCCESS, total));
+    }
+
+    fn assert_clean_and_free(channel: &Channel) {
+        assert!(
+            contents(channel).iter().all(|byte| *byte == 0),
+            "bytes stayed behind"
+        );
+        assert!(!channel.is_in_use());
+        assert!(!channel.mailbox().is_some_and(crate::mailbox::Mailbox::is_pending));
+    }
+
+    #[test]
+    fn the_answer_has_the_length_that_mm_returned_whatever_the_request_had() {
+        for len in [0, 1, 31, 32, 33, LEN - 24] {
+            let channel = channel();
+            let staged = begin(&channel);
+            let sent: Vec<u8> = (0..=250).cycle().take(len).collect();
+            mm_answers(&channel, &sent);
+            let answer = staged.finish().unwrap();
+            assert_eq!(answer.len(), len);
+            let mut out = vec![0; LEN];
+            assert_eq!(answer.copy_to(&mut out).unwrap(), sent);
+            assert_clean_and_free(&channel);
+        }
+    }
+
+    #[test]
+    fn an_answer_too_long_for_the_caller_copies_nothing_and_leaves_nothing() {
+        let channel = channel();
+        let staged = begin(&channel);
+        mm_answers(&channel, &[1; 40]);
+        let mut out = [0; 39];
+        assert!(staged.finish().unwrap().copy_to(&mut out).is_none());
+        assert_eq!(out, [0; 39]);
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn a_rewritten_message_length_is_accepted_when_it_fits() {
+        let channel = channel();
+        let staged = begin(&channel);
+        mm_answers(&channel, b"answer");
+        assert!(channel.region().write(16, &6u64.to_le_bytes()));
+        assert_eq!(staged.finish().unwrap().len(), 6);
+    }
+
+    #[test]
+    fn without_a_mailbox_the_header_says_how_long_the_answer_is() {
+        let channel = without_mailbox();
+        let staged = begin(&channel);
+        assert!(channel.region().write(16, &3u64.to_le_bytes()));
+        assert!(channel.region().write(24, b"yes"));
+        let mut out = [0; 8];
+        assert_eq!(staged.finish().unwrap().copy_to(&mut out).unwrap(), b"yes");
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn every_lie_has_its_error_and_leaves_nothing_behind() {
+        type Lie = fn(&Channel);
+        fn claim(channel: &Channel, status: EfiStatus, size: u64) {
+            channel
+                .mailbox()
+                .unwrap()
+                .write(&MailboxImage::answered(status, size));
+        }
+        let lies: [(Lie, AnswerError); 8] = [
+            (|_| {}, AnswerError::NotProcessed),
+            (
+                |channel| claim(channel, EfiStatus::NOT_FOUND, 56),
+                AnswerError::Mm(EfiStatus::NOT_FOUND),
+            ),
+            (
+                |channel| claim(channel, EfiStatus::SUCCESS, 23),
+                AnswerError::SizeBelowHeader {
+                    claimed: 23,
+                    minimum: 24,
+                },
+            ),
+            (
+                |channel| claim(channel, EfiStatus::SUCCESS, 4097),
+                AnswerError::SizeBeyondBuffer {
+                    claimed: 4097,
+                    capacity: 4096,
+                },
+            ),
+            (
+                |channel| claim(channel, EfiStatus::SUCCESS, u64::MAX),
+                AnswerError::SizeBeyondBuffer {
+                    claimed: u64::MAX,
+                    capacity: 4096,
+                },
+            ),
+            (
+                |channel| {
+                    mm_answers(channel, &[]);
+                    assert!(channel.region().write(0, &[0x99; 16]));
+                },
+                AnswerError::RecipientChanged {
+                    sent: RECIPIENT,
+                    found: Guid::from_bytes([0x99; 16]),
+                },
+            ),
+            (
+                |channel| {
+                    mm_answers(channel, &[]);
+                    assert!(channel.region().write(16, &4073u64.to_le_bytes()));
+                },
+                AnswerError::LengthBeyondBuffer {
+                    claimed: 4073,
+                    capacity: 4072,
+                },
+            ),
+            (
+                |channel| {
+                    mm_answers(channel, &[]);
+                    assert!(channel.region().write(16, &u64::MAX.to_le_bytes()));
+                },
+                AnswerError::HeaderDamaged(mm_wire::HeaderError::LengthOverflows { claimed: u64::MAX }),
+            ),
+        ];
+        for (lie, expected) in lies {
+            let channel = channel();
+            let staged = begin(&channel);
+            // Far behind the request, where an honest answer would not have been.
+            assert!(channel.region().write(2000, &SECRET));
+            lie(&channel);
+            assert_eq!(staged.finish().unwrap_err(), expected);
+            assert_clean_and_free(&channel);
+        }
+    }
+
+    #[test]
+    fn a_dropped_request_is_withdrawn() {
+        let channel = channel();
+        drop(begin(&channel));
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn a_channel_in_use_refuses_a_second_request_and_keeps_the_first() {
+        let channel = channel();
+        let staged = begin(&channel);
+        let before = contents(&channel);
+        assert_eq!(
+            channel.begin(HeaderFormat::V1, RECIPIENT, b"x").unwrap_err(),
+            BeginError::Busy
+        );
+        assert_eq!(contents(&channel), before);
+        mm_answers(&channel, b"ok");
+        assert_eq!(staged.finish().unwrap().len(), 2);
+        drop(begin(&channel));
+    }
+
+    #[test]
+    fn a_mailbox_that_announces_somebody_elses_request_is_left_alone() {
+        let channel = channel();
+        let foreign = MailboxImage::armed();
+        channel.mailbox().unwrap().write(&foreign);
+        assert_eq!(
+            channel.begin(HeaderFormat::V1, RECIPIENT, b"x").unwrap_err(),
+            BeginError::MailboxInUse
+        );
+        assert_eq!(channel.mailbox().unwrap().read(), foreign);
+        assert!(contents(&channel).iter().all(|byte| *byte == 0));
+        assert!(!channel.is_in_use());
+    }
+
+    #[test]
+    fn a_stale_result_is_cleared_before_the_request_is_announced() {
+        let channel = channel();
+        channel
+            .mailbox()
+            .unwrap()
+            .write(&MailboxImage::answered(EfiStatus::NOT_FOUND, 99));
+        let staged = begin(&channel);
+        assert_eq!(channel.mailbox().unwrap().read(), MailboxImage::armed());
+        drop(staged);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_says_with_which_numbers() {
+        let channel = channel();
+        assert_eq!(
+            channel.begin(HeaderFormat::V1, RECIPIENT, &[]).unwrap_err(),
+            BeginError::EmptyMessage
+        );
+        assert_eq!(
+            channel
+                .begin(HeaderFormat::V1, RECIPIENT, &[0; LEN - 23])
+                .unwrap_err(),
+            BeginError::MessageTooLarge {
+                len: LEN - 23,
+                capacity: LEN - 24
+            }
+        );
+        assert_eq!(
+            channel
+                .begin(HeaderFormat::V3, RECIPIENT, &[0; LEN - 55])
+                .unwrap_err(),
+            BeginError::MessageTooLarge {
+                len: LEN - 55,
+                capacity: LEN - 56
+            }
+        );
+    }
+
+    #[test]
+    fn an_executor_that_answers_by_hand_is_believed_over_the_mailbox() {
+        let channel = channel();
+        let staged = begin(&channel);
+        channel.clear();
+        channel.write_recipient(HeaderFormat::V1, RECIPIENT).unwrap();
+        channel.write_message(b"").unwrap();
+        let answer = staged.finish().unwrap();
+        assert!(answer.is_empty());
+        drop(answer);
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn waiting_ends_with_the_answer_or_with_the_bound() {
+        let channel = channel();
+        let staged = begin(&channel);
+        assert_eq!(staged.wait(7, || {}), 7);
+        let mut pauses = 0;
+        let made = staged.wait(100, || {
+            pauses += 1;
+            if pauses == 3 {
+                mm_answers(&channel, b"late");
+            }
+        });
+        assert_eq!(made, 3);
+        assert_eq!(staged.finish().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn unfit_memory_is_refused_with_its_numbers() {
+        let memory = Box::leak(Box::new(Memory([0; LEN], [0; 4096])));
+        let base: *mut u8 = (&raw mut memory.0).cast();
+        let make = |base: *mut u8, len, mailbox| {
+            // SAFETY: the memory is leaked; the channels that are made are dropped at once.
+            unsafe { Channel::at_firmware_region(base, len, mailbox) }
+                .map(drop)
+                .unwrap_err()
+        };
+        let at = |address| core::ptr::without_provenance_mut::<u8>(address);
+        assert_eq!(
+            make(base, 23, None),
+            ChannelError::TooSmall { len: 23, minimum: 24 }
+        );
+        assert_eq!(make(at(0), LEN, None), ChannelError::Null);
+        assert_eq!(
+            make(at(0x1001), LEN, None),
+            ChannelError::NotPageAligned { address: 0x1001 }
+        );
+        let top = usize::MAX & !0xfff;
+        assert_eq!(
+            make(at(top), LEN, None),
+            ChannelError::Wraps {
+                address: top,
+                len: LEN
+            }
+        );
+        assert_eq!(make(base, LEN, Some(at(0))), ChannelError::MailboxNull);
+        assert_eq!(
+            make(base, LEN, Some(at(0x1004))),
+            ChannelError::MailboxMisaligned {
+                address: 0x1004,
+                align: 8
+            }
+        );
+        assert_eq!(
+            make(base, LEN, Some(at(usize::MAX & !7))),
+            ChannelError::MailboxWraps {
+                address: usize::MAX & !7
+            }
+        );
+        assert!(matches!(
+            make(base, LEN, Some(base.wrapping_add(8))),
+            ChannelError::MailboxInRegion { .. }
+        ));
+        assert!(matches!(
+            make(base, LEN, Some(base.wrapping_add(LEN - 8))),
+            ChannelError::MailboxInRegion { .. }
+        ));
+    }
+}

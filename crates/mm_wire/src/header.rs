@@ -1,0 +1,319 @@
+//! The communicate header at the start of a comm buffer.
+//!
+//! Two formats exist. An MM core tells them apart by the first GUID alone: [`V3_MARKER`] means v3, anything else is
+//! the message's own GUID in a v1 header.
+//!
+//! | format | fields (offset) | size |
+//! |---|---|---|
+//! | v1, `EFI_MM_COMMUNICATE_HEADER` | HeaderGuid @0, MessageLength u64 @16 | 24 |
+//! | v3, `EFI_MM_COMMUNICATE_HEADER_V3` | marker GUID @0, BufferSize u64 @16, Reserved u64 @24, MessageGuid @32, MessageSize u64 @48 | 56 |
+//!
+//! `MessageLength` and `MessageSize` count the message alone, `BufferSize` the whole transaction with its header. The
+//! v1 length is a `UINTN`; only its 64-bit form is supported, which is also what the Mu MM supervisor reads on IA32.
+
+use thiserror::Error;
+use uguid::{Guid, guid};
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The first GUID of every v3 header, `gEfiMmCommunicateHeaderV3Guid` (PI 1.9, volume 4, 5.7.5).
+pub const V3_MARKER: Guid = guid!("68e8c853-2ba9-4dd7-9ac0-91e16155c935");
+
+/// The size of the longest header, in bytes.
+pub const MAX_HEADER_LEN: usize = size_of::<RawV3>();
+
+/// `EFI_MM_COMMUNICATE_HEADER` on a 64-bit machine.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawV1 {
+    header_guid: [u8; 16],
+    message_length: U64,
+}
+
+/// `EFI_MM_COMMUNICATE_HEADER_V3`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawV3 {
+    marker: [u8; 16],
+    buffer_size: U64,
+    reserved: U64,
+    message_guid: [u8; 16],
+    message_size: U64,
+}
+
+/// Which of the two header layouts a message uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeaderFormat {
+    /// The 24-byte header of PI 1.0 to 1.8, still the common one.
+    #[default]
+    V1,
+    /// The 56-byte header that PI 1.9 added.
+    V3,
+}
+
+impl HeaderFormat {
+    /// The size of this header in bytes, which is also where the message starts.
+    #[must_use]
+    pub const fn header_len(self) -> usize {
+        match self {
+            Self::V1 => size_of::<RawV1>(),
+            Self::V3 => size_of::<RawV3>(),
+        }
+    }
+}
+
+/// A communicate header whose fields have been read.
+///
+/// `total_len` is a *claim* of whoever wrote the header: compare it with the memory at hand before it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    format: HeaderFormat,
+    recipient: Guid,
+    message_len: u64,
+}
+
+/// Why bytes are not a communicate header.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum HeaderError {
+    /// Fewer bytes than the header has.
+    #[error("a {needed}-byte communicate header does not fit into {available} bytes")]
+    Truncated {
+        /// Bytes that the header takes.
+        needed: usize,
+        /// Bytes that there are.
+        available: usize,
+    },
+    /// A v3 header whose `BufferSize` does not even cover itself.
+    #[error("BufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
+    SizeBelowHeader {
+        /// The value of `BufferSize`.
+        claimed: u64,
+        /// The size of the v3 header.
+        minimum: usize,
+    },
+    /// A length that overflows together with the header.
+    #[error("MessageLength {claimed} does not leave room for the header in 64 bits")]
+    LengthOverflows {
+        /// The value of the length field.
+        claimed: u64,
+    },
+}
+
+impl Header {
+    /// Describes a message of `message_len` bytes to `recipient`; `None` where header and message exceed 64 bits.
+    #[must_use]
+    pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
+        match message_len.checked_add(format.header_len() as u64) {
+            Some(_) => Some(Self {
+                format,
+                recipient,
+                message_len,
+            }),
+            None => None,
+        }
+    }
+
+    /// Reads the header at the start of `bytes` and decides its format by the first GUID.
+    ///
+    /// For v3 the transaction's size is `BufferSize`, as in edk2's MM core; `MessageSize` is not read.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError::Truncated`] where `bytes` ends inside the header, [`HeaderError::SizeBelowHeader`] and
+    /// [`HeaderError::LengthOverflows`] where the length field cannot be true whatever the buffer's size is.
+    pub fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let (v1, _) = RawV1::read_from_prefix(bytes).map_err(|rest| HeaderError::Truncated {
+            needed: size_of::<RawV1>(),
+            available: rest.into_src().len(),
+        })?;
+        if v1.header_guid != V3_MARKER.to_bytes() {
+            let message_len = v1.message_length.get();
+            return Self::new(HeaderFormat::V1, Guid::from_bytes(v1.header_guid), message_len)
+                .ok_or(HeaderError::LengthOverflows { claimed: message_len });
+        }
+        let (v3, _) = RawV3::read_from_prefix(bytes).map_err(|rest| HeaderError::Truncated {
+            needed: size_of::<RawV3>(),
+            available: rest.into_src().len(),
+        })?;
+        let claimed = v3.buffer_size.get();
+        let message_len =
+            claimed
+                .checked_sub(size_of::<RawV3>() as u64)
+                .ok_or(HeaderError::SizeBelowHeader {
+                    claimed,
+                    minimum: size_of::<RawV3>(),
+                })?;
+        Ok(Self {
+            format: HeaderFormat::V3,
+            recipient: Guid::from_bytes(v3.message_guid),
+            message_len,
+        })
+    }
+
+    /// Lays the header out as it stands in memory.
+    #[must_use]
+    pub fn encode(&self) -> EncodedHeader {
+        match self.format {
+            HeaderFormat::V1 => EncodedHeader::new(&RawV1 {
+                header_guid: self.recipient.to_bytes(),
+                message_length: self.message_len.into(),
+            }),
+            HeaderFormat::V3 => EncodedHeader::new(&RawV3 {
+                marker: V3_MARKER.to_bytes(),
+                buffer_size: self.total_len().into(),
+                reserved: 0.into(),
+                message_guid: self.recipient.to_bytes(),
+                message_size: self.message_len.into(),
+            }),
+        }
+    }
+
+    /// Which layout the header has.
+    #[must_use]
+    pub const fn format(&self) -> HeaderFormat {
+        self.format
+    }
+
+    /// The GUID of the handler that the message is for.
+    #[must_use]
+    pub const fn recipient(&self) -> Guid {
+        self.recipient
+    }
+
+    /// The number of message bytes that the header claims, without the header.
+    #[must_use]
+    pub const fn message_len(&self) -> u64 {
+        self.message_len
+    }
+
+    /// The number of bytes that the header claims for itself and the message.
+    #[must_use]
+    pub const fn total_len(&self) -> u64 {
+        // Never saturates: `new` and `parse` proved that the sum is representable.
+        self.message_len.saturating_add(self.format.header_len() as u64)
+    }
+}
+
+/// A header in its memory layout.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodedHeader {
+    bytes: [u8; MAX_HEADER_LEN],
+    len: usize,
+}
+
+impl EncodedHeader {
+    fn new<T: IntoBytes + Immutable>(raw: &T) -> Self {
+        let mut bytes = [0; MAX_HEADER_LEN];
+        bytes
+            .iter_mut()
+            .zip(raw.as_bytes())
+            .for_each(|(to, from)| *to = *from);
+        Self {
+            bytes,
+            len: size_of::<T>(),
+        }
+    }
+}
+
+impl AsRef<[u8]> for EncodedHeader {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RECIPIENT: Guid = guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
+
+    /// As Debian's OVMF received it in the variable service's buffer; the message is 24 bytes.
+    const V1_ON_THE_WIRE: [u8; 24] = [
+        0x33, 0xd5, 0x32, 0xed, 0xe6, 0x99, 0x09, 0x42, 0x9c, 0xc0, 0x2d, 0x72, 0xcd, 0xd9, 0x98,
+        0xa7, //
+        24, 0, 0, 0, 0, 0, 0, 0,
+    ];
+
+    #[test]
+    fn v1_has_the_layout_that_firmware_reads() {
+        let header = Header::new(HeaderFormat::V1, RECIPIENT, 24).unwrap();
+        assert_eq!(header.encode().as_ref(), V1_ON_THE_WIRE);
+        assert_eq!(Header::parse(&V1_ON_THE_WIRE), Ok(header));
+        assert_eq!(header.total_len(), 48);
+    }
+
+    #[test]
+    fn v3_has_the_layout_of_the_specification() {
+        let header = Header::new(HeaderFormat::V3, RECIPIENT, 24).unwrap();
+        let encoded = header.encode();
+        let bytes = encoded.as_ref();
+        assert_eq!(bytes.len(), 56);
+        assert_eq!(bytes[..16], V3_MARKER.to_bytes());
+        assert_eq!(bytes[16..24], 80u64.to_le_bytes());
+        assert_eq!(bytes[24..32], [0; 8]);
+        assert_eq!(bytes[32..48], RECIPIENT.to_bytes());
+        assert_eq!(bytes[48..56], 24u64.to_le_bytes());
+        assert_eq!(Header::parse(bytes), Ok(header));
+    }
+
+    #[test]
+    fn every_truncation_is_told_with_its_numbers() {
+        assert_eq!(
+            Header::parse(&V1_ON_THE_WIRE[..23]),
+            Err(HeaderError::Truncated {
+                needed: 24,
+                available: 23
+            })
+        );
+        let v3 = Header::new(HeaderFormat::V3, RECIPIENT, 0).unwrap().encode();
+        assert_eq!(
+            Header::parse(&v3.as_ref()[..55]),
+            Err(HeaderError::Truncated {
+                needed: 56,
+                available: 55
+            })
+        );
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_true_are_refused() {
+        let mut v1 = V1_ON_THE_WIRE;
+        v1[16..].copy_from_slice(&(u64::MAX - 23).to_le_bytes());
+        assert_eq!(
+            Header::parse(&v1),
+            Err(HeaderError::LengthOverflows {
+                claimed: u64::MAX - 23
+            })
+        );
+
+        let mut v3 = [0; 56];
+        v3[..16].copy_from_slice(&V3_MARKER.to_bytes());
+        v3[16..24].copy_from_slice(&55u64.to_le_bytes());
+        assert_eq!(
+            Header::parse(&v3),
+            Err(HeaderError::SizeBelowHeader {
+                claimed: 55,
+                minimum: 56
+            })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parse_never_panics_and_what_it_accepts_round_trips(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            if let Ok(header) = Header::parse(&bytes) {
+                prop_assert_eq!(Header::parse(header.encode().as_ref()), Ok(header));
+            }
+        }
+
+        #[test]
+        fn a_marker_followed_by_anything_is_v3_or_refused(tail in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut bytes = V3_MARKER.to_bytes().to_vec();
+            bytes.extend(tail);
+            if let Ok(header) = Header::parse(&bytes) {
+                prop_assert_eq!(header.format(), HeaderFormat::V3);
+            }
+        }
+    }
+}

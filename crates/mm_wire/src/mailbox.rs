@@ -1,0 +1,98 @@
+//! The status mailbox, `MM_COMM_BUFFER_STATUS` (edk2 `MdePkg/Include/Guid/MmCommBuffer.h`).
+//!
+//! | field | offset | size | meaning |
+//! |---|---|---|---|
+//! | IsCommBufferValid | 0 | 1 | the client sets it to 1 before the MMI; the MM core clears it once it has processed the request |
+//! | Reserved | 1 | 7 | |
+//! | ReturnStatus | 8 | 8 | `EFI_STATUS` |
+//! | ReturnBufferSize | 16 | 8 | bytes of the answer, **communicate header included** |
+
+use crate::status::EfiStatus;
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The size of the mailbox in bytes.
+pub const MAILBOX_LEN: usize = size_of::<MailboxImage>();
+
+/// The alignment that both sides rely on, in bytes: the mailbox holds 64-bit fields.
+pub const MAILBOX_ALIGN: usize = 8;
+
+/// Where `IsCommBufferValid` stands, in bytes from the mailbox's start.
+pub const VALID_OFFSET: usize = 0;
+
+/// The value of `IsCommBufferValid` that a client writes. A reader takes any non-zero value for a request.
+pub const VALID: u8 = 1;
+
+/// A copy of the mailbox, as it stands in memory.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct MailboxImage {
+    is_comm_buffer_valid: u8,
+    reserved: [u8; 7],
+    return_status: U64,
+    return_buffer_size: U64,
+}
+
+impl MailboxImage {
+    /// The mailbox of a client that is about to raise an MMI: valid, no result yet.
+    #[must_use]
+    pub fn armed() -> Self {
+        Self {
+            is_comm_buffer_valid: VALID,
+            ..Self::default()
+        }
+    }
+
+    /// The mailbox as an MM core leaves it: not valid, with the result.
+    #[must_use]
+    pub fn answered(return_status: EfiStatus, return_buffer_size: u64) -> Self {
+        Self {
+            return_status: return_status.0.into(),
+            return_buffer_size: return_buffer_size.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the comm buffer holds a request that MM has not processed yet.
+    #[must_use]
+    pub const fn is_pending(&self) -> bool {
+        self.is_comm_buffer_valid != 0
+    }
+
+    /// What MM says of the request.
+    #[must_use]
+    pub fn return_status(&self) -> EfiStatus {
+        EfiStatus(self.return_status.get())
+    }
+
+    /// The bytes of the answer, communicate header included. A claim of the MM side: check it against the buffer.
+    #[must_use]
+    pub fn return_buffer_size(&self) -> u64 {
+        self.return_buffer_size.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_the_one_of_edk2() {
+        let image = MailboxImage::answered(EfiStatus::NOT_FOUND, 0x1122);
+        let mut expected = [0; 24];
+        expected[8..16].copy_from_slice(&0x8000_0000_0000_000e_u64.to_le_bytes());
+        expected[16..18].copy_from_slice(&[0x22, 0x11]);
+        assert_eq!(image.as_bytes(), expected);
+        assert_eq!(MAILBOX_LEN, 24);
+    }
+
+    #[test]
+    fn any_non_zero_value_is_a_request() {
+        assert!(MailboxImage::armed().is_pending());
+        let odd = MailboxImage::read_from_bytes(&[0x80; 24]).unwrap();
+        assert!(odd.is_pending());
+        assert!(!MailboxImage::default().is_pending());
+    }
+}

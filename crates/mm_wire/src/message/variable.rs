@@ -1,0 +1,123 @@
+//! Messages of edk2's SMM variable service (`MdeModulePkg/Include/Guid/SmmVariableCommon.h`).
+//!
+//! Every message starts with [`FunctionHeader`]: Function u64 @0, ReturnStatus u64 @8. The rest depends on the function:
+//!
+//! | function | after the header |
+//! |---|---|
+//! | get, set | [`AccessVariable`], name (UTF-16, with its NUL), data |
+//! | get next name | [`NextName`], name |
+//! | query info | [`QueryInfo`] |
+//! | payload size | [`PayloadSize`] |
+//!
+//! The C structs end in a one-element array: padding behind it (4 bytes after `Attributes` in [`QueryInfo`]) belongs to
+//! the message, and the name starts right behind the last field.
+
+use uguid::{Guid, guid};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The GUID of the variable service's handler, `gEfiSmmVariableProtocolGuid`.
+pub const GUID: Guid = guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
+
+/// What the message asks for, the value of [`FunctionHeader::function`].
+pub mod function {
+    /// Read a variable.
+    pub const GET_VARIABLE: u64 = 1;
+    /// The name that follows a given one; the empty name starts.
+    pub const GET_NEXT_VARIABLE_NAME: u64 = 2;
+    /// Write or delete a variable.
+    pub const SET_VARIABLE: u64 = 3;
+    /// The sizes of the store.
+    pub const QUERY_VARIABLE_INFO: u64 = 4;
+    /// The largest message that the handler takes.
+    pub const GET_PAYLOAD_SIZE: u64 = 11;
+}
+
+/// `SMM_VARIABLE_COMMUNICATE_HEADER`, 16 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct FunctionHeader {
+    /// One of [`function`].
+    pub function: U64,
+    /// The `EFI_STATUS` of the function, in the answer.
+    pub return_status: U64,
+}
+
+impl FunctionHeader {
+    /// Asks for `function`.
+    #[must_use]
+    pub fn new(function: u64) -> Self {
+        Self {
+            function: function.into(),
+            return_status: 0.into(),
+        }
+    }
+}
+
+/// `SMM_VARIABLE_COMMUNICATE_ACCESS_VARIABLE` up to its name, 36 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct AccessVariable {
+    /// The variable's vendor.
+    pub vendor: [u8; 16],
+    /// Bytes of data behind the name; on get, the room there is.
+    pub data_size: U64,
+    /// Bytes of the name, with its NUL.
+    pub name_size: U64,
+    /// UEFI variable attributes.
+    pub attributes: U32,
+}
+
+/// `SMM_VARIABLE_COMMUNICATE_GET_NEXT_VARIABLE_NAME` up to its name, 24 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct NextName {
+    /// The vendor of the current, then of the next variable.
+    pub vendor: [u8; 16],
+    /// In the request the room for a name in bytes, in the answer the name's bytes.
+    pub name_size: U64,
+}
+
+/// `SMM_VARIABLE_COMMUNICATE_QUERY_VARIABLE_INFO`, 32 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct QueryInfo {
+    /// Bytes of the whole store.
+    pub maximum_storage: U64,
+    /// Bytes still free.
+    pub remaining_storage: U64,
+    /// The largest single variable, in bytes.
+    pub maximum_variable: U64,
+    /// The attributes that are asked about.
+    pub attributes: U32,
+    /// The C struct's tail padding.
+    pub padding: U32,
+}
+
+/// `SMM_VARIABLE_COMMUNICATE_GET_PAYLOAD_SIZE`, 8 bytes.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct PayloadSize {
+    /// The largest message in bytes, function header included.
+    pub size: U64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_c_structs_up_to_their_names() {
+        assert_eq!(size_of::<FunctionHeader>(), 16);
+        assert_eq!(size_of::<AccessVariable>(), 36);
+        assert_eq!(size_of::<NextName>(), 24);
+        assert_eq!(size_of::<QueryInfo>(), 32);
+        assert_eq!(size_of::<PayloadSize>(), 8);
+    }
+}

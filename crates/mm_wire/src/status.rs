@@ -1,0 +1,95 @@
+//! `EFI_STATUS` as the 64-bit value that crosses the boundary.
+
+use core::fmt;
+
+/// An `EFI_STATUS` of a 64-bit machine (UEFI 2.11, appendix D). Errors have the highest bit set.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EfiStatus(pub u64);
+
+const ERROR_BIT: u64 = 1 << 63;
+
+macro_rules! statuses {
+    ($($name:ident = $value:expr, $text:literal;)+) => {
+        impl EfiStatus {
+            $(#[doc = concat!("`EFI_", stringify!($name), "`: ", $text, ".")]
+            pub const $name: Self = Self($value);)+
+
+            /// The specification's name without the `EFI_` prefix, where this crate knows it.
+            #[must_use]
+            pub const fn name(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some(stringify!($name)),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+statuses! {
+    SUCCESS = 0, "the operation completed";
+    LOAD_ERROR = ERROR_BIT | 1, "the image failed to load";
+    INVALID_PARAMETER = ERROR_BIT | 2, "a parameter was incorrect";
+    UNSUPPORTED = ERROR_BIT | 3, "the operation is not supported";
+    BAD_BUFFER_SIZE = ERROR_BIT | 4, "the buffer has not the proper size";
+    BUFFER_TOO_SMALL = ERROR_BIT | 5, "the buffer cannot hold the data";
+    NOT_READY = ERROR_BIT | 6, "there is no data pending";
+    DEVICE_ERROR = ERROR_BIT | 7, "the device reported an error";
+    WRITE_PROTECTED = ERROR_BIT | 8, "the device cannot be written to";
+    OUT_OF_RESOURCES = ERROR_BIT | 9, "a resource has run out";
+    NOT_FOUND = ERROR_BIT | 14, "the item was not found";
+    ACCESS_DENIED = ERROR_BIT | 15, "access was denied";
+    NO_RESPONSE = ERROR_BIT | 16, "nobody answered";
+    TIMEOUT = ERROR_BIT | 18, "the time ran out";
+    NOT_STARTED = ERROR_BIT | 19, "the protocol has not been started";
+    ALREADY_STARTED = ERROR_BIT | 20, "the protocol has already been started";
+    ABORTED = ERROR_BIT | 21, "the operation was aborted";
+    SECURITY_VIOLATION = ERROR_BIT | 26, "a security rule forbids the operation";
+}
+
+impl EfiStatus {
+    /// Whether the highest bit marks this value as an error.
+    #[must_use]
+    pub const fn is_error(self) -> bool {
+        self.0 & ERROR_BIT != 0
+    }
+}
+
+impl fmt::Display for EfiStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "EFI_{name} ({:#x})", self.0),
+            None => write!(f, "EFI status {:#x}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for EfiStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::EfiStatus;
+    use std::string::ToString;
+
+    #[test]
+    fn the_value_that_mm_cores_return_for_no_handler() {
+        assert_eq!(EfiStatus::NOT_FOUND.0, 0x8000_0000_0000_000e);
+        assert_eq!(
+            EfiStatus::NOT_FOUND.to_string(),
+            "EFI_NOT_FOUND (0x800000000000000e)"
+        );
+        assert_eq!(EfiStatus(0x77).to_string(), "EFI status 0x77");
+    }
+
+    #[test]
+    fn warnings_and_success_are_no_errors() {
+        assert!(EfiStatus::NOT_FOUND.is_error());
+        assert!(!EfiStatus::SUCCESS.is_error());
+        assert!(!EfiStatus(4).is_error());
+    }
+}
