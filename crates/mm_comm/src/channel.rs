@@ -258,16 +258,23 @@ impl Channel {
         Ok(())
     }
 
-    /// Compares the header in shared memory with the tracked one. `None` where none was written.
+    /// Compares the header in shared memory with the tracked one. `None` where none was written; then the memory must
+    /// start with a zero GUID.
     ///
     /// # Errors
     ///
     /// [`MismatchError`] says what differs.
     pub fn verify(&self) -> Result<Option<Header>, MismatchError> {
-        let Some(expected) = self.tracked.get() else {
-            return Ok(None);
-        };
         let found = self.read_header().map_err(MismatchError::Damaged)?;
+        let Some(expected) = self.tracked.get() else {
+            return match found.recipient() {
+                Guid::ZERO => Ok(None),
+                found => Err(MismatchError::Recipient {
+                    expected: Guid::ZERO,
+                    found,
+                }),
+            };
+        };
         if found.recipient() != expected.recipient() || found.format() != expected.format() {
             return Err(MismatchError::Recipient {
                 expected: expected.recipient(),

@@ -41,6 +41,15 @@ impl SharedRegion {
         Ok(Self { base, len })
     }
 
+    /// Takes over memory that this program owns: the exclusive reference is given up for good.
+    #[must_use]
+    pub fn over_static(memory: &'static mut [u8]) -> Self {
+        Self {
+            len: memory.len(),
+            base: NonNull::from(memory).cast(),
+        }
+    }
+
     /// Where the region starts.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {

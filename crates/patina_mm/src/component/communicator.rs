@@ -1,0 +1,275 @@
+//! Carries messages to MM handlers and their answers back.
+
+mod executor;
+mod status;
+mod update;
+
+#[cfg(any(test, feature = "mockall"))]
+pub use executor::MockMmExecutor;
+pub use executor::{MmExecutor, RealMmExecutor};
+pub use status::Status;
+
+use crate::config::{
+    CommunicateBuffer, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions,
+    check_buffers,
+};
+use crate::service::SwMmiTrigger;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+use mm_comm::Answer;
+use mm_wire::HeaderFormat;
+use patina::component::component;
+use patina::component::params::{Commands, Config};
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina::component::service::{IntoService, Service};
+use patina::{Guid, writelncrlf};
+
+/// How many bytes of a message the log shows at trace.
+const LOGGED_BYTES: usize = 64;
+
+/// Sends messages to MM handlers.
+#[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
+pub trait MmCommunication {
+    /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
+    /// answered, be they fewer or more than were sent.
+    ///
+    /// # Errors
+    ///
+    /// Each [`Status`] is one cause, and says whose fault it is. Afterwards, as after success, neither request nor answer
+    /// stands in the comm buffer.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use patina::{BinaryGuid, Guid, component::service::Service};
+    /// use patina_mm::service::MmCommunication;
+    ///
+    /// const ECHO: BinaryGuid = BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+    ///
+    /// fn ask(mm: Service<dyn MmCommunication>) -> patina::error::Result<Vec<u8>> {
+    ///     Ok(mm.communicate(0, b"anybody there?", Guid::from_ref(&ECHO))?)
+    /// }
+    /// ```
+    fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
+}
+
+/// Component and service: carries messages through the configured comm buffers.
+///
+/// As a component it waits for the locked [`MmCommunicationConfiguration`], for [`SwMmiTrigger`] and for the SDK's
+/// `ProtocolServices`, then offers [`MmCommunication`]. With another executor it is made and registered by hand:
+///
+/// ```
+/// use patina_mm::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status};
+/// use patina_mm::config::CommunicateBuffer;
+///
+/// /// Plays a handler that answers every message with its length.
+/// struct Lengths;
+///
+/// impl MmExecutor for Lengths {
+///     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+///         let length = comm_buffer.get_message_length().map_err(|_| Status::InvalidDataBuffer)?;
+///         comm_buffer.set_message(&length.to_le_bytes()).map_err(|_| Status::CommBufferInitError)
+///     }
+/// }
+///
+/// let memory = Box::leak(vec![0; 4096].into_boxed_slice());
+/// let communicator = MmCommunicator::with_executor(Lengths);
+/// communicator.set_test_comm_buffers(vec![CommunicateBuffer::new(memory.into(), 0)]);
+///
+/// let recipient = patina::Guid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+/// assert_eq!(communicator.communicate(0, b"hello", recipient), Ok(5_usize.to_le_bytes().to_vec()));
+/// ```
+#[derive(IntoService)]
+#[service(dyn MmCommunication)]
+pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
+    /// Borrowed only to look up or replace a buffer, never while MM or an executor runs.
+    buffers: RefCell<Vec<CommunicateBuffer>>,
+    executor: Option<E>,
+    updates: Option<Rc<update::Pending>>,
+}
+
+impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    /// Makes a communicator that enters MM through `executor`. It has no comm buffer yet.
+    #[must_use]
+    pub fn with_executor(executor: E) -> Self {
+        Self {
+            buffers: RefCell::default(),
+            executor: Some(executor),
+            updates: None,
+        }
+    }
+
+    /// Replaces the comm buffers.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigurationError::DuplicateBufferId`] and [`ConfigurationError::SharedMemory`]; the buffers stay as they were.
+    pub fn set_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) -> Result<(), ConfigurationError> {
+        check_buffers(&buffers)?;
+        self.buffers.replace(buffers);
+        Ok(())
+    }
+
+    /// Replaces the comm buffers; a set that [`Self::set_comm_buffers`] refuses is logged and changes nothing.
+    pub fn set_test_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) {
+        if let Err(error) = self.set_comm_buffers(buffers) {
+            log::error!(target: "mm_comm", "the comm buffers stay as they were: {error}");
+        }
+    }
+
+    /// Finds an enabled buffer. A copy of the handle, so that nothing is borrowed while MM runs.
+    fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Status> {
+        let buffers = self.buffers.try_borrow().map_err(|error| {
+            log::error!(target: "mm_comm", "comm buffer {id}: the list is being replaced: {error}");
+            Status::Busy
+        })?;
+        let buffer = buffers.iter().find(|buffer| buffer.id() == id).ok_or_else(|| {
+            log::error!(target: "mm_comm", "caller: no comm buffer has the identifier {id}, {} are configured", buffers.len());
+            Status::CommBufferNotFound
+        })?;
+        if !buffer.is_enabled() {
+            log::error!(target: "mm_comm", "caller: comm buffer {id} is disabled");
+            return Err(Status::CommBufferDisabled);
+        }
+        Ok(buffer.clone())
+    }
+}
+
+#[component]
+impl MmCommunicator {
+    /// Makes the component. Until it is dispatched it has neither comm buffers nor a way into MM.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            buffers: RefCell::default(),
+            executor: None,
+            updates: None,
+        }
+    }
+
+    fn entry_point(
+        mut self,
+        config: Config<MmCommunicationConfiguration>,
+        options: Config<MmCommunicationOptions>,
+        trigger: Service<dyn SwMmiTrigger>,
+        protocols: Service<dyn ProtocolServices>,
+        mut commands: Commands,
+    ) -> patina::error::Result<()> {
+        self.set_comm_buffers(config.comm_buffers.clone())
+            .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
+        self.executor = Some(RealMmExecutor::with_options(trigger, *options));
+        if config.enable_comm_buffer_updates {
+            if let Some(id) = config.updatable_buffer_id {
+                self.updates = Some(update::Pending::watch(&protocols, id).inspect_err(|error| {
+                    log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
+                })?);
+            } else {
+                log::warn!(target: "mm_comm", "platform: comm buffer updates are enabled, but updatable_buffer_id is None");
+            }
+        }
+        log::info!(target: "mm_comm", "{}", *config);
+        commands.add_service(self);
+        Ok(())
+    }
+}
+
+impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
+    fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
+        if let Some(updates) = &self.updates {
+            updates.apply(&self.buffers);
+        }
+        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let result = self.exchange(id, data_buffer, recipient);
+        match &result {
+            Ok(answer) => log::debug!(
+                target: "mm_comm",
+                "comm buffer {id}: {} bytes to {recipient}, {} bytes back",
+                data_buffer.len(),
+                answer.len()
+            ),
+            Err(status) => log::debug!(
+                target: "mm_comm",
+                "comm buffer {id}: {} bytes to {recipient}: {status}",
+                data_buffer.len()
+            ),
+        }
+        result
+    }
+}
+
+impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    fn exchange(&self, id: u8, message: &[u8], recipient: mm_wire::Guid) -> Result<Vec<u8>, Status> {
+        // An interrupted call may be looking at the list; then it is not empty.
+        if self.buffers.try_borrow().is_ok_and(|buffers| buffers.is_empty()) {
+            log::error!(target: "mm_comm", "{}", Status::NoCommBuffer);
+            return Err(Status::NoCommBuffer);
+        }
+        if message.is_empty() {
+            log::error!(target: "mm_comm", "comm buffer {id}: {}", Status::InvalidDataBuffer);
+            return Err(Status::InvalidDataBuffer);
+        }
+        let executor = self.executor.as_ref().ok_or_else(|| {
+            log::error!(target: "mm_comm", "{}", Status::SwMmiServiceNotAvailable);
+            Status::SwMmiServiceNotAvailable
+        })?;
+
+        let mut buffer = self.buffer(id)?;
+        // The transaction borrows one handle, the executor gets another one to the same buffer.
+        let handle = buffer.clone();
+        let staged = handle
+            .channel()
+            .begin(HeaderFormat::V1, recipient, message)
+            .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
+        trace_bytes(id, "request", message);
+        executor.execute_mm(&mut buffer)?;
+        let answer = staged
+            .finish()
+            .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"))?;
+        let bytes = copy_out(answer)?;
+        trace_bytes(id, "answer", &bytes);
+        Ok(bytes)
+    }
+}
+
+/// Copies the answer into an allocation of exactly its size.
+fn copy_out(answer: Answer<'_>) -> Result<Vec<u8>, Status> {
+    let needed = answer.len();
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(needed).map_err(|error| {
+        log::error!(target: "mm_comm", "no memory for an answer of {needed} bytes: {error}");
+        Status::OutOfMemory { needed }
+    })?;
+    bytes.resize(needed, 0);
+    // Never fails: the vector has the answer's length.
+    answer.copy_to(&mut bytes).ok_or(Status::OutOfMemory { needed })?;
+    Ok(bytes)
+}
+
+/// Shows the start of a message, at trace only.
+fn trace_bytes(id: u8, what: &str, bytes: &[u8]) {
+    let shown = bytes.get(..LOGGED_BYTES).unwrap_or(bytes);
+    log::trace!(target: "mm_comm", "comm buffer {id}: {what}, {} of {} bytes: {shown:02x?}", shown.len(), bytes.len());
+}
+
+impl Default for MmCommunicator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writelncrlf!(f, "MM Communicator:")?;
+        match self.buffers.try_borrow() {
+            Ok(buffers) => {
+                for buffer in buffers.iter() {
+                    writelncrlf!(f, "Comm Buffer: {buffer:?}")?;
+                }
+            }
+            Err(error) => writelncrlf!(f, "Comm Buffers: {error}")?,
+        }
+        writelncrlf!(f, "MM Executor Set: {}", self.executor.is_some())
+    }
+}

@@ -1,0 +1,68 @@
+//! How a communicator enters MM.
+
+use super::Status;
+use crate::config::{CommunicateBuffer, MmCommunicationOptions};
+use crate::service::SwMmiTrigger;
+use core::fmt;
+use mm_comm::transaction;
+use patina::component::service::Service;
+
+/// Has MM process the request that stands in a comm buffer.
+///
+/// The seam where host tests, and platforms whose MM is entered in another way, replace the MMI. When it is called,
+/// header and message stand in the buffer, and its mailbox announces them where it has one. An executor may
+///
+/// - let real MM, or code that plays MM, answer in the buffer's memory and mailbox; or
+/// - answer by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
+///   [`set_message`](CommunicateBuffer::set_message): exactly those bytes are the answer, an empty message included, and
+///   the mailbox is not asked.
+#[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
+pub trait MmExecutor {
+    /// Has MM process the request in `comm_buffer`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever is returned becomes the caller's error; the request is then wiped from the buffer.
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
+}
+
+/// Enters MM through the [`SwMmiTrigger`] service and waits until the mailbox shows that MM took the request.
+pub struct RealMmExecutor {
+    trigger: Service<dyn SwMmiTrigger>,
+    options: MmCommunicationOptions,
+}
+
+impl RealMmExecutor {
+    /// Makes an executor with the default options.
+    #[must_use]
+    pub fn new(sw_mmi_trigger_service: Service<dyn SwMmiTrigger>) -> Self {
+        Self::with_options(sw_mmi_trigger_service, MmCommunicationOptions::DEFAULT)
+    }
+
+    /// Makes an executor with the platform's options: the command and data values, and how long to wait.
+    #[must_use]
+    pub fn with_options(trigger: Service<dyn SwMmiTrigger>, options: MmCommunicationOptions) -> Self {
+        Self { trigger, options }
+    }
+}
+
+impl MmExecutor for RealMmExecutor {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        self.trigger.raise_mmi(self.options.command_value, self.options.data_value).inspect_err(|error| {
+            log::error!(target: "mm_comm", "comm buffer {}: MM was not entered: {error}", comm_buffer.id());
+        })?;
+        let pauses = transaction::wait(comm_buffer.channel(), self.options.completion_polls, || {
+            self.trigger.pause()
+        });
+        log::trace!(target: "mm_comm", "comm buffer {}: waited {pauses} pauses for MM", comm_buffer.id());
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RealMmExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RealMmExecutor")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

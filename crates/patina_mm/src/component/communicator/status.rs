@@ -1,0 +1,202 @@
+//! What can come out of a call, other than an answer.
+
+use crate::component::sw_mmi_manager::MmiError;
+use mm_comm::{AnswerError, BeginError, TriggerError};
+use mm_wire::EfiStatus;
+use patina::error::EfiError;
+use patina::standard::efi;
+use thiserror::Error;
+
+/// Why [`MmCommunication::communicate`](super::MmCommunication::communicate) has no answer.
+///
+/// Each message says whose fault it is. The numbers that a variant cannot carry are in the log (target `mm_comm`).
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Status {
+    /// The platform configured no comm buffer.
+    #[error("platform: no comm buffer is configured")]
+    NoCommBuffer,
+    /// No comm buffer has this identifier.
+    #[error("caller: no comm buffer has this identifier")]
+    CommBufferNotFound,
+    /// The message does not fit into the comm buffer.
+    #[error("caller: the message does not fit into the comm buffer")]
+    CommBufferTooSmall,
+    /// The comm buffer does not hold what is written to it.
+    #[error("platform: the comm buffer does not hold what is written to it")]
+    CommBufferInitError,
+    /// The message is empty.
+    #[error("caller: the message is empty")]
+    InvalidDataBuffer,
+    /// There is no way to enter MM yet.
+    #[error("platform: the software MMI trigger is not available")]
+    SwMmiServiceNotAvailable,
+    /// The platform's own MMI trigger failed.
+    #[error("platform: the software MMI trigger failed")]
+    SwMmiFailed,
+    /// MM left a header that is not the answer to this request, or a length that does not fit the buffer.
+    #[error("MM: the header in the comm buffer does not belong to this request, or its length does not fit")]
+    InvalidResponse,
+    /// The comm buffer was taken out of use.
+    #[error("caller: the comm buffer is disabled")]
+    CommBufferDisabled,
+    /// The comm buffer is in use by a call that this one interrupted.
+    #[error("caller: the comm buffer is in use by an outer call")]
+    Busy,
+    /// The mailbox announces a request that is not from here. It was left alone.
+    #[error("platform: the status mailbox already announces somebody else's request")]
+    MailboxInUse,
+    /// The machine does not deliver MMIs; nothing was sent.
+    #[error(transparent)]
+    MmiNotRaised(TriggerError),
+    /// The MMI was raised, and MM did not take the request. It has been withdrawn.
+    #[error("MM did not process the request: the status mailbox still announces it")]
+    NotProcessed,
+    /// MM says that the request failed: `NOT_FOUND` where no handler took it, or its handler failed.
+    #[error("MM answered {}", EfiStatus(.0.as_usize() as u64))]
+    MmReturned(efi::Status),
+    /// The mailbox claims an answer of fewer bytes than the header has.
+    #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
+    AnswerBelowHeader {
+        /// The mailbox's ReturnBufferSize.
+        claimed: u64,
+        /// Bytes of the header.
+        minimum: usize,
+    },
+    /// The mailbox claims an answer of more bytes than the buffer has.
+    #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
+    AnswerBeyondBuffer {
+        /// The mailbox's ReturnBufferSize.
+        claimed: u64,
+        /// Bytes of the comm buffer.
+        capacity: usize,
+    },
+    /// There is no memory for the answer.
+    #[error("platform: no memory to copy the {needed}-byte answer to")]
+    OutOfMemory {
+        /// Bytes of the answer.
+        needed: usize,
+    },
+}
+
+impl From<BeginError> for Status {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::Busy => Self::Busy,
+            BeginError::EmptyMessage => Self::InvalidDataBuffer,
+            BeginError::MessageTooLarge { .. } => Self::CommBufferTooSmall,
+            BeginError::MailboxInUse => Self::MailboxInUse,
+            // NotMemory, and whatever is added to it.
+            _ => Self::CommBufferInitError,
+        }
+    }
+}
+
+impl From<AnswerError> for Status {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::NotProcessed => Self::NotProcessed,
+            AnswerError::Mm(status) => Self::MmReturned(
+                usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize),
+            ),
+            AnswerError::SizeBelowHeader { claimed, minimum } => Self::AnswerBelowHeader { claimed, minimum },
+            AnswerError::SizeBeyondBuffer { claimed, capacity } => {
+                Self::AnswerBeyondBuffer { claimed, capacity }
+            }
+            // RecipientChanged, LengthBeyondBuffer, HeaderDamaged, and whatever is added to them.
+            _ => Self::InvalidResponse,
+        }
+    }
+}
+
+impl From<MmiError> for Status {
+    fn from(error: MmiError) -> Self {
+        match error {
+            MmiError::NotConfigured => Self::SwMmiServiceNotAvailable,
+            MmiError::Trigger(error) => Self::MmiNotRaised(error),
+            MmiError::Failed(_) => Self::SwMmiFailed,
+        }
+    }
+}
+
+impl From<Status> for EfiError {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::NoCommBuffer | Status::SwMmiServiceNotAvailable => Self::NotReady,
+            Status::CommBufferNotFound => Self::NotFound,
+            Status::CommBufferTooSmall => Self::BadBufferSize,
+            Status::InvalidDataBuffer => Self::InvalidParameter,
+            Status::CommBufferInitError | Status::SwMmiFailed => Self::DeviceError,
+            Status::InvalidResponse
+            | Status::AnswerBelowHeader { .. }
+            | Status::AnswerBeyondBuffer { .. } => Self::ProtocolError,
+            Status::CommBufferDisabled | Status::MailboxInUse => Self::AccessDenied,
+            Status::Busy => Self::AlreadyStarted,
+            Status::MmiNotRaised(error) => MmiError::Trigger(error).into(),
+            Status::NotProcessed => Self::NoResponse,
+            Status::MmReturned(status) => Self::status_to_result(status)
+                .err()
+                .unwrap_or(Self::Unknown(status)),
+            Status::OutOfMemory { .. } => Self::OutOfResources,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn every_status_has_its_efi_error() {
+        let trigger = TriggerError::NoPortIo;
+        for (status, expected) in [
+            (Status::NoCommBuffer, EfiError::NotReady),
+            (Status::CommBufferNotFound, EfiError::NotFound),
+            (Status::CommBufferTooSmall, EfiError::BadBufferSize),
+            (Status::CommBufferInitError, EfiError::DeviceError),
+            (Status::InvalidDataBuffer, EfiError::InvalidParameter),
+            (Status::SwMmiServiceNotAvailable, EfiError::NotReady),
+            (Status::SwMmiFailed, EfiError::DeviceError),
+            (Status::InvalidResponse, EfiError::ProtocolError),
+            (Status::CommBufferDisabled, EfiError::AccessDenied),
+            (Status::Busy, EfiError::AlreadyStarted),
+            (Status::MailboxInUse, EfiError::AccessDenied),
+            (Status::MmiNotRaised(trigger), EfiError::Unsupported),
+            (Status::NotProcessed, EfiError::NoResponse),
+            (Status::MmReturned(efi::Status::NOT_FOUND), EfiError::NotFound),
+            (
+                Status::MmReturned(efi::Status::ACCESS_DENIED),
+                EfiError::AccessDenied,
+            ),
+            (
+                Status::MmReturned(efi::Status::from_usize(77)),
+                EfiError::Unknown(efi::Status::from_usize(77)),
+            ),
+            (
+                Status::AnswerBelowHeader {
+                    claimed: 1,
+                    minimum: 24,
+                },
+                EfiError::ProtocolError,
+            ),
+            (
+                Status::AnswerBeyondBuffer {
+                    claimed: 9,
+                    capacity: 8,
+                },
+                EfiError::ProtocolError,
+            ),
+            (Status::OutOfMemory { needed: 1 }, EfiError::OutOfResources),
+        ] {
+            assert_eq!(EfiError::from(status), expected, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn an_mm_status_is_told_by_name() {
+        assert_eq!(
+            Status::MmReturned(efi::Status::NOT_FOUND).to_string(),
+            "MM answered EFI_NOT_FOUND (0x800000000000000e)"
+        );
+    }
+}

@@ -1,0 +1,15 @@
+//! What a platform tells this crate about its MM environment.
+//!
+//! [`MmCommunicationConfiguration`] is the one required config value. [`MmCommunicationOptions`] is a second, optional
+//! one, for settings whose defaults fit most platforms.
+
+mod buffer;
+mod configuration;
+mod options;
+mod ports;
+
+pub use buffer::{CommunicateBuffer, CommunicateBufferStatus};
+pub(crate) use configuration::check_buffers;
+pub use configuration::{ConfigurationError, MmCommunicationConfiguration};
+pub use options::{MmCommunicationOptions, SmiCheck};
+pub use ports::{AcpiBase, MmiPort};

@@ -1,0 +1,366 @@
+//! The comm buffer as platforms configure it and executors are handed it.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::fmt;
+use core::pin::Pin;
+use mm_comm::channel::{MismatchError, WriteError};
+use mm_comm::{Channel, ChannelError, SharedRegion};
+use mm_wire::mailbox::MailboxImage;
+use mm_wire::{AddressRange, Header, HeaderFormat};
+use patina::{Guid, OwnedGuid};
+use thiserror::Error;
+
+/// What can be wrong with a comm buffer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CommunicateBufferStatus {
+    /// The memory cannot hold a communicate header.
+    #[error("the comm buffer cannot hold the communicate header")]
+    TooSmallForHeader,
+    /// The memory cannot hold the message, or the header claims another length than was written.
+    #[error("the comm buffer cannot hold the message, or its header claims another length than was written")]
+    TooSmallForMessage,
+    /// No recipient was given, or the header names another one than was written.
+    #[error("the comm buffer has no recipient, or its header names another one than was written")]
+    InvalidRecipient,
+    /// There is no memory: a null pointer, or no mailbox where one is needed.
+    #[error("there is no memory at the comm buffer's or mailbox's address")]
+    NoBuffer,
+    /// The memory is not aligned: 4096 bytes for the buffer, 8 for the mailbox.
+    #[error("the comm buffer or its mailbox is not aligned")]
+    NotAligned,
+    /// The address cannot be used: it wraps, it is too large, or buffer and mailbox overlap.
+    #[error("the comm buffer's or mailbox's address cannot be used")]
+    AddressValidationFailed,
+}
+
+impl From<ChannelError> for CommunicateBufferStatus {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::TooSmall { .. } => Self::TooSmallForHeader,
+            ChannelError::Null => Self::NoBuffer,
+            ChannelError::NotPageAligned { .. } | ChannelError::MailboxMisaligned { .. } => Self::NotAligned,
+            // MailboxNull, MailboxWraps, MailboxInRegion, Wraps, and whatever is added to them.
+            _ => Self::AddressValidationFailed,
+        }
+    }
+}
+
+impl From<MismatchError> for CommunicateBufferStatus {
+    fn from(error: MismatchError) -> Self {
+        match error {
+            MismatchError::Recipient { .. } => Self::InvalidRecipient,
+            MismatchError::Damaged(mm_wire::HeaderError::Truncated { .. }) => Self::TooSmallForHeader,
+            // Length, other damage, and whatever is added to them.
+            _ => Self::TooSmallForMessage,
+        }
+    }
+}
+
+impl From<WriteError> for CommunicateBufferStatus {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NoRecipient => Self::InvalidRecipient,
+            WriteError::NoRoomForHeader { .. } => Self::TooSmallForHeader,
+            // TooLarge, and whatever is added to it.
+            _ => Self::TooSmallForMessage,
+        }
+    }
+}
+
+/// Memory that is shared with MM, tracked by an identifier.
+///
+/// A clone is a second handle to the same buffer: memory, identifier, tracked header and `disable` are shared.
+///
+/// What stands in the memory is never trusted: recipient and length of the message that was last written are kept
+/// outside it, and every read compares the two.
+#[derive(Clone)]
+pub struct CommunicateBuffer(Rc<Shared>);
+
+struct Shared {
+    channel: Channel,
+    id: u8,
+    enabled: Cell<bool>,
+}
+
+/// Logs why something was refused, with the numbers that the status cannot carry.
+fn refused<E>(id: u8) -> impl FnOnce(E) -> CommunicateBufferStatus
+where
+    E: fmt::Display + Into<CommunicateBufferStatus>,
+{
+    move |error| {
+        log::error!(target: "mm_comm", "comm buffer {id}: {error}");
+        error.into()
+    }
+}
+
+impl CommunicateBuffer {
+    fn over(channel: Channel, id: u8) -> Self {
+        Self(Rc::new(Shared {
+            channel,
+            id,
+            enabled: Cell::new(true),
+        }))
+    }
+
+    /// Takes over memory of this program, without a mailbox, and wipes it. Meant for host tests and for memory that was
+    /// allocated by the caller; MM environments want it aligned to 4096 bytes.
+    #[must_use]
+    pub fn new(buffer: Pin<&'static mut [u8]>, id: u8) -> Self {
+        let channel = Channel::over(SharedRegion::over_static(Pin::into_inner(buffer)));
+        channel.clear();
+        Self::over(channel, id)
+    }
+
+    /// Takes over `size` bytes at `buffer`, without a mailbox, and wipes them.
+    ///
+    /// # Errors
+    ///
+    /// Checked in this order: [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) below 24 bytes,
+    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) for null,
+    /// [`NotAligned`](CommunicateBufferStatus::NotAligned) off a 4096-byte boundary,
+    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) where the end wraps or the size exceeds
+    /// `isize::MAX`.
+    ///
+    /// # Safety
+    ///
+    /// The memory must be readable and writable for the rest of the program and must not be used through any reference.
+    /// MM may change it at any time.
+    pub unsafe fn from_raw_parts(
+        buffer: *mut u8,
+        size: usize,
+        id: u8,
+    ) -> Result<Self, CommunicateBufferStatus> {
+        // SAFETY: the caller vouches for the memory, with the same contract.
+        unsafe { Channel::at_firmware_region(buffer, size, None) }
+            .map(|channel| Self::over(channel, id))
+            .map_err(refused(id))
+    }
+
+    /// Takes over memory that firmware set aside, by physical address, with its status mailbox where there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_raw_parts`]. A mailbox at address zero, one that wraps, and one inside the comm buffer are
+    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed), one that is not aligned to 8 bytes is
+    /// [`NotAligned`](CommunicateBufferStatus::NotAligned).
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::from_raw_parts`], for the buffer and for the 24 bytes of the mailbox; both are mapped one to one.
+    pub unsafe fn from_firmware_region(
+        address: u64,
+        size_bytes: usize,
+        buffer_id: u8,
+        status_mailbox_address: Option<u64>,
+    ) -> Result<Self, CommunicateBufferStatus> {
+        let pointer = |address: u64| match usize::try_from(address) {
+            Ok(address) => Ok(core::ptr::with_exposed_provenance_mut::<u8>(address)),
+            Err(error) => {
+                log::error!(target: "mm_comm", "comm buffer {buffer_id}: platform: address {address:#x}: {error}");
+                Err(CommunicateBufferStatus::AddressValidationFailed)
+            }
+        };
+        let buffer = pointer(address)?;
+        let mailbox = status_mailbox_address.map(pointer).transpose()?;
+        // SAFETY: the caller vouches for both pieces of memory, with the same contract.
+        unsafe { Channel::at_firmware_region(buffer, size_bytes, mailbox) }
+            .map(|channel| Self::over(channel, buffer_id))
+            .map_err(refused(buffer_id))
+    }
+
+    /// The size of the memory in bytes, header included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.channel.region().len()
+    }
+
+    /// Whether there is no memory at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The identifier that callers name the buffer by.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.0.id
+    }
+
+    /// Whether messages may be sent through the buffer.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.0.enabled.get()
+    }
+
+    /// Takes the buffer out of use, for every clone. There is no way back: a platform that moves a buffer adds a new one.
+    pub fn disable(&mut self) {
+        log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
+        self.0.enabled.set(false);
+    }
+
+    /// Where the memory starts. Reads and writes through it must be volatile; MM may change it at any time.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.channel.region().as_ptr()
+    }
+
+    /// Announces a request to MM: resets the mailbox and sets `IsCommBufferValid`. A communicator has done this before an
+    /// executor is called.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
+    pub fn set_comm_buffer_valid(&mut self) -> Result<(), CommunicateBufferStatus> {
+        let mailbox = self
+            .0
+            .channel
+            .mailbox()
+            .ok_or(CommunicateBufferStatus::NoBuffer)?;
+        mailbox.write(&MailboxImage::armed());
+        Ok(())
+    }
+
+    /// What the mailbox says: ReturnStatus, and ReturnBufferSize in bytes with the header. One copy of both.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
+    pub fn get_mm_return_status(&self) -> Result<(u64, u64), CommunicateBufferStatus> {
+        let image = self
+            .0
+            .channel
+            .mailbox()
+            .ok_or(CommunicateBufferStatus::NoBuffer)?
+            .read();
+        Ok((image.return_status().0, image.return_buffer_size()))
+    }
+
+    /// Whether the platform gave the buffer a status mailbox.
+    #[must_use]
+    pub fn has_status_mailbox(&self) -> bool {
+        self.0.channel.mailbox().is_some()
+    }
+
+    /// Wipes the memory and forgets what was written.
+    pub fn reset(&mut self) {
+        self.0.channel.clear();
+    }
+
+    /// How many message bytes fit behind the 24-byte header; zero where not even that fits.
+    #[must_use]
+    pub fn message_capacity(&self) -> usize {
+        self.0.channel.capacity(HeaderFormat::V1)
+    }
+
+    /// Writes a header for `recipient`; the message's length stays what it was.
+    ///
+    /// # Errors
+    ///
+    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader).
+    pub fn set_message_info(&mut self, recipient: Guid) -> Result<(), CommunicateBufferStatus> {
+        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        self.0
+            .channel
+            .write_recipient(HeaderFormat::V1, recipient)
+            .map_err(refused(self.id()))
+    }
+
+    /// Writes the message and its length for the recipient that [`Self::set_message_info`] set.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where no recipient was set,
+    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`].
+    pub fn set_message(&mut self, message: &[u8]) -> Result<(), CommunicateBufferStatus> {
+        self.0.channel.write_message(message).map_err(refused(self.id()))
+    }
+
+    /// Copies the message out, after the header was compared with what was written.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient),
+    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) or
+    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) where the header is not the one that was written.
+    pub fn get_message(&self) -> Result<Vec<u8>, CommunicateBufferStatus> {
+        let Some(header) = self.verified()? else {
+            return Ok(Vec::new());
+        };
+        let len = usize::try_from(header.message_len()).unwrap_or(usize::MAX);
+        let mut message = Vec::new();
+        message.try_reserve_exact(len).map_err(|error| {
+            log::error!(target: "mm_comm", "comm buffer {}: no memory to copy {len} bytes: {error}", self.id());
+            CommunicateBufferStatus::TooSmallForMessage
+        })?;
+        message.resize(len, 0);
+        let copied = self
+            .0
+            .channel
+            .region()
+            .read(header.format().header_len(), &mut message);
+        copied
+            .then_some(message)
+            .ok_or(CommunicateBufferStatus::TooSmallForMessage)
+    }
+
+    /// The recipient that was written; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::get_message`].
+    pub fn get_header_guid(&self) -> Result<Option<Guid<'_>>, CommunicateBufferStatus> {
+        Ok(self.verified()?.map(|header| to_patina(header.recipient())))
+    }
+
+    /// The length of the message that was written, in bytes, without the header.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::get_message`].
+    pub fn get_message_length(&self) -> Result<usize, CommunicateBufferStatus> {
+        let len = self.verified()?.map_or(0, |header| header.message_len());
+        Ok(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    fn verified(&self) -> Result<Option<Header>, CommunicateBufferStatus> {
+        self.0.channel.verify().map_err(refused(self.id()))
+    }
+
+    /// The memory, its mailbox, and what is known about a transaction under way.
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.0.channel
+    }
+
+    /// The addresses that the buffer and its mailbox cover.
+    pub(crate) fn ranges(&self) -> [Option<AddressRange>; 2] {
+        let channel = self.channel();
+        [
+            channel.region().range(),
+            channel.mailbox().and_then(|mailbox| mailbox.region().range()),
+        ]
+    }
+}
+
+/// A GUID in the SDK's type.
+pub(crate) fn to_patina(guid: mm_wire::Guid) -> OwnedGuid {
+    Guid::from_bytes(&guid.to_bytes())
+}
+
+impl fmt::Debug for CommunicateBuffer {
+    /// Prints what the buffer is, never what it holds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommunicateBuffer")
+            .field("id", &self.id())
+            .field("address", &self.as_ptr())
+            .field("len", &self.len())
+            .field("enabled", &self.is_enabled())
+            .field(
+                "mailbox",
+                &self.channel().mailbox().map(|mailbox| mailbox.region().as_ptr()),
+            )
+            .field("in_use", &self.channel().is_in_use())
+            .finish()
+    }
+}

@@ -1,0 +1,213 @@
+//! The configuration that every platform with MM provides.
+
+use crate::config::{AcpiBase, CommunicateBuffer, MmiPort};
+use alloc::vec::Vec;
+use core::fmt;
+use mm_wire::AddressRange;
+use patina::writelncrlf;
+use thiserror::Error;
+
+/// Where the platform's MM environment is: its ports and its comm buffers.
+///
+/// Both components wait until this config value is locked. Its default is what a platform gets that forgot to set it,
+/// and is refused.
+#[derive(Clone, Debug)]
+pub struct MmCommunicationConfiguration {
+    /// The base of the ACPI fixed registers, behind which SMI_EN says whether SMIs reach the processor. Where it is
+    /// not zero, it is checked before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
+    pub acpi_base: AcpiBase,
+    /// The port whose write raises the MMI.
+    pub cmd_port: MmiPort,
+    /// The port that is written before, for MM to read.
+    pub data_port: MmiPort,
+    /// The memory that messages are exchanged in. Each has an identifier of its own.
+    pub comm_buffers: Vec<CommunicateBuffer>,
+    /// Whether the comm buffer named by `updatable_buffer_id` may move during boot, announced by the comm-buffer update
+    /// protocol.
+    pub enable_comm_buffer_updates: bool,
+    /// The identifier of the comm buffer that may move.
+    pub updatable_buffer_id: Option<u8>,
+}
+
+impl Default for MmCommunicationConfiguration {
+    fn default() -> Self {
+        Self {
+            acpi_base: AcpiBase::Mmio(0),
+            cmd_port: MmiPort::Smi(0xff),
+            data_port: MmiPort::Smi(0x00),
+            comm_buffers: Vec::new(),
+            enable_comm_buffer_updates: false,
+            updatable_buffer_id: None,
+        }
+    }
+}
+
+/// What is wrong with a configuration. The platform's fault.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigurationError {
+    /// The ports are those of the default: nobody set the configuration.
+    #[error("platform: MmCommunicationConfiguration was never set (its ports are the default's)")]
+    Unset,
+    /// Two comm buffers have the same identifier.
+    #[error("platform: two comm buffers have the identifier {id}")]
+    DuplicateBufferId {
+        /// The identifier.
+        id: u8,
+    },
+    /// Two comm buffers, or one and the mailbox of another, share memory.
+    #[error("platform: comm buffers {first} and {second} share memory: {first_range} and {second_range}")]
+    SharedMemory {
+        /// The identifier of one.
+        first: u8,
+        /// What it covers.
+        first_range: AddressRange,
+        /// The identifier of the other.
+        second: u8,
+        /// What it covers.
+        second_range: AddressRange,
+    },
+    /// Command and data port are of different kinds.
+    #[error("platform: command port {command} and data port {data} are of different kinds")]
+    MixedPorts {
+        /// The configured command port.
+        command: MmiPort,
+        /// The configured data port.
+        data: MmiPort,
+    },
+    /// The ports are secure monitor calls, and this build's machine has none that carry MM messages.
+    #[error(
+        "platform: command port {command} is a secure monitor call, which this build cannot make; use MmiPort::Smi"
+    )]
+    SmcUnsupported {
+        /// The configured command port.
+        command: MmiPort,
+    },
+    /// There is no SMI_EN behind the configured ACPI base.
+    #[error("platform: {0}")]
+    AcpiBase(#[from] mm_comm::TriggerError),
+}
+
+impl From<ConfigurationError> for patina::error::EfiError {
+    fn from(error: ConfigurationError) -> Self {
+        match error {
+            ConfigurationError::Unset => Self::NotStarted,
+            ConfigurationError::SmcUnsupported { .. } => Self::Unsupported,
+            ConfigurationError::DuplicateBufferId { .. }
+            | ConfigurationError::SharedMemory { .. }
+            | ConfigurationError::MixedPorts { .. }
+            | ConfigurationError::AcpiBase(_) => Self::InvalidParameter,
+        }
+    }
+}
+
+/// Checks that comm buffers can be told apart and do not share memory.
+///
+/// # Errors
+///
+/// [`ConfigurationError::DuplicateBufferId`] or [`ConfigurationError::SharedMemory`] for the first pair found.
+pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), ConfigurationError> {
+    for (index, second) in buffers.iter().enumerate() {
+        for first in buffers.iter().take(index) {
+            if first.id() == second.id() {
+                return Err(ConfigurationError::DuplicateBufferId { id: first.id() });
+            }
+            for first_range in first.ranges().into_iter().flatten() {
+                for second_range in second.ranges().into_iter().flatten() {
+                    if first_range.overlaps(second_range) {
+                        let (first, second) = (first.id(), second.id());
+                        return Err(ConfigurationError::SharedMemory {
+                            first,
+                            first_range,
+                            second,
+                            second_range,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for MmCommunicationConfiguration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writelncrlf!(
+            f,
+            "MM communication: command {}, data {}, ACPI base {}",
+            self.cmd_port,
+            self.data_port,
+            self.acpi_base
+        )?;
+        match (self.enable_comm_buffer_updates, self.updatable_buffer_id) {
+            (true, Some(id)) => writelncrlf!(f, "  comm buffer {id} may move")?,
+            (true, None) => writelncrlf!(f, "  updates are enabled, but no comm buffer may move")?,
+            (false, _) => {}
+        }
+        if self.comm_buffers.is_empty() {
+            writelncrlf!(f, "  no comm buffer")?;
+        }
+        for buffer in &self.comm_buffers {
+            let mailbox = if buffer.has_status_mailbox() {
+                "with"
+            } else {
+                "without"
+            };
+            writelncrlf!(
+                f,
+                "  comm buffer {}: {} bytes at {:p}, {mailbox} mailbox",
+                buffer.id(),
+                buffer.len(),
+                buffer.as_ptr()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::boxed::Box;
+    use alloc::string::ToString;
+    use alloc::vec;
+    use core::pin::Pin;
+
+    fn buffer(id: u8) -> CommunicateBuffer {
+        CommunicateBuffer::new(Pin::new(Box::leak(vec![0; 64].into_boxed_slice())), id)
+    }
+
+    #[test]
+    fn buffers_with_one_id_are_refused() {
+        let buffers = [buffer(1), buffer(2), buffer(1)];
+        assert_eq!(
+            check_buffers(&buffers),
+            Err(ConfigurationError::DuplicateBufferId { id: 1 })
+        );
+        assert_eq!(check_buffers(&buffers[..2]), Ok(()));
+    }
+
+    #[test]
+    fn a_configuration_prints_what_a_platform_owner_looks_for() {
+        let config = MmCommunicationConfiguration {
+            acpi_base: AcpiBase::Io(0x600),
+            cmd_port: MmiPort::Smi(0xb2),
+            data_port: MmiPort::Smi(0xb3),
+            comm_buffers: vec![buffer(7)],
+            enable_comm_buffer_updates: true,
+            updatable_buffer_id: Some(7),
+        };
+        let text = config.to_string();
+        assert!(
+            text.contains("command SMI(0x00B2), data SMI(0x00B3), ACPI base IO(0x0600)"),
+            "{text}"
+        );
+        assert!(text.contains("comm buffer 7 may move"), "{text}");
+        assert!(text.contains("comm buffer 7: 64 bytes at 0x"), "{text}");
+        assert!(
+            MmCommunicationConfiguration::default()
+                .to_string()
+                .contains("no comm buffer")
+        );
+    }
+}

@@ -1,0 +1,43 @@
+//! Settings beyond the six fields that every platform writes.
+
+pub use mm_comm::SmiCheck;
+
+/// How MMIs are raised and awaited. A second config value; a platform that adds none gets the defaults.
+///
+/// ```
+/// use patina_mm::config::{MmCommunicationOptions, SmiCheck};
+///
+/// // edk2's own callers use command 0; let the trigger switch SMIs on where the firmware left them off.
+/// let options =
+///     MmCommunicationOptions { command_value: 0x00, smi_check: SmiCheck::Enable, ..Default::default() };
+/// assert_eq!(options.data_value, 0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmCommunicationOptions {
+    /// What is written to the command port to enter MM for a message. Default 0xFF, as Project Mu's platforms use;
+    /// edk2's callers use 0. On Q35 under QEMU 0x02 and 0x03 are taken for ACPI enable and disable and raise no SMI.
+    pub command_value: u8,
+    /// What is written to the data port before. Default 0.
+    pub data_value: u8,
+    /// What to do where the configuration gives an ACPI base and SMI_EN says that SMIs are off. Default: an error.
+    pub smi_check: SmiCheck,
+    /// How often the status mailbox is looked at, with a `pause` before each look, until a request counts as not
+    /// processed. Default 100,000. Processors stand still while MM runs, so this bounds only the wait for MM's entry.
+    pub completion_polls: u32,
+}
+
+impl MmCommunicationOptions {
+    /// The defaults, in a form that constants can use.
+    pub const DEFAULT: Self = Self {
+        command_value: 0xff,
+        data_value: 0,
+        smi_check: SmiCheck::Require,
+        completion_polls: 100_000,
+    };
+}
+
+impl Default for MmCommunicationOptions {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}

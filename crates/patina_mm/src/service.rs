@@ -1,0 +1,6 @@
+//! The services that other components consume, and the one that a platform may provide.
+
+pub mod platform_mm_control;
+
+pub use crate::component::{communicator::MmCommunication, sw_mmi_manager::SwMmiTrigger};
+pub use platform_mm_control::PlatformMmControl;
