@@ -20,7 +20,7 @@ pub const GUID: Guid = guid!("8c633b23-1260-4ea6-830f-7ddc97382111");
 /// The first four bytes of every request.
 pub const SIGNATURE: [u8; 4] = *b"MSUP";
 
-/// The newest revision of the request layout.
+/// The revision of the request layout.
 pub const REVISION: u32 = 1;
 
 /// Ask for the supervisor's version.
@@ -32,7 +32,7 @@ pub const REQUEST_VERSION: u32 = 3;
 pub struct RequestHeader {
     /// [`SIGNATURE`].
     pub signature: [u8; 4],
-    /// At most [`REVISION`].
+    /// [`REVISION`]; the supervisor refuses any other.
     pub revision: U32,
     /// What is asked for.
     pub request: U32,
@@ -43,7 +43,7 @@ pub struct RequestHeader {
 }
 
 impl RequestHeader {
-    /// A request of the newest revision.
+    /// A request of this revision.
     #[must_use]
     pub fn new(request: u32) -> Self {
         Self {

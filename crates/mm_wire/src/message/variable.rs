@@ -29,8 +29,29 @@ pub mod function {
     pub const SET_VARIABLE: u64 = 3;
     /// The sizes of the store.
     pub const QUERY_VARIABLE_INFO: u64 = 4;
-    /// The largest message that the handler takes.
+    /// The largest payload that the handler takes.
     pub const GET_PAYLOAD_SIZE: u64 = 11;
+}
+
+bitflags::bitflags! {
+    /// The attributes of a variable (UEFI 2.11, 8.2).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Attributes: u32 {
+        /// EFI_VARIABLE_NON_VOLATILE.
+        const NON_VOLATILE = 1 << 0;
+        /// EFI_VARIABLE_BOOTSERVICE_ACCESS.
+        const BOOT_SERVICE = 1 << 1;
+        /// EFI_VARIABLE_RUNTIME_ACCESS; never without [`Self::BOOT_SERVICE`].
+        const RUNTIME = 1 << 2;
+        /// EFI_VARIABLE_HARDWARE_ERROR_RECORD.
+        const HARDWARE_ERROR_RECORD = 1 << 3;
+        /// EFI_VARIABLE_AUTHENTICATED_WRITE_ACCESS, deprecated.
+        const AUTHENTICATED = 1 << 4;
+        /// EFI_VARIABLE_TIME_BASED_AUTHENTICATED_WRITE_ACCESS.
+        const TIME_BASED_AUTHENTICATED = 1 << 5;
+        /// EFI_VARIABLE_APPEND_WRITE: add to the data that is there. Never stored.
+        const APPEND = 1 << 6;
+    }
 }
 
 /// `SMM_VARIABLE_COMMUNICATE_HEADER`, 16 bytes.
@@ -66,7 +87,7 @@ pub struct AccessVariable {
     pub data_size: U64,
     /// Bytes of the name, with its NUL.
     pub name_size: U64,
-    /// UEFI variable attributes.
+    /// [`Attributes`].
     pub attributes: U32,
 }
 
@@ -92,7 +113,7 @@ pub struct QueryInfo {
     pub remaining_storage: U64,
     /// The largest single variable, in bytes.
     pub maximum_variable: U64,
-    /// The attributes that are asked about.
+    /// The [`Attributes`] that are asked about.
     pub attributes: U32,
     /// The C struct's tail padding.
     pub padding: U32,
@@ -104,7 +125,7 @@ pub struct QueryInfo {
 )]
 #[repr(C)]
 pub struct PayloadSize {
-    /// The largest message in bytes, function header included.
+    /// The most bytes that may follow the function header.
     pub size: U64,
 }
 
