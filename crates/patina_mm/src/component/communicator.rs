@@ -63,6 +63,7 @@ pub trait MmCommunication {
 /// ```
 /// use patina_mm::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status};
 /// use patina_mm::config::CommunicateBuffer;
+/// use std::pin::Pin;
 ///
 /// /// Plays a handler that answers every message with its length.
 /// struct Lengths;
@@ -74,9 +75,9 @@ pub trait MmCommunication {
 ///     }
 /// }
 ///
-/// let memory = Box::leak(vec![0; 4096].into_boxed_slice());
+/// let memory: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
 /// let communicator = MmCommunicator::with_executor(Lengths);
-/// communicator.set_test_comm_buffers(vec![CommunicateBuffer::new(memory.into(), 0)]);
+/// communicator.set_test_comm_buffers(vec![CommunicateBuffer::new(Pin::new(memory), 0)]);
 ///
 /// let recipient = patina::Guid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
 /// assert_eq!(communicator.communicate(0, b"hello", recipient), Ok(5_usize.to_le_bytes().to_vec()));

@@ -1,0 +1,375 @@
+//! What a host of the suite provides.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use mm_wire::{EfiStatus, Guid, MailboxImage};
+use thiserror::Error;
+
+bitflags::bitflags! {
+    /// What a lab can do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Abilities: u32 {
+        /// The MM side is [`ConformanceMm`](crate::mm::ConformanceMm): its handlers answer, and it lies on request.
+        const CONTROLLED_MM = 1 << 0;
+        /// edk2's variable service, or one that answers like it, is behind its GUID.
+        const VARIABLES = 1 << 1;
+        /// Comm buffers can have a status mailbox.
+        const MAILBOX = 1 << 2;
+        /// SMIs can be switched off and on at the chipset.
+        const SMI_SWITCH = 1 << 3;
+        /// Code can run in the middle of a call.
+        const CALLBACKS = 1 << 4;
+        /// The client's log can be read.
+        const LOGS = 1 << 5;
+        /// The time between the port write and MM's entry can be set.
+        const LATENCY = 1 << 6;
+        /// A comm buffer can be moved by the update protocol.
+        const UPDATES = 1 << 7;
+    }
+}
+
+impl Abilities {
+    /// The names of the abilities, for a report.
+    #[must_use]
+    pub fn names(self) -> Vec<&'static str> {
+        self.iter_names().map(|(name, _)| name).collect()
+    }
+}
+
+/// Why a call had no answer, in words that do not depend on the client under test.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Failure {
+    /// No comm buffer is configured.
+    #[error("no comm buffer")]
+    NoBuffer,
+    /// No comm buffer has the identifier.
+    #[error("unknown comm buffer")]
+    UnknownBuffer,
+    /// The comm buffer is disabled.
+    #[error("disabled comm buffer")]
+    BufferDisabled,
+    /// The message is larger than the comm buffer.
+    #[error("message too large")]
+    MessageTooLarge,
+    /// The message is empty.
+    #[error("empty message")]
+    EmptyMessage,
+    /// The comm buffer is in use.
+    #[error("busy")]
+    Busy,
+    /// The mailbox announces a foreign request.
+    #[error("mailbox in use")]
+    MailboxInUse,
+    /// The machine delivers no MMIs.
+    #[error("MMI not raised")]
+    MmiNotRaised,
+    /// There is no way into MM.
+    #[error("no trigger")]
+    NoTrigger,
+    /// The trigger failed for a reason of its own.
+    #[error("trigger failed")]
+    TriggerFailed,
+    /// MM did not take the request.
+    #[error("not processed")]
+    NotProcessed,
+    /// MM answered with a status other than success.
+    #[error("MM answered {0}")]
+    Mm(EfiStatus),
+    /// The mailbox claims less than a header.
+    #[error("answer of {claimed} bytes is below the header")]
+    SizeBelowHeader {
+        /// What the mailbox claims.
+        claimed: u64,
+    },
+    /// The mailbox claims more than the buffer.
+    #[error("answer of {claimed} bytes is beyond the buffer's {capacity}")]
+    SizeBeyondBuffer {
+        /// What the mailbox claims.
+        claimed: u64,
+        /// Bytes of the buffer.
+        capacity: usize,
+    },
+    /// The header is not the request's, or its length does not fit.
+    #[error("bad header")]
+    BadHeader,
+    /// The comm buffer is no memory.
+    #[error("no memory behind the comm buffer")]
+    BadMemory,
+    /// The client has no memory for the answer.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+/// Why memory was refused as a comm buffer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// Too small for a header.
+    #[error("too small")]
+    TooSmall,
+    /// There is no memory.
+    #[error("no memory")]
+    NoMemory,
+    /// Not aligned.
+    #[error("not aligned")]
+    NotAligned,
+    /// The address or the size cannot be used.
+    #[error("bad address")]
+    BadAddress,
+    /// Anything else.
+    #[error("other")]
+    Other,
+}
+
+/// Why a client did not come up.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SetupFailure {
+    /// A component of the client refused to start.
+    #[error("{component} refused to start: {status}")]
+    Refused {
+        /// Its name.
+        component: String,
+        /// What it returned.
+        status: EfiStatus,
+    },
+    /// A component never got what it waits for.
+    #[error("{component} was not dispatched")]
+    NotDispatched {
+        /// Its name.
+        component: String,
+    },
+    /// The lab cannot do this.
+    #[error("the lab cannot set this up: {0}")]
+    Impossible(&'static str),
+}
+
+/// The ports in a [`Setup`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PortSetup {
+    /// The machine's own.
+    #[default]
+    Machine,
+    /// The configuration was never set.
+    Unset,
+    /// Secure monitor calls.
+    Smc,
+    /// The command port is one of the machine's, the data port is a secure monitor call.
+    Mixed,
+}
+
+/// Where a mailbox is, in a [`Setup`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MailboxSetup {
+    /// On a page of its own.
+    #[default]
+    OwnPage,
+    /// There is none.
+    None,
+    /// In the middle of the first comm buffer.
+    InFirstBuffer,
+}
+
+/// One comm buffer in a [`Setup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferSetup {
+    /// Its identifier.
+    pub id: u8,
+    /// Its size in pages.
+    pub pages: usize,
+    /// Its mailbox.
+    pub mailbox: MailboxSetup,
+    /// Whether it starts one page into the buffer before it.
+    pub overlaps_previous: bool,
+}
+
+impl BufferSetup {
+    /// A buffer of 4 pages with a mailbox.
+    #[must_use]
+    pub const fn new(id: u8) -> Self {
+        Self {
+            id,
+            pages: 4,
+            mailbox: MailboxSetup::OwnPage,
+            overlaps_previous: false,
+        }
+    }
+}
+
+/// When the configuration is locked, in a [`Setup`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LockSetup {
+    /// Before the components are dispatched.
+    #[default]
+    Before,
+    /// By a component that is dispatched after them, and that fills the configuration in first.
+    Later,
+}
+
+/// How a client is to be set up. [`Setup::default`] is a client that works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// The configured ports.
+    pub ports: PortSetup,
+    /// The comm buffers.
+    pub buffers: Vec<BufferSetup>,
+    /// When the configuration is locked.
+    pub lock: LockSetup,
+    /// The platform's hook: `None` where it has none, else what it returns.
+    pub platform_control: Option<Result<(), EfiStatus>>,
+    /// What is written to the command port; `None` for the machine's usual value.
+    pub command_value: Option<u8>,
+    /// What is written to the data port.
+    pub data_value: u8,
+    /// Whether the client is told where SMI_EN is.
+    pub acpi_base: bool,
+    /// Whether the client is to switch SMIs on where they are off.
+    pub enable_smis: bool,
+    /// How often the client looks at the mailbox.
+    pub polls: u32,
+    /// After how many pauses MM is entered. Needs [`Abilities::LATENCY`] where it is not 1.
+    pub latency: u32,
+    /// The buffer that may move.
+    pub updatable: Option<u8>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            ports: PortSetup::Machine,
+            buffers: [BufferSetup::new(0), BufferSetup::new(1)].to_vec(),
+            lock: LockSetup::Before,
+            platform_control: None,
+            command_value: None,
+            data_value: 0,
+            acpi_base: true,
+            enable_smis: false,
+            polls: 1000,
+            latency: 1,
+            updatable: None,
+        }
+    }
+}
+
+/// What is announced through the comm-buffer update protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The protocol's version.
+    pub version: u64,
+    /// Pages of the new buffer; the lab sets memory of at most 8 pages aside for it.
+    pub pages: u64,
+}
+
+/// How much of the client's log is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Everything but trace.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// What is run in the middle of a call.
+pub type Callback = Box<dyn FnOnce(&dyn Machine)>;
+
+/// A place where clients can be set up.
+pub trait Lab {
+    /// What it can do.
+    fn abilities(&self) -> Abilities;
+
+    /// Sets a client up.
+    ///
+    /// # Errors
+    ///
+    /// [`SetupFailure`] says which part refused.
+    fn bring_up(&self, setup: &Setup) -> Result<Box<dyn Machine>, SetupFailure>;
+
+    /// Has the client take over memory as a comm buffer, and give it up again.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] says why it would not.
+    fn adopt(&self, address: u64, len: usize, mailbox: Option<u64>) -> Result<(), Refusal>;
+
+    /// The address of memory that [`Self::adopt`] may be tried with: 8 pages, aligned, mapped one to one.
+    fn scratch(&self) -> u64;
+
+    /// How many calls an endurance scenario makes.
+    fn many_calls(&self) -> u32;
+
+    /// Records the client's log while `run` runs. Needs [`Abilities::LOGS`].
+    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String;
+}
+
+/// One client, and what an observer sees of the machine around it.
+pub trait Machine {
+    /// Sends a message and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`] is the client's error in the suite's words.
+    fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure>;
+
+    /// As [`Self::communicate`], with `callback` run once in the middle of it. Needs [`Abilities::CALLBACKS`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::communicate`], of the outer call.
+    fn communicate_around(
+        &self,
+        buffer: u8,
+        message: &[u8],
+        recipient: Guid,
+        callback: Callback,
+    ) -> Result<Vec<u8>, Failure>;
+
+    /// Bytes that a message through this buffer can have.
+    fn capacity(&self, buffer: u8) -> usize;
+
+    /// Copies the whole comm buffer, as any bus master would see it.
+    fn region(&self, buffer: u8) -> Vec<u8>;
+
+    /// Copies the mailbox; `None` where the buffer has none.
+    fn mailbox(&self, buffer: u8) -> Option<MailboxImage>;
+
+    /// Writes the mailbox, as somebody else would.
+    fn write_mailbox(&self, buffer: u8, image: MailboxImage);
+
+    /// Takes a buffer out of use through one clone of its handle.
+    fn disable(&self, buffer: u8);
+
+    /// What was written to I/O ports, byte by byte, since the client came up.
+    fn port_writes(&self) -> Vec<(u16, u8)>;
+
+    /// The machine's command port and data port.
+    fn ports(&self) -> (u16, u16);
+
+    /// Switches SMIs at the chipset. Needs [`Abilities::SMI_SWITCH`].
+    fn switch_smis(&self, on: bool);
+
+    /// Whether SMIs are on at the chipset. Needs [`Abilities::SMI_SWITCH`].
+    fn smis_are_on(&self) -> bool;
+
+    /// How often the platform's hook was called.
+    fn platform_control_calls(&self) -> u32;
+
+    /// Announces a new place for the updatable buffer. Needs [`Abilities::UPDATES`].
+    fn announce(&self, update: Update);
+
+    /// The client's debug output.
+    fn describe(&self) -> String;
+
+    /// The comm buffers in words, a line each.
+    fn describe_buffers(&self) -> Vec<String>;
+
+    /// What MM says that it did at the last MMI, a line each; nothing where the MM side is not ours.
+    fn mm_report(&self) -> Vec<String>;
+
+    /// How many MMIs the client has raised: the writes to the command port.
+    fn mmis(&self) -> usize {
+        let (command, _) = self.ports();
+        self.port_writes()
+            .iter()
+            .filter(|(port, _)| *port == command)
+            .count()
+    }
+}

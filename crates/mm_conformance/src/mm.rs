@@ -1,0 +1,233 @@
+//! The MM side of the suite: handlers to talk to, and the lies that MM can tell.
+//!
+//! [`ConformanceMm`] is the real [`MmCore`] with a few handlers of its own. What a scenario wants of it is in the
+//! message, so that the same scenario works where the MM side is in another address space. It does not allocate.
+//!
+//! | GUID | answers |
+//! |---|---|
+//! | [`ECHO`] | the message |
+//! | [`STRETCH`] | as many bytes as the message, a u64, says: 1, 2, ... 251, 1, ... |
+//! | [`FAIL`] | nothing: the handler fails |
+//! | [`PORTS`] | two bytes: the values of the command port and of the data port |
+//! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
+//! | the MM supervisor's, the variable service's | as `mm_core`'s handlers do |
+
+use core::cell::Cell;
+use mm_core::handlers::{Echo, Supervisor, VariableStore};
+use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit};
+use mm_wire::header::{HeaderFormat, MAX_HEADER_LEN};
+use mm_wire::message::{supervisor, variable};
+use mm_wire::{AddressRange, EfiStatus, Guid, Header, MailboxImage, guid};
+use zerocopy::IntoBytes;
+
+/// Answers what it is sent.
+pub const ECHO: Guid = Echo::GUID;
+/// Answers as many bytes as it is asked for.
+pub const STRETCH: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a02");
+/// Fails.
+pub const FAIL: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a03");
+/// Answers what was written to the ports.
+pub const PORTS: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a04");
+/// Answers what it is sent, then lies about it.
+pub const LIAR: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a05");
+
+/// The request that has [`STRETCH`] answer `len` bytes.
+#[must_use]
+pub fn stretch(len: usize) -> [u8; 8] {
+    (len as u64).to_le_bytes()
+}
+
+/// What MM says wrongly, once it has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// The request still stands, as if MM had never looked.
+    Ignore,
+    /// The mailbox's ReturnStatus is this.
+    Status(u64),
+    /// The mailbox's ReturnBufferSize is this.
+    Size(u64),
+    /// The header's GUID is another one.
+    Recipient,
+    /// The header's MessageLength is this.
+    MessageLength(u64),
+    /// The header is all zeroes.
+    WipeHeader,
+    /// The header is of the other format.
+    OtherFormat,
+}
+
+impl Lie {
+    /// The message that has [`LIAR`] tell this lie.
+    #[must_use]
+    pub fn request(self) -> [u8; 16] {
+        let (code, value): (u64, u64) = match self {
+            Self::Ignore => (1, 0),
+            Self::Status(value) => (2, value),
+            Self::Size(value) => (3, value),
+            Self::Recipient => (4, 0),
+            Self::MessageLength(value) => (5, value),
+            Self::WipeHeader => (6, 0),
+            Self::OtherFormat => (7, 0),
+        };
+        let mut request = [0; 16];
+        [code, value]
+            .as_bytes()
+            .iter()
+            .zip(&mut request)
+            .for_each(|(from, to)| *to = *from);
+        request
+    }
+
+    fn of_request(message: &[u8]) -> Option<Self> {
+        let (code, value) = message.split_at_checked(8)?;
+        let value = u64::from_le_bytes(value.try_into().ok()?);
+        Some(match u64::from_le_bytes(code.try_into().ok()?) {
+            1 => Self::Ignore,
+            2 => Self::Status(value),
+            3 => Self::Size(value),
+            4 => Self::Recipient,
+            5 => Self::MessageLength(value),
+            6 => Self::WipeHeader,
+            7 => Self::OtherFormat,
+            _ => return None,
+        })
+    }
+
+    /// Whether the buffer is left in a state that an honest MM never leaves it in.
+    fn spoils(self, buffer: CommBuffer) -> bool {
+        !matches!(self, Self::MessageLength(len) if len <= buffer.region.len())
+    }
+}
+
+/// An MM core that answers, and lies on request.
+#[derive(Debug)]
+pub struct ConformanceMm<'a> {
+    core: MmCore<'a>,
+    buffers: &'a [CommBuffer],
+    variables: VariableStore<'a>,
+}
+
+impl<'a> ConformanceMm<'a> {
+    /// Makes the MM side of a machine. `scratch` and the variables' memory belong into MMRAM.
+    ///
+    /// # Errors
+    ///
+    /// As [`MmCore::new`].
+    pub fn new(
+        mmram: &[AddressRange],
+        buffers: &'a [CommBuffer],
+        scratch: &'a mut [u8],
+        variables: VariableStore<'a>,
+    ) -> Result<Self, SetupError> {
+        Ok(Self {
+            core: MmCore::new(mmram, buffers, scratch)?,
+            buffers,
+            variables,
+        })
+    }
+
+    /// Serves an MMI.
+    pub fn enter(&mut self, memory: &mut dyn SystemMemory, mmi: Mmi) -> Visit {
+        let lie = Cell::new(None);
+        let mut supervisor = Supervisor {
+            version: 1,
+            patch_level: 0,
+        };
+        let mut liar = |request: &mut Request<'_>| {
+            lie.set(Lie::of_request(request.message()));
+            Ok(())
+        };
+        let visit = self.core.enter(
+            memory,
+            mmi,
+            &mut [
+                (ECHO, &mut Echo),
+                (STRETCH, &mut answer_at_length),
+                (FAIL, &mut fail),
+                (PORTS, &mut answer_ports),
+                (LIAR, &mut liar),
+                (supervisor::GUID, &mut supervisor),
+                (variable::GUID, &mut self.variables),
+            ],
+            &mut [],
+        );
+        if let Some(lie) = lie.get() {
+            for (buffer, outcome) in self.buffers.iter().zip(visit.outcomes()) {
+                if let Outcome::Dispatched {
+                    recipient: LIAR,
+                    response_len,
+                    ..
+                } = outcome
+                {
+                    tell(lie, *buffer, *response_len, memory);
+                }
+            }
+        }
+        visit
+    }
+}
+
+fn answer_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
+    let bytes = request.message().try_into().ok().map(u64::from_le_bytes);
+    let len = bytes
+        .and_then(|len| usize::try_from(len).ok())
+        .ok_or(EfiStatus::INVALID_PARAMETER)?;
+    if request.set_len(len).is_err() {
+        return Err(EfiStatus::BUFFER_TOO_SMALL);
+    }
+    request
+        .message_mut()
+        .iter_mut()
+        .zip((1..=251).cycle())
+        .for_each(|(byte, value)| *byte = value);
+    Ok(())
+}
+
+fn fail(_: &mut Request<'_>) -> Result<(), EfiStatus> {
+    Err(EfiStatus::DEVICE_ERROR)
+}
+
+fn answer_ports(request: &mut Request<'_>) -> Result<(), EfiStatus> {
+    let Mmi { command, data } = request.mmi();
+    request
+        .respond(&[command, data])
+        .map_err(|_no_room| EfiStatus::BUFFER_TOO_SMALL)
+}
+
+/// Changes what the client will see. An address that cannot be written stays as it is: the client then sees the truth,
+/// and its scenario fails.
+fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn SystemMemory) {
+    let start = buffer.region.start();
+    let total = (response_len + HeaderFormat::V1.header_len()) as u64;
+    if lie.spoils(buffer) {
+        let mut at = start + total;
+        while at < buffer.region.end() {
+            memory.write(at, &[0xee]);
+            at += 1;
+        }
+    }
+    let mailbox = |image: MailboxImage, memory: &mut dyn SystemMemory| {
+        if let Some(address) = buffer.mailbox {
+            memory.write(address, image.as_bytes());
+        }
+    };
+    match lie {
+        Lie::Ignore => mailbox(MailboxImage::armed(), memory),
+        Lie::Status(status) => mailbox(MailboxImage::answered(EfiStatus(status), total), memory),
+        Lie::Size(size) => mailbox(MailboxImage::answered(EfiStatus::SUCCESS, size), memory),
+        Lie::Recipient => {
+            memory.write(start, &FAIL.to_bytes());
+        }
+        Lie::MessageLength(len) => {
+            memory.write(start + 16, &len.to_le_bytes());
+        }
+        Lie::WipeHeader => {
+            memory.write(start, &[0; MAX_HEADER_LEN]);
+        }
+        Lie::OtherFormat => {
+            if let Some(header) = Header::new(HeaderFormat::V3, LIAR, response_len as u64) {
+                memory.write(start, header.encode().as_ref());
+            }
+        }
+    }
+}

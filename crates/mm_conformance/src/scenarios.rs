@@ -1,0 +1,152 @@
+//! The scenarios, a file per subject. Each is named after what it shows.
+
+use crate::lab::{Abilities, Lab};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Fails the scenario unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err(alloc::format!($($text)+));
+        }
+    };
+}
+
+/// Fails the scenario unless both sides are equal, and shows both.
+macro_rules! ensure_eq {
+    ($left:expr, $right:expr) => {
+        match (&$left, &$right) {
+            (left, right) => ensure!(left == right, "{} is {left:?}, not {right:?}", stringify!($left)),
+        }
+    };
+}
+
+/// Lists a file's scenarios: name, needed abilities, what it shows.
+macro_rules! scenarios {
+    ($($name:ident: $($need:ident)|*, $shows:literal;)+) => {
+        /// The scenarios of this file.
+        pub(super) const ALL: &[crate::scenarios::Scenario] = &[$(crate::scenarios::Scenario {
+            name: stringify!($name),
+            shows: $shows,
+            needs: crate::lab::Abilities::empty()$(.union(crate::lab::Abilities::$need))*,
+            run: $name,
+        }),+];
+    };
+}
+
+mod answers;
+mod lies;
+mod logs;
+mod mmi;
+mod moves;
+mod nesting;
+mod refusals;
+mod setup;
+mod variables;
+
+/// What a scenario returns: nothing, or what it saw instead of what it expected.
+pub(crate) type Seen = Result<(), String>;
+
+/// One scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name, which says what it shows.
+    pub name: &'static str,
+    /// The same in a sentence.
+    pub shows: &'static str,
+    /// What a lab must be able to do for it.
+    pub needs: Abilities,
+    run: fn(&dyn Lab) -> Seen,
+}
+
+/// What came of a scenario.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It saw what it expected.
+    Passed,
+    /// It did not.
+    Failed(String),
+    /// The lab cannot do what it needs.
+    Skipped(String),
+}
+
+impl Scenario {
+    /// Runs the scenario in a lab.
+    #[must_use]
+    pub fn run(&self, lab: &dyn Lab) -> Outcome {
+        let missing = self.needs.difference(lab.abilities());
+        if !missing.is_empty() {
+            return Outcome::Skipped(format!("needs {}", missing.names().join(", ")));
+        }
+        match (self.run)(lab) {
+            Ok(()) => Outcome::Passed,
+            Err(seen) => Outcome::Failed(seen),
+        }
+    }
+}
+
+/// All scenarios, in the order of their subjects.
+#[must_use]
+pub fn all() -> Vec<&'static Scenario> {
+    [
+        answers::ALL,
+        variables::ALL,
+        refusals::ALL,
+        mmi::ALL,
+        lies::ALL,
+        nesting::ALL,
+        setup::ALL,
+        moves::ALL,
+        logs::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Runs all scenarios in a lab and reports each as soon as it is known.
+pub fn run(lab: &dyn Lab, report: &mut dyn FnMut(&Scenario, &Outcome)) {
+    for scenario in all() {
+        let outcome = scenario.run(lab);
+        report(scenario, &outcome);
+    }
+}
+
+/// Brings up a client that is expected to work.
+fn up(
+    lab: &dyn Lab,
+    setup: &crate::lab::Setup,
+) -> Result<alloc::boxed::Box<dyn crate::lab::Machine>, String> {
+    lab.bring_up(setup)
+        .map_err(|failure| format!("the client did not come up: {failure}"))
+}
+
+/// Brings up a client with the default setup.
+fn ready(lab: &dyn Lab) -> Result<alloc::boxed::Box<dyn crate::lab::Machine>, String> {
+    up(lab, &crate::lab::Setup::default())
+}
+
+/// Fails unless neither buffer nor mailbox holds anything of a message.
+fn ensure_clean(machine: &dyn crate::lab::Machine, buffer: u8) -> Seen {
+    let region = machine.region(buffer);
+    let first = region.iter().position(|byte| *byte != 0);
+    ensure!(
+        first.is_none(),
+        "byte {first:?} of comm buffer {buffer} is not zero"
+    );
+    let pending = machine
+        .mailbox(buffer)
+        .is_some_and(|mailbox| mailbox.is_pending());
+    ensure!(
+        !pending,
+        "the mailbox of comm buffer {buffer} still announces a request"
+    );
+    Ok(())
+}
+
+/// Bytes that differ from each other and from zero.
+fn pattern(len: usize) -> Vec<u8> {
+    (1..=251).cycle().take(len).collect()
+}

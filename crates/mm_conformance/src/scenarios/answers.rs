@@ -1,0 +1,175 @@
+//! The answer is exactly what MM returned.
+
+use super::{Seen, ensure_clean, pattern, ready, up};
+use crate::lab::{BufferSetup, Lab, MailboxSetup, Setup};
+use crate::mm::{self, Lie};
+use alloc::vec::Vec;
+use mm_wire::message::supervisor::{self, RequestHeader, VersionInfo};
+use zerocopy::{FromBytes, IntoBytes};
+
+scenarios! {
+    echo_returns_what_was_sent: CONTROLLED_MM, "a message comes back as it was sent";
+    answer_longer_than_request: CONTROLLED_MM, "a long answer to a short request arrives whole";
+    answer_shorter_than_request: CONTROLLED_MM, "a short answer does not end in bytes of the request";
+    empty_answer_has_no_bytes: CONTROLLED_MM, "an answer of no bytes is an empty one, not an error";
+    request_fills_the_buffer: CONTROLLED_MM, "a message may take all of the buffer behind the header";
+    answer_fills_the_buffer: CONTROLLED_MM, "so may an answer";
+    lengths_need_no_alignment: CONTROLLED_MM, "any number of bytes can be sent and answered";
+    rewritten_message_length_is_accepted: CONTROLLED_MM, "MM may write the answer's length into the header";
+    success_leaves_nothing_behind: CONTROLLED_MM, "neither request nor answer stays in shared memory";
+    answers_do_not_mix: CONTROLLED_MM, "each of many calls gets its own answer, through both buffers";
+    supervisor_tells_its_version: CONTROLLED_MM, "the MM supervisor's version request is answered in 40 bytes";
+    header_length_counts_without_mailbox: CONTROLLED_MM, "where there is no mailbox, the header says how long the answer is";
+    many_calls_work: CONTROLLED_MM, "the last of many calls works like the first, and each raised one MMI";
+}
+
+fn echo_returns_what_was_sent(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        machine.communicate(0, b"anybody there?", mm::ECHO),
+        Ok(b"anybody there?".to_vec())
+    );
+    Ok(())
+}
+
+fn answer_longer_than_request(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [9, 100, 4096, 9000] {
+        ensure_eq!(
+            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+    }
+    Ok(())
+}
+
+fn answer_shorter_than_request(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [1, 7] {
+        ensure_eq!(
+            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+    }
+    Ok(())
+}
+
+fn empty_answer_has_no_bytes(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        machine.communicate(0, &mm::stretch(0), mm::STRETCH),
+        Ok(Vec::new())
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn request_fills_the_buffer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let message = pattern(machine.capacity(0));
+    ensure!(
+        machine.communicate(0, &message, mm::ECHO) == Ok(message),
+        "the full buffer did not come back"
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn answer_fills_the_buffer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let len = machine.capacity(0);
+    let answer = machine.communicate(0, &mm::stretch(len), mm::STRETCH);
+    ensure!(answer == Ok(pattern(len)), "the full buffer did not come back");
+    ensure_clean(&*machine, 0)
+}
+
+fn lengths_need_no_alignment(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in (1..=40).chain([17, 21, 27, 511, 513, 4095, 4097]) {
+        let message = pattern(len);
+        ensure_eq!(machine.communicate(0, &message, mm::ECHO), Ok(message));
+    }
+    Ok(())
+}
+
+fn rewritten_message_length_is_accepted(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let request = Lie::MessageLength(3).request();
+    ensure_eq!(machine.communicate(0, &request, mm::LIAR), Ok(request.to_vec()));
+    ensure_clean(&*machine, 0)
+}
+
+fn success_leaves_nothing_behind(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (message, recipient) in [
+        (pattern(600), mm::ECHO),
+        (mm::stretch(5000).to_vec(), mm::STRETCH),
+        (mm::stretch(1).to_vec(), mm::STRETCH),
+    ] {
+        machine
+            .communicate(0, &message, recipient)
+            .map_err(|failure| alloc::format!("{failure}"))?;
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn answers_do_not_mix(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for n in 1..=100_u8 {
+        let message = alloc::vec![n; n.into()];
+        ensure_eq!(machine.communicate(n % 2, &message, mm::ECHO), Ok(message));
+    }
+    Ok(())
+}
+
+fn supervisor_tells_its_version(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let request = RequestHeader::new(supervisor::REQUEST_VERSION);
+    let answer = machine
+        .communicate(0, request.as_bytes(), supervisor::GUID)
+        .map_err(|failure| alloc::format!("{failure}"))?;
+    ensure_eq!(answer.len(), 40);
+    let (header, rest) =
+        RequestHeader::read_from_prefix(&answer).map_err(|error| alloc::format!("{error}"))?;
+    ensure_eq!(header, request);
+    let version = VersionInfo::read_from_bytes(rest).map_err(|error| alloc::format!("{error}"))?;
+    ensure!(
+        version.max_request_level.get() >= 3,
+        "the answer does not know its own request: {version:?}"
+    );
+    Ok(())
+}
+
+fn header_length_counts_without_mailbox(lab: &dyn Lab) -> Seen {
+    let buffers = [BufferSetup {
+        mailbox: MailboxSetup::None,
+        ..BufferSetup::new(0)
+    }]
+    .to_vec();
+    let machine = up(
+        lab,
+        &Setup {
+            buffers,
+            ..Setup::default()
+        },
+    )?;
+    for len in [0, 5, 1000] {
+        ensure_eq!(
+            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn many_calls_work(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let calls = lab.many_calls();
+    for n in 0..calls {
+        let message = n.to_le_bytes();
+        let answer = machine.communicate(0, &message, mm::ECHO);
+        ensure!(answer.as_deref() == Ok(&message), "call {n}: {answer:?}");
+    }
+    ensure_eq!(machine.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
+    ensure_clean(&*machine, 0)
+}

@@ -1,0 +1,194 @@
+//! What MM says is checked, and what it refuses is an error.
+
+use super::{Seen, ensure_clean, pattern, ready, up};
+use crate::lab::{Failure, Lab, Machine, Setup};
+use crate::mm::{self, Lie};
+use alloc::vec::Vec;
+use mm_wire::EfiStatus;
+
+scenarios! {
+    no_handler_is_an_error: , "a message that nobody takes is an error with MM's status, not an echo";
+    failed_handler_is_an_error: CONTROLLED_MM, "a handler that fails is an error with MM's status";
+    mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
+    ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
+    late_mm_is_an_error_and_harms_nobody: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
+    size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "an answer that does not cover its header is refused with the number";
+    size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "an answer larger than the buffer is refused with the numbers";
+    size_of_all_ones_is_refused: CONTROLLED_MM | MAILBOX, "so is one that would wrap";
+    changed_recipient_is_refused: CONTROLLED_MM, "a header for somebody else is no answer";
+    changed_length_beyond_the_buffer_is_refused: CONTROLLED_MM, "a header length that does not fit is refused";
+    wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is no answer";
+    foreign_header_format_is_refused: CONTROLLED_MM, "an answer in another header format is no answer";
+    stale_status_is_not_believed: CONTROLLED_MM, "the result of one call never becomes the result of the next";
+    failure_leaves_nothing_behind: , "after an error of MM's the buffer is clean";
+    lies_leave_nothing_behind: CONTROLLED_MM | MAILBOX, "after every lie the whole buffer is clean and the next call is served";
+}
+
+fn lie(machine: &dyn Machine, lie: Lie) -> Result<Vec<u8>, Failure> {
+    machine.communicate(0, &lie.request(), mm::LIAR)
+}
+
+fn no_handler_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let answer = machine.communicate(0, b"is anybody there?", super::refusals::NOBODY);
+    ensure_eq!(answer, Err(Failure::Mm(EfiStatus::NOT_FOUND)));
+    Ok(())
+}
+
+fn failed_handler_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        machine.communicate(0, b"x", mm::FAIL),
+        Err(Failure::Mm(EfiStatus::NOT_FOUND))
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn mm_status_is_carried(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for status in [
+        EfiStatus::ACCESS_DENIED,
+        EfiStatus::BAD_BUFFER_SIZE,
+        EfiStatus::UNSUPPORTED,
+        EfiStatus(0x8000_0000_0000_7777),
+    ] {
+        ensure_eq!(lie(&*machine, Lie::Status(status.0)), Err(Failure::Mm(status)));
+    }
+    Ok(())
+}
+
+fn ignored_request_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(lie(&*machine, Lie::Ignore), Err(Failure::NotProcessed));
+    ensure_clean(&*machine, 0)
+}
+
+fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            latency: 30,
+            polls: 20,
+            ..Setup::default()
+        },
+    )?;
+    ensure_eq!(
+        machine.communicate(0, &pattern(50), mm::ECHO),
+        Err(Failure::NotProcessed)
+    );
+    ensure_clean(&*machine, 0)?;
+    // Its MMI is still on the way: 10 pauses into this wait MM runs, and must find this request and no other.
+    ensure_eq!(
+        machine.communicate(0, b"second", mm::ECHO),
+        Ok(b"second".to_vec())
+    );
+    Ok(())
+}
+
+fn size_below_the_header_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for claimed in [0, 1, 23] {
+        ensure_eq!(
+            lie(&*machine, Lie::Size(claimed)),
+            Err(Failure::SizeBelowHeader { claimed })
+        );
+    }
+    Ok(())
+}
+
+fn size_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let capacity = machine.region(0).len();
+    let claimed = capacity as u64 + 1;
+    ensure_eq!(
+        lie(&*machine, Lie::Size(claimed)),
+        Err(Failure::SizeBeyondBuffer { claimed, capacity })
+    );
+    Ok(())
+}
+
+fn size_of_all_ones_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let capacity = machine.region(0).len();
+    for claimed in [u64::MAX, 1 << 63, u64::from(u32::MAX) + 1] {
+        ensure_eq!(
+            lie(&*machine, Lie::Size(claimed)),
+            Err(Failure::SizeBeyondBuffer { claimed, capacity })
+        );
+    }
+    Ok(())
+}
+
+fn changed_recipient_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(lie(&*machine, Lie::Recipient), Err(Failure::BadHeader));
+    Ok(())
+}
+
+fn changed_length_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let beyond = machine.capacity(0) as u64 + 1;
+    for length in [beyond, u64::MAX, u64::MAX - 23] {
+        ensure_eq!(
+            lie(&*machine, Lie::MessageLength(length)),
+            Err(Failure::BadHeader)
+        );
+    }
+    Ok(())
+}
+
+fn wiped_header_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(lie(&*machine, Lie::WipeHeader), Err(Failure::BadHeader));
+    Ok(())
+}
+
+fn foreign_header_format_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(lie(&*machine, Lie::OtherFormat), Err(Failure::BadHeader));
+    Ok(())
+}
+
+fn stale_status_is_not_believed(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for _ in 0..3 {
+        ensure_eq!(
+            machine.communicate(0, b"x", mm::FAIL),
+            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        );
+        ensure_eq!(machine.communicate(0, b"y", mm::ECHO), Ok(b"y".to_vec()));
+    }
+    Ok(())
+}
+
+fn failure_leaves_nothing_behind(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure!(
+        machine
+            .communicate(0, &pattern(3000), super::refusals::NOBODY)
+            .is_err(),
+        "somebody answered"
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn lies_leave_nothing_behind(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let beyond = machine.region(0).len() as u64 + 1;
+    for told in [
+        Lie::Ignore,
+        Lie::Status(EfiStatus::ACCESS_DENIED.0),
+        Lie::Size(3),
+        Lie::Size(beyond),
+        Lie::Recipient,
+        Lie::MessageLength(beyond),
+        Lie::WipeHeader,
+        Lie::OtherFormat,
+    ] {
+        // The liar also scribbles over the rest of the buffer, where no honest answer would be.
+        ensure!(lie(&*machine, told).is_err(), "{told:?} was believed");
+        ensure_clean(&*machine, 0)?;
+        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! What the client logs.
+
+use super::nesting::look_during;
+use super::{Seen, ready};
+use crate::lab::{Lab, LogLevel, Machine};
+use crate::mm;
+use alloc::string::String;
+
+scenarios! {
+    log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
+    log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
+    log_names_each_transaction: CONTROLLED_MM | LOGS, "a call is one debug line with both lengths";
+    printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "the client's debug output in the middle of a call has no message bytes";
+}
+
+const SECRET: &[u8] = b"password=correct horse battery staple";
+
+fn log_of(lab: &dyn Lab, level: LogLevel, machine: &dyn Machine, message: &[u8]) -> String {
+    lab.with_log(level, &mut || {
+        let _ = machine.communicate(0, message, mm::ECHO);
+        let _ = machine.communicate(0, message, super::refusals::NOBODY);
+    })
+}
+
+fn no_secret_in(log: &str) -> Seen {
+    let bytes: [(&str, String); 4] = [
+        ("text", String::from("password")),
+        ("hexadecimal", String::from("70, 61, 73, 73")),
+        ("hexadecimal", String::from("0x70, 0x61, 0x73")),
+        ("decimal", String::from("112, 97, 115, 115")),
+    ];
+    for (form, needle) in bytes {
+        ensure!(
+            !log.contains(&needle),
+            "the message is in the log as {form}: {log}"
+        );
+    }
+    Ok(())
+}
+
+fn log_below_trace_has_no_message_bytes(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let log = log_of(lab, LogLevel::Debug, &*machine, SECRET);
+    ensure!(!log.is_empty(), "nothing was recorded");
+    no_secret_in(&log)
+}
+
+fn log_of_a_call_is_bounded_at_trace(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let message = super::pattern(machine.capacity(0));
+    let log = lab.with_log(LogLevel::Trace, &mut || {
+        let _ = machine.communicate(0, &message, mm::ECHO);
+    });
+    ensure!(!log.is_empty(), "nothing was recorded");
+    ensure!(log.len() <= 2048, "{} bytes of log for one call", log.len());
+    Ok(())
+}
+
+fn log_names_each_transaction(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let log = lab.with_log(LogLevel::Debug, &mut || {
+        let _ = machine.communicate(0, &mm::stretch(300), mm::STRETCH);
+    });
+    let lines: alloc::vec::Vec<&str> = log.lines().collect();
+    ensure!(lines.len() == 1, "{} lines: {log}", lines.len());
+    ensure!(log.contains("8 bytes") && log.contains("300 bytes"), "{log}");
+    Ok(())
+}
+
+fn printing_shows_no_message_bytes(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let (text, _) = look_during(&*machine, SECRET, mm::ECHO, |machine| machine.describe());
+    let text = text.unwrap_or_default();
+    ensure!(!text.is_empty(), "nothing was printed");
+    no_secret_in(&text)
+}

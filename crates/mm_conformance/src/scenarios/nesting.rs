@@ -1,0 +1,81 @@
+//! A call from a timer or notification in the middle of a call.
+
+use super::refusals::NOBODY;
+use super::{Seen, ensure_clean, ready};
+use crate::lab::{Failure, Lab, Machine};
+use crate::mm;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use mm_wire::{EfiStatus, Guid};
+
+scenarios! {
+    callback_during_call_is_busy: CALLBACKS, "the buffer in use gives Busy, and the outer call goes its way";
+    callback_on_another_buffer_is_served: CONTROLLED_MM | CALLBACKS, "another buffer serves a call in the middle of a call";
+    printing_during_call_works: CONTROLLED_MM | CALLBACKS, "the client can be printed in the middle of a call";
+    callback_leaves_the_outer_request_alone: CONTROLLED_MM | CALLBACKS, "a refused inner call raises no MMI and changes nothing";
+}
+
+/// Makes a call, and in the middle of it looks at the machine. Returns what the look saw, `None` where it never came to
+/// it, and the outer call's result.
+pub(super) fn look_during<T: 'static>(
+    machine: &dyn Machine,
+    message: &[u8],
+    recipient: Guid,
+    look: impl FnOnce(&dyn Machine) -> T + 'static,
+) -> (Option<T>, Result<Vec<u8>, Failure>) {
+    let seen = Rc::new(RefCell::new(None));
+    let inner = Rc::clone(&seen);
+    let callback = Box::new(move |machine: &dyn Machine| *inner.borrow_mut() = Some(look(machine)));
+    let outer = machine.communicate_around(0, message, recipient, callback);
+    (seen.take(), outer)
+}
+
+fn callback_during_call_is_busy(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.communicate(0, b"inner", mm::ECHO)
+    });
+    ensure_eq!(inner, Some(Err(Failure::Busy)));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure_eq!(machine.communicate(0, b"after", mm::ECHO), Ok(b"after".to_vec()));
+    ensure_clean(&*machine, 0)
+}
+
+fn callback_on_another_buffer_is_served(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.communicate(1, &mm::stretch(300), mm::STRETCH)
+    });
+    ensure_eq!(inner, Some(Ok(super::pattern(300))));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure_clean(&*machine, 0)?;
+    ensure_clean(&*machine, 1)
+}
+
+fn printing_during_call_works(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let (text, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| machine.describe());
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure!(text.is_some_and(|text| !text.is_empty()), "nothing was printed");
+    Ok(())
+}
+
+fn callback_leaves_the_outer_request_alone(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let message = super::pattern(2000);
+    let (mmis, outer) = look_during(&*machine, &message, mm::ECHO, |machine| {
+        let before = machine.mmis();
+        for _ in 0..10 {
+            let _ = machine.communicate(0, &super::pattern(5000), mm::ECHO);
+        }
+        (before, machine.mmis())
+    });
+    ensure_eq!(outer, Ok(message));
+    ensure!(
+        mmis.is_some_and(|(before, after)| before == after),
+        "the refused calls raised MMIs: {mmis:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! What cannot be sent is refused before MM is entered.
+
+use super::{Seen, ensure_clean, pattern, ready, up};
+use crate::lab::{Failure, Lab, Machine, Setup};
+use crate::mm;
+use alloc::vec::Vec;
+use mm_wire::{EfiStatus, Guid, MailboxImage};
+
+scenarios! {
+    empty_message_is_refused: , "an empty message raises no MMI";
+    message_too_large_is_refused: , "a message that does not fit raises no MMI and writes nothing";
+    unknown_buffer_is_refused: , "an identifier that no comm buffer has raises no MMI";
+    disabled_buffer_is_refused: , "a comm buffer that was disabled through one clone is disabled for all";
+    no_buffer_is_an_error: , "without any comm buffer there is an error of its own";
+    foreign_request_in_the_mailbox_is_left_alone: CONTROLLED_MM | MAILBOX, "a mailbox that announces somebody else's request is not touched";
+    refused_calls_do_not_spoil_the_next: CONTROLLED_MM, "after every refusal the next call is served";
+}
+
+/// A GUID that no MM environment has a handler for.
+pub(super) const NOBODY: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+
+fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Failure) -> Seen {
+    let before = machine.mmis();
+    ensure_eq!(machine.communicate(buffer, message, NOBODY), Err(expected));
+    ensure_eq!(machine.mmis(), before);
+    Ok(())
+}
+
+fn empty_message_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    refused(&*machine, 0, &[], Failure::EmptyMessage)?;
+    ensure_clean(&*machine, 0)
+}
+
+fn message_too_large_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let capacity = machine.capacity(0);
+    refused(&*machine, 0, &pattern(capacity + 1), Failure::MessageTooLarge)?;
+    refused(&*machine, 0, &pattern(capacity * 3), Failure::MessageTooLarge)?;
+    ensure_clean(&*machine, 0)
+}
+
+fn unknown_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    refused(&*machine, 200, b"x", Failure::UnknownBuffer)
+}
+
+fn disabled_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    machine.disable(0);
+    refused(&*machine, 0, b"x", Failure::BufferDisabled)?;
+    ensure_clean(&*machine, 0)
+}
+
+fn no_buffer_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            buffers: Vec::new(),
+            ..Setup::default()
+        },
+    )?;
+    refused(&*machine, 0, b"x", Failure::NoBuffer)
+}
+
+fn foreign_request_in_the_mailbox_is_left_alone(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let foreign = MailboxImage::armed();
+    machine.write_mailbox(0, foreign);
+    refused(&*machine, 0, b"x", Failure::MailboxInUse)?;
+    ensure_eq!(machine.mailbox(0), Some(foreign));
+    machine.write_mailbox(0, MailboxImage::answered(EfiStatus::SUCCESS, 0));
+    ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    Ok(())
+}
+
+fn refused_calls_do_not_spoil_the_next(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let capacity = machine.capacity(0);
+    for (buffer, message) in [(0, Vec::new()), (0, pattern(capacity + 1)), (9, pattern(1))] {
+        ensure!(
+            machine.communicate(buffer, &message, mm::ECHO).is_err(),
+            "it was not refused"
+        );
+        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! A platform's mistakes are refused when the client comes up, and its hooks are called.
+
+use super::{Seen, ready, up};
+use crate::lab::{BufferSetup, Lab, LockSetup, MailboxSetup, PortSetup, Refusal, Setup, SetupFailure};
+use alloc::vec::Vec;
+use mm_wire::EfiStatus;
+
+scenarios! {
+    unset_configuration_is_refused: , "a forgotten configuration offers no MMIs, instead of writing to ports 0xFF and 0x00";
+    smc_ports_are_refused_on_x86: , "secure monitor calls on a machine without them are a configuration error";
+    mixed_ports_are_refused: , "one port of each kind is a configuration error";
+    duplicate_buffer_ids_are_refused: , "two comm buffers of one identifier are refused";
+    overlapping_buffers_are_refused: , "comm buffers that share memory are refused";
+    mailbox_in_another_buffer_is_refused: MAILBOX, "a mailbox inside another comm buffer is refused";
+    late_configuration_is_waited_for: , "a configuration that is locked later is waited for, not taken as empty";
+    platform_control_is_called_once: , "the platform's hook is called, once";
+    failed_platform_control_offers_no_mmis: , "where the platform's hook fails, nobody can raise an MMI";
+    buffer_too_small_for_a_header_is_refused: , "23 bytes are no comm buffer, 24 are";
+    null_buffer_is_refused: , "address zero is no comm buffer";
+    misaligned_buffer_is_refused: , "a comm buffer starts on a page";
+    wrapping_buffer_is_refused: , "a comm buffer ends inside the address space";
+    enormous_buffer_is_refused: , "a size above isize::MAX is refused";
+    null_mailbox_is_refused: , "a mailbox at address zero is refused, not taken for none";
+    misaligned_mailbox_is_refused: , "a mailbox is aligned to its 64-bit fields";
+    wrapping_mailbox_is_refused: , "a mailbox ends inside the address space";
+    mailbox_inside_its_buffer_is_refused: , "a mailbox in the memory of messages is refused, at its edges too";
+}
+
+const PAGE: u64 = 4096;
+const LAST_PAGE: u64 = u64::MAX - PAGE + 1;
+
+fn refused(lab: &dyn Lab, setup: &Setup, expected: EfiStatus) -> Seen {
+    match lab.bring_up(setup) {
+        Err(SetupFailure::Refused { status, .. }) if status == expected => Ok(()),
+        Err(other) => Err(alloc::format!("expected a refusal with {expected}, got: {other}")),
+        Ok(_) => Err(alloc::format!(
+            "expected a refusal with {expected}, the client came up"
+        )),
+    }
+}
+
+fn unset_configuration_is_refused(lab: &dyn Lab) -> Seen {
+    refused(
+        lab,
+        &Setup {
+            ports: PortSetup::Unset,
+            ..Setup::default()
+        },
+        EfiStatus::NOT_STARTED,
+    )
+}
+
+fn smc_ports_are_refused_on_x86(lab: &dyn Lab) -> Seen {
+    refused(
+        lab,
+        &Setup {
+            ports: PortSetup::Smc,
+            ..Setup::default()
+        },
+        EfiStatus::UNSUPPORTED,
+    )
+}
+
+fn mixed_ports_are_refused(lab: &dyn Lab) -> Seen {
+    refused(
+        lab,
+        &Setup {
+            ports: PortSetup::Mixed,
+            ..Setup::default()
+        },
+        EfiStatus::INVALID_PARAMETER,
+    )
+}
+
+fn with_buffers(buffers: &[BufferSetup]) -> Setup {
+    Setup {
+        buffers: buffers.to_vec(),
+        ..Setup::default()
+    }
+}
+
+fn duplicate_buffer_ids_are_refused(lab: &dyn Lab) -> Seen {
+    let buffers = [BufferSetup::new(3), BufferSetup::new(4), BufferSetup::new(3)];
+    refused(lab, &with_buffers(&buffers), EfiStatus::INVALID_PARAMETER)
+}
+
+fn overlapping_buffers_are_refused(lab: &dyn Lab) -> Seen {
+    let buffers = [
+        BufferSetup::new(0),
+        BufferSetup {
+            overlaps_previous: true,
+            ..BufferSetup::new(1)
+        },
+    ];
+    refused(lab, &with_buffers(&buffers), EfiStatus::INVALID_PARAMETER)
+}
+
+fn mailbox_in_another_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let buffers = [
+        BufferSetup::new(0),
+        BufferSetup {
+            mailbox: MailboxSetup::InFirstBuffer,
+            ..BufferSetup::new(1)
+        },
+    ];
+    refused(lab, &with_buffers(&buffers), EfiStatus::INVALID_PARAMETER)
+}
+
+fn late_configuration_is_waited_for(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            lock: LockSetup::Later,
+            ..Setup::default()
+        },
+    )?;
+    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
+    ensure_eq!(machine.mmis(), 1);
+    Ok(())
+}
+
+fn platform_control_is_called_once(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            platform_control: Some(Ok(())),
+            ..Setup::default()
+        },
+    )?;
+    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
+    ensure_eq!(machine.platform_control_calls(), 1);
+    ensure_eq!(ready(lab)?.platform_control_calls(), 0);
+    Ok(())
+}
+
+fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
+    let setup = Setup {
+        platform_control: Some(Err(EfiStatus::DEVICE_ERROR)),
+        ..Setup::default()
+    };
+    refused(lab, &setup, EfiStatus::DEVICE_ERROR)
+}
+
+fn buffer_too_small_for_a_header_is_refused(lab: &dyn Lab) -> Seen {
+    let at = lab.scratch();
+    for len in [0, 1, 23] {
+        ensure_eq!(lab.adopt(at, len, None), Err(Refusal::TooSmall));
+    }
+    ensure_eq!(lab.adopt(at, 24, None), Ok(()));
+    Ok(())
+}
+
+fn null_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    ensure_eq!(lab.adopt(0, 4096, None), Err(Refusal::NoMemory));
+    Ok(())
+}
+
+fn misaligned_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    for offset in [1, 8, 64, 4095] {
+        ensure_eq!(
+            lab.adopt(lab.scratch() + offset, 4096, None),
+            Err(Refusal::NotAligned)
+        );
+    }
+    Ok(())
+}
+
+fn wrapping_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    ensure_eq!(lab.adopt(LAST_PAGE, 4096, None), Err(Refusal::BadAddress));
+    ensure_eq!(lab.adopt(LAST_PAGE, 8192, None), Err(Refusal::BadAddress));
+    Ok(())
+}
+
+fn enormous_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    for len in [isize::MAX.unsigned_abs() + 1, usize::MAX] {
+        ensure_eq!(lab.adopt(4096, len, None), Err(Refusal::BadAddress));
+    }
+    Ok(())
+}
+
+fn null_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+    ensure_eq!(lab.adopt(lab.scratch(), 4096, Some(0)), Err(Refusal::BadAddress));
+    Ok(())
+}
+
+fn misaligned_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+    let behind = lab.scratch() + PAGE;
+    for offset in 1..8 {
+        ensure_eq!(
+            lab.adopt(lab.scratch(), 4096, Some(behind + offset)),
+            Err(Refusal::NotAligned)
+        );
+    }
+    ensure_eq!(lab.adopt(lab.scratch(), 4096, Some(behind)), Ok(()));
+    Ok(())
+}
+
+fn wrapping_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+    ensure_eq!(
+        lab.adopt(lab.scratch(), 4096, Some(u64::MAX - 15)),
+        Err(Refusal::BadAddress)
+    );
+    Ok(())
+}
+
+fn mailbox_inside_its_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let second_page = lab.scratch() + PAGE;
+    let inside: Vec<u64> = [0, 8, 2048, PAGE - 8, PAGE - 24]
+        .iter()
+        .map(|at| second_page + at)
+        .collect();
+    for mailbox in inside.into_iter().chain([second_page - 16]) {
+        ensure_eq!(
+            lab.adopt(second_page, 4096, Some(mailbox)),
+            Err(Refusal::BadAddress)
+        );
+    }
+    ensure_eq!(lab.adopt(second_page, 4096, Some(second_page - 24)), Ok(()));
+    Ok(())
+}

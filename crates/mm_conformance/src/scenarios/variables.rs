@@ -1,0 +1,211 @@
+//! edk2's variable service answers as its clients expect.
+
+use super::{Seen, ready};
+use crate::lab::{Lab, Machine};
+use alloc::string::String;
+use alloc::vec::Vec;
+use alloc::{format, vec};
+use mm_wire::message::variable::{
+    self, AccessVariable, FunctionHeader, NextName, PayloadSize, QueryInfo, function,
+};
+use mm_wire::{EfiStatus, Guid, guid};
+use zerocopy::{FromBytes, IntoBytes};
+
+scenarios! {
+    variable_payload_size_is_answered: VARIABLES, "the variable service tells the largest message it takes";
+    unknown_variable_function_is_unsupported: VARIABLES, "function 99 is EFI_UNSUPPORTED in the message, not a failed call";
+    missing_variable_is_not_found: VARIABLES, "reading a variable that is not there is EFI_NOT_FOUND in the message";
+    variable_reads_back_as_written: VARIABLES, "a variable that was set is read back, attributes included";
+    short_read_tells_the_needed_size: VARIABLES, "with too little room the size that is needed comes back";
+    deleted_variable_is_gone: VARIABLES, "setting a variable to nothing deletes it";
+    variable_names_can_be_walked: VARIABLES, "the walk over all names finds one that was set, once, and ends";
+    variable_storage_sizes_are_told: VARIABLES, "the store tells sizes that fit each other";
+}
+
+const VENDOR: Guid = guid!("6b2f1ad5-94f2-4c9c-8a43-cbd3a2a8d2f7");
+/// Boot services access only, volatile.
+const BOOT_SERVICE: u32 = 2;
+
+/// UTF-16 with its NUL, as bytes.
+fn utf16(name: &str) -> Vec<u8> {
+    name.encode_utf16()
+        .chain([0])
+        .flat_map(u16::to_le_bytes)
+        .collect()
+}
+
+/// Sends a function's message and returns the service's status and what follows the header.
+fn ask(machine: &dyn Machine, function: u64, body: &[u8]) -> Result<(EfiStatus, Vec<u8>), String> {
+    let message = [FunctionHeader::new(function).as_bytes(), body].concat();
+    let answer = machine
+        .communicate(0, &message, variable::GUID)
+        .map_err(|failure| format!("function {function}: {failure}"))?;
+    let (header, body) =
+        FunctionHeader::read_from_prefix(&answer).map_err(|error| format!("function {function}: {error}"))?;
+    Ok((EfiStatus(header.return_status.get()), body.to_vec()))
+}
+
+fn access(name: &str, attributes: u32, data: &[u8]) -> Vec<u8> {
+    let name = utf16(name);
+    let fields = AccessVariable {
+        vendor: VENDOR.to_bytes(),
+        data_size: (data.len() as u64).into(),
+        name_size: (name.len() as u64).into(),
+        attributes: attributes.into(),
+    };
+    [fields.as_bytes(), &name, data].concat()
+}
+
+fn set(machine: &dyn Machine, name: &str, attributes: u32, data: &[u8]) -> Result<EfiStatus, String> {
+    Ok(ask(machine, function::SET_VARIABLE, &access(name, attributes, data))?.0)
+}
+
+/// Reads with room for `room` bytes of data.
+fn get(
+    machine: &dyn Machine,
+    name: &str,
+    room: usize,
+) -> Result<(EfiStatus, AccessVariable, Vec<u8>), String> {
+    let (status, body) = ask(machine, function::GET_VARIABLE, &access(name, 0, &vec![0; room]))?;
+    let (fields, rest) = AccessVariable::read_from_prefix(&body).map_err(|error| format!("{error}"))?;
+    let data = rest.get(utf16(name).len()..).unwrap_or_default().to_vec();
+    Ok((status, fields, data))
+}
+
+fn variable_payload_size_is_answered(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let (status, body) = ask(
+        &*machine,
+        function::GET_PAYLOAD_SIZE,
+        PayloadSize::default().as_bytes(),
+    )?;
+    ensure_eq!(status, EfiStatus::SUCCESS);
+    let size = PayloadSize::read_from_bytes(&body)
+        .map_err(|error| format!("{error}"))?
+        .size
+        .get();
+    ensure!(
+        (1024..=1 << 24).contains(&size),
+        "a payload of {size} bytes is not plausible"
+    );
+    Ok(())
+}
+
+fn unknown_variable_function_is_unsupported(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(ask(&*machine, 99, &[])?, (EfiStatus::UNSUPPORTED, Vec::new()));
+    Ok(())
+}
+
+fn missing_variable_is_not_found(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(get(&*machine, "NobodySetThis", 16)?.0, EfiStatus::NOT_FOUND);
+    Ok(())
+}
+
+fn variable_reads_back_as_written(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let data = super::pattern(77);
+    ensure_eq!(
+        set(&*machine, "ReadBack", BOOT_SERVICE, &data)?,
+        EfiStatus::SUCCESS
+    );
+    let (status, fields, read) = get(&*machine, "ReadBack", 128)?;
+    ensure_eq!(status, EfiStatus::SUCCESS);
+    ensure_eq!(fields.data_size.get(), 77);
+    ensure_eq!(fields.attributes.get(), BOOT_SERVICE);
+    ensure!(
+        read.get(..77) == Some(&data[..]),
+        "the data read is not the data written: {read:?}"
+    );
+    ensure_eq!(set(&*machine, "ReadBack", 0, &[])?, EfiStatus::SUCCESS);
+    Ok(())
+}
+
+fn short_read_tells_the_needed_size(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        set(&*machine, "ShortRead", BOOT_SERVICE, &[7; 40])?,
+        EfiStatus::SUCCESS
+    );
+    let (status, fields, _) = get(&*machine, "ShortRead", 39)?;
+    ensure_eq!(status, EfiStatus::BUFFER_TOO_SMALL);
+    ensure_eq!(fields.data_size.get(), 40);
+    ensure_eq!(set(&*machine, "ShortRead", 0, &[])?, EfiStatus::SUCCESS);
+    Ok(())
+}
+
+fn deleted_variable_is_gone(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(set(&*machine, "Deleted", BOOT_SERVICE, b"x")?, EfiStatus::SUCCESS);
+    ensure_eq!(get(&*machine, "Deleted", 1)?.0, EfiStatus::SUCCESS);
+    ensure_eq!(set(&*machine, "Deleted", 0, &[])?, EfiStatus::SUCCESS);
+    ensure_eq!(get(&*machine, "Deleted", 1)?.0, EfiStatus::NOT_FOUND);
+    Ok(())
+}
+
+/// Vendor and name, with its NUL.
+type Name = ([u8; 16], Vec<u8>);
+
+/// The name that follows, as it stands in the answer; `None` at the end.
+fn next(machine: &dyn Machine, vendor: [u8; 16], name: &[u8]) -> Result<Option<Name>, String> {
+    const ROOM: usize = 1024;
+    let fields = NextName {
+        vendor,
+        name_size: (ROOM as u64).into(),
+    };
+    let mut body = [fields.as_bytes(), name].concat();
+    body.resize(size_of::<NextName>() + ROOM, 0);
+    let (status, body) = ask(machine, function::GET_NEXT_VARIABLE_NAME, &body)?;
+    if status == EfiStatus::NOT_FOUND {
+        return Ok(None);
+    }
+    ensure_next(status == EfiStatus::SUCCESS, &status)?;
+    let (fields, rest) = NextName::read_from_prefix(&body).map_err(|error| format!("{error}"))?;
+    let len = usize::try_from(fields.name_size.get()).unwrap_or(usize::MAX);
+    let name = rest
+        .get(..len)
+        .ok_or_else(|| format!("a name of {len} bytes in {} bytes", rest.len()))?;
+    Ok(Some((fields.vendor, name.to_vec())))
+}
+
+fn ensure_next(good: bool, status: &EfiStatus) -> Seen {
+    ensure!(good, "the walk ended with {status}");
+    Ok(())
+}
+
+fn variable_names_can_be_walked(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(set(&*machine, "Walked", BOOT_SERVICE, b"x")?, EfiStatus::SUCCESS);
+    let wanted = (VENDOR.to_bytes(), utf16("Walked"));
+    let mut found = 0;
+    let mut at = ([0; 16], vec![0, 0]);
+    for _ in 0..10_000 {
+        let Some(following) = next(&*machine, at.0, &at.1)? else {
+            ensure_eq!(found, 1);
+            ensure_eq!(set(&*machine, "Walked", 0, &[])?, EfiStatus::SUCCESS);
+            return Ok(());
+        };
+        ensure!(following != at, "the walk stays at {at:?}");
+        found += u32::from(following == wanted);
+        at = following;
+    }
+    Err(String::from("the walk does not end"))
+}
+
+fn variable_storage_sizes_are_told(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let query = QueryInfo {
+        attributes: BOOT_SERVICE.into(),
+        ..QueryInfo::default()
+    };
+    let (status, body) = ask(&*machine, function::QUERY_VARIABLE_INFO, query.as_bytes())?;
+    ensure_eq!(status, EfiStatus::SUCCESS);
+    let info = QueryInfo::read_from_bytes(&body).map_err(|error| format!("{error}"))?;
+    ensure!(
+        info.maximum_storage.get() >= info.remaining_storage.get(),
+        "{info:?}"
+    );
+    ensure!(info.maximum_variable.get() > 0, "{info:?}");
+    Ok(())
+}

@@ -1,0 +1,593 @@
+//! The conformance suite's lab over Patina's components.
+//!
+//! Each client that a scenario asks for is a fresh `Storage` in which the real [`SwMmiManager`] and [`MmCommunicator`] are
+//! dispatched. What differs from place to place, a simulated machine here, firmware there, is behind [`Site`].
+
+use crate::dispatcher::Dispatcher;
+use crate::protocols::SharedProtocols;
+use crate::tap::Tap;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use mm_comm::mailbox::Mailbox;
+use mm_comm::{Ports, SharedRegion, SmiEnable};
+use mm_conformance::lab::{
+    Abilities, Callback, Failure, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Setup,
+    SetupFailure, Update,
+};
+use mm_core::CommBuffer;
+use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
+use patina::component::component;
+use patina::component::params::ConfigMut;
+use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
+use patina::component::service::{IntoService, Service};
+use patina::error::EfiError;
+use patina::management_mode::protocol::mm_comm_buffer_update::{
+    MmCommBuffer, MmCommBufferUpdateProtocol, PROTOCOL_GUID,
+};
+use patina::standard::efi;
+use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+use patina_mm::config::{
+    AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
+    MmCommunicationOptions, MmiPort, SmiCheck,
+};
+use patina_mm::service::{MmCommunication, PlatformMmControl};
+
+/// The x86 machine that clients are set up on.
+pub trait Site {
+    /// What the suite may ask for here.
+    fn abilities(&self) -> Abilities;
+
+    /// Prepares for the next client: as fresh a machine as the site can give, on which an MMI is taken `latency` pauses after
+    /// it was raised.
+    fn power_on(&self, latency: u32) {
+        let _ = latency;
+    }
+
+    /// Fresh memory, zeroed, aligned to a page, mapped one to one, never used again by anyone else. `None` where there is
+    /// no more.
+    fn allocate(&self, pages: usize) -> Option<*mut u8>;
+
+    /// The processor's ports.
+    fn ports(&self) -> Box<dyn Ports>;
+
+    /// The command port and the data port.
+    fn mmi_ports(&self) -> (u16, u16) {
+        (0xb2, 0xb3)
+    }
+
+    /// The base of the ACPI registers in I/O space.
+    fn pm_base(&self) -> u16;
+
+    /// The protocol database that the client is to use.
+    fn protocols(&self) -> &'static dyn ProtocolServices;
+
+    /// Adds the component that offers [`MmCommunication`].
+    fn add_communicator(&self, dispatcher: &mut Dispatcher) {
+        dispatcher.add(MmCommunicator::new());
+    }
+
+    /// Tells the MM side where the comm buffers are. Where the MM side is not ours there is nothing to tell.
+    ///
+    /// # Errors
+    ///
+    /// Why MM would not have them.
+    fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String>;
+
+    /// What MM says that it did at the last MMI. Where the MM side is not ours it says nothing.
+    fn mm_report(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// How many calls an endurance scenario makes.
+    fn many_calls(&self) -> u32;
+
+    /// Records what is logged while `run` runs.
+    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String {
+        let _ = level;
+        run();
+        String::new()
+    }
+}
+
+/// A lab at a site.
+pub struct PatinaLab<S> {
+    site: Rc<S>,
+    scratch: *mut u8,
+}
+
+/// Pages that [`Lab::scratch`] promises.
+const SCRATCH_PAGES: usize = 8;
+
+impl<S: Site + 'static> PatinaLab<S> {
+    /// Opens the lab; `None` where the site has no memory for it.
+    #[must_use]
+    pub fn new(site: S) -> Option<Self> {
+        let scratch = site.allocate(SCRATCH_PAGES)?;
+        Some(Self {
+            site: Rc::new(site),
+            scratch,
+        })
+    }
+}
+
+impl<S: Site + 'static> Lab for PatinaLab<S> {
+    fn abilities(&self) -> Abilities {
+        self.site.abilities()
+    }
+
+    fn bring_up(&self, setup: &Setup) -> Result<Box<dyn Machine>, SetupFailure> {
+        Ok(Box::new(PatinaMachine::bring_up(Rc::clone(&self.site), setup)?))
+    }
+
+    fn adopt(&self, address: u64, len: usize, mailbox: Option<u64>) -> Result<(), Refusal> {
+        // SAFETY: the suite passes memory inside `scratch`, which is nobody else's, or addresses that are refused. The
+        // buffer is dropped here.
+        match unsafe { CommunicateBuffer::from_firmware_region(address, len, 0, mailbox) } {
+            Ok(_) => Ok(()),
+            Err(CommunicateBufferStatus::TooSmallForHeader) => Err(Refusal::TooSmall),
+            Err(CommunicateBufferStatus::NoBuffer) => Err(Refusal::NoMemory),
+            Err(CommunicateBufferStatus::NotAligned) => Err(Refusal::NotAligned),
+            Err(CommunicateBufferStatus::AddressValidationFailed) => Err(Refusal::BadAddress),
+            Err(CommunicateBufferStatus::TooSmallForMessage | CommunicateBufferStatus::InvalidRecipient) => {
+                Err(Refusal::Other)
+            }
+        }
+    }
+
+    fn scratch(&self) -> u64 {
+        self.scratch.expose_provenance() as u64
+    }
+
+    fn many_calls(&self) -> u32 {
+        self.site.many_calls()
+    }
+
+    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String {
+        self.site.with_log(level, run)
+    }
+}
+
+/// The memory of one comm buffer, as an observer sees it.
+struct Observed {
+    id: u8,
+    region: SharedRegion,
+    mailbox: Option<Mailbox>,
+    handle: CommunicateBuffer,
+}
+
+impl Observed {
+    fn comm_buffer(&self) -> Option<CommBuffer> {
+        let mailbox = self
+            .mailbox
+            .as_ref()
+            .map(|mailbox| mailbox.region().as_ptr().expose_provenance() as u64);
+        Some(CommBuffer {
+            region: self.region.range()?,
+            mailbox,
+        })
+    }
+}
+
+/// One dispatched client.
+struct PatinaMachine<S>(Rc<Client<S>>);
+
+struct Client<S> {
+    site: Rc<S>,
+    tap: Tap,
+    communication: Service<dyn MmCommunication>,
+    buffers: RefCell<Vec<Observed>>,
+    control_calls: Rc<Cell<u32>>,
+    updatable: Option<u8>,
+}
+
+impl<S> Clone for PatinaMachine<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+/// Takes memory from the site and makes a comm buffer of it.
+fn observe(id: u8, base: *mut u8, len: usize, mailbox: Option<*mut u8>) -> Result<Observed, SetupFailure> {
+    let impossible = SetupFailure::Impossible("the memory of a comm buffer");
+    let address = |pointer: *mut u8| pointer.expose_provenance() as u64;
+    // SAFETY: the memory is from `Site::allocate`: mapped one to one, valid for good, and nobody else's. The client has
+    // it through the handle, the observer through the region; both use volatile accesses only.
+    let handle =
+        unsafe { CommunicateBuffer::from_firmware_region(address(base), len, id, mailbox.map(address)) };
+    // SAFETY: as above.
+    let region = unsafe { SharedRegion::new(base, len) };
+    // SAFETY: as above.
+    let mailbox = mailbox
+        .map(|mailbox| unsafe { Mailbox::new(mailbox) })
+        .transpose();
+    match (handle, region, mailbox) {
+        (Ok(handle), Ok(region), Ok(mailbox)) => Ok(Observed {
+            id,
+            region,
+            mailbox,
+            handle,
+        }),
+        _ => Err(impossible),
+    }
+}
+
+impl<S: Site + 'static> PatinaMachine<S> {
+    fn bring_up(site: Rc<S>, setup: &Setup) -> Result<Self, SetupFailure> {
+        site.power_on(setup.latency);
+        let buffers = lay_out(&*site, setup)?;
+        let tap = Tap::new(site.ports());
+        let control_calls = Rc::new(Cell::new(0));
+        let caught = Rc::new(Cell::new(None));
+
+        let mut dispatcher = Dispatcher::new();
+        let storage = dispatcher.storage();
+        storage.add_service(SharedProtocols(site.protocols()));
+        storage.add_config(options(setup));
+        if let Some(result) = setup.platform_control {
+            storage.add_service(Control {
+                calls: Rc::clone(&control_calls),
+                result,
+            });
+        }
+        let configuration = configuration(&*site, setup, &buffers);
+        if setup.lock == LockSetup::Before {
+            storage.add_config(configuration.clone());
+        }
+        dispatcher.add(SwMmiManager::with_ports(tap.clone()));
+        site.add_communicator(&mut dispatcher);
+        dispatcher.add(Catcher(Rc::clone(&caught)));
+        if setup.lock == LockSetup::Later {
+            dispatcher.add(LateConfiguration(configuration));
+        }
+
+        let outcome = dispatcher.dispatch();
+        if let Some((component, error)) = outcome.failed.first() {
+            let status = EfiStatus(efi::Status::from(*error).as_usize() as u64);
+            return Err(SetupFailure::Refused {
+                component: String::from(&**component),
+                status,
+            });
+        }
+        let Some(communication) = caught.take() else {
+            let component = outcome
+                .not_run
+                .first()
+                .map_or_else(|| String::from("?"), |(name, _)| String::from(&**name));
+            return Err(SetupFailure::NotDispatched { component });
+        };
+        let machine = Self(Rc::new(Client {
+            site,
+            tap,
+            communication,
+            buffers: RefCell::new(buffers),
+            control_calls,
+            updatable: setup.updatable,
+        }));
+        machine.tell_mm(&[])?;
+        Ok(machine)
+    }
+
+    /// Tells the MM side about all buffers, and those that were there before.
+    fn tell_mm(&self, former: &[CommBuffer]) -> Result<(), SetupFailure> {
+        let mut buffers: Vec<_> = self
+            .0
+            .buffers
+            .borrow()
+            .iter()
+            .filter_map(Observed::comm_buffer)
+            .collect();
+        buffers.extend(former);
+        self.0.site.tell_mm(&buffers).map_err(|why| {
+            log::error!("the MM side refused the comm buffers: {why}");
+            SetupFailure::Impossible("the MM side refused the comm buffers")
+        })
+    }
+
+    fn with_buffer<T>(&self, id: u8, look: impl FnOnce(&Observed) -> T) -> Option<T> {
+        self.0
+            .buffers
+            .borrow()
+            .iter()
+            .find(|buffer| buffer.id == id)
+            .map(look)
+    }
+
+    fn smi_en(&self) -> u16 {
+        self.0.site.pm_base() + 0x30
+    }
+}
+
+/// Sets memory aside for the comm buffers of a setup. Each gets more than it needs, so that an overlapping one still lies
+/// in memory of ours.
+fn lay_out(site: &impl Site, setup: &Setup) -> Result<Vec<Observed>, SetupFailure> {
+    let no_memory = || SetupFailure::Impossible("no memory left");
+    let mut buffers: Vec<Observed> = Vec::new();
+    for buffer in &setup.buffers {
+        let base = match buffers.last() {
+            Some(previous) if buffer.overlaps_previous => previous.region.as_ptr().wrapping_add(PAGE_LEN),
+            _ => site.allocate(buffer.pages * 2).ok_or_else(no_memory)?,
+        };
+        let mailbox = match buffer.mailbox {
+            _ if !site.abilities().contains(Abilities::MAILBOX) => None,
+            MailboxSetup::None => None,
+            MailboxSetup::OwnPage => Some(site.allocate(1).ok_or_else(no_memory)?),
+            MailboxSetup::InFirstBuffer => buffers
+                .first()
+                .map(|first| first.region.as_ptr().wrapping_add(PAGE_LEN / 2)),
+        };
+        buffers.push(observe(buffer.id, base, buffer.pages * PAGE_LEN, mailbox)?);
+    }
+    Ok(buffers)
+}
+
+fn configuration(site: &impl Site, setup: &Setup, buffers: &[Observed]) -> MmCommunicationConfiguration {
+    let unset = MmCommunicationConfiguration::default();
+    let (command, data) = site.mmi_ports();
+    let (cmd_port, data_port) = match setup.ports {
+        PortSetup::Machine => (MmiPort::Smi(command), MmiPort::Smi(data)),
+        PortSetup::Unset => (unset.cmd_port, unset.data_port),
+        PortSetup::Smc => (MmiPort::Smc(0xc400_0041), MmiPort::Smc(0xc400_0041)),
+        PortSetup::Mixed => (MmiPort::Smi(command), MmiPort::Smc(0xc400_0041)),
+    };
+    MmCommunicationConfiguration {
+        acpi_base: if setup.acpi_base {
+            AcpiBase::Io(site.pm_base())
+        } else {
+            unset.acpi_base
+        },
+        cmd_port,
+        data_port,
+        comm_buffers: buffers.iter().map(|buffer| buffer.handle.clone()).collect(),
+        enable_comm_buffer_updates: setup.updatable.is_some(),
+        updatable_buffer_id: setup.updatable,
+    }
+}
+
+fn options(setup: &Setup) -> MmCommunicationOptions {
+    let defaults = MmCommunicationOptions::DEFAULT;
+    MmCommunicationOptions {
+        command_value: setup.command_value.unwrap_or(defaults.command_value),
+        data_value: setup.data_value,
+        smi_check: if setup.enable_smis {
+            SmiCheck::Enable
+        } else {
+            SmiCheck::Require
+        },
+        completion_polls: setup.polls,
+    }
+}
+
+impl<S: Site + 'static> Machine for PatinaMachine<S> {
+    fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure> {
+        let recipient = patina::Guid::from_bytes(&recipient.to_bytes());
+        self.0
+            .communication
+            .communicate(buffer, message, recipient)
+            .map_err(failure)
+    }
+
+    fn communicate_around(
+        &self,
+        buffer: u8,
+        message: &[u8],
+        recipient: Guid,
+        callback: Callback,
+    ) -> Result<Vec<u8>, Failure> {
+        let inside = self.clone();
+        self.0.tap.at_next_pause(Box::new(move || callback(&inside)));
+        self.communicate(buffer, message, recipient)
+    }
+
+    fn capacity(&self, buffer: u8) -> usize {
+        self.with_buffer(buffer, |buffer| {
+            buffer.region.len() - HeaderFormat::V1.header_len()
+        })
+        .unwrap_or(0)
+    }
+
+    fn region(&self, buffer: u8) -> Vec<u8> {
+        self.with_buffer(buffer, |buffer| {
+            let mut copy = alloc::vec![0; buffer.region.len()];
+            if !buffer.region.read(0, &mut copy) {
+                copy.clear();
+            }
+            copy
+        })
+        .unwrap_or_default()
+    }
+
+    fn mailbox(&self, buffer: u8) -> Option<MailboxImage> {
+        self.with_buffer(buffer, |buffer| buffer.mailbox.as_ref().map(Mailbox::read))
+            .flatten()
+    }
+
+    fn write_mailbox(&self, buffer: u8, image: MailboxImage) {
+        self.with_buffer(buffer, |buffer| {
+            buffer.mailbox.as_ref().map(|mailbox| mailbox.write(&image))
+        });
+    }
+
+    fn disable(&self, buffer: u8) {
+        self.with_buffer(buffer, |buffer| buffer.handle.clone().disable());
+    }
+
+    fn port_writes(&self) -> Vec<(u16, u8)> {
+        self.0.tap.writes()
+    }
+
+    fn ports(&self) -> (u16, u16) {
+        self.0.site.mmi_ports()
+    }
+
+    fn switch_smis(&self, on: bool) {
+        let others = self.0.tap.read_u32(self.smi_en()) & !SmiEnable::APMC.bits();
+        let bit = if on { SmiEnable::APMC.bits() } else { 0 };
+        self.0.tap.write_u32(self.smi_en(), others | bit);
+    }
+
+    fn smis_are_on(&self) -> bool {
+        SmiEnable::from_bits_truncate(self.0.tap.read_u32(self.smi_en())).is_all()
+    }
+
+    fn platform_control_calls(&self) -> u32 {
+        self.0.control_calls.get()
+    }
+
+    fn announce(&self, update: Update) {
+        if let Err(failure) = self.move_buffer(update) {
+            log::error!("the update could not be announced: {failure}");
+        }
+    }
+
+    fn describe_buffers(&self) -> Vec<String> {
+        let describe = |buffer: &Observed| {
+            let mailbox = match &buffer.mailbox {
+                Some(mailbox) => alloc::format!("mailbox at {:p}", mailbox.region().as_ptr()),
+                None => String::from("no mailbox"),
+            };
+            let (id, len, at) = (buffer.id, buffer.region.len(), buffer.region.as_ptr());
+            alloc::format!("comm buffer {id} {len} bytes at {at:p}, {mailbox}")
+        };
+        self.0.buffers.borrow().iter().map(describe).collect()
+    }
+
+    fn mm_report(&self) -> Vec<String> {
+        self.0.site.mm_report()
+    }
+
+    fn describe(&self) -> String {
+        let buffers = self.0.buffers.borrow();
+        let handles: Vec<_> = buffers.iter().map(|buffer| &buffer.handle).collect();
+        alloc::format!("{:?}\n{handles:?}", self.0.communication)
+    }
+}
+
+impl<S: Site + 'static> PatinaMachine<S> {
+    fn move_buffer(&self, update: Update) -> Result<(), SetupFailure> {
+        let no_memory = || SetupFailure::Impossible("no memory left");
+        let id = self
+            .0
+            .updatable
+            .ok_or(SetupFailure::Impossible("no buffer may move"))?;
+        let base = self.0.site.allocate(SCRATCH_PAGES).ok_or_else(no_memory)?;
+        let mailbox = self.0.site.allocate(1).ok_or_else(no_memory)?;
+
+        let usable = usize::try_from(update.pages)
+            .ok()
+            .filter(|pages| (1..=SCRATCH_PAGES).contains(pages));
+        if let Some(pages) = usable.filter(|_| update.version == 1) {
+            let former: Vec<_> = self
+                .0
+                .buffers
+                .borrow()
+                .iter()
+                .filter_map(Observed::comm_buffer)
+                .collect();
+            let moved = observe(id, base, pages * PAGE_LEN, Some(mailbox))?;
+            self.0.buffers.borrow_mut().retain(|buffer| buffer.id != id);
+            let kept: Vec<AddressRange> = self
+                .0
+                .buffers
+                .borrow()
+                .iter()
+                .filter_map(|buffer| buffer.region.range())
+                .collect();
+            self.0.buffers.borrow_mut().push(moved);
+            // MM keeps serving the old place too: a call may be under way there.
+            let old: Vec<_> = former
+                .into_iter()
+                .filter(|old| !kept.contains(&old.region))
+                .collect();
+            self.tell_mm(&old)?;
+        }
+        let interface = Box::leak(Box::new(MmCommBufferUpdateProtocol {
+            version: update.version,
+            updated_comm_buffer: MmCommBuffer {
+                physical_start: base.expose_provenance() as u64,
+                number_of_pages: update.pages,
+                status: mailbox.expose_provenance() as u64,
+            },
+        }));
+        let interface = ProtocolPtr::from_raw((&raw mut *interface).cast())
+            .ok_or(SetupFailure::Impossible("a null interface"))?;
+        let installed = self
+            .0
+            .site
+            .protocols()
+            .install_interface(None, PROTOCOL_GUID, interface);
+        installed.map(drop).map_err(|error| {
+            log::error!("the update protocol was not installed: {error:?}");
+            SetupFailure::Impossible("the update protocol was not installed")
+        })
+    }
+}
+
+/// The client's error in the suite's words.
+fn failure(status: Status) -> Failure {
+    match status {
+        Status::NoCommBuffer => Failure::NoBuffer,
+        Status::CommBufferNotFound => Failure::UnknownBuffer,
+        Status::CommBufferDisabled => Failure::BufferDisabled,
+        Status::CommBufferTooSmall => Failure::MessageTooLarge,
+        Status::CommBufferInitError => Failure::BadMemory,
+        Status::InvalidDataBuffer => Failure::EmptyMessage,
+        Status::SwMmiServiceNotAvailable => Failure::NoTrigger,
+        Status::SwMmiFailed => Failure::TriggerFailed,
+        Status::InvalidResponse => Failure::BadHeader,
+        Status::Busy => Failure::Busy,
+        Status::MailboxInUse => Failure::MailboxInUse,
+        Status::MmiNotRaised(_) => Failure::MmiNotRaised,
+        Status::NotProcessed => Failure::NotProcessed,
+        Status::MmReturned(status) => Failure::Mm(EfiStatus(status.as_usize() as u64)),
+        Status::AnswerBelowHeader { claimed, .. } => Failure::SizeBelowHeader { claimed },
+        Status::AnswerBeyondBuffer { claimed, capacity } => Failure::SizeBeyondBuffer { claimed, capacity },
+        Status::OutOfMemory { .. } => Failure::OutOfMemory,
+    }
+}
+
+/// Takes the communication service out of the storage, as any consumer does.
+struct Catcher(Rc<Cell<Option<Service<dyn MmCommunication>>>>);
+
+#[component]
+impl Catcher {
+    fn entry_point(self, service: Service<dyn MmCommunication>) -> patina::error::Result<()> {
+        self.0.set(Some(service));
+        Ok(())
+    }
+}
+
+/// Fills the configuration in and locks it, after everybody who wants to read it.
+struct LateConfiguration(MmCommunicationConfiguration);
+
+#[component]
+impl LateConfiguration {
+    fn entry_point(self, mut config: ConfigMut<MmCommunicationConfiguration>) -> patina::error::Result<()> {
+        *config = self.0;
+        config.lock();
+        Ok(())
+    }
+}
+
+/// A platform's hook that counts its calls.
+#[derive(IntoService)]
+#[service(dyn PlatformMmControl)]
+struct Control {
+    calls: Rc<Cell<u32>>,
+    result: Result<(), EfiStatus>,
+}
+
+impl PlatformMmControl for Control {
+    fn init(&self) -> patina::error::Result<()> {
+        self.calls.set(self.calls.get() + 1);
+        self.result.map_err(|status| {
+            let status = usize::try_from(status.0).map_or(efi::Status::ABORTED, efi::Status::from_usize);
+            EfiError::status_to_result(status)
+                .err()
+                .unwrap_or(EfiError::Aborted)
+        })
+    }
+}

@@ -1,0 +1,27 @@
+//! Runs Patina components, and the conformance suite on them, where there is no Patina DXE core.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`demo`] | a conversation with MM that a person can follow |
+//! | [`dispatcher`] | dispatches components in the order a DXE core would |
+//! | [`lab`] | the conformance suite's lab over `SwMmiManager` and `MmCommunicator`, for any [`Site`] |
+//! | [`protocols`] | a protocol database in memory |
+//! | [`tap`] | records port writes, and runs code in the middle of a call |
+//! | [`sim`] | the simulated machine as a site (feature `sim`) |
+#![no_std]
+#![deny(missing_docs)]
+
+extern crate alloc;
+#[cfg(any(test, feature = "sim"))]
+extern crate std;
+
+pub mod demo;
+pub mod dispatcher;
+pub mod lab;
+pub mod protocols;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod tap;
+
+pub use dispatcher::Dispatcher;
+pub use lab::{PatinaLab, Site};
