@@ -11,6 +11,98 @@
 //! | set a platform up | [`config::MmCommunicationConfiguration`], [`component`] |
 //! | test a component on the host | [`component::communicator::MmExecutor`], feature `mockall` |
 //!
+//! # A platform
+//!
+//! A platform adds one config value, two components and, where its hardware has to be prepared, one service.
+//!
+//! ```
+//! use patina::component::service::IntoService;
+//! use patina_dxe_core::*;
+//! use patina_mm::component::{communicator::MmCommunicator, sw_mmi_manager::SwMmiManager};
+//! use patina_mm::config::{AcpiBase, MmCommunicationConfiguration, MmiPort};
+//! use patina_mm::service::PlatformMmControl;
+//!
+//! /// Clears what an earlier boot phase left in the SMI status registers.
+//! #[derive(Default, IntoService)]
+//! #[service(dyn PlatformMmControl)]
+//! struct BoardMmControl;
+//!
+//! impl PlatformMmControl for BoardMmControl {
+//!     fn init(&self) -> patina::error::Result<()> {
+//!         Ok(())
+//!     }
+//! }
+//!
+//! struct Board;
+//!
+//! impl ComponentInfo for Board {
+//!     fn configs(mut add: Add<Config>) {
+//!         add.config(MmCommunicationConfiguration {
+//!             // PMBASE; 0 would mean that it is not known, and SMI_EN would not be checked.
+//!             acpi_base: AcpiBase::Io(0x600),
+//!             cmd_port: MmiPort::Smi(0xB2),
+//!             data_port: MmiPort::Smi(0xB3),
+//!             // Filled in from a HOB by a component that locks the configuration afterwards.
+//!             comm_buffers: vec![],
+//!             enable_comm_buffer_updates: false,
+//!             updatable_buffer_id: None,
+//!         });
+//!     }
+//!
+//!     fn components(mut add: Add<Component>) {
+//!         add.component(SwMmiManager::new());
+//!         add.component(MmCommunicator::new());
+//!     }
+//!
+//!     fn services(mut add: Add<Service>) {
+//!         add.service(BoardMmControl);
+//!     }
+//! }
+//! ```
+//!
+//! # A component
+//!
+//! It names the service as a parameter, and is dispatched once there is one. (The GUID in the published crate's example
+//! lacks a hyphen, so that the example does not compile; the right form is the one below.)
+//!
+//! ```
+//! use patina::component::{component, prelude::Service};
+//! use patina_mm::service::MmCommunication;
+//! use zerocopy::{FromBytes, Immutable, IntoBytes};
+//!
+//! /// A request to the MM supervisor. No padding between the fields, so that it is the same as its bytes.
+//! #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes)]
+//! #[repr(C)]
+//! pub struct VersionRequest {
+//!     pub signature: [u8; 4],
+//!     pub revision: u32,
+//!     pub request: u32,
+//!     pub reserved: u32,
+//!     pub result: u64,
+//! }
+//!
+//! #[derive(Default)]
+//! pub struct SupervisorVersion;
+//!
+//! #[component]
+//! impl SupervisorVersion {
+//!     pub fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
+//!         let request = VersionRequest { signature: *b"MSUP", revision: 1, request: 3, reserved: 0, result: 0 };
+//!         let supervisor = patina::Guid::from_string("8c633b23-1260-4ea6-830f-7ddc97382111");
+//!         let answer = mm.communicate(0, request.as_bytes(), supervisor).inspect_err(|status| {
+//!             log::error!("the MM supervisor did not answer: {status}");
+//!         })?;
+//!         // 24 bytes were sent; the answer appends the version.
+//!         assert_eq!(answer.len(), 40);
+//!         log::info!("MM supervisor version {:02x?}", &answer[24..28]);
+//!         Ok(())
+//!     }
+//! }
+//! # // Runs the component, dispatched beside the real ones, on the simulated machine.
+//! # let outcome = patina_harness::sim::dispatch(SupervisorVersion);
+//! # assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), "{outcome:?}");
+//! ```
+//!
 //! # Logs
 //!
 //! Targets `mm_comm` (buffers, transactions, updates) and `sw_mmi` (the trigger). A transaction is one line at debug.
@@ -24,3 +116,8 @@ extern crate alloc;
 pub mod component;
 pub mod config;
 pub mod service;
+
+/// The README's examples, which are compiled and run as this crate's are.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

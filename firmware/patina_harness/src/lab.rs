@@ -3,7 +3,7 @@
 //! Each client that a scenario asks for is a fresh `Storage` in which the real [`SwMmiManager`] and [`MmCommunicator`] are
 //! dispatched. What differs from place to place, a simulated machine here, firmware there, is behind [`Site`].
 
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Dispatcher, Outcome};
 use crate::protocols::SharedProtocols;
 use crate::tap::Tap;
 use alloc::boxed::Box;
@@ -19,10 +19,10 @@ use mm_conformance::lab::{
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
-use patina::component::component;
 use patina::component::params::ConfigMut;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
 use patina::component::service::{IntoService, Service};
+use patina::component::{IntoComponent, component};
 use patina::error::EfiError;
 use patina::management_mode::protocol::mm_comm_buffer_update::{
     MmCommBuffer, MmCommBufferUpdateProtocol, PROTOCOL_GUID,
@@ -223,25 +223,16 @@ impl<S: Site + 'static> PatinaMachine<S> {
         let control_calls = Rc::new(Cell::new(0));
         let caught = Rc::new(Cell::new(None));
 
-        let mut dispatcher = Dispatcher::new();
-        let storage = dispatcher.storage();
-        storage.add_service(SharedProtocols(site.protocols()));
-        storage.add_config(options(setup));
+        let mut dispatcher = prepare(&*site, setup, &buffers, &tap);
         if let Some(result) = setup.platform_control {
-            storage.add_service(Control {
+            dispatcher.storage().add_service(Control {
                 calls: Rc::clone(&control_calls),
                 result,
             });
         }
-        let configuration = configuration(&*site, setup, &buffers);
-        if setup.lock == LockSetup::Before {
-            storage.add_config(configuration.clone());
-        }
-        dispatcher.add(SwMmiManager::with_ports(tap.clone()));
-        site.add_communicator(&mut dispatcher);
         dispatcher.add(Catcher(Rc::clone(&caught)));
         if setup.lock == LockSetup::Later {
-            dispatcher.add(LateConfiguration(configuration));
+            dispatcher.add(LateConfiguration(configuration(&*site, setup, &buffers)));
         }
 
         let outcome = dispatcher.dispatch();
@@ -267,24 +258,8 @@ impl<S: Site + 'static> PatinaMachine<S> {
             control_calls,
             updatable: setup.updatable,
         }));
-        machine.tell_mm(&[])?;
+        tell_mm(&*machine.0.site, &machine.0.buffers.borrow(), &[])?;
         Ok(machine)
-    }
-
-    /// Tells the MM side about all buffers, and those that were there before.
-    fn tell_mm(&self, former: &[CommBuffer]) -> Result<(), SetupFailure> {
-        let mut buffers: Vec<_> = self
-            .0
-            .buffers
-            .borrow()
-            .iter()
-            .filter_map(Observed::comm_buffer)
-            .collect();
-        buffers.extend(former);
-        self.0.site.tell_mm(&buffers).map_err(|why| {
-            log::error!("the MM side refused the comm buffers: {why}");
-            SetupFailure::Impossible("the MM side refused the comm buffers")
-        })
     }
 
     fn with_buffer<T>(&self, id: u8, look: impl FnOnce(&Observed) -> T) -> Option<T> {
@@ -299,6 +274,48 @@ impl<S: Site + 'static> PatinaMachine<S> {
     fn smi_en(&self) -> u16 {
         self.0.site.pm_base() + 0x30
     }
+}
+
+/// Makes a dispatcher with everything that a client consists of.
+fn prepare(site: &impl Site, setup: &Setup, buffers: &[Observed], tap: &Tap) -> Dispatcher {
+    let mut dispatcher = Dispatcher::new();
+    let storage = dispatcher.storage();
+    storage.add_service(SharedProtocols(site.protocols()));
+    storage.add_config(options(setup));
+    if setup.lock == LockSetup::Before {
+        storage.add_config(configuration(site, setup, buffers));
+    }
+    dispatcher.add(SwMmiManager::with_ports(tap.clone()));
+    site.add_communicator(&mut dispatcher);
+    dispatcher
+}
+
+/// Dispatches a component beside a client of the default setup.
+///
+/// # Errors
+///
+/// [`SetupFailure::Impossible`] where the site lacks memory, or its MM side refuses the comm buffers.
+pub fn dispatch_beside<I>(
+    site: impl Site,
+    component: impl IntoComponent<I>,
+) -> Result<Outcome, SetupFailure> {
+    let setup = Setup::default();
+    site.power_on(setup.latency);
+    let buffers = lay_out(&site, &setup)?;
+    let mut dispatcher = prepare(&site, &setup, &buffers, &Tap::new(site.ports()));
+    dispatcher.add(component);
+    tell_mm(&site, &buffers, &[])?;
+    Ok(dispatcher.dispatch())
+}
+
+/// Tells the MM side about all buffers, and those that were there before.
+fn tell_mm(site: &impl Site, buffers: &[Observed], former: &[CommBuffer]) -> Result<(), SetupFailure> {
+    let mut told: Vec<_> = buffers.iter().filter_map(Observed::comm_buffer).collect();
+    told.extend(former);
+    site.tell_mm(&told).map_err(|why| {
+        log::error!("the MM side refused the comm buffers: {why}");
+        SetupFailure::Impossible("the MM side refused the comm buffers")
+    })
 }
 
 /// Sets memory aside for the comm buffers of a setup. Each gets more than it needs, so that an overlapping one still lies
@@ -502,7 +519,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 .into_iter()
                 .filter(|old| !kept.contains(&old.region))
                 .collect();
-            self.tell_mm(&old)?;
+            tell_mm(&*self.0.site, &self.0.buffers.borrow(), &old)?;
         }
         let interface = Box::leak(Box::new(MmCommBufferUpdateProtocol {
             version: update.version,

@@ -1,6 +1,7 @@
 //! The simulated machine as a site for the conformance suite.
 
-use crate::lab::{PatinaLab, Site};
+use crate::dispatcher;
+use crate::lab::{self, PatinaLab, Site};
 use crate::protocols::HostProtocols;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -15,6 +16,7 @@ use mm_conformance::mm::ConformanceMm;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, Outcome, Visit};
 use mm_sim::{Config, MAX_VARIABLE_LEN, Machine, VARIABLE_STORE_LEN};
+use patina::component::IntoComponent;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use std::thread_local;
 
@@ -46,6 +48,20 @@ impl SimSite {
     #[must_use]
     pub fn lab() -> PatinaLab<Self> {
         PatinaLab::new(Self::new()).unwrap_or_else(|| unreachable!("a simulated machine has memory"))
+    }
+}
+
+/// Dispatches one component beside the real `SwMmiManager` and `MmCommunicator`, with comm buffers 0 and 1, on a simulated
+/// machine.
+///
+/// # Panics
+///
+/// Never: the default setup has memory, and the MM side takes its comm buffers.
+#[must_use]
+pub fn dispatch<I>(component: impl IntoComponent<I>) -> dispatcher::Outcome {
+    match lab::dispatch_beside(SimSite::new(), component) {
+        Ok(outcome) => outcome,
+        Err(failure) => unreachable!("the default setup works: {failure}"),
     }
 }
 
