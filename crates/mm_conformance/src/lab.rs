@@ -309,7 +309,8 @@ pub trait Machine {
     /// [`Failure`] is the client's error in the suite's words.
     fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure>;
 
-    /// As [`Self::communicate`], with `callback` run once in the middle of it. Needs [`Abilities::CALLBACKS`].
+    /// As [`Self::communicate`], with `callback` run once in the middle of it: the request stands in the buffer, MM has not
+    /// been entered. Needs [`Abilities::CALLBACKS`].
     ///
     /// # Errors
     ///

@@ -120,7 +120,6 @@ fn remains(machine: &dyn Machine) -> String {
 struct Staged {
     region: Vec<u8>,
     mailbox: Option<MailboxImage>,
-    ports: Vec<(u16, u8)>,
 }
 
 fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) -> Result<(), String> {
@@ -133,11 +132,9 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
     let seen = Rc::clone(&staged);
     let before = machine.port_writes().len();
     let look = move |machine: &dyn Machine| {
-        let ports = machine.port_writes().split_off(before);
         *seen.borrow_mut() = Some(Staged {
             region: machine.region(0),
             mailbox: machine.mailbox(0),
-            ports,
         });
     };
     let answer = machine.communicate_around(0, &question.message, question.recipient, Box::new(look));
@@ -153,16 +150,16 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
         if staged.mailbox.is_some_and(|mailbox| mailbox.is_pending()) {
             out(format_args!("   mailbox       IsCommBufferValid = 1"));
         }
-        for (port, value) in staged.ports {
-            let raises = if port == machine.ports().0 {
-                ", which raises the MMI"
-            } else {
-                ""
-            };
-            out(format_args!(
-                "   out           {port:#04x} <- {value:#04x}{raises}"
-            ));
-        }
+    }
+    for (port, value) in machine.port_writes().split_off(before) {
+        let raises = if port == machine.ports().0 {
+            ", which raises the MMI"
+        } else {
+            ""
+        };
+        out(format_args!(
+            "   out           {port:#04x} <- {value:#04x}{raises}"
+        ));
     }
     for line in machine.mm_report() {
         out(format_args!("   in MM         {line}"));

@@ -47,8 +47,8 @@ pub trait Site {
         let _ = latency;
     }
 
-    /// Fresh memory, zeroed, aligned to a page, mapped one to one, never used again by anyone else. `None` where there is
-    /// no more.
+    /// Memory, zeroed, aligned to a page, mapped one to one, and nobody else's until the next [`Self::power_on`]; what is
+    /// allocated before the first one stays. `None` where there is no more.
     fn allocate(&self, pages: usize) -> Option<*mut u8>;
 
     /// The processor's ports.
@@ -395,7 +395,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         callback: Callback,
     ) -> Result<Vec<u8>, Failure> {
         let inside = self.clone();
-        self.0.tap.at_next_pause(Box::new(move || callback(&inside)));
+        self.0.tap.before_next_write(Box::new(move || callback(&inside)));
         self.communicate(buffer, message, recipient)
     }
 

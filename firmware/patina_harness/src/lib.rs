@@ -6,6 +6,7 @@
 //! | [`dispatcher`] | dispatches components in the order a DXE core would |
 //! | [`lab`] | the conformance suite's lab over `SwMmiManager` and `MmCommunicator`, for any [`Site`] |
 //! | [`protocols`] | a protocol database in memory |
+//! | [`report`] | the lines by which a run tells its verdict |
 //! | [`tap`] | records port writes, and runs code in the middle of a call |
 //! | [`sim`] | the simulated machine as a site (feature `sim`) |
 #![no_std]
@@ -19,6 +20,7 @@ pub mod demo;
 pub mod dispatcher;
 pub mod lab;
 pub mod protocols;
+pub mod report;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod tap;

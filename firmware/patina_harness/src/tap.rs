@@ -6,14 +6,14 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use mm_comm::Ports;
 
-/// Records byte writes, and runs code at the next pause. Clones share one record.
+/// Records byte writes, and runs code before the next one. Clones share one record.
 #[derive(Clone)]
 pub struct Tap(Rc<Inner>);
 
 struct Inner {
     ports: Box<dyn Ports>,
     writes: RefCell<Vec<(u16, u8)>>,
-    at_pause: Cell<Option<Box<dyn FnOnce()>>>,
+    before_write: Cell<Option<Box<dyn FnOnce()>>>,
 }
 
 impl Tap {
@@ -23,7 +23,7 @@ impl Tap {
         Self(Rc::new(Inner {
             ports,
             writes: RefCell::default(),
-            at_pause: Cell::default(),
+            before_write: Cell::default(),
         }))
     }
 
@@ -33,14 +33,18 @@ impl Tap {
         self.0.writes.borrow().clone()
     }
 
-    /// Runs `code` once, at the next pause: in the middle of a call, before MM is given its chance.
-    pub fn at_next_pause(&self, code: Box<dyn FnOnce()>) {
-        self.0.at_pause.set(Some(code));
+    /// Runs `code` once, before the next byte reaches its port: in the middle of a call, the request announced, MM not yet
+    /// entered.
+    pub fn before_next_write(&self, code: Box<dyn FnOnce()>) {
+        self.0.before_write.set(Some(code));
     }
 }
 
 impl Ports for Tap {
     fn write_u8(&self, port: u16, value: u8) {
+        if let Some(code) = self.0.before_write.take() {
+            code();
+        }
         self.0.writes.borrow_mut().push((port, value));
         self.0.ports.write_u8(port, value);
     }
@@ -62,9 +66,6 @@ impl Ports for Tap {
     }
 
     fn pause(&self) {
-        if let Some(code) = self.0.at_pause.take() {
-            code();
-        }
         self.0.ports.pause();
     }
 }

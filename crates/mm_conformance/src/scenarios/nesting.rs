@@ -34,8 +34,9 @@ pub(super) fn look_during<T: 'static>(
 
 fn callback_during_call_is_busy(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    let (inner, outer) =
-        look_during(&*machine, b"outer", NOBODY, |machine| machine.communicate(0, b"inner", NOBODY));
+    let (inner, outer) = look_during(&*machine, b"outer", NOBODY, |machine| {
+        machine.communicate(0, b"inner", NOBODY)
+    });
     ensure_eq!(inner, Some(Err(Failure::Busy)));
     // The outer call went its way: MM looked for a handler of its recipient.
     ensure_eq!(outer, Err(Failure::Mm(EfiStatus::NOT_FOUND)));

@@ -20,6 +20,7 @@ scenarios! {
     deleted_variable_is_gone: VARIABLES, "setting a variable to nothing deletes it";
     variable_names_can_be_walked: VARIABLES, "the walk over all names finds one that was set, once, and ends";
     variable_storage_sizes_are_told: VARIABLES, "the store tells sizes that fit each other";
+    many_calls_to_the_variable_service_work: VARIABLES, "the last of many calls to a real handler is answered like the first";
 }
 
 const VENDOR: Guid = guid!("6b2f1ad5-94f2-4c9c-8a43-cbd3a2a8d2f7");
@@ -208,4 +209,17 @@ fn variable_storage_sizes_are_told(lab: &dyn Lab) -> Seen {
     );
     ensure!(info.maximum_variable.get() > 0, "{info:?}");
     Ok(())
+}
+
+fn many_calls_to_the_variable_service_work(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let request = PayloadSize::default();
+    let first = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
+    let calls = lab.many_calls();
+    for n in 1..calls {
+        let answer = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
+        ensure!(answer == first, "call {n}: {answer:?}, the first one: {first:?}");
+    }
+    ensure_eq!(machine.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
+    super::ensure_clean(&*machine, 0)
 }

@@ -1,0 +1,137 @@
+//! The two ways into traditional SMM. An unsafe island (`docs/unsafe.md`).
+//!
+//! edk2's SMM core neither knows a status mailbox nor touches the header in the comm buffer: how long an answer is
+//! stands elsewhere. So both executors answer by hand, with what the SMM core left behind the header.
+
+use crate::communication2::{Communication2, Communication2Error};
+use crate::smm_core::{RequestError, SmmCorePrivate};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use mm_comm::SharedRegion;
+use mm_wire::{EfiStatus, HeaderFormat};
+use patina::component::service::Service;
+use patina::standard::efi;
+use patina::uefi::boot_services::StandardBootServices;
+use patina_mm::component::communicator::{MmExecutor, Status};
+use patina_mm::component::sw_mmi_manager::MmiError;
+use patina_mm::config::{CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
+use patina_mm::service::SwMmiTrigger;
+
+const HEADER_LEN: usize = HeaderFormat::V1.header_len();
+
+/// How many MMIs the application has raised or had raised.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MmiCount(Rc<Cell<u64>>);
+
+impl MmiCount {
+    pub(crate) fn get(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn count(&self) {
+        self.0.set(self.0.get().saturating_add(1));
+    }
+}
+
+/// Raises the SMI through `SwMmiTrigger`, with the request in the block that the SMM core looks into.
+pub(crate) struct SmmCoreExecutor {
+    pub(crate) block: SmmCorePrivate,
+    pub(crate) boot: &'static StandardBootServices,
+    pub(crate) trigger: Service<dyn SwMmiTrigger>,
+    /// What goes to the ports.
+    pub(crate) options: MmCommunicationOptions,
+    pub(crate) mmis: MmiCount,
+}
+
+impl MmExecutor for SmmCoreExecutor {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        let raise = || {
+            self.trigger
+                .raise_mmi(self.options.command_value, self.options.data_value)
+                .inspect(|()| self.mmis.count())
+        };
+        let len = request_len(comm_buffer)?;
+        let answer = self
+            .block
+            .request(self.boot, comm_buffer.as_ptr(), len, raise, || {
+                self.trigger.pause()
+            });
+        hand_over(comm_buffer, answer.map_err(Status::from)?)
+    }
+}
+
+impl From<RequestError<MmiError>> for Status {
+    fn from(error: RequestError<MmiError>) -> Self {
+        match error {
+            RequestError::Trigger(error) => error.into(),
+            RequestError::NotTaken => Self::NotProcessed,
+            RequestError::Mm(status) => returned(status),
+        }
+    }
+}
+
+/// Has the firmware raise the SMI, through `EFI_MM_COMMUNICATION2_PROTOCOL`.
+pub(crate) struct Communication2Executor {
+    pub(crate) protocol: &'static Communication2,
+    pub(crate) mmis: MmiCount,
+}
+
+impl MmExecutor for Communication2Executor {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        let len = request_len(comm_buffer)?;
+        self.mmis.count();
+        // SAFETY: a comm buffer is identity-mapped memory for MM, without references into it: the contract under which
+        // the application made it.
+        let answer = unsafe { self.protocol.communicate(comm_buffer.as_ptr(), len) };
+        match answer {
+            Ok(answer) => hand_over(comm_buffer, answer as u64),
+            Err(Communication2Error::Status(status)) => Err(returned(status)),
+        }
+    }
+}
+
+fn returned(status: EfiStatus) -> Status {
+    Status::MmReturned(usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize))
+}
+
+/// The request's bytes, header included.
+fn request_len(comm_buffer: &CommunicateBuffer) -> Result<usize, Status> {
+    let len = comm_buffer.get_message_length().map_err(unusable)?;
+    Ok(len.saturating_add(HEADER_LEN))
+}
+
+/// Answers with what stands behind the header: `claimed` bytes with the header, by the word of MM.
+fn hand_over(comm_buffer: &mut CommunicateBuffer, claimed: u64) -> Result<(), Status> {
+    let capacity = comm_buffer.len();
+    let total = usize::try_from(claimed)
+        .ok()
+        .filter(|total| *total <= capacity)
+        .ok_or(Status::AnswerBeyondBuffer { claimed, capacity })?;
+    let len = total.checked_sub(HEADER_LEN).ok_or(Status::AnswerBelowHeader {
+        claimed,
+        minimum: HEADER_LEN,
+    })?;
+    let mut message = Vec::new();
+    message
+        .try_reserve_exact(len)
+        .map_err(|_no_memory| Status::OutOfMemory { needed: len })?;
+    message.resize(len, 0);
+    if !read_memory(comm_buffer, HEADER_LEN, &mut message) {
+        return Err(Status::AnswerBeyondBuffer { claimed, capacity });
+    }
+    comm_buffer.set_message(&message).map_err(unusable)
+}
+
+/// Copies bytes out of a comm buffer's memory, whatever they are; `false` where they are not all in it.
+pub(crate) fn read_memory(comm_buffer: &CommunicateBuffer, offset: usize, out: &mut [u8]) -> bool {
+    // SAFETY: the bytes are the comm buffer's, which lives at least as long as this borrow, and whose contract is that
+    // no reference into them is used.
+    let region = unsafe { SharedRegion::new(comm_buffer.as_ptr(), comm_buffer.len()) };
+    region.is_ok_and(|region| region.read(offset, out))
+}
+
+fn unusable(error: CommunicateBufferStatus) -> Status {
+    log::error!(target: "mm_comm", "{error}");
+    Status::InvalidResponse
+}

@@ -1,0 +1,51 @@
+//! A UEFI application that runs `patina_mm` on stock OVMF and talks to its SMM handlers, which are edk2's C code.
+//!
+//! No Patina core is there: the application dispatches the components itself. SMM is traditional SMM, without a status
+//! mailbox, so two executors take the place of `patina_mm`'s own: one raises the SMI through `SwMmiTrigger`, the other
+//! has the firmware raise it. The rest, configuration, trigger and communicator, is what a platform uses.
+//!
+//! | module | content |
+//! |---|---|
+//! | `app` | the entry point, the configuration, the components |
+//! | `executor` | the two executors |
+//! | `smm_core` | the block that edk2's SMM IPL shares with its SMM core |
+//! | `communication2` | `EFI_MM_COMMUNICATION2_PROTOCOL` |
+//! | `q35` | where the chipset has its SMI registers |
+//! | `variables` | requests to the variable service's handler |
+//! | `lab` | the conformance suite's lab on this machine |
+//! | `tests`, `host_tests` | what the application tests besides the suite |
+//!
+//! A file `\EFI\BOOT\MODE.TXT` with `demo` has it hold the demo's conversation instead.
+#![cfg_attr(target_os = "uefi", no_std, no_main)]
+#![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
+
+#[cfg(target_os = "uefi")]
+extern crate alloc;
+
+#[cfg(target_os = "uefi")]
+mod app;
+#[cfg(target_os = "uefi")]
+mod communication2;
+#[cfg(target_os = "uefi")]
+mod executor;
+#[cfg(target_os = "uefi")]
+mod host_tests;
+#[cfg(target_os = "uefi")]
+mod lab;
+#[cfg(target_os = "uefi")]
+mod q35;
+#[cfg(target_os = "uefi")]
+mod smm_core;
+#[cfg(target_os = "uefi")]
+mod tests;
+#[cfg(target_os = "uefi")]
+mod variables;
+
+#[cfg(not(target_os = "uefi"))]
+fn main() {
+    eprintln!(
+        "ovmf_smm is a UEFI application. Build it with\n  \
+         cargo build --package ovmf_smm --target x86_64-unknown-uefi --release"
+    );
+    std::process::exit(2);
+}

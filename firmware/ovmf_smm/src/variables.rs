@@ -1,0 +1,137 @@
+//! Requests to the variable service's handler in MM.
+
+use alloc::vec::Vec;
+use core::fmt;
+use mm_wire::EfiStatus;
+use mm_wire::message::variable::{AccessVariable, FunctionHeader, NextName, PayloadSize, function};
+use patina::standard::efi;
+use patina::{Char16Str, Char16String, string::StringError};
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Room for a name in a request for the next one, in bytes. OVMF's longest has some 60.
+const NAME_ROOM: usize = 1024;
+/// Room for a variable's data in a request, in bytes.
+const DATA_ROOM: usize = 1024;
+
+/// A variable's vendor and name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VariableId {
+    pub(crate) vendor: efi::Guid,
+    pub(crate) name: Char16String,
+}
+
+impl VariableId {
+    /// What stands before the first variable.
+    pub(crate) fn before_the_first() -> Self {
+        Self {
+            vendor: efi::Guid::from_bytes(&[0; 16]),
+            name: Char16Str::EMPTY.into(),
+        }
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Error)]
+pub(crate) enum VariableError<E: fmt::Display> {
+    /// The message did not come back.
+    #[error("{0}")]
+    Exchange(E),
+    /// The answer is too short for its function.
+    #[error("the answer has {len} bytes where {needed} were due")]
+    Short {
+        /// Bytes of the answer.
+        len: usize,
+        /// Bytes of the fields that were to be read.
+        needed: usize,
+    },
+    /// The variable service returned an error.
+    #[error("the variable service answered {0}")]
+    Service(EfiStatus),
+    /// The name in the answer is none.
+    #[error("the answer has no name: {0:?}")]
+    Name(StringError),
+}
+
+/// The handler, behind a function that carries a message there and its answer back.
+pub(crate) struct VariableService<F>(pub(crate) F);
+
+impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
+    /// The largest payload that the handler takes, in bytes behind the function header.
+    pub(crate) fn payload_size(&self) -> Result<u64, VariableError<E>> {
+        let answer = self.call(function::GET_PAYLOAD_SIZE, PayloadSize::default().as_bytes())?;
+        let (payload, _) = split::<PayloadSize, E>(&answer)?;
+        Ok(payload.size.get())
+    }
+
+    /// Calls a function that takes and returns nothing.
+    pub(crate) fn bare_call(&self, function: u64) -> Result<(), VariableError<E>> {
+        self.call(function, &[]).map(|_| ())
+    }
+
+    /// A variable's data and attributes.
+    pub(crate) fn get(&self, variable: &VariableId) -> Result<(Vec<u8>, u32), VariableError<E>> {
+        let name = variable.name.as_units_with_nul().as_bytes();
+        let access = AccessVariable {
+            vendor: *variable.vendor.as_bytes(),
+            data_size: (DATA_ROOM as u64).into(),
+            name_size: (name.len() as u64).into(),
+            attributes: 0.into(),
+        };
+        let request = [access.as_bytes(), name, &[0; DATA_ROOM]].concat();
+        let answer = self.call(function::GET_VARIABLE, &request)?;
+        let (access, rest) = split::<AccessVariable, E>(&answer)?;
+        let data = rest.get(name.len()..).unwrap_or_default();
+        let len = usize::try_from(access.data_size.get()).unwrap_or(usize::MAX);
+        let data = data.get(..len).ok_or(VariableError::Short {
+            len: data.len(),
+            needed: len,
+        })?;
+        Ok((data.to_vec(), access.attributes.get()))
+    }
+
+    /// The variable that follows `variable`; `None` behind the last one.
+    pub(crate) fn next(&self, variable: &VariableId) -> Result<Option<VariableId>, VariableError<E>> {
+        let mut name = [0; NAME_ROOM];
+        let current = variable.name.as_units_with_nul().as_bytes();
+        name.get_mut(..current.len())
+            .ok_or(VariableError::Service(EfiStatus::BUFFER_TOO_SMALL))?
+            .copy_from_slice(current);
+        let next = NextName {
+            vendor: *variable.vendor.as_bytes(),
+            name_size: (NAME_ROOM as u64).into(),
+        };
+        let request = [next.as_bytes(), &name].concat();
+        let answer = match self.call(function::GET_NEXT_VARIABLE_NAME, &request) {
+            Err(VariableError::Service(EfiStatus::NOT_FOUND)) => return Ok(None),
+            answer => answer?,
+        };
+        let (next, rest) = split::<NextName, E>(&answer)?;
+        let name = Char16String::from_le_bytes_until_nul(rest).map_err(VariableError::Name)?;
+        Ok(Some(VariableId {
+            vendor: efi::Guid::from_bytes(&next.vendor),
+            name,
+        }))
+    }
+
+    /// Calls a function; returns what follows the function header of the answer.
+    fn call(&self, function: u64, payload: &[u8]) -> Result<Vec<u8>, VariableError<E>> {
+        let request = [FunctionHeader::new(function).as_bytes(), payload].concat();
+        let answer = (self.0)(&request).map_err(VariableError::Exchange)?;
+        let (header, rest) = split::<FunctionHeader, E>(&answer)?;
+        match EfiStatus(header.return_status.get()) {
+            EfiStatus::SUCCESS => Ok(rest.to_vec()),
+            status => Err(VariableError::Service(status)),
+        }
+    }
+}
+
+/// Takes the fields `T` off the front of an answer.
+fn split<T: FromBytes + KnownLayout + Immutable, E: fmt::Display>(
+    answer: &[u8],
+) -> Result<(T, &[u8]), VariableError<E>> {
+    T::read_from_prefix(answer).map_err(|rest| VariableError::Short {
+        len: rest.into_src().len(),
+        needed: size_of::<T>(),
+    })
+}

@@ -1,0 +1,138 @@
+//! The lines by which a run tells its verdict to whoever reads the serial port.
+//!
+//! ```text
+//! TEST <name> ok
+//! TEST <name> FAILED: <why>
+//! TEST <name> skipped: <why>
+//! SMIS <n>
+//! DONE <passed>/<total>
+//! ```
+//!
+//! `total` counts the tests that were not skipped. `SMIS` counts the MMIs that the application raised itself.
+
+use alloc::string::{String, ToString};
+use core::fmt::{self, Write};
+
+/// Why a test has no `ok`.
+#[derive(Debug)]
+pub enum NotOk {
+    /// Something was wrong.
+    Failed(String),
+    /// The machine cannot run it.
+    Skipped(String),
+}
+
+impl<E: fmt::Display> From<E> for NotOk {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// A run of tests, told as it goes.
+#[derive(Debug)]
+pub struct Report<W> {
+    out: W,
+    passed: u32,
+    total: u32,
+}
+
+impl<W: Write> Report<W> {
+    /// Starts a run whose lines go to `out`.
+    pub const fn new(out: W) -> Self {
+        Self {
+            out,
+            passed: 0,
+            total: 0,
+        }
+    }
+
+    /// Runs one test and tells its line.
+    pub fn test(&mut self, name: &str, test: impl FnOnce() -> Result<(), NotOk>) {
+        self.verdict(name, test());
+    }
+
+    /// Tells the line of a test that ran elsewhere.
+    pub fn verdict(&mut self, name: &str, verdict: Result<(), NotOk>) {
+        if !matches!(verdict, Err(NotOk::Skipped(_))) {
+            self.total = self.total.saturating_add(1);
+        }
+        match verdict {
+            Ok(()) => {
+                self.passed = self.passed.saturating_add(1);
+                self.line(format_args!("TEST {name} ok"));
+            }
+            Err(NotOk::Failed(why)) => self.line(format_args!("TEST {name} FAILED: {}", OneLine(&why))),
+            Err(NotOk::Skipped(why)) => self.line(format_args!("TEST {name} skipped: {}", OneLine(&why))),
+        }
+    }
+
+    /// Tells something that is no verdict.
+    pub fn line(&mut self, text: fmt::Arguments<'_>) {
+        // A serial port takes everything; what `out` could not write is a missing line, which the reader notices.
+        let _ = writeln!(self.out, "{text}");
+    }
+
+    /// Ends the run; `true` where at least one test ran and none failed.
+    #[must_use]
+    pub fn finish(&mut self, mmis: u64) -> bool {
+        let (passed, total) = (self.passed, self.total);
+        self.line(format_args!("SMIS {mmis}"));
+        self.line(format_args!("DONE {passed}/{total}"));
+        passed == total && total > 0
+    }
+}
+
+/// Text whose line ends would break the protocol.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, line) in self.0.lines().enumerate() {
+            if index > 0 {
+                f.write_str(" | ")?;
+            }
+            f.write_str(line)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(tests: impl FnOnce(&mut Report<&mut String>)) -> (String, bool) {
+        let mut out = String::new();
+        let mut report = Report::new(&mut out);
+        tests(&mut report);
+        let passed = report.finish(3);
+        (out, passed)
+    }
+
+    #[test]
+    fn each_verdict_is_one_line_and_a_skipped_test_does_not_count() {
+        let (out, passed) = run(|report| {
+            report.test("a", || Ok(()));
+            report.test("b", || Err(NotOk::Skipped("no mailbox".into())));
+        });
+        assert_eq!(out, "TEST a ok\nTEST b skipped: no mailbox\nSMIS 3\nDONE 1/1\n");
+        assert!(passed);
+    }
+
+    #[test]
+    fn a_failure_fails_the_run_and_stays_on_its_line() {
+        let (out, passed) = run(|report| {
+            report.test("a", || Err("one\ntwo".into()));
+            report.test("b", || Ok(()));
+        });
+        assert_eq!(out, "TEST a FAILED: one | two\nTEST b ok\nSMIS 3\nDONE 1/2\n");
+        assert!(!passed);
+    }
+
+    #[test]
+    fn a_run_without_a_test_is_no_success() {
+        let (out, passed) = run(|_| {});
+        assert_eq!(out, "SMIS 3\nDONE 0/0\n");
+        assert!(!passed);
+    }
+}

@@ -1,0 +1,282 @@
+//! What a UEFI application is started with, and its runtime: allocator, panic handler, end. An unsafe island
+//! (`docs/unsafe.md`).
+
+use crate::console::{self, Console};
+use crate::machine;
+use alloc::vec::Vec;
+use core::ffi::c_void;
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::ptr;
+use patina::BinaryGuid;
+use patina::error::EfiError;
+use patina::standard::efi;
+use patina::standard::efi::protocols::{file, loaded_image, simple_file_system};
+use patina::uefi::boot_services::allocation::AllocType;
+use patina::uefi::boot_services::global_allocator::BootServicesGlobalAllocator;
+use patina::uefi::boot_services::protocol_handler::HandleSearchType;
+use patina::uefi::boot_services::{BootServices, StandardBootServices};
+use patina::uefi::memory::EfiMemoryType;
+use patina::uefi::runtime_services::StandardRuntimeServices;
+use patina::{Char16Str, Char16String, protocol::ProtocolInterface};
+
+static BOOT: StandardBootServices = StandardBootServices::new_uninit();
+static RUNTIME: StandardRuntimeServices = StandardRuntimeServices::new_uninit();
+
+#[global_allocator]
+static ALLOCATOR: BootServicesGlobalAllocator<StandardBootServices> = BootServicesGlobalAllocator(&BOOT);
+
+#[panic_handler]
+fn on_panic(info: &PanicInfo<'_>) -> ! {
+    // A port that was taken when the panic struck stays taken, and this line is lost; the exit value is not.
+    let _ = writeln!(Console, "PANIC {info}");
+    exit(false)
+}
+
+/// Ends the machine, and tells QEMU's caller how the run went: the process status is 33 for success, 35 otherwise.
+///
+/// On a machine without QEMU's exit device the power goes off.
+pub fn exit(success: bool) -> ! {
+    machine::end_run(if success {
+        machine::SUCCESS
+    } else {
+        machine::FAILURE
+    });
+    if RUNTIME.is_init() {
+        let table = RUNTIME.as_mut_ptr();
+        // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the end of the boot.
+        let reset = unsafe { (*table).reset_system };
+        // SAFETY: a reset without data, which UEFI 2.11, 8.5.1 allows at any time.
+        unsafe { reset(efi::RESET_SHUTDOWN, efi::Status::SUCCESS, 0, ptr::null_mut()) };
+    }
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// A loaded image, as its LoadedImage protocol describes it.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadedImage {
+    /// The image's handle.
+    pub handle: efi::Handle,
+    /// The handle of the device that it was loaded from; null where it was not loaded from a device.
+    pub device: efi::Handle,
+    /// Its first address.
+    pub base: usize,
+    /// Its bytes in memory.
+    pub len: usize,
+}
+
+impl LoadedImage {
+    /// Whether an address lies in the image.
+    #[must_use]
+    pub fn contains(&self, address: usize) -> bool {
+        address
+            .checked_sub(self.base)
+            .is_some_and(|offset| offset < self.len)
+    }
+}
+
+/// The tables that the firmware handed to the application.
+///
+/// Invariant: `system_table` is the firmware's system table, and boot services have not been left.
+#[derive(Clone, Copy, Debug)]
+pub struct Firmware {
+    image: efi::Handle,
+    system_table: *mut efi::SystemTable,
+}
+
+impl Firmware {
+    /// Takes over what the entry point was called with; the allocator works from here on.
+    ///
+    /// # Safety
+    ///
+    /// `image` and `system_table` are the arguments of the running application's entry point, and nobody calls
+    /// `ExitBootServices` as long as the application runs.
+    #[must_use]
+    pub unsafe fn new(image: efi::Handle, system_table: *mut efi::SystemTable) -> Self {
+        // SAFETY: the firmware hands a valid system table to an entry point.
+        let boot = unsafe { (*system_table).boot_services };
+        // SAFETY: as above.
+        let runtime = unsafe { (*system_table).runtime_services };
+        BOOT.init(boot);
+        RUNTIME.init(runtime);
+        console::log_to_serial(log::LevelFilter::Info);
+        Self { image, system_table }
+    }
+
+    /// The boot services.
+    #[must_use]
+    pub fn boot(&self) -> &'static StandardBootServices {
+        &BOOT
+    }
+
+    /// The runtime services.
+    #[must_use]
+    pub fn runtime(&self) -> &'static StandardRuntimeServices {
+        &RUNTIME
+    }
+
+    /// The handle of the running application.
+    #[must_use]
+    pub fn image(&self) -> efi::Handle {
+        self.image
+    }
+
+    /// The address of a configuration table (UEFI 2.11, 4.6), for instance of the HOB list.
+    #[must_use]
+    pub fn configuration_table(&self, guid: &BinaryGuid) -> Option<*mut c_void> {
+        // SAFETY: valid by the type's invariant. A copy, since the firmware changes the table as it likes.
+        let table = unsafe { self.system_table.read() };
+        (0..table.number_of_table_entries)
+            .map(|index| table.configuration_table.wrapping_add(index))
+            // SAFETY: the firmware keeps as many entries there as it says.
+            .map(|entry| unsafe { entry.read() })
+            .find(|entry| *guid == entry.vendor_guid)
+            .map(|entry| entry.vendor_table)
+    }
+
+    /// Takes pages of runtime services data, the memory type that MM accepts comm buffers in.
+    ///
+    /// # Errors
+    ///
+    /// What `AllocatePages` says.
+    pub fn allocate_runtime_pages(&self, pages: usize) -> Result<*mut u8, EfiError> {
+        let address = BOOT.allocate_pages(AllocType::AnyPage, EfiMemoryType::RuntimeServicesData, pages)?;
+        Ok(ptr::with_exposed_provenance_mut(address))
+    }
+
+    /// Every loaded image.
+    ///
+    /// # Errors
+    ///
+    /// What boot services say.
+    pub fn loaded_images(&self) -> Result<Vec<LoadedImage>, EfiError> {
+        let search = HandleSearchType::ByProtocol(&loaded_image::PROTOCOL_GUID);
+        let handles = BOOT.locate_handle_buffer(search)?;
+        handles.iter().map(|handle| loaded_image(*handle)).collect()
+    }
+
+    /// The bytes of a file on the volume that the application was loaded from.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says: [`EfiError::NotFound`] where there is no such file.
+    pub fn read_file(&self, path: &Char16Str) -> Result<Vec<u8>, EfiError> {
+        let device = loaded_image(self.image)?.device;
+        let volume = interface::<simple_file_system::Protocol>(device)?;
+        // SAFETY: the interface is installed, and nobody removes the volume that this application runs from.
+        let open_volume = unsafe { (*volume).open_volume };
+        let mut root = ptr::null_mut();
+        // SAFETY: `volume` is the interface that the function belongs to, `root` takes one pointer.
+        EfiError::status_to_result(unsafe { open_volume(volume, &raw mut root) })?;
+        File(root).open(path)?.read()
+    }
+}
+
+/// The name and vendor of the variable that follows a given one; `None` behind the last. The empty name starts.
+///
+/// The SDK's `get_next_variable_name` tells the firmware the name's room in characters where it counts bytes (UEFI 2.11,
+/// 8.2.2), which edk2 answers with `EFI_INVALID_PARAMETER`.
+///
+/// # Errors
+///
+/// What the variable service says, and [`EfiError::ProtocolError`] where its answer is not a name.
+pub fn next_variable(
+    name: &Char16Str,
+    vendor: &efi::Guid,
+) -> Result<Option<(Char16String, efi::Guid)>, EfiError> {
+    let table = RUNTIME.as_mut_ptr();
+    // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the end of the boot.
+    let get_next = unsafe { (*table).get_next_variable_name };
+    let mut units = name.as_units_with_nul().to_vec();
+    let mut vendor = *vendor;
+    loop {
+        let mut size = units.len().saturating_mul(size_of::<u16>());
+        // SAFETY: `units` has `size` bytes and ends with a NUL, as `name` does or `resize` below has made it.
+        let status = unsafe { get_next(&raw mut size, units.as_mut_ptr(), &raw mut vendor) };
+        let needed = size.div_ceil(size_of::<u16>());
+        match status {
+            efi::Status::BUFFER_TOO_SMALL if needed > units.len() => units.resize(needed, 0),
+            efi::Status::NOT_FOUND => return Ok(None),
+            status => {
+                EfiError::status_to_result(status)?;
+                let name =
+                    Char16Str::from_units_until_nul(&units).map_err(|_no_name| EfiError::ProtocolError)?;
+                return Ok(Some((name.into(), vendor)));
+            }
+        }
+    }
+}
+
+fn loaded_image(handle: efi::Handle) -> Result<LoadedImage, EfiError> {
+    let protocol = interface::<loaded_image::Protocol>(handle)?;
+    // SAFETY: the interface was found on the handle just now, and nothing unloads an image in between. A copy, since the
+    // firmware owns the original.
+    let image = unsafe { protocol.read() };
+    Ok(LoadedImage {
+        handle,
+        device: image.device_handle,
+        base: image.image_base.addr(),
+        len: usize::try_from(image.image_size).unwrap_or(usize::MAX),
+    })
+}
+
+/// The interface of protocol `P` on a handle, never null.
+fn interface<P: ProtocolInterface>(handle: efi::Handle) -> Result<*mut P, EfiError> {
+    // SAFETY: the answer has the type that belongs to the GUID, by the contract of `ProtocolInterface`.
+    let interface = unsafe { BOOT.handle_protocol_unchecked(handle, &P::PROTOCOL_GUID) }?;
+    if interface.is_null() {
+        return Err(EfiError::NotFound);
+    }
+    Ok(interface.cast())
+}
+
+/// An open file. Invariant: the pointer is from a file system's open call and was not closed.
+struct File(*mut file::Protocol);
+
+impl File {
+    fn open(&self, path: &Char16Str) -> Result<Self, EfiError> {
+        // SAFETY: open by the type's invariant.
+        let open = unsafe { (*self.0).open };
+        let mut file = ptr::null_mut();
+        // SAFETY: `self.0` is the interface that the function belongs to, `file` takes one pointer, and the path ends
+        // with its NUL; the file system does not write to it.
+        let status = unsafe {
+            open(
+                self.0,
+                &raw mut file,
+                path.as_ptr().cast_mut(),
+                file::MODE_READ,
+                0,
+            )
+        };
+        EfiError::status_to_result(status).map(|()| Self(file))
+    }
+
+    fn read(&self) -> Result<Vec<u8>, EfiError> {
+        // SAFETY: open by the type's invariant.
+        let read = unsafe { (*self.0).read };
+        let mut content = Vec::new();
+        loop {
+            let mut chunk = [0_u8; 512];
+            let mut len = chunk.len();
+            // SAFETY: `self.0` is the interface that the function belongs to, and `chunk` has `len` bytes.
+            let status = unsafe { read(self.0, &raw mut len, chunk.as_mut_ptr().cast()) };
+            EfiError::status_to_result(status)?;
+            match chunk.get(..len) {
+                Some([]) | None => return Ok(content),
+                Some(bytes) => content.extend_from_slice(bytes),
+            }
+        }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // SAFETY: open by the type's invariant.
+        let close = unsafe { (*self.0).close };
+        // SAFETY: as above, and nothing uses the pointer afterwards. The status is always success (UEFI 2.11, 13.5.3).
+        let _ = unsafe { close(self.0) };
+    }
+}
