@@ -1,6 +1,6 @@
 //! The machine's I/O as the trigger sees it.
 //!
-//! A trait, so that a simulated machine can stand where the processor's instructions stand. [`NativePorts`] is the real
+//! A trait, so that a simulated machine can stand where the processor's instructions stand. `NativePorts` is the real
 //! thing, and an unsafe island (`docs/unsafe.md`).
 
 /// Port and memory-mapped I/O of one processor.

@@ -1,0 +1,42 @@
+//! Functions whose machine code `cargo xtask asm` looks at.
+//!
+//! An MMI's handler changes memory behind the compiler's back. That every access is where the source has it can only be
+//! seen in what the compiler made of it, so these are small enough to be read there. They are never run.
+#![no_std]
+
+#[cfg(all(target_arch = "x86_64", target_os = "uefi"))]
+pub mod probes {
+    //! The functions.
+
+    use mm_comm::mailbox::Mailbox;
+    use mm_comm::ports::NativePorts;
+    use mm_comm::{PortTrigger, SharedRegion, SmiCheck};
+
+    const TRIGGER: PortTrigger = PortTrigger {
+        command_port: 0xb2,
+        data_port: 0xb3,
+        smi_enable: None,
+        check: SmiCheck::Require,
+    };
+
+    /// Reads the mailbox, raises an MMI, reads the mailbox again: true where MM took the request.
+    #[unsafe(no_mangle)]
+    pub fn probe_raise_then_load(ports: &NativePorts, mailbox: &Mailbox) -> bool {
+        let before = mailbox.is_pending();
+        let raised = TRIGGER.raise(ports, 0xff, 0x5a);
+        raised.is_ok() && before && !mailbox.is_pending()
+    }
+
+    /// Writes a byte of a message, then raises an MMI, then overwrites the byte.
+    #[unsafe(no_mangle)]
+    pub fn probe_store_then_raise(ports: &NativePorts, region: &SharedRegion) -> bool {
+        region.write(0, &[0x41]) && TRIGGER.raise(ports, 0xff, 0x5a).is_ok() && region.write(0, &[0])
+    }
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {
+            core::hint::spin_loop();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Demonstrations for people.
+
+use crate::{machine, qemu};
+use anyhow::{Context as _, Result};
+use clap::Args;
+use std::process::ExitCode;
+use std::time::Duration;
+use xshell::{Shell, cmd};
+
+/// The simulated machine, which is a program of this host.
+const SIM: &str = "sim";
+
+/// Shows an exchange with Management Mode, step by step.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask demo                       on the simulated machine
+  cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs")]
+pub(crate) struct Demo {
+    /// Where to run it.
+    #[arg(long, value_name = "NAME", default_value = SIM, value_parser = [SIM, "ovmf-smm"])]
+    machine: String,
+    /// How long a machine may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    deadline: u64,
+}
+
+pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
+    if options.machine == SIM {
+        cmd!(shell, "cargo run --quiet --package patina_harness --example demo")
+            .quiet()
+            .run()?;
+    } else {
+        let machine = machine::find(&options.machine).context("the machine is not in the table")?;
+        qemu::demo(shell, machine, Duration::from_secs(options.deadline))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,238 @@
+//! One run of a machine: files, command line, deadline, exit code.
+
+use crate::machine::{Machine, Mode, SmiCount};
+use crate::process;
+use crate::report::{Counts, Failed};
+use crate::verdict::{Transcript, VerdictError};
+use anyhow::{Context as _, Result};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+use xshell::Shell;
+
+/// How many of the last serial lines are shown after a failure.
+const LAST_LINES: usize = 30;
+
+/// Builds and boots a machine, and judges what it said.
+pub(crate) fn test(shell: &Shell, machine: &Machine, deadline: Duration) -> Result<Counts> {
+    let mut transcript = Transcript::default();
+    let is_protocol = |line: &str| {
+        ["TEST ", "SMIS ", "DONE "]
+            .iter()
+            .any(|word| line.starts_with(word))
+    };
+    let run = Run::start(shell, machine, Mode::Test, deadline, |line| {
+        transcript.take(line);
+        is_protocol(line)
+    })?;
+    let taken = machine
+        .smis
+        .as_ref()
+        .map(|count| count_smis(&run.dir.path().join(count.log), count));
+    if let Some(Ok(taken)) = taken {
+        println!("  SMIs taken since the firmware started this code: {taken}");
+    }
+    let verdict = run
+        .in_time()
+        .and_then(|()| {
+            taken
+                .transpose()
+                .map_err(|error| VerdictError::NotCounted(format!("{error:#}")))
+        })
+        .and_then(|taken| transcript.judge(taken))
+        .and_then(|()| run.exit_code());
+    run.conclude(verdict, transcript.counts())
+}
+
+/// Builds and boots a machine, and shows what it says.
+pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration) -> Result<()> {
+    let run = Run::start(shell, machine, Mode::Demo, deadline, |_| true)?;
+    let verdict = run.in_time().and_then(|()| run.exit_code());
+    run.conclude(verdict, Counts::ONE).map(drop)
+}
+
+/// A run that has ended.
+struct Run {
+    dir: tempfile::TempDir,
+    command_line: String,
+    last_lines: VecDeque<String>,
+    status: Option<ExitStatus>,
+    expected: i32,
+    deadline: Duration,
+}
+
+impl Run {
+    /// Boots the machine and waits for its end. Serial lines are shown where `take` says so.
+    fn start(
+        shell: &Shell,
+        machine: &Machine,
+        mode: Mode,
+        deadline: Duration,
+        mut take: impl FnMut(&str) -> bool,
+    ) -> Result<Self> {
+        for tool in machine.tools {
+            tool.require(shell)?;
+        }
+        let image = (machine.build)(shell)?;
+        let dir = tempfile::Builder::new().prefix("patina-mm-").tempdir()?;
+        let command = (machine.command)(shell, &image, dir.path(), mode)?;
+        let command_line = quoted(&command);
+        println!("  {command_line}");
+
+        let mut last_lines = VecDeque::new();
+        let status = process::run(machine.name, command, Some(deadline), |line| {
+            // The firmware's console moves the cursor and sets colours.
+            let text = anstream::adapter::strip_str(line).to_string();
+            let shown = take(&text).then(|| text.clone());
+            if last_lines.len() == LAST_LINES {
+                last_lines.pop_front();
+            }
+            last_lines.push_back(text);
+            shown
+        })?;
+        Ok(Self {
+            dir,
+            command_line,
+            last_lines,
+            status,
+            expected: machine.exit_code,
+            deadline,
+        })
+    }
+
+    /// Whether QEMU ended by itself.
+    fn in_time(&self) -> Result<(), VerdictError> {
+        let seconds = self.deadline.as_secs();
+        self.status.map(drop).ok_or(VerdictError::Deadline { seconds })
+    }
+
+    /// Whether QEMU ended as it does after a success.
+    fn exit_code(&self) -> Result<(), VerdictError> {
+        match self.status {
+            Some(status) if status.code() == Some(self.expected) => Ok(()),
+            _ => Err(VerdictError::WrongExit {
+                expected: self.expected,
+                found: self.describe_end(),
+            }),
+        }
+    }
+
+    fn describe_end(&self) -> String {
+        self.status
+            .map_or_else(|| "a kill".to_owned(), |status| status.to_string())
+    }
+
+    /// Shows what helps to find the fault, where there is one, and keeps the files of the run.
+    fn conclude(self, verdict: Result<(), VerdictError>, counts: Counts) -> Result<Counts> {
+        let Err(error) = verdict else {
+            return Ok(counts);
+        };
+        println!(
+            "  QEMU ended with {}; the last serial lines:",
+            self.describe_end()
+        );
+        for line in &self.last_lines {
+            println!("  | {line}");
+        }
+        println!("  the command line:\n  {}", self.command_line);
+        println!(
+            "  the files of this run are kept in {}",
+            self.dir.keep().display()
+        );
+        Err(Failed {
+            counts,
+            reason: error.to_string(),
+        }
+        .into())
+    }
+}
+
+/// How many SMIs QEMU's log shows as taken since the firmware started our code. The log has serial output too, byte by
+/// byte, so that the order is certain: the firmware takes hundreds of SMIs of its own before.
+fn count_smis(log: &Path, count: &SmiCount) -> Result<u64> {
+    let file = File::open(log).with_context(|| format!("QEMU wrote no {}", log.display()))?;
+    let mut taken = None;
+    let mut serial_line = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        if let Some((_, byte)) = line.split_once("serial_write write addr 0x00 val 0x") {
+            match u8::from_str_radix(byte.trim(), 16).with_context(|| format!("QEMU's log has {line:?}"))? {
+                b'\n' => serial_line.clear(),
+                byte => serial_line.push(byte),
+            }
+            if taken.is_none() && serial_line.ends_with(count.since.as_bytes()) {
+                taken = Some(0);
+            }
+        } else if line.starts_with("SMM: enter") {
+            taken = taken.map(|taken: u64| taken.saturating_add(1));
+        }
+    }
+    taken.with_context(|| {
+        format!(
+            "the firmware started no code: its serial line never said {:?}",
+            count.since.trim()
+        )
+    })
+}
+
+/// The command line as a shell takes it.
+fn quoted(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quote = |word: &std::ffi::OsStr| {
+        let word = word.to_string_lossy();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:%@".contains(c);
+        if word.chars().all(is_plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    words.map(quote).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smis_are_counted_from_the_start_of_our_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let count = SmiCount {
+            log: "log",
+            since: "go ",
+        };
+        let serial = |text: &str| -> String {
+            text.bytes()
+                .map(|byte| format!("serial_write write addr 0x00 val 0x{byte:02x}\n"))
+                .collect()
+        };
+        let smi = "SMM: enter\nRAX=1\nSMM: after RSM\nRIP=2\nnot SMM: enter\n";
+        let started = [
+            smi,
+            &serial("g\no now go "),
+            smi,
+            &serial("us\r\n"),
+            smi,
+            &serial("go "),
+            smi,
+        ]
+        .concat();
+        std::fs::write(&log, started).unwrap();
+        assert_eq!(count_smis(&log, &count).unwrap(), 3);
+        std::fs::write(&log, smi).unwrap();
+        assert!(count_smis(&log, &count).is_err());
+        assert!(count_smis(&dir.path().join("none"), &count).is_err());
+    }
+
+    #[test]
+    fn a_command_line_can_be_pasted_into_a_shell() {
+        let mut command = Command::new("qemu");
+        command.args(["-drive", "file=a b,,c", "it's"]);
+        assert_eq!(quoted(&command), r"qemu -drive 'file=a b,,c' 'it'\''s'");
+    }
+}

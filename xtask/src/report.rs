@@ -1,0 +1,285 @@
+//! Stages, counts, the closing table.
+
+use crate::is_ci;
+use anyhow::Result;
+use std::fmt;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Tests that ran, or did not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+impl Counts {
+    /// A stage that is one check, and passed.
+    pub(crate) const ONE: Self = Self {
+        passed: 1,
+        failed: 0,
+        skipped: 0,
+    };
+
+    /// Adds what another stage came to.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed = self.passed.saturating_add(other.passed);
+        self.failed = self.failed.saturating_add(other.failed);
+        self.skipped = self.skipped.saturating_add(other.skipped);
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 {
+            write!(f, ", {} skipped", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+/// Something that a stage needs is not installed.
+#[derive(Debug, Error)]
+#[error("{what} is missing; {remedy}")]
+pub(crate) struct Missing {
+    /// What is not there.
+    pub(crate) what: String,
+    /// What to do about it.
+    pub(crate) remedy: String,
+}
+
+/// A stage whose tests ran, some without success.
+#[derive(Debug, Error)]
+#[error("{reason}")]
+pub(crate) struct Failed {
+    /// How many of its tests did what. None need have been counted as failed: the stage is.
+    pub(crate) counts: Counts,
+    /// One line for the table.
+    pub(crate) reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+#[derive(Debug)]
+struct Row {
+    stage: String,
+    outcome: Outcome,
+    counts: Counts,
+    time: Duration,
+    reason: String,
+}
+
+/// What the stages came to so far.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// Runs one stage. What it returns or fails with becomes a row; the next stage runs in any case.
+    pub(crate) fn stage(&mut self, name: &str, run: impl FnOnce() -> Result<Counts>) {
+        println!("==> {name}");
+        let start = Instant::now();
+        let result = run();
+        self.add(name, start.elapsed(), result, is_ci());
+    }
+
+    fn add(&mut self, name: &str, time: Duration, result: Result<Counts>, missing_is_failure: bool) {
+        let (outcome, counts, reason) = match result {
+            Ok(counts) => (Outcome::Passed, counts, String::new()),
+            Err(error) if error.is::<Missing>() && !missing_is_failure => (
+                Outcome::Skipped,
+                Counts {
+                    skipped: 1,
+                    ..Counts::default()
+                },
+                format!("{error:#}"),
+            ),
+            Err(error) => {
+                println!("error: {error:#}");
+                let mut counts = error
+                    .downcast_ref::<Failed>()
+                    .map(|failed| failed.counts)
+                    .unwrap_or_default();
+                counts.failed = counts.failed.max(1);
+                (Outcome::Failed, counts, format!("{error:#}"))
+            }
+        };
+        let reason = reason.lines().next().unwrap_or_default().to_owned();
+        self.rows.push(Row {
+            stage: name.to_owned(),
+            outcome,
+            counts,
+            time,
+            reason,
+        });
+    }
+
+    /// Prints the table and the closing line.
+    pub(crate) fn conclude(&self) -> ExitCode {
+        print!("\n{self}");
+        if self.is_success() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+
+    /// The sum over all stages.
+    fn total(&self) -> Counts {
+        let mut total = Counts::default();
+        for row in &self.rows {
+            total.add(row.counts);
+        }
+        total
+    }
+
+    /// Whether no stage failed.
+    fn is_success(&self) -> bool {
+        self.rows.iter().all(|row| row.outcome != Outcome::Failed)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heads = ["stage", "result", "time", "reason"].map(str::to_owned);
+        let rows: Vec<[String; 4]> = std::iter::once(heads)
+            .chain(self.rows.iter().map(cells))
+            .collect();
+        let width = |column: fn(&[String; 4]) -> &String| {
+            rows.iter()
+                .map(|row| column(row).chars().count())
+                .max()
+                .unwrap_or_default()
+        };
+        let [stage, result, time] = [width(|[c, ..]| c), width(|[_, c, ..]| c), width(|[_, _, c, _]| c)];
+        for [a, b, c, d] in &rows {
+            writeln!(
+                f,
+                "{}",
+                format!("{a:stage$} | {b:result$} | {c:>time$} | {d}").trim_end()
+            )?;
+        }
+        writeln!(f, "\n{}", self.total())
+    }
+}
+
+fn cells(row: &Row) -> [String; 4] {
+    let Counts {
+        passed,
+        failed,
+        skipped,
+    } = row.counts;
+    let ran = passed.saturating_add(failed);
+    let result = match row.outcome {
+        Outcome::Passed => format!("passed {passed}/{ran}"),
+        Outcome::Failed => format!("FAILED {failed}/{ran}"),
+        Outcome::Skipped => "skipped".to_owned(),
+    };
+    let reason = match row.outcome {
+        Outcome::Passed if skipped > 0 => format!("{skipped} skipped"),
+        _ => row.reason.clone(),
+    };
+    [
+        row.stage.clone(),
+        result,
+        format!("{:.1} s", row.time.as_secs_f64()),
+        reason,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing() -> Result<Counts> {
+        Err(Missing {
+            what: "QEMU".into(),
+            remedy: "run `cargo xtask setup`".into(),
+        }
+        .into())
+    }
+
+    fn report(missing_is_failure: bool) -> Report {
+        let mut report = Report::default();
+        let second = Duration::from_secs(1);
+        report.add(
+            "tests",
+            second,
+            Ok(Counts {
+                passed: 12,
+                failed: 0,
+                skipped: 2,
+            }),
+            missing_is_failure,
+        );
+        report.add("machine", second * 100, missing(), missing_is_failure);
+        report
+    }
+
+    #[test]
+    fn a_missing_program_skips_a_stage_and_is_a_failure_under_ci() {
+        let skipped = report(false);
+        assert!(skipped.is_success());
+        assert_eq!(
+            skipped.to_string(),
+            "stage   | result       |    time | reason\n\
+             tests   | passed 12/12 |   1.0 s | 2 skipped\n\
+             machine | skipped      | 100.0 s | QEMU is missing; run `cargo xtask setup`\n\
+             \n12 passed, 0 failed, 3 skipped\n"
+        );
+        let failed = report(true);
+        assert!(!failed.is_success());
+        assert!(failed.to_string().ends_with("\n12 passed, 1 failed, 2 skipped\n"));
+    }
+
+    #[test]
+    fn a_failed_stage_counts_at_least_one_failure() {
+        let mut report = Report::default();
+        report.add(
+            "a",
+            Duration::ZERO,
+            Err(anyhow::anyhow!("broken\nat length")),
+            false,
+        );
+        let counts = Counts {
+            passed: 5,
+            failed: 2,
+            skipped: 0,
+        };
+        report.add(
+            "b",
+            Duration::ZERO,
+            Err(Failed {
+                counts,
+                reason: "two of them".into(),
+            }
+            .into()),
+            false,
+        );
+        assert!(!report.is_success());
+        assert_eq!(
+            report.total(),
+            Counts {
+                passed: 5,
+                failed: 3,
+                skipped: 0
+            }
+        );
+        let text = report.to_string();
+        assert!(text.contains("a     | FAILED 1/1 | 0.0 s | broken\n"), "{text}");
+        assert!(
+            text.contains("b     | FAILED 2/7 | 0.0 s | two of them\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("\n5 passed, 3 failed\n"), "{text}");
+    }
+}

@@ -1,0 +1,172 @@
+//! All tests of this repository, stage by stage.
+
+use crate::machine::MACHINES;
+use crate::process::{self, require_success};
+use crate::qemu;
+use crate::report::{Counts, Failed, Report};
+use crate::setup;
+use crate::{asm, downstream};
+use anyhow::{Result, bail};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use xshell::{Shell, cmd};
+
+/// The name of the stages that need no machine but this one.
+const HOST: &str = "host";
+
+/// Runs all tests: on this host, then on each machine whose programs are installed.
+///
+/// A stage that is a single check (formatting, lints, documentation) counts as one test. What is not installed is skipped
+/// and named; with CI=true it is a failure.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask test                       everything
+  cargo xtask test --machine host        formatting, lints, tests and documentation, without QEMU
+  cargo xtask test --machine ovmf-smm    only what runs on this machine")]
+pub(crate) struct Test {
+    /// Only this machine; can be given more than once.
+    #[arg(long, value_name = "NAME", value_parser = machine_names())]
+    machine: Vec<String>,
+    /// How long a machine may take from power-on to its verdict, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    deadline: u64,
+}
+
+fn machine_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(std::iter::once(HOST).chain(MACHINES.iter().map(|machine| machine.name)))
+}
+
+pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
+    let wanted =
+        |name: &str| options.machine.is_empty() || options.machine.iter().any(|wanted| wanted == name);
+    let deadline = Duration::from_secs(options.deadline);
+    let mut report = Report::default();
+    if wanted(HOST) {
+        report.stage("format", || check(cmd!(shell, "cargo fmt --all --check").into()));
+        let lints = cmd!(shell, "cargo clippy --workspace --all-targets -- -D warnings");
+        report.stage("lints", || check(lints.into()));
+        let tests = cmd!(shell, "cargo test --workspace --no-fail-fast");
+        report.stage("tests", || cargo_test(tests.into()));
+        let docs = cmd!(shell, "cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings");
+        report.stage("docs", || check(docs.into()));
+    }
+    if options.machine.is_empty() {
+        report.stage("deny", || {
+            setup::require_deny(shell)?;
+            // Not `advisories`: its database is a download that would make the result depend on the day.
+            check(cmd!(shell, "cargo deny check bans licenses sources").into())
+        });
+    }
+    for machine in MACHINES.iter().filter(|machine| wanted(machine.name)) {
+        report.stage(machine.name, || qemu::test(shell, machine, deadline));
+    }
+    if options.machine.is_empty() {
+        report.stage("asm", || asm::stage(shell, false));
+        report.stage("downstream", || downstream::stage(shell));
+    }
+    Ok(report.conclude())
+}
+
+/// A command that succeeds or fails as a whole; its output matters only where it fails.
+fn check(command: Command) -> Result<Counts> {
+    let label = label(&command);
+    process::run_quietly(&label, command)?;
+    Ok(Counts::ONE)
+}
+
+/// What cargo says about its progress, which is no part of a test's output.
+const CARGO_PROGRESS: [&str; 10] = [
+    "Adding ",
+    "Blocking ",
+    "Checking ",
+    "Compiling ",
+    "Downloaded ",
+    "Downloading ",
+    "Finished ",
+    "Fresh ",
+    "Locking ",
+    "Updating ",
+];
+
+/// A run of `cargo test`: its output is shown, and its tests are counted.
+pub(crate) fn cargo_test(command: Command) -> Result<Counts> {
+    let label = label(&command);
+    let mut counts = Counts::default();
+    let mut summaries: u64 = 0;
+    let status = process::run(&label, command, None, |line| {
+        if let Some(binary) = parse_summary(line) {
+            summaries = summaries.saturating_add(1);
+            counts.add(binary);
+        }
+        let is_progress = line.starts_with(' ')
+            && CARGO_PROGRESS
+                .iter()
+                .any(|word| line.trim_start().starts_with(word));
+        (!is_progress).then(|| line.to_owned())
+    })?;
+    if let Err(error) = require_success(&label, status) {
+        return Err(Failed {
+            counts,
+            reason: error.to_string(),
+        }
+        .into());
+    }
+    if summaries == 0 {
+        bail!("{label} succeeded without a `test result` line");
+    }
+    Ok(counts)
+}
+
+/// The counts in a closing line such as `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
+fn parse_summary(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut counts = Counts::default();
+    for part in numbers.split("; ") {
+        let (number, what) = part.split_once(' ')?;
+        match what {
+            "passed" => counts.passed = number.parse().ok()?,
+            "failed" => counts.failed = number.parse().ok()?,
+            "ignored" => counts.skipped = number.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+/// Program and subcommand.
+fn label(command: &Command) -> String {
+    let first = command.get_args().next().unwrap_or_default();
+    format!("{} {}", command.get_program().display(), first.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_cargo_test_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s";
+        assert_eq!(
+            parse_summary(line),
+            Some(Counts {
+                passed: 12,
+                failed: 3,
+                skipped: 1
+            })
+        );
+        let line =
+            "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(parse_summary(line), Some(Counts::default()));
+        assert_eq!(parse_summary("test a ... ok"), None);
+    }
+
+    #[test]
+    fn every_machine_can_be_asked_for() {
+        for machine in MACHINES {
+            assert!(crate::machine::find(machine.name).is_some());
+            assert_ne!(machine.name, HOST);
+        }
+    }
+}

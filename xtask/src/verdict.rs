@@ -1,0 +1,274 @@
+//! What a guest says on its serial line, and whether to believe it.
+//!
+//! A test run is one line per test, then the number of SMIs that the guest raised itself, then the count of tests:
+//!
+//! ```text
+//! TEST <name> ok
+//! TEST <name> FAILED: <why>
+//! TEST <name> skipped: <why>
+//! SMIS <n>
+//! DONE <passed>/<total>
+//! ```
+//!
+//! The guest then ends QEMU with an exact code. Whatever is missing, or contradicts the rest, is a failure: a guest that
+//! died half-way must not look like one that had less to do.
+
+use crate::report::Counts;
+use std::collections::BTreeSet;
+use thiserror::Error;
+
+/// What one serial line means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Said<'a> {
+    Passed(&'a str),
+    Failed(&'a str),
+    Skipped(&'a str),
+    Smis(u64),
+    Done { passed: u64, total: u64 },
+}
+
+/// Why a run is not believed, or did not succeed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub(crate) enum VerdictError {
+    #[error("this line is not of the protocol: {0:?}")]
+    Malformed(String),
+    #[error("test {0} reported twice")]
+    Twice(String),
+    #[error("there is a line after DONE: {0:?}")]
+    AfterDone(String),
+    #[error("the guest did not finish: no DONE line")]
+    NotDone,
+    #[error("DONE says {passed}/{total}, the lines before it {seen_passed} passed of {seen_total}")]
+    Miscounted {
+        passed: u64,
+        total: u64,
+        seen_passed: u64,
+        seen_total: u64,
+    },
+    #[error("no test ran")]
+    NoTests,
+    #[error("the SMIS line is missing")]
+    NoSmis,
+    #[error("the guest raised {raised} SMIs, the machine took {taken}")]
+    SmisNotTaken { raised: u64, taken: u64 },
+    #[error("{0}")]
+    NotCounted(String),
+    #[error("QEMU ended with {found}, not with exit code {expected}")]
+    WrongExit { expected: i32, found: String },
+    #[error("the guest did not finish within {seconds} s")]
+    Deadline { seconds: u64 },
+    #[error("failed: {}", .0.join(", "))]
+    TestsFailed(Vec<String>),
+}
+
+/// The serial lines of a test run, put together.
+#[derive(Debug, Default)]
+pub(crate) struct Transcript {
+    names: BTreeSet<String>,
+    failed: Vec<String>,
+    counts: Counts,
+    smis: Option<u64>,
+    done: Option<(u64, u64)>,
+    damage: Option<VerdictError>,
+}
+
+impl Transcript {
+    /// Takes one serial line. Lines that do not start with a word of the protocol are the firmware's and mean nothing.
+    pub(crate) fn take(&mut self, line: &str) {
+        let damage = match parse(line) {
+            None => return,
+            Some(_) if self.done.is_some() => VerdictError::AfterDone(line.to_owned()),
+            Some(Err(())) => VerdictError::Malformed(line.to_owned()),
+            Some(Ok(said)) => match self.record(&said) {
+                Ok(()) => return,
+                Err(error) => error,
+            },
+        };
+        self.damage.get_or_insert(damage);
+    }
+
+    fn record(&mut self, said: &Said<'_>) -> Result<(), VerdictError> {
+        let (name, counter) = match *said {
+            Said::Passed(name) => (name, &mut self.counts.passed),
+            Said::Failed(name) => {
+                self.failed.push(name.to_owned());
+                (name, &mut self.counts.failed)
+            }
+            Said::Skipped(name) => (name, &mut self.counts.skipped),
+            Said::Smis(n) => {
+                self.smis = Some(n);
+                return Ok(());
+            }
+            Said::Done { passed, total } => {
+                self.done = Some((passed, total));
+                return Ok(());
+            }
+        };
+        *counter = counter.saturating_add(1);
+        if self.names.insert(name.to_owned()) {
+            Ok(())
+        } else {
+            Err(VerdictError::Twice(name.to_owned()))
+        }
+    }
+
+    /// What was counted, whether it is to be believed or not.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Judges the run by its lines and by the SMIs that the machine took for it; `None` where the machine has none.
+    ///
+    /// `total` in the DONE line counts the tests that ran: skipped ones are not among them.
+    pub(crate) fn judge(&self, taken: Option<u64>) -> Result<(), VerdictError> {
+        if let Some(damage) = &self.damage {
+            return Err(damage.clone());
+        }
+        let (passed, total) = self.done.ok_or(VerdictError::NotDone)?;
+        let seen_passed = self.counts.passed;
+        let seen_total = seen_passed.saturating_add(self.counts.failed);
+        if (passed, total) != (seen_passed, seen_total) {
+            return Err(VerdictError::Miscounted {
+                passed,
+                total,
+                seen_passed,
+                seen_total,
+            });
+        }
+        if total == 0 {
+            return Err(VerdictError::NoTests);
+        }
+        if let Some(taken) = taken {
+            let raised = self.smis.ok_or(VerdictError::NoSmis)?;
+            if taken < raised {
+                return Err(VerdictError::SmisNotTaken { raised, taken });
+            }
+        }
+        if self.failed.is_empty() {
+            Ok(())
+        } else {
+            Err(VerdictError::TestsFailed(self.failed.clone()))
+        }
+    }
+}
+
+/// `None` where the line is not ours, an error where it should be and is damaged.
+fn parse(line: &str) -> Option<Result<Said<'_>, ()>> {
+    let (word, rest) = line.split_once(' ')?;
+    let said = match word {
+        "TEST" => parse_test(rest),
+        "SMIS" => rest.parse().ok().map(Said::Smis),
+        "DONE" => rest.split_once('/').and_then(|(passed, total)| {
+            Some(Said::Done {
+                passed: passed.parse().ok()?,
+                total: total.parse().ok()?,
+            })
+        }),
+        _ => return None,
+    };
+    Some(said.ok_or(()))
+}
+
+fn parse_test(rest: &str) -> Option<Said<'_>> {
+    let (name, result) = rest.split_once(' ')?;
+    match result.split_once(": ") {
+        None if result == "ok" => Some(Said::Passed(name)),
+        Some(("FAILED", _)) => Some(Said::Failed(name)),
+        Some(("skipped", _)) => Some(Said::Skipped(name)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "BdsDxe: starting Boot0001\nTEST a ok\nTEST b skipped: no mailbox\nTEST c ok\nSMIS 7\nDONE 2/2";
+
+    fn transcript(lines: &str) -> Transcript {
+        let mut transcript = Transcript::default();
+        lines.lines().for_each(|line| transcript.take(line));
+        transcript
+    }
+
+    fn judge(lines: &str) -> Result<(), VerdictError> {
+        transcript(lines).judge(Some(7))
+    }
+
+    #[test]
+    fn a_complete_run_passes() {
+        assert_eq!(judge(GOOD), Ok(()));
+        assert_eq!(
+            transcript(GOOD).counts(),
+            Counts {
+                passed: 2,
+                failed: 0,
+                skipped: 1
+            }
+        );
+    }
+
+    #[test]
+    fn each_missing_line_is_a_failure() {
+        for missing in ["TEST a", "TEST c", "SMIS", "DONE"] {
+            let rest: Vec<_> = GOOD.lines().filter(|line| !line.starts_with(missing)).collect();
+            assert!(judge(&rest.join("\n")).is_err(), "without {missing}");
+        }
+        assert_eq!(judge(""), Err(VerdictError::NotDone));
+        assert_eq!(judge("SMIS 0\nDONE 0/0"), Err(VerdictError::NoTests));
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let lines = "TEST a ok\nTEST b FAILED: 3 is not 4: no\nSMIS 1\nDONE 1/2";
+        assert_eq!(judge(lines), Err(VerdictError::TestsFailed(vec!["b".into()])));
+        assert_eq!(
+            transcript(lines).counts(),
+            Counts {
+                passed: 1,
+                failed: 1,
+                skipped: 0
+            }
+        );
+        let hidden = lines.replace("1/2", "2/2");
+        assert!(matches!(
+            judge(&hidden),
+            Err(VerdictError::Miscounted {
+                seen_passed: 1,
+                seen_total: 2,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn smis_that_the_machine_did_not_take_are_a_failure() {
+        let error = transcript(GOOD).judge(Some(6));
+        assert_eq!(error, Err(VerdictError::SmisNotTaken { raised: 7, taken: 6 }));
+        assert_eq!(transcript(&GOOD.replace("SMIS 7\n", "")).judge(None), Ok(()));
+    }
+
+    #[test]
+    fn damaged_lines_are_not_overlooked() {
+        for damage in [
+            "TEST x",
+            "TEST x okay",
+            "TEST x FAILED",
+            "SMIS many",
+            "DONE 2",
+            "DONE two/2",
+        ] {
+            let lines = format!("{damage}\n{GOOD}");
+            assert!(judge(&lines).is_err(), "{damage}");
+        }
+        assert_eq!(
+            judge(&format!("TEST c ok\n{GOOD}")),
+            Err(VerdictError::Twice("c".into()))
+        );
+        assert_eq!(
+            judge(&format!("{GOOD}\nTEST d ok")),
+            Err(VerdictError::AfterDone("TEST d ok".into()))
+        );
+    }
+}
