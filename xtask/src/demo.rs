@@ -17,7 +17,7 @@ const SIM: &str = "sim";
   cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs")]
 pub(crate) struct Demo {
     /// Where to run it.
-    #[arg(long, value_name = "NAME", default_value = SIM, value_parser = [SIM, "ovmf-smm"])]
+    #[arg(long, value_name = "NAME", default_value = SIM, value_parser = machine::names(SIM))]
     machine: String,
     /// How long a machine may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]

@@ -2,8 +2,9 @@
 
 use crate::setup::{OVMF, OVMF_CODE, OVMF_VARS, QEMU_X86, RUST_UEFI, Tool, ovmf_file};
 use crate::toolchain::{Toolchain, X86_64_UEFI};
-use crate::{process, root};
+use crate::{process, qemu, root};
 use anyhow::{Context as _, Result, ensure};
+use clap::builder::PossibleValuesParser;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xshell::{Shell, cmd};
@@ -40,20 +41,10 @@ pub(crate) struct Machine {
     pub(crate) command: fn(&Shell, image: &Path, dir: &Path, mode: Mode) -> Result<Command>,
     /// QEMU's exit code after a success.
     pub(crate) exit_code: i32,
-    /// How the SMIs are counted that were taken for the guest's code, where the machine has SMIs.
-    pub(crate) smis: Option<SmiCount>,
+    /// Where the machine has SMIs: the end of the serial text with which the firmware starts our code. Those before are the
+    /// firmware's own. Such a machine has the arguments [`qemu::log_smis`].
+    pub(crate) smis_since: Option<&'static str>,
 }
-
-/// Where QEMU logs SMIs and serial output in one order, and from where on they count.
-pub(crate) struct SmiCount {
-    /// The log, within the directory of the run. See [`SMI_LOG_EVENTS`].
-    pub(crate) log: &'static str,
-    /// Part of the serial line with which the firmware starts our code. What came before was for the firmware.
-    pub(crate) since: &'static str,
-}
-
-/// What QEMU has to log: `SMM: enter` with each SMI, and each byte on the serial line.
-const SMI_LOG_EVENTS: &str = "int,trace:serial_write";
 
 /// All of them.
 pub(crate) const MACHINES: &[Machine] = &[Machine {
@@ -62,10 +53,7 @@ pub(crate) const MACHINES: &[Machine] = &[Machine {
     build: |shell| build_uefi(shell, "ovmf_smm"),
     command: ovmf_smm,
     exit_code: DEBUG_EXIT_SUCCESS,
-    smis: Some(SmiCount {
-        log: SMI_LOG,
-        since: "BdsDxe: starting ",
-    }),
+    smis_since: Some("BdsDxe: starting "),
 }];
 
 /// The machine of this name.
@@ -73,9 +61,13 @@ pub(crate) fn find(name: &str) -> Option<&'static Machine> {
     MACHINES.iter().find(|machine| machine.name == name)
 }
 
+/// What can be named on the command line: one word for no machine of the table, and all that are in it.
+pub(crate) fn names(first: &'static str) -> PossibleValuesParser {
+    PossibleValuesParser::new(std::iter::once(first).chain(MACHINES.iter().map(|machine| machine.name)))
+}
+
 /// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice that, plus one.
 const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
-const SMI_LOG: &str = "smis.log";
 
 /// Builds the application `firmware/NAME` for x86-64 UEFI.
 fn build_uefi(shell: &Shell, name: &str) -> Result<PathBuf> {
@@ -130,8 +122,7 @@ fn ovmf_smm(shell: &Shell, image: &Path, dir: &Path, mode: Mode) -> Result<Comma
             .args(["-global", secure_flash, "-global", "ICH9-LPC.disable_s3=1"])
             .args(["-drive", &code, "-drive", &vars, "-drive", &esp])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-            .args(["-d", SMI_LOG_EVENTS, "-D"])
-            .arg(dir.join(SMI_LOG))
+            .args(qemu::log_smis(dir))
             .into(),
     )
 }

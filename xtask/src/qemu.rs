@@ -1,17 +1,27 @@
 //! One run of a machine: files, command line, deadline, exit code.
 
-use crate::machine::{Machine, Mode, SmiCount};
+use crate::machine::{Machine, Mode};
 use crate::process;
 use crate::report::{Counts, Failed};
 use crate::verdict::{Transcript, VerdictError};
 use anyhow::{Context as _, Result};
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 use xshell::Shell;
+
+/// QEMU's log of SMIs, within the directory of a run.
+const SMI_LOG: &str = "smis.log";
+
+/// QEMU's arguments for a log of each SMI (`SMM: enter`) and of each byte on the serial line.
+pub(crate) fn log_smis(dir: &Path) -> [OsString; 4] {
+    let log = dir.join(SMI_LOG).into_os_string();
+    ["-d".into(), "int,trace:serial_write".into(), "-D".into(), log]
+}
 
 /// How many of the last serial lines are shown after a failure.
 const LAST_LINES: usize = 30;
@@ -29,9 +39,8 @@ pub(crate) fn test(shell: &Shell, machine: &Machine, deadline: Duration) -> Resu
         is_protocol(line)
     })?;
     let taken = machine
-        .smis
-        .as_ref()
-        .map(|count| count_smis(&run.dir.path().join(count.log), count));
+        .smis_since
+        .map(|since| count_smis(&run.dir.path().join(SMI_LOG), since));
     if let Some(Ok(taken)) = taken {
         println!("  SMIs taken since the firmware started this code: {taken}");
     }
@@ -152,7 +161,7 @@ impl Run {
 
 /// How many SMIs QEMU's log shows as taken since the firmware started our code. The log has serial output too, byte by
 /// byte, so that the order is certain: the firmware takes hundreds of SMIs of its own before.
-fn count_smis(log: &Path, count: &SmiCount) -> Result<u64> {
+fn count_smis(log: &Path, since: &str) -> Result<u64> {
     let file = File::open(log).with_context(|| format!("QEMU wrote no {}", log.display()))?;
     let mut taken = None;
     let mut serial_line = Vec::new();
@@ -164,7 +173,7 @@ fn count_smis(log: &Path, count: &SmiCount) -> Result<u64> {
                 b'\n' => serial_line.clear(),
                 byte => serial_line.push(byte),
             }
-            if taken.is_none() && serial_line.ends_with(count.since.as_bytes()) {
+            if taken.is_none() && serial_line.ends_with(since.as_bytes()) {
                 taken = Some(0);
             }
         } else if line.starts_with("SMM: enter") {
@@ -174,7 +183,7 @@ fn count_smis(log: &Path, count: &SmiCount) -> Result<u64> {
     taken.with_context(|| {
         format!(
             "the firmware started no code: its serial line never said {:?}",
-            count.since.trim()
+            since.trim()
         )
     })
 }
@@ -202,10 +211,6 @@ mod tests {
     fn smis_are_counted_from_the_start_of_our_code() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let count = SmiCount {
-            log: "log",
-            since: "go ",
-        };
         let serial = |text: &str| -> String {
             text.bytes()
                 .map(|byte| format!("serial_write write addr 0x00 val 0x{byte:02x}\n"))
@@ -223,10 +228,10 @@ mod tests {
         ]
         .concat();
         std::fs::write(&log, started).unwrap();
-        assert_eq!(count_smis(&log, &count).unwrap(), 3);
+        assert_eq!(count_smis(&log, "go ").unwrap(), 3);
         std::fs::write(&log, smi).unwrap();
-        assert!(count_smis(&log, &count).is_err());
-        assert!(count_smis(&dir.path().join("none"), &count).is_err());
+        assert!(count_smis(&log, "go ").is_err());
+        assert!(count_smis(&dir.path().join("none"), "go ").is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! All tests of this repository, stage by stage.
 
-use crate::machine::MACHINES;
+use crate::machine::{self, MACHINES};
 use crate::process::{self, require_success};
 use crate::qemu;
 use crate::report::{Counts, Failed, Report};
@@ -8,7 +8,6 @@ use crate::setup;
 use crate::{asm, downstream};
 use anyhow::{Result, bail};
 use clap::Args;
-use clap::builder::PossibleValuesParser;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -27,15 +26,11 @@ const HOST: &str = "host";
   cargo xtask test --machine ovmf-smm    only what runs on this machine")]
 pub(crate) struct Test {
     /// Only this machine; can be given more than once.
-    #[arg(long, value_name = "NAME", value_parser = machine_names())]
+    #[arg(long, value_name = "NAME", value_parser = machine::names(HOST))]
     machine: Vec<String>,
     /// How long a machine may take from power-on to its verdict, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     deadline: u64,
-}
-
-fn machine_names() -> PossibleValuesParser {
-    PossibleValuesParser::new(std::iter::once(HOST).chain(MACHINES.iter().map(|machine| machine.name)))
 }
 
 pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
@@ -165,7 +160,7 @@ mod tests {
     #[test]
     fn every_machine_can_be_asked_for() {
         for machine in MACHINES {
-            assert!(crate::machine::find(machine.name).is_some());
+            assert!(machine::find(machine.name).is_some());
             assert_ne!(machine.name, HOST);
         }
     }

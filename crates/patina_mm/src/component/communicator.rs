@@ -274,3 +274,143 @@ impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
         writelncrlf!(f, "MM Executor Set: {}", self.executor.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::boxed::Box;
+    use alloc::{format, vec};
+    use core::pin::Pin;
+    use std::string::String;
+
+    const RECIPIENT: patina::BinaryGuid =
+        patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+
+    fn buffer(id: u8) -> CommunicateBuffer {
+        let memory: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
+        CommunicateBuffer::new(Pin::new(memory), id)
+    }
+
+    fn communicator<E: MmExecutor>(executor: E, ids: &[u8]) -> &'static MmCommunicator<E> {
+        let communicator = Box::leak(Box::new(MmCommunicator::with_executor(executor)));
+        communicator
+            .set_comm_buffers(ids.iter().map(|id| buffer(*id)).collect())
+            .unwrap();
+        communicator
+    }
+
+    /// Runs a closure in MM's place.
+    struct Play<F>(F);
+
+    impl<F: Fn(&mut CommunicateBuffer) -> Result<(), Status>> MmExecutor for Play<F> {
+        fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+            (self.0)(comm_buffer)
+        }
+    }
+
+    #[test]
+    fn the_communicator_prints_itself_in_the_middle_of_a_call() {
+        use std::cell::{Cell, RefCell};
+        thread_local! {
+            static OUTER: Cell<Option<&'static dyn fmt::Debug>> = const { Cell::new(None) };
+            static TEXT: RefCell<String> = const { RefCell::new(String::new()) };
+        }
+        let outer = communicator(
+            Play(|_: &mut CommunicateBuffer| {
+                TEXT.set(OUTER.get().map(|outer| format!("{outer:?}")).unwrap_or_default());
+                Ok(())
+            }),
+            &[0],
+        );
+        OUTER.set(Some(outer));
+        outer.communicate(0, b"secret", RECIPIENT.as_guid()).unwrap();
+        let text = TEXT.take();
+        assert!(text.contains("in_use: true"), "{text}");
+        assert!(text.contains("MM Executor Set: true"), "{text}");
+        assert!(!text.contains("115, 101, 99"), "{text}");
+    }
+
+    #[test]
+    fn an_executors_error_is_the_callers_and_nothing_stays_behind() {
+        let failing = communicator(Play(|_: &mut CommunicateBuffer| Err(Status::SwMmiFailed)), &[0]);
+        let handle = failing.buffer(0).unwrap();
+        assert_eq!(
+            failing.communicate(0, b"secret", RECIPIENT.as_guid()),
+            Err(Status::SwMmiFailed)
+        );
+        let mut all = [0xff; 4096];
+        assert!(handle.channel().region().read(0, &mut all));
+        assert_eq!(all, [0; 4096]);
+    }
+
+    #[test]
+    fn an_executor_answers_by_hand_with_any_length() {
+        for answer in [&b""[..], b"x", &[7; 4072]] {
+            let by_hand = communicator(
+                Play(move |buffer: &mut CommunicateBuffer| {
+                    buffer.reset();
+                    buffer
+                        .set_message_info(RECIPIENT.as_guid())
+                        .map_err(|_status| Status::CommBufferInitError)?;
+                    buffer
+                        .set_message(answer)
+                        .map_err(|_status| Status::CommBufferInitError)
+                }),
+                &[0],
+            );
+            assert_eq!(
+                by_hand.communicate(0, b"request", RECIPIENT.as_guid()).as_deref(),
+                Ok(answer)
+            );
+        }
+    }
+
+    #[test]
+    fn an_executor_that_answers_for_somebody_else_is_not_believed() {
+        let other = communicator(
+            Play(|buffer: &mut CommunicateBuffer| {
+                let other = Guid::from_string("00000000-0000-0000-0000-000000000001");
+                buffer
+                    .set_message_info(other)
+                    .map_err(|_status| Status::CommBufferInitError)
+            }),
+            &[0],
+        );
+        assert_eq!(
+            other.communicate(0, b"request", RECIPIENT.as_guid()),
+            Err(Status::InvalidResponse)
+        );
+    }
+
+    #[test]
+    fn a_refused_set_of_buffers_changes_nothing() {
+        let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[4]);
+        communicator.set_test_comm_buffers(vec![buffer(1), buffer(1)]);
+        assert_eq!(
+            communicator.set_comm_buffers(vec![buffer(1), buffer(1)]),
+            Err(ConfigurationError::DuplicateBufferId { id: 1 })
+        );
+        assert_eq!(
+            communicator.communicate(4, b"x", RECIPIENT.as_guid()).as_deref(),
+            Ok(&b"x"[..])
+        );
+    }
+
+    #[test]
+    fn before_dispatch_there_is_no_way_into_mm() {
+        let communicator = MmCommunicator::new();
+        assert_eq!(
+            communicator.communicate(0, b"x", RECIPIENT.as_guid()),
+            Err(Status::NoCommBuffer)
+        );
+        communicator.set_test_comm_buffers(vec![buffer(0)]);
+        assert_eq!(
+            communicator.communicate(0, b"", RECIPIENT.as_guid()),
+            Err(Status::InvalidDataBuffer)
+        );
+        assert_eq!(
+            communicator.communicate(0, b"x", RECIPIENT.as_guid()),
+            Err(Status::SwMmiServiceNotAvailable)
+        );
+    }
+}

@@ -364,3 +364,117 @@ impl fmt::Debug for CommunicateBuffer {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::boxed::Box;
+    use alloc::{format, vec};
+
+    const RECIPIENT: patina::BinaryGuid =
+        patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+
+    fn buffer(len: usize) -> CommunicateBuffer {
+        let memory: &'static mut [u8] = Box::leak(vec![0xee; len].into_boxed_slice());
+        CommunicateBuffer::new(Pin::new(memory), 9)
+    }
+
+    #[test]
+    fn a_new_buffer_is_wiped_and_empty() {
+        let buffer = buffer(64);
+        assert_eq!(
+            (buffer.len(), buffer.message_capacity(), buffer.id()),
+            (64, 40, 9)
+        );
+        assert_eq!(buffer.get_message(), Ok(vec![]));
+        assert_eq!(buffer.get_header_guid(), Ok(None));
+        assert_eq!(buffer.get_message_length(), Ok(0));
+        assert_eq!(
+            buffer.get_mm_return_status(),
+            Err(CommunicateBufferStatus::NoBuffer)
+        );
+    }
+
+    #[test]
+    fn clones_share_message_and_state() {
+        let mut first = buffer(64);
+        let mut second = first.clone();
+        first.set_message_info(RECIPIENT.as_guid()).unwrap();
+        first.set_message(b"from the first").unwrap();
+        assert_eq!(second.get_message().unwrap(), b"from the first");
+        second.set_message(b"from the second").unwrap();
+        assert_eq!(first.get_message().unwrap(), b"from the second");
+        second.disable();
+        assert!(!first.is_enabled());
+        first.reset();
+        assert_eq!(second.get_header_guid(), Ok(None));
+    }
+
+    #[test]
+    fn a_message_needs_a_recipient_and_room() {
+        let mut buffer = buffer(64);
+        assert_eq!(
+            buffer.set_message(b"x"),
+            Err(CommunicateBufferStatus::InvalidRecipient)
+        );
+        buffer.set_message_info(RECIPIENT.as_guid()).unwrap();
+        assert_eq!(
+            buffer.set_message(&[1; 41]),
+            Err(CommunicateBufferStatus::TooSmallForMessage)
+        );
+        buffer.set_message(&[1; 40]).unwrap();
+        assert_eq!(buffer.get_message_length(), Ok(40));
+        assert_eq!(buffer.get_header_guid(), Ok(Some(RECIPIENT.as_guid())));
+    }
+
+    #[test]
+    fn memory_too_small_for_a_header_takes_no_message() {
+        let mut buffer = buffer(23);
+        assert_eq!(buffer.message_capacity(), 0);
+        assert_eq!(
+            buffer.set_message_info(RECIPIENT.as_guid()),
+            Err(CommunicateBufferStatus::TooSmallForHeader)
+        );
+        assert_eq!(
+            buffer.get_message(),
+            Err(CommunicateBufferStatus::TooSmallForHeader)
+        );
+    }
+
+    #[test]
+    fn what_was_changed_in_memory_is_not_believed() {
+        let mut buffer = buffer(64);
+        buffer.set_message_info(RECIPIENT.as_guid()).unwrap();
+        buffer.set_message(b"abc").unwrap();
+        assert!(buffer.channel().region().write(16, &[2]));
+        assert_eq!(
+            buffer.get_message(),
+            Err(CommunicateBufferStatus::TooSmallForMessage)
+        );
+        assert!(buffer.channel().region().write(0, &[0xff]));
+        assert_eq!(
+            buffer.get_message(),
+            Err(CommunicateBufferStatus::InvalidRecipient)
+        );
+        assert_eq!(
+            buffer.get_header_guid(),
+            Err(CommunicateBufferStatus::InvalidRecipient)
+        );
+    }
+
+    #[test]
+    fn printing_a_buffer_does_not_show_what_it_holds() {
+        let mut buffer = buffer(64);
+        buffer.set_message_info(RECIPIENT.as_guid()).unwrap();
+        buffer.set_message(b"secret").unwrap();
+        let text = format!("{buffer:?}");
+        assert!(
+            text.starts_with("CommunicateBuffer { id: 9, address: 0x"),
+            "{text}"
+        );
+        assert!(
+            text.contains("len: 64, enabled: true, mailbox: None, in_use: false"),
+            "{text}"
+        );
+    }
+}

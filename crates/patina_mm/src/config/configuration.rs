@@ -32,12 +32,12 @@ pub struct MmCommunicationConfiguration {
 impl Default for MmCommunicationConfiguration {
     fn default() -> Self {
         Self {
-            acpi_base: AcpiBase::Mmio(0),
             cmd_port: MmiPort::Smi(0xff),
             data_port: MmiPort::Smi(0x00),
-            comm_buffers: Vec::new(),
+            acpi_base: AcpiBase::Mmio(0),
             enable_comm_buffer_updates: false,
             updatable_buffer_id: None,
+            comm_buffers: Vec::new(),
         }
     }
 }

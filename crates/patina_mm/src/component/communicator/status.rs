@@ -49,7 +49,7 @@ pub enum Status {
     #[error(transparent)]
     MmiNotRaised(TriggerError),
     /// The MMI was raised, and MM did not take the request. It has been withdrawn.
-    #[error("MM did not process the request: the status mailbox still announces it")]
+    #[error("MM did not process the request; it has been withdrawn")]
     NotProcessed,
     /// MM says that the request failed: `NOT_FOUND` where no handler took it, or its handler failed.
     #[error("MM answered {}", EfiStatus(.0.as_usize() as u64))]
