@@ -16,6 +16,7 @@
 //! | [`channel`] | region + mailbox + the rule "one transaction at a time" |
 //! | [`transaction`] | what is checked before and after MM ran |
 //! | [`trigger`] | raising the MMI through x86 ports, and the check that SMIs are on |
+//! | [`smc`] | reaching MM by secure monitor calls: SPM_MM and FF-A |
 //! | [`ports`] | the machine's I/O, so that a simulated machine can take its place |
 //!
 //! Nothing here allocates, logs, or knows Patina.
@@ -31,6 +32,7 @@ pub mod error;
 pub mod mailbox;
 pub mod ports;
 pub mod region;
+pub mod smc;
 pub mod transaction;
 pub mod trigger;
 

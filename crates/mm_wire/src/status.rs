@@ -45,6 +45,7 @@ statuses! {
     ALREADY_STARTED = ERROR_BIT | 20, "the protocol has already been started";
     ABORTED = ERROR_BIT | 21, "the operation was aborted";
     SECURITY_VIOLATION = ERROR_BIT | 26, "a security rule forbids the operation";
+    INTERRUPT_PENDING = ERROR_BIT | 1 << 61, "an interrupt has to be handled first (PI 1.9, volume 1, status codes)";
 }
 
 impl EfiStatus {

@@ -1,0 +1,978 @@
+//! FF-A 1.2: MM in a secure partition that is found by the UUID of its service.
+//!
+//! | call | why |
+//! |---|---|
+//! | FFA_VERSION | first of all; fixes the version |
+//! | FFA_ID_GET | our own identifier, the source of direct requests |
+//! | FFA_PARTITION_INFO_GET_REGS | the MM partition's identifier, in registers |
+//! | FFA_RXTX_MAP, FFA_PARTITION_INFO_GET, FFA_RX_RELEASE, FFA_RXTX_UNMAP | the same through two pages, where the former is missing |
+//! | FFA_MSG_SEND_DIRECT_REQ or _REQ2 | a request; x3 or x4 is the buffer's physical address |
+//! | FFA_RUN | resumes a partition that was interrupted or yielded |
+//!
+//! Registers are encoded and decoded by `arm-ffa`, which panics on what it takes for its caller's mistake. [`invoke`] gives
+//! it only what cannot be one: calls of FF-A 1.2 or older, and answers of the kinds that a caller can get.
+
+use super::{Patience, SmcError, call, low};
+use crate::region::SharedRegion;
+use arm_ffa::interface_args::{
+    DirectMsg2Args, DirectMsgArgs, RxTxAddr, SuccessArgsIdGet, TargetInfo, VersionFlags, VersionQueryType,
+};
+use arm_ffa::partition_info::{
+    PartitionInfo, PartitionInfoGetFlags, PartitionInfoIterator, SuccessArgsPartitionInfoGet,
+    SuccessArgsPartitionInfoGetRegs,
+};
+use arm_ffa::{Error, FuncId, Interface, Uuid, Version, VersionOut};
+use core::fmt;
+use mm_wire::EfiStatus;
+use smccc::Call;
+
+/// The version that is asked for and spoken, whatever newer minor version the other side has.
+const VERSION: Version = Version(1, 2);
+
+/// The MM communication service: the GUID of `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4, 5.7.6) in the byte order
+/// of RFC 4122.
+pub const MM_SERVICE: Uuid = Uuid::from_u128(0x378daedc_f06b_4446_8314_40ab933c87a3);
+
+/// One page for each direction.
+const RX_TX_LEN: usize = 2 * mm_wire::PAGE_LEN;
+
+/// What FFA_ERROR carries in w2 (Arm DEN0077A, table 12.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FfaCode(pub i32);
+
+impl FfaCode {
+    const NOT_SUPPORTED: Self = Self(-1);
+    const INVALID_PARAMETERS: Self = Self(-2);
+    const BUSY: Self = Self(-4);
+    const INTERRUPTED: Self = Self(-5);
+    const RETRY: Self = Self(-7);
+
+    /// The code's name and its `EFI_STATUS`; `None` for a code that FF-A 1.2 does not have.
+    const fn known(self) -> Option<(&'static str, EfiStatus)> {
+        Some(match self.0 {
+            -1 => ("NOT_SUPPORTED", EfiStatus::UNSUPPORTED),
+            -2 => ("INVALID_PARAMETERS", EfiStatus::INVALID_PARAMETER),
+            -3 => ("NO_MEMORY", EfiStatus::OUT_OF_RESOURCES),
+            -4 => ("BUSY", EfiStatus::TIMEOUT),
+            -5 => ("INTERRUPTED", EfiStatus::INTERRUPT_PENDING),
+            -6 => ("DENIED", EfiStatus::ACCESS_DENIED),
+            -7 => ("RETRY", EfiStatus::TIMEOUT),
+            -8 => ("ABORTED", EfiStatus::ABORTED),
+            -9 => ("NO_DATA", EfiStatus::NOT_FOUND),
+            -10 => ("NOT_READY", EfiStatus::NOT_READY),
+            _ => return None,
+        })
+    }
+
+    /// The same as an `EFI_STATUS`: `EFI_DEVICE_ERROR` where the code is unknown.
+    #[must_use]
+    pub const fn status(self) -> EfiStatus {
+        match self.known() {
+            Some((_, status)) => status,
+            None => EfiStatus::DEVICE_ERROR,
+        }
+    }
+}
+
+impl fmt::Display for FfaCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.known().map_or("unknown code", |(name, _)| name);
+        write!(f, "{name} ({})", self.0)
+    }
+}
+
+/// How the MM partition takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    /// FFA_MSG_SEND_DIRECT_REQ, as edk2 sends it.
+    Direct,
+    /// FFA_MSG_SEND_DIRECT_REQ2, which names the service: for partitions that take nothing else.
+    Direct2,
+}
+
+/// The MM partition and who we are to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Partition {
+    own_id: u16,
+    id: u16,
+    method: Method,
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let request = match self.method {
+            Method::Direct => "FFA_MSG_SEND_DIRECT_REQ",
+            Method::Direct2 => "FFA_MSG_SEND_DIRECT_REQ2",
+        };
+        write!(f, "partition {:#06x} by {request}", self.id)
+    }
+}
+
+/// Why a call has no answer of its own kind.
+enum Failure {
+    /// FFA_ERROR, or the calling convention's "unknown function".
+    Code(FfaCode),
+    /// Something else that is no answer.
+    Foreign(u32),
+}
+
+/// Makes a call and decodes its answer.
+fn invoke<C: Call>(request: &Interface) -> Result<Interface, Failure> {
+    let mut registers = [0; 18];
+    request.to_regs(VERSION, &mut registers);
+    let answer = call::<C>(registers);
+    let [function, ..] = answer;
+    let function = low(function);
+    match FuncId::try_from(function) {
+        Ok(
+            FuncId::Error32
+            | FuncId::Success32
+            | FuncId::Success64
+            | FuncId::Interrupt32
+            | FuncId::Yield32
+            | FuncId::MsgSendDirectResp32
+            | FuncId::MsgSendDirectResp64
+            | FuncId::MsgSendDirectResp64_2,
+        ) => {}
+        _ if function.cast_signed() == FfaCode::NOT_SUPPORTED.0 => {
+            return Err(Failure::Code(FfaCode::NOT_SUPPORTED));
+        }
+        _ => return Err(Failure::Foreign(function)),
+    }
+    match Interface::from_regs(VERSION, &answer) {
+        Ok(Interface::Error { error_code, .. }) => Err(Failure::Code(FfaCode(error_code.into()))),
+        // Such as -10, which the crate does not have.
+        Err(Error::UnrecognisedErrorCode(code)) => Err(Failure::Code(FfaCode(code))),
+        Ok(answer) => Ok(answer),
+        Err(_) => Err(Failure::Foreign(function)),
+    }
+}
+
+/// Makes a call until it is not answered with BUSY any more, `attempts` times at the most.
+fn insist<C: Call>(call: &'static str, request: &Interface, attempts: u32) -> Result<Interface, SmcError> {
+    let mut made: u32 = 0;
+    loop {
+        made = made.saturating_add(1);
+        match invoke::<C>(request) {
+            Ok(answer) => return Ok(answer),
+            Err(Failure::Code(FfaCode::BUSY)) if made < attempts => core::hint::spin_loop(),
+            Err(Failure::Code(FfaCode::BUSY)) => {
+                return Err(SmcError::Timeout { call, attempts: made });
+            }
+            Err(Failure::Code(code)) => return Err(SmcError::Ffa { call, code }),
+            Err(Failure::Foreign(answer)) => return Err(SmcError::Protocol { call, answer }),
+        }
+    }
+}
+
+/// The function identifier of an answer that its call does not have.
+fn unexpected(call: &'static str, answer: &Interface) -> SmcError {
+    SmcError::Protocol {
+        call,
+        answer: answer.function_id().map_or(0, u32::from),
+    }
+}
+
+/// Asks for FF-A 1.2. The error is the answer that says otherwise.
+pub(super) fn version<C: Call>() -> Result<(), u32> {
+    let request = Interface::Version {
+        input_version: VERSION,
+        flags: VersionFlags {
+            query_type: VersionQueryType::Negotiate,
+        },
+    };
+    let mut registers = [0; 18];
+    request.to_regs(VERSION, &mut registers);
+    let [answer, ..] = call::<C>(registers);
+    let answer = low(answer);
+    match VersionOut::try_from(answer) {
+        Ok(VersionOut::Version(theirs)) if VERSION.is_compatible_to(theirs) => Ok(()),
+        _ => Err(answer),
+    }
+}
+
+/// Finds the partition that offers MM.
+pub(super) fn find_mm<C: Call>(
+    attempts: u32,
+    rx_tx: &mut dyn FnMut() -> Option<SharedRegion>,
+) -> Result<Partition, SmcError> {
+    let own_id = own_id::<C>(attempts)?;
+    let found = match by_registers::<C>(attempts) {
+        Err(SmcError::Ffa {
+            code: FfaCode::NOT_SUPPORTED,
+            ..
+        }) => by_pages::<C>(attempts, rx_tx),
+        found => found,
+    };
+    let partition = match found {
+        // What both calls say of a UUID that nobody has.
+        Err(SmcError::Ffa {
+            code: FfaCode::INVALID_PARAMETERS,
+            ..
+        }) => None,
+        found => found?,
+    };
+    let partition = partition.ok_or(SmcError::NoPartition)?;
+    let method = if partition.props.support_direct_req_rec {
+        Method::Direct
+    } else if partition.props.support_direct_req2_rec == Some(true) {
+        Method::Direct2
+    } else {
+        return Err(SmcError::NoDirectRequests {
+            id: partition.partition_id,
+        });
+    };
+    Ok(Partition {
+        own_id,
+        id: partition.partition_id,
+        method,
+    })
+}
+
+fn own_id<C: Call>(attempts: u32) -> Result<u16, SmcError> {
+    const CALL: &str = "FFA_ID_GET";
+    let answer = insist::<C>(CALL, &Interface::IdGet, attempts)?;
+    match answer {
+        Interface::Success { args, .. } => match SuccessArgsIdGet::try_from(args) {
+            Ok(SuccessArgsIdGet { id }) => Ok(id),
+            Err(_) => Err(unexpected(CALL, &answer)),
+        },
+        _ => Err(unexpected(CALL, &answer)),
+    }
+}
+
+/// The first descriptor of the MM service among `count` in `bytes`. Where the callee filters by the service, it leaves the
+/// UUID zero; an identifier of zero is the hypervisor's, not a partition's.
+fn first_mm(bytes: &[u8], count: usize) -> Option<PartitionInfo> {
+    PartitionInfoIterator::new(VERSION, bytes, count)
+        .ok()?
+        .flatten()
+        .find(|partition| {
+            partition.partition_id != 0 && (partition.uuid.is_nil() || partition.uuid == MM_SERVICE)
+        })
+}
+
+/// PARTITION_INFO_GET_REGS, from the first to the last descriptor.
+fn by_registers<C: Call>(attempts: u32) -> Result<Option<PartitionInfo>, SmcError> {
+    const CALL: &str = "FFA_PARTITION_INFO_GET_REGS";
+    let mut start_index = 0;
+    let mut info_tag = 0;
+    let mut restarts: u32 = 0;
+    loop {
+        let request = Interface::PartitionInfoGetRegs {
+            uuid: MM_SERVICE,
+            start_index,
+            info_tag,
+        };
+        let answer = match insist::<C>(CALL, &request, attempts) {
+            // The list has changed since its first part was told.
+            Err(SmcError::Ffa {
+                code: FfaCode::RETRY, ..
+            }) if restarts < attempts => {
+                restarts = restarts.saturating_add(1);
+                (start_index, info_tag) = (0, 0);
+                continue;
+            }
+            answer => answer?,
+        };
+        let Interface::Success { args, .. } = answer else {
+            return Err(unexpected(CALL, &answer));
+        };
+        let Ok(part) = SuccessArgsPartitionInfoGetRegs::try_from(args) else {
+            return Err(unexpected(CALL, &answer));
+        };
+        // The crate checked that the last index is not below the current one; a part that does not go on from where it was
+        // asked to would keep us here for ever.
+        let Some(before_last) = part.current_index.checked_sub(start_index) else {
+            return Err(unexpected(CALL, &answer));
+        };
+        let count = usize::from(before_last).saturating_add(1);
+        if count.saturating_mul(PartitionInfo::DESC_SIZE) > part.descriptor_data.len() {
+            return Err(unexpected(CALL, &answer));
+        }
+        if let Some(partition) = first_mm(&part.descriptor_data, count) {
+            return Ok(Some(partition));
+        }
+        match part.current_index.checked_add(1) {
+            Some(next) if next <= part.last_index => (start_index, info_tag) = (next, part.info_tag),
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// PARTITION_INFO_GET through RX and TX buffers that are mapped for this and unmapped again.
+fn by_pages<C: Call>(
+    attempts: u32,
+    rx_tx: &mut dyn FnMut() -> Option<SharedRegion>,
+) -> Result<Option<PartitionInfo>, SmcError> {
+    let pages = rx_tx()
+        .filter(|pages| pages.len() >= RX_TX_LEN && pages.as_ptr().addr().is_multiple_of(mm_wire::PAGE_LEN))
+        .ok_or(SmcError::NoRxTxMemory { needed: RX_TX_LEN })?;
+    let rx = pages.as_ptr().expose_provenance() as u64;
+    let map = Interface::RxTxMap {
+        addr: RxTxAddr::Addr64 {
+            rx,
+            tx: rx.saturating_add(mm_wire::PAGE_LEN as u64),
+        },
+        page_cnt: 1,
+    };
+    expect_success::<C>("FFA_RXTX_MAP", &map, attempts)?;
+    let found = read_pages::<C>(attempts, &pages);
+    let unmapped = expect_success::<C>("FFA_RXTX_UNMAP", &Interface::RxTxUnmap { id: 0 }, attempts);
+    let found = found?;
+    unmapped?;
+    Ok(found)
+}
+
+/// Has the RX page filled, copies it, gives it back.
+fn read_pages<C: Call>(attempts: u32, pages: &SharedRegion) -> Result<Option<PartitionInfo>, SmcError> {
+    const CALL: &str = "FFA_PARTITION_INFO_GET";
+    let flags = PartitionInfoGetFlags { count_only: false };
+    let request = Interface::PartitionInfoGet {
+        uuid: MM_SERVICE,
+        flags,
+    };
+    let answer = insist::<C>(CALL, &request, attempts)?;
+    let mut copy = [0; mm_wire::PAGE_LEN];
+    let read = pages.read(0, &mut copy);
+    expect_success::<C>("FFA_RX_RELEASE", &Interface::RxRelease { vm_id: 0 }, attempts)?;
+
+    let Interface::Success { args, .. } = answer else {
+        return Err(unexpected(CALL, &answer));
+    };
+    let (count, len) = match SuccessArgsPartitionInfoGet::try_from((flags, args)) {
+        Ok(SuccessArgsPartitionInfoGet { count, size }) => (count, size),
+        Err(_) => return Err(unexpected(CALL, &answer)),
+    };
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let total = count.checked_mul(PartitionInfo::DESC_SIZE);
+    if !read
+        || len.and_then(|len| usize::try_from(len).ok()) != Some(PartitionInfo::DESC_SIZE)
+        || total.is_none_or(|total| total > copy.len())
+    {
+        return Err(unexpected(CALL, &answer));
+    }
+    Ok(first_mm(&copy, count))
+}
+
+fn expect_success<C: Call>(call: &'static str, request: &Interface, attempts: u32) -> Result<(), SmcError> {
+    match insist::<C>(call, request, attempts)? {
+        Interface::Success { .. } => Ok(()),
+        answer => Err(unexpected(call, &answer)),
+    }
+}
+
+impl Partition {
+    /// Has the partition process the request at `buffer`, and resumes it as often as it is interrupted.
+    pub(super) fn communicate<C: Call>(&self, buffer: u64, patience: Patience) -> Result<(), SmcError> {
+        let (call, mut next) = self.request(buffer);
+        let mut busy: u32 = 0;
+        let mut resumes: u32 = 0;
+        loop {
+            let to_resume = match invoke::<C>(&next) {
+                Ok(Interface::MsgSendDirectResp { src_id, dst_id, .. })
+                    if self.method == Method::Direct && self.is_ours(src_id, dst_id) =>
+                {
+                    return Ok(());
+                }
+                Ok(Interface::MsgSendDirectResp2 { src_id, dst_id, .. })
+                    if self.method == Method::Direct2 && self.is_ours(src_id, dst_id) =>
+                {
+                    return Ok(());
+                }
+                Ok(Interface::Interrupt { target_info, .. }) if target_info.endpoint_id == self.id => {
+                    target_info.vcpu_id
+                }
+                // Where the answer does not name one it is the partition's only one.
+                Ok(Interface::Interrupt { .. } | Interface::Yield { .. })
+                | Err(Failure::Code(FfaCode::INTERRUPTED)) => 0,
+                Err(Failure::Code(FfaCode::BUSY)) => {
+                    busy = busy.saturating_add(1);
+                    if busy >= patience.busy {
+                        return Err(SmcError::Timeout { call, attempts: busy });
+                    }
+                    core::hint::spin_loop();
+                    continue;
+                }
+                Ok(answer) => return Err(unexpected(call, &answer)),
+                Err(Failure::Code(code)) => return Err(SmcError::Ffa { call, code }),
+                Err(Failure::Foreign(answer)) => return Err(SmcError::Protocol { call, answer }),
+            };
+            if resumes >= patience.resumes {
+                return Err(SmcError::Timeout {
+                    call: "FFA_RUN",
+                    attempts: resumes,
+                });
+            }
+            resumes = resumes.saturating_add(1);
+            next = Interface::Run {
+                target_info: TargetInfo {
+                    endpoint_id: self.id,
+                    vcpu_id: to_resume,
+                },
+                is_32bit: true,
+            };
+        }
+    }
+
+    fn request(&self, buffer: u64) -> (&'static str, Interface) {
+        let (src_id, dst_id) = (self.own_id, self.id);
+        match self.method {
+            Method::Direct => {
+                let mut args = [0; 15];
+                let [first, ..] = &mut args;
+                *first = buffer;
+                let args = DirectMsgArgs::Args64(args);
+                let request = Interface::MsgSendDirectReq { src_id, dst_id, args };
+                ("FFA_MSG_SEND_DIRECT_REQ", request)
+            }
+            Method::Direct2 => {
+                let mut args = [0; 14];
+                let [first, ..] = &mut args;
+                *first = buffer;
+                let request = Interface::MsgSendDirectReq2 {
+                    src_id,
+                    dst_id,
+                    uuid: MM_SERVICE,
+                    args: DirectMsg2Args(args),
+                };
+                ("FFA_MSG_SEND_DIRECT_REQ2", request)
+            }
+        }
+    }
+
+    /// Whether a response goes from the partition to us.
+    const fn is_ours(&self, src_id: u16, dst_id: u16) -> bool {
+        src_id == self.id && dst_id == self.own_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{self, Answer, Arguments, FakeConduit, Seen, World, answer, error};
+    use super::super::{Connection, SecureMm, Setup, connect};
+    use super::*;
+    use proptest::prelude::*;
+    use std::rc::Rc;
+    use std::string::ToString;
+    use std::vec;
+    use std::vec::Vec;
+
+    const OWN_ID: u64 = 0x1234;
+    const MM_ID: u16 = 0x8002;
+    const BUFFER: u64 = 0x12_3456_7000;
+
+    const ID_GET: u32 = 0x8400_0069;
+    const GET_REGS: u32 = 0xc400_008b;
+    const DIRECT_REQ: u32 = 0xc400_006f;
+    const DIRECT_REQ2: u32 = 0xc400_008d;
+    const RUN: u32 = 0x8400_006d;
+    const RXTX_MAP: u32 = 0xc400_0066;
+    const RXTX_UNMAP: u32 = 0x8400_0067;
+    const INFO_GET: u32 = 0x8400_0068;
+    const RX_RELEASE: u32 = 0x8400_0065;
+
+    /// Properties of a partition: AArch64, and direct requests of the first, of the second kind.
+    const TAKES_REQ: u32 = 1 << 8 | 1;
+    const TAKES_REQ2: u32 = 1 << 8 | 1 << 9;
+
+    /// A partition descriptor, 24 bytes (Arm DEN0077A, table 6.1).
+    fn descriptor(id: u16, properties: u32, uuid: [u8; 16]) -> Vec<u8> {
+        [
+            &id.to_le_bytes()[..],
+            &1_u16.to_le_bytes(),
+            &properties.to_le_bytes(),
+            &uuid,
+        ]
+        .concat()
+    }
+
+    /// FFA_SUCCESS of PARTITION_INFO_GET_REGS.
+    fn part(last: u16, current: u16, tag: u16, descriptors: &[Vec<u8>]) -> Answer {
+        let [last, current, tag] = [last, current, tag].map(u64::from);
+        let mut registers = answer(&[0xc400_0061, 0, last | current << 16 | tag << 32 | 24 << 48]);
+        for (register, bytes) in registers[3..].iter_mut().zip(descriptors.concat().chunks(8)) {
+            *register = u64::from_le_bytes(bytes.try_into().unwrap());
+        }
+        registers
+    }
+
+    fn response(function: u64, source: u16) -> Answer {
+        answer(&[function, u64::from(source) << 16 | OWN_ID])
+    }
+
+    fn answered() -> Answer {
+        response(0xc400_0070, MM_ID)
+    }
+
+    fn interrupted(vcpu: u64) -> Answer {
+        answer(&[0x8400_0062, u64::from(MM_ID) << 16 | vcpu, 27])
+    }
+
+    fn ffa(answers: impl Fn(u32, &Arguments, usize) -> Option<Answer> + 'static) -> World {
+        World {
+            ffa_version: 0x1_0002,
+            ffa: Rc::new(answers),
+            ..World::default()
+        }
+    }
+
+    /// A world with an MM partition, found by registers, whose requests and resumptions are answered from a list.
+    fn serving(answers: Vec<Answer>) -> World {
+        ffa(move |function, _, before| match function {
+            GET_REGS => Some(part(0, 0, 0, &[descriptor(MM_ID, TAKES_REQ, [0; 16])])),
+            DIRECT_REQ if before == 0 => Some(answers[0]),
+            // A list of one answer is given for ever.
+            DIRECT_REQ | RUN => Some(
+                *answers
+                    .get(before + usize::from(function == RUN))
+                    .unwrap_or(&answers[0]),
+            ),
+            _ => None,
+        })
+    }
+
+    fn connected(world: &World) -> (Result<Connection<FakeConduit>, SmcError>, Seen) {
+        world::with(world.clone(), || {
+            connect::<FakeConduit>(Setup::default(), &mut world::two_pages)
+        })
+    }
+
+    fn communicate(world: World, patience: Patience) -> (Result<(), SmcError>, Seen) {
+        let mut connection = connected(&world).0.unwrap();
+        connection.patience = patience;
+        world::with(world, || connection.communicate(BUFFER))
+    }
+
+    fn patience(busy: u32, resumes: u32) -> Patience {
+        Patience { busy, resumes }
+    }
+
+    #[test]
+    fn the_service_is_in_the_registers_as_measured() {
+        assert_eq!(
+            arm_ffa::UuidHelper::to_u64_regs(MM_SERVICE),
+            [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483]
+        );
+    }
+
+    #[test]
+    fn a_partition_is_found_by_registers_and_asked_directly() {
+        let world = serving(vec![answered()]);
+        let (connection, seen) = connected(&world);
+        let connection = connection.unwrap();
+        assert_eq!(
+            connection.to_string(),
+            "FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"
+        );
+        assert_eq!(seen.functions(), [0x8400_0063, ID_GET, GET_REGS]);
+        assert_eq!(
+            seen.calls[2].1[..3],
+            [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483, 0]
+        );
+
+        let (result, seen) = world::with(world, || connection.communicate(BUFFER));
+        assert_eq!(result, Ok(()));
+        let mut arguments = [0; 17];
+        arguments[0] = OWN_ID << 16 | u64::from(MM_ID);
+        arguments[2] = BUFFER;
+        assert_eq!(seen.calls, [(DIRECT_REQ, arguments)]);
+    }
+
+    #[test]
+    fn a_partition_that_takes_only_the_second_kind_gets_it() {
+        let world = ffa(|function, _, _| match function {
+            GET_REGS => Some(part(0, 0, 0, &[descriptor(MM_ID, TAKES_REQ2, [0; 16])])),
+            DIRECT_REQ2 => Some(response(0xc400_008e, MM_ID)),
+            _ => None,
+        });
+        let (result, seen) = communicate(world, Patience::default());
+        assert_eq!(result, Ok(()));
+        let (function, arguments) = seen.calls[0];
+        assert_eq!(function, DIRECT_REQ2);
+        assert_eq!(
+            arguments[..5],
+            [
+                OWN_ID << 16 | u64::from(MM_ID),
+                0x4644_6bf0_dcae_8d37,
+                0xa387_3c93_ab40_1483,
+                BUFFER,
+                0
+            ]
+        );
+    }
+
+    #[test]
+    fn a_partition_that_takes_no_requests_is_an_error() {
+        let world = ffa(|function, _, _| {
+            (function == GET_REGS).then(|| part(0, 0, 0, &[descriptor(7, 1 << 8, [0; 16])]))
+        });
+        assert_eq!(
+            connected(&world).0.unwrap_err(),
+            SmcError::NoDirectRequests { id: 7 }
+        );
+    }
+
+    #[test]
+    fn the_list_is_read_part_by_part_until_the_service_is_there() {
+        // The secure world does not filter: six others, then ours.
+        let world = ffa(|function, arguments, _| {
+            let other = |id| descriptor(id, TAKES_REQ, [9; 16]);
+            match (function, arguments[2]) {
+                (GET_REGS, 0) => Some(part(
+                    6,
+                    4,
+                    0x77,
+                    &[other(1), other(2), other(3), other(4), other(5)],
+                )),
+                (GET_REGS, 0x77_0005) => Some(part(
+                    6,
+                    6,
+                    0x77,
+                    &[other(6), descriptor(MM_ID, TAKES_REQ, *MM_SERVICE.as_bytes())],
+                )),
+                _ => None,
+            }
+        });
+        let (connection, seen) = connected(&world);
+        assert!(connection.unwrap().to_string().contains("0x8002"));
+        assert_eq!(seen.functions(), [0x8400_0063, ID_GET, GET_REGS, GET_REGS]);
+    }
+
+    #[test]
+    fn a_list_that_changes_is_read_again_and_not_for_ever() {
+        let patient = |times: usize| {
+            ffa(move |function, _, before| match function {
+                GET_REGS if before < times => Some(error(-7)),
+                GET_REGS => Some(part(0, 0, 0, &[descriptor(MM_ID, TAKES_REQ, [0; 16])])),
+                _ => None,
+            })
+        };
+        let find = |times| {
+            world::with(patient(times), || {
+                find_mm::<FakeConduit>(5, &mut world::two_pages)
+            })
+            .0
+        };
+        assert!(find(5).is_ok());
+        let error = find(6).unwrap_err();
+        assert_eq!(error.to_string(), "FFA_PARTITION_INFO_GET_REGS: RETRY (-7)");
+        assert_eq!(error.status(), EfiStatus::TIMEOUT);
+    }
+
+    #[test]
+    fn a_list_that_lies_about_itself_is_refused() {
+        let one = || descriptor(1, TAKES_REQ, [9; 16]);
+        for (first, second) in [
+            // More descriptors than registers.
+            (part(9, 8, 0, &[one()]), answered()),
+            // Descriptors of another size.
+            (answer(&[0xc400_0061, 0, 20 << 48]), answered()),
+            // The second part starts before it was asked to.
+            (part(9, 4, 1, &[one()]), part(9, 2, 1, &[one()])),
+            // The last index is below the current one.
+            (part(1, 4, 0, &[one()]), answered()),
+            // A success without the registers.
+            (answer(&[0x8400_0061]), answered()),
+            // An answer of another call.
+            (answered(), answered()),
+        ] {
+            let world = ffa(move |function, _, before| {
+                (function == GET_REGS).then_some(if before == 0 { first } else { second })
+            });
+            let error = connected(&world).0.unwrap_err();
+            assert!(matches!(error, SmcError::Protocol { .. }), "{error}");
+        }
+    }
+
+    /// A world without GET_REGS that fills the RX page with descriptors, each of which claims to have `len` bytes.
+    fn with_pages(missing: Answer, count: u64, len: u64, descriptors: Vec<u8>) -> World {
+        let rx = Rc::new(std::cell::Cell::new(0));
+        ffa(move |function, arguments, _| {
+            let done = answer(&[0x8400_0061]);
+            match function {
+                GET_REGS => Some(missing),
+                RXTX_MAP => {
+                    assert_eq!(arguments[0], arguments[1] + 4096, "TX, then RX");
+                    assert_eq!((arguments[1] % 4096, arguments[2]), (0, 1));
+                    rx.set(arguments[1]);
+                    Some(done)
+                }
+                INFO_GET => {
+                    assert_eq!(
+                        arguments[..5],
+                        [0xdcae_8d37, 0x4644_6bf0, 0xab40_1483, 0xa387_3c93, 0]
+                    );
+                    let to = core::ptr::with_exposed_provenance_mut(usize::try_from(rx.get()).unwrap());
+                    // SAFETY: two pages that are leaked and that nobody else uses.
+                    let page = unsafe { SharedRegion::new(to, 4096) }.unwrap();
+                    assert!(page.write(0, &descriptors));
+                    Some(answer(&[0x8400_0061, 0, count, len]))
+                }
+                RX_RELEASE | RXTX_UNMAP => Some(done),
+                _ => None,
+            }
+        })
+    }
+
+    #[test]
+    fn without_registers_the_partition_is_found_through_pages_that_are_given_back() {
+        let ours = [
+            descriptor(3, TAKES_REQ, [9; 16]),
+            descriptor(MM_ID, TAKES_REQ2, *MM_SERVICE.as_bytes()),
+        ]
+        .concat();
+        for missing in [error(-1), answer(&[u64::MAX]), answer(&[0xffff_ffff])] {
+            let (connection, seen) = connected(&with_pages(missing, 2, 24, ours.clone()));
+            assert_eq!(
+                connection.unwrap().to_string(),
+                "FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"
+            );
+            assert_eq!(
+                seen.functions()[3..],
+                [RXTX_MAP, INFO_GET, RX_RELEASE, RXTX_UNMAP]
+            );
+        }
+    }
+
+    #[test]
+    fn pages_are_given_back_whatever_stands_in_them() {
+        let other = descriptor(3, TAKES_REQ, [9; 16]);
+        for (count, len, expected) in [
+            (1, 24, SmcError::NoPartition),
+            (0, 24, SmcError::NoPartition),
+            (
+                1,
+                16,
+                SmcError::Protocol {
+                    call: "FFA_PARTITION_INFO_GET",
+                    answer: 0x8400_0061,
+                },
+            ),
+            (
+                171,
+                24,
+                SmcError::Protocol {
+                    call: "FFA_PARTITION_INFO_GET",
+                    answer: 0x8400_0061,
+                },
+            ),
+            (
+                u64::from(u32::MAX),
+                24,
+                SmcError::Protocol {
+                    call: "FFA_PARTITION_INFO_GET",
+                    answer: 0x8400_0061,
+                },
+            ),
+        ] {
+            let (result, seen) = connected(&with_pages(error(-1), count, len, other.clone()));
+            assert_eq!(result.unwrap_err(), expected);
+            assert_eq!(seen.functions()[5..], [RX_RELEASE, RXTX_UNMAP]);
+        }
+    }
+
+    #[test]
+    fn pages_that_cannot_be_had_or_mapped_are_an_error() {
+        let world = || ffa(|function, _, _| (function == RXTX_MAP).then(|| error(-6)).or(Some(error(-1))));
+        let (result, _) = world::with(world(), || by_pages::<FakeConduit>(1, &mut || None));
+        assert_eq!(result.unwrap_err(), SmcError::NoRxTxMemory { needed: 8192 });
+        let (result, seen) = world::with(world(), || by_pages::<FakeConduit>(1, &mut world::two_pages));
+        let error = result.unwrap_err();
+        assert_eq!(error.to_string(), "FFA_RXTX_MAP: DENIED (-6)");
+        assert_eq!(error.status(), EfiStatus::ACCESS_DENIED);
+        assert_eq!(seen.functions(), [RXTX_MAP]);
+    }
+
+    #[test]
+    fn every_error_of_a_request_has_its_status() {
+        for (code, status, name) in [
+            (-1, EfiStatus::UNSUPPORTED, "NOT_SUPPORTED (-1)"),
+            (-2, EfiStatus::INVALID_PARAMETER, "INVALID_PARAMETERS (-2)"),
+            (-3, EfiStatus::OUT_OF_RESOURCES, "NO_MEMORY (-3)"),
+            (-6, EfiStatus::ACCESS_DENIED, "DENIED (-6)"),
+            (-7, EfiStatus::TIMEOUT, "RETRY (-7)"),
+            (-8, EfiStatus::ABORTED, "ABORTED (-8)"),
+            (-9, EfiStatus::NOT_FOUND, "NO_DATA (-9)"),
+            (-10, EfiStatus::NOT_READY, "NOT_READY (-10)"),
+            (-11, EfiStatus::DEVICE_ERROR, "unknown code (-11)"),
+            (0, EfiStatus::DEVICE_ERROR, "unknown code (0)"),
+        ] {
+            let (result, _) = communicate(serving(vec![error(code)]), Patience::default());
+            let error = result.unwrap_err();
+            assert_eq!(error.status(), status);
+            assert_eq!(error.to_string(), std::format!("FFA_MSG_SEND_DIRECT_REQ: {name}"));
+        }
+        // The two that are acted upon, should they come where nothing can be done about them.
+        assert_eq!(FfaCode(-4).status(), EfiStatus::TIMEOUT);
+        assert_eq!(FfaCode(-5).status(), EfiStatus::INTERRUPT_PENDING);
+    }
+
+    #[test]
+    fn every_error_of_discovery_is_told_with_its_call() {
+        for code in [-3, -6, -8, -9, -10] {
+            let world = ffa(move |function, _, _| (function == ID_GET).then(|| error(code)));
+            assert_eq!(
+                connected(&world).0.unwrap_err(),
+                SmcError::Ffa {
+                    call: "FFA_ID_GET",
+                    code: FfaCode(code)
+                }
+            );
+            let world = ffa(move |function, _, _| (function == GET_REGS).then(|| error(code)));
+            assert_eq!(
+                connected(&world).0.unwrap_err(),
+                SmcError::Ffa {
+                    call: "FFA_PARTITION_INFO_GET_REGS",
+                    code: FfaCode(code)
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn a_busy_partition_is_asked_again_until_patience_ends() {
+        let mut answers = vec![error(-4); 9];
+        answers.push(answered());
+        let (result, seen) = communicate(serving(answers), patience(10, 0));
+        assert_eq!(result, Ok(()));
+        assert_eq!(seen.functions(), [DIRECT_REQ; 10]);
+
+        let (result, seen) = communicate(serving(vec![error(-4)]), patience(10, 0));
+        let error = result.unwrap_err();
+        assert_eq!(
+            error,
+            SmcError::Timeout {
+                call: "FFA_MSG_SEND_DIRECT_REQ",
+                attempts: 10
+            }
+        );
+        assert_eq!(error.status(), EfiStatus::TIMEOUT);
+        assert_eq!(seen.functions(), [DIRECT_REQ; 10]);
+    }
+
+    #[test]
+    fn busy_discovery_is_waited_for_too() {
+        let world = |times| {
+            ffa(move |function, _, before| match function {
+                ID_GET if before < times => Some(error(-4)),
+                _ => None,
+            })
+        };
+        let ask = |times| world::with(world(times), || own_id::<FakeConduit>(4)).0;
+        assert_eq!(ask(3), Ok(0x1234));
+        assert_eq!(
+            ask(4),
+            Err(SmcError::Timeout {
+                call: "FFA_ID_GET",
+                attempts: 4
+            })
+        );
+    }
+
+    #[test]
+    fn an_interrupted_request_is_resumed_where_it_was() {
+        let yielded = answer(&[0x8400_006c, u64::from(MM_ID) << 16]);
+        let elsewhere = answer(&[0x8400_0062, 0x8003_0001, 27]);
+        let answers = vec![
+            interrupted(2),
+            yielded,
+            interrupted(0),
+            elsewhere,
+            error(-5),
+            answered(),
+        ];
+        let (result, seen) = communicate(serving(answers), patience(1, 5));
+        assert_eq!(result, Ok(()));
+        assert_eq!(seen.functions(), [DIRECT_REQ, RUN, RUN, RUN, RUN, RUN]);
+        let targets: Vec<u64> = seen.calls[1..]
+            .iter()
+            .map(|(_, arguments)| arguments[0])
+            .collect();
+        assert_eq!(
+            targets,
+            [0x8002_0002, 0x8002_0000, 0x8002_0000, 0x8002_0000, 0x8002_0000]
+        );
+    }
+
+    #[test]
+    fn a_resumption_can_find_the_partition_busy() {
+        let answers = vec![interrupted(0), error(-4), error(-4), answered()];
+        let (result, seen) = communicate(serving(answers), patience(3, 1));
+        assert_eq!(result, Ok(()));
+        assert_eq!(seen.functions(), [DIRECT_REQ, RUN, RUN, RUN]);
+    }
+
+    #[test]
+    fn a_partition_that_never_finishes_is_given_up() {
+        for stuck in [interrupted(0), answer(&[0x8400_006c]), error(-5)] {
+            let (result, seen) = communicate(serving(vec![stuck]), patience(1, 100));
+            assert_eq!(
+                result,
+                Err(SmcError::Timeout {
+                    call: "FFA_RUN",
+                    attempts: 100
+                })
+            );
+            assert_eq!(seen.calls.len(), 101);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_not_to_this_request_is_refused() {
+        for wrong in [
+            response(0xc400_0070, 0x8003),
+            answer(&[0xc400_0070, u64::from(MM_ID) << 16 | 0x4321]),
+            response(0xc400_008e, MM_ID),
+            answer(&[0x8400_0061]),
+            answer(&[0x8400_006f]),
+            answer(&[0x1234]),
+            answer(&[0]),
+            // A framework message.
+            answer(&[0xc400_0070, u64::from(MM_ID) << 16 | OWN_ID, 0x8000_0000]),
+        ] {
+            let (result, _) = communicate(serving(vec![wrong]), Patience::default());
+            let answer = low(wrong[0]);
+            assert_eq!(
+                result,
+                Err(SmcError::Protocol {
+                    call: "FFA_MSG_SEND_DIRECT_REQ",
+                    answer
+                })
+            );
+        }
+    }
+
+    proptest! {
+        /// Also says that `arm-ffa` is never given what it panics on.
+        #[test]
+        fn no_answer_of_the_secure_world_makes_the_client_panic_or_hang(
+            answers in proptest::collection::vec((0..12_usize, proptest::array::uniform17(any::<u64>())), 1..20),
+        ) {
+            const FUNCTIONS: [u64; 12] = [
+                0x8400_0060, 0x8400_0061, 0xc400_0061, 0x8400_0062, 0xc400_0062, 0x8400_006c, 0xc400_006c, 0x8400_0070,
+                0xc400_0070, 0xc400_008e, 0xc400_0060, 0xc400_008a,
+            ];
+            let next = std::cell::Cell::new(0);
+            let world = ffa(move |function, arguments, _| {
+                let (index, rest) = answers[next.get() % answers.len()];
+                next.set(next.get() + 1);
+                let mut registers = answer(&[FUNCTIONS[index]]);
+                registers[1..].copy_from_slice(&rest);
+                // Now and then what is asked for, so that there is a next step.
+                match function {
+                    ID_GET if index % 2 == 0 => None,
+                    GET_REGS if index % 3 == 0 => Some(part(0, 0, 0, &[descriptor(MM_ID, low(arguments[0]) | 1, [0; 16])])),
+                    GET_REGS if index % 3 == 1 => Some(error(-1)),
+                    RXTX_MAP | RX_RELEASE | RXTX_UNMAP => Some(answer(&[0x8400_0061])),
+                    _ => Some(registers),
+                }
+            });
+            let setup = Setup { patience: patience(5, 5), ..Setup::default() };
+            let (_, seen) = world::with(world, || {
+                connect::<FakeConduit>(setup, &mut world::two_pages).and_then(|mm| mm.communicate(BUFFER))
+            });
+            prop_assert!(seen.calls.len() < 200);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! SPM_MM: MM in a partition behind two calls of its own.
+//!
+//! | call | in | out |
+//! |---|---|---|
+//! | MM_VERSION `0x8400_0040` | – | w0: major in bits 30:16, minor in 15:0; negative: not there |
+//! | MM_COMMUNICATE `0xC400_0041` | x1 = 0, x2 = physical address of the buffer, x3 = 0 | x0: [`SpmMmCode`] |
+
+use super::{SmcError, call, low};
+use core::fmt;
+use mm_wire::EfiStatus;
+use smccc::Call;
+
+/// MM_VERSION. There is no 64-bit form of it.
+pub const MM_VERSION: u32 = 0x8400_0040;
+/// MM_COMMUNICATE with a 64-bit address.
+pub const MM_COMMUNICATE: u32 = 0xc400_0041;
+/// MM_COMMUNICATE with a 32-bit address.
+pub const MM_COMMUNICATE_32: u32 = 0x8400_0041;
+
+const SUPPORTED_MAJOR: u16 = 1;
+
+/// What a call returns in its low 32 bits (edk2 `ArmStdSmc.h`, TF-A `spm_mm_svc.h`). Zero is success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpmMmCode(pub i32);
+
+impl SpmMmCode {
+    /// The code's name and its `EFI_STATUS`; `None` for a code that neither edk2 nor TF-A knows.
+    const fn known(self) -> Option<(&'static str, EfiStatus)> {
+        Some(match self.0 {
+            0 => ("SUCCESS", EfiStatus::SUCCESS),
+            -1 => ("NOT_SUPPORTED", EfiStatus::UNSUPPORTED),
+            -2 => ("INVALID_PARAMS", EfiStatus::INVALID_PARAMETER),
+            -3 => ("DENIED", EfiStatus::ACCESS_DENIED),
+            // edk2 has it at -4, TF-A at -5.
+            -4 | -5 => ("NO_MEMORY", EfiStatus::OUT_OF_RESOURCES),
+            _ => return None,
+        })
+    }
+
+    /// The same as an `EFI_STATUS`: `EFI_DEVICE_ERROR` where the code is unknown.
+    #[must_use]
+    pub const fn status(self) -> EfiStatus {
+        match self.known() {
+            Some((_, status)) => status,
+            None => EfiStatus::DEVICE_ERROR,
+        }
+    }
+}
+
+impl fmt::Display for SpmMmCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.known().map_or("unknown code", |(name, _)| name);
+        write!(f, "{name} ({})", self.0)
+    }
+}
+
+/// What MM_VERSION says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    major: u16,
+    minor: u16,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Asks for the version.
+pub(super) fn version<C: Call>() -> Result<Version, SmcError> {
+    let answer = request::<C>(MM_VERSION, 0);
+    if answer < 0 {
+        return Err(SmcError::NoMm(SpmMmCode(answer)));
+    }
+    let [a, b, c, d] = answer.to_le_bytes();
+    let (major, minor) = (u16::from_le_bytes([c, d]), u16::from_le_bytes([a, b]));
+    if major == SUPPORTED_MAJOR {
+        Ok(Version { major, minor })
+    } else {
+        Err(SmcError::Version { major, minor })
+    }
+}
+
+/// Has MM process the request at `buffer`.
+pub(super) fn communicate<C: Call>(buffer: u64) -> Result<(), SmcError> {
+    match request::<C>(MM_COMMUNICATE, buffer) {
+        0 => Ok(()),
+        code => Err(SmcError::SpmMm(SpmMmCode(code))),
+    }
+}
+
+/// Makes a call with `x2` in its register, and returns the low 32 bits of the answer as a signed number.
+fn request<C: Call>(function: u32, x2: u64) -> i32 {
+    let mut registers = [0; 18];
+    let [x0, _, argument, ..] = &mut registers;
+    *x0 = function.into();
+    *argument = x2;
+    let [answer, ..] = call::<C>(registers);
+    low(answer).cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{self, FakeConduit, World};
+    use super::*;
+    use std::rc::Rc;
+
+    #[test]
+    fn every_version_answer_is_told_apart() {
+        for (answer, expected) in [
+            (0x1_0000, Ok((1, 0))),
+            (0x1_0007, Ok((1, 7))),
+            // The upper half is not looked at.
+            (0xdead_beef_0001_0000, Ok((1, 0))),
+            (0, Err(SmcError::Version { major: 0, minor: 0 })),
+            (0x2_0001, Err(SmcError::Version { major: 2, minor: 1 })),
+            (
+                0x7fff_ffff,
+                Err(SmcError::Version {
+                    major: 0x7fff,
+                    minor: 0xffff,
+                }),
+            ),
+            (0xffff_ffff, Err(SmcError::NoMm(SpmMmCode(-1)))),
+            (u64::MAX, Err(SmcError::NoMm(SpmMmCode(-1)))),
+            (0x8001_0000, Err(SmcError::NoMm(SpmMmCode(-0x7fff_0000)))),
+        ] {
+            let world = World {
+                mm_version: answer,
+                ..World::default()
+            };
+            let (result, seen) = world::with(world, version::<FakeConduit>);
+            assert_eq!(result.map(|Version { major, minor }| (major, minor)), expected);
+            assert_eq!(seen.calls, [(MM_VERSION, [0; 17])]);
+        }
+    }
+
+    #[test]
+    fn every_code_has_its_status_in_32_bits_as_in_64() {
+        for (code, status, name) in [
+            (-1, EfiStatus::UNSUPPORTED, "NOT_SUPPORTED (-1)"),
+            (-2, EfiStatus::INVALID_PARAMETER, "INVALID_PARAMS (-2)"),
+            (-3, EfiStatus::ACCESS_DENIED, "DENIED (-3)"),
+            (-4, EfiStatus::OUT_OF_RESOURCES, "NO_MEMORY (-4)"),
+            (-5, EfiStatus::OUT_OF_RESOURCES, "NO_MEMORY (-5)"),
+            (-6, EfiStatus::DEVICE_ERROR, "unknown code (-6)"),
+            (1, EfiStatus::DEVICE_ERROR, "unknown code (1)"),
+            (i32::MIN, EfiStatus::DEVICE_ERROR, "unknown code (-2147483648)"),
+        ] {
+            let short = u64::from(code.cast_unsigned());
+            let long = i64::from(code).cast_unsigned();
+            for answer in [short, long] {
+                let world = World {
+                    communicate: Rc::new(move |_| world::answer(&[answer])),
+                    ..World::default()
+                };
+                let (result, _) = world::with(world, || communicate::<FakeConduit>(0x6000_0000));
+                let error = result.unwrap_err();
+                assert_eq!(error, SmcError::SpmMm(SpmMmCode(code)));
+                assert_eq!(error.status(), status);
+                assert_eq!(std::format!("{error}"), std::format!("MM_COMMUNICATE: {name}"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_buffer_is_the_only_argument() {
+        let world = World {
+            communicate: Rc::new(|_| world::answer(&[0xffff_ffff_0000_0000])),
+            ..World::default()
+        };
+        let (result, seen) = world::with(world, || communicate::<FakeConduit>(0x12_3456_7000));
+        assert_eq!(result, Ok(()));
+        let mut arguments = [0; 17];
+        arguments[1] = 0x12_3456_7000;
+        assert_eq!(seen.calls, [(MM_COMMUNICATE, arguments)]);
+    }
+}
