@@ -25,7 +25,10 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 use ffa::FfaCode;
 use mm_wire::EfiStatus;
-use smccc::Call;
+pub use smccc::Call;
+/// The `smc` instruction of this processor.
+#[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
+pub use smccc::Smc;
 use spm_mm::SpmMmCode;
 use thiserror::Error;
 
@@ -179,7 +182,7 @@ impl SmcError {
 }
 
 /// An MM environment that is entered by secure monitor calls.
-pub trait SecureMm: fmt::Debug {
+pub trait SecureMm: fmt::Debug + fmt::Display {
     /// Has MM process the request that stands in the comm buffer at a physical address. When it returns, MM has answered
     /// there or has said why not.
     ///

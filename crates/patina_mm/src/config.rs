@@ -1,15 +1,17 @@
 //! What a platform tells this crate about its MM environment.
 //!
 //! [`MmCommunicationConfiguration`] is the one required config value. [`MmCommunicationOptions`] is a second, optional
-//! one, for settings whose defaults fit most platforms.
+//! one, for settings whose defaults fit most platforms; [`SmcOptions`] is a third, for AArch64.
 
 mod buffer;
 mod configuration;
 mod options;
 mod ports;
+mod smc;
 
 pub use buffer::{CommunicateBuffer, CommunicateBufferStatus};
 pub(crate) use configuration::check_buffers;
 pub use configuration::{ConfigurationError, MmCommunicationConfiguration};
 pub use options::{MmCommunicationOptions, SmiCheck};
 pub use ports::{AcpiBase, MmiPort};
+pub use smc::{Patience, PsciConduit, SmcOptions};

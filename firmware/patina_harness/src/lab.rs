@@ -557,7 +557,7 @@ fn failure(status: Status) -> Failure {
         Status::InvalidResponse => Failure::BadHeader,
         Status::Busy => Failure::Busy,
         Status::MailboxInUse => Failure::MailboxInUse,
-        Status::MmiNotRaised(_) => Failure::MmiNotRaised,
+        Status::MmiNotRaised(_) | Status::SecureCall(_) => Failure::MmiNotRaised,
         Status::NotProcessed => Failure::NotProcessed,
         Status::MmReturned(status) => Failure::Mm(EfiStatus(status.as_usize() as u64)),
         Status::AnswerBelowHeader { claimed, .. } => Failure::SizeBelowHeader { claimed },

@@ -33,6 +33,11 @@ const VERSION: Version = Version(1, 2);
 /// of RFC 4122.
 pub const MM_SERVICE: Uuid = Uuid::from_u128(0x378daedc_f06b_4446_8314_40ab933c87a3);
 
+/// FFA_MSG_SEND_DIRECT_REQ with 64-bit registers.
+pub const MSG_SEND_DIRECT_REQ: u32 = FuncId::MsgSendDirectReq64 as u32;
+/// FFA_MSG_SEND_DIRECT_REQ2.
+pub const MSG_SEND_DIRECT_REQ2: u32 = FuncId::MsgSendDirectReq64_2 as u32;
+
 /// One page for each direction.
 const RX_TX_LEN: usize = 2 * mm_wire::PAGE_LEN;
 

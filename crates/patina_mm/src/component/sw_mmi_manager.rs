@@ -1,18 +1,22 @@
-//! Raises software MMIs through the ports that the platform configured.
+//! Enters MM in the way that the platform configured: through x86 ports, or by secure monitor calls.
 
-use crate::config::{
-    AcpiBase, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
-};
+mod entry;
+
+use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions};
 use crate::service::PlatformMmControl;
 use alloc::boxed::Box;
 use core::fmt;
-use mm_comm::{PortTrigger, Ports, SmiEnableRegister};
+use entry::{Connect, Entry, Plan};
+use mm_comm::Ports;
+use mm_comm::smc::Conduit;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
+use patina::standard::efi;
 use thiserror::Error;
 
+pub use entry::SmcError;
 pub use mm_comm::{SmiEnable, TriggerError};
 
 /// Why no MMI was raised.
@@ -25,6 +29,12 @@ pub enum MmiError {
     /// The machine cannot or does not deliver MMIs.
     #[error(transparent)]
     Trigger(#[from] TriggerError),
+    /// The secure world was not reached, or refused.
+    #[error(transparent)]
+    Smc(#[from] SmcError),
+    /// A secure monitor call carries a comm buffer, and none was given.
+    #[error("caller: MM is entered by secure monitor calls here, which need a comm buffer")]
+    NeedsCommBuffer,
     /// Another implementation of the service failed.
     #[error("the software MMI trigger failed: {0:?}")]
     Failed(EfiError),
@@ -38,9 +48,33 @@ impl From<MmiError> for EfiError {
             MmiError::Trigger(TriggerError::EnableRefused { .. }) => Self::AccessDenied,
             MmiError::Trigger(TriggerError::NoPortIo) => Self::Unsupported,
             MmiError::Trigger(_) => Self::InvalidParameter,
+            MmiError::Smc(error) => efi_error(error),
+            MmiError::NeedsCommBuffer => Self::Unsupported,
             MmiError::Failed(error) => error,
         }
     }
+}
+
+/// The same as an SDK error.
+pub(crate) fn efi_error(error: SmcError) -> EfiError {
+    let status = efi_status(error);
+    EfiError::status_to_result(status)
+        .err()
+        .unwrap_or(EfiError::Unknown(status))
+}
+
+/// The same as an SDK status.
+pub(crate) fn efi_status(error: SmcError) -> efi::Status {
+    usize::try_from(error.status().0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
+}
+
+/// How far MM has come when it was entered for a comm buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmProgress {
+    /// An MMI was raised. Whether MM took the request has to be observed; see [`SwMmiTrigger::pause`].
+    Raised,
+    /// MM ran and has returned.
+    Returned,
 }
 
 /// Raises a software MMI.
@@ -69,6 +103,25 @@ pub unsafe trait SwMmiTrigger {
             .map_err(MmiError::Failed)
     }
 
+    /// Has MM process the request in the comm buffer at a physical address.
+    ///
+    /// On x86 this is [`Self::raise_mmi`]: MM knows its buffers. A secure monitor call is told the address, and MM has run
+    /// when it returns; both values are then of no use.
+    ///
+    /// # Errors
+    ///
+    /// [`MmiError`] where MM was not entered; [`MmiError::Smc`] also where it ran and refused.
+    fn enter_mm(
+        &self,
+        comm_buffer: u64,
+        cmd_port_value: u8,
+        data_port_value: u8,
+    ) -> Result<MmProgress, MmiError> {
+        let _ = comm_buffer;
+        self.raise_mmi(cmd_port_value, data_port_value)
+            .map(|()| MmProgress::Raised)
+    }
+
     /// Lets a raised MMI be taken: `pause` on a processor. Whoever awaits an answer calls this between looks.
     fn pause(&self) {
         core::hint::spin_loop();
@@ -84,15 +137,16 @@ mockall::mock! {
     }
 }
 
-/// Component and service: raises software MMIs through the configured ports.
+/// Component and service: enters MM in the configured way.
 ///
 /// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] where the platform
-/// registered it, then offers [`SwMmiTrigger`].
+/// registered it, looks for MM in the secure world where the ports are secure monitor calls, then offers [`SwMmiTrigger`].
 #[derive(IntoService)]
 #[service(dyn SwMmiTrigger)]
 pub struct SwMmiManager {
     ports: Option<Box<dyn Ports>>,
-    trigger: Option<PortTrigger>,
+    connect: Option<Connect>,
+    entry: Option<Entry>,
 }
 
 #[component]
@@ -102,7 +156,8 @@ impl SwMmiManager {
     pub fn new() -> Self {
         Self {
             ports: native_ports(),
-            trigger: None,
+            connect: entry::NATIVE,
+            entry: None,
         }
     }
 
@@ -111,7 +166,18 @@ impl SwMmiManager {
     pub fn with_ports(ports: impl Ports + 'static) -> Self {
         Self {
             ports: Some(Box::new(ports)),
-            trigger: None,
+            connect: None,
+            entry: None,
+        }
+    }
+
+    /// Makes the component for secure monitor calls through a conduit of the caller's choice.
+    #[must_use]
+    pub fn with_conduit<C: Conduit + 'static>() -> Self {
+        Self {
+            ports: None,
+            connect: Some(entry::connect::<C>),
+            entry: None,
         }
     }
 
@@ -119,24 +185,23 @@ impl SwMmiManager {
         mut self,
         config: Config<MmCommunicationConfiguration>,
         options: Config<MmCommunicationOptions>,
+        smc: Config<SmcOptions>,
         platform: Option<Service<dyn PlatformMmControl>>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
-        let trigger = port_trigger(&config, &options)
+        let plan = Plan::new(&config, &options, &smc, self.connect)
             .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
         if let Some(platform) = platform {
             platform.init().inspect_err(
                 |error| log::error!(target: "sw_mmi", "platform: PlatformMmControl::init failed: {error:?}"),
             )?;
         }
-        log::info!(
-            target: "sw_mmi",
-            "software MMIs through command {}, data {}, SMI_EN {}",
-            config.cmd_port,
-            config.data_port,
-            if trigger.smi_enable.is_some() { "checked" } else { "unknown: no ACPI base was given" }
-        );
-        self.trigger = Some(trigger);
+        let entry = plan.open().map_err(|error| {
+            log::error!(target: "sw_mmi", "no software MMIs: {error}");
+            MmiError::from(error)
+        })?;
+        log::info!(target: "sw_mmi", "software MMIs through {entry}");
+        self.entry = Some(entry);
         commands.add_service(self);
         Ok(())
     }
@@ -157,49 +222,43 @@ fn native_ports() -> Option<Box<dyn Ports>> {
     None
 }
 
-/// Checks the configuration's ports and turns them into a trigger.
-fn port_trigger(
-    config: &MmCommunicationConfiguration,
-    options: &MmCommunicationOptions,
-) -> Result<PortTrigger, ConfigurationError> {
-    let unset = MmCommunicationConfiguration::default();
-    if (config.cmd_port, config.data_port) == (unset.cmd_port, unset.data_port) {
-        return Err(ConfigurationError::Unset);
-    }
-    let (command_port, data_port) = match (config.cmd_port, config.data_port) {
-        (MmiPort::Smi(command), MmiPort::Smi(data)) => (command, data),
-        (command @ MmiPort::Smc(_), MmiPort::Smc(_)) => {
-            return Err(ConfigurationError::SmcUnsupported { command });
+impl SwMmiManager {
+    fn enter(&self, comm_buffer: Option<u64>, command: u8, data: u8) -> Result<MmProgress, MmiError> {
+        match self.entry.as_ref().ok_or(MmiError::NotConfigured)? {
+            Entry::Ports(trigger) => {
+                let ports = self.ports.as_deref().ok_or(TriggerError::NoPortIo)?;
+                trigger.raise(ports, command, data)?;
+                Ok(MmProgress::Raised)
+            }
+            Entry::Secure(connection) => {
+                connection.communicate(comm_buffer.ok_or(MmiError::NeedsCommBuffer)?)?;
+                Ok(MmProgress::Returned)
+            }
         }
-        (command, data) => return Err(ConfigurationError::MixedPorts { command, data }),
-    };
-    let smi_enable = match config.acpi_base {
-        AcpiBase::Io(0) | AcpiBase::Mmio(0) => None,
-        AcpiBase::Io(base) => Some(SmiEnableRegister::behind_io_base(base)?),
-        AcpiBase::Mmio(base) => Some(SmiEnableRegister::behind_mmio_base(base)?),
-    };
-    Ok(PortTrigger {
-        command_port,
-        data_port,
-        smi_enable,
-        check: options.smi_check,
-    })
+    }
 }
 
-// SAFETY: MM is entered through the platform's ports only, and `trigger` is set by `entry_point`, after the platform
-// locked its configuration and had its `PlatformMmControl` called.
+// SAFETY: MM is entered through the platform's ports or by secure monitor calls only, and `entry` is set by `entry_point`,
+// after the platform locked its configuration and had its `PlatformMmControl` called.
 unsafe impl SwMmiTrigger for SwMmiManager {
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {
         Ok(self.raise_mmi(cmd_port_value, data_port_value)?)
     }
 
     fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
-        let raise = || {
-            let trigger = self.trigger.as_ref().ok_or(MmiError::NotConfigured)?;
-            let ports = self.ports.as_deref().ok_or(TriggerError::NoPortIo)?;
-            Ok(trigger.raise(ports, cmd_port_value, data_port_value)?)
-        };
-        raise().inspect_err(|error: &MmiError| log::error!(target: "sw_mmi", "no MMI was raised: {error}"))
+        self.enter(None, cmd_port_value, data_port_value)
+            .map(drop)
+            .inspect_err(|error| log::error!(target: "sw_mmi", "no MMI was raised: {error}"))
+    }
+
+    fn enter_mm(
+        &self,
+        comm_buffer: u64,
+        cmd_port_value: u8,
+        data_port_value: u8,
+    ) -> Result<MmProgress, MmiError> {
+        self.enter(Some(comm_buffer), cmd_port_value, data_port_value)
+            .inspect_err(|error| log::error!(target: "sw_mmi", "comm buffer at {comm_buffer:#x}: {error}"))
     }
 
     fn pause(&self) {
@@ -219,7 +278,7 @@ impl Default for SwMmiManager {
 impl fmt::Debug for SwMmiManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SwMmiManager")
-            .field("trigger", &self.trigger)
+            .field("entry", &self.entry)
             .finish_non_exhaustive()
     }
 }
@@ -227,6 +286,10 @@ impl fmt::Debug for SwMmiManager {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::component::communicator::Status;
+    use crate::config::{AcpiBase, ConfigurationError, MmiPort};
+    use alloc::string::ToString;
+    use mm_comm::{PortTrigger, SmiEnableRegister};
 
     fn config(cmd_port: MmiPort, data_port: MmiPort, acpi_base: AcpiBase) -> MmCommunicationConfiguration {
         MmCommunicationConfiguration {
@@ -237,8 +300,94 @@ mod tests {
         }
     }
 
+    fn plan(
+        config: &MmCommunicationConfiguration,
+        connect: Option<Connect>,
+    ) -> Result<Plan, ConfigurationError> {
+        Plan::new(
+            config,
+            &MmCommunicationOptions::DEFAULT,
+            &SmcOptions::default(),
+            connect,
+        )
+    }
+
     fn trigger(config: &MmCommunicationConfiguration) -> Result<PortTrigger, ConfigurationError> {
-        port_trigger(config, &MmCommunicationOptions::DEFAULT)
+        match plan(config, None)? {
+            Plan::Ports(trigger) => Ok(trigger),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// A secure world with SPM_MM 1.0 that refuses every request.
+    struct Refusing;
+
+    impl mm_comm::smc::Call for Refusing {
+        fn call32(_: u32, _: [u32; 7]) -> [u32; 8] {
+            unreachable!()
+        }
+
+        fn call64(function: u32, _: [u64; 17]) -> [u64; 18] {
+            let mut answer = [0; 18];
+            answer[0] = match function {
+                0x8400_0040 => 0x1_0000,
+                0xc400_0041 => u64::from((-3_i32).cast_unsigned()),
+                _ => u64::MAX,
+            };
+            answer
+        }
+    }
+
+    impl Conduit for Refusing {
+        fn el3_is_implemented() -> bool {
+            true
+        }
+    }
+
+    fn smc(function: u32) -> MmCommunicationConfiguration {
+        config(MmiPort::Smc(function), MmiPort::Smc(function), AcpiBase::Mmio(0))
+    }
+
+    fn secure(function: u32) -> Result<SwMmiManager, MmiError> {
+        let manager = SwMmiManager::with_conduit::<Refusing>();
+        let entry = plan(&smc(function), manager.connect).unwrap().open()?;
+        Ok(SwMmiManager {
+            entry: Some(entry),
+            ..manager
+        })
+    }
+
+    #[test]
+    fn an_smc_port_says_which_interfaces_will_do() {
+        for function in [0xc400_0041, 0x8400_0041] {
+            assert_eq!(
+                secure(function).unwrap().entry.unwrap().to_string(),
+                "secure monitor calls: SPM_MM 1.0"
+            );
+        }
+        for function in [0xc400_006f, 0xc400_008d] {
+            assert_eq!(
+                secure(function).unwrap_err(),
+                MmiError::Smc(SmcError::NoFfa { answer: u32::MAX })
+            );
+        }
+        let command = MmiPort::Smc(0x8400_0000);
+        let error = plan(&smc(0x8400_0000), Some(entry::connect::<Refusing>)).unwrap_err();
+        assert_eq!(error, ConfigurationError::SmcFunction { command });
+        assert_eq!(EfiError::from(error), EfiError::InvalidParameter);
+    }
+
+    #[test]
+    fn a_secure_monitor_call_carries_a_buffer_and_its_refusal_is_told() {
+        let manager = secure(0xc400_0041).unwrap();
+        assert_eq!(manager.raise_mmi(0xff, 0), Err(MmiError::NeedsCommBuffer));
+        assert_eq!(manager.trigger_sw_mmi(0xff, 0), Err(EfiError::Unsupported));
+        let error = manager.enter_mm(0x1000, 0xff, 0).unwrap_err();
+        assert_eq!(EfiError::from(error), EfiError::AccessDenied);
+        assert_eq!(
+            Status::from(error),
+            Status::MmReturned(efi::Status::ACCESS_DENIED)
+        );
     }
 
     #[test]
@@ -293,7 +442,7 @@ mod tests {
     fn a_host_process_has_no_ports() {
         let trigger = trigger(&config(MmiPort::Smi(0xb2), MmiPort::Smi(0xb3), AcpiBase::Mmio(0))).unwrap();
         let manager = SwMmiManager {
-            trigger: Some(trigger),
+            entry: Some(Entry::Ports(trigger)),
             ..SwMmiManager::new()
         };
         assert_eq!(manager.trigger_sw_mmi(0xff, 0), Err(EfiError::Unsupported));
@@ -304,6 +453,9 @@ mod tests {
         let mut mock = MockSwMmiTrigger::new();
         mock.expect_trigger_sw_mmi()
             .return_once(|_, _| Err(EfiError::Timeout));
-        assert_eq!(mock.raise_mmi(1, 2), Err(MmiError::Failed(EfiError::Timeout)));
+        assert_eq!(
+            mock.enter_mm(0x1000, 1, 2),
+            Err(MmiError::Failed(EfiError::Timeout))
+        );
     }
 }

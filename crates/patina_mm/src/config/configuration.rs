@@ -16,9 +16,9 @@ pub struct MmCommunicationConfiguration {
     /// The base of the ACPI fixed registers, behind which SMI_EN says whether SMIs reach the processor. Where it is
     /// not zero, it is checked before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
     pub acpi_base: AcpiBase,
-    /// The port whose write raises the MMI.
+    /// The port whose write raises the MMI; on AArch64 the secure monitor call, see [`MmiPort::Smc`].
     pub cmd_port: MmiPort,
-    /// The port that is written before, for MM to read.
+    /// The port that is written before, for MM to read. A secure monitor call has none: give the command port's value.
     pub data_port: MmiPort,
     /// The memory that messages are exchanged in. Each has an identifier of its own.
     pub comm_buffers: Vec<CommunicateBuffer>,
@@ -83,6 +83,14 @@ pub enum ConfigurationError {
         /// The configured command port.
         command: MmiPort,
     },
+    /// The command port is a secure monitor call that carries no MM messages.
+    #[error(
+        "platform: command port {command} carries no MM messages; use SMC(0xC4000041) for SPM_MM or FF-A, SMC(0xC400006F) for FF-A only"
+    )]
+    SmcFunction {
+        /// The configured command port.
+        command: MmiPort,
+    },
     /// There is no SMI_EN behind the configured ACPI base.
     #[error("platform: {0}")]
     AcpiBase(#[from] mm_comm::TriggerError),
@@ -96,6 +104,7 @@ impl From<ConfigurationError> for patina::error::EfiError {
             ConfigurationError::DuplicateBufferId { .. }
             | ConfigurationError::SharedMemory { .. }
             | ConfigurationError::MixedPorts { .. }
+            | ConfigurationError::SmcFunction { .. }
             | ConfigurationError::AcpiBase(_) => Self::InvalidParameter,
         }
     }

@@ -7,7 +7,12 @@ use core::fmt;
 pub enum MmiPort {
     /// An x86 I/O port, such as 0xB2 (command) and 0xB3 (data) on Intel chipsets.
     Smi(u16),
-    /// The function identifier of an AArch64 secure monitor call.
+    /// The function identifier of an AArch64 secure monitor call. Which call is made depends on the machine:
+    ///
+    /// | identifier | meaning |
+    /// |---|---|
+    /// | 0xC400_0041, 0x8400_0041 (MM_COMMUNICATE) | FF-A where FFA_VERSION answers 1.2 or later, SPM_MM elsewhere |
+    /// | 0xC400_006F, 0xC400_008D (FFA_MSG_SEND_DIRECT_REQ, _REQ2) | FF-A only; which of the two requests is sent depends on what the MM partition takes |
     Smc(u32),
 }
 

@@ -1,6 +1,7 @@
 //! How a communicator enters MM.
 
 use super::Status;
+use crate::component::sw_mmi_manager::MmProgress;
 use crate::config::{CommunicateBuffer, MmCommunicationOptions};
 use crate::service::SwMmiTrigger;
 use core::fmt;
@@ -26,7 +27,8 @@ pub trait MmExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
 }
 
-/// Enters MM through the [`SwMmiTrigger`] service and waits until the mailbox shows that MM took the request.
+/// Enters MM through the [`SwMmiTrigger`] service. Where that only raises an MMI, waits until the mailbox shows that MM took
+/// the request.
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
@@ -48,13 +50,20 @@ impl RealMmExecutor {
 
 impl MmExecutor for RealMmExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
-        self.trigger.raise_mmi(self.options.command_value, self.options.data_value).inspect_err(|error| {
-            log::error!(target: "mm_comm", "comm buffer {}: MM was not entered: {error}", comm_buffer.id());
-        })?;
+        let (id, address) = (comm_buffer.id(), comm_buffer.as_ptr().addr() as u64);
+        let progress = self
+            .trigger
+            .enter_mm(address, self.options.command_value, self.options.data_value)
+            .inspect_err(
+                |error| log::error!(target: "mm_comm", "comm buffer {id}: MM was not entered: {error}"),
+            )?;
+        if progress == MmProgress::Returned {
+            return Ok(());
+        }
         let pauses = transaction::wait(comm_buffer.channel(), self.options.completion_polls, || {
             self.trigger.pause()
         });
-        log::trace!(target: "mm_comm", "comm buffer {}: waited {pauses} pauses for MM", comm_buffer.id());
+        log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What can come out of a call, other than an answer.
 
-use crate::component::sw_mmi_manager::MmiError;
+use crate::component::sw_mmi_manager::{MmiError, SmcError, efi_error, efi_status};
 use mm_comm::{AnswerError, BeginError, TriggerError};
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
@@ -48,6 +48,9 @@ pub enum Status {
     /// The machine does not deliver MMIs; nothing was sent.
     #[error(transparent)]
     MmiNotRaised(TriggerError),
+    /// The secure monitor call did not get through to MM, or did not come back from it in time.
+    #[error(transparent)]
+    SecureCall(SmcError),
     /// The MMI was raised, and MM did not take the request. It has been withdrawn.
     #[error("MM did not process the request; it has been withdrawn")]
     NotProcessed,
@@ -113,7 +116,13 @@ impl From<MmiError> for Status {
         match error {
             MmiError::NotConfigured => Self::SwMmiServiceNotAvailable,
             MmiError::Trigger(error) => Self::MmiNotRaised(error),
-            MmiError::Failed(_) => Self::SwMmiFailed,
+            MmiError::Smc(SmcError::Busy) => Self::Busy,
+            MmiError::Smc(refused @ (SmcError::SpmMm(_) | SmcError::Ffa { .. })) => {
+                Self::MmReturned(efi_status(refused))
+            }
+            MmiError::Smc(error) => Self::SecureCall(error),
+            // NeedsCommBuffer does not come from here: a call has a buffer.
+            MmiError::NeedsCommBuffer | MmiError::Failed(_) => Self::SwMmiFailed,
         }
     }
 }
@@ -132,6 +141,7 @@ impl From<Status> for EfiError {
             Status::CommBufferDisabled | Status::MailboxInUse => Self::AccessDenied,
             Status::Busy => Self::AlreadyStarted,
             Status::MmiNotRaised(error) => MmiError::Trigger(error).into(),
+            Status::SecureCall(error) => efi_error(error),
             Status::NotProcessed => Self::NoResponse,
             Status::MmReturned(status) => Self::status_to_result(status)
                 .err()
@@ -162,6 +172,14 @@ mod tests {
             (Status::Busy, EfiError::AlreadyStarted),
             (Status::MailboxInUse, EfiError::AccessDenied),
             (Status::MmiNotRaised(trigger), EfiError::Unsupported),
+            (Status::SecureCall(SmcError::NoConduit), EfiError::Unsupported),
+            (
+                Status::SecureCall(SmcError::Timeout {
+                    call: "FFA_RUN",
+                    attempts: 1,
+                }),
+                EfiError::Timeout,
+            ),
             (Status::NotProcessed, EfiError::NoResponse),
             (Status::MmReturned(efi::Status::NOT_FOUND), EfiError::NotFound),
             (

@@ -1,0 +1,151 @@
+//! What the configuration's ports mean: x86 ports, or a connection to the secure world.
+
+use crate::config::{
+    AcpiBase, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmcOptions,
+};
+use alloc::boxed::Box;
+use core::fmt;
+use mm_comm::smc::{self, Conduit, Connection, SecureMm, ffa, spm_mm};
+use mm_comm::{PortTrigger, SharedRegion, SmiEnableRegister};
+
+pub use mm_comm::smc::SmcError;
+
+/// Finds MM in the secure world, through a conduit that the function's maker chose.
+pub(super) type Connect = fn(smc::Setup) -> Result<Box<dyn SecureMm>, SmcError>;
+
+/// The way into MM that the configuration asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Plan {
+    /// x86 ports.
+    Ports(PortTrigger),
+    /// A secure monitor call, and how to make it.
+    Smc(Connect, smc::Setup),
+}
+
+/// The way into MM.
+pub(super) enum Entry {
+    /// x86 ports: an MMI is raised, and taken some time later.
+    Ports(PortTrigger),
+    /// Secure monitor calls: MM has run when the call returns.
+    Secure(Box<dyn SecureMm>),
+}
+
+impl Plan {
+    /// Checks the configuration's ports. `connect` is `None` where this machine has no secure monitor calls.
+    pub(super) fn new(
+        config: &MmCommunicationConfiguration,
+        options: &MmCommunicationOptions,
+        smc: &SmcOptions,
+        connect: Option<Connect>,
+    ) -> Result<Self, ConfigurationError> {
+        let unset = MmCommunicationConfiguration::default();
+        if (config.cmd_port, config.data_port) == (unset.cmd_port, unset.data_port) {
+            return Err(ConfigurationError::Unset);
+        }
+        match (config.cmd_port, config.data_port) {
+            (MmiPort::Smi(command), MmiPort::Smi(data)) => {
+                port_trigger(command, data, config.acpi_base, options).map(Self::Ports)
+            }
+            (command @ MmiPort::Smc(function), MmiPort::Smc(_)) => {
+                let connect = connect.ok_or(ConfigurationError::SmcUnsupported { command })?;
+                let interface = interface(function).ok_or(ConfigurationError::SmcFunction { command })?;
+                let setup = smc::Setup {
+                    psci: smc.psci,
+                    interface,
+                    patience: smc.patience,
+                };
+                Ok(Self::Smc(connect, setup))
+            }
+            (command, data) => Err(ConfigurationError::MixedPorts { command, data }),
+        }
+    }
+
+    /// Opens the way.
+    pub(super) fn open(self) -> Result<Entry, SmcError> {
+        match self {
+            Self::Ports(trigger) => Ok(Entry::Ports(trigger)),
+            Self::Smc(connect, setup) => connect(setup).map(Entry::Secure),
+        }
+    }
+}
+
+/// The interfaces that a function identifier stands for; `None` where it carries no MM messages.
+fn interface(function: u32) -> Option<smc::Interface> {
+    match function {
+        spm_mm::MM_COMMUNICATE | spm_mm::MM_COMMUNICATE_32 => Some(smc::Interface::Discover),
+        ffa::MSG_SEND_DIRECT_REQ | ffa::MSG_SEND_DIRECT_REQ2 => Some(smc::Interface::Ffa),
+        _ => None,
+    }
+}
+
+fn port_trigger(
+    command_port: u16,
+    data_port: u16,
+    acpi_base: AcpiBase,
+    options: &MmCommunicationOptions,
+) -> Result<PortTrigger, ConfigurationError> {
+    let smi_enable = match acpi_base {
+        AcpiBase::Io(0) | AcpiBase::Mmio(0) => None,
+        AcpiBase::Io(base) => Some(SmiEnableRegister::behind_io_base(base)?),
+        AcpiBase::Mmio(base) => Some(SmiEnableRegister::behind_mmio_base(base)?),
+    };
+    Ok(PortTrigger {
+        command_port,
+        data_port,
+        smi_enable,
+        check: options.smi_check,
+    })
+}
+
+/// Finds MM through the conduit `C`.
+pub(super) fn connect<C: Conduit + 'static>(setup: smc::Setup) -> Result<Box<dyn SecureMm>, SmcError> {
+    let connection: Connection<C> = smc::connect(setup, &mut rx_tx_pages)?;
+    Ok(Box::new(connection))
+}
+
+/// Memory for FF-A's RX and TX buffers. Never freed: where unmapping it fails the secure world may still write to it. It is
+/// asked for at most once a boot, and only where the partition manager lacks PARTITION_INFO_GET_REGS.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "what smc::connect asks for need not be there"
+)]
+fn rx_tx_pages() -> Option<SharedRegion> {
+    #[repr(C, align(4096))]
+    struct Pages([u8; 2 * mm_wire::PAGE_LEN]);
+    let pages = Box::leak(Box::new(Pages([0; 2 * mm_wire::PAGE_LEN])));
+    Some(SharedRegion::over_static(&mut pages.0))
+}
+
+/// The secure monitor calls of this processor; `None` where the target has none that this code may make.
+#[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
+pub(super) const NATIVE: Option<Connect> = Some(connect::<smc::Smc>);
+
+/// The secure monitor calls of this processor; `None` where the target has none that this code may make.
+#[cfg(not(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none"))))]
+pub(super) const NATIVE: Option<Connect> = None;
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ports(trigger) => trigger.fmt(f),
+            Self::Secure(connection) => connection.fmt(f),
+        }
+    }
+}
+
+/// For the log.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ports(trigger) => {
+                let (command, data) = (trigger.command_port, trigger.data_port);
+                write!(f, "command port {command:#06x}, data port {data:#06x}, SMI_EN ")?;
+                f.write_str(match trigger.smi_enable {
+                    Some(_) => "checked",
+                    None => "unknown: no ACPI base was given",
+                })
+            }
+            Self::Secure(connection) => write!(f, "secure monitor calls: {connection}"),
+        }
+    }
+}
