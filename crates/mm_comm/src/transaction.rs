@@ -101,6 +101,7 @@ impl<'c> Staged<'c> {
             claim: self.claim,
             header_len,
             message_len,
+            taken: 0,
         })
     }
 
@@ -155,12 +156,16 @@ pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
 }
 
 /// MM's answer, still in shared memory; its length has been read and checked.
+///
+/// There is no reference to it to be had, since MM may still write there. It is copied out, front to back, and no byte
+/// twice: what was checked once cannot be fetched again.
 #[derive(Debug)]
 #[must_use = "dropping it wipes the answer from shared memory"]
 pub struct Answer<'c> {
     claim: Claim<'c>,
     header_len: usize,
     message_len: usize,
+    taken: usize,
 }
 
 impl Answer<'_> {
@@ -176,15 +181,28 @@ impl Answer<'_> {
         self.message_len == 0
     }
 
+    /// Bytes that have not been copied out yet.
+    #[must_use]
+    pub const fn remaining(&self) -> usize {
+        // Never saturates: `read` takes no more than there is.
+        self.message_len.saturating_sub(self.taken)
+    }
+
+    /// Copies the next bytes out, as many as `out` takes and as there are. Returns the part of `out` that was filled.
+    pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
+        let len = out.len().min(self.remaining());
+        let offset = self.header_len.saturating_add(self.taken);
+        let out = out.get_mut(..len).unwrap_or_default();
+        let read = self.claim.channel.region().read(offset, out);
+        debug_assert!(read, "`finish` proved that header and message lie in the region");
+        self.taken = self.taken.saturating_add(len);
+        out
+    }
+
     /// Copies the answer out, once, and ends the transaction. Returns the part of `out` that was filled; `None`, with
-    /// nothing copied, where `out` is shorter than [`Self::len`].
-    pub fn copy_to(self, out: &mut [u8]) -> Option<&mut [u8]> {
-        let out = out.get_mut(..self.message_len)?;
-        self.claim
-            .channel
-            .region()
-            .read(self.header_len, out)
-            .then_some(out)
+    /// nothing copied, where `out` is shorter than [`Self::remaining`].
+    pub fn copy_to(mut self, out: &mut [u8]) -> Option<&mut [u8]> {
+        (out.len() >= self.remaining()).then(|| self.read(out))
     }
 }
 
@@ -270,6 +288,23 @@ mod tests {
         let mut out = [0; 39];
         assert!(staged.finish().unwrap().copy_to(&mut out).is_none());
         assert_eq!(out, [0; 39]);
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn an_answer_is_read_front_to_back_and_no_byte_twice() {
+        let channel = channel();
+        let staged = begin(&channel);
+        mm_answers(&channel, b"forward");
+        let mut answer = staged.finish().unwrap();
+        let mut out = [0; 4];
+        assert_eq!(answer.read(&mut out), b"forw");
+        assert!(channel.region().write(24, b"FORWARD"));
+        assert_eq!(answer.remaining(), 3);
+        assert_eq!(answer.read(&mut out), b"ARD");
+        assert_eq!(answer.read(&mut out), b"");
+        assert_eq!(answer.len(), 7);
+        drop(answer);
         assert_clean_and_free(&channel);
     }
 

@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use mm_wire::{EfiStatus, Guid, MailboxImage};
+use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
 use thiserror::Error;
 
 bitflags::bitflags! {
@@ -26,6 +26,8 @@ bitflags::bitflags! {
         const LATENCY = 1 << 6;
         /// A comm buffer can be moved by the update protocol.
         const UPDATES = 1 << 7;
+        /// MM understands v3 communicate headers.
+        const V3_HEADERS = 1 << 8;
     }
 }
 
@@ -96,6 +98,25 @@ pub enum Failure {
     /// The comm buffer is no memory.
     #[error("no memory behind the comm buffer")]
     BadMemory,
+    /// The answer does not fit where the caller wanted it.
+    #[error("answer of {needed} bytes, room for {room}")]
+    AnswerTooLong {
+        /// Bytes of the answer.
+        needed: usize,
+        /// Bytes that the caller gave.
+        room: usize,
+    },
+    /// The answer has not the size of the expected type.
+    #[error("answer of {returned} bytes, the type has {expected}")]
+    AnswerSize {
+        /// Bytes of the type.
+        expected: usize,
+        /// Bytes of the answer.
+        returned: usize,
+    },
+    /// The client does not offer such a call.
+    #[error("call not offered")]
+    Unsupported,
     /// The client has no memory for the answer.
     #[error("out of memory")]
     OutOfMemory,
@@ -180,6 +201,8 @@ pub struct BufferSetup {
     pub mailbox: MailboxSetup,
     /// Whether it starts one page into the buffer before it.
     pub overlaps_previous: bool,
+    /// The header of calls that do not ask for another one.
+    pub header: HeaderFormat,
 }
 
 impl BufferSetup {
@@ -191,6 +214,7 @@ impl BufferSetup {
             pages: 4,
             mailbox: MailboxSetup::OwnPage,
             overlaps_previous: false,
+            header: HeaderFormat::V1,
         }
     }
 }
@@ -248,6 +272,29 @@ impl Default for Setup {
             updatable: None,
         }
     }
+}
+
+/// Where a call wants its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AnswerTo {
+    /// Memory that the client allocates.
+    #[default]
+    Allocation,
+    /// The caller's own memory, of this many bytes.
+    Slice(usize),
+    /// A closure, which reads this many bytes at a time.
+    Closure(usize),
+    /// A type of 16 bytes.
+    Type16,
+}
+
+/// How a call is made. The default is the plain call of [`Machine::communicate`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// The header; `None` for the comm buffer's own. Needs [`Abilities::V3_HEADERS`] where it is v3.
+    pub header: Option<HeaderFormat>,
+    /// Where the answer goes. Into an allocation and a slice only the comm buffer's own header leads.
+    pub answer: AnswerTo,
 }
 
 /// What is announced through the comm-buffer update protocol.
@@ -308,6 +355,19 @@ pub trait Machine {
     ///
     /// [`Failure`] is the client's error in the suite's words.
     fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure>;
+
+    /// As [`Self::communicate`], made in another way.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::communicate`].
+    fn communicate_as(
+        &self,
+        call: Call,
+        buffer: u8,
+        message: &[u8],
+        recipient: Guid,
+    ) -> Result<Vec<u8>, Failure>;
 
     /// As [`Self::communicate`], with `callback` run once in the middle of it: the request stands in the buffer, MM has not
     /// been entered. Needs [`Abilities::CALLBACKS`].

@@ -15,7 +15,7 @@
 use core::cell::Cell;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit};
-use mm_wire::header::{HeaderFormat, MAX_HEADER_LEN};
+use mm_wire::header::{HeaderFormat, MAX_HEADER_LEN, V3_MARKER};
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, MailboxImage, guid};
 use zerocopy::IntoBytes;
@@ -48,7 +48,7 @@ pub enum Lie {
     Size(u64),
     /// The header's GUID is another one.
     Recipient,
-    /// The header's MessageLength is this.
+    /// The header's MessageLength is this. In a v3 header it is what BufferSize counts behind the header.
     MessageLength(u64),
     /// The header is all zeroes.
     WipeHeader,
@@ -198,7 +198,15 @@ fn answer_ports(request: &mut Request<'_>) -> Result<(), EfiStatus> {
 /// and its scenario fails.
 fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn SystemMemory) {
     let start = buffer.region.start();
-    let total = (response_len + HeaderFormat::V1.header_len()) as u64;
+    let mut marker = [0; 16];
+    let is_v3 = memory.read(start, &mut marker) && marker == V3_MARKER.to_bytes();
+    let (format, other) = if is_v3 {
+        (HeaderFormat::V3, HeaderFormat::V1)
+    } else {
+        (HeaderFormat::V1, HeaderFormat::V3)
+    };
+    let recipient_at = if is_v3 { 32 } else { 0 };
+    let total = (response_len + format.header_len()) as u64;
     if lie.spoils(buffer) {
         let mut at = start + total;
         while at < buffer.region.end() {
@@ -216,16 +224,17 @@ fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn Syst
         Lie::Status(status) => mailbox(MailboxImage::answered(EfiStatus(status), total), memory),
         Lie::Size(size) => mailbox(MailboxImage::answered(EfiStatus::SUCCESS, size), memory),
         Lie::Recipient => {
-            memory.write(start, &FAIL.to_bytes());
+            memory.write(start + recipient_at, &FAIL.to_bytes());
         }
         Lie::MessageLength(len) => {
-            memory.write(start + 16, &len.to_le_bytes());
+            let header_len = if is_v3 { format.header_len() as u64 } else { 0 };
+            memory.write(start + 16, &len.wrapping_add(header_len).to_le_bytes());
         }
         Lie::WipeHeader => {
             memory.write(start, &[0; MAX_HEADER_LEN]);
         }
         Lie::OtherFormat => {
-            if let Some(header) = Header::new(HeaderFormat::V3, LIAR, response_len as u64) {
+            if let Some(header) = Header::new(other, LIAR, response_len as u64) {
                 memory.write(start, header.encode().as_ref());
             }
         }

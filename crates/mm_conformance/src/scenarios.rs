@@ -37,6 +37,8 @@ macro_rules! scenarios {
 }
 
 mod answers;
+mod calls;
+mod headers;
 mod lies;
 mod logs;
 mod mmi;
@@ -92,6 +94,8 @@ impl Scenario {
 pub fn all() -> Vec<&'static Scenario> {
     [
         answers::ALL,
+        calls::ALL,
+        headers::ALL,
         variables::ALL,
         refusals::ALL,
         mmi::ALL,

@@ -2,5 +2,6 @@
 
 pub mod platform_mm_control;
 
-pub use crate::component::{communicator::MmCommunication, sw_mmi_manager::SwMmiTrigger};
+pub use crate::component::communicator::{MmCommunication, MmCommunicationExt};
+pub use crate::component::sw_mmi_manager::SwMmiTrigger;
 pub use platform_mm_control::PlatformMmControl;

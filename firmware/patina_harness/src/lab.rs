@@ -14,8 +14,8 @@ use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
-    Abilities, Callback, Failure, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Setup,
-    SetupFailure, Update,
+    Abilities, AnswerTo, Call, Callback, Failure, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup,
+    Refusal, Setup, SetupFailure, Update,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
@@ -28,13 +28,13 @@ use patina::management_mode::protocol::mm_comm_buffer_update::{
     MmCommBuffer, MmCommBufferUpdateProtocol, PROTOCOL_GUID,
 };
 use patina::standard::efi;
-use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::communicator::{CallOptions, MmCommunicator, Status};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
     MmCommunicationOptions, MmiPort, SmiCheck,
 };
-use patina_mm::service::{MmCommunication, PlatformMmControl};
+use patina_mm::service::{MmCommunication, MmCommunicationExt, PlatformMmControl};
 
 /// The x86 machine that clients are set up on.
 pub trait Site {
@@ -336,7 +336,9 @@ fn lay_out(site: &impl Site, setup: &Setup) -> Result<Vec<Observed>, SetupFailur
                 .first()
                 .map(|first| first.region.as_ptr().wrapping_add(PAGE_LEN / 2)),
         };
-        buffers.push(observe(buffer.id, base, buffer.pages * PAGE_LEN, mailbox)?);
+        let mut observed = observe(buffer.id, base, buffer.pages * PAGE_LEN, mailbox)?;
+        observed.handle = observed.handle.with_header(buffer.header);
+        buffers.push(observed);
     }
     Ok(buffers)
 }
@@ -385,6 +387,42 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
             .communication
             .communicate(buffer, message, recipient)
             .map_err(failure)
+    }
+
+    fn communicate_as(
+        &self,
+        call: Call,
+        buffer: u8,
+        message: &[u8],
+        recipient: Guid,
+    ) -> Result<Vec<u8>, Failure> {
+        let recipient = patina::Guid::from_bytes(&recipient.to_bytes());
+        let mm = &self.0.communication;
+        let options = call.header.map_or(CallOptions::new(), |header| {
+            CallOptions::new().with_header(header)
+        });
+        let answer = match call.answer {
+            AnswerTo::Allocation => mm.communicate(buffer, message, recipient),
+            AnswerTo::Slice(room) => {
+                let mut out = alloc::vec![0; room];
+                mm.communicate_into(buffer, message, recipient, &mut out)
+                    .map(|len| out.drain(..len).collect())
+            }
+            AnswerTo::Closure(step) => {
+                let mut answer = Vec::new();
+                let mut chunk = alloc::vec![0; step];
+                mm.communicate_with(buffer, message, recipient, options, &mut |reader| {
+                    while reader.remaining() > 0 {
+                        answer.extend_from_slice(reader.read(&mut chunk));
+                    }
+                })
+                .map(|()| answer)
+            }
+            AnswerTo::Type16 => mm
+                .request_with(buffer, message, recipient, options)
+                .map(|answer: [u8; 16]| answer.to_vec()),
+        };
+        answer.map_err(failure)
     }
 
     fn communicate_around(
@@ -562,6 +600,9 @@ fn failure(status: Status) -> Failure {
         Status::MmReturned(status) => Failure::Mm(EfiStatus(status.as_usize() as u64)),
         Status::AnswerBelowHeader { claimed, .. } => Failure::SizeBelowHeader { claimed },
         Status::AnswerBeyondBuffer { claimed, capacity } => Failure::SizeBeyondBuffer { claimed, capacity },
+        Status::AnswerTooLong { needed, room } => Failure::AnswerTooLong { needed, room },
+        Status::AnswerSize { expected, returned } => Failure::AnswerSize { expected, returned },
+        Status::Unsupported => Failure::Unsupported,
         Status::OutOfMemory { .. } => Failure::OutOfMemory,
     }
 }

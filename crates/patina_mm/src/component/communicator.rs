@@ -1,36 +1,61 @@
 //! Carries messages to MM handlers and their answers back.
 
+mod answer;
 mod executor;
+mod request;
 mod status;
 mod update;
 
+pub use answer::AnswerReader;
 #[cfg(any(test, feature = "mockall"))]
 pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
+pub use request::MmCommunicationExt;
 pub use status::Status;
 
 use crate::config::{
-    CommunicateBuffer, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions,
-    check_buffers,
+    CommunicateBuffer, ConfigurationError, HeaderFormat, MmCommunicationConfiguration,
+    MmCommunicationOptions, check_buffers,
 };
 use crate::service::SwMmiTrigger;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+use answer::trace_bytes;
 use core::cell::RefCell;
 use core::fmt;
-use mm_comm::Answer;
-use mm_wire::HeaderFormat;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::component::service::{IntoService, Service};
 use patina::{Guid, writelncrlf};
 
-/// How many bytes of a message the log shows at trace.
-const LOGGED_BYTES: usize = 64;
+/// How one call is made. The default is what the comm buffer says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CallOptions {
+    /// The communicate header; `None` for the comm buffer's own, see [`CommunicateBuffer::with_header`].
+    pub header: Option<HeaderFormat>,
+}
+
+impl CallOptions {
+    /// What the comm buffer says.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { header: None }
+    }
+
+    /// Has the message carry this header.
+    #[must_use]
+    pub const fn with_header(self, header: HeaderFormat) -> Self {
+        Self { header: Some(header) }
+    }
+}
 
 /// Sends messages to MM handlers.
-#[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
+///
+/// An implementation needs [`Self::communicate`] only; the provided methods then copy what it returns. Those of
+/// [`MmCommunicator`] do without that copy, and without an allocation. [`MmCommunicationExt`] adds calls whose request
+/// and answer are types.
 pub trait MmCommunication {
     /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
     /// answered, be they fewer or more than were sent.
@@ -53,6 +78,95 @@ pub trait MmCommunication {
     /// }
     /// ```
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
+
+    /// As [`Self::communicate`], with the answer copied to the start of `out`; returns its length in bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::communicate`], and [`Status::AnswerTooLong`] where `out` is too short. MM has done what it was asked
+    /// for by then, and the answer is gone.
+    fn communicate_into(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        out: &mut [u8],
+    ) -> Result<usize, Status> {
+        let mut result = Ok(0);
+        self.communicate_with(id, message, recipient, CallOptions::new(), &mut |answer| {
+            result = answer.read_rest(out);
+        })?;
+        result
+    }
+
+    /// As [`Self::communicate`], with the answer lent to `take`, which is called once, and only where there is an answer.
+    ///
+    /// While `take` runs, the answer still stands in the comm buffer: another call through this buffer gives
+    /// [`Status::Busy`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::communicate`], and [`Status::Unsupported`] where `options` asks an implementation for more than it has.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use patina::{BinaryGuid, Guid};
+    /// use patina_mm::component::communicator::{CallOptions, Status};
+    /// use patina_mm::config::HeaderFormat;
+    /// use patina_mm::service::MmCommunication;
+    ///
+    /// const ECHO: BinaryGuid = BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+    ///
+    /// /// Adds up an answer of any length, with 16 bytes of memory.
+    /// fn sum(mm: &dyn MmCommunication, message: &[u8]) -> Result<u64, Status> {
+    ///     let mut sum = 0;
+    ///     let v3 = CallOptions::new().with_header(HeaderFormat::V3);
+    ///     mm.communicate_with(0, message, Guid::from_ref(&ECHO), v3, &mut |answer| {
+    ///         let mut chunk = [0; 16];
+    ///         while answer.remaining() > 0 {
+    ///             sum += answer.read(&mut chunk).iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    ///         }
+    ///     })?;
+    ///     Ok(sum)
+    /// }
+    /// ```
+    fn communicate_with(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        options: CallOptions,
+        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+    ) -> Result<(), Status> {
+        if options.header.is_some_and(|header| header != HeaderFormat::V1) {
+            return Err(Status::Unsupported);
+        }
+        let answer = self.communicate(id, message, recipient)?;
+        take(&mut AnswerReader::copied(&answer, id));
+        Ok(())
+    }
+
+    /// How many message bytes fit into the comm buffer `id` behind the header that `options` asks for.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::CommBufferNotFound`], [`Status::CommBufferDisabled`], or [`Status::Unsupported`] where an implementation
+    /// does not know.
+    fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
+        let _ = (id, options);
+        Err(Status::Unsupported)
+    }
+}
+
+#[cfg(any(test, feature = "mockall"))]
+mockall::mock! {
+    /// A [`MmCommunication`] that expects calls of `communicate`. The trait's provided methods keep their bodies, and so
+    /// arrive there.
+    pub MmCommunication {}
+    impl MmCommunication for MmCommunication {
+        fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
+    }
 }
 
 /// Component and service: carries messages through the configured comm buffers.
@@ -178,30 +292,59 @@ impl MmCommunicator {
 
 impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
+        let mut result = Ok(Vec::new());
+        self.communicate_with(id, data_buffer, recipient, CallOptions::new(), &mut |answer| {
+            result = answer.read_to_vec();
+        })?;
+        result
+    }
+
+    fn communicate_with(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        options: CallOptions,
+        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+    ) -> Result<(), Status> {
         if let Some(updates) = &self.updates {
             updates.apply(&self.buffers);
         }
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let result = self.exchange(id, data_buffer, recipient);
+        let result = self.exchange(id, message, recipient, options, take);
         match &result {
-            Ok(answer) => log::debug!(
+            Ok(answered) => log::debug!(
                 target: "mm_comm",
-                "comm buffer {id}: {} bytes to {recipient}, {} bytes back",
-                data_buffer.len(),
-                answer.len()
+                "comm buffer {id}: {} bytes to {recipient}, {answered} bytes back",
+                message.len(),
             ),
             Err(status) => log::debug!(
                 target: "mm_comm",
                 "comm buffer {id}: {} bytes to {recipient}: {status}",
-                data_buffer.len()
+                message.len()
             ),
         }
-        result
+        result.map(drop)
+    }
+
+    fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
+        let buffer = self.buffer(id)?;
+        Ok(buffer
+            .channel()
+            .capacity(options.header.unwrap_or(buffer.header())))
     }
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
-    fn exchange(&self, id: u8, message: &[u8], recipient: mm_wire::Guid) -> Result<Vec<u8>, Status> {
+    /// Makes one exchange. Returns the bytes of the answer.
+    fn exchange(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: mm_wire::Guid,
+        options: CallOptions,
+        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+    ) -> Result<usize, Status> {
         // An interrupted call may be looking at the list; then it is not empty.
         if self.buffers.try_borrow().is_ok_and(|buffers| buffers.is_empty()) {
             log::error!(target: "mm_comm", "{}", Status::NoCommBuffer);
@@ -221,37 +364,17 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         let handle = buffer.clone();
         let staged = handle
             .channel()
-            .begin(HeaderFormat::V1, recipient, message)
+            .begin(options.header.unwrap_or(handle.header()), recipient, message)
             .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
         trace_bytes(id, "request", message);
         executor.execute_mm(&mut buffer)?;
         let answer = staged
             .finish()
             .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"))?;
-        let bytes = copy_out(answer)?;
-        trace_bytes(id, "answer", &bytes);
-        Ok(bytes)
+        let answered = answer.len();
+        take(&mut AnswerReader::in_place(answer, id));
+        Ok(answered)
     }
-}
-
-/// Copies the answer into an allocation of exactly its size.
-fn copy_out(answer: Answer<'_>) -> Result<Vec<u8>, Status> {
-    let needed = answer.len();
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(needed).map_err(|error| {
-        log::error!(target: "mm_comm", "no memory for an answer of {needed} bytes: {error}");
-        Status::OutOfMemory { needed }
-    })?;
-    bytes.resize(needed, 0);
-    // Never fails: the vector has the answer's length.
-    answer.copy_to(&mut bytes).ok_or(Status::OutOfMemory { needed })?;
-    Ok(bytes)
-}
-
-/// Shows the start of a message, at trace only.
-fn trace_bytes(id: u8, what: &str, bytes: &[u8]) {
-    let shown = bytes.get(..LOGGED_BYTES).unwrap_or(bytes);
-    log::trace!(target: "mm_comm", "comm buffer {id}: {what}, {} of {} bytes: {shown:02x?}", shown.len(), bytes.len());
 }
 
 impl Default for MmCommunicator {

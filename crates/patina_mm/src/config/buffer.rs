@@ -82,6 +82,7 @@ struct Shared {
     channel: Channel,
     id: u8,
     enabled: Cell<bool>,
+    header: Cell<HeaderFormat>,
 }
 
 /// Logs why something was refused, with the numbers that the status cannot carry.
@@ -101,7 +102,30 @@ impl CommunicateBuffer {
             channel,
             id,
             enabled: Cell::new(true),
+            header: Cell::new(HeaderFormat::V1),
         }))
+    }
+
+    /// Has messages through this buffer carry this header where a call does not say otherwise. [`HeaderFormat::V1`] is
+    /// what every MM environment reads; PI 1.9 added [`HeaderFormat::V3`].
+    #[must_use]
+    pub fn with_header(self, header: HeaderFormat) -> Self {
+        self.0.header.set(header);
+        self
+    }
+
+    /// The header that messages through this buffer carry where a call does not say otherwise.
+    #[must_use]
+    pub fn header(&self) -> HeaderFormat {
+        self.0.header.get()
+    }
+
+    /// The header of the message that stands in the buffer; without one, the buffer's own.
+    fn header_in_use(&self) -> HeaderFormat {
+        self.0
+            .channel
+            .tracked()
+            .map_or(self.header(), |header| header.format())
     }
 
     /// Takes over memory of this program, without a mailbox, and wipes it. Meant for host tests and for memory that was
@@ -248,13 +272,13 @@ impl CommunicateBuffer {
         self.0.channel.clear();
     }
 
-    /// How many message bytes fit behind the 24-byte header; zero where not even that fits.
+    /// How many message bytes fit behind the buffer's [`Self::header`]; zero where not even that fits.
     #[must_use]
     pub fn message_capacity(&self) -> usize {
-        self.0.channel.capacity(HeaderFormat::V1)
+        self.0.channel.capacity(self.header())
     }
 
-    /// Writes a header for `recipient`; the message's length stays what it was.
+    /// Writes a header for `recipient`, of the format that stands in the buffer; the message's length stays what it was.
     ///
     /// # Errors
     ///
@@ -263,7 +287,7 @@ impl CommunicateBuffer {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
         self.0
             .channel
-            .write_recipient(HeaderFormat::V1, recipient)
+            .write_recipient(self.header_in_use(), recipient)
             .map_err(refused(self.id()))
     }
 

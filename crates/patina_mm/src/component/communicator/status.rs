@@ -73,6 +73,25 @@ pub enum Status {
         /// Bytes of the comm buffer.
         capacity: usize,
     },
+    /// The answer does not fit where the caller wanted it. MM did what it was asked for.
+    #[error("caller: the answer has {needed} bytes, there was room for {room}")]
+    AnswerTooLong {
+        /// Bytes of the answer.
+        needed: usize,
+        /// Bytes that the caller gave.
+        room: usize,
+    },
+    /// The answer has not the size of the type that was asked for.
+    #[error("MM answered {returned} bytes, the expected type has {expected}")]
+    AnswerSize {
+        /// Bytes of the type.
+        expected: usize,
+        /// Bytes of the answer.
+        returned: usize,
+    },
+    /// This implementation of the service does not offer what the call asks for.
+    #[error("caller: this MM communication service does not offer what the call asks for")]
+    Unsupported,
     /// There is no memory for the answer.
     #[error("platform: no memory to copy the {needed}-byte answer to")]
     OutOfMemory {
@@ -137,7 +156,10 @@ impl From<Status> for EfiError {
             Status::CommBufferInitError | Status::SwMmiFailed => Self::DeviceError,
             Status::InvalidResponse
             | Status::AnswerBelowHeader { .. }
-            | Status::AnswerBeyondBuffer { .. } => Self::ProtocolError,
+            | Status::AnswerBeyondBuffer { .. }
+            | Status::AnswerSize { .. } => Self::ProtocolError,
+            Status::AnswerTooLong { .. } => Self::BufferTooSmall,
+            Status::Unsupported => Self::Unsupported,
             Status::CommBufferDisabled | Status::MailboxInUse => Self::AccessDenied,
             Status::Busy => Self::AlreadyStarted,
             Status::MmiNotRaised(error) => MmiError::Trigger(error).into(),
@@ -204,6 +226,18 @@ mod tests {
                 },
                 EfiError::ProtocolError,
             ),
+            (
+                Status::AnswerTooLong { needed: 2, room: 1 },
+                EfiError::BufferTooSmall,
+            ),
+            (
+                Status::AnswerSize {
+                    expected: 2,
+                    returned: 1,
+                },
+                EfiError::ProtocolError,
+            ),
+            (Status::Unsupported, EfiError::Unsupported),
             (Status::OutOfMemory { needed: 1 }, EfiError::OutOfResources),
         ] {
             assert_eq!(EfiError::from(status), expected, "{status:?}");

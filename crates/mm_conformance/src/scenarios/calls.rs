@@ -1,0 +1,132 @@
+//! The ways to make a call, and where each puts the answer.
+
+use super::{Seen, ensure_clean, pattern, ready};
+use crate::lab::{AnswerTo, Call, Failure, Lab, Machine};
+use crate::mm;
+use alloc::vec::Vec;
+use mm_wire::EfiStatus;
+
+scenarios! {
+    answer_into_slice_is_exact: CONTROLLED_MM, "an answer goes to the start of the caller's memory, with its length";
+    answer_into_short_slice_is_refused: CONTROLLED_MM, "an answer that does not fit there is an error with both lengths, and stays nowhere";
+    answer_to_closure_is_read_in_steps: CONTROLLED_MM, "an answer can be read where it stands, in steps of any length";
+    typed_answer_has_the_types_size: CONTROLLED_MM, "an answer becomes a value";
+    typed_answer_of_another_size_is_refused: CONTROLLED_MM, "one byte more or less is an error with both sizes";
+    every_way_carries_mms_status: CONTROLLED_MM, "MM's refusal is the same error, however the call was made";
+    every_way_refuses_before_the_mmi: , "what cannot be sent raises no MMI, however the call was made";
+}
+
+const WAYS: [AnswerTo; 4] = [
+    AnswerTo::Allocation,
+    AnswerTo::Slice(64),
+    AnswerTo::Closure(7),
+    AnswerTo::Type16,
+];
+
+fn call(
+    machine: &dyn Machine,
+    answer: AnswerTo,
+    message: &[u8],
+    recipient: mm_wire::Guid,
+) -> Result<Vec<u8>, Failure> {
+    let call = Call {
+        answer,
+        ..Call::default()
+    };
+    machine.communicate_as(call, 0, message, recipient)
+}
+
+fn answer_into_slice_is_exact(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (len, room) in [(0, 0), (0, 10), (5, 5), (5, 4096), (9000, 9000)] {
+        ensure_eq!(
+            call(&*machine, AnswerTo::Slice(room), &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn answer_into_short_slice_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (needed, room) in [(1, 0), (100, 99), (9000, 64)] {
+        ensure_eq!(
+            call(
+                &*machine,
+                AnswerTo::Slice(room),
+                &mm::stretch(needed),
+                mm::STRETCH
+            ),
+            Err(Failure::AnswerTooLong { needed, room })
+        );
+        ensure_clean(&*machine, 0)?;
+        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
+    Ok(())
+}
+
+fn answer_to_closure_is_read_in_steps(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for step in [1, 3, 8, 499, 500, 501] {
+        ensure_eq!(
+            call(&*machine, AnswerTo::Closure(step), &mm::stretch(500), mm::STRETCH),
+            Ok(pattern(500))
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn typed_answer_has_the_types_size(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        call(&*machine, AnswerTo::Type16, &mm::stretch(16), mm::STRETCH),
+        Ok(pattern(16))
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn typed_answer_of_another_size_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for returned in [0, 15, 17, 4096] {
+        ensure_eq!(
+            call(&*machine, AnswerTo::Type16, &mm::stretch(returned), mm::STRETCH),
+            Err(Failure::AnswerSize {
+                expected: 16,
+                returned
+            })
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn every_way_carries_mms_status(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for way in WAYS {
+        ensure_eq!(
+            call(&*machine, way, b"x", mm::FAIL),
+            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn every_way_refuses_before_the_mmi(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let too_large = pattern(machine.capacity(0) + 1);
+    for way in WAYS {
+        ensure_eq!(
+            call(&*machine, way, &[], super::refusals::NOBODY),
+            Err(Failure::EmptyMessage)
+        );
+        ensure_eq!(
+            call(&*machine, way, &too_large, super::refusals::NOBODY),
+            Err(Failure::MessageTooLarge)
+        );
+    }
+    ensure_eq!(machine.mmis(), 0);
+    ensure_clean(&*machine, 0)
+}

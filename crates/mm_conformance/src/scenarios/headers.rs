@@ -1,0 +1,188 @@
+//! Messages behind a v3 communicate header.
+
+use super::nesting::look_during;
+use super::{Seen, ensure_clean, pattern, ready, up};
+use crate::lab::{AnswerTo, BufferSetup, Call, Failure, Lab, Machine, Setup};
+use crate::mm::{self, Lie};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use mm_wire::header::V3_MARKER;
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
+
+scenarios! {
+    v3_message_comes_back: CONTROLLED_MM | V3_HEADERS, "a message behind a v3 header is answered, for a call that asks for it";
+    v3_answers_have_any_length: CONTROLLED_MM | V3_HEADERS, "an answer may be shorter or longer than its request";
+    v3_message_fills_the_buffer: CONTROLLED_MM | V3_HEADERS, "all of the buffer behind the 56 bytes can be used, and no more";
+    v3_buffer_serves_plain_calls: CONTROLLED_MM | V3_HEADERS | CALLBACKS, "a comm buffer can have the v3 header as its own";
+    v1_call_through_v3_buffer: CONTROLLED_MM | V3_HEADERS, "and a call can ask for the v1 header there";
+    headers_alternate: CONTROLLED_MM | V3_HEADERS, "calls of both formats follow each other through one buffer";
+    v3_no_handler_is_an_error: V3_HEADERS, "a v3 message that nobody takes is an error with MM's status";
+    v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "what MM says is checked as with v1, with the longer header";
+    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox BufferSize says how long the answer is";
+}
+
+const V3: Call = Call {
+    header: Some(HeaderFormat::V3),
+    answer: AnswerTo::Closure(64),
+};
+
+fn v3_setup(mailbox: crate::lab::MailboxSetup) -> Setup {
+    let buffer = |id| BufferSetup {
+        header: HeaderFormat::V3,
+        mailbox,
+        ..BufferSetup::new(id)
+    };
+    Setup {
+        buffers: [buffer(0), buffer(1)].to_vec(),
+        ..Setup::default()
+    }
+}
+
+fn v3_ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
+    up(lab, &v3_setup(crate::lab::MailboxSetup::OwnPage))
+}
+
+fn v3(machine: &dyn Machine, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure> {
+    machine.communicate_as(V3, 0, message, recipient)
+}
+
+fn v3_message_comes_back(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        v3(&*machine, b"longer header", mm::ECHO),
+        Ok(b"longer header".to_vec())
+    );
+    ensure_eq!(machine.mmis(), 1);
+    ensure_clean(&*machine, 0)
+}
+
+fn v3_answers_have_any_length(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [0, 1, 7, 9, 31, 32, 33, 4096, 9000] {
+        ensure_eq!(v3(&*machine, &mm::stretch(len), mm::STRETCH), Ok(pattern(len)));
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn v3_message_fills_the_buffer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let capacity = machine.region(0).len() - 56;
+    let message = pattern(capacity);
+    ensure!(
+        v3(&*machine, &message, mm::ECHO) == Ok(message),
+        "the full buffer did not come back"
+    );
+    let before = machine.mmis();
+    ensure_eq!(
+        v3(&*machine, &pattern(capacity + 1), mm::ECHO),
+        Err(Failure::MessageTooLarge)
+    );
+    ensure_eq!(machine.mmis(), before);
+    ensure_clean(&*machine, 0)
+}
+
+fn v3_buffer_serves_plain_calls(lab: &dyn Lab) -> Seen {
+    let machine = v3_ready(lab)?;
+    let (during, outer) = look_during(&*machine, b"plain", mm::ECHO, |machine| machine.region(0));
+    ensure_eq!(outer, Ok(b"plain".to_vec()));
+    let during = during.unwrap_or_default();
+    ensure_eq!(during.get(..16), Some(V3_MARKER.to_bytes().as_slice()));
+    ensure_eq!(
+        Header::parse(&during).ok(),
+        Header::new(HeaderFormat::V3, mm::ECHO, 5)
+    );
+    for answer in [AnswerTo::Slice(100), AnswerTo::Allocation] {
+        let call = Call { header: None, answer };
+        ensure_eq!(
+            machine.communicate_as(call, 1, &mm::stretch(77), mm::STRETCH),
+            Ok(pattern(77))
+        );
+    }
+    ensure_clean(&*machine, 0)
+}
+
+fn v1_call_through_v3_buffer(lab: &dyn Lab) -> Seen {
+    let machine = v3_ready(lab)?;
+    let message = pattern(machine.region(0).len() - 24);
+    ensure_eq!(
+        machine.communicate(0, &message, mm::ECHO),
+        Err(Failure::MessageTooLarge)
+    );
+    let v1 = Call {
+        header: Some(HeaderFormat::V1),
+        ..V3
+    };
+    ensure!(
+        machine.communicate_as(v1, 0, &message, mm::ECHO) == Ok(message),
+        "the full buffer did not come back"
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn headers_alternate(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for n in 1..=50_usize {
+        ensure_eq!(v3(&*machine, &mm::stretch(n), mm::STRETCH), Ok(pattern(n)));
+        ensure_eq!(
+            machine.communicate(0, &mm::stretch(n + 3), mm::STRETCH),
+            Ok(pattern(n + 3))
+        );
+    }
+    ensure_eq!(machine.mmis(), 100);
+    ensure_clean(&*machine, 0)
+}
+
+fn v3_no_handler_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        v3(&*machine, b"anybody?", super::refusals::NOBODY),
+        Err(Failure::Mm(EfiStatus::NOT_FOUND))
+    );
+    ensure_clean(&*machine, 0)
+}
+
+fn v3_lies_are_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let capacity = machine.region(0).len();
+    let beyond = capacity as u64 + 1;
+    for (lie, expected) in [
+        (Lie::Ignore, Failure::NotProcessed),
+        (
+            Lie::Status(EfiStatus::ACCESS_DENIED.0),
+            Failure::Mm(EfiStatus::ACCESS_DENIED),
+        ),
+        (Lie::Size(55), Failure::SizeBelowHeader { claimed: 55 }),
+        (
+            Lie::Size(beyond),
+            Failure::SizeBeyondBuffer {
+                claimed: beyond,
+                capacity,
+            },
+        ),
+        (Lie::Recipient, Failure::BadHeader),
+        (Lie::MessageLength(beyond), Failure::BadHeader),
+        // BufferSize is then 55, less than the header.
+        (Lie::MessageLength(u64::MAX), Failure::BadHeader),
+        (Lie::WipeHeader, Failure::BadHeader),
+        (Lie::OtherFormat, Failure::BadHeader),
+    ] {
+        ensure_eq!(v3(&*machine, &lie.request(), mm::LIAR), Err(expected));
+        ensure_clean(&*machine, 0)?;
+        ensure_eq!(v3(&*machine, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
+    Ok(())
+}
+
+fn v3_without_mailbox(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
+    for len in [0, 5, 1000] {
+        ensure_eq!(
+            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}

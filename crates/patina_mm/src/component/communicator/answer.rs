@@ -1,0 +1,163 @@
+//! Reading an answer where it stands.
+
+use super::Status;
+use alloc::vec::Vec;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// How many bytes of a message the log shows at trace.
+const LOGGED_BYTES: usize = 64;
+
+/// MM's answer, lent to a closure for as long as the closure runs.
+///
+/// The answer stands in memory that MM may still write to, so there can be no `&[u8]` to it. It is read instead: front to
+/// back, each byte copied at most once, so that no byte that was checked is fetched a second time. When the closure
+/// returns, whatever of the answer was not read is wiped with the rest.
+#[derive(Debug)]
+pub struct AnswerReader<'a> {
+    source: Source<'a>,
+    /// The comm buffer, for the log.
+    id: u8,
+}
+
+#[derive(Debug)]
+enum Source<'a> {
+    /// In shared memory.
+    InPlace(mm_comm::Answer<'a>),
+    /// In memory of this program: all of it, and what has not been read yet.
+    Copied(&'a [u8], &'a [u8]),
+}
+
+impl<'a> AnswerReader<'a> {
+    pub(super) const fn in_place(answer: mm_comm::Answer<'a>, id: u8) -> Self {
+        Self {
+            source: Source::InPlace(answer),
+            id,
+        }
+    }
+
+    pub(super) const fn copied(answer: &'a [u8], id: u8) -> Self {
+        Self {
+            source: Source::Copied(answer, answer),
+            id,
+        }
+    }
+
+    /// Bytes of the answer, without the communicate header.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match &self.source {
+            Source::InPlace(answer) => answer.len(),
+            Source::Copied(all, _) => all.len(),
+        }
+    }
+
+    /// Whether MM answered with no bytes at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that have not been read yet.
+    #[must_use]
+    pub const fn remaining(&self) -> usize {
+        match &self.source {
+            Source::InPlace(answer) => answer.remaining(),
+            Source::Copied(_, rest) => rest.len(),
+        }
+    }
+
+    /// Copies the next bytes out, as many as `out` takes and as there are. Returns the part of `out` that was filled.
+    pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
+        let is_start = self.remaining() == self.len();
+        let filled = match &mut self.source {
+            Source::InPlace(answer) => answer.read(out),
+            Source::Copied(_, rest) => {
+                let (next, after) = rest.split_at(rest.len().min(out.len()));
+                *rest = after;
+                let (out, _) = out.split_at_mut(next.len());
+                out.copy_from_slice(next);
+                out
+            }
+        };
+        if is_start {
+            trace_bytes(self.id, "answer", filled);
+        }
+        filled
+    }
+
+    /// Copies the rest of the answer to the start of `out`. Returns how many bytes that were.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::AnswerTooLong`], with nothing copied, where `out` is too short.
+    pub fn read_rest(&mut self, out: &mut [u8]) -> Result<usize, Status> {
+        let (needed, room) = (self.remaining(), out.len());
+        if needed > room {
+            return Err(Status::AnswerTooLong { needed, room });
+        }
+        Ok(self.read(out).len())
+    }
+
+    /// Copies the next bytes out as a value. It is made in place, so the answer's alignment does not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::AnswerSize`], with nothing copied, where fewer bytes are left than the value has.
+    pub fn read_value<T: FromBytes + IntoBytes>(&mut self) -> Result<T, Status> {
+        let (expected, returned) = (size_of::<T>(), self.remaining());
+        if returned < expected {
+            return Err(Status::AnswerSize { expected, returned });
+        }
+        let mut value = T::new_zeroed();
+        self.read(value.as_mut_bytes());
+        Ok(value)
+    }
+
+    /// Copies the rest of the answer into an allocation of exactly its size.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::OutOfMemory`].
+    pub fn read_to_vec(&mut self) -> Result<Vec<u8>, Status> {
+        let needed = self.remaining();
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(needed).map_err(|error| {
+            log::error!(target: "mm_comm", "no memory for an answer of {needed} bytes: {error}");
+            Status::OutOfMemory { needed }
+        })?;
+        bytes.resize(needed, 0);
+        self.read(&mut bytes);
+        Ok(bytes)
+    }
+}
+
+/// Shows the start of a message, at trace only.
+pub(super) fn trace_bytes(id: u8, what: &str, bytes: &[u8]) {
+    let shown = bytes.get(..LOGGED_BYTES).unwrap_or(bytes);
+    log::trace!(target: "mm_comm", "comm buffer {id}: {what}, {} of {} bytes: {shown:02x?}", shown.len(), bytes.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copied_answer_is_read_like_one_in_place() {
+        let mut answer = AnswerReader::copied(&[1, 0, 0, 0, 2, 3], 0);
+        assert_eq!(answer.read_value::<u32>(), Ok(1));
+        assert_eq!(
+            answer.read_value::<u32>(),
+            Err(Status::AnswerSize {
+                expected: 4,
+                returned: 2
+            })
+        );
+        assert_eq!(
+            answer.read_rest(&mut [0]),
+            Err(Status::AnswerTooLong { needed: 2, room: 1 })
+        );
+        assert_eq!((answer.len(), answer.remaining()), (6, 2));
+        assert_eq!(answer.read_to_vec(), Ok(alloc::vec![2, 3]));
+        assert_eq!(answer.read(&mut [0; 4]), []);
+    }
+}

@@ -1,0 +1,120 @@
+//! Calls whose request and answer are types.
+
+use super::{CallOptions, MmCommunication, Status};
+use patina::Guid;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Typed calls, for every [`MmCommunication`].
+pub trait MmCommunicationExt: MmCommunication {
+    /// Sends a value to the handler `recipient` through the comm buffer `id` and returns the value that it answers.
+    ///
+    /// Nothing is allocated. The answer is copied into the value, so its alignment in the comm buffer does not matter.
+    ///
+    /// # Errors
+    ///
+    /// As [`MmCommunication::communicate`], and [`Status::AnswerSize`] where the answer has not exactly the bytes of `Resp`.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use patina::{BinaryGuid, Guid, component::service::Service};
+    /// use patina_mm::service::{MmCommunication, MmCommunicationExt};
+    /// use zerocopy::{FromBytes, Immutable, IntoBytes};
+    ///
+    /// /// edk2's variable service: function 11 asks how long a message it takes.
+    /// #[derive(FromBytes, Immutable, IntoBytes)]
+    /// #[repr(C)]
+    /// struct PayloadSize {
+    ///     function: u64,
+    ///     return_status: u64,
+    ///     size: u64,
+    /// }
+    ///
+    /// const VARIABLES: BinaryGuid = BinaryGuid::from_string("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
+    ///
+    /// fn payload_size(mm: Service<dyn MmCommunication>) -> patina::error::Result<u64> {
+    ///     let request = PayloadSize { function: 11, return_status: 0, size: 0 };
+    ///     let answer: PayloadSize = mm.request(0, &request, Guid::from_ref(&VARIABLES))?;
+    ///     Ok(answer.size)
+    /// }
+    /// ```
+    fn request<Req, Resp>(&self, id: u8, request: &Req, recipient: Guid<'_>) -> Result<Resp, Status>
+    where
+        Req: IntoBytes + Immutable + ?Sized,
+        Resp: FromBytes + IntoBytes,
+    {
+        self.request_with(id, request, recipient, CallOptions::new())
+    }
+
+    /// As [`Self::request`], with options of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::request`].
+    fn request_with<Req, Resp>(
+        &self,
+        id: u8,
+        request: &Req,
+        recipient: Guid<'_>,
+        options: CallOptions,
+    ) -> Result<Resp, Status>
+    where
+        Req: IntoBytes + Immutable + ?Sized,
+        Resp: FromBytes + IntoBytes,
+    {
+        let expected = size_of::<Resp>();
+        let mut result = Err(Status::AnswerSize {
+            expected,
+            returned: 0,
+        });
+        self.communicate_with(id, request.as_bytes(), recipient, options, &mut |answer| {
+            result = match answer.len() {
+                returned if returned == expected => answer.read_value(),
+                returned => Err(Status::AnswerSize { expected, returned }),
+            };
+        })?;
+        result
+    }
+}
+
+impl<T: MmCommunication + ?Sized> MmCommunicationExt for T {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MockMmCommunication;
+    use super::*;
+
+    const NOBODY: patina::BinaryGuid =
+        patina::BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+
+    fn answering(answer: &'static [u8]) -> MockMmCommunication {
+        let mut mm = MockMmCommunication::new();
+        mm.expect_communicate()
+            .withf(|id, message, _| *id == 3 && message == [7, 0])
+            .returning(|_, _, _| Ok(answer.to_vec()));
+        mm
+    }
+
+    fn ask(mm: &dyn MmCommunication) -> Result<u32, Status> {
+        mm.request(3, &7_u16, NOBODY.as_guid())
+    }
+
+    #[test]
+    fn a_mock_that_expects_bytes_serves_typed_requests() {
+        assert_eq!(ask(&answering(&[1, 2, 0, 0])), Ok(0x201));
+    }
+
+    #[test]
+    fn an_answer_of_another_size_is_an_error_with_both_sizes() {
+        for returned in [0, 3, 5] {
+            let answer = &[0; 5][..returned];
+            assert_eq!(
+                ask(&answering(answer)),
+                Err(Status::AnswerSize {
+                    expected: 4,
+                    returned
+                })
+            );
+        }
+    }
+}
