@@ -28,6 +28,8 @@ bitflags::bitflags! {
         const UPDATES = 1 << 7;
         /// MM understands v3 communicate headers.
         const V3_HEADERS = 1 << 8;
+        /// The configuration can come from HOBs.
+        const HOBS = 1 << 9;
     }
 }
 
@@ -229,6 +231,74 @@ pub enum LockSetup {
     Later,
 }
 
+/// Which HOB announces a comm buffer, in a [`HobSetup`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HobKind {
+    /// edk2's comm-buffer HOB.
+    CommBuffer,
+    /// Project Mu's comm-region HOB of three fields, for this owner.
+    Region3(u64),
+    /// The same of four fields.
+    Region4(u64),
+}
+
+/// One HOB that announces a comm buffer of the [`Setup`], with whatever is to be wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HobSetup {
+    /// The HOB.
+    pub kind: HobKind,
+    /// The index of the comm buffer.
+    pub of: usize,
+    /// An address instead of the comm buffer's.
+    pub address: Option<u64>,
+    /// Pages instead of the comm buffer's.
+    pub pages: Option<u64>,
+    /// A mailbox address instead of the comm buffer's.
+    pub mailbox: Option<u64>,
+    /// Bytes of data that there are, instead of all of them.
+    pub len: Option<usize>,
+}
+
+impl HobSetup {
+    /// A correct HOB.
+    #[must_use]
+    pub const fn new(kind: HobKind, of: usize) -> Self {
+        Self {
+            kind,
+            of,
+            address: None,
+            pages: None,
+            mailbox: None,
+            len: None,
+        }
+    }
+
+    /// The HOB's GUID and data, for a comm buffer with this place.
+    #[must_use]
+    pub fn data(&self, address: u64, pages: u64, mailbox: u64) -> (Guid, Vec<u8>) {
+        let address = self.address.unwrap_or(address);
+        let pages = self.pages.unwrap_or(pages);
+        let mailbox = self.mailbox.unwrap_or(mailbox);
+        let (guid, fields) = match self.kind {
+            HobKind::CommBuffer => (
+                mm_wire::hob::COMM_BUFFER_HOB_GUID,
+                [address, pages, mailbox].to_vec(),
+            ),
+            HobKind::Region3(owner) => (
+                mm_wire::hob::COMM_REGION_HOB_GUID,
+                [owner, address, pages].to_vec(),
+            ),
+            HobKind::Region4(owner) => (
+                mm_wire::hob::COMM_REGION_HOB_GUID,
+                [owner, address, pages, mailbox].to_vec(),
+            ),
+        };
+        let mut data: Vec<u8> = fields.into_iter().flat_map(u64::to_le_bytes).collect();
+        data.resize(self.len.unwrap_or(data.len()), 0);
+        (guid, data)
+    }
+}
+
 /// How a client is to be set up. [`Setup::default`] is a client that works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -254,6 +324,8 @@ pub struct Setup {
     pub latency: u32,
     /// The buffer that may move.
     pub updatable: Option<u8>,
+    /// The HOBs that the configuration comes from; `None` for a configuration that was made by hand.
+    pub hobs: Option<Vec<HobSetup>>,
 }
 
 impl Default for Setup {
@@ -270,6 +342,7 @@ impl Default for Setup {
             polls: 1000,
             latency: 1,
             updatable: None,
+            hobs: None,
         }
     }
 }

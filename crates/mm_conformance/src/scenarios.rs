@@ -39,6 +39,7 @@ macro_rules! scenarios {
 mod answers;
 mod calls;
 mod headers;
+mod hobs;
 mod lies;
 mod logs;
 mod mmi;
@@ -102,6 +103,7 @@ pub fn all() -> Vec<&'static Scenario> {
         lies::ALL,
         nesting::ALL,
         setup::ALL,
+        hobs::ALL,
         moves::ALL,
         logs::ALL,
     ]

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | RAM | pages of the host, identity mapped: a physical address is a host address, so that code under test can reach it by pointer |
 //! | MMRAM | a range of addresses that MM always reaches, and everybody else until it is closed; then reads give 0xFF and writes vanish. It is no host memory, and MM's own variables are not in it: they are Rust values of the MM side |
-//! | ports | command and data port, SMI_EN in I/O space and, on request, memory-mapped; all other writes are recorded and do nothing |
+//! | ports | command and data port, SMI_EN in I/O space and, on request, memory-mapped, PMBASE in PCI configuration space; all other writes are recorded and do nothing |
 //! | SMI | a write to the command port makes one pending where SMI_EN has GBL_SMI_EN and APMC_EN; it is taken at a later `pause`, since on real machines it is not synchronous with the `out` either. Pending SMIs merge |
 //!
 //! ```

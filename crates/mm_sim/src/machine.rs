@@ -12,6 +12,10 @@ use std::rc::Rc;
 /// SMI_EN stands this far behind PMBASE.
 const SMI_EN_OFFSET: u16 = 0x30;
 
+/// PCI configuration mechanism #1: address and data port.
+const PCI_ADDRESS: u16 = 0xcf8;
+const PCI_DATA: u16 = 0xcfc;
+
 /// Values of the command port that the chipset keeps to itself: ACPI enable and disable. They raise no SMI.
 const ACPI_COMMANDS: [u8; 2] = [0x02, 0x03];
 
@@ -83,6 +87,8 @@ struct Hardware {
     data: Cell<u8>,
     smi_enable: Cell<u32>,
     smi_enable_locked: Cell<u32>,
+    /// What was last written to `PCI_ADDRESS`.
+    pci_address: Cell<u32>,
     /// Pauses until the pending SMI is taken.
     pending: Cell<Option<u32>>,
     taken: Cell<usize>,
@@ -102,6 +108,7 @@ impl Machine {
             data: Cell::new(0),
             smi_enable: Cell::new(config.smi_enable),
             smi_enable_locked: Cell::new(0),
+            pci_address: Cell::new(0),
             pending: Cell::new(None),
             taken: Cell::new(0),
             writes: RefCell::default(),
@@ -256,6 +263,16 @@ impl Hardware {
         self.smi_enable.update(|old| (old & locked) | (value & !locked));
     }
 
+    /// The LPC bridge, 0:1F.0, is all that there is on the PCI bus: PMBASE @0x40 and ACPI_CNTL @0x44, as firmware leaves
+    /// them.
+    fn read_pci(&self) -> u32 {
+        match self.pci_address.get() {
+            0x8000_f840 => u32::from(self.config.pm_base) | 1,
+            0x8000_f844 => 0x80,
+            _ => u32::MAX,
+        }
+    }
+
     fn write_command(&self, command: u8) {
         self.command.set(command);
         let is_enabled = SmiEnable::from_bits_truncate(self.smi_enable.get()).is_all();
@@ -302,17 +319,19 @@ impl Ports for Machine {
     }
 
     fn read_u32(&self, port: u16) -> u32 {
-        if self.0.is_smi_enable_port(port) {
-            self.smi_enable()
-        } else {
-            u32::MAX
+        match port {
+            PCI_DATA => self.0.read_pci(),
+            port if self.0.is_smi_enable_port(port) => self.smi_enable(),
+            _ => u32::MAX,
         }
     }
 
     fn write_u32(&self, port: u16, value: u32) {
         self.0.writes.borrow_mut().push(IoWrite::Dword(port, value));
-        if self.0.is_smi_enable_port(port) {
-            self.0.write_smi_enable(value);
+        match port {
+            PCI_ADDRESS => self.0.pci_address.set(value),
+            port if self.0.is_smi_enable_port(port) => self.0.write_smi_enable(value),
+            _ => {}
         }
     }
 

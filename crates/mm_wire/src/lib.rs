@@ -9,6 +9,7 @@
 //! | [`header`] | communicate headers v1 (24 bytes) and v3 (56 bytes) | PI 1.9, volume 4, 5.7 |
 //! | [`mailbox`] | the 24-byte status mailbox | edk2 `MdePkg/Include/Guid/MmCommBuffer.h` |
 //! | [`status`] | `EFI_STATUS` as a 64-bit value | UEFI 2.11, appendix D |
+//! | [`hob`] | where comm buffers are: HOBs, update protocol | edk2, Project Mu |
 //! | [`address`] | checked ranges of physical addresses | |
 //! | [`message`] | payloads of handlers that every platform has | edk2, Project Mu |
 #![no_std]
@@ -18,6 +19,7 @@
 
 pub mod address;
 pub mod header;
+pub mod hob;
 pub mod mailbox;
 pub mod message;
 pub mod status;

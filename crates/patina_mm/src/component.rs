@@ -1,4 +1,5 @@
-//! The two components that a platform adds.
+//! The components that a platform adds: [`sw_mmi_manager`] and [`communicator`], and whichever of the others it wants.
 
 pub mod communicator;
+pub mod hob_configuration;
 pub mod sw_mmi_manager;

@@ -14,11 +14,12 @@ use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
-    Abilities, AnswerTo, Call, Callback, Failure, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup,
-    Refusal, Setup, SetupFailure, Update,
+    Abilities, AnswerTo, Call, Callback, Failure, HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup,
+    PortSetup, Refusal, Setup, SetupFailure, Update,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
+use patina::BinaryGuid;
 use patina::component::params::ConfigMut;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
 use patina::component::service::{IntoService, Service};
@@ -29,6 +30,7 @@ use patina::management_mode::protocol::mm_comm_buffer_update::{
 };
 use patina::standard::efi;
 use patina_mm::component::communicator::{CallOptions, MmCommunicator, Status};
+use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
@@ -282,12 +284,46 @@ fn prepare(site: &impl Site, setup: &Setup, buffers: &[Observed], tap: &Tap) -> 
     let storage = dispatcher.storage();
     storage.add_service(SharedProtocols(site.protocols()));
     storage.add_config(options(setup));
-    if setup.lock == LockSetup::Before {
+    if setup.lock == LockSetup::Before && setup.hobs.is_none() {
         storage.add_config(configuration(site, setup, buffers));
+    }
+    if let Some(hobs) = &setup.hobs {
+        add_hob_configuration(&mut dispatcher, setup, hobs, buffers, tap);
     }
     dispatcher.add(SwMmiManager::with_ports(tap.clone()));
     site.add_communicator(&mut dispatcher);
     dispatcher
+}
+
+/// Adds the component that makes the configuration, and the HOBs that it makes it from.
+fn add_hob_configuration(
+    dispatcher: &mut Dispatcher,
+    setup: &Setup,
+    hobs: &[HobSetup],
+    buffers: &[Observed],
+    tap: &Tap,
+) {
+    let component = MmHobConfiguration::new().with_ports(tap.clone());
+    let component = match setup.acpi_base {
+        true => component.with_acpi_base(AcpiBaseSource::Ich9),
+        false => component,
+    };
+    dispatcher.add(match setup.updatable {
+        Some(id) => component.with_updatable_buffer(id),
+        None => component,
+    });
+    for hob in hobs {
+        let place = buffers.get(hob.of).and_then(Observed::comm_buffer);
+        let (address, pages, mailbox) = place.map_or((0, 0, None), |place| {
+            let pages = place.region.len() / PAGE_LEN as u64;
+            (place.region.start(), pages, place.mailbox)
+        });
+        let (guid, data) = hob.data(address, pages, mailbox.unwrap_or(0));
+        let guid = BinaryGuid::from_bytes(&guid.to_bytes());
+        for parse in dispatcher.storage().get_hob_parsers(&guid) {
+            parse(&data, dispatcher.storage());
+        }
+    }
 }
 
 /// Dispatches a component beside a client of the default setup.

@@ -210,7 +210,7 @@ impl SwMmiManager {
 /// The ports of this processor; `None` where the target has none that this code may use.
 #[cfg(all(target_arch = "x86_64", target_os = "uefi"))]
 #[expect(clippy::unnecessary_wraps, reason = "other targets have no ports")]
-fn native_ports() -> Option<Box<dyn Ports>> {
+pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
     // SAFETY: a UEFI image runs at CPL 0 (UEFI 2.11, 2.3.4) and may use `in` and `out`. The ports and the register that
     // are passed later are those of the platform's MmCommunicationConfiguration, whose meaning is exactly this use.
     Some(Box::new(unsafe { mm_comm::ports::NativePorts::new() }))
@@ -218,7 +218,7 @@ fn native_ports() -> Option<Box<dyn Ports>> {
 
 /// The ports of this processor; `None` where the target has none that this code may use.
 #[cfg(not(all(target_arch = "x86_64", target_os = "uefi")))]
-fn native_ports() -> Option<Box<dyn Ports>> {
+pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
     None
 }
 

@@ -7,6 +7,7 @@ use core::fmt;
 use core::pin::Pin;
 use mm_comm::channel::{MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, SharedRegion};
+use mm_wire::hob::CommBufferPlace;
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{AddressRange, Header, HeaderFormat};
 use patina::{Guid, OwnedGuid};
@@ -192,6 +193,23 @@ impl CommunicateBuffer {
         unsafe { Channel::at_firmware_region(buffer, size_bytes, mailbox) }
             .map(|channel| Self::over(channel, buffer_id))
             .map_err(refused(buffer_id))
+    }
+
+    /// Takes over memory that firmware announced.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_firmware_region`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::from_firmware_region`].
+    pub(crate) unsafe fn at_place(place: CommBufferPlace, id: u8) -> Result<Self, CommunicateBufferStatus> {
+        let region = place.region();
+        // A length that does not fit is refused by the next check, as one that exceeds `isize::MAX`.
+        let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+        // SAFETY: the caller vouches for the memory, with the same contract.
+        unsafe { Self::from_firmware_region(region.start(), len, id, place.mailbox()) }
     }
 
     /// The size of the memory in bytes, header included.

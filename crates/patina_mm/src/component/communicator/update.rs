@@ -5,31 +5,28 @@
 //! it only leaves the announcement in a slot; the next call takes it from there. A call under way finishes in the buffer
 //! that it started in.
 
-use crate::config::{CommunicateBuffer, ConfigurationError};
+use crate::config::{CommunicateBuffer, CommunicateBufferStatus, ConfigurationError};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicPtr, Ordering};
+use mm_wire::hob::{CommBufferPlace, PlaceError};
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{Handle, ProtocolError, ProtocolServices, Tpl};
 use patina::management_mode::protocol::mm_comm_buffer_update::{MmCommBufferUpdateProtocol, PROTOCOL_GUID};
 use thiserror::Error;
-
-/// The only version of the protocol that there is.
-const VERSION: u64 = 1;
+use zerocopy::IntoBytes;
 
 /// Why an announced buffer is not used. The platform's fault; the old buffer stays in use.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 enum UpdateError {
-    #[error("platform: the update protocol has version {found}, this crate knows {VERSION}")]
-    Version { found: u64 },
-    #[error("platform: {pages} pages are more than an address space")]
-    TooManyPages { pages: u64 },
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("platform: the announced comm buffer cannot be used: {0}")]
-    Buffer(crate::config::CommunicateBufferStatus),
-    #[error("{0}")]
-    Configuration(ConfigurationError),
+    Buffer(#[from] CommunicateBufferStatus),
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
 }
 
 /// The newest announcement that no call has taken yet.
@@ -126,28 +123,15 @@ fn replacement(
     id: u8,
     buffers: &[CommunicateBuffer],
 ) -> Result<CommunicateBuffer, UpdateError> {
-    let MmCommBufferUpdateProtocol {
-        version,
-        updated_comm_buffer: region,
-    } = update;
-    if version != VERSION {
-        return Err(UpdateError::Version { found: version });
-    }
-    let pages = region.number_of_pages;
-    let len = usize::try_from(pages)
-        .ok()
-        .and_then(|pages| pages.checked_mul(mm_wire::PAGE_LEN))
-        .ok_or(UpdateError::TooManyPages { pages })?;
-    let mailbox = Some(region.status).filter(|address| *address != 0);
+    let place = CommBufferPlace::of_update(update.as_bytes())?;
     // SAFETY: the platform announces memory that it set aside for this use, mapped one to one, for the rest of the boot.
-    let new = unsafe { CommunicateBuffer::from_firmware_region(region.physical_start, len, id, mailbox) }
-        .map_err(UpdateError::Buffer)?;
+    let new = unsafe { CommunicateBuffer::at_place(place, id) }?;
     let mut all: Vec<_> = buffers
         .iter()
         .filter(|buffer| buffer.id() != id)
         .cloned()
         .collect();
     all.push(new.clone());
-    crate::config::check_buffers(&all).map_err(UpdateError::Configuration)?;
+    crate::config::check_buffers(&all)?;
     Ok(new)
 }

@@ -1,0 +1,249 @@
+//! The configuration comes from HOBs.
+
+use super::{Seen, ensure_clean, pattern, up};
+use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Setup, SetupFailure};
+use crate::mm;
+use alloc::vec::Vec;
+use mm_wire::EfiStatus;
+
+scenarios! {
+    comm_buffer_hob_configures: CONTROLLED_MM | HOBS | MAILBOX, "edk2's comm-buffer HOB is all that a client needs";
+    region_hobs_configure: CONTROLLED_MM | HOBS | MAILBOX, "Project Mu's region HOBs give the supervisor's buffer 0 and the user's 1";
+    three_field_region_hob_configures: CONTROLLED_MM | HOBS, "the older region HOB knows no mailbox";
+    buffer_and_region_hob_of_one_buffer_agree: CONTROLLED_MM | HOBS | MAILBOX, "two HOBs of one buffer make one buffer, with the mailbox";
+    acpi_base_is_read_from_the_chipset: CONTROLLED_MM | HOBS | SMI_SWITCH | MAILBOX, "where PMBASE is read from the LPC bridge, switched-off SMIs are noticed";
+    hob_buffer_can_move: CONTROLLED_MM | HOBS | UPDATES | MAILBOX, "a buffer from a HOB can move";
+    missing_hob_is_refused: HOBS, "without a HOB there is an error, and not an empty configuration";
+    short_or_long_hob_is_refused: HOBS | MAILBOX, "a HOB of another length is refused";
+    unknown_region_owner_is_refused: HOBS | MAILBOX, "a region that is neither the supervisor's nor the user's is refused";
+    impossible_hob_address_is_refused: HOBS | MAILBOX, "an address that is null or not aligned is refused";
+    impossible_hob_pages_are_refused: HOBS | MAILBOX, "no pages, or more than an address space, are refused";
+    impossible_hob_mailbox_is_refused: HOBS | MAILBOX, "a mailbox that is null, misaligned, wrapping or in the buffer is refused";
+    two_regions_of_one_owner_are_refused: HOBS | MAILBOX, "each owner has one region";
+    hobs_that_share_memory_are_refused: HOBS | MAILBOX, "regions that overlap are refused";
+}
+
+fn setup(hobs: &[HobSetup]) -> Setup {
+    Setup {
+        hobs: Some(hobs.to_vec()),
+        ..Setup::default()
+    }
+}
+
+fn refused(lab: &dyn Lab, hobs: &[HobSetup], expected: EfiStatus) -> Seen {
+    match lab.bring_up(&setup(hobs)) {
+        Err(SetupFailure::Refused { status, component }) if status == expected => {
+            ensure!(
+                component.contains("HobConfiguration"),
+                "{component} was the one to refuse"
+            );
+            Ok(())
+        }
+        Err(other) => Err(alloc::format!(
+            "{hobs:?} should be refused with {expected}, not: {other}"
+        )),
+        Ok(_) => Err(alloc::format!("{hobs:?} should be refused, the client came up")),
+    }
+}
+
+fn all_refused(lab: &dyn Lab, hobs: &[HobSetup]) -> Seen {
+    hobs.iter()
+        .try_for_each(|hob| refused(lab, &[*hob], EfiStatus::INVALID_PARAMETER))
+}
+
+const BUFFER: HobSetup = HobSetup::new(HobKind::CommBuffer, 0);
+const SUPERVISOR: HobSetup = HobSetup::new(HobKind::Region4(0), 0);
+const USER: HobSetup = HobSetup::new(HobKind::Region4(1), 1);
+
+fn comm_buffer_hob_configures(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(&[BUFFER]))?;
+    let message = pattern(machine.capacity(0));
+    ensure!(
+        machine.communicate(0, &message, mm::ECHO) == Ok(message),
+        "the buffer has not its pages"
+    );
+    ensure_eq!(
+        machine.communicate(1, b"x", mm::ECHO),
+        Err(Failure::UnknownBuffer)
+    );
+    ensure_eq!(machine.port_writes(), [(0xb3, 0), (0xb2, 0xff)]);
+    ensure_clean(&*machine, 0)
+}
+
+fn region_hobs_configure(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(&[USER, SUPERVISOR]))?;
+    for (id, len) in [(0, 100), (1, 5000)] {
+        ensure_eq!(
+            machine.communicate(id, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+        ensure_eq!(
+            machine.communicate(id, b"x", mm::FAIL),
+            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        );
+        ensure_clean(&*machine, id)?;
+    }
+    Ok(())
+}
+
+fn three_field_region_hob_configures(lab: &dyn Lab) -> Seen {
+    let without_mailbox = |id| BufferSetup {
+        mailbox: MailboxSetup::None,
+        ..BufferSetup::new(id)
+    };
+    let hobs = [
+        HobSetup::new(HobKind::Region3(0), 0),
+        HobSetup::new(HobKind::Region3(1), 1),
+    ];
+    let machine = up(
+        lab,
+        &Setup {
+            buffers: [without_mailbox(0), without_mailbox(1)].to_vec(),
+            ..setup(&hobs)
+        },
+    )?;
+    for id in [0, 1] {
+        ensure_eq!(
+            machine.communicate(id, &mm::stretch(300), mm::STRETCH),
+            Ok(pattern(300))
+        );
+        ensure_clean(&*machine, id)?;
+    }
+    Ok(())
+}
+
+fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
+    let user_without_mailbox = HobSetup::new(HobKind::Region3(1), 1);
+    let buffer = HobSetup::new(HobKind::CommBuffer, 1);
+    let machine = up(lab, &setup(&[buffer, user_without_mailbox]))?;
+    ensure_eq!(machine.communicate(1, b"one", mm::ECHO), Ok(b"one".to_vec()));
+    // Only the mailbox tells that no handler took the message.
+    ensure_eq!(
+        machine.communicate(1, b"x", super::refusals::NOBODY),
+        Err(Failure::Mm(EfiStatus::NOT_FOUND))
+    );
+    let elsewhere = HobSetup {
+        mailbox: Some(machine.region(1).len() as u64),
+        ..buffer
+    };
+    ensure_eq!(
+        machine.communicate(0, b"x", mm::ECHO),
+        Err(Failure::UnknownBuffer)
+    );
+    refused(
+        lab,
+        &[elsewhere, HobSetup::new(HobKind::Region4(1), 1)],
+        EfiStatus::INVALID_PARAMETER,
+    )
+}
+
+fn acpi_base_is_read_from_the_chipset(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(&[BUFFER]))?;
+    machine.switch_smis(false);
+    ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Err(Failure::MmiNotRaised));
+    ensure_eq!(machine.mmis(), 0);
+    machine.switch_smis(true);
+    ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    Ok(())
+}
+
+fn hob_buffer_can_move(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            updatable: Some(1),
+            ..setup(&[SUPERVISOR, USER])
+        },
+    )?;
+    ensure_eq!(
+        machine.communicate(1, b"before", mm::ECHO),
+        Ok(b"before".to_vec())
+    );
+    machine.announce(crate::lab::Update { version: 1, pages: 6 });
+    let large = pattern(6 * 4096 - 24);
+    ensure!(
+        machine.communicate(1, &large, mm::ECHO) == Ok(large),
+        "the buffer did not move"
+    );
+    Ok(())
+}
+
+fn missing_hob_is_refused(lab: &dyn Lab) -> Seen {
+    refused(lab, &[], EfiStatus::NOT_FOUND)
+}
+
+fn short_or_long_hob_is_refused(lab: &dyn Lab) -> Seen {
+    let hobs: Vec<_> = [0, 8, 16, 23, 25, 31, 33, 40]
+        .iter()
+        .flat_map(|len| {
+            [BUFFER, SUPERVISOR].map(|hob| HobSetup {
+                len: Some(*len),
+                ..hob
+            })
+        })
+        .collect();
+    all_refused(lab, &hobs)
+}
+
+fn unknown_region_owner_is_refused(lab: &dyn Lab) -> Seen {
+    all_refused(
+        lab,
+        &[2, 255, 256, 1 << 32, u64::MAX].map(|owner| HobSetup::new(HobKind::Region4(owner), 0)),
+    )
+}
+
+fn with_each(values: &[u64], spoil: impl Fn(HobSetup, u64) -> HobSetup) -> Vec<HobSetup> {
+    values
+        .iter()
+        .flat_map(|value| [BUFFER, SUPERVISOR].map(|hob| spoil(hob, *value)))
+        .collect()
+}
+
+fn impossible_hob_address_is_refused(lab: &dyn Lab) -> Seen {
+    let hobs = with_each(
+        &[0, 1, 8, 4095, lab.scratch() + 64, u64::MAX - 4095],
+        |hob, value| HobSetup {
+            address: Some(value),
+            ..hob
+        },
+    );
+    all_refused(lab, &hobs)
+}
+
+fn impossible_hob_pages_are_refused(lab: &dyn Lab) -> Seen {
+    let hobs = with_each(
+        &[0, 1 << 51, 1 << 52, u64::MAX / 4096 + 1, u64::MAX],
+        |hob, value| HobSetup {
+            pages: Some(value),
+            ..hob
+        },
+    );
+    all_refused(lab, &hobs)
+}
+
+fn impossible_hob_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+    let inside = lab.scratch() + 2048;
+    let mut hobs = with_each(
+        &[0, 1, lab.scratch() + 4, u64::MAX - 7, u64::MAX - 15],
+        |hob, value| HobSetup {
+            mailbox: Some(value),
+            ..hob
+        },
+    );
+    hobs.extend([BUFFER, SUPERVISOR].map(|hob| HobSetup {
+        address: Some(lab.scratch()),
+        mailbox: Some(inside),
+        ..hob
+    }));
+    all_refused(lab, &hobs)
+}
+
+fn two_regions_of_one_owner_are_refused(lab: &dyn Lab) -> Seen {
+    let hobs = [SUPERVISOR, HobSetup::new(HobKind::Region4(0), 1)];
+    refused(lab, &hobs, EfiStatus::INVALID_PARAMETER)
+}
+
+fn hobs_that_share_memory_are_refused(lab: &dyn Lab) -> Seen {
+    let hobs = [SUPERVISOR, HobSetup::new(HobKind::Region4(1), 0)];
+    refused(lab, &hobs, EfiStatus::INVALID_PARAMETER)
+}

@@ -1,0 +1,396 @@
+//! Where comm buffers are: the data of the HOBs that announce them, and of the protocol that moves one.
+//!
+//! | source | GUID | data (offset) | length |
+//! |---|---|---|---|
+//! | comm-buffer HOB, edk2 `MdeModulePkg/Include/Guid/MmCommBuffer.h` | [`COMM_BUFFER_HOB_GUID`] | PhysicalStart u64 @0, NumberOfPages u64 @8, Status u64 @16 | 24 |
+//! | comm-region HOB, Project Mu's Q35 platform | [`COMM_REGION_HOB_GUID`] | type u64 @0, address u64 @8, pages u64 @16, in the newer form status u64 @24 | 24 or 32 |
+//! | comm-buffer update protocol, Project Mu `MmCommBufferUpdate.h` | [`UPDATE_PROTOCOL_GUID`] | Version u64 @0, PhysicalStart u64 @8, NumberOfPages u64 @16, Status u64 @24 | 32 |
+//!
+//! Status is the address of the mailbox (see [`crate::mailbox`]). Pages have 4096 bytes.
+
+use crate::address::AddressRange;
+use crate::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN};
+use thiserror::Error;
+use uguid::{Guid, guid};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+/// `gMmCommBufferHobGuid`.
+pub const COMM_BUFFER_HOB_GUID: Guid = guid!("6c2a2520-0131-4aee-a750-cc384aace8c6");
+/// The GUID of the comm-region HOB.
+pub const COMM_REGION_HOB_GUID: Guid = guid!("d4ffc718-fb82-4274-9afc-aa8b1eef5293");
+/// The GUID of the comm-buffer update protocol.
+pub const UPDATE_PROTOCOL_GUID: Guid = guid!("2a22e38f-9d1c-49d0-bdce-7ddac16da45d");
+
+/// The only version of the update protocol that there is.
+pub const UPDATE_VERSION: u64 = 1;
+
+/// Why an announced comm buffer cannot be one. The platform's fault.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// The data has not the length of any known form.
+    #[error("platform: the data that announces a comm buffer has {found} bytes, not {expected}")]
+    Length {
+        /// Bytes that there are.
+        found: usize,
+        /// Bytes that were expected; in the longest form.
+        expected: usize,
+    },
+    /// The type of a comm-region HOB is neither 0 (supervisor) nor 1 (user).
+    #[error("platform: a comm-region HOB has the type {found}, which is neither 0 (supervisor) nor 1 (user)")]
+    UnknownOwner {
+        /// The type.
+        found: u64,
+    },
+    /// The update protocol has another version.
+    #[error("platform: the update protocol has version {found}, not {UPDATE_VERSION}")]
+    Version {
+        /// The version.
+        found: u64,
+    },
+    /// The buffer is at address zero.
+    #[error("platform: the announced comm buffer's address is null")]
+    Null,
+    /// The buffer does not start on a page.
+    #[error("platform: the announced comm buffer at {address:#x} is not aligned to 4096 bytes")]
+    NotPageAligned {
+        /// Where it starts.
+        address: u64,
+    },
+    /// The buffer has no pages.
+    #[error("platform: the announced comm buffer at {address:#x} has no pages")]
+    NoPages {
+        /// Where it starts.
+        address: u64,
+    },
+    /// The buffer goes past the end of the address space.
+    #[error("platform: {pages} pages from {address:#x} go past the end of the address space")]
+    TooManyPages {
+        /// Where the buffer starts.
+        address: u64,
+        /// Its pages.
+        pages: u64,
+    },
+    /// The mailbox is at address zero.
+    #[error("platform: the announced status mailbox's address is null")]
+    MailboxNull,
+    /// The mailbox is not aligned for its 64-bit fields.
+    #[error("platform: the announced status mailbox at {address:#x} is not aligned to 8 bytes")]
+    MailboxMisaligned {
+        /// Where it starts.
+        address: u64,
+    },
+    /// The mailbox goes past the end of the address space.
+    #[error("platform: the announced status mailbox at {address:#x} goes past the end of the address space")]
+    MailboxWraps {
+        /// Where it starts.
+        address: u64,
+    },
+    /// The mailbox lies in the buffer.
+    #[error("platform: the announced status mailbox {mailbox} overlaps its comm buffer {region}")]
+    MailboxInRegion {
+        /// The mailbox's addresses.
+        mailbox: AddressRange,
+        /// The buffer's addresses.
+        region: AddressRange,
+    },
+}
+
+/// A comm buffer's memory, as announced.
+///
+/// Holding one proves that the buffer starts on a page, has at least one, and that neither it nor its mailbox wraps or
+/// overlaps the other. It says nothing about what is mapped there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommBufferPlace {
+    region: AddressRange,
+    mailbox: Option<u64>,
+}
+
+impl CommBufferPlace {
+    /// Checks an announced comm buffer.
+    ///
+    /// # Errors
+    ///
+    /// Each [`PlaceError`] names the number that is wrong.
+    pub fn new(address: u64, pages: u64, mailbox: Option<u64>) -> Result<Self, PlaceError> {
+        if address == 0 {
+            return Err(PlaceError::Null);
+        }
+        if !address.is_multiple_of(crate::PAGE_LEN as u64) {
+            return Err(PlaceError::NotPageAligned { address });
+        }
+        if pages == 0 {
+            return Err(PlaceError::NoPages { address });
+        }
+        let region = pages
+            .checked_mul(crate::PAGE_LEN as u64)
+            .and_then(|len| AddressRange::new(address, len))
+            .ok_or(PlaceError::TooManyPages { address, pages })?;
+        if let Some(mailbox) = mailbox {
+            check_mailbox(mailbox, region)?;
+        }
+        Ok(Self { region, mailbox })
+    }
+
+    /// Where the buffer is.
+    #[must_use]
+    pub const fn region(&self) -> AddressRange {
+        self.region
+    }
+
+    /// The mailbox's address, where one was announced.
+    #[must_use]
+    pub const fn mailbox(&self) -> Option<u64> {
+        self.mailbox
+    }
+
+    /// Reads the data of a comm-buffer HOB.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`], and [`PlaceError::Length`] for other than 24 bytes.
+    pub fn of_buffer_hob(data: &[u8]) -> Result<Self, PlaceError> {
+        let [address, pages, mailbox] = fields(data)?;
+        Self::new(address, pages, Some(mailbox))
+    }
+
+    /// Reads the interface of the update protocol.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`], [`PlaceError::Length`] for other than 32 bytes, and [`PlaceError::Version`].
+    pub fn of_update(data: &[u8]) -> Result<Self, PlaceError> {
+        let [version, address, pages, mailbox] = fields(data)?;
+        if version != UPDATE_VERSION {
+            return Err(PlaceError::Version { found: version });
+        }
+        Self::new(address, pages, Some(mailbox))
+    }
+}
+
+fn check_mailbox(address: u64, region: AddressRange) -> Result<(), PlaceError> {
+    if address == 0 {
+        return Err(PlaceError::MailboxNull);
+    }
+    if !address.is_multiple_of(MAILBOX_ALIGN as u64) {
+        return Err(PlaceError::MailboxMisaligned { address });
+    }
+    let mailbox =
+        AddressRange::new(address, MAILBOX_LEN as u64).ok_or(PlaceError::MailboxWraps { address })?;
+    if mailbox.overlaps(region) {
+        return Err(PlaceError::MailboxInRegion { mailbox, region });
+    }
+    Ok(())
+}
+
+/// Whose a comm region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Type 0: requests to the MM supervisor itself.
+    Supervisor,
+    /// Type 1: messages to handlers.
+    User,
+}
+
+impl Owner {
+    /// The HOB's type, by which platforms also number their comm buffers.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Supervisor => 0,
+            Self::User => 1,
+        }
+    }
+}
+
+/// What a comm-region HOB says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommRegion {
+    /// Whose the region is.
+    pub owner: Owner,
+    /// Where it is. The three-field form knows no mailbox.
+    pub place: CommBufferPlace,
+}
+
+impl CommRegion {
+    /// Reads the data of a comm-region HOB, of the three-field or of the four-field form.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommBufferPlace::new`], [`PlaceError::Length`] for neither 24 nor 32 bytes, and [`PlaceError::UnknownOwner`].
+    pub fn of_hob(data: &[u8]) -> Result<Self, PlaceError> {
+        let ([owner, address, pages], mailbox) = match fields(data) {
+            Ok(three) => (three, None),
+            Err(_not_three) => {
+                let [owner, address, pages, mailbox] = fields(data)?;
+                ([owner, address, pages], Some(mailbox))
+            }
+        };
+        let owner = match owner {
+            0 => Owner::Supervisor,
+            1 => Owner::User,
+            found => return Err(PlaceError::UnknownOwner { found }),
+        };
+        let place = CommBufferPlace::new(address, pages, mailbox)?;
+        Ok(Self { owner, place })
+    }
+}
+
+/// Reads data that consists of exactly `N` 64-bit fields.
+fn fields<const N: usize>(data: &[u8]) -> Result<[u64; N], PlaceError> {
+    <[U64; N]>::read_from_bytes(data)
+        .map(|fields| fields.map(U64::get))
+        .map_err(|error| PlaceError::Length {
+            found: error.into_src().len(),
+            expected: size_of::<[U64; N]>(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A comm-buffer HOB as edk2's Standalone MM IPL builds it: type 4 and length 0x30 in front, then GUID and data.
+    const BUFFER_HOB: [u8; 0x30] = [
+        0x04, 0x00, 0x30, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x20, 0x25, 0x2a, 0x6c, 0x31, 0x01, 0xee, 0x4a, 0xa7, 0x50, 0xcc, 0x38, 0x4a, 0xac, 0xe8,
+        0xc6, //
+        0x00, 0x00, 0xe2, 0x7e, 0x00, 0x00, 0x00, 0x00, //
+        0x80, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x00, 0x10, 0xe2, 0x7d, 0x00, 0x00, 0x00, 0x00,
+    ];
+
+    /// A comm-region HOB of the four-field form; the three-field form ends after 0x30 bytes.
+    const REGION_HOB: [u8; 0x38] = [
+        0x04, 0x00, 0x38, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x18, 0xc7, 0xff, 0xd4, 0x82, 0xfb, 0x74, 0x42, 0x9a, 0xfc, 0xaa, 0x8b, 0x1e, 0xef, 0x52,
+        0x93, //
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x00, 0x00, 0x10, 0x00, 0x01, 0x00, 0x00, 0x00, //
+        0x10, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x00, 0x00, 0x20, 0x00, 0x01, 0x00, 0x00, 0x00,
+    ];
+
+    const UPDATE: [u8; 32] = [
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x00, 0x00, 0x30, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, //
+        0x00, 0x80, 0x30, 0x00, 0x00, 0x00, 0x00, 0x00,
+    ];
+
+    #[test]
+    fn a_buffer_hob_is_read_field_by_field() {
+        assert_eq!(BUFFER_HOB[8..24], COMM_BUFFER_HOB_GUID.to_bytes());
+        let place = CommBufferPlace::of_buffer_hob(&BUFFER_HOB[24..]).unwrap();
+        assert_eq!(
+            place.region(),
+            AddressRange::new(0x7ee2_0000, 512 * 1024).unwrap()
+        );
+        assert_eq!(place.mailbox(), Some(0x7de2_1000));
+    }
+
+    #[test]
+    fn a_region_hob_is_read_in_both_forms() {
+        assert_eq!(REGION_HOB[8..24], COMM_REGION_HOB_GUID.to_bytes());
+        let four = CommRegion::of_hob(&REGION_HOB[24..]).unwrap();
+        assert_eq!(four.owner, Owner::User);
+        assert_eq!(
+            four.place.region(),
+            AddressRange::new(0x1_0010_0000, 0x1_0000).unwrap()
+        );
+        assert_eq!(four.place.mailbox(), Some(0x1_0020_0000));
+        let three = CommRegion::of_hob(&REGION_HOB[24..48]).unwrap();
+        assert_eq!(three.place.region(), four.place.region());
+        assert_eq!(three.place.mailbox(), None);
+    }
+
+    #[test]
+    fn an_update_is_read_and_its_version_checked() {
+        let place = CommBufferPlace::of_update(&UPDATE).unwrap();
+        assert_eq!(place.region(), AddressRange::new(0x30_0000, 0x8000).unwrap());
+        assert_eq!(place.mailbox(), Some(0x30_8000));
+        let mut newer = UPDATE;
+        newer[0] = 2;
+        assert_eq!(
+            CommBufferPlace::of_update(&newer),
+            Err(PlaceError::Version { found: 2 })
+        );
+    }
+
+    #[test]
+    fn other_lengths_are_refused_with_both_numbers() {
+        for found in (0..80).filter(|len| *len != 24) {
+            let error = CommBufferPlace::of_buffer_hob(&[0; 80][..found]).unwrap_err();
+            assert_eq!(error, PlaceError::Length { found, expected: 24 });
+        }
+        for found in (0..80).filter(|len| ![24, 32].contains(len)) {
+            let error = CommRegion::of_hob(&[0; 80][..found]).unwrap_err();
+            assert_eq!(error, PlaceError::Length { found, expected: 32 });
+        }
+        let error = CommBufferPlace::of_update(&UPDATE[..31]).unwrap_err();
+        assert_eq!(
+            error,
+            PlaceError::Length {
+                found: 31,
+                expected: 32
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_owner_is_refused_with_its_number() {
+        let mut hob = REGION_HOB;
+        hob[24..32].copy_from_slice(&(1_u64 << 32).to_le_bytes());
+        assert_eq!(
+            CommRegion::of_hob(&hob[24..]),
+            Err(PlaceError::UnknownOwner { found: 1 << 32 })
+        );
+    }
+
+    #[test]
+    fn every_bad_field_is_refused_with_its_number() {
+        let last_page = u64::MAX - 4095;
+        let cases = [
+            ((0, 1, None), PlaceError::Null),
+            ((0x1008, 1, None), PlaceError::NotPageAligned { address: 0x1008 }),
+            ((0x1000, 0, None), PlaceError::NoPages { address: 0x1000 }),
+            (
+                (0x1000, 1 << 52, None),
+                PlaceError::TooManyPages {
+                    address: 0x1000,
+                    pages: 1 << 52,
+                },
+            ),
+            (
+                (last_page, 1, None),
+                PlaceError::TooManyPages {
+                    address: last_page,
+                    pages: 1,
+                },
+            ),
+            ((0x1000, 1, Some(0)), PlaceError::MailboxNull),
+            (
+                (0x1000, 1, Some(0x2004)),
+                PlaceError::MailboxMisaligned { address: 0x2004 },
+            ),
+            (
+                (0x1000, 1, Some(u64::MAX - 7)),
+                PlaceError::MailboxWraps {
+                    address: u64::MAX - 7,
+                },
+            ),
+            (
+                (0x1000, 1, Some(0x1ff8)),
+                PlaceError::MailboxInRegion {
+                    mailbox: AddressRange::new(0x1ff8, 24).unwrap(),
+                    region: AddressRange::new(0x1000, 0x1000).unwrap(),
+                },
+            ),
+        ];
+        for ((address, pages, mailbox), expected) in cases {
+            assert_eq!(CommBufferPlace::new(address, pages, mailbox), Err(expected));
+        }
+        assert!(CommBufferPlace::new(0x1000, 1, Some(0x2000)).is_ok());
+    }
+}

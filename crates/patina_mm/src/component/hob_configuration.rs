@@ -1,0 +1,376 @@
+//! Builds the configuration from the HOBs that earlier boot phases left.
+//!
+//! A platform that adds [`MmHobConfiguration`] writes no MM code of its own:
+//!
+//! ```
+//! use patina_dxe_core::*;
+//! use patina_mm::component::communicator::MmCommunicator;
+//! use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
+//! use patina_mm::component::sw_mmi_manager::SwMmiManager;
+//!
+//! struct Q35;
+//!
+//! impl ComponentInfo for Q35 {
+//!     fn components(mut add: Add<Component>) {
+//!         add.component(MmHobConfiguration::new().with_acpi_base(AcpiBaseSource::Ich9));
+//!         add.component(SwMmiManager::new());
+//!         add.component(MmCommunicator::new());
+//!     }
+//! }
+//! ```
+
+mod ich9;
+
+pub use ich9::Ich9Error;
+
+use crate::config::{
+    AcpiBase, CommunicateBuffer, CommunicateBufferStatus, ConfigurationError, MmCommunicationConfiguration,
+    MmiPort, check_buffers,
+};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use mm_comm::Ports;
+use mm_wire::AddressRange;
+use mm_wire::hob::{CommBufferPlace, CommRegion, PlaceError};
+use patina::BinaryGuid;
+use patina::component::component;
+use patina::component::hob::{FromHob, Hob, HobParseError};
+use patina::component::params::ConfigMut;
+use patina::error::EfiError;
+use thiserror::Error;
+
+/// The command and data ports of Intel chipsets, APM_CNT and APM_STS.
+const INTEL_PORTS: (MmiPort, MmiPort) = (MmiPort::Smi(0xb2), MmiPort::Smi(0xb3));
+
+/// Where the ACPI base comes from, behind which SMI_EN is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AcpiBaseSource {
+    /// What the configuration says already; by default nothing, so that SMI_EN is not checked.
+    #[default]
+    Configuration,
+    /// This one.
+    Fixed(AcpiBase),
+    /// PMBASE of an Intel ICH9, as on Q35: register 0x40 of PCI device 0:1F.0, read through ports 0xCF8 and 0xCFC.
+    Ich9,
+}
+
+/// Why there is no configuration. The platform's fault.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HobConfigurationError {
+    /// There is neither a comm-buffer HOB nor a comm-region HOB.
+    #[error("platform: there is no HOB that announces a comm buffer")]
+    NoHob,
+    /// A HOB announces no possible comm buffer.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Two HOBs announce the same comm buffer with different mailboxes.
+    #[error("platform: comm buffer {region} is announced with mailboxes at {first:#x} and at {second:#x}")]
+    TwoMailboxes {
+        /// The comm buffer.
+        region: AddressRange,
+        /// One mailbox.
+        first: u64,
+        /// The other one.
+        second: u64,
+    },
+    /// The memory cannot be used as a comm buffer.
+    #[error("platform: comm buffer {region} cannot be used: {status}")]
+    Buffer {
+        /// The comm buffer.
+        region: AddressRange,
+        /// What is wrong.
+        status: CommunicateBufferStatus,
+    },
+    /// The comm buffers cannot stand beside each other.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    /// There is no ACPI base where the platform said.
+    #[error(transparent)]
+    AcpiBase(#[from] Ich9Error),
+}
+
+impl From<HobConfigurationError> for EfiError {
+    fn from(error: HobConfigurationError) -> Self {
+        match error {
+            HobConfigurationError::NoHob => Self::NotFound,
+            HobConfigurationError::Configuration(error) => error.into(),
+            HobConfigurationError::AcpiBase(Ich9Error::NoPortIo) => Self::Unsupported,
+            HobConfigurationError::AcpiBase(_) => Self::DeviceError,
+            HobConfigurationError::Place(_)
+            | HobConfigurationError::TwoMailboxes { .. }
+            | HobConfigurationError::Buffer { .. } => Self::InvalidParameter,
+        }
+    }
+}
+
+/// The comm-buffer HOB, `gMmCommBufferHobGuid`, or why it is none. Kept for the component, which knows whom to tell.
+#[derive(Clone, Copy, Debug)]
+pub struct CommBufferHob(Result<CommBufferPlace, PlaceError>);
+
+impl FromHob for CommBufferHob {
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("6c2a2520-0131-4aee-a750-cc384aace8c6");
+
+    fn parse(data: &[u8]) -> Result<Self, HobParseError> {
+        Ok(Self(CommBufferPlace::of_buffer_hob(data)))
+    }
+}
+
+/// A comm-region HOB of Project Mu, or why it is none.
+#[derive(Clone, Copy, Debug)]
+pub struct CommRegionHob(Result<CommRegion, PlaceError>);
+
+impl FromHob for CommRegionHob {
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("d4ffc718-fb82-4274-9afc-aa8b1eef5293");
+
+    fn parse(data: &[u8]) -> Result<Self, HobParseError> {
+        Ok(Self(CommRegion::of_hob(data)))
+    }
+}
+
+/// Component: fills [`MmCommunicationConfiguration`] in from HOBs, checks all of it, and locks it.
+///
+/// | HOB | comm buffer |
+/// |---|---|
+/// | comm-region HOB | identifier 0 for the supervisor's region, 1 for the user's |
+/// | comm-buffer HOB | identifier 0, or [`Self::with_comm_buffer_id`]; where it announces the same memory as a region HOB, the two are one buffer |
+///
+/// What the platform set by hand stays: its comm buffers, and its ports where they are not the default's. Ports that
+/// nobody set become 0xB2 and 0xB3.
+///
+/// # Errors
+///
+/// Where a HOB is missing or wrong the component fails with a [`HobConfigurationError`] in the log (target `mm_comm`), and
+/// the configuration stays as it was.
+pub struct MmHobConfiguration {
+    ports: Option<Box<dyn Ports>>,
+    acpi_base: AcpiBaseSource,
+    comm_buffer_id: u8,
+    updatable: Option<u8>,
+}
+
+#[component]
+impl MmHobConfiguration {
+    /// Makes the component for the processor that it runs on.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            ports: super::sw_mmi_manager::native_ports(),
+            acpi_base: AcpiBaseSource::Configuration,
+            comm_buffer_id: 0,
+            updatable: None,
+        }
+    }
+
+    /// Reads chipset registers through ports of the caller's choice, such as those of a simulated machine.
+    #[must_use]
+    pub fn with_ports(self, ports: impl Ports + 'static) -> Self {
+        Self {
+            ports: Some(Box::new(ports)),
+            ..self
+        }
+    }
+
+    /// Says where the ACPI base comes from.
+    #[must_use]
+    pub fn with_acpi_base(self, acpi_base: AcpiBaseSource) -> Self {
+        Self { acpi_base, ..self }
+    }
+
+    /// Gives the comm-buffer HOB's buffer an identifier other than 0.
+    #[must_use]
+    pub fn with_comm_buffer_id(self, comm_buffer_id: u8) -> Self {
+        Self {
+            comm_buffer_id,
+            ..self
+        }
+    }
+
+    /// Lets the comm buffer with this identifier move during boot.
+    #[must_use]
+    pub fn with_updatable_buffer(self, id: u8) -> Self {
+        Self {
+            updatable: Some(id),
+            ..self
+        }
+    }
+
+    fn entry_point(
+        self,
+        buffers: Option<Hob<CommBufferHob>>,
+        regions: Option<Hob<CommRegionHob>>,
+        mut config: ConfigMut<MmCommunicationConfiguration>,
+    ) -> patina::error::Result<()> {
+        let buffers = buffers.iter().flat_map(|hobs| hobs.iter()).map(|hob| hob.0);
+        let regions = regions.iter().flat_map(|hobs| hobs.iter()).map(|hob| hob.0);
+        let configured = self
+            .configure(&config, buffers, regions)
+            .inspect_err(|error| log::error!(target: "mm_comm", "no MM configuration: {error}"))?;
+        *config = configured;
+        config.lock();
+        Ok(())
+    }
+
+    fn configure(
+        &self,
+        given: &MmCommunicationConfiguration,
+        buffers: impl Iterator<Item = Result<CommBufferPlace, PlaceError>>,
+        regions: impl Iterator<Item = Result<CommRegion, PlaceError>>,
+    ) -> Result<MmCommunicationConfiguration, HobConfigurationError> {
+        let places = self.places(buffers, regions)?;
+        if places.is_empty() {
+            return Err(HobConfigurationError::NoHob);
+        }
+        let acpi_base = match self.acpi_base {
+            AcpiBaseSource::Configuration => given.acpi_base,
+            AcpiBaseSource::Fixed(base) => base,
+            AcpiBaseSource::Ich9 => AcpiBase::Io(ich9::pm_base(self.ports.as_deref())?),
+        };
+        let mut comm_buffers = given.comm_buffers.clone();
+        for (id, place) in places {
+            // SAFETY: the HOB's producer set this memory aside for MM communication, mapped one to one as all memory is
+            // in DXE, and gave it to the owner of this HOB.
+            let buffer = unsafe { CommunicateBuffer::at_place(place, id) };
+            comm_buffers.push(buffer.map_err(|status| HobConfigurationError::Buffer {
+                region: place.region(),
+                status,
+            })?);
+        }
+        check_buffers(&comm_buffers)?;
+        let unset = MmCommunicationConfiguration::default();
+        let given_ports = (given.cmd_port, given.data_port);
+        let (cmd_port, data_port) = if given_ports == (unset.cmd_port, unset.data_port) {
+            INTEL_PORTS
+        } else {
+            given_ports
+        };
+        Ok(MmCommunicationConfiguration {
+            acpi_base,
+            cmd_port,
+            data_port,
+            comm_buffers,
+            enable_comm_buffer_updates: given.enable_comm_buffer_updates || self.updatable.is_some(),
+            updatable_buffer_id: self.updatable.or(given.updatable_buffer_id),
+        })
+    }
+
+    /// The announced comm buffers with their identifiers, each once.
+    fn places(
+        &self,
+        buffers: impl Iterator<Item = Result<CommBufferPlace, PlaceError>>,
+        regions: impl Iterator<Item = Result<CommRegion, PlaceError>>,
+    ) -> Result<Vec<(u8, CommBufferPlace)>, HobConfigurationError> {
+        let mut places: Vec<(u8, CommBufferPlace)> = Vec::new();
+        for region in regions {
+            let region = region?;
+            places.push((region.owner.number(), region.place));
+        }
+        for buffer in buffers {
+            let buffer = buffer?;
+            match places
+                .iter_mut()
+                .find(|(_, place)| place.region() == buffer.region())
+            {
+                Some((_, place)) => *place = same_buffer(*place, buffer)?,
+                None => places.push((self.comm_buffer_id, buffer)),
+            }
+        }
+        Ok(places)
+    }
+}
+
+/// What two HOBs say together about one comm buffer.
+fn same_buffer(
+    region: CommBufferPlace,
+    buffer: CommBufferPlace,
+) -> Result<CommBufferPlace, HobConfigurationError> {
+    match (region.mailbox(), buffer.mailbox()) {
+        (None, _) => Ok(buffer),
+        (Some(first), Some(second)) if first != second => Err(HobConfigurationError::TwoMailboxes {
+            region: region.region(),
+            first,
+            second,
+        }),
+        (Some(_), _) => Ok(region),
+    }
+}
+
+impl Default for MmHobConfiguration {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MmHobConfiguration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MmHobConfiguration")
+            .field("acpi_base", &self.acpi_base)
+            .field("comm_buffer_id", &self.comm_buffer_id)
+            .field("updatable", &self.updatable)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guids_are_those_of_the_wire() {
+        let guids = [
+            (CommBufferHob::HOB_GUID, mm_wire::hob::COMM_BUFFER_HOB_GUID),
+            (CommRegionHob::HOB_GUID, mm_wire::hob::COMM_REGION_HOB_GUID),
+        ];
+        for (here, wire) in guids {
+            assert_eq!(*here.as_bytes(), wire.to_bytes());
+        }
+    }
+
+    #[test]
+    fn two_mailboxes_of_one_buffer_are_refused_with_both() {
+        let place = |mailbox| CommBufferPlace::new(0x1000, 1, mailbox).unwrap();
+        assert_eq!(
+            same_buffer(place(None), place(Some(0x2000))),
+            Ok(place(Some(0x2000)))
+        );
+        assert_eq!(
+            same_buffer(place(Some(0x2000)), place(Some(0x2000))),
+            Ok(place(Some(0x2000)))
+        );
+        let error = same_buffer(place(Some(0x2000)), place(Some(0x3000))).unwrap_err();
+        assert!(matches!(
+            error,
+            HobConfigurationError::TwoMailboxes {
+                first: 0x2000,
+                second: 0x3000,
+                ..
+            }
+        ));
+        assert_eq!(EfiError::from(error), EfiError::InvalidParameter);
+    }
+
+    #[test]
+    fn what_the_platform_set_by_hand_stays() {
+        let given = MmCommunicationConfiguration {
+            cmd_port: MmiPort::Smi(0x72),
+            acpi_base: AcpiBase::Io(0x400),
+            updatable_buffer_id: Some(3),
+            ..Default::default()
+        };
+        let memory = Box::leak(Box::new([0_u64; 1024]));
+        let address = (memory.as_ptr().expose_provenance() as u64).next_multiple_of(4096);
+        let place = CommBufferPlace::new(address, 1, None).unwrap();
+        let configured = MmHobConfiguration::new()
+            .with_comm_buffer_id(7)
+            .configure(&given, [Ok(place)].into_iter(), [].into_iter())
+            .unwrap();
+        assert_eq!(configured.cmd_port, MmiPort::Smi(0x72));
+        assert_eq!(configured.data_port, given.data_port);
+        assert_eq!(configured.acpi_base, AcpiBase::Io(0x400));
+        assert_eq!(configured.updatable_buffer_id, Some(3));
+        assert!(!configured.enable_comm_buffer_updates);
+        assert_eq!(configured.comm_buffers.len(), 1);
+        assert_eq!(configured.comm_buffers[0].id(), 7);
+    }
+}
