@@ -30,6 +30,14 @@ bitflags::bitflags! {
         const V3_HEADERS = 1 << 8;
         /// The configuration can come from HOBs.
         const HOBS = 1 << 9;
+        /// MMIs are raised through x86 ports.
+        const PORTS = 1 << 10;
+        /// MM is entered by secure monitor calls, one request at a time.
+        const SECURE_CALLS = 1 << 11;
+        /// Somebody in MM takes requests.
+        const MM = 1 << 12;
+        /// Nobody does, and the machine says so.
+        const NO_MM = 1 << 13;
     }
 }
 

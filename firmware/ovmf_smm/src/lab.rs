@@ -59,7 +59,7 @@ pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Optio
 
 impl Site for OvmfSite {
     fn abilities(&self) -> Abilities {
-        Abilities::VARIABLES | Abilities::SMI_SWITCH | Abilities::CALLBACKS
+        Abilities::MM | Abilities::PORTS | Abilities::VARIABLES | Abilities::SMI_SWITCH | Abilities::CALLBACKS
     }
 
     fn power_on(&self, _latency: u32) {

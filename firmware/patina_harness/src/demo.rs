@@ -49,18 +49,22 @@ pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
         .bring_up(&Setup::default())
         .map_err(|failure| failure.to_string())?;
     out(format_args!("1  The platform is configured"));
-    let (command, data) = machine.ports();
-    out(format_args!(
-        "   command port  {command:#04x}, data port {data:#04x}"
-    ));
-    out(format_args!(
-        "   SMIs          {}",
-        if machine.smis_are_on() {
-            "on (SMI_EN was read)"
-        } else {
-            "off"
-        }
-    ));
+    if lab.abilities().contains(Abilities::PORTS) {
+        let (command, data) = machine.ports();
+        out(format_args!(
+            "   command port  {command:#04x}, data port {data:#04x}"
+        ));
+        out(format_args!(
+            "   SMIs          {}",
+            if machine.smis_are_on() {
+                "on (SMI_EN was read)"
+            } else {
+                "off"
+            }
+        ));
+    } else {
+        out(format_args!("   entry         secure monitor calls"));
+    }
     for line in machine.describe_buffers() {
         out(format_args!("   {line}"));
     }

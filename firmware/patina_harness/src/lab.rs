@@ -38,7 +38,7 @@ use patina_mm::config::{
 };
 use patina_mm::service::{MmCommunication, MmCommunicationExt, PlatformMmControl};
 
-/// The x86 machine that clients are set up on.
+/// The machine that clients are set up on.
 pub trait Site {
     /// What the suite may ask for here.
     fn abilities(&self) -> Abilities;
@@ -53,8 +53,15 @@ pub trait Site {
     /// allocated before the first one stays. `None` where there is no more.
     fn allocate(&self, pages: usize) -> Option<*mut u8>;
 
+    /// The way into MM where it is by secure monitor calls; the x86 ports below are then nobody's.
+    fn secure_calls(&self) -> Option<&dyn SecureCalls> {
+        None
+    }
+
     /// The processor's ports.
-    fn ports(&self) -> Box<dyn Ports>;
+    fn ports(&self) -> Box<dyn Ports> {
+        Box::new(NoPorts)
+    }
 
     /// The command port and the data port.
     fn mmi_ports(&self) -> (u16, u16) {
@@ -62,7 +69,9 @@ pub trait Site {
     }
 
     /// The base of the ACPI registers in I/O space.
-    fn pm_base(&self) -> u16;
+    fn pm_base(&self) -> u16 {
+        0
+    }
 
     /// The protocol database that the client is to use.
     fn protocols(&self) -> &'static dyn ProtocolServices;
@@ -93,6 +102,37 @@ pub trait Site {
         run();
         String::new()
     }
+}
+
+/// Secure monitor calls, with an ear on them.
+pub trait SecureCalls {
+    /// The function identifier that the platform configures.
+    fn function(&self) -> u32;
+
+    /// Adds the component that offers `SwMmiTrigger`.
+    fn add_trigger(&self, dispatcher: &mut Dispatcher);
+
+    /// How many requests MM has been given since the client came up.
+    fn requests(&self) -> usize;
+
+    /// Runs `code` once, before the next request reaches MM.
+    fn before_next_request(&self, code: Box<dyn FnOnce()>);
+}
+
+/// The ports of a machine that has none: they read as zero.
+struct NoPorts;
+
+impl Ports for NoPorts {
+    fn write_u8(&self, _: u16, _: u8) {}
+    fn read_u32(&self, _: u16) -> u32 {
+        0
+    }
+    fn write_u32(&self, _: u16, _: u32) {}
+    fn read_mmio_u32(&self, _: usize) -> u32 {
+        0
+    }
+    fn write_mmio_u32(&self, _: usize, _: u32) {}
+    fn pause(&self) {}
 }
 
 /// A lab at a site.
@@ -290,7 +330,10 @@ fn prepare(site: &impl Site, setup: &Setup, buffers: &[Observed], tap: &Tap) -> 
     if let Some(hobs) = &setup.hobs {
         add_hob_configuration(&mut dispatcher, setup, hobs, buffers, tap);
     }
-    dispatcher.add(SwMmiManager::with_ports(tap.clone()));
+    match site.secure_calls() {
+        Some(calls) => calls.add_trigger(&mut dispatcher),
+        None => dispatcher.add(SwMmiManager::with_ports(tap.clone())),
+    }
     site.add_communicator(&mut dispatcher);
     dispatcher
 }
@@ -383,7 +426,10 @@ fn configuration(site: &impl Site, setup: &Setup, buffers: &[Observed]) -> MmCom
     let unset = MmCommunicationConfiguration::default();
     let (command, data) = site.mmi_ports();
     let (cmd_port, data_port) = match setup.ports {
-        PortSetup::Machine => (MmiPort::Smi(command), MmiPort::Smi(data)),
+        PortSetup::Machine => match site.secure_calls().map(SecureCalls::function) {
+            Some(function) => (MmiPort::Smc(function), MmiPort::Smc(function)),
+            None => (MmiPort::Smi(command), MmiPort::Smi(data)),
+        },
         PortSetup::Unset => (unset.cmd_port, unset.data_port),
         PortSetup::Smc => (MmiPort::Smc(0xc400_0041), MmiPort::Smc(0xc400_0041)),
         PortSetup::Mixed => (MmiPort::Smi(command), MmiPort::Smc(0xc400_0041)),
@@ -469,7 +515,11 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         callback: Callback,
     ) -> Result<Vec<u8>, Failure> {
         let inside = self.clone();
-        self.0.tap.before_next_write(Box::new(move || callback(&inside)));
+        let code = Box::new(move || callback(&inside));
+        match self.0.site.secure_calls() {
+            Some(calls) => calls.before_next_request(code),
+            None => self.0.tap.before_next_write(code),
+        }
         self.communicate(buffer, message, recipient)
     }
 
@@ -512,6 +562,15 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
 
     fn ports(&self) -> (u16, u16) {
         self.0.site.mmi_ports()
+    }
+
+    fn mmis(&self) -> usize {
+        if let Some(calls) = self.0.site.secure_calls() {
+            return calls.requests();
+        }
+        let (command, _) = self.ports();
+        let writes = self.0.tap.writes();
+        writes.iter().filter(|(port, _)| *port == command).count()
     }
 
     fn switch_smis(&self, on: bool) {

@@ -2,6 +2,7 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`conduit`] | counts secure monitor calls, and runs code in the middle of one |
 //! | [`demo`] | a conversation with MM that a person can follow |
 //! | [`dispatcher`] | dispatches components in the order a DXE core would |
 //! | [`lab`] | the conformance suite's lab over `SwMmiManager` and `MmCommunicator`, for any [`Site`] |
@@ -16,6 +17,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+pub mod conduit;
 pub mod demo;
 pub mod dispatcher;
 pub mod lab;

@@ -73,7 +73,7 @@ impl Default for SimSite {
 
 impl Site for SimSite {
     fn abilities(&self) -> Abilities {
-        Abilities::all()
+        Abilities::all() - Abilities::SECURE_CALLS - Abilities::NO_MM
     }
 
     fn power_on(&self, latency: u32) {

@@ -5,11 +5,11 @@ use crate::lab::{Failure, Lab, Setup};
 use crate::mm;
 
 scenarios! {
-    data_port_is_written_before_the_command_port: , "the write that raises the MMI is the last one";
-    mm_reads_the_data_value: CONTROLLED_MM, "MM sees the configured data and command values";
-    command_value_is_configurable: , "what is written to the command port is the platform's choice";
-    command_value_defaults_to_ff: , "without a choice it is 0xFF";
-    one_call_raises_one_mmi: , "a call raises exactly one MMI";
+    data_port_is_written_before_the_command_port: PORTS, "the write that raises the MMI is the last one";
+    mm_reads_the_data_value: CONTROLLED_MM | PORTS, "MM sees the configured data and command values";
+    command_value_is_configurable: PORTS, "what is written to the command port is the platform's choice";
+    command_value_defaults_to_ff: PORTS, "without a choice it is 0xFF";
+    one_call_raises_one_mmi: MM, "a call raises exactly one MMI";
     switched_off_smis_are_an_error: SMI_SWITCH, "with SMIs off nothing is raised, and nothing stays behind";
     smis_are_switched_on_on_request: CONTROLLED_MM | SMI_SWITCH, "a platform can have SMIs switched on";
     smis_are_not_switched_on_unasked: SMI_SWITCH, "without the request SMI_EN is only read";

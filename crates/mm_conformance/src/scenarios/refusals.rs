@@ -1,23 +1,33 @@
 //! What cannot be sent is refused before MM is entered.
 
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{Failure, Lab, Machine, Setup};
+use crate::lab::{Abilities, Failure, Lab, Machine, Setup};
 use crate::mm;
 use alloc::vec::Vec;
 use mm_wire::{EfiStatus, Guid, MailboxImage};
 
 scenarios! {
-    empty_message_is_refused: , "an empty message raises no MMI";
-    message_too_large_is_refused: , "a message that does not fit raises no MMI and writes nothing";
-    unknown_buffer_is_refused: , "an identifier that no comm buffer has raises no MMI";
-    disabled_buffer_is_refused: , "a comm buffer that was disabled through one clone is disabled for all";
-    no_buffer_is_an_error: , "without any comm buffer there is an error of its own";
+    empty_message_is_refused: MM, "an empty message raises no MMI";
+    message_too_large_is_refused: MM, "a message that does not fit raises no MMI and writes nothing";
+    unknown_buffer_is_refused: MM, "an identifier that no comm buffer has raises no MMI";
+    disabled_buffer_is_refused: MM, "a comm buffer that was disabled through one clone is disabled for all";
+    no_buffer_is_an_error: MM, "without any comm buffer there is an error of its own";
     foreign_request_in_the_mailbox_is_left_alone: CONTROLLED_MM | MAILBOX, "a mailbox that announces somebody else's request is not touched";
     refused_calls_do_not_spoil_the_next: CONTROLLED_MM, "after every refusal the next call is served";
 }
 
 /// A GUID that no MM environment has a handler for.
 pub(super) const NOBODY: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+
+/// What MM says to a request that nobody takes, or whose handler fails: the mailbox has a word for it, a secure monitor call
+/// says that it is not supported.
+pub(super) fn not_taken(lab: &dyn Lab) -> Failure {
+    Failure::Mm(if lab.abilities().contains(Abilities::SECURE_CALLS) {
+        EfiStatus::UNSUPPORTED
+    } else {
+        EfiStatus::NOT_FOUND
+    })
+}
 
 fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Failure) -> Seen {
     let before = machine.mmis();

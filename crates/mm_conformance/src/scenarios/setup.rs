@@ -7,13 +7,14 @@ use mm_wire::EfiStatus;
 
 scenarios! {
     unset_configuration_is_refused: , "a forgotten configuration offers no MMIs, instead of writing to ports 0xFF and 0x00";
-    smc_ports_are_refused_on_x86: , "secure monitor calls on a machine without them are a configuration error";
+    smc_ports_are_refused_on_x86: PORTS, "secure monitor calls on a machine without them are a configuration error";
     mixed_ports_are_refused: , "one port of each kind is a configuration error";
-    duplicate_buffer_ids_are_refused: , "two comm buffers of one identifier are refused";
-    overlapping_buffers_are_refused: , "comm buffers that share memory are refused";
+    duplicate_buffer_ids_are_refused: MM, "two comm buffers of one identifier are refused";
+    overlapping_buffers_are_refused: MM, "comm buffers that share memory are refused";
     mailbox_in_another_buffer_is_refused: MAILBOX, "a mailbox inside another comm buffer is refused";
-    late_configuration_is_waited_for: , "a configuration that is locked later is waited for, not taken as empty";
-    platform_control_is_called_once: , "the platform's hook is called, once";
+    late_configuration_is_waited_for: MM, "a configuration that is locked later is waited for, not taken as empty";
+    platform_control_is_called_once: MM, "the platform's hook is called, once";
+    machine_without_mm_is_unsupported: NO_MM, "where nobody takes requests the client does not come up, and says why";
     failed_platform_control_offers_no_mmis: , "where the platform's hook fails, nobody can raise an MMI";
     buffer_too_small_for_a_header_is_refused: , "23 bytes are no comm buffer, 24 are";
     null_buffer_is_refused: , "address zero is no comm buffer";
@@ -131,6 +132,10 @@ fn platform_control_is_called_once(lab: &dyn Lab) -> Seen {
     ensure_eq!(machine.platform_control_calls(), 1);
     ensure_eq!(ready(lab)?.platform_control_calls(), 0);
     Ok(())
+}
+
+fn machine_without_mm_is_unsupported(lab: &dyn Lab) -> Seen {
+    refused(lab, &Setup::default(), EfiStatus::UNSUPPORTED)
 }
 
 fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {

@@ -1,0 +1,100 @@
+//! Secure monitor calls with an ear on them. An unsafe island (`docs/unsafe.md`).
+//!
+//! A conduit is a type without a value, so what is recorded stands in statics: there is one secure world.
+
+use crate::dispatcher::Dispatcher;
+use crate::lab::SecureCalls;
+use alloc::boxed::Box;
+use core::marker::PhantomData;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use mm_comm::smc::{Call, Conduit, ffa, spm_mm};
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+
+/// Code to be run before the next request.
+type Code = Box<dyn FnOnce()>;
+
+static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+/// Null, or from `Box::into_raw`; whoever swaps it out owns it.
+static BEFORE_REQUEST: AtomicPtr<Code> = AtomicPtr::new(ptr::null_mut());
+
+/// FFA_ERROR and its code for "busy": such a request reached nobody.
+const FFA_ERROR: u64 = 0x8400_0060;
+const BUSY: u64 = (-4_i32).cast_unsigned() as u64;
+
+/// Calls through `C`. Counts the requests that reached MM, and runs code before the next one.
+pub struct Tapped<C>(PhantomData<fn() -> C>);
+
+impl<C: Call> Call for Tapped<C> {
+    fn call32(function: u32, arguments: [u32; 7]) -> [u32; 8] {
+        C::call32(function, arguments)
+    }
+
+    fn call64(function: u32, arguments: [u64; 17]) -> [u64; 18] {
+        let is_request = matches!(
+            function,
+            spm_mm::MM_COMMUNICATE | ffa::MSG_SEND_DIRECT_REQ | ffa::MSG_SEND_DIRECT_REQ2
+        );
+        if is_request && let Some(code) = replace_code(None) {
+            code();
+        }
+        let answer = C::call64(function, arguments);
+        let [x0, _, x2, ..] = answer;
+        if is_request && (x0, x2) != (FFA_ERROR, BUSY) {
+            REQUESTS.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+}
+
+impl<C: Conduit> Conduit for Tapped<C> {
+    fn el3_is_implemented() -> bool {
+        C::el3_is_implemented()
+    }
+}
+
+fn replace_code(code: Option<Code>) -> Option<Code> {
+    let new = code.map_or(ptr::null_mut(), |code| Box::into_raw(Box::new(code)));
+    let old = BEFORE_REQUEST.swap(new, Ordering::AcqRel);
+    // SAFETY: a pointer that is not null came from `Box::into_raw` above, and the swap has taken it out of the static: nobody
+    // else has it.
+    (!old.is_null()).then(|| *unsafe { Box::from_raw(old) })
+}
+
+/// How MM is entered through `C`.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls<C> {
+    function: u32,
+    conduit: PhantomData<fn() -> C>,
+}
+
+impl<C> Calls<C> {
+    /// Has the platform configure `function`.
+    #[must_use]
+    pub const fn new(function: u32) -> Self {
+        Self {
+            function,
+            conduit: PhantomData,
+        }
+    }
+}
+
+impl<C: Conduit + 'static> SecureCalls for Calls<C> {
+    fn function(&self) -> u32 {
+        self.function
+    }
+
+    fn add_trigger(&self, dispatcher: &mut Dispatcher) {
+        REQUESTS.store(0, Ordering::Relaxed);
+        drop(replace_code(None));
+        dispatcher.add(SwMmiManager::with_conduit::<Tapped<C>>());
+    }
+
+    fn requests(&self) -> usize {
+        REQUESTS.load(Ordering::Relaxed)
+    }
+
+    fn before_next_request(&self, code: Code) {
+        drop(replace_code(Some(code)));
+    }
+}
