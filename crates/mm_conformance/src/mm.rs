@@ -128,43 +128,55 @@ impl<'a> ConformanceMm<'a> {
 
     /// Serves an MMI.
     pub fn enter(&mut self, memory: &mut dyn SystemMemory, mmi: Mmi) -> Visit {
-        let lie = Cell::new(None);
-        let mut supervisor = Supervisor {
-            version: 1,
-            patch_level: 0,
-        };
-        let mut liar = |request: &mut Request<'_>| {
-            lie.set(Lie::of_request(request.message()));
-            Ok(())
-        };
-        let visit = self.core.enter(
-            memory,
-            mmi,
-            &mut [
-                (ECHO, &mut Echo),
-                (STRETCH, &mut answer_at_length),
-                (FAIL, &mut fail),
-                (PORTS, &mut answer_ports),
-                (LIAR, &mut liar),
-                (supervisor::GUID, &mut supervisor),
-                (variable::GUID, &mut self.variables),
-            ],
-            &mut [],
-        );
-        if let Some(lie) = lie.get() {
-            for (buffer, outcome) in self.buffers.iter().zip(visit.outcomes()) {
-                if let Outcome::Dispatched {
-                    recipient: LIAR,
-                    response_len,
-                    ..
-                } = outcome
-                {
-                    tell(lie, *buffer, *response_len, memory);
-                }
+        enter(&mut self.core, self.buffers, &mut self.variables, memory, mmi)
+    }
+}
+
+/// Serves an MMI with a core of the caller's, made for `buffers`: what [`ConformanceMm::enter`] does, for MM sides that are
+/// told of one buffer with each call.
+pub fn enter(
+    core: &mut MmCore<'_>,
+    buffers: &[CommBuffer],
+    variables: &mut VariableStore<'_>,
+    memory: &mut dyn SystemMemory,
+    mmi: Mmi,
+) -> Visit {
+    let lie = Cell::new(None);
+    let mut supervisor = Supervisor {
+        version: 1,
+        patch_level: 0,
+    };
+    let mut liar = |request: &mut Request<'_>| {
+        lie.set(Lie::of_request(request.message()));
+        Ok(())
+    };
+    let visit = core.enter(
+        memory,
+        mmi,
+        &mut [
+            (ECHO, &mut Echo),
+            (STRETCH, &mut answer_at_length),
+            (FAIL, &mut fail),
+            (PORTS, &mut answer_ports),
+            (LIAR, &mut liar),
+            (supervisor::GUID, &mut supervisor),
+            (variable::GUID, variables),
+        ],
+        &mut [],
+    );
+    if let Some(lie) = lie.get() {
+        for (buffer, outcome) in buffers.iter().zip(visit.outcomes()) {
+            if let Outcome::Dispatched {
+                recipient: LIAR,
+                response_len,
+                ..
+            } = outcome
+            {
+                tell(lie, *buffer, *response_len, memory);
             }
         }
-        visit
     }
+    visit
 }
 
 fn answer_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {

@@ -15,6 +15,7 @@ use patina_mm::component::sw_mmi_manager::SwMmiManager;
 type Code = Box<dyn FnOnce()>;
 
 static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Null, or from `Box::into_raw`; whoever swaps it out owns it.
 static BEFORE_REQUEST: AtomicPtr<Code> = AtomicPtr::new(ptr::null_mut());
 
@@ -42,6 +43,7 @@ impl<C: Call> Call for Tapped<C> {
         let [x0, _, x2, ..] = answer;
         if is_request && (x0, x2) != (FFA_ERROR, BUSY) {
             REQUESTS.fetch_add(1, Ordering::Relaxed);
+            TOTAL.fetch_add(1, Ordering::Relaxed);
         }
         answer
     }
@@ -59,6 +61,12 @@ fn replace_code(code: Option<Code>) -> Option<Code> {
     // SAFETY: a pointer that is not null came from `Box::into_raw` above, and the swap has taken it out of the static: nobody
     // else has it.
     (!old.is_null()).then(|| *unsafe { Box::from_raw(old) })
+}
+
+/// How many requests have reached MM since the program started.
+#[must_use]
+pub fn total_requests() -> usize {
+    TOTAL.load(Ordering::Relaxed)
 }
 
 /// How MM is entered through `C`.

@@ -93,7 +93,12 @@ fn lengths_need_no_alignment(lab: &dyn Lab) -> Seen {
 fn rewritten_message_length_is_accepted(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let request = Lie::MessageLength(3).request();
-    ensure_eq!(machine.communicate(0, &request, mm::LIAR), Ok(request.to_vec()));
+    // A mailbox has the last word; without one the header has it.
+    let len = machine.mailbox(0).map_or(3, |_| request.len());
+    ensure_eq!(
+        machine.communicate(0, &request, mm::LIAR),
+        Ok(request.iter().copied().take(len).collect())
+    );
     ensure_clean(&*machine, 0)
 }
 

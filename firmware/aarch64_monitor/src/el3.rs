@@ -1,0 +1,161 @@
+//! From reset to the non-secure world, and from its calls back. An unsafe island (`docs/unsafe.md`).
+//!
+//! The target has no floating point registers: those of the non-secure world stay as they are while the monitor runs.
+
+use crate::stage2;
+use aarch64_monitor::layout::{DEVICE_TREE, MODE_WORD, PAYLOAD, RAM, SECURE_RAM, SHARED};
+use aarch64_monitor::mm::Mm;
+use aarch64_monitor::{Effect, Mode, World, device_tree};
+use core::arch::{asm, global_asm};
+use core::fmt::{self, Write};
+use core::panic::PanicInfo;
+use mm_comm::SharedRegion;
+use mm_core::handlers::VariableStore;
+
+global_asm!(include_str!("el3.s"));
+
+unsafe extern "C" {
+    /// Enters the non-secure world at `entry`, in the state `spsr`; calls of it come to `lower_el` with `world`.
+    fn enter_non_secure(entry: u64, spsr: u64, world: *mut World<'static>) -> !;
+}
+
+/// EL1 with its own stack pointer, interrupts masked.
+const SPSR_EL1H: u64 = 0x3c5;
+/// The exception class of an SMC from AArch64 code.
+const SMC64: u64 = 0x17;
+/// The largest comm buffer and the variables, as the simulated machine has them.
+const SCRATCH_LEN: usize = 0x8_0000;
+const VARIABLES_LEN: usize = 0x1_0000;
+const MAX_VARIABLE_LEN: usize = 0x2000;
+
+static mut SCRATCH: [u8; SCRATCH_LEN] = [0; SCRATCH_LEN];
+static mut VARIABLES: [u8; VARIABLES_LEN] = [0; VARIABLES_LEN];
+
+/// The exit codes of QEMU: as an `isa-debug-exit` device makes them of 0x10 and 0x11.
+const FAILURE: u64 = 35;
+const SUCCESS: u64 = 33;
+
+/// Called by the reset vector, once.
+#[unsafe(no_mangle)]
+extern "C" fn monitor_main() -> ! {
+    let word = ram_word(MODE_WORD);
+    let Some(mode) = Mode::of_word(word) else {
+        fail(format_args!(
+            "the word at {MODE_WORD:#x} is {word:#x}, which is no mode"
+        ));
+    };
+    // SAFETY: this function runs once, and nobody else names the static.
+    let scratch = unsafe { &mut *(&raw mut SCRATCH) };
+    // SAFETY: as above.
+    let variables = unsafe { &mut *(&raw mut VARIABLES) };
+    let entry = if mode.uefi {
+        // No request is served yet: the scratch memory is free.
+        if let Err(error) = device_tree::prepare(&ram(), DEVICE_TREE, scratch) {
+            fail(format_args!("the device tree: {error:?}"));
+        }
+        stage2::enable(&ram());
+        0
+    } else {
+        PAYLOAD
+    };
+    let variables = VariableStore::new(variables, MAX_VARIABLE_LEN);
+    let mut world = World::new(
+        mode.interface,
+        Mm::new(ram(), SHARED, SECURE_RAM, scratch, variables),
+    );
+    non_secure_interrupts();
+    // SAFETY: the loader put a program at the entry. The world stays on this stack, which is never left: the non-secure
+    // world's calls find it through the pointer, one at a time.
+    unsafe { enter_non_secure(entry, SPSR_EL1H, &raw mut world) };
+}
+
+/// All non-secure RAM.
+fn ram() -> SharedRegion {
+    let base = core::ptr::with_exposed_provenance_mut(0x4000_0000);
+    // SAFETY: QEMU has RAM there with `-m 1024`, none of which is the monitor's own: its data is in secure RAM.
+    match unsafe { SharedRegion::new(base, 0x4000_0000) } {
+        Ok(ram) => ram,
+        Err(error) => fail(format_args!("{error}")),
+    }
+}
+
+fn ram_word(address: u64) -> u32 {
+    let mut bytes = [0; 4];
+    let offset = usize::try_from(address.saturating_sub(RAM.start())).unwrap_or(usize::MAX);
+    if !ram().read(offset, &mut bytes) {
+        fail(format_args!("{address:#x} is not in RAM"));
+    }
+    u32::from_le_bytes(bytes)
+}
+
+/// Serves an exception of a lower exception level. Called by the vector with the registers x0 to x30 on the stack.
+#[unsafe(no_mangle)]
+extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndrome: u64, address: u64) {
+    if syndrome >> 26 & 0x3f != SMC64 {
+        fail(format_args!(
+            "exception of the non-secure world: ESR {syndrome:#x} at {address:#x}"
+        ));
+    }
+    let Some(registers) = frame.first_chunk_mut() else {
+        return;
+    };
+    match world.call(registers) {
+        Effect::Return => {}
+        Effect::PowerOff => exit(SUCCESS),
+    }
+}
+
+/// Whatever comes at EL3 itself is the monitor's fault.
+#[unsafe(no_mangle)]
+extern "C" fn own_exception(syndrome: u64, address: u64) -> ! {
+    fail(format_args!(
+        "exception at EL3: ESR {syndrome:#x} at {address:#x}"
+    ))
+}
+
+/// Gives all interrupts to the non-secure world (GICv2).
+fn non_secure_interrupts() {
+    const IGROUPR: usize = 0x0800_0080;
+    const GICC_PMR: usize = 0x0801_0004;
+    for register in 0..32_usize {
+        write_device(IGROUPR.saturating_add(register.saturating_mul(4)), u32::MAX);
+    }
+    write_device(GICC_PMR, 0xff);
+}
+
+fn write_device(address: usize, value: u32) {
+    // SAFETY: the callers name registers of the GIC and the UART that `virt` has, which have no access to memory.
+    unsafe { core::ptr::with_exposed_provenance_mut::<u32>(address).write_volatile(value) };
+}
+
+/// Ends QEMU (semihosting SYS_EXIT_EXTENDED).
+fn exit(code: u64) -> ! {
+    let block = [0x2_0026, code];
+    // SAFETY: the debugger reads the block; the call does not return.
+    unsafe { asm!("hlt #0xf000", in("x0") 0x20_u64, in("x1") &raw const block, options(nostack)) };
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+fn fail(why: fmt::Arguments<'_>) -> ! {
+    let _ = writeln!(Uart, "\nmonitor: {why}");
+    exit(FAILURE)
+}
+
+/// The first PL011.
+struct Uart;
+
+impl Write for Uart {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            write_device(0x0900_0000, byte.into());
+        }
+        Ok(())
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    fail(format_args!("{info}"))
+}

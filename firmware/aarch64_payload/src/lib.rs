@@ -1,0 +1,102 @@
+//! The conformance suite above an AArch64 secure world.
+//!
+//! ```text
+//! suite ─► PatinaLab ─► SwMmiManager, MmCommunicator ─► SMC ─► aarch64_monitor ─► mm_core
+//! ```
+//!
+//! | program | where |
+//! |---|---|
+//! | `aarch64_payload` | at EL1, right above the monitor |
+//! | `aarch64_app` | a UEFI application on Debian's firmware above the same monitor |
+//! | the test `host` | in a process, with a conduit that calls the monitor's secure world as a library |
+//!
+//! | module | content |
+//! |---|---|
+//! | [`site`] | the machine as a place to run the suite |
+//! | [`tests`] | what this machine must show besides |
+//! | [`recorder`] | what the client logs, for the scenarios that read it |
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+extern crate alloc;
+
+pub mod recorder;
+pub mod site;
+pub mod tests;
+
+use aarch64_monitor::Interface;
+use alloc::string::String;
+use core::fmt;
+use core::fmt::Write;
+use mm_comm::SharedRegion;
+use mm_comm::smc::Conduit;
+use mm_conformance::Outcome;
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina_harness::PatinaLab;
+use patina_harness::conduit;
+use patina_harness::report::{NotOk, Report};
+use site::SmcSite;
+
+/// What a run has to know of its machine.
+pub struct Place<'a> {
+    /// How the secure world presents itself.
+    pub interface: Interface,
+    /// The memory that both worlds share.
+    pub shared: &'a dyn Fn() -> Option<SharedRegion>,
+    /// The protocol database; `None` for one in memory.
+    pub protocols: Option<&'static dyn ProtocolServices>,
+}
+
+impl Place<'_> {
+    fn lab<C: Conduit + 'static>(&self) -> Result<PatinaLab<SmcSite<C>>, String> {
+        let shared = (self.shared)().ok_or("no shared memory")?;
+        PatinaLab::new(SmcSite::<C>::new(self.interface, shared, self.protocols))
+            .ok_or_else(|| String::from("too little shared memory"))
+    }
+}
+
+/// Runs all tests; `true` where none failed.
+pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Write>) -> bool {
+    // What the client logs about the suite's mistakes is not news.
+    recorder::install();
+    tests::run::<C>(place, report);
+    let before = (conduit::total_requests(), tests::requests_served::<C>());
+    match place.lab::<C>() {
+        Ok(lab) => mm_conformance::run(&lab, &mut |scenario, outcome| {
+            let verdict = match outcome {
+                Outcome::Passed => Ok(()),
+                Outcome::Failed(seen) => Err(NotOk::Failed(seen.clone())),
+                Outcome::Skipped(why) => Err(NotOk::Skipped(why.clone())),
+            };
+            report.verdict(scenario.name, verdict);
+        }),
+        Err(why) => report.verdict("conformance", Err(NotOk::Failed(why))),
+    }
+    let made = conduit::total_requests().saturating_sub(before.0) as u64;
+    report.test("secure_world.every_request_was_served_once", || {
+        let served = tests::requests_served::<C>().saturating_sub(before.1);
+        if served == made {
+            Ok(())
+        } else {
+            Err(NotOk::Failed(alloc::format!(
+                "{made} requests, {served} were served"
+            )))
+        }
+    });
+    report.finish(made)
+}
+
+/// Holds the demo's conversation.
+///
+/// # Errors
+///
+/// Why it ended.
+pub fn demo<C: Conduit + 'static>(
+    place: &Place<'_>,
+    name: &str,
+    out: &mut dyn FnMut(fmt::Arguments<'_>),
+) -> Result<(), String> {
+    log::set_max_level(log::LevelFilter::Off);
+    patina_harness::demo::run(&place.lab::<C>()?, name, out)
+}

@@ -1,0 +1,121 @@
+//! A machine with a secure world as a place to run the suite.
+
+use aarch64_monitor::Interface;
+use aarch64_monitor::layout::SET_BUFFER;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use core::cell::Cell;
+use mm_comm::SharedRegion;
+use mm_comm::smc::{Conduit, spm_mm};
+use mm_conformance::Abilities;
+use mm_conformance::lab::LogLevel;
+use mm_core::CommBuffer;
+use mm_wire::PAGE_LEN;
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina_harness::Site;
+use patina_harness::conduit::Calls;
+use patina_harness::lab::SecureCalls;
+use patina_harness::protocols::HostProtocols;
+
+/// Calls of the endurance scenario.
+const MANY_CALLS: u32 = 10_000;
+
+/// The machine, behind the conduit `C`.
+pub struct SmcSite<C> {
+    interface: Interface,
+    calls: Calls<C>,
+    shared: SharedRegion,
+    /// Bytes of the shared memory that are taken, and how many of them stay taken from client to client.
+    taken: Cell<usize>,
+    kept: Cell<Option<usize>>,
+    protocols: Cell<&'static dyn ProtocolServices>,
+    own_protocols: bool,
+}
+
+impl<C: Conduit + 'static> SmcSite<C> {
+    /// Takes over the memory that both worlds share.
+    #[must_use]
+    pub fn new(
+        interface: Interface,
+        shared: SharedRegion,
+        protocols: Option<&'static dyn ProtocolServices>,
+    ) -> Self {
+        Self {
+            interface,
+            calls: Calls::new(spm_mm::MM_COMMUNICATE),
+            shared,
+            taken: Cell::new(0),
+            kept: Cell::new(None),
+            own_protocols: protocols.is_none(),
+            protocols: Cell::new(protocols.unwrap_or_else(|| Box::leak(Box::<HostProtocols>::default()))),
+        }
+    }
+}
+
+/// Makes one of the monitor's own calls.
+pub(crate) fn monitor<C: Conduit>(function: u32, [x1, x2, x3]: [u64; 3]) -> u64 {
+    let mut arguments = [0; 17];
+    for (argument, value) in arguments.iter_mut().zip([x1, x2, x3]) {
+        *argument = value;
+    }
+    let [x0, ..] = C::call64(function, arguments);
+    x0
+}
+
+impl<C: Conduit + 'static> Site for SmcSite<C> {
+    fn abilities(&self) -> Abilities {
+        let here = Abilities::SECURE_CALLS | Abilities::LOGS;
+        match self.interface {
+            Interface::Nobody => here | Abilities::NO_MM,
+            _ => {
+                here | Abilities::MM | Abilities::CONTROLLED_MM | Abilities::VARIABLES | Abilities::CALLBACKS
+            }
+        }
+    }
+
+    fn power_on(&self, _latency: u32) {
+        let kept = self.kept.get().unwrap_or_else(|| self.taken.get());
+        self.kept.set(Some(kept));
+        self.taken.set(kept);
+        if self.own_protocols {
+            self.protocols.set(Box::leak(Box::<HostProtocols>::default()));
+        }
+    }
+
+    fn allocate(&self, pages: usize) -> Option<*mut u8> {
+        let (start, len) = (self.taken.get(), pages.checked_mul(PAGE_LEN)?);
+        if !self.shared.wipe(start, len) {
+            return None;
+        }
+        self.taken.set(start.checked_add(len)?);
+        Some(self.shared.as_ptr().wrapping_add(start))
+    }
+
+    fn secure_calls(&self) -> Option<&dyn SecureCalls> {
+        Some(&self.calls)
+    }
+
+    fn protocols(&self) -> &'static dyn ProtocolServices {
+        self.protocols.get()
+    }
+
+    fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String> {
+        for (index, buffer) in buffers.iter().enumerate() {
+            let region = buffer.region;
+            match monitor::<C>(SET_BUFFER, [index as u64, region.start(), region.len()]) {
+                0 => {}
+                code => return Err(format!("the secure world does not take {region}: {code:#x}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn many_calls(&self) -> u32 {
+        MANY_CALLS
+    }
+
+    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String {
+        crate::recorder::record(level, run)
+    }
+}

@@ -1,0 +1,239 @@
+//! What this machine must show besides the suite: which interface was found, and that the secure world checks what it is
+//! told.
+
+use crate::Place;
+use crate::site::monitor;
+use aarch64_monitor::Interface;
+use aarch64_monitor::layout::{COUNT_REQUESTS, SECURE_RAM, SET_BUFFER};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt::{Debug, Write};
+use mm_comm::smc::{self, Conduit, Connection, SecureMm, Setup, SmcError, ffa, spm_mm};
+use mm_comm::{SharedRegion, smc::Interface as Wanted};
+use mm_conformance::mm;
+use mm_wire::{EfiStatus, Header, HeaderFormat, PAGE_LEN};
+use patina_harness::report::{NotOk, Report};
+
+const OK: u64 = 0;
+const INVALID_PARAMETERS: u64 = 0xffff_fffe;
+const DENIED: u64 = 0xffff_fffd;
+const UNKNOWN: u64 = u64::MAX;
+
+/// How many requests the secure world's MM core was given.
+pub(crate) fn requests_served<C: Conduit>() -> u64 {
+    monitor::<C>(COUNT_REQUESTS, [0; 3])
+}
+
+fn two_pages() -> Option<SharedRegion> {
+    #[repr(C, align(4096))]
+    struct Pages([u8; 2 * PAGE_LEN]);
+    let pages = Box::leak(Box::new(Pages([0; 2 * PAGE_LEN])));
+    Some(SharedRegion::over_static(&mut pages.0))
+}
+
+fn connect<C: Conduit>(interface: Wanted) -> Result<Connection<C>, SmcError> {
+    let setup = Setup {
+        interface,
+        ..Setup::default()
+    };
+    smc::connect(setup, &mut two_pages)
+}
+
+fn expect<T: Debug + PartialEq>(what: &str, found: &T, expected: &T) -> Result<(), NotOk> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(NotOk::Failed(format!("{what}: {found:?}, not {expected:?}")))
+    }
+}
+
+pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>) {
+    report.test("secure_world.interface_is_found", || {
+        interface_is_found::<C>(place)
+    });
+    report.test("secure_world.ffa_alone_is_no_spm_mm", || {
+        ffa_alone_is_no_spm_mm::<C>(place)
+    });
+    report.test("secure_world.unknown_calls_are_unknown", || {
+        unknown_calls_are_unknown::<C>(place)
+    });
+    let shared = || (place.shared)().ok_or("no shared memory");
+    report.test("secure_world.buffers_are_shared_memory", || {
+        buffers_are_shared_memory::<C>(&shared()?)
+    });
+    for (name, test) in [
+        (
+            "secure_world.requests_lie_in_buffers",
+            requests_lie_in_buffers::<C> as fn(&SharedRegion) -> _,
+        ),
+        (
+            "secure_world.damaged_requests_are_refused",
+            damaged_requests_are_refused::<C>,
+        ),
+        (
+            "secure_world.both_headers_are_served",
+            both_headers_are_served::<C>,
+        ),
+    ] {
+        report.test(name, || match place.interface {
+            Interface::Nobody => Err(NotOk::Skipped(String::from("nobody is there"))),
+            _ => test(&shared()?),
+        });
+    }
+}
+
+fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
+    let found = connect::<C>(Wanted::Discover).map(|connection| connection.to_string());
+    let expected = match place.interface {
+        Interface::SpmMm => Ok("SPM_MM 1.0"),
+        Interface::Ffa => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"),
+        Interface::FfaWithoutRegs => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"),
+        Interface::Nobody => Err(SmcError::NoMm(spm_mm::SpmMmCode(-1))),
+    };
+    expect("interface", &found, &expected.map(String::from))
+}
+
+fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
+    let found = connect::<C>(Wanted::Ffa).map(drop);
+    let expected = match place.interface {
+        Interface::Ffa | Interface::FfaWithoutRegs => Ok(()),
+        Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa { answer: u32::MAX }),
+    };
+    expect("FF-A", &found, &expected)
+}
+
+/// The identifiers of the other interface are among them, and the 64-bit form of MM_VERSION, which does not exist.
+fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
+    let foreign: &[u32] = match place.interface {
+        Interface::SpmMm => &[0x8400_0063, 0x8400_0069, ffa::MSG_SEND_DIRECT_REQ, 0x8400_006d],
+        Interface::Ffa | Interface::FfaWithoutRegs => &[spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
+        Interface::Nobody => &[0x8400_0063, spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
+    };
+    for function in foreign.iter().chain(&[0xc400_0040, 0xc300_1234]) {
+        // Not through the tap: these are no requests.
+        let [x0, ..] = C::call64(*function, [0; 17]);
+        expect("answer", &x0, &UNKNOWN)?;
+    }
+    Ok(())
+}
+
+fn buffers_are_shared_memory<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
+    let range = shared.range().ok_or("no shared memory")?;
+    let set = |index, start, len| monitor::<C>(SET_BUFFER, [index, start, len]);
+    let page = PAGE_LEN as u64;
+    expect("first page", &set(0, range.start(), page), &OK)?;
+    expect(
+        "all of it but what is taken",
+        &set(1, range.start(), range.len()),
+        &INVALID_PARAMETERS,
+    )?;
+    expect("next page", &set(1, range.start() + page, page), &OK)?;
+    expect(
+        "ninth buffer",
+        &set(8, range.start() + 2 * page, page),
+        &INVALID_PARAMETERS,
+    )?;
+    expect(
+        "less than a header",
+        &set(2, range.start() + 2 * page, 23),
+        &INVALID_PARAMETERS,
+    )?;
+    for (what, start, len) in [
+        ("secure RAM", SECURE_RAM.start(), page),
+        ("before the region", range.start() - page, page),
+        ("across its start", range.start() - 8, page),
+        ("across its end", range.end() - page + 8, page),
+        ("behind its end", range.end(), page),
+        ("null", 0, page),
+    ] {
+        expect(what, &set(0, start, len), &DENIED)?;
+    }
+    for (what, start, len) in [
+        ("past the last address", u64::MAX - 15, 32),
+        ("no bytes", range.start(), 0),
+    ] {
+        expect(what, &set(0, start, len), &INVALID_PARAMETERS)?;
+    }
+    Ok(())
+}
+
+/// One buffer of a page, at the start of the shared memory.
+fn one_buffer<C: Conduit>(shared: &SharedRegion) -> Result<(Connection<C>, u64), NotOk> {
+    let range = shared.range().ok_or("no shared memory")?;
+    let code = monitor::<C>(SET_BUFFER, [0, range.start(), PAGE_LEN as u64]);
+    expect("a buffer", &code, &OK)?;
+    Ok((connect::<C>(Wanted::Discover)?, range.start()))
+}
+
+fn status(result: Result<(), SmcError>) -> EfiStatus {
+    result.err().map_or(EfiStatus::SUCCESS, SmcError::status)
+}
+
+fn requests_lie_in_buffers<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
+    let (connection, buffer) = one_buffer::<C>(shared)?;
+    for address in [
+        0,
+        SECURE_RAM.start(),
+        buffer - PAGE_LEN as u64,
+        buffer + 8,
+        buffer + PAGE_LEN as u64,
+        u64::MAX,
+    ] {
+        let found = status(connection.communicate(address));
+        expect(
+            &format!("request at {address:#x}"),
+            &found,
+            &EfiStatus::ACCESS_DENIED,
+        )?;
+    }
+    Ok(())
+}
+
+fn damaged_requests_are_refused<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
+    let (connection, buffer) = one_buffer::<C>(shared)?;
+    let mut longer = [0; 56];
+    for (what, len) in [
+        ("no request", 0),
+        ("one byte more than the buffer", PAGE_LEN as u64 - 23),
+        ("a length that wraps", u64::MAX - 8),
+        ("the largest length", u64::MAX),
+    ] {
+        let (guid, rest) = longer.split_at_mut(16);
+        guid.copy_from_slice(&mm::ECHO.to_bytes());
+        rest.split_at_mut(8).0.copy_from_slice(&len.to_le_bytes());
+        if !shared.write(0, &longer) {
+            return Err(NotOk::Failed(String::from("the shared memory is too small")));
+        }
+        let found = status(connection.communicate(buffer));
+        expect(what, &found, &EfiStatus::INVALID_PARAMETER)?;
+        let mut after = [0; 56];
+        let _ = shared.read(0, &mut after);
+        expect("the buffer after it", &after, &longer)?;
+    }
+    Ok(())
+}
+
+/// The answer's length is what the callee leaves in MessageLength or in BufferSize.
+fn both_headers_are_served<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
+    let (connection, buffer) = one_buffer::<C>(shared)?;
+    for (format, length_at_16) in [(HeaderFormat::V1, 300), (HeaderFormat::V3, 356)] {
+        let header = Header::new(format, mm::STRETCH, 8).ok_or("no header")?;
+        let written =
+            shared.write(0, header.encode().as_ref()) && shared.write(format.header_len(), &mm::stretch(300));
+        expect("written", &written, &true)?;
+        expect(
+            "status",
+            &status(connection.communicate(buffer)),
+            &EfiStatus::SUCCESS,
+        )?;
+        let mut length = [0; 8];
+        let _ = shared.read(16, &mut length);
+        expect("length", &u64::from_le_bytes(length), &length_at_16)?;
+        let mut last = [0; 2];
+        let _ = shared.read(format.header_len() + 299, &mut last);
+        expect("last byte, and the one behind it", &last, &[49, 0])?;
+        expect("wiped", &shared.wipe(0, PAGE_LEN), &true)?;
+    }
+    Ok(())
+}
