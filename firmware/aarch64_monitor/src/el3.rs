@@ -7,6 +7,7 @@ use aarch64_monitor::layout::{DEVICE_TREE, MODE_WORD, PAYLOAD, RAM, SECURE_RAM, 
 use aarch64_monitor::mm::Mm;
 use aarch64_monitor::{Effect, Mode, World, device_tree};
 use core::arch::{asm, global_asm};
+use core::ffi::c_void;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use mm_comm::SharedRegion;
@@ -16,7 +17,7 @@ global_asm!(include_str!("el3.s"));
 
 unsafe extern "C" {
     /// Enters the non-secure world at `entry`, in the state `spsr`; calls of it come to `lower_el` with `world`.
-    fn enter_non_secure(entry: u64, spsr: u64, world: *mut World<'static>) -> !;
+    fn enter_non_secure(entry: u64, spsr: u64, world: *mut c_void) -> !;
 }
 
 /// EL1 with its own stack pointer, interrupts masked.
@@ -66,7 +67,7 @@ extern "C" fn monitor_main() -> ! {
     non_secure_interrupts();
     // SAFETY: the loader put a program at the entry. The world stays on this stack, which is never left: the non-secure
     // world's calls find it through the pointer, one at a time.
-    unsafe { enter_non_secure(entry, SPSR_EL1H, &raw mut world) };
+    unsafe { enter_non_secure(entry, SPSR_EL1H, (&raw mut world).cast()) };
 }
 
 /// All non-secure RAM.

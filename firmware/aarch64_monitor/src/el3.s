@@ -15,22 +15,14 @@ reset:
     ldr     x0, =stack_top
     mov     sp, x0
 
-    ldr     x0, =data_start
-    ldr     x1, =data_end
-    ldr     x2, =data_load
+    ldr     x0, =bss_start
+    ldr     x1, =bss_end
 1:  cmp     x0, x1
     b.hs    2f
-    ldr     x3, [x2], #8
-    str     x3, [x0], #8
-    b       1b
-2:  ldr     x0, =bss_start
-    ldr     x1, =bss_end
-3:  cmp     x0, x1
-    b.hs    4f
     str     xzr, [x0], #8
-    b       3b
-4:  bl      monitor_main
-5:  b       5b
+    b       1b
+2:  bl      monitor_main
+3:  b       3b
 
 /* x0: entry, x1: SPSR, x2: the world. */
 .global enter_non_secure
