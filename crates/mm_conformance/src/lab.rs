@@ -378,13 +378,40 @@ pub struct Call {
     pub answer: AnswerTo,
 }
 
+/// Where an announced buffer is, in an [`Update`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpdatePlace {
+    /// In memory that the lab sets aside for it, at most 8 pages.
+    #[default]
+    Fresh,
+    /// Exactly where this buffer is now.
+    Over(u8),
+}
+
 /// What is announced through the comm-buffer update protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The protocol's version.
     pub version: u64,
-    /// Pages of the new buffer; the lab sets memory of at most 8 pages aside for it.
+    /// Pages of the new buffer.
     pub pages: u64,
+    /// Where it is.
+    pub place: UpdatePlace,
+    /// A mailbox address instead of a fresh one.
+    pub mailbox: Option<u64>,
+}
+
+impl Update {
+    /// A correct announcement of fresh memory.
+    #[must_use]
+    pub const fn to_pages(pages: u64) -> Self {
+        Self {
+            version: 1,
+            pages,
+            place: UpdatePlace::Fresh,
+            mailbox: None,
+        }
+    }
 }
 
 /// How much of the client's log is recorded.

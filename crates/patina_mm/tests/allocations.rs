@@ -1,39 +1,52 @@
-//! How often a call allocates: never, but for the one that returns a `Vec`, which does so once.
+//! How often a call allocates: never, but for the one that returns a `Vec`, which does so once. And what a comm buffer
+//! that moves leaves behind: nothing.
 
+use patina::component::component;
+use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
+use patina::component::service::{IntoService, Service};
+use patina::error::EfiError;
+use patina::management_mode::protocol::mm_comm_buffer_update::{MmCommBuffer, MmCommBufferUpdateProtocol};
+use patina_harness::Dispatcher;
+use patina_harness::protocols::{HostProtocols, SharedProtocols};
 use patina_mm::component::communicator::{
     CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, Status,
 };
-use patina_mm::config::{CommunicateBuffer, HeaderFormat};
+use patina_mm::config::{CommunicateBuffer, HeaderFormat, MmCommunicationConfiguration};
+use patina_mm::service::SwMmiTrigger;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static LIVE_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
 
-fn count() {
-    // Fails only while the thread is torn down, when nothing is measured.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+fn count(allocations: usize, allocated: usize, freed: usize) {
+    // Fails only while the thread is torn down, when nothing is measured. A thread may free what another one allocated.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + allocations));
+    let _ = LIVE_BYTES.try_with(|live| live.set(live.get().wrapping_add(allocated).wrapping_sub(freed)));
 }
 
 // SAFETY: every call goes to the system's allocator unchanged; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(1, layout.size(), 0);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(0, 0, layout.size());
         // SAFETY: the caller's promise is passed on, and the memory is from `System`.
         unsafe { System.dealloc(pointer, layout) };
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        count();
+        count(1, len, layout.size());
         // SAFETY: the caller's promise is passed on, and the memory is from `System`.
         unsafe { System.realloc(pointer, layout, len) }
     }
@@ -122,4 +135,101 @@ fn a_refusal_allocates_nothing() {
     let (allocations, result) = allocations_of(|| mm.communicate(0, &message, RECIPIENT.as_guid()));
     assert_eq!(result, Err(Status::CommBufferTooSmall));
     assert_eq!(allocations, 0);
+}
+
+/// A trigger that takes every MMI and enters nothing.
+#[derive(IntoService)]
+#[service(dyn SwMmiTrigger)]
+struct Dead;
+
+// SAFETY: MM is never entered.
+unsafe impl SwMmiTrigger for Dead {
+    fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
+        Err(EfiError::DeviceError)
+    }
+}
+
+/// Takes the communication service out of the storage.
+struct Catcher(Rc<Cell<Option<Service<dyn MmCommunication>>>>);
+
+#[component]
+impl Catcher {
+    fn entry_point(self, service: Service<dyn MmCommunication>) -> patina::error::Result<()> {
+        self.0.set(Some(service));
+        Ok(())
+    }
+}
+
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// Memory that lives as long as the process, by physical address.
+fn page() -> u64 {
+    Box::leak(Box::new(Page([0; 4096])))
+        .0
+        .as_mut_ptr()
+        .expose_provenance() as u64
+}
+
+fn announcement(buffer: u64, mailbox: u64) -> ProtocolPtr {
+    let interface = Box::leak(Box::new(MmCommBufferUpdateProtocol {
+        version: 1,
+        updated_comm_buffer: MmCommBuffer {
+            physical_start: buffer,
+            number_of_pages: 1,
+            status: mailbox,
+        },
+    }));
+    ProtocolPtr::from_raw((&raw mut *interface).cast()).unwrap_or_else(|| unreachable!("a box is not null"))
+}
+
+#[test]
+fn moves_take_constant_memory() {
+    let protocols: &'static HostProtocols = Box::leak(Box::default());
+    let caught = Rc::new(Cell::new(None));
+    let mut dispatcher = Dispatcher::new();
+    let storage = dispatcher.storage();
+    storage.add_service(SharedProtocols(protocols));
+    storage.add_service(Dead);
+    let memory: &'static mut [u8] = Box::leak(vec![0; 9000].into_boxed_slice());
+    storage.add_config(MmCommunicationConfiguration {
+        comm_buffers: vec![CommunicateBuffer::new(Pin::new(memory), 0)],
+        enable_comm_buffer_updates: true,
+        updatable_buffer_id: Some(0),
+        ..Default::default()
+    });
+    dispatcher.add(MmCommunicator::new());
+    dispatcher.add(Catcher(Rc::clone(&caught)));
+    let outcome = dispatcher.dispatch();
+    assert_eq!(outcome.succeeded.len(), 2, "{outcome:?}");
+    let mm = caught.take().unwrap();
+
+    let places = [announcement(page(), page()), announcement(page(), page())];
+    let guid = patina::management_mode::protocol::mm_comm_buffer_update::PROTOCOL_GUID;
+    let move_to = |place| {
+        let handle = protocols.install_interface(None, guid, place).unwrap();
+        protocols.uninstall_interface(handle, guid, place).unwrap();
+    };
+    // The first moves let the database's own tables grow.
+    for place in places {
+        move_to(place);
+        assert_eq!(
+            mm.communicate(0, b"x", RECIPIENT.as_guid()),
+            Err(Status::SwMmiFailed)
+        );
+    }
+    assert_eq!(mm.message_capacity(0, CallOptions::new()), Ok(4096 - 24));
+    let before = LIVE_BYTES.get();
+    for n in 0..1000 {
+        move_to(places[n % 2]);
+        // Some are overtaken before a call applies them.
+        if n % 3 != 0 {
+            assert_eq!(
+                mm.communicate(0, b"x", RECIPIENT.as_guid()),
+                Err(Status::SwMmiFailed)
+            );
+        }
+    }
+    let _ = mm.communicate(0, b"x", RECIPIENT.as_guid());
+    assert_eq!(LIVE_BYTES.get(), before);
 }

@@ -15,7 +15,7 @@ use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
     Abilities, AnswerTo, Call, Callback, Failure, HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup,
-    PortSetup, Refusal, Setup, SetupFailure, Update,
+    PortSetup, Refusal, Setup, SetupFailure, Update, UpdatePlace,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
@@ -623,13 +623,27 @@ impl<S: Site + 'static> PatinaMachine<S> {
             .0
             .updatable
             .ok_or(SetupFailure::Impossible("no buffer may move"))?;
-        let base = self.0.site.allocate(SCRATCH_PAGES).ok_or_else(no_memory)?;
-        let mailbox = self.0.site.allocate(1).ok_or_else(no_memory)?;
+        let taken = match update.place {
+            UpdatePlace::Fresh => None,
+            UpdatePlace::Over(id) => self.with_buffer(id, |buffer| {
+                let mailbox = buffer.mailbox.as_ref().map(|mailbox| mailbox.region().as_ptr());
+                (buffer.region.as_ptr(), mailbox)
+            }),
+        };
+        let (base, mailbox) = match taken {
+            Some((base, Some(mailbox))) => (base, mailbox),
+            Some((base, None)) => (base, self.0.site.allocate(1).ok_or_else(no_memory)?),
+            None => (
+                self.0.site.allocate(SCRATCH_PAGES).ok_or_else(no_memory)?,
+                self.0.site.allocate(1).ok_or_else(no_memory)?,
+            ),
+        };
 
         let usable = usize::try_from(update.pages)
             .ok()
             .filter(|pages| (1..=SCRATCH_PAGES).contains(pages));
-        if let Some(pages) = usable.filter(|_| update.version == 1) {
+        let is_correct = update.version == 1 && update.mailbox.is_none() && taken.is_none();
+        if let Some(pages) = usable.filter(|_| is_correct) {
             let former: Vec<_> = self
                 .0
                 .buffers
@@ -659,7 +673,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
             updated_comm_buffer: MmCommBuffer {
                 physical_start: base.expose_provenance() as u64,
                 number_of_pages: update.pages,
-                status: mailbox.expose_provenance() as u64,
+                status: update.mailbox.unwrap_or(mailbox.expose_provenance() as u64),
             },
         }));
         let interface = ProtocolPtr::from_raw((&raw mut *interface).cast())

@@ -159,7 +159,7 @@ fn hob_buffer_can_move(lab: &dyn Lab) -> Seen {
         machine.communicate(1, b"before", mm::ECHO),
         Ok(b"before".to_vec())
     );
-    machine.announce(crate::lab::Update { version: 1, pages: 6 });
+    machine.announce(crate::lab::Update::to_pages(6));
     let large = pattern(6 * 4096 - 24);
     ensure!(
         machine.communicate(1, &large, mm::ECHO) == Ok(large),

@@ -2,7 +2,7 @@
 
 use super::nesting::look_during;
 use super::{Seen, ensure_clean, up};
-use crate::lab::{Failure, Lab, Setup, Update};
+use crate::lab::{Failure, Lab, Setup, Update, UpdatePlace};
 use crate::mm;
 
 scenarios! {
@@ -10,6 +10,12 @@ scenarios! {
     update_of_unknown_version_is_ignored: CONTROLLED_MM | UPDATES, "an update of another version changes nothing";
     update_of_impossible_size_is_ignored: CONTROLLED_MM | UPDATES, "pages whose bytes exceed the address space change nothing";
     update_during_call_takes_effect_after_it: CONTROLLED_MM | UPDATES | CALLBACKS, "a call finishes in the buffer it started in";
+    update_with_impossible_mailbox_is_ignored: CONTROLLED_MM | UPDATES, "a mailbox that is null, misaligned or wrapping changes nothing";
+    update_over_another_buffer_is_ignored: CONTROLLED_MM | UPDATES, "a buffer cannot move to where another one is";
+    moved_buffer_serves_during_call_in_the_old_one: CONTROLLED_MM | UPDATES | CALLBACKS, "once it moved, a call goes through the new memory while another one still finishes in the old";
+    update_to_the_same_place_waits_for_the_call_there: CONTROLLED_MM | UPDATES | CALLBACKS, "an announcement of memory that a call is using does not disturb that call, and is not lost";
+    updates_arriving_in_every_call_are_all_used: CONTROLLED_MM | UPDATES | CALLBACKS, "of updates that arrive in the middle of calls, each is in effect at the next call";
+    moved_buffer_keeps_its_header: CONTROLLED_MM | UPDATES | V3_HEADERS, "a buffer with the v3 header has it in the new place too";
     last_of_many_updates_counts: CONTROLLED_MM | UPDATES, "the newest of several updates is the one that is used";
 }
 
@@ -26,7 +32,7 @@ fn moved_buffer_is_used(lab: &dyn Lab) -> Seen {
         machine.communicate(0, b"before", mm::ECHO),
         Ok(b"before".to_vec())
     );
-    machine.announce(Update { version: 1, pages: 6 });
+    machine.announce(Update::to_pages(6));
     ensure_eq!(machine.communicate(0, b"after", mm::ECHO), Ok(b"after".to_vec()));
     let large = super::pattern(6 * 4096 - 24);
     ensure!(
@@ -40,7 +46,10 @@ fn moved_buffer_is_used(lab: &dyn Lab) -> Seen {
 fn update_of_unknown_version_is_ignored(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup())?;
     for version in [0, 2, u64::MAX] {
-        machine.announce(Update { version, pages: 6 });
+        machine.announce(Update {
+            version,
+            ..Update::to_pages(6)
+        });
         ensure_eq!(machine.communicate(0, b"same", mm::ECHO), Ok(b"same".to_vec()));
         let large = super::pattern(5 * 4096);
         ensure_eq!(
@@ -54,7 +63,7 @@ fn update_of_unknown_version_is_ignored(lab: &dyn Lab) -> Seen {
 fn update_of_impossible_size_is_ignored(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup())?;
     for pages in [0, 1 << 52, u64::MAX / 4096 + 1, u64::MAX] {
-        machine.announce(Update { version: 1, pages });
+        machine.announce(Update::to_pages(pages));
         ensure_eq!(machine.communicate(0, b"same", mm::ECHO), Ok(b"same".to_vec()));
     }
     Ok(())
@@ -63,7 +72,7 @@ fn update_of_impossible_size_is_ignored(lab: &dyn Lab) -> Seen {
 fn update_during_call_takes_effect_after_it(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup())?;
     let (announced, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        machine.announce(Update { version: 1, pages: 6 });
+        machine.announce(Update::to_pages(6));
     });
     ensure_eq!(announced, Some(()));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
@@ -78,7 +87,7 @@ fn update_during_call_takes_effect_after_it(lab: &dyn Lab) -> Seen {
 fn last_of_many_updates_counts(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup())?;
     for pages in [2, 3, 8, 5, 7] {
-        machine.announce(Update { version: 1, pages });
+        machine.announce(Update::to_pages(pages));
     }
     let large = super::pattern(7 * 4096 - 24);
     ensure!(
@@ -87,6 +96,133 @@ fn last_of_many_updates_counts(lab: &dyn Lab) -> Seen {
     );
     ensure_eq!(
         machine.communicate(0, &super::pattern(7 * 4096), mm::ECHO),
+        Err(Failure::MessageTooLarge)
+    );
+    Ok(())
+}
+
+fn update_with_impossible_mailbox_is_ignored(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup())?;
+    for mailbox in [0, 4, u64::MAX - 7] {
+        machine.announce(Update {
+            mailbox: Some(mailbox),
+            ..Update::to_pages(6)
+        });
+        ensure_eq!(machine.communicate(0, b"same", mm::ECHO), Ok(b"same".to_vec()));
+        ensure_eq!(
+            machine.communicate(0, &super::pattern(5 * 4096), mm::ECHO),
+            Err(Failure::MessageTooLarge)
+        );
+    }
+    Ok(())
+}
+
+fn update_over_another_buffer_is_ignored(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            updatable: Some(1),
+            ..Setup::default()
+        },
+    )?;
+    // In the middle of a call through that other buffer, which must not notice.
+    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.announce(Update {
+            place: UpdatePlace::Over(0),
+            ..Update::to_pages(4)
+        });
+        machine.communicate(1, b"inner", mm::ECHO)
+    });
+    ensure_eq!(inner, Some(Ok(b"inner".to_vec())));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    for id in [0, 1] {
+        ensure_eq!(machine.communicate(id, b"same", mm::ECHO), Ok(b"same".to_vec()));
+        ensure_clean(&*machine, id)?;
+    }
+    Ok(())
+}
+
+fn moved_buffer_serves_during_call_in_the_old_one(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup())?;
+    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.announce(Update::to_pages(6));
+        machine.communicate(0, &super::pattern(5 * 4096), mm::ECHO)
+    });
+    ensure!(
+        inner == Some(Ok(super::pattern(5 * 4096))),
+        "the new buffer was not used"
+    );
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure_clean(&*machine, 0)
+}
+
+fn update_to_the_same_place_waits_for_the_call_there(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup())?;
+    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.announce(Update {
+            place: UpdatePlace::Over(0),
+            ..Update::to_pages(2)
+        });
+        [
+            machine.communicate(0, b"inner", mm::ECHO),
+            machine.communicate(1, b"inner", mm::ECHO),
+        ]
+    });
+    ensure_eq!(inner, Some([Err(Failure::Busy), Ok(b"inner".to_vec())]));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    // Now it is in effect: 2 pages are left of 4.
+    ensure_eq!(
+        machine.communicate(0, &super::pattern(3 * 4096), mm::ECHO),
+        Err(Failure::MessageTooLarge)
+    );
+    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    Ok(())
+}
+
+fn updates_arriving_in_every_call_are_all_used(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup())?;
+    for pages in [5, 6, 7, 8, 3, 2, 6] {
+        let (announced, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+            machine.announce(Update::to_pages(pages));
+        });
+        ensure_eq!(announced, Some(()));
+        ensure_eq!(outer, Ok(b"outer".to_vec()));
+        let capacity = usize::try_from(pages).unwrap_or(0) * 4096 - 24;
+        let before = machine.mmis();
+        ensure_eq!(
+            machine.communicate(0, &super::pattern(capacity + 1), mm::ECHO),
+            Err(Failure::MessageTooLarge)
+        );
+        ensure_eq!(machine.mmis(), before);
+        let full = super::pattern(capacity);
+        ensure!(
+            machine.communicate(0, &full, mm::ECHO) == Ok(full),
+            "the update to {pages} pages is not in effect"
+        );
+    }
+    Ok(())
+}
+
+fn moved_buffer_keeps_its_header(lab: &dyn Lab) -> Seen {
+    let buffer = crate::lab::BufferSetup {
+        header: mm_wire::HeaderFormat::V3,
+        ..crate::lab::BufferSetup::new(0)
+    };
+    let machine = up(
+        lab,
+        &Setup {
+            buffers: [buffer].to_vec(),
+            ..setup()
+        },
+    )?;
+    machine.announce(Update::to_pages(6));
+    let full = super::pattern(6 * 4096 - 56);
+    ensure!(
+        machine.communicate(0, &full, mm::ECHO) == Ok(full),
+        "the new buffer does not carry its 6 pages"
+    );
+    ensure_eq!(
+        machine.communicate(0, &super::pattern(6 * 4096 - 55), mm::ECHO),
         Err(Failure::MessageTooLarge)
     );
     Ok(())

@@ -277,9 +277,11 @@ impl MmCommunicator {
         self.executor = Some(RealMmExecutor::with_options(trigger, *options));
         if config.enable_comm_buffer_updates {
             if let Some(id) = config.updatable_buffer_id {
-                self.updates = Some(update::Pending::watch(&protocols, id).inspect_err(|error| {
+                let updates = update::Pending::about(id);
+                updates.watch(&protocols).inspect_err(|error| {
                     log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
-                })?);
+                })?;
+                self.updates = Some(updates);
             } else {
                 log::warn!(target: "mm_comm", "platform: comm buffer updates are enabled, but updatable_buffer_id is None");
             }
@@ -307,11 +309,10 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         options: CallOptions,
         take: &mut dyn FnMut(&mut AnswerReader<'_>),
     ) -> Result<(), Status> {
-        if let Some(updates) = &self.updates {
-            updates.apply(&self.buffers);
-        }
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let result = self.exchange(id, message, recipient, options, take);
+        let result = self
+            .settle(id)
+            .and_then(|()| self.exchange(id, message, recipient, options, take));
         match &result {
             Ok(answered) => log::debug!(
                 target: "mm_comm",
@@ -328,6 +329,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
+        self.settle(id)?;
         let buffer = self.buffer(id)?;
         Ok(buffer
             .channel()
@@ -336,6 +338,17 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    /// Puts announced moves into effect. [`Status::Busy`] where that has to wait and `id` is the buffer that moves.
+    fn settle(&self, id: u8) -> Result<(), Status> {
+        match &self.updates {
+            Some(updates) if !updates.apply(&self.buffers) && updates.id() == id => {
+                log::error!(target: "mm_comm", "comm buffer {id}: it is being moved by a call that this one interrupted");
+                Err(Status::Busy)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes one exchange. Returns the bytes of the answer.
     fn exchange(
         &self,
@@ -358,22 +371,27 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             log::error!(target: "mm_comm", "{}", Status::SwMmiServiceNotAvailable);
             Status::SwMmiServiceNotAvailable
         })?;
-
-        let mut buffer = self.buffer(id)?;
-        // The transaction borrows one handle, the executor gets another one to the same buffer.
-        let handle = buffer.clone();
-        let staged = handle
-            .channel()
-            .begin(options.header.unwrap_or(handle.header()), recipient, message)
-            .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
-        trace_bytes(id, "request", message);
-        executor.execute_mm(&mut buffer)?;
-        let answer = staged
-            .finish()
-            .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"))?;
-        let answered = answer.len();
-        take(&mut AnswerReader::in_place(answer, id));
-        Ok(answered)
+        loop {
+            let mut buffer = self.buffer(id)?;
+            // The transaction borrows one handle, the executor gets another one to the same buffer.
+            let handle = buffer.clone();
+            let staged = handle
+                .channel()
+                .begin(options.header.unwrap_or(handle.header()), recipient, message)
+                .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
+            if !handle.is_enabled() {
+                // It moved after it was looked up: nothing was sent yet, so this starts again in the new place.
+                continue;
+            }
+            trace_bytes(id, "request", message);
+            executor.execute_mm(&mut buffer)?;
+            let answer = staged.finish().inspect_err(
+                |error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"),
+            )?;
+            let answered = answer.len();
+            take(&mut AnswerReader::in_place(answer, id));
+            return Ok(answered);
+        }
     }
 }
 

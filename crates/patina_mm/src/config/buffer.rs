@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, Ordering};
 use mm_comm::channel::{MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_wire::hob::CommBufferPlace;
@@ -82,7 +83,8 @@ pub struct CommunicateBuffer(Rc<Shared>);
 struct Shared {
     channel: Channel,
     id: u8,
-    enabled: Cell<bool>,
+    /// Atomic, since a notification may take the buffer out of use at any instruction of a call.
+    enabled: AtomicBool,
     header: Cell<HeaderFormat>,
 }
 
@@ -102,7 +104,7 @@ impl CommunicateBuffer {
         Self(Rc::new(Shared {
             channel,
             id,
-            enabled: Cell::new(true),
+            enabled: AtomicBool::new(true),
             header: Cell::new(HeaderFormat::V1),
         }))
     }
@@ -233,13 +235,18 @@ impl CommunicateBuffer {
     /// Whether messages may be sent through the buffer.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
-        self.0.enabled.get()
+        self.0.enabled.load(Ordering::Acquire)
     }
 
     /// Takes the buffer out of use, for every clone. There is no way back: a platform that moves a buffer adds a new one.
     pub fn disable(&mut self) {
         log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
-        self.0.enabled.set(false);
+        self.retire();
+    }
+
+    /// As [`Self::disable`], for a buffer that another one replaced.
+    pub(crate) fn retire(&self) {
+        self.0.enabled.store(false, Ordering::Release);
     }
 
     /// Where the memory starts. Reads and writes through it must be volatile; MM may change it at any time.

@@ -5,12 +5,20 @@
 //! it only leaves the announcement in a slot; the next call takes it from there. A call under way finishes in the buffer
 //! that it started in.
 
-use crate::config::{CommunicateBuffer, CommunicateBufferStatus, ConfigurationError};
+mod latest;
+
+/// The atomics of [`latest`]: a test compiles that file with others.
+mod sync {
+    pub(super) use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+}
+
+use crate::config::{CommunicateBuffer, CommunicateBufferStatus};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use latest::Latest;
+use mm_wire::AddressRange;
 use mm_wire::hob::{CommBufferPlace, PlaceError};
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{Handle, ProtocolError, ProtocolServices, Tpl};
@@ -25,35 +33,44 @@ enum UpdateError {
     Place(#[from] PlaceError),
     #[error("platform: the announced comm buffer cannot be used: {0}")]
     Buffer(#[from] CommunicateBufferStatus),
-    #[error(transparent)]
-    Configuration(#[from] ConfigurationError),
+    #[error("platform: the announced comm buffer {region} shares memory with comm buffer {other}")]
+    SharedMemory { region: AddressRange, other: u8 },
 }
 
-/// The newest announcement that no call has taken yet.
+/// Announcements about one comm buffer that no call has put into effect yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     id: u8,
-    /// Owned: null, or from `Box::into_raw`. Whoever swaps a pointer out frees it.
-    slot: AtomicPtr<MmCommBufferUpdateProtocol>,
+    latest: Latest<MmCommBufferUpdateProtocol>,
 }
 
 impl Pending {
-    /// Watches for announcements about the buffer `id`.
-    pub(super) fn watch(
-        protocols: &Service<dyn ProtocolServices>,
-        id: u8,
-    ) -> Result<Rc<Self>, ProtocolError> {
-        let pending = Rc::new(Self {
+    /// Waits for announcements about the buffer `id`.
+    pub(super) fn about(id: u8) -> Rc<Self> {
+        Rc::new(Self {
             id,
-            slot: AtomicPtr::default(),
-        });
-        let (notified, services) = (Rc::clone(&pending), *protocols);
-        protocols.register_install_notify(
-            PROTOCOL_GUID,
-            Tpl::Callback,
-            Box::new(move |handle| notified.announced(services, handle)),
-        )?;
-        Ok(pending)
+            latest: Latest::new(),
+        })
+    }
+
+    /// Registers for announcements. Where that fails, nothing is kept.
+    pub(super) fn watch(
+        self: &Rc<Self>,
+        protocols: &Service<dyn ProtocolServices>,
+    ) -> Result<(), ProtocolError> {
+        let (notified, services) = (Rc::clone(self), *protocols);
+        protocols
+            .register_install_notify(
+                PROTOCOL_GUID,
+                Tpl::Callback,
+                Box::new(move |handle| notified.announced(services, handle)),
+            )
+            .map(drop)
+    }
+
+    /// The buffer that may move.
+    pub(super) fn id(&self) -> u8 {
+        self.id
     }
 
     fn announced(&self, services: Service<dyn ProtocolServices>, handle: Handle) {
@@ -69,69 +86,106 @@ impl Pending {
         };
         // SAFETY: whoever installs this protocol installs an interface of this type under its GUID; the type is packed,
         // so that it has no alignment, and every bit pattern is a value of it.
-        let update = unsafe { interface.read_unaligned() };
-        self.put(Box::new(update));
+        self.latest.put(unsafe { interface.read_unaligned() });
     }
 
-    fn put(&self, update: Box<MmCommBufferUpdateProtocol>) {
-        drop(owned(self.slot.swap(Box::into_raw(update), Ordering::AcqRel)));
+    /// Puts what was announced into effect. Returns whether that is done: `false` where it has to wait for a call that
+    /// this one interrupted.
+    pub(super) fn apply(&self, buffers: &RefCell<Vec<CommunicateBuffer>>) -> bool {
+        self.latest.apply(|update| match self.move_to(update, buffers) {
+            Ok(()) => Ok(()),
+            Err(Hindrance::NotNow) => Err(update),
+            Err(Hindrance::Refused(error)) => {
+                log::error!(target: "mm_comm", "comm buffer {} stays where it is: {error}", self.id);
+                Ok(())
+            }
+        })
     }
 
-    fn take(&self) -> Option<Box<MmCommBufferUpdateProtocol>> {
-        owned(self.slot.swap(core::ptr::null_mut(), Ordering::AcqRel))
-    }
-
-    /// Puts the newest announcement into effect. Where the buffers are being looked at by an interrupted call, it stays
-    /// for the next one.
-    pub(super) fn apply(&self, buffers: &RefCell<Vec<CommunicateBuffer>>) {
-        let Ok(mut buffers) = buffers.try_borrow_mut() else {
-            return;
+    fn move_to(
+        &self,
+        update: MmCommBufferUpdateProtocol,
+        buffers: &RefCell<Vec<CommunicateBuffer>>,
+    ) -> Result<(), Hindrance> {
+        let place = CommBufferPlace::of_update(update.as_bytes()).map_err(UpdateError::from)?;
+        let (old, mut all): (Vec<_>, Vec<_>) = match buffers.try_borrow() {
+            Ok(buffers) => buffers.iter().cloned().partition(|buffer| buffer.id() == self.id),
+            Err(_replaced_by_an_interrupted_call) => return Err(Hindrance::NotNow),
         };
-        let Some(update) = self.take() else { return };
-        match replacement(*update, self.id, &buffers) {
-            Ok(new) => {
-                log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
-                buffers.retain(|buffer| buffer.id() != self.id);
-                buffers.push(new);
-            }
-            Err(error) => {
-                log::error!(target: "mm_comm", "comm buffer {} stays where it is: {error}", self.id)
-            }
+        // Taking the new memory over wipes it: that must disturb neither another buffer nor a call under way.
+        if let Some(other) = all.iter().find(|other| overlaps(other, place)) {
+            let (region, other) = (place.region(), other.id());
+            return Err(UpdateError::SharedMemory { region, other }.into());
         }
+        let is_in_use = |old: &CommunicateBuffer| old.channel().is_in_use() && overlaps(old, place);
+        if old.iter().any(is_in_use) {
+            return Err(Hindrance::NotNow);
+        }
+        // SAFETY: the platform announces memory that it set aside for this use, mapped one to one, for the rest of the
+        // boot, and no transaction uses it, as was just checked.
+        let new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
+        let new = old
+            .first()
+            .map_or(new.clone(), |old| new.clone().with_header(old.header()));
+        all.push(new.clone());
+        match buffers.try_borrow_mut() {
+            Ok(mut buffers) => *buffers = all,
+            Err(_looked_at_by_an_interrupted_call) => return Err(Hindrance::NotNow),
+        }
+        old.iter().for_each(CommunicateBuffer::retire);
+        log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
+        Ok(())
     }
 }
 
-impl Drop for Pending {
-    fn drop(&mut self) {
-        drop(self.take());
+/// Why an announcement is not in effect.
+enum Hindrance {
+    /// A call that was interrupted is in the way.
+    NotNow,
+    /// Never.
+    Refused(UpdateError),
+}
+
+impl From<UpdateError> for Hindrance {
+    fn from(error: UpdateError) -> Self {
+        Self::Refused(error)
     }
 }
 
-/// Takes back what [`Pending::put`] gave to the slot.
-fn owned(pointer: *mut MmCommBufferUpdateProtocol) -> Option<Box<MmCommBufferUpdateProtocol>> {
-    if pointer.is_null() {
-        return None;
-    }
-    // SAFETY: private, and called only with what was just swapped out of a slot: such a pointer is from `Box::into_raw`,
-    // and the swap made this the only copy of it.
-    Some(unsafe { Box::from_raw(pointer) })
+fn overlaps(buffer: &CommunicateBuffer, place: CommBufferPlace) -> bool {
+    let mailbox = place
+        .mailbox()
+        .and_then(|address| AddressRange::new(address, mm_wire::mailbox::MAILBOX_LEN as u64));
+    let new = [Some(place.region()), mailbox];
+    buffer
+        .ranges()
+        .into_iter()
+        .flatten()
+        .any(|old| new.into_iter().flatten().any(|new| old.overlaps(new)))
 }
 
-/// Makes the buffer that an announcement describes, fit to stand beside the other ones.
-fn replacement(
-    update: MmCommBufferUpdateProtocol,
-    id: u8,
-    buffers: &[CommunicateBuffer],
-) -> Result<CommunicateBuffer, UpdateError> {
-    let place = CommBufferPlace::of_update(update.as_bytes())?;
-    // SAFETY: the platform announces memory that it set aside for this use, mapped one to one, for the rest of the boot.
-    let new = unsafe { CommunicateBuffer::at_place(place, id) }?;
-    let mut all: Vec<_> = buffers
-        .iter()
-        .filter(|buffer| buffer.id() != id)
-        .cloned()
-        .collect();
-    all.push(new.clone());
-    crate::config::check_buffers(&all)?;
-    Ok(new)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use patina::component::service::uefi_services::protocol::MockProtocolServices;
+
+    #[test]
+    fn a_failed_registration_keeps_nothing() {
+        let mut protocols = MockProtocolServices::new();
+        protocols
+            .expect_register_install_notify()
+            .returning(|_, _, _| Err(ProtocolError::OutOfResources));
+        let pending = Pending::about(0);
+        let result = pending.watch(&Service::mock(Box::new(protocols)));
+        assert_eq!(result, Err(ProtocolError::OutOfResources));
+        assert_eq!(Rc::strong_count(&pending), 1);
+    }
+
+    #[test]
+    fn the_guid_is_that_of_the_wire() {
+        assert_eq!(
+            *PROTOCOL_GUID.as_bytes(),
+            mm_wire::hob::UPDATE_PROTOCOL_GUID.to_bytes()
+        );
+    }
 }
