@@ -258,6 +258,36 @@ impl Channel {
         Ok(())
     }
 
+    /// Takes what stands behind the header for an answer of `message_len` bytes. What an executor calls that was told the
+    /// length in another way than through header or mailbox.
+    ///
+    /// # Errors
+    ///
+    /// [`MismatchError`] where the header is not for the recipient that was written any more, or where so many bytes do
+    /// not fit.
+    pub fn accept_in_place(&self, message_len: usize) -> Result<(), MismatchError> {
+        let found = self.read_header().map_err(MismatchError::Damaged)?;
+        let tracked = self.tracked.get();
+        let expected = tracked
+            .filter(|tracked| (tracked.recipient(), tracked.format()) == (found.recipient(), found.format()))
+            .ok_or(MismatchError::Recipient {
+                expected: tracked.map_or(Guid::ZERO, |tracked| tracked.recipient()),
+                found: found.recipient(),
+            })?;
+        let capacity = self.capacity(expected.format());
+        let too_long = MismatchError::Length {
+            expected: capacity as u64,
+            found: message_len as u64,
+        };
+        if message_len > capacity {
+            return Err(too_long);
+        }
+        let header =
+            Header::new(expected.format(), expected.recipient(), message_len as u64).ok_or(too_long)?;
+        self.put(header, None);
+        Ok(())
+    }
+
     /// Compares the header in shared memory with the tracked one. `None` where none was written; then the memory must
     /// start with a zero GUID.
     ///

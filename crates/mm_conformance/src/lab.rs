@@ -38,6 +38,10 @@ bitflags::bitflags! {
         const MM = 1 << 12;
         /// Nobody does, and the machine says so.
         const NO_MM = 1 << 13;
+        /// The client's protocols for C can be called.
+        const PRODUCED_PROTOCOLS = 1 << 14;
+        /// A client can be set up over the protocols of another one.
+        const FIRMWARE_PROTOCOLS = 1 << 15;
     }
 }
 
@@ -334,6 +338,10 @@ pub struct Setup {
     pub updatable: Option<u8>,
     /// The HOBs that the configuration comes from; `None` for a configuration that was made by hand.
     pub hobs: Option<Vec<HobSetup>>,
+    /// The buffer that the protocols for C send through; `None` for no such protocols.
+    pub produced: Option<u8>,
+    /// Whether the client that scenarios see sends through the protocols of the one that is set up here.
+    pub through_firmware: bool,
 }
 
 impl Default for Setup {
@@ -351,6 +359,8 @@ impl Default for Setup {
             latency: 1,
             updatable: None,
             hobs: None,
+            produced: None,
+            through_firmware: false,
         }
     }
 }
@@ -423,6 +433,43 @@ pub enum LogLevel {
     Trace,
 }
 
+/// Which of the protocols for C, and the addresses that it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CProtocol {
+    /// `EFI_MM_COMMUNICATION_PROTOCOL`.
+    One,
+    /// `EFI_MM_COMMUNICATION2_PROTOCOL`.
+    Two,
+    /// `EFI_MM_COMMUNICATION3_PROTOCOL`.
+    Three,
+    /// Protocol 2 with a virtual address 8 bytes behind the physical one.
+    TwoApart,
+    /// Protocol 3, likewise.
+    ThreeApart,
+}
+
+/// A call of one of the protocols for C. The machine passes `bytes` in memory of exactly their length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CCall {
+    /// The protocol.
+    pub protocol: CProtocol,
+    /// The caller's buffer; `None` for a null pointer.
+    pub bytes: Option<Vec<u8>>,
+    /// What CommSize points to; `None` for a null pointer. Protocol 3 has none.
+    pub comm_size: Option<usize>,
+}
+
+/// What came of a [`CCall`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CReply {
+    /// The function's result.
+    pub status: EfiStatus,
+    /// The caller's buffer afterwards.
+    pub bytes: Vec<u8>,
+    /// What CommSize points to afterwards.
+    pub comm_size: Option<usize>,
+}
+
 /// What is run in the middle of a call.
 pub type Callback = Box<dyn FnOnce(&dyn Machine)>;
 
@@ -490,6 +537,9 @@ pub trait Machine {
         recipient: Guid,
         callback: Callback,
     ) -> Result<Vec<u8>, Failure>;
+
+    /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
+    fn call_c(&self, call: &CCall) -> Option<CReply>;
 
     /// Bytes that a message through this buffer can have.
     fn capacity(&self, buffer: u8) -> usize;

@@ -37,6 +37,8 @@ macro_rules! scenarios {
 }
 
 mod answers;
+mod c_consumer;
+mod c_producer;
 mod calls;
 mod headers;
 mod hobs;
@@ -102,6 +104,8 @@ pub fn all() -> Vec<&'static Scenario> {
         mmi::ALL,
         lies::ALL,
         nesting::ALL,
+        c_producer::ALL,
+        c_consumer::ALL,
         setup::ALL,
         hobs::ALL,
         moves::ALL,

@@ -2,4 +2,5 @@
 
 pub mod communicator;
 pub mod hob_configuration;
+pub mod protocols;
 pub mod sw_mmi_manager;

@@ -3,6 +3,7 @@
 //! Each client that a scenario asks for is a fresh `Storage` in which the real [`SwMmiManager`] and [`MmCommunicator`] are
 //! dispatched. What differs from place to place, a simulated machine here, firmware there, is behind [`Site`].
 
+use crate::c_abi;
 use crate::dispatcher::{Dispatcher, Outcome};
 use crate::protocols::SharedProtocols;
 use crate::tap::Tap;
@@ -14,8 +15,8 @@ use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
-    Abilities, AnswerTo, Call, Callback, Failure, HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup,
-    PortSetup, Refusal, Setup, SetupFailure, Update, UpdatePlace,
+    Abilities, AnswerTo, CCall, CReply, Call, Callback, Failure, HobSetup, Lab, LockSetup, LogLevel, Machine,
+    MailboxSetup, PortSetup, Refusal, Setup, SetupFailure, Update, UpdatePlace,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
@@ -23,7 +24,7 @@ use patina::BinaryGuid;
 use patina::component::params::ConfigMut;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
 use patina::component::service::{IntoService, Service};
-use patina::component::{IntoComponent, component};
+use patina::component::{IntoComponent, Storage, component};
 use patina::error::EfiError;
 use patina::management_mode::protocol::mm_comm_buffer_update::{
     MmCommBuffer, MmCommBufferUpdateProtocol, PROTOCOL_GUID,
@@ -31,6 +32,7 @@ use patina::management_mode::protocol::mm_comm_buffer_update::{
 use patina::standard::efi;
 use patina_mm::component::communicator::{CallOptions, MmCommunicator, Status};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
+use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
@@ -272,6 +274,9 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 result,
             });
         }
+        if let Some(buffer) = setup.produced {
+            dispatcher.add(MmCommunicationProducer::new(buffer));
+        }
         dispatcher.add(Catcher(Rc::clone(&caught)));
         if setup.lock == LockSetup::Later {
             dispatcher.add(LateConfiguration(configuration(&*site, setup, &buffers)));
@@ -291,6 +296,10 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 .first()
                 .map_or_else(|| String::from("?"), |(name, _)| String::from(&**name));
             return Err(SetupFailure::NotDispatched { component });
+        };
+        let communication = match setup.through_firmware {
+            true => over_firmware(&*site, &buffers)?,
+            false => communication,
         };
         let machine = Self(Rc::new(Client {
             site,
@@ -316,6 +325,29 @@ impl<S: Site + 'static> PatinaMachine<S> {
     fn smi_en(&self) -> u16 {
         self.0.site.pm_base() + 0x30
     }
+}
+
+/// A client of its own, with buffers like these, that sends through the protocols in the site's database.
+fn over_firmware(site: &impl Site, like: &[Observed]) -> Result<Service<dyn MmCommunication>, SetupFailure> {
+    let no_memory = || SetupFailure::Impossible("no memory left");
+    let mut storage = Storage::new();
+    storage.add_service(SharedProtocols(site.protocols()));
+    let protocols = storage
+        .get_service()
+        .ok_or(SetupFailure::Impossible("a protocol database"))?;
+    let executor = FirmwareMmExecutor::new(protocols);
+    let communicator = MmCommunicator::with_executor(executor);
+    let mut buffers = Vec::new();
+    for buffer in like {
+        let len = buffer.region.len();
+        let base = site.allocate(len / PAGE_LEN).ok_or_else(no_memory)?;
+        let observed = observe(buffer.id, base, len, None)?;
+        buffers.push(observed.handle.with_header(buffer.handle.header()));
+    }
+    communicator
+        .set_comm_buffers(buffers)
+        .map_err(|_shared| SetupFailure::Impossible("the comm buffers"))?;
+    Ok(Service::mock(Box::new(communicator)))
 }
 
 /// Makes a dispatcher with everything that a client consists of.
@@ -505,6 +537,10 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                 .map(|answer: [u8; 16]| answer.to_vec()),
         };
         answer.map_err(failure)
+    }
+
+    fn call_c(&self, call: &CCall) -> Option<CReply> {
+        c_abi::call(self.0.site.protocols(), call)
     }
 
     fn communicate_around(

@@ -3,6 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`conduit`] | counts secure monitor calls, and runs code in the middle of one |
+//! | [`c_abi`] | calls the protocols for C as a driver in C does |
 //! | [`demo`] | a conversation with MM that a person can follow |
 //! | [`dispatcher`] | dispatches components in the order a DXE core would |
 //! | [`lab`] | the conformance suite's lab over `SwMmiManager` and `MmCommunicator`, for any [`Site`] |
@@ -17,6 +18,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+pub mod c_abi;
 pub mod conduit;
 pub mod demo;
 pub mod dispatcher;

@@ -326,6 +326,17 @@ impl CommunicateBuffer {
         self.0.channel.write_message(message).map_err(refused(self.id()))
     }
 
+    /// Takes the `len` bytes that stand behind the header for the message. For an executor whose MM answers in place, and
+    /// which learns the answer's length in a way of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where the header is not the one that was written,
+    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond the memory.
+    pub fn accept_in_place(&mut self, len: usize) -> Result<(), CommunicateBufferStatus> {
+        self.0.channel.accept_in_place(len).map_err(refused(self.id()))
+    }
+
     /// Copies the message out, after the header was compared with what was written.
     ///
     /// # Errors

@@ -1,0 +1,95 @@
+//! The client sends through the protocols of the firmware.
+
+use super::{Seen, pattern, up};
+use crate::lab::{BufferSetup, Failure, Lab, Machine, Setup};
+use crate::mm;
+use alloc::boxed::Box;
+use alloc::string::String;
+use mm_wire::{EfiStatus, HeaderFormat};
+
+scenarios! {
+    firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "messages and answers of any length go through protocol 2";
+    firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
+    firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "MM's refusal comes back through the protocol";
+    missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
+}
+
+fn through_firmware(lab: &dyn Lab, header: HeaderFormat) -> Result<Box<dyn Machine>, String> {
+    let buffer = |id| BufferSetup {
+        header,
+        ..BufferSetup::new(id)
+    };
+    up(
+        lab,
+        &Setup {
+            buffers: [buffer(0), buffer(1)].to_vec(),
+            produced: Some(0),
+            through_firmware: true,
+            ..Setup::default()
+        },
+    )
+}
+
+fn firmware_protocol2_carries_messages(lab: &dyn Lab) -> Seen {
+    let machine = through_firmware(lab, HeaderFormat::V1)?;
+    for len in [1, 7, 8, 100, 5000] {
+        let message = pattern(len);
+        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+    }
+    for len in [0, 5, 8] {
+        ensure_eq!(
+            machine.communicate(1, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+    }
+    let message = pattern(machine.capacity(1));
+    ensure!(
+        machine.communicate(1, &message, mm::ECHO) == Ok(message),
+        "the full buffer did not come back"
+    );
+    ensure_eq!(machine.mmis(), 9);
+    Ok(())
+}
+
+fn firmware_protocol3_carries_messages(lab: &dyn Lab) -> Seen {
+    let machine = through_firmware(lab, HeaderFormat::V3)?;
+    for len in [1, 7, 8, 100, 5000] {
+        let message = pattern(len);
+        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+    }
+    for len in [0, 5, 8] {
+        ensure_eq!(
+            machine.communicate(1, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+    }
+    Ok(())
+}
+
+fn firmware_protocol_carries_mms_status(lab: &dyn Lab) -> Seen {
+    for header in [HeaderFormat::V1, HeaderFormat::V3] {
+        let machine = through_firmware(lab, header)?;
+        ensure_eq!(
+            machine.communicate(0, b"x", super::refusals::NOBODY),
+            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        );
+        ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    }
+    Ok(())
+}
+
+fn missing_firmware_protocol_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            through_firmware: true,
+            ..Setup::default()
+        },
+    )?;
+    ensure_eq!(
+        machine.communicate(0, b"x", super::refusals::NOBODY),
+        Err(Failure::NoTrigger)
+    );
+    ensure_eq!(machine.mmis(), 0);
+    Ok(())
+}

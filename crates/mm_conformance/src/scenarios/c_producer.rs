@@ -1,0 +1,415 @@
+//! Drivers in C send through the client.
+
+use super::{Seen, ensure_clean, pattern, up};
+use crate::lab::{CCall, CProtocol, CReply, Lab, Machine, Setup};
+use crate::mm;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use mm_wire::message::variable::{self, FunctionHeader, PayloadSize, function};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
+use zerocopy::{FromBytes, IntoBytes};
+
+scenarios! {
+    c_call_returns_the_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "all three protocols carry a message and its answer";
+    c_call_has_room_for_a_longer_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a CommSize above the message is room for the answer, and becomes its size";
+    c_call_with_a_shorter_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a short answer is told by CommSize, or by the header where there is none";
+    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "an answer beyond the caller's buffer is not written, and its size is told";
+    c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "edk2's variable driver gets its payload size, through protocol 2 and 3";
+    c_null_buffer_is_refused: PRODUCED_PROTOCOLS, "a null buffer is INVALID_PARAMETER";
+    c_addresses_must_agree: PRODUCED_PROTOCOLS, "physical and virtual address must be the same before the operating system takes over";
+    c_comm_size_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS, "a CommSize of zero is set to the largest buffer";
+    c_comm_size_too_large_tells_the_maximum: PRODUCED_PROTOCOLS, "so is one that is too large";
+    c_comm_size_below_its_message_is_refused: PRODUCED_PROTOCOLS, "a CommSize below header and message is INVALID_PARAMETER";
+    c_message_length_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS, "a MessageLength of zero is set to the longest message";
+    c_message_length_too_large_tells_the_maximum: PRODUCED_PROTOCOLS, "so is one that is too large, or that overflows";
+    c_v3_sizes_are_checked: PRODUCED_PROTOCOLS, "BufferSize covers header and message, MessageSize is not zero, the marker is there";
+    c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS, "nothing of that enters MM";
+    c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS, "MM's status is the function's, and the buffer stays as it was";
+    c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
+    c_answers_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
+}
+
+fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
+    up(
+        lab,
+        &Setup {
+            produced: Some(0),
+            ..Setup::default()
+        },
+    )
+}
+
+const NOBODY: Guid = super::refusals::NOBODY;
+
+/// A request as it stands in memory, with `room` bytes behind it.
+fn request(format: HeaderFormat, recipient: Guid, message: &[u8], room: usize) -> Vec<u8> {
+    let transaction = match format {
+        HeaderFormat::V1 => message.len(),
+        // BufferSize covers the room, MessageSize the message.
+        HeaderFormat::V3 => message.len() + room,
+    };
+    let mut bytes = Header::new(format, recipient, transaction as u64)
+        .map(|header| header.encode().as_ref().to_vec())
+        .unwrap_or_default();
+    if format == HeaderFormat::V3 {
+        put(&mut bytes, 48, message.len() as u64);
+    }
+    bytes.extend_from_slice(message);
+    bytes.resize(bytes.len() + room, 0);
+    bytes
+}
+
+/// Overwrites a 64-bit field.
+fn put(bytes: &mut [u8], offset: usize, value: u64) {
+    if let Some(field) = bytes.get_mut(offset..offset + 8) {
+        field.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn field(bytes: &[u8], offset: usize) -> Option<u64> {
+    let field = bytes.get(offset..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*field))
+}
+
+fn call(
+    machine: &dyn Machine,
+    protocol: CProtocol,
+    bytes: Vec<u8>,
+    comm_size: Option<usize>,
+) -> Result<CReply, String> {
+    let call = CCall {
+        protocol,
+        bytes: Some(bytes),
+        comm_size,
+    };
+    machine
+        .call_c(&call)
+        .ok_or_else(|| format!("{protocol:?} is not installed"))
+}
+
+fn c_call_returns_the_answer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, mm::ECHO, b"from C", 0);
+    let v3 = request(HeaderFormat::V3, mm::ECHO, b"from C", 0);
+    for (protocol, bytes, comm_size) in [
+        (CProtocol::One, &v1, Some(30)),
+        (CProtocol::One, &v1, None),
+        (CProtocol::Two, &v1, Some(30)),
+        (CProtocol::Two, &v1, None),
+        (CProtocol::Three, &v3, None),
+        (CProtocol::Two, &v3, Some(62)),
+        (CProtocol::One, &v3, None),
+    ] {
+        let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        ensure!(&reply.bytes == bytes, "{protocol:?} returned {reply:02x?}");
+        ensure_eq!(reply.comm_size, comm_size);
+        ensure_clean(&*machine, 0)?;
+    }
+    ensure_eq!(machine.mmis(), 7);
+    Ok(())
+}
+
+fn c_call_has_room_for_a_longer_answer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 200);
+    let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(v1.len()))?;
+    ensure_eq!(reply.status, EfiStatus::SUCCESS);
+    ensure_eq!(reply.comm_size, Some(124));
+    ensure_eq!(reply.bytes.get(24..124), Some(pattern(100).as_slice()));
+    ensure_eq!(reply.bytes.get(..24), v1.get(..24));
+    ensure!(
+        reply.bytes.iter().skip(124).all(|byte| *byte == 0),
+        "bytes behind the answer were written"
+    );
+    // A v3 message is all that BufferSize covers, so that the handler sees the room, too.
+    let v3 = request(HeaderFormat::V3, mm::ECHO, b"four", 60);
+    let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
+    ensure_eq!(reply.status, EfiStatus::SUCCESS);
+    ensure_eq!(reply.bytes.get(56..), v3.get(56..));
+    ensure_eq!(field(&reply.bytes, 48), Some(64));
+    Ok(())
+}
+
+fn c_call_with_a_shorter_answer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [0, 3] {
+        let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 0);
+        let reply = call(&*machine, CProtocol::One, v1.clone(), Some(32))?;
+        ensure_eq!(reply.comm_size, Some(24 + len));
+        ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
+        ensure_eq!(field(&reply.bytes, 16), Some(8));
+        let reply = call(&*machine, CProtocol::One, v1, None)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        ensure_eq!(field(&reply.bytes, 16), Some(len as u64));
+
+        let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(len), 0);
+        let reply = call(&*machine, CProtocol::Three, v3, None)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        ensure_eq!(field(&reply.bytes, 16), Some(64));
+        ensure_eq!(field(&reply.bytes, 48), Some(len as u64));
+        ensure_eq!(reply.bytes.get(56..56 + len), Some(pattern(len).as_slice()));
+    }
+    Ok(())
+}
+
+fn c_call_without_room_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 91);
+    let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(v1.len()))?;
+    ensure_eq!(reply.status, EfiStatus::BUFFER_TOO_SMALL);
+    ensure_eq!(reply.comm_size, Some(124));
+    ensure!(reply.bytes == v1, "the caller's buffer was written to");
+    let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(9), 0);
+    let reply = call(&*machine, CProtocol::One, v1.clone(), None)?;
+    ensure_eq!(reply.status, EfiStatus::BUFFER_TOO_SMALL);
+    ensure!(reply.bytes == v1, "the caller's buffer was written to");
+    let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(9), 0);
+    let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
+    ensure_eq!(reply.status, EfiStatus::BUFFER_TOO_SMALL);
+    ensure!(reply.bytes == v3, "the caller's buffer was written to");
+    ensure_clean(&*machine, 0)
+}
+
+fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let mut message = FunctionHeader::new(function::GET_PAYLOAD_SIZE)
+        .as_bytes()
+        .to_vec();
+    message.extend_from_slice(PayloadSize::default().as_bytes());
+    for (protocol, format, comm_size) in [
+        (CProtocol::Two, HeaderFormat::V1, Some(48)),
+        (CProtocol::Three, HeaderFormat::V3, None),
+    ] {
+        let bytes = request(format, variable::GUID, &message, 0);
+        let reply = call(&*machine, protocol, bytes, comm_size)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        let answer = reply.bytes.get(format.header_len()..).unwrap_or_default();
+        let (header, size) = FunctionHeader::read_from_prefix(answer).map_err(|error| format!("{error}"))?;
+        ensure_eq!(header.return_status.get(), 0);
+        let size = PayloadSize::read_from_bytes(size).map_err(|error| format!("{error}"))?;
+        ensure!(size.size.get() > 0, "the payload size is zero");
+    }
+    Ok(())
+}
+
+fn c_null_buffer_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for protocol in [CProtocol::One, CProtocol::Two, CProtocol::Three] {
+        for comm_size in [None, Some(0), Some(100)] {
+            let reply = machine.call_c(&CCall {
+                protocol,
+                bytes: None,
+                comm_size,
+            });
+            ensure_eq!(
+                reply,
+                Some(CReply {
+                    status: EfiStatus::INVALID_PARAMETER,
+                    bytes: Vec::new(),
+                    comm_size
+                })
+            );
+        }
+    }
+    ensure_eq!(machine.mmis(), 0);
+    Ok(())
+}
+
+/// Makes a call that is to be refused, and compares all that came of it.
+fn refused(
+    machine: &dyn Machine,
+    protocol: CProtocol,
+    bytes: &[u8],
+    comm_size: Option<usize>,
+    expected: CReply,
+) -> Seen {
+    let reply = call(machine, protocol, bytes.to_vec(), comm_size)?;
+    ensure!(
+        reply == expected,
+        "{protocol:?} with CommSize {comm_size:?} returned {reply:02x?}, not {expected:02x?}"
+    );
+    ensure_eq!(machine.mmis(), 0);
+    ensure_clean(machine, 0)
+}
+
+fn unchanged(status: EfiStatus, bytes: &[u8], comm_size: Option<usize>) -> CReply {
+    CReply {
+        status,
+        bytes: bytes.to_vec(),
+        comm_size,
+    }
+}
+
+fn c_addresses_must_agree(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 40);
+    let v3 = request(HeaderFormat::V3, NOBODY, b"x", 40);
+    let expected = |bytes| unchanged(EfiStatus::INVALID_PARAMETER, bytes, None);
+    refused(&*machine, CProtocol::TwoApart, &v1, None, expected(&v1))?;
+    refused(&*machine, CProtocol::ThreeApart, &v3, None, expected(&v3))
+}
+
+fn c_comm_size_of_zero_tells_the_maximum(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
+    let largest = machine.region(0).len();
+    for protocol in [CProtocol::One, CProtocol::Two] {
+        let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &v1, Some(largest));
+        refused(&*machine, protocol, &v1, Some(0), expected)?;
+    }
+    Ok(())
+}
+
+fn c_comm_size_too_large_tells_the_maximum(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
+    let largest = machine.region(0).len();
+    for comm_size in [largest + 1, usize::MAX] {
+        let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &v1, Some(largest));
+        refused(&*machine, CProtocol::Two, &v1, Some(comm_size), expected)?;
+    }
+    Ok(())
+}
+
+fn c_comm_size_below_its_message_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, NOBODY, b"message", 0);
+    let v3 = request(HeaderFormat::V3, NOBODY, b"message", 0);
+    for (bytes, sizes) in [(&v1, [1, 23, 24, 30].as_slice()), (&v3, &[1, 23, 24, 55, 56, 62])] {
+        for size in sizes {
+            let bytes = bytes.get(..*size).unwrap_or_default();
+            let expected = unchanged(EfiStatus::INVALID_PARAMETER, bytes, Some(*size));
+            refused(&*machine, CProtocol::Two, bytes, Some(*size), expected)?;
+        }
+    }
+    Ok(())
+}
+
+/// A request whose length field is this, and the same with the longest message in its place.
+fn with_length(
+    machine: &dyn Machine,
+    format: HeaderFormat,
+    length: u64,
+    buffer_size: Option<u64>,
+) -> (Vec<u8>, Vec<u8>) {
+    let (offset, header_len) = match format {
+        HeaderFormat::V1 => (16, 24),
+        HeaderFormat::V3 => (48, 56),
+    };
+    let mut bytes = request(format, NOBODY, b"message", 0);
+    put(&mut bytes, offset, length);
+    if let Some(buffer_size) = buffer_size {
+        put(&mut bytes, 16, buffer_size);
+    }
+    let mut told = bytes.clone();
+    put(&mut told, offset, machine.region(0).len() as u64 - header_len);
+    (bytes, told)
+}
+
+fn c_message_length_of_zero_tells_the_maximum(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let largest = machine.region(0).len();
+    let (v1, told) = with_length(&*machine, HeaderFormat::V1, 0, None);
+    let expected = |comm_size| unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, comm_size);
+    refused(&*machine, CProtocol::One, &v1, None, expected(None))?;
+    refused(&*machine, CProtocol::Two, &v1, Some(31), expected(Some(largest)))?;
+    let (v3, told) = with_length(&*machine, HeaderFormat::V3, 0, None);
+    let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, None);
+    refused(&*machine, CProtocol::Three, &v3, None, expected)
+}
+
+fn c_message_length_too_large_tells_the_maximum(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let largest = machine.region(0).len() as u64;
+    for length in [largest - 23, largest, u64::MAX - 24, u64::MAX - 23, u64::MAX] {
+        let (v1, told) = with_length(&*machine, HeaderFormat::V1, length, None);
+        let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, None);
+        refused(&*machine, CProtocol::Two, &v1, None, expected)?;
+    }
+    for buffer_size in [largest + 1, u64::MAX] {
+        let (v3, told) = with_length(&*machine, HeaderFormat::V3, 7, Some(buffer_size));
+        let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, None);
+        refused(&*machine, CProtocol::Three, &v3, None, expected)?;
+    }
+    Ok(())
+}
+
+fn c_v3_sizes_are_checked(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (message_size, buffer_size) in [(7, 0), (7, 55), (7, 56), (7, 62), (8, 63), (u64::MAX, 63)] {
+        let (v3, _) = with_length(&*machine, HeaderFormat::V3, message_size, Some(buffer_size));
+        let expected = unchanged(EfiStatus::INVALID_PARAMETER, &v3, None);
+        refused(&*machine, CProtocol::Three, &v3, None, expected)?;
+    }
+    let v1 = request(HeaderFormat::V1, NOBODY, b"message", 60);
+    let expected = unchanged(EfiStatus::INVALID_PARAMETER, &v1, None);
+    refused(&*machine, CProtocol::Three, &v1, None, expected)
+}
+
+fn c_refusals_raise_no_mmi(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (protocol, bytes, comm_size) in [
+        (CProtocol::One, Vec::new(), Some(0)),
+        (CProtocol::One, alloc::vec![0; 23], Some(23)),
+        (CProtocol::Two, alloc::vec![0; 24], None),
+        (CProtocol::Three, alloc::vec![0; 56], None),
+    ] {
+        let reply = call(&*machine, protocol, bytes, comm_size)?;
+        ensure!(reply.status.is_error(), "{protocol:?} took it");
+    }
+    ensure_eq!(machine.mmis(), 0);
+    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
+    let reply = call(&*machine, CProtocol::One, v1, None)?;
+    ensure_eq!(reply.status, EfiStatus::NOT_FOUND);
+    ensure_eq!(machine.mmis(), 1);
+    Ok(())
+}
+
+fn c_call_carries_mms_status(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for status in [EfiStatus::ACCESS_DENIED, EfiStatus(0x8000_0000_0000_7777)] {
+        let v1 = request(
+            HeaderFormat::V1,
+            mm::LIAR,
+            &mm::Lie::Status(status.0).request(),
+            0,
+        );
+        let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(40))?;
+        ensure_eq!(reply, unchanged(status, &v1, Some(40)));
+    }
+    let v1 = request(HeaderFormat::V1, mm::LIAR, &mm::Lie::Ignore.request(), 0);
+    let reply = call(&*machine, CProtocol::Two, v1, Some(40))?;
+    ensure_eq!(reply.status, EfiStatus::NO_RESPONSE);
+    ensure_clean(&*machine, 0)
+}
+
+fn c_call_during_a_call_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, mm::ECHO, b"inner", 0);
+    let (inner, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+        call(machine, CProtocol::One, v1, None).map(|reply| reply.status)
+    });
+    ensure_eq!(inner, Some(Ok(EfiStatus::ALREADY_STARTED)));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    Ok(())
+}
+
+fn c_answers_are_those_of_rust(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [1, 40, 5000, machine.capacity(0)] {
+        let message = mm::stretch(len);
+        let bytes = request(HeaderFormat::V1, mm::STRETCH, &message, len.saturating_sub(8));
+        let comm_size = Some(bytes.len());
+        let reply = call(&*machine, CProtocol::Two, bytes, comm_size)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        let answer = reply.bytes.get(24..24 + len).map(<[u8]>::to_vec);
+        ensure!(
+            machine.communicate(0, &message, mm::STRETCH).ok() == answer,
+            "the answers of {len} bytes differ"
+        );
+    }
+    Ok(())
+}

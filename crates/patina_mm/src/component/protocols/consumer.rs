@@ -1,0 +1,312 @@
+//! Sends through the protocol that the firmware has. An unsafe island (`docs/unsafe.md`): it calls a C function.
+
+use super::{Communication2, Communication3};
+use crate::component::communicator::{MmCommunicator, MmExecutor, Status};
+use crate::config::{CommunicateBuffer, CommunicateBufferStatus, HeaderFormat};
+use core::ffi::c_void;
+use core::fmt;
+use mm_wire::Header;
+use patina::component::component;
+use patina::component::params::Commands;
+use patina::component::service::Service;
+use patina::component::service::memory::{AllocationOptions, MemoryManager};
+use patina::component::service::uefi_services::protocol::{
+    ProtocolError, ProtocolServices, ProtocolServicesExt,
+};
+use patina::error::EfiError;
+use patina::uefi::memory::EfiMemoryType;
+
+/// Has the firmware's own driver enter MM: messages with a v3 header go through `EFI_MM_COMMUNICATION3_PROTOCOL`, all others
+/// through `EFI_MM_COMMUNICATION2_PROTOCOL`.
+///
+/// The protocol is looked up at each call, so that it may be installed at any time before. A comm buffer for this
+/// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest answer. Protocol 2 says
+/// how long the answer is; protocol 3 has no way to, other than MessageSize: edk2's drivers leave it as it was, and the
+/// answer then has the request's length.
+#[derive(Clone, Copy)]
+pub struct FirmwareMmExecutor {
+    protocols: Service<dyn ProtocolServices>,
+}
+
+impl FirmwareMmExecutor {
+    /// Makes an executor that looks the protocols up here.
+    #[must_use]
+    pub const fn new(protocols: Service<dyn ProtocolServices>) -> Self {
+        Self { protocols }
+    }
+
+    /// Sends through protocol 2. Returns the answer's bytes with the header: a claim.
+    fn send2(&self, buffer: *mut c_void, len: usize) -> Result<u64, Status> {
+        let mut comm_size = len;
+        let status = self
+            .protocols
+            .with_protocol(|protocol: &Communication2| {
+                let this = core::ptr::from_ref(protocol);
+                // SAFETY: `this` is the interface that the function belongs to. A comm buffer is memory for MM without
+                // references into it, by its own contract, and mapped one to one until the operating system takes over.
+                unsafe { (protocol.communicate)(this, buffer, buffer, &raw mut comm_size) }
+            })
+            .map_err(unavailable)?;
+        if status.is_error() {
+            log::error!(target: "mm_comm", "the firmware's EFI_MM_COMMUNICATION2_PROTOCOL answered {status:?}");
+            return Err(Status::MmReturned(status));
+        }
+        Ok(comm_size as u64)
+    }
+
+    /// Sends through protocol 3.
+    fn send3(&self, buffer: *mut c_void) -> Result<(), Status> {
+        let status = self
+            .protocols
+            .with_protocol(|protocol: &Communication3| {
+                let this = core::ptr::from_ref(protocol);
+                // SAFETY: as in `send2`.
+                unsafe { (protocol.communicate)(this, buffer, buffer) }
+            })
+            .map_err(unavailable)?;
+        if status.is_error() {
+            log::error!(target: "mm_comm", "the firmware's EFI_MM_COMMUNICATION3_PROTOCOL answered {status:?}");
+            return Err(Status::MmReturned(status));
+        }
+        Ok(())
+    }
+}
+
+fn unavailable(error: ProtocolError) -> Status {
+    log::error!(target: "mm_comm", "platform: the firmware has no MM communication protocol: {error:?}");
+    Status::SwMmiServiceNotAvailable
+}
+
+fn unusable(error: CommunicateBufferStatus) -> Status {
+    log::error!(target: "mm_comm", "{error}");
+    Status::InvalidResponse
+}
+
+impl MmExecutor for FirmwareMmExecutor {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        let sent = comm_buffer
+            .channel()
+            .tracked()
+            .ok_or(Status::CommBufferInitError)?;
+        let buffer = comm_buffer.as_ptr().cast::<c_void>();
+        let capacity = comm_buffer.len();
+        let minimum = sent.format().header_len();
+        let claimed = match sent.format() {
+            HeaderFormat::V1 => {
+                let len = usize::try_from(sent.total_len()).unwrap_or(capacity);
+                self.send2(buffer, len)?
+            }
+            HeaderFormat::V3 => {
+                self.send3(buffer)?;
+                message_size(comm_buffer, sent).saturating_add(minimum as u64)
+            }
+        };
+        let total = usize::try_from(claimed)
+            .ok()
+            .filter(|total| *total <= capacity)
+            .ok_or(Status::AnswerBeyondBuffer { claimed, capacity })?;
+        let len = total
+            .checked_sub(minimum)
+            .ok_or(Status::AnswerBelowHeader { claimed, minimum })?;
+        comm_buffer.accept_in_place(len).map_err(unusable)
+    }
+}
+
+/// MessageSize of the v3 header that stands in the buffer now.
+fn message_size(comm_buffer: &CommunicateBuffer, sent: Header) -> u64 {
+    const OFFSET: usize = 48;
+    let mut field = [0; 8];
+    match comm_buffer.channel().region().read(OFFSET, &mut field) {
+        true => u64::from_le_bytes(field),
+        false => sent.message_len(),
+    }
+}
+
+impl fmt::Debug for FirmwareMmExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FirmwareMmExecutor").finish_non_exhaustive()
+    }
+}
+
+/// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM belongs to a driver in C.
+///
+/// It stands in the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
+/// itself, from RuntimeServicesData.
+#[derive(Clone, Copy, Debug)]
+pub struct FirmwareMmCommunication {
+    id: u8,
+    pages: usize,
+}
+
+#[component]
+impl FirmwareMmCommunication {
+    /// Makes the component, with a comm buffer of this identifier and of so many 4096-byte pages.
+    #[must_use]
+    pub const fn new(id: u8, pages: usize) -> Self {
+        Self { id, pages }
+    }
+
+    fn entry_point(
+        self,
+        protocols: Service<dyn ProtocolServices>,
+        memory: Service<dyn MemoryManager>,
+        mut commands: Commands,
+    ) -> patina::error::Result<()> {
+        let options = AllocationOptions::new().with_memory_type(EfiMemoryType::RuntimeServicesData);
+        let allocation = memory
+            .allocate_zero_pages(self.pages, options)
+            .inspect_err(|error| {
+                log::error!(target: "mm_comm", "no {} pages for a comm buffer: {error:?}", self.pages);
+            })
+            .map_err(EfiError::from)?;
+        let len = allocation.byte_length();
+        let base = allocation.into_raw_ptr::<u8>().ok_or(EfiError::OutOfResources)?;
+        // SAFETY: the pages were just allocated, are never freed, and nobody else has a pointer to them.
+        let buffer = unsafe { CommunicateBuffer::from_raw_parts(base, len, self.id) }.map_err(|error| {
+            log::error!(target: "mm_comm", "the allocated pages are no comm buffer: {error}");
+            EfiError::InvalidParameter
+        })?;
+        let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
+        communicator.set_comm_buffers([buffer].into())?;
+        commands.add_service(communicator);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::component::communicator::{CallOptions, MmCommunication};
+    use alloc::boxed::Box;
+    use alloc::vec;
+    use core::cell::RefCell;
+    use core::pin::Pin;
+    use patina::component::service::IntoService;
+    use patina::component::service::memory::StdMemoryManager;
+    use patina::component::service::uefi_services::protocol::{MockProtocolServices, ProtocolPtr};
+    use patina::component::{IntoComponent, Storage};
+    use patina::protocol::ProtocolInterface;
+    use patina::standard::efi;
+
+    const RECIPIENT: patina::BinaryGuid =
+        patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+
+    /// What the driver returns: its status, and the size that it claims for that of the request.
+    type Claim = (efi::Status, fn(usize) -> usize);
+
+    std::thread_local! {
+        static ANSWER: RefCell<Claim> = RefCell::new((efi::Status::SUCCESS, |size| size));
+    }
+
+    /// A driver that leaves the buffer as it is.
+    unsafe extern "efiapi" fn driver(
+        _: *const Communication2,
+        physical: *mut c_void,
+        virtual_: *mut c_void,
+        size: *mut usize,
+    ) -> efi::Status {
+        assert_eq!(physical, virtual_);
+        // SAFETY: the executor passes a pointer to its own variable.
+        let request = unsafe { size.read() };
+        let (status, claim) = ANSWER.with_borrow(|answer| *answer);
+        // SAFETY: as above.
+        unsafe { size.write(claim(request)) };
+        status
+    }
+
+    fn communicate(answer: Claim, header: HeaderFormat) -> Result<vec::Vec<u8>, Status> {
+        static DRIVER: Communication2 = Communication2 { communicate: driver };
+        ANSWER.set(answer);
+        let mut protocols = MockProtocolServices::new();
+        protocols.expect_locate_interface().returning(|guid| {
+            (guid == Communication2::PROTOCOL_GUID)
+                .then(|| ProtocolPtr::from_raw((&raw const DRIVER).cast_mut().cast()))
+                .flatten()
+                .ok_or(ProtocolError::NotFound)
+        });
+        let executor = FirmwareMmExecutor::new(Service::mock(Box::new(protocols)));
+        let communicator = MmCommunicator::with_executor(executor);
+        let memory: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
+        let buffer = CommunicateBuffer::new(Pin::new(memory), 0).with_header(header);
+        communicator.set_test_comm_buffers(vec![buffer]);
+        communicator.communicate(0, b"request", RECIPIENT.as_guid())
+    }
+
+    #[test]
+    fn what_the_driver_claims_is_checked() {
+        const OK: efi::Status = efi::Status::SUCCESS;
+        let v1 = |answer| communicate(answer, HeaderFormat::V1);
+        assert_eq!(v1((OK, |size| size)), Ok(b"request".to_vec()));
+        assert_eq!(v1((OK, |size| size - 4)), Ok(b"req".to_vec()));
+        assert_eq!(v1((OK, |_| 24)), Ok(vec![]));
+        assert_eq!(
+            v1((OK, |_| 23)),
+            Err(Status::AnswerBelowHeader {
+                claimed: 23,
+                minimum: 24
+            })
+        );
+        assert_eq!(
+            v1((OK, |_| 4097)),
+            Err(Status::AnswerBeyondBuffer {
+                claimed: 4097,
+                capacity: 4096
+            })
+        );
+        assert_eq!(
+            v1((efi::Status::NOT_FOUND, |size| size)),
+            Err(Status::MmReturned(efi::Status::NOT_FOUND))
+        );
+    }
+
+    /// A service that the SDK only has as a value.
+    struct Offered<T: ?Sized + 'static>(&'static T);
+
+    impl<T: ?Sized + 'static> IntoService for Offered<T> {
+        fn register(self, storage: &mut Storage) {
+            Self::register_service::<T>(storage, Box::leak(Box::new(self.0)));
+        }
+    }
+
+    #[test]
+    fn the_component_offers_the_service_with_memory_of_its_own() {
+        let mut storage = Storage::new();
+        let mut component = FirmwareMmCommunication::new(3, 2).into_component();
+        assert!(component.initialize(&mut storage));
+        assert!(!component.run(&mut storage).unwrap(), "it waits for its services");
+        let mut protocols = MockProtocolServices::new();
+        protocols
+            .expect_locate_interface()
+            .returning(|_| Err(ProtocolError::NotFound));
+        storage.add_service(Offered::<dyn ProtocolServices>(Box::leak(Box::new(protocols))));
+        storage.add_service(Offered::<dyn MemoryManager>(Box::leak(Box::new(
+            StdMemoryManager::new(),
+        ))));
+        assert!(component.run(&mut storage).unwrap());
+        let mut user = User.into_component();
+        assert!(user.initialize(&mut storage));
+        assert!(user.run(&mut storage).unwrap(), "there is no service");
+    }
+
+    struct User;
+
+    #[component]
+    impl User {
+        fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
+            assert_eq!(mm.message_capacity(3, CallOptions::new()), Ok(8192 - 24));
+            assert_eq!(
+                mm.communicate(3, b"x", RECIPIENT.as_guid()),
+                Err(Status::SwMmiServiceNotAvailable)
+            );
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_protocol_that_is_not_there_is_an_error() {
+        assert_eq!(
+            communicate((efi::Status::SUCCESS, |size| size), HeaderFormat::V3),
+            Err(Status::SwMmiServiceNotAvailable)
+        );
+    }
+}

@@ -1,0 +1,52 @@
+//! Calls the protocols for C as a driver in C does: a located interface, raw pointers, a status.
+
+use core::ffi::c_void;
+use core::ptr::{from_ref, null_mut};
+use mm_conformance::lab::{CCall, CProtocol, CReply};
+use mm_wire::EfiStatus;
+use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
+use patina_mm::component::protocols::{Communication, Communication2, Communication3};
+
+/// How far the addresses of [`CProtocol::TwoApart`] are apart.
+const APART: usize = 8;
+
+/// Makes a call; `None` where the protocol is not installed.
+#[must_use]
+pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
+    let mut bytes = call.bytes.clone();
+    let mut comm_size = call.comm_size;
+    let buffer = bytes
+        .as_mut()
+        .map_or(null_mut(), |bytes| bytes.as_mut_ptr().cast::<c_void>());
+    let size = comm_size.as_mut().map_or(null_mut(), core::ptr::from_mut);
+    let apart = buffer.wrapping_byte_add(APART);
+    let status = match call.protocol {
+        CProtocol::One => protocols.with_protocol(|one: &Communication| {
+            // SAFETY: the buffer is as long as its header or `size` says, or null; the producer checks both.
+            unsafe { (one.communicate)(from_ref(one), buffer, size) }
+        }),
+        CProtocol::Two | CProtocol::TwoApart => protocols.with_protocol(|two: &Communication2| {
+            let other = if call.protocol == CProtocol::Two {
+                buffer
+            } else {
+                apart
+            };
+            // SAFETY: as above.
+            unsafe { (two.communicate)(from_ref(two), buffer, other, size) }
+        }),
+        CProtocol::Three | CProtocol::ThreeApart => protocols.with_protocol(|three: &Communication3| {
+            let other = if call.protocol == CProtocol::Three {
+                buffer
+            } else {
+                apart
+            };
+            // SAFETY: as above.
+            unsafe { (three.communicate)(from_ref(three), buffer, other) }
+        }),
+    };
+    Some(CReply {
+        status: EfiStatus(status.ok()?.as_usize() as u64),
+        bytes: bytes.unwrap_or_default(),
+        comm_size,
+    })
+}
