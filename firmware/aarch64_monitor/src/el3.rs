@@ -60,10 +60,7 @@ extern "C" fn monitor_main() -> ! {
         PAYLOAD
     };
     let variables = VariableStore::new(variables, MAX_VARIABLE_LEN);
-    let mut world = World::new(
-        mode.interface,
-        Mm::new(ram(), SHARED, SECURE_RAM, scratch, variables),
-    );
+    let mut world = World::new(mode, Mm::new(ram(), SHARED, SECURE_RAM, scratch, variables));
     non_secure_interrupts();
     // SAFETY: the loader put a program at the entry. The world stays on this stack, which is never left: the non-secure
     // world's calls find it through the pointer, one at a time.

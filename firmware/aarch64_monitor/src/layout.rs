@@ -29,6 +29,8 @@ pub const DEVICE_TREE: u64 = RAM.start();
 pub const SET_BUFFER: u32 = 0xc300_0001;
 /// The monitor's own call that returns how many requests the MM core was given.
 pub const COUNT_REQUESTS: u32 = 0xc300_0002;
+/// The monitor's own call that returns the word at [`MODE_WORD`], which a firmware may have overwritten.
+pub const MODE: u32 = 0xc300_0003;
 
 /// How the secure world presents itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub enum Interface {
     FfaWithoutRegs,
     /// Nobody answers.
     Nobody,
+    /// There is neither EL3 nor monitor: only the payload, which must not make a call.
+    NoEl3,
 }
 
 /// What the loader's word says.
@@ -60,6 +64,21 @@ impl Mode {
     /// The bit that asks for the demo.
     pub const DEMO: u32 = 1 << 9;
 
+    /// The word that says this.
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        let interface = match self.interface {
+            Interface::SpmMm => 1,
+            Interface::Ffa => 2,
+            Interface::FfaWithoutRegs => 3,
+            Interface::Nobody => 4,
+            Interface::NoEl3 => 5,
+        };
+        let uefi = if self.uefi { Self::UEFI } else { 0 };
+        let demo = if self.demo { Self::DEMO } else { 0 };
+        interface | uefi | demo
+    }
+
     /// Reads the word; `None` where it is none.
     #[must_use]
     pub const fn of_word(word: u32) -> Option<Self> {
@@ -68,6 +87,7 @@ impl Mode {
             2 => Interface::Ffa,
             3 => Interface::FfaWithoutRegs,
             4 => Interface::Nobody,
+            5 => Interface::NoEl3,
             _ => return None,
         };
         Some(Self {

@@ -1,7 +1,7 @@
 //! What a secure monitor call of the non-secure world leads to.
 
 use crate::ffa::{Ffa, Kind};
-use crate::layout::{COUNT_REQUESTS, Interface, SET_BUFFER};
+use crate::layout::{COUNT_REQUESTS, Interface, MODE, Mode, SET_BUFFER};
 use crate::mm::Mm;
 use crate::spm_mm;
 
@@ -39,6 +39,7 @@ enum Service {
 /// The secure world.
 #[derive(Debug)]
 pub struct World<'a> {
+    mode: Mode,
     mm: Mm<'a>,
     service: Service,
 }
@@ -46,14 +47,14 @@ pub struct World<'a> {
 impl<'a> World<'a> {
     /// Makes a secure world.
     #[must_use]
-    pub const fn new(interface: Interface, mm: Mm<'a>) -> Self {
-        let service = match interface {
-            Interface::Nobody => Service::Nobody,
+    pub const fn new(mode: Mode, mm: Mm<'a>) -> Self {
+        let service = match mode.interface {
+            Interface::Nobody | Interface::NoEl3 => Service::Nobody,
             Interface::SpmMm => Service::SpmMm,
             Interface::Ffa => Service::Ffa(Ffa::new(Kind::Registers)),
             Interface::FfaWithoutRegs => Service::Ffa(Ffa::new(Kind::Pages)),
         };
-        Self { mm, service }
+        Self { mode, mm, service }
     }
 
     /// Serves a call.
@@ -72,6 +73,7 @@ impl<'a> World<'a> {
                 .set_buffer(x1, x2, x3)
                 .map_or_else(|refusal| spm_mm::code(refusal.spm_mm()), |()| 0),
             COUNT_REQUESTS => self.mm.requests(),
+            MODE => self.mode.word().into(),
             _ => match &mut self.service {
                 Service::Nobody => UNKNOWN,
                 Service::SpmMm => spm_mm::call(&mut self.mm, function, arguments).unwrap_or(UNKNOWN),

@@ -61,7 +61,10 @@ pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Wri
     // What the client logs about the suite's mistakes is not news.
     recorder::install();
     tests::run::<C>(place, report);
-    let before = (conduit::total_requests(), tests::requests_served::<C>());
+    let before = (
+        conduit::total_requests(),
+        tests::requests_served::<C>(place.interface),
+    );
     match place.lab::<C>() {
         Ok(lab) => mm_conformance::run(&lab, &mut |scenario, outcome| {
             let verdict = match outcome {
@@ -75,7 +78,7 @@ pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Wri
     }
     let made = conduit::total_requests().saturating_sub(before.0) as u64;
     report.test("secure_world.every_request_was_served_once", || {
-        let served = tests::requests_served::<C>().saturating_sub(before.1);
+        let served = tests::requests_served::<C>(place.interface).saturating_sub(before.1);
         if served == made {
             Ok(())
         } else {

@@ -32,7 +32,7 @@ impl Log for Recorder {
 }
 
 /// Makes the recorder the program's logger, unless it has one.
-pub(crate) fn install() {
+pub fn install() {
     // An error says that there is one: then the scenarios that read the log say so.
     let _ = log::set_logger(&Recorder);
     log::set_max_level(LevelFilter::Off);

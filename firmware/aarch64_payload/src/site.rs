@@ -67,7 +67,7 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
     fn abilities(&self) -> Abilities {
         let here = Abilities::SECURE_CALLS | Abilities::LOGS;
         match self.interface {
-            Interface::Nobody => here | Abilities::NO_MM,
+            Interface::Nobody | Interface::NoEl3 => here | Abilities::NO_MM,
             _ => {
                 here | Abilities::MM | Abilities::CONTROLLED_MM | Abilities::VARIABLES | Abilities::CALLBACKS
             }

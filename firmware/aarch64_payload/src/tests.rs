@@ -21,8 +21,11 @@ const DENIED: u64 = 0xffff_fffd;
 const UNKNOWN: u64 = u64::MAX;
 
 /// How many requests the secure world's MM core was given.
-pub(crate) fn requests_served<C: Conduit>() -> u64 {
-    monitor::<C>(COUNT_REQUESTS, [0; 3])
+pub(crate) fn requests_served<C: Conduit>(interface: Interface) -> u64 {
+    match interface {
+        Interface::NoEl3 => 0,
+        _ => monitor::<C>(COUNT_REQUESTS, [0; 3]),
+    }
 }
 
 fn two_pages() -> Option<SharedRegion> {
@@ -60,7 +63,10 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
     });
     let shared = || (place.shared)().ok_or("no shared memory");
     report.test("secure_world.buffers_are_shared_memory", || {
-        buffers_are_shared_memory::<C>(&shared()?)
+        match place.interface {
+            Interface::NoEl3 => Err(NotOk::Skipped(String::from("a call would trap"))),
+            _ => buffers_are_shared_memory::<C>(&shared()?),
+        }
     });
     for (name, test) in [
         (
@@ -77,7 +83,7 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
         ),
     ] {
         report.test(name, || match place.interface {
-            Interface::Nobody => Err(NotOk::Skipped(String::from("nobody is there"))),
+            Interface::Nobody | Interface::NoEl3 => Err(NotOk::Skipped(String::from("nobody is there"))),
             _ => test(&shared()?),
         });
     }
@@ -90,6 +96,7 @@ fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
         Interface::Ffa => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"),
         Interface::FfaWithoutRegs => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"),
         Interface::Nobody => Err(SmcError::NoMm(spm_mm::SpmMmCode(-1))),
+        Interface::NoEl3 => Err(SmcError::NoConduit),
     };
     expect("interface", &found, &expected.map(String::from))
 }
@@ -99,6 +106,7 @@ fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let expected = match place.interface {
         Interface::Ffa | Interface::FfaWithoutRegs => Ok(()),
         Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa { answer: u32::MAX }),
+        Interface::NoEl3 => Err(SmcError::NoConduit),
     };
     expect("FF-A", &found, &expected)
 }
@@ -109,6 +117,7 @@ fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk>
         Interface::SpmMm => &[0x8400_0063, 0x8400_0069, ffa::MSG_SEND_DIRECT_REQ, 0x8400_006d],
         Interface::Ffa | Interface::FfaWithoutRegs => &[spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
         Interface::Nobody => &[0x8400_0063, spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
+        Interface::NoEl3 => return Err(NotOk::Skipped(String::from("a call would trap"))),
     };
     for function in foreign.iter().chain(&[0xc400_0040, 0xc300_1234]) {
         // Not through the tap: these are no requests.

@@ -1,7 +1,7 @@
 //! The suite in a process: the conduit calls the monitor's secure world as a library.
 
 use aarch64_monitor::mm::Mm;
-use aarch64_monitor::{Interface, World};
+use aarch64_monitor::{Interface, Mode, World};
 use aarch64_payload::Place;
 use libtest_mimic::{Arguments, Failed, Trial};
 use mm_comm::SharedRegion;
@@ -32,14 +32,17 @@ impl Call for InProcess {
         let mut registers = [0; 18];
         registers[0] = function.into();
         registers[1..].copy_from_slice(&arguments);
-        WORLD.with_borrow_mut(|world| world.as_mut().map(|world| world.call(&mut registers)));
+        WORLD.with_borrow_mut(|world| match world {
+            Some(world) => world.call(&mut registers),
+            None => unreachable!("a call that would trap"),
+        });
         registers
     }
 }
 
 impl Conduit for InProcess {
     fn el3_is_implemented() -> bool {
-        true
+        WORLD.with_borrow(|world| world.is_some())
     }
 }
 
@@ -59,13 +62,21 @@ fn world(interface: Interface) -> Option<SharedRegion> {
         vec![0; SHARED_LEN].leak(),
         VariableStore::new(vec![0; 0x1_0000].leak(), 0x2000),
     );
-    WORLD.set(Some(World::new(interface, mm)));
+    let mode = Mode {
+        interface,
+        uefi: false,
+        demo: false,
+    };
+    WORLD.set(Some(World::new(mode, mm)));
     // SAFETY: the memory is leaked, and reached through such regions only.
     unsafe { SharedRegion::new(base, SHARED_LEN) }.ok()
 }
 
 fn run(interface: Interface) -> Result<(), Failed> {
     let shared = world(interface).ok_or("no memory")?;
+    if interface == Interface::NoEl3 {
+        WORLD.take();
+    }
     let (base, len) = (shared.as_ptr(), shared.len());
     let place = Place {
         interface,
@@ -92,6 +103,7 @@ fn main() {
         ("ffa", Interface::Ffa),
         ("ffa_without_get_regs", Interface::FfaWithoutRegs),
         ("nobody_answers", Interface::Nobody),
+        ("no_el3", Interface::NoEl3),
     ]
     .map(|(name, interface)| Trial::test(name, move || run(interface)));
     libtest_mimic::run(&arguments, trials.into()).exit();

@@ -55,7 +55,7 @@ impl MmExecutor for RealMmExecutor {
             .trigger
             .enter_mm(address, self.options.command_value, self.options.data_value)
             .inspect_err(
-                |error| log::error!(target: "mm_comm", "comm buffer {id}: MM was not entered: {error}"),
+                |error| log::error!(target: "mm_comm", "comm buffer {id}: MM did not take the request: {error}"),
             )?;
         if progress == MmProgress::Returned {
             return Ok(());
