@@ -69,7 +69,11 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
         match self.interface {
             Interface::Nobody | Interface::NoEl3 => here | Abilities::NO_MM,
             _ => {
-                here | Abilities::MM | Abilities::CONTROLLED_MM | Abilities::VARIABLES | Abilities::CALLBACKS
+                here | Abilities::MM
+                    | Abilities::CONTROLLED_MM
+                    | Abilities::VARIABLES
+                    | Abilities::CALLBACKS
+                    | Abilities::V3_HEADERS
             }
         }
     }
