@@ -14,7 +14,8 @@ const SIM: &str = "sim";
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask demo                       on the simulated machine
-  cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs")]
+  cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs
+  cargo xtask demo --machine aarch64     on stock UEFI firmware above a secure world, by FF-A")]
 pub(crate) struct Demo {
     /// Where to run it.
     #[arg(long, value_name = "NAME", default_value = SIM, value_parser = machine::names(SIM))]

@@ -1,10 +1,14 @@
 //! The table of machines that can be booted.
 
-use crate::setup::{OVMF, OVMF_CODE, OVMF_VARS, QEMU_X86, RUST_UEFI, Tool, ovmf_file};
-use crate::toolchain::{Toolchain, X86_64_UEFI};
+use crate::setup::{
+    ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, QEMU_ARM, QEMU_X86, RUST_ARM, RUST_UEFI, Tool,
+    ovmf_file,
+};
+use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use crate::{process, qemu, root};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::PossibleValuesParser;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xshell::{Shell, cmd};
@@ -34,11 +38,13 @@ pub(crate) struct Machine {
     pub(crate) name: &'static str,
     /// What must be installed to build and to boot it.
     pub(crate) tools: &'static [&'static Tool],
+    /// The ways to boot it, each of which is a stage of its own; the demo takes the first.
+    pub(crate) variants: &'static [&'static str],
     /// Builds what it boots; the result is a file for `command`.
     pub(crate) build: fn(&Shell) -> Result<PathBuf>,
     /// Puts the files of one run into a fresh directory and names QEMU's arguments. The guest's serial line is QEMU's
     /// standard output.
-    pub(crate) command: fn(&Shell, image: &Path, dir: &Path, mode: Mode) -> Result<Command>,
+    pub(crate) command: fn(&Shell, &Boot<'_>) -> Result<Command>,
     /// QEMU's exit code after a success.
     pub(crate) exit_code: i32,
     /// Where the machine has SMIs: the end of the serial text with which the firmware starts our code. Those before are the
@@ -46,15 +52,56 @@ pub(crate) struct Machine {
     pub(crate) smis_since: Option<&'static str>,
 }
 
+/// One boot of a machine.
+pub(crate) struct Boot<'a> {
+    /// What [`Machine::build`] returned.
+    pub(crate) image: &'a Path,
+    /// A fresh directory.
+    pub(crate) dir: &'a Path,
+    /// What the guest is asked to do.
+    pub(crate) mode: Mode,
+    /// Which of [`Machine::variants`].
+    pub(crate) variant: &'static str,
+}
+
+/// The only way to boot a machine that has no others.
+const PLAIN: &[&str] = &[""];
+
 /// All of them.
-pub(crate) const MACHINES: &[Machine] = &[Machine {
-    name: "ovmf-smm",
-    tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
-    build: |shell| build_uefi(shell, "ovmf_smm"),
-    command: ovmf_smm,
-    exit_code: DEBUG_EXIT_SUCCESS,
-    smis_since: Some("BdsDxe: starting "),
-}];
+pub(crate) const MACHINES: &[Machine] = &[
+    Machine {
+        name: "ovmf-smm",
+        tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
+        variants: PLAIN,
+        build: |shell| build_uefi(shell, "ovmf_smm"),
+        command: ovmf_smm,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        smis_since: Some("BdsDxe: starting "),
+    },
+    Machine {
+        name: "aarch64",
+        tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
+        variants: &[
+            "uefi",
+            "spm-mm",
+            "ffa",
+            "ffa-without-get-regs",
+            "nobody-answers",
+            "no-el3",
+        ],
+        build: build_aarch64,
+        command: aarch64,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        smis_since: None,
+    },
+];
+
+impl Machine {
+    /// A stage's name in the table.
+    pub(crate) fn stage_name(&self, variant: &str) -> String {
+        [self.name, variant].join(" ").trim_end().to_owned()
+    }
+}
 
 /// The machine of this name.
 pub(crate) fn find(name: &str) -> Option<&'static Machine> {
@@ -71,37 +118,51 @@ const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 
 /// Builds the application `firmware/NAME` for x86-64 UEFI.
 fn build_uefi(shell: &Shell, name: &str) -> Result<PathBuf> {
-    let manifest = root().join("firmware").join(name).join("Cargo.toml");
-    ensure!(manifest.is_file(), "there is no firmware/{name} in this tree");
-    let toolchain = Toolchain::find(shell, X86_64_UEFI)?;
+    build_program(shell, X86_64_UEFI, name, name, &format!("{name}.efi"))
+}
+
+/// Builds the program `name` of `firmware/PACKAGE`, whose file is `file`.
+fn build_program(
+    shell: &Shell,
+    target: &'static str,
+    package: &str,
+    name: &str,
+    file: &str,
+) -> Result<PathBuf> {
+    let manifest = root().join("firmware").join(package).join("Cargo.toml");
+    ensure!(manifest.is_file(), "there is no firmware/{package} in this tree");
+    let toolchain = Toolchain::find(shell, target)?;
     let mut command = toolchain.cargo("build");
     command
-        .arg("--manifest-path")
+        .args(["--bin", name, "--manifest-path"])
         .arg(manifest)
         .current_dir(shell.current_dir());
     let what = format!("build of {name}");
     println!("  {what}: {}", toolchain.describe());
     process::run_quietly(&what, command)?;
-    let image = toolchain.products().join(format!("{name}.efi"));
+    let image = toolchain.products().join(file);
     ensure!(image.is_file(), "the {what} left no {}", image.display());
     Ok(image)
 }
 
+/// A path as part of an option's value.
+fn path(path: &Path) -> Result<String> {
+    let text = path
+        .to_str()
+        .with_context(|| format!("QEMU cannot be given the path {}", path.display()))?;
+    // QEMU's way to write a comma inside an option's value.
+    Ok(text.replace(',', ",,"))
+}
+
 /// Debian's OVMF with edk2's own SMM core. The application starts by itself from the removable-media path.
-fn ovmf_smm(shell: &Shell, image: &Path, dir: &Path, mode: Mode) -> Result<Command> {
+fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let Boot { image, dir, mode, .. } = *boot;
     let boot = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
     shell.copy_file(image, boot.join("BOOTX64.EFI"))?;
     shell.write_file(boot.join("MODE.TXT"), mode.word())?;
     let vars = dir.join("vars.fd");
     shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
 
-    let path = |path: &Path| -> Result<String> {
-        let text = path
-            .to_str()
-            .with_context(|| format!("QEMU cannot be given the path {}", path.display()))?;
-        // QEMU's way to write a comma inside an option's value.
-        Ok(text.replace(',', ",,"))
-    };
     let code = format!(
         "if=pflash,format=raw,unit=0,readonly=on,file={}",
         path(&ovmf_file(OVMF_CODE))?
@@ -125,4 +186,91 @@ fn ovmf_smm(shell: &Shell, image: &Path, dir: &Path, mode: Mode) -> Result<Comma
             .args(qemu::log_smis(dir))
             .into(),
     )
+}
+
+const MONITOR: &str = "aarch64_monitor";
+const PAYLOAD: &str = "aarch64_payload";
+const APP: &str = "aarch64_app";
+
+/// Builds the monitor, the bare payload and the UEFI application. Returns the directory of the first two; the third's is
+/// beside it.
+fn build_aarch64(shell: &Shell) -> Result<PathBuf> {
+    let monitor = build_program(shell, AARCH64_BARE, MONITOR, MONITOR, MONITOR)?;
+    build_program(shell, AARCH64_BARE, PAYLOAD, PAYLOAD, PAYLOAD)?;
+    build_program(shell, AARCH64_UEFI, PAYLOAD, APP, &format!("{APP}.efi"))?;
+    let products = monitor.parent().context("a file is in a directory")?;
+    Ok(products.to_owned())
+}
+
+/// What the monitor and the payload are told by a word in RAM (`firmware/aarch64_monitor/src/layout.rs`).
+const MODE_WORD: u32 = 0x5fff_f000;
+const UEFI_BIT: u32 = 1 << 8;
+const DEMO_BIT: u32 = 1 << 9;
+
+/// QEMU's `virt` with the monitor at EL3, and above it the bare payload, or Debian's UEFI with the application. In the variant
+/// without EL3 there is the payload alone.
+fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    const NO_EL3: u32 = 5;
+    let interface = match boot.variant {
+        "spm-mm" => 1,
+        "ffa" | "uefi" => 2,
+        "ffa-without-get-regs" => 3,
+        "nobody-answers" => 4,
+        "no-el3" => NO_EL3,
+        other => bail!("machine aarch64 has no variant {other}"),
+    };
+    let uefi = boot.variant == "uefi";
+    let bit = |bit: u32, set: bool| if set { bit } else { 0 };
+    let word = interface | bit(UEFI_BIT, uefi) | bit(DEMO_BIT, boot.mode == Mode::Demo);
+    let word = format!("loader,addr={MODE_WORD:#x},data={word},data-len=4");
+
+    let monitor = boot.image.join(MONITOR);
+    let payload = path(&boot.image.join(PAYLOAD))?;
+    let payload = format!("loader,file={payload},addr=0x60000000,force-raw=on");
+    let machine = match (interface, uefi) {
+        (NO_EL3, _) => "virt",
+        (_, true) => "virt,secure=on,virtualization=on",
+        (_, false) => "virt,secure=on",
+    };
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    if interface == NO_EL3 {
+        add(&["-device", &payload, "-device", "loader,addr=0x60000000,cpu-num=0"]);
+    } else if uefi {
+        let folder = shell.create_dir(boot.dir.join("esp/EFI/BOOT"))?;
+        let app = Toolchain::find(shell, AARCH64_UEFI)?
+            .products()
+            .join(format!("{APP}.efi"));
+        shell.copy_file(app, folder.join("BOOTAA64.EFI"))?;
+        let esp = path(&boot.dir.join("esp"))?;
+        add(&[
+            "-device",
+            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
+        ]);
+        add(&["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")]);
+        add(&["-device", "virtio-blk-pci,drive=esp"]);
+    } else {
+        add(&["-device", &payload]);
+    }
+    if interface != NO_EL3 {
+        arguments.extend(["-bios".into(), monitor.into_os_string()]);
+    }
+    Ok(cmd!(
+        shell,
+        "qemu-system-aarch64 -machine {machine} -cpu cortex-a57 -m 1024"
+    )
+    .args([
+        "-nodefaults",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+    ])
+    .args(["-semihosting-config", "enable=on,target=native"])
+    .args(arguments)
+    .args(["-device", &word])
+    .into())
 }

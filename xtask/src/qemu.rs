@@ -1,6 +1,6 @@
 //! One run of a machine: files, command line, deadline, exit code.
 
-use crate::machine::{Machine, Mode};
+use crate::machine::{Boot, Machine, Mode};
 use crate::process;
 use crate::report::{Counts, Failed};
 use crate::verdict::{Transcript, VerdictError};
@@ -27,14 +27,19 @@ pub(crate) fn log_smis(dir: &Path) -> [OsString; 4] {
 const LAST_LINES: usize = 30;
 
 /// Builds and boots a machine, and judges what it said.
-pub(crate) fn test(shell: &Shell, machine: &Machine, deadline: Duration) -> Result<Counts> {
+pub(crate) fn test(
+    shell: &Shell,
+    machine: &Machine,
+    variant: &'static str,
+    deadline: Duration,
+) -> Result<Counts> {
     let mut transcript = Transcript::default();
     let is_protocol = |line: &str| {
         ["TEST ", "SMIS ", "DONE "]
             .iter()
             .any(|word| line.starts_with(word))
     };
-    let run = Run::start(shell, machine, Mode::Test, deadline, |line| {
+    let run = Run::start(shell, machine, variant, Mode::Test, deadline, |line| {
         transcript.take(line);
         is_protocol(line)
     })?;
@@ -58,7 +63,8 @@ pub(crate) fn test(shell: &Shell, machine: &Machine, deadline: Duration) -> Resu
 
 /// Builds and boots a machine, and shows what it says.
 pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration) -> Result<()> {
-    let run = Run::start(shell, machine, Mode::Demo, deadline, |_| true)?;
+    let variant = machine.variants.first().copied().unwrap_or_default();
+    let run = Run::start(shell, machine, variant, Mode::Demo, deadline, |_| true)?;
     let verdict = run.in_time().and_then(|()| run.exit_code());
     run.conclude(verdict, Counts::ONE).map(drop)
 }
@@ -78,6 +84,7 @@ impl Run {
     fn start(
         shell: &Shell,
         machine: &Machine,
+        variant: &'static str,
         mode: Mode,
         deadline: Duration,
         mut take: impl FnMut(&str) -> bool,
@@ -87,7 +94,13 @@ impl Run {
         }
         let image = (machine.build)(shell)?;
         let dir = tempfile::Builder::new().prefix("patina-mm-").tempdir()?;
-        let command = (machine.command)(shell, &image, dir.path(), mode)?;
+        let boot = Boot {
+            image: &image,
+            dir: dir.path(),
+            mode,
+            variant,
+        };
+        let command = (machine.command)(shell, &boot)?;
         let command_line = quoted(&command);
         println!("  {command_line}");
 

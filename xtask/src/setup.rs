@@ -1,7 +1,7 @@
 //! Which programs the rest needs, and how to get them.
 
 use crate::report::Missing;
-use crate::toolchain::{Toolchain, X86_64_UEFI};
+use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use crate::{is_ci, process};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -74,7 +74,48 @@ pub(crate) const RUST_UEFI: Tool = Tool {
     missing: |shell| Toolchain::missing_packages(shell, X86_64_UEFI),
 };
 
-const TOOLS: &[&Tool] = &[&QEMU_X86, &OVMF, &RUST_UEFI];
+/// The Arm machine.
+pub(crate) const QEMU_ARM: Tool = Tool {
+    name: "qemu-system-aarch64",
+    why: "boots machine aarch64",
+    missing: |_| {
+        if process::find("qemu-system-aarch64").is_some() {
+            vec![]
+        } else {
+            vec!["qemu-system-arm"]
+        }
+    },
+};
+
+/// A UEFI for it.
+pub(crate) const ARM_UEFI: Tool = Tool {
+    name: "UEFI for AArch64",
+    why: "the firmware of one run of machine aarch64",
+    missing: |_| {
+        if Path::new(ARM_UEFI_CODE).is_file() {
+            vec![]
+        } else {
+            vec!["qemu-efi-aarch64"]
+        }
+    },
+};
+
+/// What compiles for it.
+pub(crate) const RUST_ARM: Tool = Tool {
+    name: "Rust for AArch64 firmware",
+    why: "compiles what machine aarch64 boots",
+    missing: |shell| {
+        [AARCH64_BARE, AARCH64_UEFI]
+            .iter()
+            .flat_map(|target| Toolchain::missing_packages(shell, target))
+            .collect()
+    },
+};
+
+const TOOLS: &[&Tool] = &[&QEMU_X86, &OVMF, &RUST_UEFI, &QEMU_ARM, &ARM_UEFI, &RUST_ARM];
+
+/// The image of the distribution's package `qemu-efi-aarch64` that runs from RAM.
+pub(crate) const ARM_UEFI_CODE: &str = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd";
 
 /// Firmware that runs SMM and keeps its variables out of the guest's reach.
 pub(crate) const OVMF_CODE: &str = "OVMF_CODE_4M.secboot.fd";
@@ -131,6 +172,8 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
         println!("{:30} {state} ({})", tool.name, tool.why);
         packages.extend(missing);
     }
+    packages.sort_unstable();
+    packages.dedup();
     let deny = require_deny(shell);
     let state = if deny.is_ok() {
         "installed"

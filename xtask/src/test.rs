@@ -55,7 +55,11 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         });
     }
     for machine in MACHINES.iter().filter(|machine| wanted(machine.name)) {
-        report.stage(machine.name, || qemu::test(shell, machine, deadline));
+        for variant in machine.variants {
+            report.stage(&machine.stage_name(variant), || {
+                qemu::test(shell, machine, variant, deadline)
+            });
+        }
     }
     if options.machine.is_empty() {
         report.stage("asm", || asm::stage(shell, false));

@@ -13,6 +13,10 @@ use xshell::{Shell, cmd};
 
 /// x86-64 UEFI applications and drivers.
 pub(crate) const X86_64_UEFI: &str = "x86_64-unknown-uefi";
+/// AArch64 UEFI applications.
+pub(crate) const AARCH64_UEFI: &str = "aarch64-unknown-uefi";
+/// AArch64 without anything below, and without floating point registers.
+pub(crate) const AARCH64_BARE: &str = "aarch64-unknown-none-softfloat";
 
 /// Where Debian installs `rustc-web`. Named in full because rustup's `rustc` usually comes first in `PATH`.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
@@ -20,7 +24,7 @@ const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 /// Debian's compiler with the sources of its standard library.
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
 
-/// Debian's linker for PE images.
+/// Debian's linkers, for PE images and for ELF.
 const LINKER_PACKAGES: &[&str] = &["lld"];
 
 /// The oldest compiler that the workspace accepts, `major.minor`.
@@ -73,7 +77,7 @@ impl Toolchain {
             .ok_or_else(|| missing("a Rust compiler", COMPILER_PACKAGES))?;
         let linker = match own_linker(shell, &sysroot) {
             Some(_) => None,
-            None => Some(any_linker(shell).ok_or_else(|| missing("a linker", LINKER_PACKAGES))?),
+            None => Some(any_linker(shell, target).ok_or_else(|| missing("a linker", LINKER_PACKAGES))?),
         };
         Ok(Self {
             target,
@@ -86,7 +90,7 @@ impl Toolchain {
         if Self::find(shell, target).is_ok() {
             return Vec::new();
         }
-        let linker = if any_linker(shell).is_some() {
+        let linker = if any_linker(shell, target).is_some() {
             &[]
         } else {
             LINKER_PACKAGES
@@ -179,8 +183,13 @@ fn own_linker(shell: &Shell, sysroot: &Path) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The `rust-lld` of any toolchain of rustup, or `lld-link`. Linkers do not depend on the compiler's version.
-fn any_linker(shell: &Shell) -> Option<PathBuf> {
+/// The `rust-lld` of any toolchain of rustup, or Debian's linker. Linkers do not depend on the compiler's version.
+fn any_linker(shell: &Shell, target: &str) -> Option<PathBuf> {
+    let distribution = if target.ends_with("-uefi") {
+        "lld-link"
+    } else {
+        "ld.lld"
+    };
     let active = cmd!(shell, "rustc --print sysroot")
         .quiet()
         .ignore_stderr()
@@ -193,7 +202,7 @@ fn any_linker(shell: &Shell) -> Option<PathBuf> {
         .into_iter()
         .chain(installed.unwrap_or_default())
         .find_map(|sysroot| own_linker(shell, &sysroot))
-        .or_else(|| find(&format!("lld-link{EXE_SUFFIX}")))
+        .or_else(|| find(&format!("{distribution}{EXE_SUFFIX}")))
 }
 
 #[cfg(test)]
