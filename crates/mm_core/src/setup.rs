@@ -97,12 +97,13 @@ pub enum SetupError {
     },
 }
 
-/// Checks all that [`crate::MmCore::new`] promises.
-pub(crate) fn check(
-    mmram: &[AddressRange],
-    buffers: &[CommBuffer],
-    scratch_len: usize,
-) -> Result<(), SetupError> {
+/// Checks all that [`crate::MmCore::new`] promises, for buffers that are to be served later. `scratch_len` is the length of
+/// its `scratch` in bytes.
+///
+/// # Errors
+///
+/// As [`crate::MmCore::new`].
+pub fn check(mmram: &[AddressRange], buffers: &[CommBuffer], scratch_len: usize) -> Result<(), SetupError> {
     if mmram.is_empty() {
         return Err(SetupError::NoMmram);
     }

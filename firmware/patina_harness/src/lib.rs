@@ -2,6 +2,7 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`bench`] | a protocol by which an application has the firmware run its tests |
 //! | [`conduit`] | counts secure monitor calls, and runs code in the middle of one |
 //! | [`c_abi`] | calls the protocols for C as a driver in C does |
 //! | [`demo`] | a conversation with MM that a person can follow |
@@ -18,6 +19,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+pub mod bench;
 pub mod c_abi;
 pub mod conduit;
 pub mod demo;

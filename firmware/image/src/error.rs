@@ -1,0 +1,202 @@
+//! Why an image or a driver was refused.
+
+use crate::image::FileId;
+use patina::BinaryGuid;
+use patina_ffs::FirmwareFileSystemError;
+use thiserror::Error;
+
+/// Why a flash image was not opened, edited or written.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The bytes are no firmware volume that can be read.
+    #[error("{volume}: not a readable firmware volume: {cause:?}")]
+    Volume {
+        /// Which volume.
+        volume: &'static str,
+        /// What the parser says.
+        cause: FirmwareFileSystemError,
+    },
+    /// A header names more bytes than there are.
+    #[error("{what}: its header claims {claimed} bytes, there are {available}")]
+    Length {
+        /// What has the header.
+        what: &'static str,
+        /// The length in the header, in bytes.
+        claimed: u64,
+        /// The bytes that there are.
+        available: usize,
+    },
+    /// Reading and writing the unchanged content does not give the same bytes: it has a form that is not understood.
+    #[error("{what}: reading and writing it back changes it, first at offset {offset:#x} of {len:#x}")]
+    NotExact {
+        /// What was read and written.
+        what: &'static str,
+        /// The first byte that differs.
+        offset: usize,
+        /// Length of what was read, in bytes.
+        len: usize,
+    },
+    /// The main volume does not hold exactly one LZMA section.
+    #[error("FVMAIN_COMPACT holds {found} LZMA sections, one is expected")]
+    PayloadSections {
+        /// How many were found.
+        found: usize,
+    },
+    /// The payload does not hold exactly one volume with a DXE core.
+    #[error("the payload holds {found} volumes with a DXE core, one is expected")]
+    DxeVolumes {
+        /// How many were found.
+        found: usize,
+    },
+    /// The LZMA stream cannot be decoded.
+    #[error("the LZMA section of {len} bytes cannot be decoded: {cause:?}")]
+    Decompress {
+        /// Bytes of the stream.
+        len: usize,
+        /// What the decoder says.
+        cause: FirmwareFileSystemError,
+    },
+    /// The LZMA stream's header is not one.
+    #[error("the LZMA section of {len} bytes has no valid header: properties {properties:#04x}")]
+    LzmaHeader {
+        /// Bytes of the stream.
+        len: usize,
+        /// The properties byte, 0xff where there is none.
+        properties: u8,
+    },
+    /// The new payload cannot be encoded.
+    #[error("{len} bytes cannot be encoded with LZMA: {cause:?}")]
+    Compress {
+        /// Bytes of the payload.
+        len: usize,
+        /// What the encoder says.
+        cause: lzma_rust2::Error,
+    },
+    /// The changed content does not fit its volume.
+    #[error("{volume} has {capacity} bytes, its new content needs {needed}")]
+    TooLarge {
+        /// Which volume.
+        volume: &'static str,
+        /// Bytes of the volume.
+        capacity: usize,
+        /// Bytes that its content needs.
+        needed: usize,
+    },
+    /// There is no file of that name.
+    #[error("DXEFV has no file {name}")]
+    NoSuchFile {
+        /// The name looked for.
+        name: BinaryGuid,
+    },
+    /// A file does not have exactly one PE32 section.
+    #[error("{file} has {found} PE32 sections, one is expected")]
+    PeSections {
+        /// The file.
+        file: FileId,
+        /// How many were found.
+        found: usize,
+    },
+    /// A file has a section whose content is not understood.
+    #[error("{file} has a section of type {section_type:#04x}, which cannot be flattened")]
+    UnsupportedSection {
+        /// The file.
+        file: FileId,
+        /// The section type of PI 1.9, volume 3, 2.1.5.1.
+        section_type: u8,
+    },
+    /// A section cannot be built.
+    #[error("{what}: {len} bytes make no section: {cause:?}")]
+    Section {
+        /// What was to become a section.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// What the builder says.
+        cause: FirmwareFileSystemError,
+    },
+    /// The new DXE core is no image that the PEI phase can start.
+    #[error("the new DXE core: {0}")]
+    Core(PeError),
+    /// A driver cannot be flattened.
+    #[error("{file}: {cause}")]
+    Driver {
+        /// The driver's file.
+        file: FileId,
+        /// What is wrong with it.
+        cause: PeError,
+    },
+}
+
+/// Why a PE image was refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PeError {
+    /// The bytes are no PE32+ image.
+    #[error("not a PE32+ image: {0}")]
+    Parse(object::read::Error),
+    /// A header names bytes that are not there.
+    #[error("{what} takes bytes {start:#x}..{end:#x} of {len:#x}")]
+    OutOfRange {
+        /// What was to be read or written.
+        what: &'static str,
+        /// Its first byte.
+        start: u64,
+        /// The first byte behind it.
+        end: u64,
+        /// How many bytes there are.
+        len: usize,
+    },
+    /// The image is larger than any driver may be.
+    #[error("SizeOfImage is {size:#x}, the limit is {limit:#x}")]
+    ImageTooLarge {
+        /// The value in the header.
+        size: u32,
+        /// The largest value accepted.
+        limit: u32,
+    },
+    /// The section table has no room for the sections that the new layout has.
+    #[error("{needed} sections do not fit a section table of {room}")]
+    NoRoomForSections {
+        /// The number of sections needed.
+        needed: usize,
+        /// The number of sections that there were.
+        room: usize,
+    },
+    /// The resource directory nests deeper than type, name, language.
+    #[error("the resource directory has more than {limit} levels")]
+    ResourcesTooDeep {
+        /// The number of levels that there may be.
+        limit: usize,
+    },
+    /// The image has resources but no section named `.rsrc` would lead a loader to them.
+    #[error("the resource directory at {rva:#x} is not the section .rsrc")]
+    ResourcesWithoutSection {
+        /// Where the resource directory is.
+        rva: u32,
+    },
+    /// The image is for another processor.
+    #[error("the machine type is {found:#06x}, not {expected:#06x}")]
+    Machine {
+        /// The value in the header.
+        found: u16,
+        /// The value expected.
+        expected: u16,
+    },
+    /// The image is of another kind.
+    #[error("the subsystem is {found}, not {expected}")]
+    Subsystem {
+        /// The value in the header.
+        found: u16,
+        /// The value expected.
+        expected: u16,
+    },
+    /// The sections do not start on pages.
+    #[error("the sections are aligned to {found:#x} bytes, {expected:#x} are needed")]
+    Alignment {
+        /// The value in the header.
+        found: u32,
+        /// The smallest value accepted.
+        expected: u32,
+    },
+}

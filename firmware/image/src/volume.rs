@@ -1,0 +1,85 @@
+//! Firmware volumes that are known to be understood.
+
+use crate::error::ImageError;
+use patina_ffs::{
+    file::File,
+    volume::{Volume, VolumeRef},
+};
+
+/// A firmware volume that serialised to exactly the bytes it was read from.
+pub(crate) struct ExactVolume {
+    volume: Volume,
+    name: &'static str,
+    /// Bytes of the volume, which it keeps.
+    len: usize,
+}
+
+impl ExactVolume {
+    /// Reads the volume that starts `bytes`, which may go on behind it.
+    pub(crate) fn open(bytes: &[u8], name: &'static str) -> Result<Self, ImageError> {
+        let failed = |cause| ImageError::Volume { volume: name, cause };
+        let claimed = VolumeRef::new(bytes).map_err(failed)?.size();
+        let own = usize::try_from(claimed).ok().and_then(|len| bytes.get(..len));
+        let own = own.ok_or(ImageError::Length {
+            what: name,
+            claimed,
+            available: bytes.len(),
+        })?;
+        let parsed = VolumeRef::new(own).map_err(failed)?;
+        let volume = Volume::try_from(&parsed).map_err(failed)?;
+        let written = volume.serialize().map_err(failed)?;
+        require_same(name, own, &written)?;
+        Ok(Self {
+            volume,
+            name,
+            len: own.len(),
+        })
+    }
+
+    /// The length of the volume in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = &File> {
+        self.volume.files()
+    }
+
+    pub(crate) fn files_mut(&mut self) -> &mut Vec<File> {
+        self.volume.files_mut()
+    }
+
+    /// Writes the volume at its own length. `Volume::serialize` alone grows when its content does.
+    pub(crate) fn serialize(&self) -> Result<Vec<u8>, ImageError> {
+        let bytes = self.volume.serialize().map_err(|cause| ImageError::Volume {
+            volume: self.name,
+            cause,
+        })?;
+        if bytes.len() == self.len {
+            Ok(bytes)
+        } else {
+            Err(ImageError::TooLarge {
+                volume: self.name,
+                capacity: self.len,
+                needed: bytes.len(),
+            })
+        }
+    }
+}
+
+/// Checks that content which was read and written unchanged is the same.
+pub(crate) fn require_same(what: &'static str, read: &[u8], written: &[u8]) -> Result<(), ImageError> {
+    if read == written {
+        return Ok(());
+    }
+    let same = read
+        .iter()
+        .zip(written)
+        .take_while(|(read, written)| read == written)
+        .count();
+    Err(ImageError::NotExact {
+        what,
+        offset: same,
+        len: read.len(),
+    })
+}

@@ -1,0 +1,433 @@
+//! Changing images made by hand, whole and broken.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests may panic"
+)]
+
+mod common;
+
+use common::{TinyPe, ffs_file, leaf, lzma_section, sections, volume};
+use ovmf_image::{BinaryGuid, Change, Image, ImageError, PeError, guids};
+use patina::pi::fw_fs::ffs::{file::raw::r#type as file_type, section::raw_type};
+use patina_ffs::{file::File, section::Section, volume::VolumeRef};
+use patina_ffs_extractors::LzmaSectionExtractor;
+
+const OLD_CORE: BinaryGuid = BinaryGuid::from_string("D6A2CB7F-6A18-4E2F-B43B-9920A733700A");
+const PEI_CORE: BinaryGuid = BinaryGuid::from_string("52C05B14-0B98-496C-BC3B-04B50211D680");
+const OTHER: BinaryGuid = BinaryGuid::from_string("00000001-0002-0003-0405-060708090A0B");
+const PAYLOAD_FILE: BinaryGuid = BinaryGuid::from_string("9E21FD93-9C72-4C15-8C4B-E77F1DB2D792");
+
+const MAIN_LEN: usize = 0x8000;
+const DXE_LEN: usize = 0x8000;
+const SEC_LEN: usize = 0x1000;
+
+/// Where the LZMA stream is in an image: behind the headers of the volume, the file and the section.
+const STREAM_AT: usize = 72 + 24 + 24;
+
+fn dxe_files() -> Vec<File> {
+    vec![
+        ffs_file(OLD_CORE, file_type::DXE_CORE, TinyPe::driver().build(), "DxeCore"),
+        ffs_file(
+            guids::CPU_DXE,
+            file_type::DRIVER,
+            TinyPe::driver().build(),
+            "CpuDxe",
+        ),
+        ffs_file(
+            OTHER,
+            file_type::DRIVER,
+            TinyPe::driver_with_resources().build(),
+            "LogoDxe",
+        ),
+    ]
+}
+
+fn payload(dxe: Vec<File>) -> Vec<Section> {
+    let pei = vec![ffs_file(
+        PEI_CORE,
+        file_type::PEI_CORE,
+        TinyPe::driver().build(),
+        "PeiCore",
+    )];
+    vec![
+        leaf(raw_type::RAW, vec![0; 0x74]),
+        leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(0x2000, pei)),
+        leaf(raw_type::RAW, vec![0; 4]),
+        leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(DXE_LEN, dxe)),
+    ]
+}
+
+fn image_of(lzma: Vec<Section>) -> Vec<u8> {
+    let mut file = File::new(PAYLOAD_FILE, file_type::FIRMWARE_VOLUME_IMAGE);
+    *file.sections_mut() = lzma;
+    let mut bytes = volume(MAIN_LEN, vec![file]);
+    bytes.extend(volume(SEC_LEN, Vec::new()));
+    bytes
+}
+
+fn image() -> Vec<u8> {
+    image_of(vec![lzma_section(&sections(&payload(dxe_files())))])
+}
+
+fn refused(bytes: &[u8]) -> ImageError {
+    match Image::open(bytes) {
+        Ok(_) => panic!("the image was accepted"),
+        Err(error) => error,
+    }
+}
+
+/// The files of DXEFV: name, and the content of the PE32 section.
+fn dxe_of(bytes: &[u8]) -> Vec<(BinaryGuid, Vec<u8>)> {
+    let main = VolumeRef::new(bytes).unwrap();
+    let payload = main
+        .files()
+        .next()
+        .unwrap()
+        .unwrap()
+        .sections_with_extractor(&LzmaSectionExtractor)
+        .unwrap();
+    let mut volumes = payload
+        .iter()
+        .filter(|section| section.section_type_raw() == raw_type::FIRMWARE_VOLUME_IMAGE);
+    let dxe = volumes.next_back().unwrap().try_content_as_slice().unwrap();
+    let volume = VolumeRef::new(dxe).unwrap();
+    let files = volume.files().map(|file| {
+        let file = file.unwrap();
+        (
+            file.name(),
+            file.sections().unwrap()[0]
+                .try_content_as_slice()
+                .unwrap()
+                .to_vec(),
+        )
+    });
+    files.collect()
+}
+
+#[test]
+fn an_unchanged_image_is_written_byte_for_byte() {
+    let bytes = image();
+    assert_eq!(Image::open(&bytes).unwrap().finish().unwrap(), bytes);
+}
+
+#[test]
+fn the_core_is_replaced_and_nothing_else() {
+    let bytes = image();
+    let core = TinyPe::core().build();
+    let mut image = Image::open(&bytes).unwrap();
+    image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).unwrap();
+    let [Change::CoreReplaced { old, new, len }] = image.changes() else {
+        panic!("{:?}", image.changes())
+    };
+    assert_eq!(
+        (old.guid, old.name.as_deref(), *new, *len),
+        (OLD_CORE, Some("DxeCore"), guids::PATINA_DXE_CORE, core.len())
+    );
+
+    let written = image.finish().unwrap();
+    assert_eq!(written.len(), bytes.len());
+    assert_eq!(written[MAIN_LEN..], bytes[MAIN_LEN..]);
+    let mut expected = dxe_of(&bytes);
+    expected[0] = (guids::PATINA_DXE_CORE, core);
+    assert_eq!(dxe_of(&written), expected);
+    Image::open(&written).unwrap();
+}
+
+#[test]
+fn a_dropped_file_is_gone() {
+    let bytes = image();
+    let mut image = Image::open(&bytes).unwrap();
+    image.drop_file(guids::CPU_DXE).unwrap();
+    assert_eq!(
+        image.changes()[0].to_string(),
+        format!("dropped CpuDxe ({})", guids::CPU_DXE)
+    );
+    let again = image.drop_file(guids::CPU_DXE);
+    assert!(matches!(
+        again,
+        Err(ImageError::NoSuchFile { name: guids::CPU_DXE })
+    ));
+
+    let mut expected = dxe_of(&bytes);
+    expected.remove(1);
+    assert_eq!(dxe_of(&image.finish().unwrap()), expected);
+}
+
+#[test]
+fn drivers_are_flattened_and_the_core_is_not() {
+    let bytes = image();
+    let mut image = Image::open(&bytes).unwrap();
+    image.flatten_drivers().unwrap();
+    let moved: Vec<_> = image
+        .changes()
+        .iter()
+        .map(|change| match change {
+            Change::Flattened {
+                file,
+                to,
+                resources_moved,
+                ..
+            } => (file.guid, *to, *resources_moved),
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(moved, [(guids::CPU_DXE, 0x1000, false), (OTHER, 0x2000, true)]);
+
+    let written = image.finish().unwrap();
+    let (old, new) = (dxe_of(&bytes), dxe_of(&written));
+    assert_eq!(new[0], old[0]);
+    assert_eq!(
+        new[1].1,
+        ovmf_image::pe::flatten(&old[1].1).unwrap().unwrap().bytes
+    );
+
+    let mut again = Image::open(&written).unwrap();
+    assert_eq!(again.flatten_drivers().unwrap().changes(), []);
+}
+
+#[test]
+fn a_driver_that_cannot_be_flattened_is_named() {
+    let mut files = dxe_files();
+    files.push(ffs_file(PEI_CORE, file_type::DRIVER, b"MZ".to_vec(), "Broken"));
+    let mut image = Image::open(&image_of(vec![lzma_section(&sections(&payload(files)))])).unwrap();
+    let refused = image.flatten_drivers().map(|_| ());
+    let Err(ImageError::Driver {
+        file,
+        cause: PeError::Parse(_),
+    }) = refused
+    else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(file.name.as_deref(), Some("Broken"));
+}
+
+#[test]
+fn a_driver_without_a_single_pe32_section_is_refused() {
+    for (sections_of_file, number) in [(Vec::new(), 0), (vec![leaf(raw_type::PE32, vec![0; 4]); 2], 2)] {
+        let mut file = File::new(OTHER, file_type::DRIVER);
+        *file.sections_mut() = sections_of_file;
+        let mut files = dxe_files();
+        files.push(file);
+        let mut image = Image::open(&image_of(vec![lzma_section(&sections(&payload(files)))])).unwrap();
+        let refused = image.flatten_drivers().map(|_| ());
+        assert!(
+            matches!(refused, Err(ImageError::PeSections { found, .. }) if found == number),
+            "{refused:?}"
+        );
+    }
+    let mut file = File::new(OTHER, file_type::DRIVER);
+    *file.sections_mut() = vec![leaf(raw_type::TE, vec![0; 4])];
+    let mut image = Image::open(&image_of(vec![lzma_section(&sections(&payload(
+        dxe_files().into_iter().chain([file]).collect(),
+    )))]))
+    .unwrap();
+    let refused = image.flatten_drivers().map(|_| ());
+    assert!(
+        matches!(
+            refused,
+            Err(ImageError::UnsupportedSection {
+                section_type: raw_type::TE,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn what_is_no_core_is_not_put_in() {
+    let mut image = Image::open(&image()).unwrap();
+    let refused = image
+        .replace_dxe_core(&TinyPe::driver().build(), guids::PATINA_DXE_CORE)
+        .map(|_| ());
+    assert!(matches!(
+        refused,
+        Err(ImageError::Core(PeError::Alignment { .. }))
+    ));
+    assert_eq!(image.changes(), []);
+}
+
+#[test]
+fn a_core_too_large_for_dxefv_is_refused() {
+    let mut core = TinyPe::core().build();
+    core.resize(DXE_LEN, 0);
+    let mut image = Image::open(&image()).unwrap();
+    image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).unwrap();
+    let refused = image.finish();
+    assert!(
+        matches!(refused, Err(ImageError::TooLarge { volume: "DXEFV", capacity: DXE_LEN, needed }) if needed > DXE_LEN),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_core_that_does_not_compress_enough_is_refused() {
+    let mut files = dxe_files();
+    // The main volume is nearly full of bytes that no encoder makes smaller.
+    let mut state = 1u64;
+    let noise = (0..0x7000).map(|_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    });
+    let mut file = File::new(OTHER, file_type::FREEFORM);
+    *file.sections_mut() = vec![leaf(raw_type::RAW, noise.collect())];
+    files.push(file);
+    let mut payload = payload(dxe_files());
+    payload[3] = leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(4 * DXE_LEN, files));
+    let bytes = image_of(vec![lzma_section(&sections(&payload))]);
+
+    let mut core = TinyPe::core().build();
+    core.extend((0..0x4000u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()));
+    let mut image = Image::open(&bytes).unwrap();
+    image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).unwrap();
+    let refused = image.finish();
+    assert!(
+        matches!(refused, Err(ImageError::TooLarge { volume: "FVMAIN_COMPACT", capacity: MAIN_LEN, needed }) if needed > MAIN_LEN),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn an_image_cut_anywhere_is_refused() {
+    let bytes = image();
+    let lens = (0..bytes.len()).step_by(251).chain([
+        1,
+        55,
+        56,
+        72,
+        MAIN_LEN - 1,
+        MAIN_LEN,
+        MAIN_LEN + 1,
+        bytes.len() - 1,
+    ]);
+    for len in lens {
+        let refused = refused(&bytes[..len]);
+        assert!(
+            matches!(refused, ImageError::Volume { .. } | ImageError::Length { .. }),
+            "{len} bytes: {refused}"
+        );
+    }
+}
+
+#[test]
+fn bytes_behind_the_image_are_refused() {
+    let mut bytes = image();
+    bytes.push(0xff);
+    let refused = refused(&bytes);
+    assert!(
+        matches!(
+            refused,
+            ImageError::Length {
+                what: "SECFV",
+                claimed: 0x1000,
+                available: 0x1001
+            }
+        ),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_wrong_signature_is_refused() {
+    for (at, name) in [(40, "FVMAIN_COMPACT"), (MAIN_LEN + 40, "SECFV")] {
+        let mut bytes = image();
+        assert_eq!(&bytes[at..at + 4], b"_FVH");
+        bytes[at] ^= 1;
+        let refused = refused(&bytes);
+        assert!(
+            matches!(refused, ImageError::Volume { volume, .. } if volume == name),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn free_space_that_is_not_free_is_refused() {
+    let mut bytes = image();
+    bytes[MAIN_LEN - 1] = 0;
+    let refused = refused(&bytes);
+    let expected = MAIN_LEN - 1;
+    assert!(
+        matches!(refused, ImageError::NotExact { what: "FVMAIN_COMPACT", offset, .. } if offset == expected),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_corrupted_stream_is_refused() {
+    let bytes = image();
+    let stream_len = image_stream_len(&bytes);
+    // Not touched: the size of the dictionary (bytes 1 to 4), for which a larger value means the same; the last bytes,
+    // some of whose bits only flush the range coder.
+    for at in [0].into_iter().chain(5..stream_len - 8) {
+        let mut bytes = bytes.clone();
+        bytes[STREAM_AT + at] ^= 0x10;
+        assert!(Image::open(&bytes).is_err(), "byte {at} of {stream_len}");
+    }
+}
+
+fn image_stream_len(bytes: &[u8]) -> usize {
+    let main = VolumeRef::new(bytes).unwrap();
+    let section = &main.files().next().unwrap().unwrap().sections().unwrap()[0];
+    let stream = section.try_content_as_slice().unwrap();
+    assert_eq!(&bytes[STREAM_AT..][..stream.len()], stream);
+    stream.len()
+}
+
+#[test]
+fn a_stream_that_ends_early_is_refused() {
+    let content = sections(&payload(dxe_files()));
+    let whole = lzma_section(&content);
+    let stream = whole.try_content_as_slice().unwrap();
+    for len in [0, 5, 12, 13, 20, stream.len() / 2] {
+        let mut header = whole.header().clone();
+        header.set_content_size(len).unwrap();
+        let cut = Section::new_from_header_with_data(header, stream[..len].to_vec()).unwrap();
+        let refused = refused(&image_of(vec![cut]));
+        assert!(
+            matches!(
+                refused,
+                ImageError::LzmaHeader { .. } | ImageError::Decompress { .. }
+            ),
+            "{len} bytes: {refused}"
+        );
+    }
+}
+
+#[test]
+fn an_image_without_a_dxe_core_is_refused() {
+    let mut files = dxe_files();
+    files.remove(0);
+    let refused = refused(&image_of(vec![lzma_section(&sections(&payload(files)))]));
+    assert!(
+        matches!(refused, ImageError::DxeVolumes { found: 0 }),
+        "{refused}"
+    );
+}
+
+#[test]
+fn an_image_with_two_dxe_volumes_is_refused() {
+    let mut payload = payload(dxe_files());
+    payload.push(payload[3].clone());
+    let refused = refused(&image_of(vec![lzma_section(&sections(&payload))]));
+    assert!(
+        matches!(refused, ImageError::DxeVolumes { found: 2 }),
+        "{refused}"
+    );
+}
+
+#[test]
+fn an_image_with_no_or_several_payloads_is_refused() {
+    let lzma = lzma_section(&sections(&payload(dxe_files())));
+    for number in [0, 2] {
+        let refused = refused(&image_of(vec![lzma.clone(); number]));
+        assert!(
+            matches!(refused, ImageError::PayloadSections { found } if found == number),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,254 @@
+//! Laying out PE files made by hand.
+#![expect(clippy::unwrap_used, reason = "tests may panic")]
+
+mod common;
+
+use common::{HEADERS_LEN, TinyPe, loaded};
+use object::{
+    LittleEndian as LE,
+    pe::ImageSectionHeader,
+    read::pe::{PeFile64, ResourceDirectory},
+};
+use ovmf_image::{
+    PeError,
+    pe::{Flattened, flatten, require_dxe_core},
+};
+
+fn flat(pe: &TinyPe) -> Flattened {
+    flatten(&pe.build()).unwrap().unwrap()
+}
+
+fn place(section: &ImageSectionHeader) -> (&[u8], u32, u32, u32, u32) {
+    let name = section.name.split(|&byte| byte == 0).next().unwrap();
+    let characteristics = section.characteristics.get(LE).0;
+    let address = section.virtual_address.get(LE);
+    assert_eq!(section.pointer_to_raw_data.get(LE), address);
+    (
+        name,
+        address,
+        section.virtual_size.get(LE),
+        section.size_of_raw_data.get(LE),
+        characteristics,
+    )
+}
+
+#[test]
+fn an_image_with_sections_on_pages_stays_as_it_is() {
+    assert_eq!(flatten(&TinyPe::core().build()).unwrap(), None);
+}
+
+#[test]
+fn a_driver_gets_one_section_over_everything() {
+    let old = TinyPe::driver().build();
+    let new = flat(&TinyPe::driver());
+    assert!(!new.resources_moved);
+
+    let pe = PeFile64::parse(new.bytes.as_slice()).unwrap();
+    let optional = &pe.nt_headers().optional_header;
+    assert_eq!(optional.section_alignment.get(LE), 0x1000);
+    assert_eq!(optional.size_of_image.get(LE), 0x1000);
+    assert_eq!(optional.check_sum.get(LE), 0);
+    let sections: Vec<_> = pe.section_table().iter().map(place).collect();
+    assert_eq!(sections, [(&b".text"[..], 0, 0x1000, 0x1000, 0x6000_0020)]);
+
+    let (old, new_loaded) = (loaded(&old), loaded(&new.bytes));
+    assert_eq!(new_loaded, new.bytes);
+    let headers = HEADERS_LEN as usize;
+    assert_eq!(new_loaded[headers..old.len()], old[headers..]);
+    assert!(new_loaded[old.len()..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn memory_behind_the_raw_data_is_zero() {
+    let mut driver = TinyPe::driver();
+    driver.sections[1].memory_len = 0x2000;
+    driver.size_of_image = 0x2340;
+    let new = flat(&driver);
+    assert_eq!(new.bytes.len(), 0x3000);
+    assert!(new.bytes[0x400..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn a_section_without_a_size_in_memory_has_its_raw_size() {
+    let mut driver = TinyPe::driver();
+    driver.sections[1].memory_len = 0;
+    assert_eq!(
+        flat(&driver).bytes[0x340..0x400],
+        flat(&TinyPe::driver()).bytes[0x340..0x400]
+    );
+}
+
+#[test]
+fn resources_get_a_section_of_their_own() {
+    let new = flat(&TinyPe::driver_with_resources());
+    assert!(new.resources_moved);
+    let pe = PeFile64::parse(new.bytes.as_slice()).unwrap();
+    let sections: Vec<_> = pe.section_table().iter().map(place).collect();
+    let expected = [
+        (&b".text"[..], 0, 0x1000, 0x1000, 0x6000_0020),
+        (&b".rsrc"[..], 0x1000, 0x1000, 0x1000, 0x4000_0040),
+    ];
+    assert_eq!(sections, expected);
+    assert_eq!(pe.data_directory(2).unwrap().virtual_address.get(LE), 0x1000);
+
+    let directory = ResourceDirectory::new(&new.bytes[0x1000..]);
+    let mut table = directory.root().unwrap();
+    assert_eq!(
+        table.entries[0]
+            .name_or_id()
+            .name()
+            .unwrap()
+            .to_string_lossy(directory)
+            .unwrap(),
+        "HII"
+    );
+    let data = loop {
+        match table.entries[0].data(directory).unwrap() {
+            object::read::pe::ResourceDirectoryEntryData::Table(below) => table = below,
+            object::read::pe::ResourceDirectoryEntryData::Data(data) => break data,
+        }
+    };
+    let start = data.offset_to_data.get(LE) as usize;
+    assert!(start > 0x1000);
+    assert_eq!(
+        &new.bytes[start..][..data.size.get(LE) as usize],
+        b"a package list"
+    );
+}
+
+#[test]
+fn a_file_that_was_cut_anywhere_is_refused() {
+    let file = TinyPe::driver_with_resources().build();
+    for len in 0..file.len() {
+        let refused = flatten(&file[..len]);
+        assert!(
+            matches!(refused, Err(PeError::Parse(_) | PeError::OutOfRange { .. })),
+            "{len} bytes: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn sections_outside_the_image_are_refused() {
+    let mut driver = TinyPe::driver();
+    driver.sections[1].address = 0xff0;
+    let refused = flatten(&driver.build());
+    assert!(
+        matches!(
+            refused,
+            Err(PeError::OutOfRange {
+                what: "a section in memory",
+                start: 0xff0,
+                end: 0x10b0,
+                len: 0x1000
+            })
+        ),
+        "{refused:?}"
+    );
+    driver.sections[1].address = u32::MAX;
+    assert!(matches!(
+        flatten(&driver.build()),
+        Err(PeError::OutOfRange { .. })
+    ));
+}
+
+#[test]
+fn a_huge_image_is_refused() {
+    let mut driver = TinyPe::driver();
+    driver.size_of_image = 0x100_0001;
+    let refused = flatten(&driver.build());
+    assert!(matches!(
+        refused,
+        Err(PeError::ImageTooLarge {
+            size: 0x100_0001,
+            limit: 0x100_0000
+        })
+    ));
+    driver.size_of_image = u32::MAX;
+    assert!(matches!(
+        flatten(&driver.build()),
+        Err(PeError::ImageTooLarge { .. })
+    ));
+}
+
+#[test]
+fn resources_that_no_section_leads_to_are_refused() {
+    let mut driver = TinyPe::driver_with_resources();
+    driver.sections[2].name = b".res";
+    assert!(matches!(
+        flatten(&driver.build()),
+        Err(PeError::ResourcesWithoutSection { rva: 0x400 })
+    ));
+}
+
+#[test]
+fn resources_that_nest_without_end_are_refused() {
+    let mut driver = TinyPe::driver_with_resources();
+    // The language level leads back to the root.
+    driver.sections[2].content[68..72].copy_from_slice(&0x8000_0000_u32.to_le_bytes());
+    assert!(matches!(
+        flatten(&driver.build()),
+        Err(PeError::ResourcesTooDeep { limit: 3 })
+    ));
+}
+
+#[test]
+fn a_resource_outside_the_directory_is_refused() {
+    for address in [0u32, 0x3ff, 0x401 + 96, u32::MAX] {
+        let mut driver = TinyPe::driver_with_resources();
+        driver.sections[2].content[72..76].copy_from_slice(&address.to_le_bytes());
+        let refused = flatten(&driver.build());
+        assert!(
+            matches!(
+                refused,
+                Err(PeError::OutOfRange {
+                    what: "a resource",
+                    ..
+                })
+            ),
+            "{address:#x}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn a_core_has_to_be_one_that_can_be_started() {
+    require_dxe_core(&TinyPe::core().build()).unwrap();
+
+    let other = TinyPe {
+        machine: 0xaa64,
+        ..TinyPe::core()
+    };
+    let refused = require_dxe_core(&other.build());
+    assert!(matches!(
+        refused,
+        Err(PeError::Machine {
+            found: 0xaa64,
+            expected: 0x8664
+        })
+    ));
+
+    let application = TinyPe {
+        subsystem: 10,
+        ..TinyPe::core()
+    };
+    let refused = require_dxe_core(&application.build());
+    assert!(matches!(
+        refused,
+        Err(PeError::Subsystem {
+            found: 10,
+            expected: 11
+        })
+    ));
+
+    let refused = require_dxe_core(&TinyPe::driver().build());
+    assert!(matches!(
+        refused,
+        Err(PeError::Alignment {
+            found: 0x40,
+            expected: 0x1000
+        })
+    ));
+
+    assert!(matches!(require_dxe_core(b"MZ"), Err(PeError::Parse(_))));
+}

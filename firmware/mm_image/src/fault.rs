@@ -1,0 +1,79 @@
+//! What happens when MM itself goes wrong.
+//!
+//! What a handler was doing when it faulted is unknown, and with it what state MM is in. So MM stops for good: it says so
+//! on the serial line, answers this and each later request with `EFI_ABORTED`, and calls no handler any more. The rest of
+//! the machine goes on.
+
+use crate::entry::{self, ExceptionFrame};
+use crate::machine::{Outside, Serial};
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use mm_core::SystemMemory;
+use mm_wire::{EfiStatus, HeaderFormat, MailboxImage};
+use zerocopy::IntoBytes;
+
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// The mailboxes to answer in, zero where there is none. Apart from the rest of MM's state, which is not touched any more.
+static MAILBOXES: [AtomicU64; MAX_MAILBOXES] = [const { AtomicU64::new(0) }; MAX_MAILBOXES];
+const MAX_MAILBOXES: usize = 12;
+
+/// Remembers where requests are to be answered when MM has stopped.
+pub(crate) fn remember(mailboxes: impl Iterator<Item = u64>) {
+    for (slot, mailbox) in MAILBOXES.iter().zip(mailboxes.chain(core::iter::repeat(0))) {
+        slot.store(mailbox, Ordering::Relaxed);
+    }
+}
+
+/// Whether MM has stopped.
+pub(crate) fn has_stopped() -> bool {
+    STOPPED.load(Ordering::Relaxed)
+}
+
+/// Answers each pending request with `EFI_ABORTED`.
+pub(crate) fn refuse_requests() {
+    let mut memory = Outside;
+    let len = HeaderFormat::V1.header_len() as u64;
+    let image = MailboxImage::answered(EfiStatus::ABORTED, len);
+    for mailbox in &MAILBOXES {
+        let address = mailbox.load(Ordering::Relaxed);
+        let mut valid = [0];
+        if address != 0 && memory.read(address, &mut valid) && valid != [0] {
+            // A mailbox that cannot be written stays pending, which its owner takes for what it is.
+            let _ = memory.write(address, image.as_bytes());
+        }
+    }
+}
+
+/// Stops MM; the SMI ends when this returns.
+fn stop(why: core::fmt::Arguments<'_>) {
+    if STOPPED.swap(true, Ordering::Relaxed) {
+        // A fault while one is being told.
+        return;
+    }
+    // A line that is not taken is lost; the mailboxes tell as well.
+    let _ = writeln!(Serial, "MM STOPPED {why}");
+    refuse_requests();
+}
+
+/// Called on the fault stack.
+pub(crate) fn exception(frame: ExceptionFrame, cr2: u64) {
+    let ExceptionFrame {
+        vector,
+        error_code,
+        rip,
+    } = frame;
+    stop(format_args!(
+        "by exception {vector} (error code {error_code:#x}) at {rip:#x}, CR2 {cr2:#x}"
+    ));
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(at) => stop(format_args!("by a panic at {at}")),
+        None => stop(format_args!("by a panic")),
+    }
+    entry::resume()
+}

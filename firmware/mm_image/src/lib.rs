@@ -1,0 +1,19 @@
+//! An MM core in the SMRAM of QEMU's Q35 machine: what it and its launcher have in common.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`layout`] | where things are in SMRAM |
+//! | [`handoff`] | what the launcher tells MM before SMRAM is locked |
+//! | [`control`] | messages to the image itself |
+//!
+//! The image is this package's program, for `x86_64-unknown-none`. `firmware/patina_q35` launches it.
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod control;
+pub mod handoff;
+pub mod layout;

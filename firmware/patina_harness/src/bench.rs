@@ -1,0 +1,59 @@
+//! A protocol by which an application from the ESP has the firmware run its tests, or hold the demo's conversation.
+//!
+//! The components under test live in the DXE core, whose services no application reaches; what BDS starts is an
+//! application. An unsafe island (`docs/unsafe.md`).
+
+use core::ffi::c_void;
+use patina::BinaryGuid;
+use patina::protocol::ProtocolInterface;
+
+/// What the firmware does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Run the tests and tell the verdict on the serial line.
+    Test,
+    /// Hold the demo's conversation.
+    Demo,
+}
+
+impl Task {
+    /// The number that [`Bench::run`] gets.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Test => 0,
+            Self::Demo => 1,
+        }
+    }
+
+    /// The task that a number means.
+    #[must_use]
+    pub fn of_number(number: u32) -> Option<Self> {
+        [Self::Test, Self::Demo]
+            .into_iter()
+            .find(|task| task.number() == number)
+    }
+}
+
+/// What the application found that the platform publishes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Findings {
+    /// The interface of the comm-buffer update protocol, or null.
+    pub update: *const c_void,
+    /// How many of PI's three MM communication protocols brought a message to MM and its answer back.
+    pub answered: u32,
+}
+
+/// The protocol's interface.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Bench {
+    /// Does a [`Task`]; 1 where all went well, else 0.
+    pub run: extern "efiapi" fn(this: *const Bench, task: u32, findings: Findings) -> u32,
+}
+
+// SAFETY: this type is the only definition of the protocol, and `repr(C)`.
+unsafe impl ProtocolInterface for Bench {
+    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("4c9f2c3b-52f5-4d39-9c25-5b5f6f3f8a6e");
+}

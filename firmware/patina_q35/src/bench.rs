@@ -1,0 +1,118 @@
+//! The test bench: what this platform tests in the guest, and the demo. Feature `conformance`.
+//!
+//! | module | content |
+//! |---|---|
+//! | `protocol` | the protocol by which an application starts it; an unsafe island |
+//! | `tests` | the tests of this platform |
+//! | `traffic` | messages from a timer, from early in the boot on, while the comm buffer moves |
+//! | `site` | this machine as a place for the conformance suite |
+//! | `control` | messages to the MM image itself |
+//! | `recorder` | a logger that a test can read |
+
+mod control;
+mod protocol;
+pub(crate) mod recorder;
+mod site;
+mod tests;
+mod traffic;
+
+use crate::machine::Console;
+use crate::mm::BufferToCome;
+use control::Control;
+use core::fmt::Write;
+use log::LevelFilter;
+use patina::component::component;
+use patina::component::service::Service;
+use patina::component::service::memory::MemoryManager;
+use patina::component::service::uefi_services::config_table::ConfigurationTableServices;
+use patina::component::service::uefi_services::event::EventServices;
+use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
+use patina::component::service::uefi_services::timer_event::TimerEventServices;
+use patina::error::Result;
+use patina_harness::bench::{Bench, Findings, Task};
+use patina_harness::report::Report;
+use patina_harness::{PatinaLab, demo};
+use patina_mm::service::{MmCommunication, SwMmiTrigger};
+use site::Q35Site;
+use traffic::Traffic;
+
+/// Everything that the tests use.
+#[derive(Clone, Copy)]
+struct Services {
+    mm: &'static dyn MmCommunication,
+    trigger: &'static dyn SwMmiTrigger,
+    memory: &'static dyn MemoryManager,
+    tables: &'static dyn ConfigurationTableServices,
+    protocols: &'static dyn ProtocolServices,
+    events: &'static dyn EventServices,
+    timers: &'static dyn TimerEventServices,
+}
+
+/// Component: publishes the test bench, and starts the traffic that goes on until the tests.
+pub(crate) struct TestBench;
+
+#[component]
+impl TestBench {
+    fn entry_point(
+        self,
+        (mm, trigger, to_come): (
+            Service<dyn MmCommunication>,
+            Service<dyn SwMmiTrigger>,
+            Service<BufferToCome>,
+        ),
+        (memory, tables): (
+            Service<dyn MemoryManager>,
+            Service<dyn ConfigurationTableServices>,
+        ),
+        (protocols, events, timers): (
+            Service<dyn ProtocolServices>,
+            Service<dyn EventServices>,
+            Service<dyn TimerEventServices>,
+        ),
+    ) -> Result<()> {
+        let services = Services {
+            mm: *mm,
+            trigger: *trigger,
+            memory: *memory,
+            tables: *tables,
+            protocols: *protocols,
+            events: *events,
+            timers: *timers,
+        };
+        let traffic = Traffic::start(services, to_come.0)?;
+        let bench = protocol::Instance::new(move |task, findings| run(services, &traffic, task, findings));
+        services.protocols.install_protocol::<Bench>(None, bench)?;
+        Ok(())
+    }
+}
+
+/// Does what the application asks for; `true` where all went well.
+fn run(services: Services, traffic: &Traffic, task: Task, findings: Findings) -> bool {
+    traffic.stop();
+    let control = Control(services.mm);
+    let Some(lab) = PatinaLab::new(Q35Site::new(services)) else {
+        log::error!("no memory for the conformance suite");
+        return false;
+    };
+    match task {
+        Task::Test => {
+            let mut report = Report::new(Console);
+            tests::platform(&mut report, services, traffic, findings);
+            let smis = tests::suite(&mut report, &lab, control);
+            tests::fault(&mut report, services);
+            report.finish(smis)
+        }
+        Task::Demo => {
+            // The demo makes its mistakes on purpose.
+            log::set_max_level(LevelFilter::Off);
+            let mut print = |line: core::fmt::Arguments<'_>| {
+                // The serial port takes everything.
+                let _ = writeln!(Console, "{line}");
+            };
+            let place = "which is Rust in SMRAM, behind real SMIs of QEMU's Q35 machine";
+            demo::run(&lab, place, &mut print)
+                .inspect_err(|why| log::error!("{why}"))
+                .is_ok()
+        }
+    }
+}

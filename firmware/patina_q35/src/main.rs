@@ -1,0 +1,41 @@
+//! A Patina DXE core for QEMU's Q35 machine, made to run inside stock OVMF.
+//!
+//! `cargo xtask image patina-q35` puts it into OVMF's flash image.
+//!
+//! | module | content |
+//! |---|---|
+//! | `platform` | what the machine is made of: the one list of configurations, components and services |
+//! | `timer` | the frequency of the time stamp counter, from the ACPI timer |
+//! | `machine` | serial port, ACPI timer, end of a run; an unsafe island (`docs/unsafe.md`) |
+//! | `ovmf` | what stock OVMF needs and does not say; `ovmf::dxe_services` and `ovmf::images` are unsafe islands |
+#![cfg_attr(target_os = "uefi", no_std, no_main)]
+#![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
+
+#[cfg(target_os = "uefi")]
+extern crate alloc;
+
+#[cfg(all(target_os = "uefi", feature = "conformance"))]
+mod bench;
+#[cfg(target_os = "uefi")]
+mod example;
+#[cfg(target_os = "uefi")]
+mod machine;
+#[cfg(target_os = "uefi")]
+mod mm;
+#[cfg(target_os = "uefi")]
+mod ovmf;
+#[cfg(target_os = "uefi")]
+mod platform;
+#[cfg(target_os = "uefi")]
+mod timer;
+
+#[cfg(not(target_os = "uefi"))]
+fn main() {
+    eprintln!(
+        "patina_q35 is a DXE core. Build it with\n  \
+         cargo build --package patina_q35 --target x86_64-unknown-uefi --release\n\
+         and put it into OVMF's flash image with\n  \
+         cargo xtask image patina-q35"
+    );
+    std::process::exit(2);
+}

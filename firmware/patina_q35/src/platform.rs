@@ -1,0 +1,83 @@
+//! What the machine is made of.
+
+use crate::example::ExampleComponent;
+use crate::machine;
+use crate::mm::MmLaunch;
+use crate::ovmf::{FlashMapping, WritableImages, comm_buffer_hobs};
+use crate::timer;
+use core::ffi::c_void;
+use log::LevelFilter;
+use patina::UefiSpecVersion;
+use patina::debug::log::{Format, SerialLogger};
+use patina::peripheral::serial::uart::Uart16550;
+use patina_dxe_core::{Add, Component, ComponentInfo, Core, CpuInfo, MemoryInfo, PlatformInfo};
+use patina_ffs_extractors::NullSectionExtractor;
+use patina_mm::component::communicator::MmCommunicator;
+use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
+use patina_mm::component::protocols::MmCommunicationProducer;
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+
+/// The core says less than the components that it runs.
+const LEVELS: &[(&str, LevelFilter)] = &[
+    ("memory_bin", LevelFilter::Warn),
+    ("patina_dxe_core", LevelFilter::Warn),
+];
+
+const SERIAL: SerialLogger<'static, Uart16550> =
+    SerialLogger::new(Format::Standard, LEVELS, LevelFilter::Info, machine::serial());
+
+#[cfg(not(feature = "conformance"))]
+static LOGGER: SerialLogger<'static, Uart16550> = SERIAL;
+#[cfg(feature = "conformance")]
+static LOGGER: crate::bench::recorder::Recorder = crate::bench::recorder::Recorder(SERIAL);
+
+/// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
+static CORE: Core<Q35> = Core::new(NullSectionExtractor);
+
+struct Q35;
+
+impl ComponentInfo for Q35 {
+    fn components(mut add: Add<'_, Component>) {
+        add.component(FlashMapping);
+        add.component(WritableImages);
+        add.component(MmLaunch);
+        add.component(
+            MmHobConfiguration::new()
+                .with_acpi_base(AcpiBaseSource::Ich9)
+                .with_updatable_buffer(0),
+        );
+        add.component(SwMmiManager::new());
+        add.component(MmCommunicator::new());
+        add.component(MmCommunicationProducer::new(1));
+        add.component(ExampleComponent);
+        #[cfg(feature = "conformance")]
+        add.component(crate::bench::TestBench);
+    }
+}
+
+impl MemoryInfo for Q35 {}
+
+impl CpuInfo for Q35 {
+    fn perf_timer_frequency() -> Option<u64> {
+        timer::tsc_frequency()
+    }
+}
+
+impl PlatformInfo for Q35 {
+    type ComponentInfo = Self;
+    type CpuInfo = Self;
+    type Extractor = NullSectionExtractor;
+    type MemoryInfo = Self;
+
+    const UEFI_SPEC_VERSION: UefiSpecVersion = UefiSpecVersion::V2_7;
+}
+
+#[unsafe(export_name = "efi_main")]
+extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
+    // An error says that a logger is installed already, and nobody ran before us.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(LevelFilter::Info);
+    // SAFETY: the PEI phase called this entry point with its HOB list, and the core gets it only afterwards.
+    unsafe { comm_buffer_hobs::add(hob_list) };
+    CORE.entry_point(hob_list)
+}
