@@ -66,16 +66,21 @@ pub(crate) fn monitor<C: Conduit>(function: u32, [x1, x2, x3]: [u64; 3]) -> u64 
 impl<C: Conduit + 'static> Site for SmcSite<C> {
     fn abilities(&self) -> Abilities {
         let here = Abilities::SECURE_CALLS | Abilities::LOGS;
-        match self.interface {
-            Interface::Nobody | Interface::NoEl3 => here | Abilities::NO_MM,
-            _ => {
-                here | Abilities::MM
-                    | Abilities::CONTROLLED_MM
-                    | Abilities::VARIABLES
-                    | Abilities::CALLBACKS
-                    | Abilities::V3_HEADERS
-            }
+        if let Interface::Nobody | Interface::NoEl3 = self.interface {
+            return here | Abilities::NO_MM;
         }
+        // What a client installs in a firmware's database would still be there for the next one.
+        let protocols = if self.own_protocols {
+            Abilities::PRODUCED_PROTOCOLS | Abilities::FIRMWARE_PROTOCOLS
+        } else {
+            Abilities::empty()
+        };
+        here | protocols
+            | Abilities::MM
+            | Abilities::CONTROLLED_MM
+            | Abilities::VARIABLES
+            | Abilities::CALLBACKS
+            | Abilities::V3_HEADERS
     }
 
     fn power_on(&self, _latency: u32) {

@@ -22,11 +22,16 @@ pub(super) const NOBODY: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d
 /// What MM says to a request that nobody takes, or whose handler fails: the mailbox has a word for it, a secure monitor call
 /// says that it is not supported.
 pub(super) fn not_taken(lab: &dyn Lab) -> Failure {
-    Failure::Mm(if lab.abilities().contains(Abilities::SECURE_CALLS) {
+    Failure::Mm(not_taken_status(lab))
+}
+
+/// The status in [`not_taken`].
+pub(super) fn not_taken_status(lab: &dyn Lab) -> EfiStatus {
+    if lab.abilities().contains(Abilities::SECURE_CALLS) {
         EfiStatus::UNSUPPORTED
     } else {
         EfiStatus::NOT_FOUND
-    })
+    }
 }
 
 fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Failure) -> Seen {
