@@ -121,3 +121,8 @@ pub mod service;
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The configuration of an Arm platform, compiled as this crate's examples are.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/platform-arm.md")]
+struct PlatformArm;

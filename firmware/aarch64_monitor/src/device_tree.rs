@@ -272,3 +272,171 @@ fn psci(old_strings_len: usize, to: &mut Writer<'_>) -> Result<(), TreeError> {
     to.property(old_strings_len.saturating_add(METHOD), SMC)?;
     to.word(END_NODE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+    use std::string::String;
+    use std::vec;
+    use std::vec::Vec;
+
+    const STRINGS: &[u8] = b"reg\0device_type\0status\0";
+    const REG: usize = 0;
+    const DEVICE_TYPE: usize = 4;
+    const STATUS: usize = 16;
+
+    /// Memory at an address of its own, with a tree at its start.
+    fn ram(structure: impl FnOnce(&mut Writer<'_>)) -> SharedRegion {
+        let memory: &'static mut [u8] = Box::leak(vec![0; 0x4000].into_boxed_slice());
+        let mut writer = Writer { memory, len: 56 };
+        structure(&mut writer);
+        let strings_at = writer.len;
+        writer.bytes(STRINGS).unwrap();
+        let len = writer.len;
+        writer.len = 0;
+        writer.word(MAGIC).unwrap();
+        for value in [
+            0x4000,
+            56,
+            strings_at,
+            40,
+            17,
+            16,
+            0,
+            STRINGS.len(),
+            strings_at - 56,
+        ] {
+            writer.length(value).unwrap();
+        }
+        assert!(len < 0x4000);
+        SharedRegion::over_static(memory)
+    }
+
+    fn qemu_like(to: &mut Writer<'_>) {
+        to.begin(b"").unwrap();
+        to.begin(b"psci").unwrap();
+        to.property(STATUS, b"hvc\0").unwrap();
+        to.word(END_NODE).unwrap();
+        to.word(NOP).unwrap();
+        for name in [&b"memory@40000000"[..], b"secram@e000000"] {
+            to.begin(name).unwrap();
+            to.property(DEVICE_TYPE, b"memory\0").unwrap();
+            to.property(REG, &[1; 16]).unwrap();
+            to.begin(b"inner").unwrap();
+            to.property(REG, &[2; 3]).unwrap();
+            to.word(END_NODE).unwrap();
+            to.word(END_NODE).unwrap();
+        }
+        to.word(END_NODE).unwrap();
+        to.word(END).unwrap();
+    }
+
+    /// A tree as lines: nodes by depth, properties by name and value.
+    fn describe(ram: &SharedRegion) -> Vec<String> {
+        let mut all = vec![0; ram.len()];
+        assert!(ram.read(0, &mut all));
+        let word = |index: usize| {
+            let word = all.get(index * 4..).and_then(|rest| rest.first_chunk()).unwrap();
+            usize::try_from(u32::from_be_bytes(*word)).unwrap()
+        };
+        let strings = all.get(word(STRINGS_OFFSET)..).unwrap();
+        let strings = strings.get(..word(STRINGS_LEN)).unwrap();
+        let structure = all.get(word(STRUCT_OFFSET)..).unwrap();
+        let mut reader = Reader(structure.get(..word(STRUCT_LEN)).unwrap());
+        let mut lines = Vec::new();
+        loop {
+            match reader.word().unwrap() {
+                BEGIN_NODE => lines.push(std::format!(
+                    "{{ {}",
+                    String::from_utf8_lossy(reader.name().unwrap())
+                )),
+                END_NODE => lines.push(String::from("}")),
+                PROPERTY => {
+                    let (len, name) = (reader.len().unwrap(), reader.len().unwrap());
+                    let name = Reader(strings.get(name..).unwrap()).0;
+                    let name = name.split(|byte| *byte == 0).next().unwrap();
+                    let value = reader.padded(len).unwrap();
+                    lines.push(std::format!("{} = {value:x?}", String::from_utf8_lossy(name)));
+                }
+                END => {
+                    assert!(reader.0.is_empty());
+                    return lines;
+                }
+                other => unreachable!("{other}"),
+            }
+        }
+    }
+
+    fn prepare_at(ram: &SharedRegion, work: usize) -> Result<(), TreeError> {
+        prepare(ram, ram.range().unwrap().start(), &mut vec![0; work])
+    }
+
+    #[test]
+    fn uefi_is_told_of_its_memory_and_of_psci() {
+        let ram = ram(qemu_like);
+        prepare_at(&ram, 0x4000).unwrap();
+        let method: Vec<u8> = b"smc\0".to_vec();
+        let compatible = PSCI_COMPATIBLE;
+        assert_eq!(
+            describe(&ram),
+            [
+                "{ ",
+                "{ memory@40000000",
+                "device_type = [6d, 65, 6d, 6f, 72, 79, 0]",
+                "reg = [0, 0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0, 3c, 0, 0, 0]",
+                "{ inner",
+                "reg = [2, 2, 2]",
+                "}",
+                "}",
+                "{ secram@e000000",
+                "reg = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]",
+                "{ inner",
+                "reg = [2, 2, 2]",
+                "}",
+                "}",
+                "{ psci",
+                &std::format!("compatible = {compatible:x?}"),
+                &std::format!("method = {method:x?}"),
+                "}",
+                "}",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_damaged_tree_stays_as_it_was() {
+        type Damage = fn(&mut Writer<'_>);
+        let damages: [(Damage, TreeError); 5] = [
+            (|_| {}, TreeError::Malformed),
+            (|to| to.word(7).unwrap(), TreeError::Malformed),
+            (|to| to.word(END_NODE).unwrap(), TreeError::Malformed),
+            (
+                |to| {
+                    to.begin(b"").unwrap();
+                    to.word(END).unwrap();
+                },
+                TreeError::Malformed,
+            ),
+            (
+                |to| {
+                    to.word(PROPERTY).unwrap();
+                    to.word(u32::MAX).unwrap();
+                    to.word(0).unwrap();
+                },
+                TreeError::Malformed,
+            ),
+        ];
+        for (damage, expected) in damages {
+            let ram = ram(damage);
+            let mut before = vec![0; ram.len()];
+            assert!(ram.read(0, &mut before));
+            assert_eq!(prepare_at(&ram, 0x4000), Err(expected));
+            let mut after = vec![0; ram.len()];
+            assert!(ram.read(0, &mut after));
+            assert_eq!(after, before);
+        }
+        assert_eq!(prepare_at(&ram(qemu_like), 0x200), Err(TreeError::NoRoom));
+        assert_eq!(prepare(&ram(qemu_like), 0, &mut [0; 64]), Err(TreeError::NoRoom));
+    }
+}

@@ -9,7 +9,7 @@
 //! | FFA_MSG_SEND_DIRECT_REQ or _REQ2 | a request; x3 or x4 is the buffer's physical address |
 //! | FFA_RUN | resumes a partition that was interrupted or yielded |
 //!
-//! Registers are encoded and decoded by `arm-ffa`, which panics on what it takes for its caller's mistake. [`invoke`] gives
+//! Registers are encoded and decoded by `arm-ffa`, which panics on what it takes for its caller's mistake. `invoke` gives
 //! it only what cannot be one: calls of FF-A 1.2 or older, and answers of the kinds that a caller can get.
 
 use super::{Patience, SmcError, call, low};
