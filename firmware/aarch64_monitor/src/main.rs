@@ -1,6 +1,5 @@
 //! The monitor as a program: see the library for what it does, `el3` for how it gets there.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![cfg_attr(target_os = "none", deny(clippy::arithmetic_side_effects))]
 
 #[cfg(target_os = "none")]
 mod el3;
