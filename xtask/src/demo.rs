@@ -15,6 +15,7 @@ const SIM: &str = "sim";
 #[command(after_help = "Examples:
   cargo xtask demo                       on the simulated machine
   cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs
+  cargo xtask demo --machine patina-q35  on a Patina firmware under QEMU, with an MM core in Rust
   cargo xtask demo --machine aarch64     on stock UEFI firmware above a secure world, by FF-A")]
 pub(crate) struct Demo {
     /// Where to run it.

@@ -1,8 +1,9 @@
 //! The table of machines that can be booted.
 
+use crate::image::{self, PATINA_Q35};
 use crate::setup::{
-    ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, QEMU_ARM, QEMU_X86, RUST_ARM, RUST_UEFI, Tool,
-    ovmf_file,
+    ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM,
+    RUST_NONE, RUST_UEFI, Tool, ovmf_file,
 };
 use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use crate::{process, qemu, root};
@@ -11,7 +12,7 @@ use clap::builder::PossibleValuesParser;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 /// What the guest is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,19 @@ pub(crate) const MACHINES: &[Machine] = &[
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
         smis_since: Some("BdsDxe: starting "),
+    },
+    Machine {
+        name: PATINA_Q35,
+        tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+        variants: PLAIN,
+        build: |shell| {
+            build_uefi(shell, BENCH_APP)?;
+            image::patina_q35(shell, true, None)
+        },
+        command: patina_q35,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        // Twice 100,000 calls are too many for QEMU's log. MM counts them itself, and a test compares.
+        smis_since: None,
     },
     Machine {
         name: "aarch64",
@@ -154,22 +168,42 @@ fn path(path: &Path) -> Result<String> {
     Ok(text.replace(',', ",,"))
 }
 
+/// The application that has a Patina platform run its tests.
+const BENCH_APP: &str = "bench_app";
+
 /// Debian's OVMF with edk2's own SMM core. The application starts by itself from the removable-media path.
 fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
-    let Boot { image, dir, mode, .. } = *boot;
+    let secure_flash = "driver=cfi.pflash01,property=secure,value=on";
+    Ok(q35(shell, &ovmf_file(OVMF_CODE), boot.image, boot)?
+        .args(["-global", secure_flash])
+        .args(qemu::log_smis(boot.dir))
+        .into())
+}
+
+/// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
+fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let application = Toolchain::find(shell, X86_64_UEFI)?
+        .products()
+        .join(BENCH_APP)
+        .with_extension("efi");
+    // Without a VGA device at its addresses QEMU would leave SMRAM readable to everybody.
+    Ok(q35(shell, boot.image, &application, boot)?
+        .args(["-device", "VGA"])
+        .into())
+}
+
+/// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.
+fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -> Result<Cmd<'s>> {
+    let Boot { dir, mode, .. } = *boot;
     let boot = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
-    shell.copy_file(image, boot.join("BOOTX64.EFI"))?;
+    shell.copy_file(application, boot.join("BOOTX64.EFI"))?;
     shell.write_file(boot.join("MODE.TXT"), mode.word())?;
     let vars = dir.join("vars.fd");
     shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
 
-    let code = format!(
-        "if=pflash,format=raw,unit=0,readonly=on,file={}",
-        path(&ovmf_file(OVMF_CODE))?
-    );
+    let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(code)?);
     let vars = format!("if=pflash,format=raw,unit=1,file={}", path(&vars)?);
     let esp = format!("format=raw,file=fat:rw:{}", path(&dir.join("esp"))?);
-    let secure_flash = "driver=cfi.pflash01,property=secure,value=on";
     Ok(
         cmd!(shell, "qemu-system-x86_64 -machine q35,smm=on,accel=tcg -m 256")
             .args([
@@ -180,11 +214,9 @@ fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
                 "stdio",
                 "-no-reboot",
             ])
-            .args(["-global", secure_flash, "-global", "ICH9-LPC.disable_s3=1"])
+            .args(["-global", "ICH9-LPC.disable_s3=1"])
             .args(["-drive", &code, "-drive", &vars, "-drive", &esp])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-            .args(qemu::log_smis(dir))
-            .into(),
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]),
     )
 }
 

@@ -6,6 +6,7 @@
 //! | [`mod@test`] | all tests of this repository, stage by stage |
 //! | [`asm`] | checks of generated machine code |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
+//! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
 //! | [`qemu`] | one run of a machine: files, command line, deadline, exit code |
 //! | [`verdict`] | what a guest says on its serial line, and whether to believe it |
@@ -16,6 +17,7 @@
 mod asm;
 mod demo;
 mod downstream;
+mod image;
 mod machine;
 mod process;
 mod qemu;
@@ -44,6 +46,7 @@ enum Command {
     Setup(setup::Setup),
     Test(test::Test),
     Demo(demo::Demo),
+    Image(image::Image),
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
 }
@@ -65,6 +68,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(options) => setup::run(&shell, &options),
         Command::Test(options) => test::run(&shell, &options),
         Command::Demo(options) => demo::run(&shell, &options),
+        Command::Image(options) => image::run(&shell, &options),
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
     }

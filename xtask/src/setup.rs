@@ -1,7 +1,7 @@
 //! Which programs the rest needs, and how to get them.
 
 use crate::report::Missing;
-use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
+use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_NONE, X86_64_UEFI};
 use crate::{is_ci, process};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -44,7 +44,7 @@ pub(crate) struct Tool {
 /// The machine itself.
 pub(crate) const QEMU_X86: Tool = Tool {
     name: "qemu-system-x86_64",
-    why: "boots machine ovmf-smm",
+    why: "boots machines ovmf-smm and patina-q35",
     missing: |_| {
         if process::find("qemu-system-x86_64").is_some() {
             vec![]
@@ -67,11 +67,31 @@ pub(crate) const OVMF: Tool = Tool {
     },
 };
 
+/// The firmware that a Patina DXE core is put into.
+pub(crate) const OVMF_WITHOUT_SMM: Tool = Tool {
+    name: "OVMF without SMM",
+    why: "what the firmware of machine patina-q35 is made of",
+    missing: |_| {
+        if ovmf_file(OVMF_CODE_WITHOUT_SMM).is_file() && ovmf_file(OVMF_VARS).is_file() {
+            vec![]
+        } else {
+            vec!["ovmf"]
+        }
+    },
+};
+
 /// What compiles applications for it.
 pub(crate) const RUST_UEFI: Tool = Tool {
     name: "Rust for x86_64-unknown-uefi",
     why: "compiles what the machines boot, and the stage asm",
     missing: |shell| Toolchain::missing_packages(shell, X86_64_UEFI),
+};
+
+/// What compiles the MM core.
+pub(crate) const RUST_NONE: Tool = Tool {
+    name: "Rust for x86_64-unknown-none",
+    why: "compiles the MM core of machine patina-q35",
+    missing: |shell| Toolchain::missing_packages(shell, X86_64_NONE),
 };
 
 /// The Arm machine.
@@ -112,13 +132,24 @@ pub(crate) const RUST_ARM: Tool = Tool {
     },
 };
 
-const TOOLS: &[&Tool] = &[&QEMU_X86, &OVMF, &RUST_UEFI, &QEMU_ARM, &ARM_UEFI, &RUST_ARM];
+const TOOLS: &[&Tool] = &[
+    &QEMU_X86,
+    &OVMF,
+    &OVMF_WITHOUT_SMM,
+    &RUST_UEFI,
+    &RUST_NONE,
+    &QEMU_ARM,
+    &ARM_UEFI,
+    &RUST_ARM,
+];
 
 /// The image of the distribution's package `qemu-efi-aarch64` that runs from RAM.
 pub(crate) const ARM_UEFI_CODE: &str = "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd";
 
 /// Firmware that runs SMM and keeps its variables out of the guest's reach.
 pub(crate) const OVMF_CODE: &str = "OVMF_CODE_4M.secboot.fd";
+/// Firmware without SMM, whose SMRAM is still open.
+pub(crate) const OVMF_CODE_WITHOUT_SMM: &str = "OVMF_CODE_4M.fd";
 /// An empty variable store: secure boot is off with it.
 pub(crate) const OVMF_VARS: &str = "OVMF_VARS_4M.fd";
 

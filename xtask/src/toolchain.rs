@@ -17,6 +17,8 @@ pub(crate) const X86_64_UEFI: &str = "x86_64-unknown-uefi";
 pub(crate) const AARCH64_UEFI: &str = "aarch64-unknown-uefi";
 /// AArch64 without anything below, and without floating point registers.
 pub(crate) const AARCH64_BARE: &str = "aarch64-unknown-none-softfloat";
+/// x86-64 without anything: what runs in SMRAM.
+pub(crate) const X86_64_NONE: &str = "x86_64-unknown-none";
 
 /// Where Debian installs `rustc-web`. Named in full because rustup's `rustc` usually comes first in `PATH`.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
