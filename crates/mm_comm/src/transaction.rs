@@ -404,6 +404,20 @@ mod tests {
     }
 
     #[test]
+    fn a_call_touches_no_more_than_request_and_answer_took() {
+        let channel = channel();
+        let behind = 24 + 100;
+        assert!(channel.region().write(behind, &[0x77; LEN - 124]));
+        let staged = begin(&channel);
+        mm_answers(&channel, &[1; 100]);
+        let mut out = [0; 100];
+        assert!(staged.finish().unwrap().copy_to(&mut out).is_some());
+        let after = contents(&channel);
+        assert!(after[..behind].iter().all(|byte| *byte == 0));
+        assert!(after[behind..].iter().all(|byte| *byte == 0x77));
+    }
+
+    #[test]
     fn a_dropped_request_is_withdrawn() {
         let channel = channel();
         drop(begin(&channel));

@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use mm_wire::message::supervisor::{CommUpdate, UnblockMemory};
 use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
 use thiserror::Error;
 
@@ -42,6 +43,10 @@ bitflags::bitflags! {
         const PRODUCED_PROTOCOLS = 1 << 14;
         /// A client can be set up over the protocols of another one.
         const FIRMWARE_PROTOCOLS = 1 << 15;
+        /// The boot\'s events can be signalled.
+        const EVENTS = 1 << 16;
+        /// The client of the MM supervisor can be asked.
+        const SUPERVISOR = 1 << 17;
     }
 }
 
@@ -311,6 +316,18 @@ impl HobSetup {
     }
 }
 
+/// Who offers the platform's hook, in a [`Setup`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ControlSetup {
+    /// The platform registers it before anything is dispatched.
+    #[default]
+    Early,
+    /// A component that is dispatched after the trigger would be. The platform declares that there is one.
+    LateAndDeclared,
+    /// Nobody, although the platform declares that there is one.
+    MissingAndDeclared,
+}
+
 /// How a client is to be set up. [`Setup::default`] is a client that works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -322,6 +339,8 @@ pub struct Setup {
     pub lock: LockSetup,
     /// The platform's hook: `None` where it has none, else what it returns.
     pub platform_control: Option<Result<(), EfiStatus>>,
+    /// Who offers that hook.
+    pub control: ControlSetup,
     /// What is written to the command port; `None` for the machine's usual value.
     pub command_value: Option<u8>,
     /// What is written to the data port.
@@ -342,6 +361,10 @@ pub struct Setup {
     pub produced: Option<u8>,
     /// Whether the client that scenarios see sends through the protocols of the one that is set up here.
     pub through_firmware: bool,
+    /// The buffer through which MM is told of the boot's events.
+    pub events: Option<u8>,
+    /// The buffer that the MM supervisor's client uses.
+    pub supervisor: Option<u8>,
 }
 
 impl Default for Setup {
@@ -351,6 +374,7 @@ impl Default for Setup {
             buffers: [BufferSetup::new(0), BufferSetup::new(1)].to_vec(),
             lock: LockSetup::Before,
             platform_control: None,
+            control: ControlSetup::Early,
             command_value: None,
             data_value: 0,
             acpi_base: true,
@@ -361,6 +385,8 @@ impl Default for Setup {
             hobs: None,
             produced: None,
             through_firmware: false,
+            events: None,
+            supervisor: None,
         }
     }
 }
@@ -433,6 +459,32 @@ pub enum LogLevel {
     Trace,
 }
 
+/// An event of the boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootEvent {
+    /// The event group of the end of DXE.
+    EndOfDxe,
+    /// The protocol that says that MM is to be locked is installed.
+    ReadyToLock,
+    /// The event group of ready to boot.
+    ReadyToBoot,
+    /// The event group of exit boot services.
+    ExitBootServices,
+}
+
+/// A request to the MM supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SupervisorCall {
+    /// Its version; the answer is version, patch level and highest request, 32 bits each.
+    Version,
+    /// To unblock memory.
+    Unblock(UnblockMemory),
+    /// Its policy, into so many bytes.
+    Policy(usize),
+    /// To move the comm buffers.
+    Update(CommUpdate),
+}
+
 /// Which of the protocols for C, and the addresses that it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CProtocol {
@@ -446,6 +498,8 @@ pub enum CProtocol {
     TwoApart,
     /// Protocol 3, likewise.
     ThreeApart,
+    /// Protocol 2, with the caller's bytes put at the start of this comm buffer, which is what is passed.
+    TwoInPlace(u8),
 }
 
 /// A call of one of the protocols for C. The machine passes `bytes` in memory of exactly their length.
@@ -540,6 +594,16 @@ pub trait Machine {
 
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
     fn call_c(&self, call: &CCall) -> Option<CReply>;
+
+    /// Signals an event of the boot. Needs [`Abilities::EVENTS`].
+    fn signal(&self, event: BootEvent);
+
+    /// Has the MM supervisor's client ask. Needs [`Abilities::SUPERVISOR`].
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Mm`] with what the supervisor refuses with, else as [`Self::communicate`].
+    fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, Failure>;
 
     /// Bytes that a message through this buffer can have.
     fn capacity(&self, buffer: u8) -> usize;

@@ -10,15 +10,16 @@
 //! | [`FAIL`] | nothing: the handler fails |
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
 //! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
-//! | the MM supervisor's, the variable service's | as `mm_core`'s handlers do |
+//! | the MM supervisor's | as `mm_core`'s handler does; memory is unblocked where it starts on a page and names who asks, comm buffers are moved where they have pages, and the policy is [`POLICY`] |
+//! | the variable service's | as `mm_core`'s handler does |
 
 use core::cell::Cell;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
-use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit};
+use mm_core::{CommBuffer, Handler, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit};
 use mm_wire::header::{HeaderFormat, MAX_HEADER_LEN, V3_MARKER};
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, MailboxImage, guid};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Answers what it is sent.
 pub const ECHO: Guid = Echo::GUID;
@@ -146,6 +147,7 @@ pub fn enter(
         version: 1,
         patch_level: 0,
     };
+    let mut supervisor = |request: &mut Request<'_>| supervise(request, &mut supervisor);
     let mut liar = |request: &mut Request<'_>| {
         lie.set(Lie::of_request(request.message()));
         Ok(())
@@ -192,6 +194,60 @@ fn answer_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
         .iter_mut()
         .zip((1..=251).cycle())
         .for_each(|(byte, value)| *byte = value);
+    Ok(())
+}
+
+/// The policy that the supervisor tells: version 1.0, 16 bytes.
+pub const POLICY: [u8; 16] = [
+    0, 0, 1, 0, 16, 0, 0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88,
+];
+
+/// Answers the requests that `mm_core`'s supervisor leaves out, as Project Mu's does
+/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`): too short a message fails, everything else is told in the result.
+fn supervise(request: &mut Request<'_>, version: &mut Supervisor) -> Result<(), EfiStatus> {
+    use supervisor::{CommUpdate, RequestHeader, UnblockMemory};
+    let (header, body) = RequestHeader::ref_from_prefix(request.message())
+        .map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
+    let is_known = *header == RequestHeader::new(header.request.get());
+    let result = match header.request.get() {
+        supervisor::REQUEST_UNBLOCK_MEMORY if is_known => {
+            let (memory, _) =
+                UnblockMemory::ref_from_prefix(body).map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
+            if memory.physical_start.get() % 4096 != 0 {
+                EfiStatus::SECURITY_VIOLATION
+            } else if memory.identifier == [0; 16] {
+                EfiStatus::INVALID_PARAMETER
+            } else {
+                EfiStatus::SUCCESS
+            }
+        }
+        supervisor::REQUEST_COMM_UPDATE if is_known => {
+            let (update, _) =
+                CommUpdate::ref_from_prefix(body).map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
+            if update.buffers.iter().any(|buffer| buffer.pages == 0) {
+                EfiStatus::INVALID_PARAMETER
+            } else {
+                EfiStatus::SUCCESS
+            }
+        }
+        supervisor::REQUEST_FETCH_POLICY if is_known => match body.len() {
+            ..8 => EfiStatus::BUFFER_TOO_SMALL,
+            8..16 => EfiStatus::OUT_OF_RESOURCES,
+            _ => {
+                let policy_at = size_of::<RequestHeader>();
+                request
+                    .set_len(policy_at + POLICY.len())
+                    .map_err(|_no_room| EfiStatus::INVALID_PARAMETER)?;
+                let policy = request.message_mut().iter_mut().skip(policy_at);
+                policy.zip(POLICY).for_each(|(to, from)| *to = from);
+                EfiStatus::SUCCESS
+            }
+        },
+        _ => return version.handle(request),
+    };
+    if let Ok((header, _)) = RequestHeader::mut_from_prefix(request.message_mut()) {
+        header.result = result.0.into();
+    }
     Ok(())
 }
 

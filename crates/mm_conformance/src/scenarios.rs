@@ -40,6 +40,7 @@ mod answers;
 mod c_consumer;
 mod c_producer;
 mod calls;
+mod events;
 mod headers;
 mod hobs;
 mod lies;
@@ -47,8 +48,10 @@ mod logs;
 mod mmi;
 mod moves;
 mod nesting;
+mod platform_control;
 mod refusals;
 mod setup;
+mod supervisor;
 mod variables;
 
 /// What a scenario returns: nothing, or what it saw instead of what it expected.
@@ -104,9 +107,12 @@ pub fn all() -> Vec<&'static Scenario> {
         mmi::ALL,
         lies::ALL,
         nesting::ALL,
+        supervisor::ALL,
+        events::ALL,
         c_producer::ALL,
         c_consumer::ALL,
         setup::ALL,
+        platform_control::ALL,
         hobs::ALL,
         moves::ALL,
         logs::ALL,

@@ -9,6 +9,10 @@
 //! | raise a software MMI | [`service::SwMmiTrigger`] |
 //! | prepare the hardware before MMIs are used | [`service::PlatformMmControl`] |
 //! | set a platform up | [`config::MmCommunicationConfiguration`], [`component`] |
+//! | set it up from HOBs | [`component::hob_configuration`] |
+//! | serve drivers in C, or use theirs | [`component::protocols`] |
+//! | ask the MM supervisor | [`service::MmSupervisor`], [`component::supervisor`] |
+//! | tell MM how far the boot has come | [`component::events`] |
 //! | test a component on the host | [`component::communicator::MmExecutor`], feature `mockall` |
 //!
 //! # A platform
@@ -122,7 +126,13 @@ pub mod service;
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
-/// The configuration of an Arm platform, compiled as this crate's examples are.
+/// The guide's examples, likewise.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/platform-arm.md")]
-struct PlatformArm;
+mod guide {
+    #[doc = include_str!("../../../docs/configuration.md")]
+    struct Configuration;
+    #[doc = include_str!("../../../docs/platform-arm.md")]
+    struct PlatformArm;
+    #[doc = include_str!("../../../docs/protocols.md")]
+    struct Protocols;
+}

@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 use core::ptr::{from_ref, null_mut};
+use mm_comm::SharedRegion;
 use mm_conformance::lab::{CCall, CProtocol, CReply};
 use mm_wire::EfiStatus;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
@@ -9,6 +10,31 @@ use patina_mm::component::protocols::{Communication, Communication2, Communicati
 
 /// How far the addresses of [`CProtocol::TwoApart`] are apart.
 const APART: usize = 8;
+
+/// Makes a call of protocol 2 with the caller's bytes in `memory`; `None` where the protocol is not installed, or where they
+/// do not fit.
+#[must_use]
+pub fn call_in_place(
+    protocols: &dyn ProtocolServices,
+    memory: &SharedRegion,
+    call: &CCall,
+) -> Option<CReply> {
+    let mut bytes = call.bytes.clone()?;
+    let mut size = call.comm_size?;
+    if !memory.write(0, &bytes) {
+        return None;
+    }
+    let buffer = memory.as_ptr().cast();
+    let status = protocols.with_protocol(|two: &Communication2| {
+        // SAFETY: the memory is as long as `size` says, and reached through volatile accesses only.
+        unsafe { (two.communicate)(from_ref(two), buffer, buffer, &raw mut size) }
+    });
+    memory.read(0, &mut bytes).then_some(CReply {
+        status: EfiStatus(status.ok()?.as_usize() as u64),
+        bytes,
+        comm_size: Some(size),
+    })
+}
 
 /// Makes a call; `None` where the protocol is not installed.
 #[must_use]
@@ -21,6 +47,7 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
     let size = comm_size.as_mut().map_or(null_mut(), core::ptr::from_mut);
     let apart = buffer.wrapping_byte_add(APART);
     let status = match call.protocol {
+        CProtocol::TwoInPlace(_) => return None,
         CProtocol::One => protocols.with_protocol(|one: &Communication| {
             // SAFETY: the buffer is as long as its header or `size` says, or null; the producer checks both.
             unsafe { (one.communicate)(from_ref(one), buffer, size) }

@@ -2,7 +2,6 @@
 //!
 //! A conduit is a type without a value, so what is recorded stands in statics: there is one secure world.
 
-use crate::dispatcher::Dispatcher;
 use crate::lab::SecureCalls;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -92,10 +91,10 @@ impl<C: Conduit + 'static> SecureCalls for Calls<C> {
         self.function
     }
 
-    fn add_trigger(&self, dispatcher: &mut Dispatcher) {
+    fn trigger(&self) -> SwMmiManager {
         REQUESTS.store(0, Ordering::Relaxed);
         drop(replace_code(None));
-        dispatcher.add(SwMmiManager::with_conduit::<Tapped<C>>());
+        SwMmiManager::with_conduit::<Tapped<C>>()
     }
 
     fn requests(&self) -> usize {

@@ -15,30 +15,39 @@ use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
-    Abilities, AnswerTo, CCall, CReply, Call, Callback, Failure, HobSetup, Lab, LockSetup, LogLevel, Machine,
-    MailboxSetup, PortSetup, Refusal, Setup, SetupFailure, Update, UpdatePlace,
+    Abilities, AnswerTo, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, Failure,
+    HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Setup, SetupFailure,
+    SupervisorCall, Update, UpdatePlace,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
 use patina::BinaryGuid;
-use patina::component::params::ConfigMut;
+use patina::component::params::{Commands, ConfigMut};
+use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
 use patina::component::service::{IntoService, Service};
 use patina::component::{IntoComponent, Storage, component};
 use patina::error::EfiError;
+use patina::management_mode::guid::MM_DXE_READY_TO_LOCK_PROTOCOL_GUID;
 use patina::management_mode::protocol::mm_comm_buffer_update::{
     MmCommBuffer, MmCommBufferUpdateProtocol, PROTOCOL_GUID,
 };
+use patina::pi::event::END_OF_DXE_EVENT_GROUP_GUID;
 use patina::standard::efi;
+use patina::uefi::event::{EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, READY_TO_BOOT_EVENT_GROUP_GUID};
 use patina_mm::component::communicator::{CallOptions, MmCommunicator, Status};
+use patina_mm::component::events::MmEventNotifier;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
+use patina_mm::component::supervisor::MmSupervisorClient;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
     MmCommunicationOptions, MmiPort, SmiCheck,
 };
-use patina_mm::service::{MmCommunication, MmCommunicationExt, PlatformMmControl};
+use patina_mm::service::{
+    MmCommunication, MmCommunicationExt, MmSupervisor, PlatformMmControl, SupervisorError,
+};
 
 /// The machine that clients are set up on.
 pub trait Site {
@@ -78,6 +87,11 @@ pub trait Site {
     /// The protocol database that the client is to use.
     fn protocols(&self) -> &'static dyn ProtocolServices;
 
+    /// The events that the client is to use; `None` where the site has none for it.
+    fn events(&self) -> Option<&'static dyn EventServices> {
+        None
+    }
+
     /// Adds the component that offers [`MmCommunication`].
     fn add_communicator(&self, dispatcher: &mut Dispatcher) {
         dispatcher.add(MmCommunicator::new());
@@ -111,8 +125,8 @@ pub trait SecureCalls {
     /// The function identifier that the platform configures.
     fn function(&self) -> u32;
 
-    /// Adds the component that offers `SwMmiTrigger`.
-    fn add_trigger(&self, dispatcher: &mut Dispatcher);
+    /// Makes the component that offers `SwMmiTrigger`, for a client that comes up now.
+    fn trigger(&self) -> SwMmiManager;
 
     /// How many requests MM has been given since the client came up.
     fn requests(&self) -> usize;
@@ -226,6 +240,7 @@ struct Client<S> {
     buffers: RefCell<Vec<Observed>>,
     control_calls: Rc<Cell<u32>>,
     updatable: Option<u8>,
+    supervisor: Option<Service<dyn MmSupervisor>>,
 }
 
 impl<S> Clone for PatinaMachine<S> {
@@ -269,13 +284,30 @@ impl<S: Site + 'static> PatinaMachine<S> {
 
         let mut dispatcher = prepare(&*site, setup, &buffers, &tap);
         if let Some(result) = setup.platform_control {
-            dispatcher.storage().add_service(Control {
+            let control = Control {
                 calls: Rc::clone(&control_calls),
                 result,
-            });
+            };
+            match setup.control {
+                ControlSetup::Early => dispatcher.storage().add_service(control),
+                ControlSetup::LateAndDeclared => dispatcher.add(LateControl(control)),
+                ControlSetup::MissingAndDeclared => {}
+            }
         }
         if let Some(buffer) = setup.produced {
             dispatcher.add(MmCommunicationProducer::new(buffer));
+        }
+        if let Some(buffer) = setup.events {
+            if let Some(events) = site.events() {
+                dispatcher.storage().add_service(SharedEvents(events));
+            }
+            dispatcher.add(MmEventNotifier::new(buffer));
+        }
+        let supervisor = Rc::new(Cell::new(None));
+        if let Some(buffer) = setup.supervisor {
+            tell_mm(&*site, &buffers, &[])?;
+            dispatcher.add(MmSupervisorClient::new(buffer));
+            dispatcher.add(SupervisorCatcher(Rc::clone(&supervisor)));
         }
         dispatcher.add(Catcher(Rc::clone(&caught)));
         if setup.lock == LockSetup::Later {
@@ -308,6 +340,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
             buffers: RefCell::new(buffers),
             control_calls,
             updatable: setup.updatable,
+            supervisor: supervisor.take(),
         }));
         tell_mm(&*machine.0.site, &machine.0.buffers.borrow(), &[])?;
         Ok(machine)
@@ -362,9 +395,12 @@ fn prepare(site: &impl Site, setup: &Setup, buffers: &[Observed], tap: &Tap) -> 
     if let Some(hobs) = &setup.hobs {
         add_hob_configuration(&mut dispatcher, setup, hobs, buffers, tap);
     }
-    match site.secure_calls() {
-        Some(calls) => calls.add_trigger(&mut dispatcher),
-        None => dispatcher.add(SwMmiManager::with_ports(tap.clone())),
+    let manager = site
+        .secure_calls()
+        .map_or_else(|| SwMmiManager::with_ports(tap.clone()), SecureCalls::trigger);
+    match setup.control {
+        ControlSetup::Early => dispatcher.add(manager),
+        _ => dispatcher.add(manager.after_platform_control()),
     }
     site.add_communicator(&mut dispatcher);
     dispatcher
@@ -539,8 +575,57 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         answer.map_err(failure)
     }
 
+    fn signal(&self, event: BootEvent) {
+        let group = match event {
+            BootEvent::EndOfDxe => END_OF_DXE_EVENT_GROUP_GUID,
+            BootEvent::ReadyToBoot => READY_TO_BOOT_EVENT_GROUP_GUID,
+            BootEvent::ExitBootServices => EXIT_BOOT_SERVICES_EVENT_GROUP_GUID,
+            BootEvent::ReadyToLock => {
+                let protocols = self.0.site.protocols();
+                if let Err(error) = protocols.install_marker(None, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID) {
+                    log::error!("the marker was not installed: {error:?}");
+                }
+                return;
+            }
+        };
+        let signalled = self.0.site.events().map(|events| events.signal_group(group));
+        if signalled != Some(Ok(())) {
+            log::error!("{event:?} was not signalled: {signalled:?}");
+        }
+    }
+
+    fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, Failure> {
+        let supervisor = self.0.supervisor.as_ref().ok_or(Failure::Unsupported)?;
+        let answer = match call {
+            SupervisorCall::Version => supervisor.version().map(|version| {
+                let level = version.max_request_level.get().to_le_bytes();
+                let fields = [version.version.to_bytes(), version.patch_level.to_bytes()];
+                [fields.concat().as_slice(), level.get(..4).unwrap_or_default()].concat()
+            }),
+            SupervisorCall::Unblock(memory) => supervisor.unblock_memory(memory).map(|()| Vec::new()),
+            SupervisorCall::Update(update) => supervisor.update_comm_buffers(update).map(|()| Vec::new()),
+            SupervisorCall::Policy(room) => {
+                let mut out = alloc::vec![0xee; *room];
+                supervisor
+                    .fetch_policy(&mut out)
+                    .map(|len| out.drain(..len).collect())
+            }
+        };
+        answer.map_err(|error| match error {
+            SupervisorError::Communication(status) => failure(status),
+            SupervisorError::Refused { result, .. } => Failure::Mm(result),
+            _ => Failure::BadHeader,
+        })
+    }
+
     fn call_c(&self, call: &CCall) -> Option<CReply> {
-        c_abi::call(self.0.site.protocols(), call)
+        let protocols = self.0.site.protocols();
+        match call.protocol {
+            CProtocol::TwoInPlace(id) => self
+                .with_buffer(id, |buffer| c_abi::call_in_place(protocols, &buffer.region, call))
+                .flatten(),
+            _ => c_abi::call(protocols, call),
+        }
     }
 
     fn communicate_around(
@@ -763,6 +848,26 @@ impl Catcher {
     }
 }
 
+/// Takes the supervisor's client out of the storage.
+struct SupervisorCatcher(Rc<Cell<Option<Service<dyn MmSupervisor>>>>);
+
+#[component]
+impl SupervisorCatcher {
+    fn entry_point(self, service: Service<dyn MmSupervisor>) -> patina::error::Result<()> {
+        self.0.set(Some(service));
+        Ok(())
+    }
+}
+
+/// Registers the site's events.
+struct SharedEvents(&'static dyn EventServices);
+
+impl IntoService for SharedEvents {
+    fn register(self, storage: &mut Storage) {
+        Self::register_service::<dyn EventServices>(storage, Box::leak(Box::new(self.0)));
+    }
+}
+
 /// Fills the configuration in and locks it, after everybody who wants to read it.
 struct LateConfiguration(MmCommunicationConfiguration);
 
@@ -771,6 +876,17 @@ impl LateConfiguration {
     fn entry_point(self, mut config: ConfigMut<MmCommunicationConfiguration>) -> patina::error::Result<()> {
         *config = self.0;
         config.lock();
+        Ok(())
+    }
+}
+
+/// Offers the platform's hook, in its turn.
+struct LateControl(Control);
+
+#[component]
+impl LateControl {
+    fn entry_point(self, mut commands: Commands) -> patina::error::Result<()> {
+        commands.add_service(self.0);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 //! | [`c_abi`] | calls the protocols for C as a driver in C does |
 //! | [`demo`] | a conversation with MM that a person can follow |
 //! | [`dispatcher`] | dispatches components in the order a DXE core would |
+//! | [`events`] | event groups in memory |
 //! | [`lab`] | the conformance suite's lab over `SwMmiManager` and `MmCommunicator`, for any [`Site`] |
 //! | [`protocols`] | a protocol database in memory |
 //! | [`report`] | the lines by which a run tells its verdict |
@@ -24,6 +25,7 @@ pub mod c_abi;
 pub mod conduit;
 pub mod demo;
 pub mod dispatcher;
+pub mod events;
 pub mod lab;
 pub mod protocols;
 pub mod report;

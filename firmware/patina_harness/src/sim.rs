@@ -1,6 +1,7 @@
 //! The simulated machine as a site for the conformance suite.
 
 use crate::dispatcher;
+use crate::events::HostEvents;
 use crate::lab::{self, PatinaLab, Site};
 use crate::protocols::HostProtocols;
 use alloc::boxed::Box;
@@ -17,6 +18,7 @@ use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, Outcome, Visit};
 use mm_sim::{Config, MAX_VARIABLE_LEN, Machine, VARIABLE_STORE_LEN};
 use patina::component::IntoComponent;
+use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use std::thread_local;
 
@@ -26,6 +28,7 @@ use std::thread_local;
 pub struct SimSite {
     machine: RefCell<Machine>,
     protocols: Cell<&'static HostProtocols>,
+    events: Cell<&'static HostEvents>,
     last_visit: Rc<Cell<Option<Visit>>>,
 }
 
@@ -36,6 +39,7 @@ impl SimSite {
         Self {
             machine: RefCell::new(Machine::new(Config::default())),
             protocols: Cell::new(Box::leak(Box::default())),
+            events: Cell::new(Box::leak(Box::default())),
             last_visit: Rc::default(),
         }
     }
@@ -82,6 +86,7 @@ impl Site for SimSite {
             ..Config::default()
         }));
         self.protocols.set(Box::leak(Box::default()));
+        self.events.set(Box::leak(Box::default()));
     }
 
     fn allocate(&self, pages: usize) -> Option<*mut u8> {
@@ -98,6 +103,10 @@ impl Site for SimSite {
 
     fn protocols(&self) -> &'static dyn ProtocolServices {
         self.protocols.get()
+    }
+
+    fn events(&self) -> Option<&'static dyn EventServices> {
+        Some(self.events.get())
     }
 
     fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String> {

@@ -26,6 +26,7 @@ scenarios! {
     c_message_length_too_large_tells_the_maximum: PRODUCED_PROTOCOLS, "so is one that is too large, or that overflows";
     c_v3_sizes_are_checked: PRODUCED_PROTOCOLS, "BufferSize covers header and message, MessageSize is not zero, the marker is there";
     c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS, "nothing of that enters MM";
+    c_call_in_the_comm_buffer_itself: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a driver may write its message into the comm buffer, as some of edk2's do";
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
     c_answers_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
@@ -365,6 +366,20 @@ fn c_refusals_raise_no_mmi(lab: &dyn Lab) -> Seen {
     let reply = call(&*machine, CProtocol::One, v1, None)?;
     ensure_eq!(reply.status, super::refusals::not_taken_status(lab));
     ensure_eq!(machine.mmis(), 1);
+    Ok(())
+}
+
+fn c_call_in_the_comm_buffer_itself(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [3, 8, 300] {
+        let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 400);
+        let comm_size = Some(v1.len());
+        let reply = call(&*machine, CProtocol::TwoInPlace(0), v1, comm_size)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        ensure_eq!(reply.comm_size, Some(24 + len));
+        ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
+    }
+    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())
 }
 

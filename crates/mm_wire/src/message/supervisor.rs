@@ -8,10 +8,19 @@
 //! | reserved | 12 | 4 |
 //! | result, `EFI_STATUS` | 16 | 8 |
 //!
-//! The answer to [`REQUEST_VERSION`] appends version u32 @24, patch level u32 @28, highest request level u64 @32.
+//! What follows, from offset 24:
+//!
+//! | request | in the request | in the answer |
+//! |---|---|---|
+//! | [`REQUEST_UNBLOCK_MEMORY`] | [`UnblockMemory`], 56 bytes | the same |
+//! | [`REQUEST_FETCH_POLICY`] | room for the policy | the policy, which starts with [`PolicyHeader`] |
+//! | [`REQUEST_VERSION`] | room for the answer | [`VersionInfo`], 16 bytes |
+//! | [`REQUEST_COMM_UPDATE`] | [`CommUpdate`], 224 bytes | the same |
+//!
+//! The supervisor looks at the request's length for the room that it has to answer in.
 
 use uguid::{Guid, guid};
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The GUID under which the supervisor takes requests, `gMmSupervisorRequestHandlerGuid`.
@@ -22,6 +31,13 @@ pub const SIGNATURE: [u8; 4] = *b"MSUP";
 
 /// The revision of the request layout.
 pub const REVISION: u32 = 1;
+
+/// Let MM reach memory that is not a comm buffer.
+pub const REQUEST_UNBLOCK_MEMORY: u32 = 1;
+/// Ask for the security policy. The supervisor takes no change of its rules after this.
+pub const REQUEST_FETCH_POLICY: u32 = 2;
+/// Move the comm buffers.
+pub const REQUEST_COMM_UPDATE: u32 = 4;
 
 /// Ask for the supervisor's version.
 pub const REQUEST_VERSION: u32 = 3;
@@ -68,6 +84,67 @@ pub struct VersionInfo {
     pub max_request_level: U64,
 }
 
+/// A memory region and who asks for it, `MM_SUPERVISOR_UNBLOCK_MEMORY_PARAMS`: an `EFI_MEMORY_DESCRIPTOR` (40 bytes), then a
+/// GUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct UnblockMemory {
+    /// `EFI_MEMORY_TYPE`.
+    pub memory_type: U32,
+    /// Padding of the C struct.
+    pub padding: U32,
+    /// Where the memory starts.
+    pub physical_start: U64,
+    /// Not used.
+    pub virtual_start: U64,
+    /// Its length in 4096-byte pages.
+    pub pages: U64,
+    /// `EFI_MEMORY_...` attributes.
+    pub attributes: U64,
+    /// Who asks.
+    pub identifier: [u8; 16],
+}
+
+impl UnblockMemory {
+    /// Describes memory of the type `EfiRuntimeServicesData`, for `identifier`.
+    #[must_use]
+    pub fn runtime_data(physical_start: u64, pages: u64, identifier: Guid) -> Self {
+        const EFI_RUNTIME_SERVICES_DATA: u32 = 6;
+        Self {
+            memory_type: EFI_RUNTIME_SERVICES_DATA.into(),
+            padding: 0.into(),
+            physical_start: physical_start.into(),
+            virtual_start: 0.into(),
+            pages: pages.into(),
+            attributes: 0.into(),
+            identifier: identifier.to_bytes(),
+        }
+    }
+}
+
+/// New places for the comm buffers and their mailboxes, `MM_SUPERVISOR_COMM_UPDATE_BUFFER`: the supervisor's first, then the
+/// user's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct CommUpdate {
+    /// The mailboxes.
+    pub mailboxes: [UnblockMemory; 2],
+    /// The buffers.
+    pub buffers: [UnblockMemory; 2],
+}
+
+/// The first fields of a policy, `SMM_SUPV_SECURE_POLICY_DATA_V1_0` (Project Mu `SmmSecurePolicy.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PolicyHeader {
+    /// Minor version.
+    pub version_minor: U16,
+    /// Major version.
+    pub version_major: U16,
+    /// Bytes of the whole policy.
+    pub size: U32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +156,17 @@ mod tests {
         expected[..12].copy_from_slice(b"MSUP\x01\0\0\0\x03\0\0\0");
         assert_eq!(request.as_bytes(), expected);
         assert_eq!(size_of::<RequestHeader>() + size_of::<VersionInfo>(), 40);
+    }
+
+    #[test]
+    fn memory_is_described_as_an_efi_memory_descriptor() {
+        let memory = UnblockMemory::runtime_data(0x1122_3000, 5, GUID);
+        let mut expected = [0; 56];
+        expected[0] = 6;
+        expected[8..12].copy_from_slice(&[0x00, 0x30, 0x22, 0x11]);
+        expected[24] = 5;
+        expected[40..].copy_from_slice(&GUID.to_bytes());
+        assert_eq!(memory.as_bytes(), expected);
+        assert_eq!(size_of::<CommUpdate>(), 224);
     }
 }

@@ -181,7 +181,7 @@ impl SwMmiManager {
         }
     }
 
-    fn entry_point(
+    pub(super) fn entry_point(
         mut self,
         config: Config<MmCommunicationConfiguration>,
         options: Config<MmCommunicationOptions>,

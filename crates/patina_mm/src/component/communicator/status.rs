@@ -245,6 +245,45 @@ mod tests {
     }
 
     #[test]
+    fn every_status_says_whose_fault_it_is() {
+        for status in [
+            Status::NoCommBuffer,
+            Status::CommBufferNotFound,
+            Status::CommBufferTooSmall,
+            Status::CommBufferInitError,
+            Status::InvalidDataBuffer,
+            Status::SwMmiServiceNotAvailable,
+            Status::SwMmiFailed,
+            Status::InvalidResponse,
+            Status::CommBufferDisabled,
+            Status::Busy,
+            Status::MailboxInUse,
+            Status::MmiNotRaised(TriggerError::NoPortIo),
+            Status::NotProcessed,
+            Status::MmReturned(efi::Status::NOT_FOUND),
+            Status::AnswerBelowHeader {
+                claimed: 1,
+                minimum: 24,
+            },
+            Status::AnswerBeyondBuffer {
+                claimed: 9,
+                capacity: 8,
+            },
+            Status::AnswerTooLong { needed: 2, room: 1 },
+            Status::AnswerSize {
+                expected: 2,
+                returned: 1,
+            },
+            Status::Unsupported,
+            Status::OutOfMemory { needed: 1 },
+        ] {
+            let text = status.to_string();
+            let whose = ["caller: ", "platform: ", "MM: ", "MM "];
+            assert!(whose.iter().any(|whose| text.starts_with(whose)), "{text}");
+        }
+    }
+
+    #[test]
     fn an_mm_status_is_told_by_name() {
         assert_eq!(
             Status::MmReturned(efi::Status::NOT_FOUND).to_string(),

@@ -1,0 +1,47 @@
+//! The platform's hook, declared and offered late.
+
+use super::{Seen, up};
+use crate::lab::{ControlSetup, Lab, Setup, SetupFailure};
+use mm_wire::EfiStatus;
+
+scenarios! {
+    declared_platform_control_is_waited_for: MM, "a hook that is offered after the trigger is called, once, where the platform declares it";
+    late_platform_control_can_fail: , "and where it fails, nobody can raise an MMI";
+    missing_platform_control_offers_no_mmis: , "a hook that is declared and never offered keeps MMIs from being raised";
+}
+
+fn setup(control: ControlSetup, result: Result<(), EfiStatus>) -> Setup {
+    Setup {
+        platform_control: Some(result),
+        control,
+        ..Setup::default()
+    }
+}
+
+fn declared_platform_control_is_waited_for(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(ControlSetup::LateAndDeclared, Ok(())))?;
+    ensure_eq!(machine.platform_control_calls(), 1);
+    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
+    ensure_eq!(machine.mmis(), 1);
+    ensure_eq!(machine.platform_control_calls(), 1);
+    Ok(())
+}
+
+fn late_platform_control_can_fail(lab: &dyn Lab) -> Seen {
+    let failing = setup(ControlSetup::LateAndDeclared, Err(EfiStatus::DEVICE_ERROR));
+    match lab.bring_up(&failing).map(drop) {
+        Err(SetupFailure::Refused {
+            status: EfiStatus::DEVICE_ERROR,
+            ..
+        }) => Ok(()),
+        other => Err(alloc::format!("the client came to {other:?}")),
+    }
+}
+
+fn missing_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
+    let missing = setup(ControlSetup::MissingAndDeclared, Ok(()));
+    match lab.bring_up(&missing).map(drop) {
+        Err(SetupFailure::NotDispatched { .. }) => Ok(()),
+        other => Err(alloc::format!("the client came to {other:?}")),
+    }
+}

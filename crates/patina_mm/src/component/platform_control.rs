@@ -1,0 +1,52 @@
+//! A trigger that waits for the platform's hook.
+
+use super::sw_mmi_manager::SwMmiManager;
+use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions};
+use crate::service::PlatformMmControl;
+use patina::component::component;
+use patina::component::params::{Commands, Config};
+use patina::component::service::Service;
+
+impl SwMmiManager {
+    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it, whoever offers it, and
+    /// whenever.
+    ///
+    /// Without this declaration the hook is called only where it is registered before this component is dispatched: a
+    /// platform need not have one, so there is nothing to wait for.
+    ///
+    /// ```
+    /// use patina_dxe_core::*;
+    /// use patina_mm::component::sw_mmi_manager::SwMmiManager;
+    ///
+    /// struct Board;
+    ///
+    /// impl ComponentInfo for Board {
+    ///     fn components(mut add: Add<Component>) {
+    ///         // The service may come from any component, added before or after this one.
+    ///         add.component(SwMmiManager::new().after_platform_control());
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn after_platform_control(self) -> AfterPlatformControl {
+        AfterPlatformControl(self)
+    }
+}
+
+/// Component: a [`SwMmiManager`] that is dispatched once there is a [`PlatformMmControl`].
+#[derive(Debug)]
+pub struct AfterPlatformControl(SwMmiManager);
+
+#[component]
+impl AfterPlatformControl {
+    fn entry_point(
+        self,
+        config: Config<MmCommunicationConfiguration>,
+        options: Config<MmCommunicationOptions>,
+        smc: Config<SmcOptions>,
+        platform: Service<dyn PlatformMmControl>,
+        commands: Commands,
+    ) -> patina::error::Result<()> {
+        self.0.entry_point(config, options, smc, Some(platform), commands)
+    }
+}

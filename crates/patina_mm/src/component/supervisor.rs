@@ -1,0 +1,313 @@
+//! The client of Project Mu's MM supervisor.
+//!
+//! ```
+//! use patina::component::{component, service::Service};
+//! use patina_mm::service::{MmSupervisor, SupervisorVersion};
+//!
+//! struct ShowVersion;
+//!
+//! #[component]
+//! impl ShowVersion {
+//!     fn entry_point(self, supervisor: Service<dyn MmSupervisor>) -> patina::error::Result<()> {
+//!         let SupervisorVersion { version, patch_level, .. } = supervisor.version()?;
+//!         log::info!("MM supervisor {}, patch level {}", version.get(), patch_level.get());
+//!         Ok(())
+//!     }
+//! }
+//! ```
+
+use super::communicator::{CallOptions, Status};
+use crate::service::MmCommunication;
+use alloc::vec::Vec;
+use mm_wire::EfiStatus;
+use mm_wire::message::supervisor::{
+    CommUpdate, GUID, PolicyHeader, REQUEST_COMM_UPDATE, REQUEST_FETCH_POLICY, REQUEST_UNBLOCK_MEMORY,
+    REQUEST_VERSION, RequestHeader, SIGNATURE, UnblockMemory, VersionInfo,
+};
+use patina::component::component;
+use patina::component::params::Commands;
+use patina::component::service::{IntoService, Service};
+use patina::error::EfiError;
+use patina::standard::efi;
+use thiserror::Error;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Why the supervisor did not do what it was asked for.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SupervisorError {
+    /// The message did not get there, or nothing came back.
+    #[error(transparent)]
+    Communication(#[from] Status),
+    /// The supervisor refuses.
+    #[error("MM: the supervisor answered request {request} with {result}")]
+    Refused {
+        /// The request's number.
+        request: u32,
+        /// What the answer says.
+        result: EfiStatus,
+    },
+    /// The answer is to something else.
+    #[error("MM: the answer to supervisor request {sent} is marked {signature:02x?} and to request {found}")]
+    NotAnAnswer {
+        /// The number of the request.
+        sent: u32,
+        /// The number in the answer.
+        found: u32,
+        /// The signature in the answer.
+        signature: [u8; 4],
+    },
+    /// The policy's own size is not that of the answer.
+    #[error("MM: the supervisor's policy says that it has {claimed} bytes, {returned} were returned")]
+    PolicySize {
+        /// What the policy says.
+        claimed: u32,
+        /// Bytes of the answer behind its header.
+        returned: usize,
+    },
+}
+
+impl From<SupervisorError> for EfiError {
+    fn from(error: SupervisorError) -> Self {
+        match error {
+            SupervisorError::Communication(status) => status.into(),
+            SupervisorError::Refused { result, .. } => {
+                let status =
+                    usize::try_from(result.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
+                Self::status_to_result(status)
+                    .err()
+                    .unwrap_or(Self::Unknown(status))
+            }
+            SupervisorError::NotAnAnswer { .. } | SupervisorError::PolicySize { .. } => Self::ProtocolError,
+        }
+    }
+}
+
+/// Requests to the MM supervisor.
+#[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
+pub trait MmSupervisor {
+    /// Asks for the supervisor's version, and for the highest request that it knows.
+    ///
+    /// # Errors
+    ///
+    /// [`SupervisorError`].
+    fn version(&self) -> Result<VersionInfo, SupervisorError>;
+
+    /// Lets MM reach memory that is not a comm buffer. Only until the platform is locked.
+    ///
+    /// # Errors
+    ///
+    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory does not start on a page, `ACCESS_DENIED`
+    /// after the lock, `INVALID_PARAMETER` without an identifier.
+    fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
+
+    /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
+    /// its rules after this.
+    ///
+    /// # Errors
+    ///
+    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` where `out` has no room for it.
+    fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
+
+    /// Moves the comm buffers. Whoever does this also installs the comm-buffer update protocol, so that communicators
+    /// follow.
+    ///
+    /// # Errors
+    ///
+    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory is not of the same kind, `ACCESS_DENIED`
+    /// after the lock, or where they were moved before.
+    fn update_comm_buffers(&self, update: &CommUpdate) -> Result<(), SupervisorError>;
+}
+
+/// Component and service: asks the supervisor for its version, and then offers [`MmSupervisor`].
+#[derive(Clone, Copy, IntoService)]
+#[service(dyn MmSupervisor)]
+pub struct MmSupervisorClient {
+    buffer: u8,
+    mm: Option<Service<dyn MmCommunication>>,
+}
+
+#[component]
+impl MmSupervisorClient {
+    /// Makes the component for the supervisor's comm buffer: 0 where the buffers come from region HOBs.
+    #[must_use]
+    pub const fn new(buffer: u8) -> Self {
+        Self { buffer, mm: None }
+    }
+
+    fn entry_point(
+        self,
+        mm: Service<dyn MmCommunication>,
+        mut commands: Commands,
+    ) -> patina::error::Result<()> {
+        let client = Self { mm: Some(mm), ..self };
+        let version = client.version().inspect_err(
+            |error| log::error!(target: "mm_comm", "the MM supervisor did not tell its version: {error}"),
+        )?;
+        log::info!(
+            target: "mm_comm",
+            "MM supervisor version {:#x}, patch level {:#x}, requests up to {}",
+            version.version.get(),
+            version.patch_level.get(),
+            version.max_request_level.get()
+        );
+        commands.add_service(client);
+        Ok(())
+    }
+}
+
+impl MmSupervisorClient {
+    /// Sends a request with `body` behind its header, and with as much room as `out` has. Returns what the answer has
+    /// behind its own header, at the start of `out`.
+    fn request<'o>(
+        &self,
+        request: u32,
+        body: &[u8],
+        out: &'o mut [u8],
+    ) -> Result<&'o mut [u8], SupervisorError> {
+        let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
+        let needed = size_of::<RequestHeader>().saturating_add(out.len().max(body.len()));
+        let mut message = Vec::new();
+        if message.try_reserve_exact(needed).is_err() {
+            return Err(Status::OutOfMemory { needed }.into());
+        }
+        message.extend_from_slice(RequestHeader::new(request).as_bytes());
+        message.extend_from_slice(body);
+        message.resize(needed, 0);
+
+        let mut result = Ok(0);
+        let recipient = patina::Guid::from_bytes(&GUID.to_bytes());
+        mm.communicate_with(
+            self.buffer,
+            &message,
+            recipient,
+            CallOptions::new(),
+            &mut |answer| {
+                result = answer
+                    .read_value()
+                    .map_err(SupervisorError::from)
+                    .and_then(|header| check(request, &header))
+                    .and_then(|()| Ok(answer.read_rest(out)?));
+            },
+        )?;
+        let len = result?;
+        Ok(out.get_mut(..len).unwrap_or_default())
+    }
+}
+
+fn check(sent: u32, header: &RequestHeader) -> Result<(), SupervisorError> {
+    let (signature, found) = (header.signature, header.request.get());
+    if signature != SIGNATURE || found != sent {
+        return Err(SupervisorError::NotAnAnswer {
+            sent,
+            found,
+            signature,
+        });
+    }
+    match EfiStatus(header.result.get()) {
+        EfiStatus::SUCCESS => Ok(()),
+        result => Err(SupervisorError::Refused {
+            request: sent,
+            result,
+        }),
+    }
+}
+
+impl MmSupervisor for MmSupervisorClient {
+    fn version(&self) -> Result<VersionInfo, SupervisorError> {
+        let mut info = [0; size_of::<VersionInfo>()];
+        let answer = self.request(REQUEST_VERSION, &[], &mut info)?;
+        let (expected, returned) = (size_of::<VersionInfo>(), answer.len());
+        VersionInfo::read_from_bytes(answer).map_err(|_size| Status::AnswerSize { expected, returned }.into())
+    }
+
+    fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError> {
+        let mut echo = [0; size_of::<UnblockMemory>()];
+        self.request(REQUEST_UNBLOCK_MEMORY, memory.as_bytes(), &mut echo)
+            .map(drop)
+    }
+
+    fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError> {
+        let policy = self.request(REQUEST_FETCH_POLICY, &[], out)?;
+        let (expected, returned) = (size_of::<PolicyHeader>(), policy.len());
+        let (header, _) = PolicyHeader::read_from_prefix(policy)
+            .map_err(|_too_short| Status::AnswerSize { expected, returned })?;
+        let claimed = header.size.get();
+        if usize::try_from(claimed) != Ok(returned) {
+            return Err(SupervisorError::PolicySize { claimed, returned });
+        }
+        Ok(returned)
+    }
+
+    fn update_comm_buffers(&self, update: &CommUpdate) -> Result<(), SupervisorError> {
+        let mut echo = [0; size_of::<CommUpdate>()];
+        self.request(REQUEST_COMM_UPDATE, update.as_bytes(), &mut echo)
+            .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::communicator::MockMmCommunication;
+    use super::*;
+    use alloc::boxed::Box;
+
+    fn client(answer: Vec<u8>) -> MmSupervisorClient {
+        let mut mm = MockMmCommunication::new();
+        mm.expect_communicate().return_once(move |_, _, _| Ok(answer));
+        let mm: Box<dyn MmCommunication> = Box::new(mm);
+        MmSupervisorClient {
+            buffer: 0,
+            mm: Some(Service::mock(mm)),
+        }
+    }
+
+    fn answer(request: u32, body: &[u8]) -> Vec<u8> {
+        let mut answer = RequestHeader::new(request).as_bytes().to_vec();
+        answer.extend_from_slice(body);
+        answer
+    }
+
+    #[test]
+    fn an_answer_to_something_else_is_none() {
+        assert_eq!(
+            client(answer(4, &[0; 16])).version(),
+            Err(SupervisorError::NotAnAnswer {
+                sent: 3,
+                found: 4,
+                signature: *b"MSUP"
+            })
+        );
+    }
+
+    #[test]
+    fn sizes_are_checked_with_their_numbers() {
+        let short = |expected, returned| Err(Status::AnswerSize { expected, returned }.into());
+        assert_eq!(client(answer(3, &[0; 15])).version(), short(16, 15));
+        assert_eq!(client(alloc::vec![0; 23]).version(), short(24, 23));
+        assert_eq!(
+            client(answer(3, &[0; 17])).version(),
+            Err(Status::AnswerTooLong { needed: 17, room: 16 }.into())
+        );
+        assert_eq!(
+            client(answer(2, &[0, 0, 1, 0, 9, 0, 0, 0])).fetch_policy(&mut [0; 100]),
+            Err(SupervisorError::PolicySize {
+                claimed: 9,
+                returned: 8
+            })
+        );
+    }
+
+    #[test]
+    fn a_refusal_has_its_efi_error() {
+        let refused = SupervisorError::Refused {
+            request: 1,
+            result: EfiStatus::SECURITY_VIOLATION,
+        };
+        assert_eq!(EfiError::from(refused), EfiError::SecurityViolation);
+        assert_eq!(
+            EfiError::from(SupervisorError::from(Status::Busy)),
+            EfiError::AlreadyStarted
+        );
+    }
+}
