@@ -13,7 +13,6 @@ use core::fmt::{self, Write};
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
-use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::error::{EfiError, Result};
 use patina::standard::efi;
 use patina::{Char16Array, string::ucs2_capacity};
@@ -169,10 +168,10 @@ impl SmmCommunicator {
         config: Config<MmCommunicationConfiguration>,
         options: Config<MmCommunicationOptions>,
         trigger: Service<dyn SwMmiTrigger>,
-        protocols: Service<dyn ProtocolServices>,
         mut commands: Commands,
     ) -> Result<()> {
-        let block = SmmCorePrivate::find(self.firmware, *protocols).map_err(|error| {
+        let protocols = BootProtocols::new(self.firmware.boot());
+        let block = SmmCorePrivate::find(self.firmware, &protocols).map_err(|error| {
             log::error!("{error}");
             EfiError::NotFound
         })?;

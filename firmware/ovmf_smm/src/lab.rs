@@ -13,10 +13,10 @@ use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_harness::dispatcher::Dispatcher;
+use patina_harness::protocols::HostProtocols;
 use patina_harness::report::NotOk;
 use patina_harness::{PatinaLab, Site};
 use uefi_host::Firmware;
-use uefi_host::protocols::BootProtocols;
 
 /// Calls of the endurance scenario.
 const MANY_CALLS: u32 = 10_000;
@@ -26,7 +26,7 @@ pub(crate) struct OvmfSite {
     firmware: Firmware,
     mmis: MmiCount,
     pm_base: u16,
-    protocols: &'static BootProtocols,
+    protocols: Cell<&'static HostProtocols>,
     arena: SharedRegion,
     /// Bytes of the arena that are taken, and how many of them stay taken from client to client.
     taken: Cell<usize>,
@@ -41,11 +41,11 @@ pub(crate) struct OvmfSite {
 /// same pages again.
 pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<PatinaLab<OvmfSite>> {
     let pm_base = Q35::new().acpi_base(firmware.boot())?;
-    let protocols = Box::leak(Box::new(BootProtocols::new(firmware.boot())));
     // SAFETY: the application allocated these pages for comm buffers and never frees them; only comm buffers and the
     // lab's observer use them, with volatile accesses.
     let arena = unsafe { SharedRegion::new(memory, BUFFER_PAGES * PAGE_LEN) }.ok()?;
     let (taken, kept) = (Cell::new(0), Cell::new(None));
+    let protocols = Cell::new(fresh_protocols());
     PatinaLab::new(OvmfSite {
         firmware,
         mmis,
@@ -57,14 +57,26 @@ pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Optio
     })
 }
 
+/// The protocols of one client: the firmware's own database has edk2's protocols of the same names, and keeps whatever a
+/// former client installed.
+fn fresh_protocols() -> &'static HostProtocols {
+    Box::leak(Box::default())
+}
+
 impl Site for OvmfSite {
     fn abilities(&self) -> Abilities {
-        Abilities::MM | Abilities::PORTS | Abilities::VARIABLES | Abilities::SMI_SWITCH | Abilities::CALLBACKS
+        Abilities::MM
+            | Abilities::PORTS
+            | Abilities::VARIABLES
+            | Abilities::SMI_SWITCH
+            | Abilities::CALLBACKS
+            | Abilities::PRODUCED_PROTOCOLS
     }
 
     fn power_on(&self, _latency: u32) {
         let kept = self.kept.get().unwrap_or_else(|| self.taken.get());
         self.kept.set(Some(kept));
+        self.protocols.set(fresh_protocols());
         self.taken.set(kept);
     }
 
@@ -88,7 +100,7 @@ impl Site for OvmfSite {
     }
 
     fn protocols(&self) -> &'static dyn ProtocolServices {
-        self.protocols
+        self.protocols.get()
     }
 
     fn add_communicator(&self, dispatcher: &mut Dispatcher) {

@@ -1,7 +1,7 @@
 //! Drivers in C send through the client.
 
 use super::{Seen, ensure_clean, pattern, up};
-use crate::lab::{CCall, CProtocol, CReply, Lab, Machine, Setup};
+use crate::lab::{Abilities, CCall, CProtocol, CReply, Lab, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::format;
@@ -16,7 +16,7 @@ scenarios! {
     c_call_has_room_for_a_longer_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a CommSize above the message is room for the answer, and becomes its size";
     c_call_with_a_shorter_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a short answer is told by CommSize, or by the header where there is none";
     c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "an answer beyond the caller's buffer is not written, and its size is told";
-    c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "edk2's variable driver gets its payload size, through protocol 2 and 3";
+    c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, as a component in Rust does";
     c_null_buffer_is_refused: PRODUCED_PROTOCOLS, "a null buffer is INVALID_PARAMETER";
     c_addresses_must_agree: PRODUCED_PROTOCOLS, "physical and virtual address must be the same before the operating system takes over";
     c_comm_size_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS, "a CommSize of zero is set to the largest buffer";
@@ -180,14 +180,22 @@ fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
         .as_bytes()
         .to_vec();
     message.extend_from_slice(PayloadSize::default().as_bytes());
+    let rust = machine
+        .communicate(0, &message, variable::GUID)
+        .map_err(|failure| format!("{failure}"))?;
     for (protocol, format, comm_size) in [
+        (CProtocol::One, HeaderFormat::V1, None),
         (CProtocol::Two, HeaderFormat::V1, Some(48)),
         (CProtocol::Three, HeaderFormat::V3, None),
     ] {
+        if format == HeaderFormat::V3 && !lab.abilities().contains(Abilities::V3_HEADERS) {
+            continue;
+        }
         let bytes = request(format, variable::GUID, &message, 0);
         let reply = call(&*machine, protocol, bytes, comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
         let answer = reply.bytes.get(format.header_len()..).unwrap_or_default();
+        ensure_eq!(answer, rust);
         let (header, size) = FunctionHeader::read_from_prefix(answer).map_err(|error| format!("{error}"))?;
         ensure_eq!(header.return_status.get(), 0);
         let size = PayloadSize::read_from_bytes(size).map_err(|error| format!("{error}"))?;
