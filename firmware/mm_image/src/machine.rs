@@ -90,12 +90,21 @@ pub(crate) fn reaches(range: AddressRange) -> bool {
     mapped.is_some_and(|mapped| mapped.contains(range)) && !range.overlaps(SMRAM)
 }
 
+/// Virtual addresses are physical ones here.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "this program runs in 64-bit mode only"
+)]
+fn pointer(address: u64) -> *mut u8 {
+    core::ptr::with_exposed_provenance_mut(address as usize)
+}
+
 fn outside(address: u64, len: usize) -> Option<SharedRegion> {
     let range = AddressRange::new(address, u64::try_from(len).ok()?)?;
     if !reaches(range) {
         return None;
     }
-    let base = core::ptr::with_exposed_provenance_mut(usize::try_from(range.start()).ok()?);
+    let base = pointer(range.start());
     // SAFETY: `range` lies below REACH, where the page tables map all but page 0 for reading and writing. It is outside
     // SMRAM, which holds all of this program, so that no Rust reference points there.
     unsafe { SharedRegion::new(base, len) }.ok()
@@ -104,7 +113,7 @@ fn outside(address: u64, len: usize) -> Option<SharedRegion> {
 /// Copies the hand-off block.
 pub(crate) fn hand_off() -> HandOff {
     let mut block = HandOff::new_zeroed();
-    let from = core::ptr::with_exposed_provenance_mut(HANDOFF as usize);
+    let from = pointer(HANDOFF);
     // SAFETY: the block's page is mapped for reading and writing, and `smram.ld` puts nothing of this program there.
     let region = unsafe { SharedRegion::new(from, size_of::<HandOff>()) };
     // A block that cannot be read stays zeroed, which is no block.
@@ -114,7 +123,7 @@ pub(crate) fn hand_off() -> HandOff {
 
 /// Tells the launcher what became of the hand-off.
 pub(crate) fn answer_hand_off(state: State) {
-    let at = core::ptr::with_exposed_provenance_mut(HANDOFF.saturating_add(STATE_OFFSET) as usize);
+    let at = pointer(HANDOFF.saturating_add(STATE_OFFSET));
     // SAFETY: as in `hand_off`.
     let region = unsafe { SharedRegion::new(at, size_of::<u64>()) };
     // Where it cannot be written the launcher reads `New`, and refuses to go on.
@@ -124,7 +133,7 @@ pub(crate) fn answer_hand_off(state: State) {
 /// The hash of what never changes in SMRAM, as it stands there now.
 pub(crate) fn constant_hash() -> u64 {
     let bytes = CONSTANT.into_iter().flatten().map(|address| {
-        let byte = core::ptr::with_exposed_provenance::<u8>(address as usize);
+        let byte = pointer(address);
         // SAFETY: both ranges lie in SMRAM on pages that are mapped for reading and never written.
         unsafe { byte.read_volatile() }
     });
@@ -161,6 +170,7 @@ impl<T> Exclusive<T> {
 }
 
 impl<T> Exclusive<T> {
+    #[expect(clippy::mut_from_ref, reason = "`taken` lets it happen once")]
     /// Takes the value over for good; `None` from the second time on.
     pub(crate) fn take(&'static self) -> Option<&'static mut T> {
         if self.taken.swap(true, Ordering::Acquire) {

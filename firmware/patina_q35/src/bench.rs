@@ -80,7 +80,8 @@ impl TestBench {
             timers: *timers,
         };
         let traffic = Traffic::start(services, to_come.0)?;
-        let bench = protocol::Instance::new(move |task, findings| run(services, &traffic, task, findings));
+        let bench =
+            protocol::Instance::publishable(move |task, findings| run(services, &traffic, task, findings));
         services.protocols.install_protocol::<Bench>(None, bench)?;
         Ok(())
     }

@@ -23,13 +23,14 @@ const LEVELS: &[(&str, LevelFilter)] = &[
     ("patina_dxe_core", LevelFilter::Warn),
 ];
 
-const SERIAL: SerialLogger<'static, Uart16550> =
-    SerialLogger::new(Format::Standard, LEVELS, LevelFilter::Info, machine::serial());
+const fn serial_logger() -> SerialLogger<'static, Uart16550> {
+    SerialLogger::new(Format::Standard, LEVELS, LevelFilter::Info, machine::serial())
+}
 
 #[cfg(not(feature = "conformance"))]
-static LOGGER: SerialLogger<'static, Uart16550> = SERIAL;
+static LOGGER: SerialLogger<'static, Uart16550> = serial_logger();
 #[cfg(feature = "conformance")]
-static LOGGER: crate::bench::recorder::Recorder = crate::bench::recorder::Recorder(SERIAL);
+static LOGGER: crate::bench::recorder::Recorder = crate::bench::recorder::Recorder(serial_logger());
 
 /// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
 static CORE: Core<Q35> = Core::new(NullSectionExtractor);
@@ -46,7 +47,7 @@ impl ComponentInfo for Q35 {
                 .with_acpi_base(AcpiBaseSource::Ich9)
                 .with_updatable_buffer(0),
         );
-        add.component(SwMmiManager::new());
+        add.component(SwMmiManager::new().after_platform_control());
         add.component(MmCommunicator::new());
         add.component(MmCommunicationProducer::new(1));
         add.component(ExampleComponent);

@@ -14,19 +14,22 @@ use mm_comm::ports::NativePorts;
 use mm_conformance::lab::{Abilities, LogLevel};
 use mm_core::CommBuffer;
 use patina::component::service::memory::AllocationOptions;
+use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_harness::Site;
+use patina_harness::events::HostEvents;
 use patina_harness::protocols::HostProtocols;
 
 /// Calls of the endurance scenario.
 const MANY_CALLS: u32 = 100_000;
 
-/// The real machine. Its clients have a protocol database of their own each, so that what one announces moves no other's
-/// comm buffer; `traffic` tests the core's own.
+/// The real machine. Its clients have a protocol database and events of their own each: what one announces moves no other's
+/// comm buffer, and nobody else hears the end of DXE twice. `traffic` tests the core's own.
 pub(super) struct Q35Site {
     services: Services,
     latency: Cell<u32>,
     protocols: Cell<&'static HostProtocols>,
+    events: Cell<&'static HostEvents>,
 }
 
 impl Q35Site {
@@ -35,6 +38,7 @@ impl Q35Site {
             services,
             latency: Cell::new(1),
             protocols: Cell::new(Box::leak(Box::default())),
+            events: Cell::new(Box::leak(Box::default())),
         }
     }
 
@@ -45,12 +49,13 @@ impl Q35Site {
 
 impl Site for Q35Site {
     fn abilities(&self) -> Abilities {
-        Abilities::all() - Abilities::SECURE_CALLS - Abilities::NO_MM
+        Abilities::all().difference(Abilities::SECURE_CALLS | Abilities::NO_MM)
     }
 
     fn power_on(&self, latency: u32) {
         self.latency.set(latency);
         self.protocols.set(Box::leak(Box::default()));
+        self.events.set(Box::leak(Box::default()));
     }
 
     fn allocate(&self, pages: usize) -> Option<*mut u8> {
@@ -75,6 +80,10 @@ impl Site for Q35Site {
 
     fn protocols(&self) -> &'static dyn ProtocolServices {
         self.protocols.get()
+    }
+
+    fn events(&self) -> Option<&'static dyn EventServices> {
+        Some(self.events.get())
     }
 
     fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String> {

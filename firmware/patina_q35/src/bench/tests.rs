@@ -1,4 +1,8 @@
 //! The tests of this platform.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "on constants, and addresses below 4 GiB"
+)]
 
 use super::Services;
 use super::control::{Control, FIXED_BUFFER};

@@ -142,7 +142,7 @@ impl Launcher {
             return Err(LaunchError::AlreadyLocked(register));
         }
         let block = HandOff::new(&self.buffers).ok_or(LaunchError::TooManyBuffers(self.buffers.len()))?;
-        let handoff = offset(HANDOFF)?;
+        let (handoff, state_at) = (offset(HANDOFF)?, offset(HANDOFF.saturating_add(STATE_OFFSET))?);
         let copied =
             smram.wipe(0, smram.len()) && smram.write(0, IMAGE) && smram.write(handoff, block.as_bytes());
         if !copied {
@@ -156,9 +156,7 @@ impl Launcher {
             switch_smis_off();
             return Err(error);
         }
-        let state = wait_for(State::New.number(), || {
-            read_u64(smram, handoff.saturating_add(STATE_OFFSET as usize))
-        });
+        let state = wait_for(State::New.number(), || read_u64(smram, state_at));
         match State::of_number(state) {
             Some(State::Ready) => Ok(()),
             Some(State::Refused) => Err(LaunchError::Refused),

@@ -81,27 +81,33 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
     for (owner, pages) in (0..).zip(BUFFERS) {
         // SAFETY: a HOB list starts with its PHIT HOB (PI 1.9, volume 3, 4.3).
         let mut table = unsafe { phit.read() };
-        let Some(hobs) = (table.header.r#type == HANDOFF)
-            .then(|| place(&mut table, owner, pages))
-            .flatten()
-        else {
+        let placed = (table.header.r#type == HANDOFF).then(|| place(&mut table, owner, pages));
+        let Some(Placed { at, hobs, base, len }) = placed.flatten() else {
             return;
         };
-        let (at, hobs) = hobs;
         let at = core::ptr::with_exposed_provenance_mut::<Hobs>(at);
-        // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and PEI's free memory,
-        // or in free memory, which is PEI's to give. HOBs are aligned to 8 bytes, `Hobs` to 1.
+        // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and what it took for
+        // the comm buffer: PEI's free memory, which is there to be given. HOBs are aligned to 8 bytes.
         unsafe { at.write_unaligned(hobs) };
         // SAFETY: as for the reading above.
         unsafe { phit.write(table) };
-        let memory = core::ptr::with_exposed_provenance_mut::<u8>(table.free_memory_top as usize);
-        // SAFETY: the pages that `place` took from free memory start where free memory ends now.
-        unsafe { memory.write_bytes(0, (pages as usize + 1) * PAGE_LEN) };
+        let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
+        // SAFETY: `place` took these bytes from the end of free memory.
+        unsafe { base.write_bytes(0, len) };
     }
 }
 
-/// Takes memory for a comm buffer and its mailbox, and room for HOBs. Where the HOBs go, and what they say.
-fn place(table: &mut PhaseHandoffInformationTable, owner: u64, pages: u64) -> Option<(usize, Hobs)> {
+/// Where things go.
+struct Placed {
+    at: usize,
+    hobs: Hobs,
+    /// The comm buffer and its mailbox.
+    base: usize,
+    len: usize,
+}
+
+/// Takes memory for a comm buffer and its mailbox, and room for HOBs; `None` where there is not enough.
+fn place(table: &mut PhaseHandoffInformationTable, owner: u64, pages: u64) -> Option<Placed> {
     let len = pages.checked_add(1)?.checked_mul(PAGE)?;
     let base = (table.free_memory_top & !(PAGE - 1)).checked_sub(len)?;
     // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it (`MdeModulePkg/Core/Pei/Hob`).
@@ -132,5 +138,10 @@ fn place(table: &mut PhaseHandoffInformationTable, owner: u64, pages: u64) -> Op
         },
         end: Header::of::<Header>(END_OF_HOB_LIST),
     };
-    Some((usize::try_from(at).ok()?, hobs))
+    Some(Placed {
+        at: usize::try_from(at).ok()?,
+        hobs,
+        base: usize::try_from(base).ok()?,
+        len: usize::try_from(len).ok()?,
+    })
 }
