@@ -1,12 +1,10 @@
-//! The two ways into traditional SMM. An unsafe island (`docs/unsafe.md`).
+//! The ways into traditional SMM. An unsafe island (`docs/unsafe.md`).
 //!
 //! edk2's SMM core neither knows a status mailbox nor touches the header in the comm buffer: how long an answer is
-//! stands elsewhere. So both executors answer by hand, with what the SMM core left behind the header.
+//! stands elsewhere. So the executor that raises the SMI itself tells the communicator what the SMM core told it.
 
-use crate::communication2::{Communication2, Communication2Error};
 use crate::smm_core::{RequestError, SmmCorePrivate};
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 use core::cell::Cell;
 use mm_comm::SharedRegion;
 use mm_wire::{EfiStatus, HeaderFormat};
@@ -14,6 +12,7 @@ use patina::component::service::Service;
 use patina::standard::efi;
 use patina::uefi::boot_services::StandardBootServices;
 use patina_mm::component::communicator::{MmExecutor, Status};
+use patina_mm::component::protocols::FirmwareMmExecutor;
 use patina_mm::component::sw_mmi_manager::MmiError;
 use patina_mm::config::{CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
 use patina_mm::service::SwMmiTrigger;
@@ -71,23 +70,16 @@ impl From<RequestError<MmiError>> for Status {
     }
 }
 
-/// Has the firmware raise the SMI, through `EFI_MM_COMMUNICATION2_PROTOCOL`.
-pub(crate) struct Communication2Executor {
-    pub(crate) protocol: &'static Communication2,
+/// Counts the MMIs that the firmware raises for `patina_mm`'s own executor over its protocol.
+pub(crate) struct CountedFirmwareExecutor {
+    pub(crate) executor: FirmwareMmExecutor,
     pub(crate) mmis: MmiCount,
 }
 
-impl MmExecutor for Communication2Executor {
+impl MmExecutor for CountedFirmwareExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
-        let len = request_len(comm_buffer)?;
         self.mmis.count();
-        // SAFETY: a comm buffer is identity-mapped memory for MM, without references into it: the contract under which
-        // the application made it.
-        let answer = unsafe { self.protocol.communicate(comm_buffer.as_ptr(), len) };
-        match answer {
-            Ok(answer) => hand_over(comm_buffer, answer as u64),
-            Err(Communication2Error::Status(status)) => Err(returned(status)),
-        }
+        self.executor.execute_mm(comm_buffer)
     }
 }
 
@@ -112,15 +104,7 @@ fn hand_over(comm_buffer: &mut CommunicateBuffer, claimed: u64) -> Result<(), St
         claimed,
         minimum: HEADER_LEN,
     })?;
-    let mut message = Vec::new();
-    message
-        .try_reserve_exact(len)
-        .map_err(|_no_memory| Status::OutOfMemory { needed: len })?;
-    message.resize(len, 0);
-    if !read_memory(comm_buffer, HEADER_LEN, &mut message) {
-        return Err(Status::AnswerBeyondBuffer { claimed, capacity });
-    }
-    comm_buffer.set_message(&message).map_err(unusable)
+    comm_buffer.accept_in_place(len).map_err(unusable)
 }
 
 /// Copies bytes out of a comm buffer's memory, whatever they are; `false` where they are not all in it.

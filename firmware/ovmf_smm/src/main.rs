@@ -1,15 +1,15 @@
 //! A UEFI application that runs `patina_mm` on stock OVMF and talks to its SMM handlers, which are edk2's C code.
 //!
 //! No Patina core is there: the application dispatches the components itself. SMM is traditional SMM, without a status
-//! mailbox, so two executors take the place of `patina_mm`'s own: one raises the SMI through `SwMmiTrigger`, the other
-//! has the firmware raise it. The rest, configuration, trigger and communicator, is what a platform uses.
+//! mailbox, so other executors take the place of `patina_mm`'s usual one: one of the application's raises the SMI through
+//! `SwMmiTrigger`, and `patina_mm`'s `FirmwareMmExecutor` has the firmware raise it. The rest, configuration, trigger and
+//! communicator, is what a platform uses.
 //!
 //! | module | content |
 //! |---|---|
 //! | `app` | the entry point, the configuration, the components |
-//! | `executor` | the two executors |
+//! | `executor` | the ways into SMM |
 //! | `smm_core` | the block that edk2's SMM IPL shares with its SMM core |
-//! | `communication2` | `EFI_MM_COMMUNICATION2_PROTOCOL` |
 //! | `q35` | where the chipset has its SMI registers |
 //! | `variables` | requests to the variable service's handler |
 //! | `lab` | the conformance suite's lab on this machine |
@@ -24,8 +24,6 @@ extern crate alloc;
 
 #[cfg(target_os = "uefi")]
 mod app;
-#[cfg(target_os = "uefi")]
-mod communication2;
 #[cfg(target_os = "uefi")]
 mod executor;
 #[cfg(target_os = "uefi")]

@@ -1,8 +1,7 @@
 //! What the application tests, on both ways into SMM.
 
 use crate::app::{BUFFER_ID, SharedReport};
-use crate::communication2::Communication2;
-use crate::executor::{Communication2Executor, MmiCount, read_memory};
+use crate::executor::{CountedFirmwareExecutor, MmiCount, read_memory};
 use crate::q35::Q35;
 use crate::variables::{VariableError, VariableId, VariableService};
 use alloc::format;
@@ -17,11 +16,12 @@ use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::params::Config;
 use patina::component::service::Service;
-use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
+use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::standard::efi;
 use patina::uefi::runtime_services::RuntimeServices;
 use patina_harness::report::NotOk;
 use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::protocols::FirmwareMmExecutor;
 use patina_mm::component::sw_mmi_manager::TriggerError;
 use patina_mm::config::MmCommunicationConfiguration;
 use patina_mm::service::MmCommunication;
@@ -63,17 +63,12 @@ impl Tests {
         self.test("ports.switched_off_smis_are_an_error", || {
             switched_off_smis(self.firmware, *ports, &config, &self.mmis)
         });
-        match protocols.locate_protocol::<Communication2>() {
-            Ok(protocol) => {
-                let communicator = MmCommunicator::with_executor(Communication2Executor {
-                    protocol,
-                    mmis: self.mmis.clone(),
-                });
-                communicator.set_comm_buffers(config.comm_buffers.clone())?;
-                self.run_over("communication2", &communicator, &config);
-            }
-            Err(error) => self.test("communication2", || Err(failed(error))),
-        }
+        let communicator = MmCommunicator::with_executor(CountedFirmwareExecutor {
+            executor: FirmwareMmExecutor::new(protocols),
+            mmis: self.mmis.clone(),
+        });
+        communicator.set_comm_buffers(config.comm_buffers.clone())?;
+        self.run_over("communication2", &communicator, &config);
         Ok(())
     }
 }
