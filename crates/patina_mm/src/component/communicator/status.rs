@@ -247,19 +247,19 @@ mod tests {
     #[test]
     fn every_status_says_whose_fault_it_is() {
         for status in [
+            Status::Busy,
             Status::NoCommBuffer,
             Status::CommBufferNotFound,
+            Status::CommBufferDisabled,
             Status::CommBufferTooSmall,
             Status::CommBufferInitError,
+            Status::MailboxInUse,
             Status::InvalidDataBuffer,
+            Status::InvalidResponse,
+            Status::NotProcessed,
             Status::SwMmiServiceNotAvailable,
             Status::SwMmiFailed,
-            Status::InvalidResponse,
-            Status::CommBufferDisabled,
-            Status::Busy,
-            Status::MailboxInUse,
             Status::MmiNotRaised(TriggerError::NoPortIo),
-            Status::NotProcessed,
             Status::MmReturned(efi::Status::NOT_FOUND),
             Status::AnswerBelowHeader {
                 claimed: 1,
