@@ -2,7 +2,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`bench`] | a protocol by which an application has the firmware run its tests |
+//! | [`mod@bench`] | a protocol by which an application has the firmware run its tests |
 //! | [`conduit`] | counts secure monitor calls, and runs code in the middle of one |
 //! | [`c_abi`] | calls the protocols for C as a driver in C does |
 //! | [`demo`] | a conversation with MM that a person can follow |
