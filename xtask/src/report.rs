@@ -47,8 +47,21 @@ impl fmt::Display for Counts {
 pub(crate) struct Missing {
     /// What is not there.
     pub(crate) what: String,
+    /// The distribution's packages that bring it; none where it comes from elsewhere.
+    pub(crate) packages: Vec<&'static str>,
     /// What to do about it.
     pub(crate) remedy: String,
+}
+
+impl Missing {
+    /// `what`, which these packages bring.
+    pub(crate) fn from_packages(what: impl Into<String>, packages: Vec<&'static str>) -> Self {
+        Self {
+            what: what.into(),
+            remedy: format!("run `cargo xtask setup` (package {})", packages.join(", ")),
+            packages,
+        }
+    }
 }
 
 /// A stage whose tests ran, some without success.
@@ -201,11 +214,7 @@ mod tests {
     use super::*;
 
     fn missing() -> Result<Counts> {
-        Err(Missing {
-            what: "QEMU".into(),
-            remedy: "run `cargo xtask setup`".into(),
-        }
-        .into())
+        Err(Missing::from_packages("QEMU", vec!["qemu-system-x86"]).into())
     }
 
     fn report(missing_is_failure: bool) -> Report {
@@ -233,7 +242,7 @@ mod tests {
             skipped.to_string(),
             "stage   | result       |    time | reason\n\
              tests   | passed 12/12 |   1.0 s | 2 skipped\n\
-             machine | skipped      | 100.0 s | QEMU is missing; run `cargo xtask setup`\n\
+             machine | skipped      | 100.0 s | QEMU is missing; run `cargo xtask setup` (package qemu-system-x86)\n\
              \n12 passed, 0 failed, 3 skipped\n"
         );
         let failed = report(true);

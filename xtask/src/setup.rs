@@ -37,98 +37,67 @@ pub(crate) struct Tool {
     pub(crate) name: &'static str,
     /// Which stages need it.
     why: &'static str,
-    /// The distribution's packages that are still to be installed.
-    missing: fn(&Shell) -> Vec<&'static str>,
+    /// Fails where it is not installed, with the packages that bring it.
+    find: fn(&Shell) -> Result<(), Missing>,
 }
 
 /// The machine itself.
 pub(crate) const QEMU_X86: Tool = Tool {
     name: "qemu-system-x86_64",
     why: "boots machines ovmf-smm and patina-q35",
-    missing: |_| {
-        if process::find("qemu-system-x86_64").is_some() {
-            vec![]
-        } else {
-            vec!["qemu-system-x86"]
-        }
-    },
+    find: |_| program("qemu-system-x86_64", "qemu-system-x86"),
 };
 
 /// The machine's firmware.
 pub(crate) const OVMF: Tool = Tool {
     name: "OVMF with SMM",
     why: "the firmware of machine ovmf-smm, its MM core included",
-    missing: |_| {
-        if ovmf_file(OVMF_CODE).is_file() && ovmf_file(OVMF_VARS).is_file() {
-            vec![]
-        } else {
-            vec!["ovmf"]
-        }
-    },
+    find: |_| files(&[ovmf_file(OVMF_CODE), ovmf_file(OVMF_VARS)], "ovmf"),
 };
 
 /// The firmware that a Patina DXE core is put into.
 pub(crate) const OVMF_WITHOUT_SMM: Tool = Tool {
     name: "OVMF without SMM",
     why: "what the firmware of machine patina-q35 is made of",
-    missing: |_| {
-        if ovmf_file(OVMF_CODE_WITHOUT_SMM).is_file() && ovmf_file(OVMF_VARS).is_file() {
-            vec![]
-        } else {
-            vec!["ovmf"]
-        }
-    },
+    find: |_| files(&[ovmf_file(OVMF_CODE_WITHOUT_SMM), ovmf_file(OVMF_VARS)], "ovmf"),
 };
 
 /// What compiles applications for it.
 pub(crate) const RUST_UEFI: Tool = Tool {
     name: "Rust for x86_64-unknown-uefi",
     why: "compiles what the machines boot, and the stage asm",
-    missing: |shell| Toolchain::missing_packages(shell, X86_64_UEFI),
+    find: |shell| Toolchain::find(shell, X86_64_UEFI).map(drop),
 };
 
 /// What compiles the MM core.
 pub(crate) const RUST_NONE: Tool = Tool {
     name: "Rust for x86_64-unknown-none",
     why: "compiles the MM core of machine patina-q35",
-    missing: |shell| Toolchain::missing_packages(shell, X86_64_NONE),
+    find: |shell| Toolchain::find(shell, X86_64_NONE).map(drop),
 };
 
 /// The Arm machine.
 pub(crate) const QEMU_ARM: Tool = Tool {
     name: "qemu-system-aarch64",
     why: "boots machine aarch64",
-    missing: |_| {
-        if process::find("qemu-system-aarch64").is_some() {
-            vec![]
-        } else {
-            vec!["qemu-system-arm"]
-        }
-    },
+    find: |_| program("qemu-system-aarch64", "qemu-system-arm"),
 };
 
 /// A UEFI for it.
 pub(crate) const ARM_UEFI: Tool = Tool {
     name: "UEFI for AArch64",
     why: "the firmware of one run of machine aarch64",
-    missing: |_| {
-        if Path::new(ARM_UEFI_CODE).is_file() {
-            vec![]
-        } else {
-            vec!["qemu-efi-aarch64"]
-        }
-    },
+    find: |_| files(&[PathBuf::from(ARM_UEFI_CODE)], "qemu-efi-aarch64"),
 };
 
 /// What compiles for it.
 pub(crate) const RUST_ARM: Tool = Tool {
     name: "Rust for AArch64 firmware",
     why: "compiles what machine aarch64 boots",
-    missing: |shell| {
+    find: |shell| {
         [AARCH64_BARE, AARCH64_UEFI]
-            .iter()
-            .flat_map(|target| Toolchain::missing_packages(shell, target))
-            .collect()
+            .into_iter()
+            .try_for_each(|target| Toolchain::find(shell, target).map(drop))
     },
 };
 
@@ -161,14 +130,23 @@ pub(crate) fn ovmf_file(name: &str) -> PathBuf {
 impl Tool {
     /// Fails with [`Missing`] where this is not installed.
     pub(crate) fn require(&self, shell: &Shell) -> Result<(), Missing> {
-        let packages = (self.missing)(shell);
-        if packages.is_empty() {
-            return Ok(());
-        }
-        Err(Missing {
-            what: self.name.to_owned(),
-            remedy: format!("run `cargo xtask setup` (package {})", packages.join(", ")),
-        })
+        (self.find)(shell)
+    }
+}
+
+/// Fails where there is no such program, which `package` brings.
+fn program(name: &str, package: &'static str) -> Result<(), Missing> {
+    match process::find(name) {
+        Some(_) => Ok(()),
+        None => Err(Missing::from_packages(name, vec![package])),
+    }
+}
+
+/// Fails where one of the files is not there; `package` brings them all.
+fn files(files: &[PathBuf], package: &'static str) -> Result<(), Missing> {
+    match files.iter().find(|file| !file.is_file()) {
+        None => Ok(()),
+        Some(file) => Err(Missing::from_packages(file.display().to_string(), vec![package])),
     }
 }
 
@@ -184,6 +162,7 @@ pub(crate) fn require_deny(shell: &Shell) -> Result<(), Missing> {
     }
     Err(Missing {
         what: "cargo-deny".to_owned(),
+        packages: Vec::new(),
         remedy: format!("run `cargo {}`", INSTALL_DENY.join(" ")),
     })
 }
@@ -194,14 +173,15 @@ const INSTALL_DENY: [&str; 3] = ["install", "--locked", "cargo-deny@0.20.2"];
 pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     let mut packages = Vec::new();
     for tool in TOOLS {
-        let missing = (tool.missing)(shell);
-        let state = if missing.is_empty() {
-            "installed".to_owned()
-        } else {
-            format!("needs {}", missing.join(", "))
+        let state = match tool.require(shell) {
+            Ok(()) => "installed".to_owned(),
+            Err(missing) => {
+                let needs = format!("needs {}", missing.packages.join(", "));
+                packages.extend(missing.packages);
+                needs
+            }
         };
         println!("{:30} {state} ({})", tool.name, tool.why);
-        packages.extend(missing);
     }
     packages.sort_unstable();
     packages.dedup();
@@ -226,8 +206,13 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     if !packages.is_empty() {
         install(shell, &packages, options.yes || is_ci())?;
         for tool in TOOLS {
-            tool.require(shell)
-                .with_context(|| format!("installed {}, and yet", packages.join(", ")))?;
+            if let Err(Missing { what, .. }) = tool.require(shell) {
+                bail!(
+                    "installed {}, and yet {} is not there: {what}",
+                    packages.join(", "),
+                    tool.name
+                );
+            }
         }
     }
     match deny {
@@ -273,28 +258,15 @@ fn install(shell: &Shell, packages: &[&str], without_question: bool) -> Result<(
         let (program, rest) = command.split_first().context("the command has a program")?;
         Ok::<_, anyhow::Error>(cmd!(shell, "{program} {rest...}").quiet().run()?)
     };
-    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
-    let known = packages.iter().all(|package| is_known(shell, package));
-    if known && apt_get(&install).is_ok() {
-        return Ok(());
+    // First of all, since with lists of some months ago apt installs a compiler that is too old, and says nothing.
+    if let Err(error) = apt_get(&["update"]) {
+        println!("  going on with the package lists at hand: {error:#}");
     }
-    // Package lists that are missing or out of date.
-    apt_get(&["update"])?;
-    apt_get(&install).with_context(|| {
+    apt_get(&[&["install", "--yes", "--no-install-recommends"], packages].concat()).with_context(|| {
         format!(
             "install {list} by hand, or `rustup target add {X86_64_UEFI}` in place of the compiler's packages"
         )
     })
-}
-
-/// Whether apt's lists, as they are, have the package.
-fn is_known(shell: &Shell, package: &str) -> bool {
-    let policy = cmd!(shell, "apt-cache policy {package}")
-        .quiet()
-        .ignore_stderr()
-        .env("LC_ALL", "C")
-        .read();
-    policy.is_ok_and(|text| text.contains("Candidate:") && !text.contains("Candidate: (none)"))
 }
 
 fn confirmed(list: &str) -> Result<bool> {

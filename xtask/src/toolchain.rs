@@ -65,39 +65,42 @@ impl Toolchain {
                 kind: Kind::Installed,
             });
         }
-        let missing = |what: &str, packages: &[&str]| Missing {
-            what: format!("{what} for target {target}"),
-            remedy: format!(
-                "run `cargo xtask setup` (package {}), or `rustup target add {target}`",
-                packages.join(", ")
-            ),
+        let missing = |what: String, packages: Vec<&'static str>| {
+            let mut missing = Missing::from_packages(format!("{what} for target {target}"), packages);
+            missing.remedy += &format!(", or `rustup target add {target}`");
+            missing
         };
-        let candidates = [None, Some(PathBuf::from(DISTRIBUTION_RUSTC))];
-        let (rustc, sysroot) = candidates
+        let mut unfit = Vec::new();
+        let fit = [None, Some(PathBuf::from(DISTRIBUTION_RUSTC))]
             .into_iter()
-            .find_map(|rustc| with_sources(shell, rustc))
-            .ok_or_else(|| missing("a Rust compiler", COMPILER_PACKAGES))?;
+            .find_map(|rustc| match sysroot_with_sources(shell, rustc.as_deref()) {
+                Ok(sysroot) => Some((rustc, sysroot)),
+                Err(reason) => {
+                    unfit.push(reason);
+                    None
+                }
+            });
+        let Some((rustc, sysroot)) = fit else {
+            let linker = match any_linker(shell, target) {
+                Some(_) => &[],
+                None => LINKER_PACKAGES,
+            };
+            return Err(missing(
+                format!("a Rust compiler ({})", unfit.join("; ")),
+                [COMPILER_PACKAGES, linker].concat(),
+            ));
+        };
         let linker = match own_linker(shell, &sysroot) {
             Some(_) => None,
-            None => Some(any_linker(shell, target).ok_or_else(|| missing("a linker", LINKER_PACKAGES))?),
+            None => Some(
+                any_linker(shell, target)
+                    .ok_or_else(|| missing("a linker".to_owned(), LINKER_PACKAGES.to_vec()))?,
+            ),
         };
         Ok(Self {
             target,
             kind: Kind::BuildStd { rustc, linker },
         })
-    }
-
-    /// The distribution's packages without which [`Self::find`] fails.
-    pub(crate) fn missing_packages(shell: &Shell, target: &'static str) -> Vec<&'static str> {
-        if Self::find(shell, target).is_ok() {
-            return Vec::new();
-        }
-        let linker = if any_linker(shell, target).is_some() {
-            &[]
-        } else {
-            LINKER_PACKAGES
-        };
-        [COMPILER_PACKAGES, linker].concat()
     }
 
     /// `cargo SUBCOMMAND` in release mode for the target. Its products are in [`Self::products`]: a directory of their own,
@@ -144,23 +147,33 @@ fn firmware_dir() -> PathBuf {
     target_dir().join("firmware")
 }
 
-/// The compiler and its sysroot, where it is recent enough and comes with the sources of the standard library.
-fn with_sources(shell: &Shell, rustc: Option<PathBuf>) -> Option<(Option<PathBuf>, PathBuf)> {
-    let program = rustc.as_deref().unwrap_or(Path::new("rustc"));
-    // A compiler that cannot be run is as good as none: the next one is asked.
-    let version = cmd!(shell, "{program} --version")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .ok()?;
-    let sysroot = cmd!(shell, "{program} --print sysroot")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .ok()?;
-    let sysroot = PathBuf::from(sysroot);
-    let sources = sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml");
-    (is_recent(&version) && sources.is_file()).then_some((rustc, sysroot))
+/// The sysroot of a compiler (`None`: the active one) that is recent enough and comes with the sources of the standard
+/// library; else what is wrong with that compiler.
+fn sysroot_with_sources(shell: &Shell, rustc: Option<&Path>) -> Result<PathBuf, String> {
+    let program = rustc.unwrap_or(Path::new("rustc"));
+    let ask = |question: &[&str]| {
+        cmd!(shell, "{program} {question...}")
+            .quiet()
+            .ignore_stderr()
+            .read()
+            .map_err(|error| format!("{} cannot be run: {error}", program.display()))
+    };
+    let version = ask(&["--version"])?;
+    if !is_recent(&version) {
+        let number = version.split_whitespace().nth(1).unwrap_or(&version);
+        return Err(format!("{} is {number}, older than {OLDEST}", program.display()));
+    }
+    let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?);
+    if !sysroot
+        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .is_file()
+    {
+        return Err(format!(
+            "{} has no sources of the standard library",
+            program.display()
+        ));
+    }
+    Ok(sysroot)
 }
 
 /// Whether `rustc 1.96.0 (…)` is at least [`OLDEST`].
