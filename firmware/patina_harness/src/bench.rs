@@ -3,6 +3,7 @@
 //! The components under test live in the DXE core, whose services no application reaches; what BDS starts is an
 //! application. An unsafe island (`docs/unsafe.md`).
 
+use alloc::boxed::Box;
 use core::ffi::c_void;
 use patina::BinaryGuid;
 use patina::protocol::ProtocolInterface;
@@ -56,4 +57,37 @@ pub struct Bench {
 // SAFETY: this type is the only definition of the protocol, and `repr(C)`.
 unsafe impl ProtocolInterface for Bench {
     const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("4c9f2c3b-52f5-4d39-9c25-5b5f6f3f8a6e");
+}
+
+type Run = Box<dyn Fn(Task, Findings) -> bool>;
+
+/// The interface, and the code that it calls.
+#[repr(C)]
+struct Instance {
+    /// First, so that a pointer to it is one to the instance.
+    protocol: Bench,
+    run: Run,
+}
+
+impl Bench {
+    /// Makes an interface that lasts for good.
+    #[must_use]
+    pub fn publishable(run: impl Fn(Task, Findings) -> bool + 'static) -> &'static Self {
+        let instance = Box::into_raw(Box::new(Instance {
+            protocol: Self { run: called },
+            run: Box::new(run),
+        }));
+        // SAFETY: just made, never freed, and nobody changes it. The pointer keeps the provenance of all of the instance.
+        unsafe { &*instance.cast::<Self>() }
+    }
+}
+
+extern "efiapi" fn called(this: *const Bench, task: u32, findings: Findings) -> u32 {
+    let Some(task) = Task::of_number(task) else {
+        return 0;
+    };
+    // SAFETY: the protocol's contract is that `this` is the interface that the function was found in. The only one with
+    // this function is an `Instance`'s first field, and instances are never freed.
+    let instance = unsafe { &*this.cast::<Instance>() };
+    u32::from((instance.run)(task, findings))
 }

@@ -2,7 +2,6 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `protocol` | the protocol by which an application starts it; an unsafe island |
 //! | `tests` | the tests of this platform |
 //! | `traffic` | messages from a timer, from early in the boot on, while the comm buffer moves |
 //! | `site` | this machine as a place for the conformance suite |
@@ -10,17 +9,16 @@
 //! | `recorder` | a logger that a test can read |
 
 mod control;
-mod protocol;
 pub(crate) mod recorder;
 mod site;
 mod tests;
 mod traffic;
 
-use crate::machine::Console;
 use crate::mm::BufferToCome;
 use control::Control;
 use core::fmt::Write;
 use log::LevelFilter;
+use ovmf_platform::machine::Console;
 use patina::component::component;
 use patina::component::service::Service;
 use patina::component::service::memory::MemoryManager;
@@ -80,8 +78,7 @@ impl TestBench {
             timers: *timers,
         };
         let traffic = Traffic::start(services, to_come.0)?;
-        let bench =
-            protocol::Instance::publishable(move |task, findings| run(services, &traffic, task, findings));
+        let bench = Bench::publishable(move |task, findings| run(services, &traffic, task, findings));
         services.protocols.install_protocol::<Bench>(None, bench)?;
         Ok(())
     }

@@ -5,9 +5,12 @@
 //! | module | content |
 //! |---|---|
 //! | `platform` | what the machine is made of: the one list of configurations, components and services |
-//! | `timer` | the frequency of the time stamp counter, from the ACPI timer |
-//! | `machine` | serial port, ACPI timer, end of a run; an unsafe island (`docs/unsafe.md`) |
-//! | `ovmf` | what stock OVMF needs and does not say; `ovmf::dxe_services` and `ovmf::images` are unsafe islands |
+//! | `mm` | who launches MM, and what it is told |
+//! | `chipset` | the registers that decide about SMIs and SMRAM; an unsafe island (`docs/unsafe.md`) |
+//! | `example` | a component that sends a message, as any other component does |
+//! | `bench` | the tests that run in the guest (feature `conformance`) |
+//!
+//! What stock OVMF needs and does not say is in the crate `ovmf_platform`.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 
@@ -17,17 +20,13 @@ extern crate alloc;
 #[cfg(all(target_os = "uefi", feature = "conformance"))]
 mod bench;
 #[cfg(target_os = "uefi")]
-mod example;
+mod chipset;
 #[cfg(target_os = "uefi")]
-mod machine;
+mod example;
 #[cfg(target_os = "uefi")]
 mod mm;
 #[cfg(target_os = "uefi")]
-mod ovmf;
-#[cfg(target_os = "uefi")]
 mod platform;
-#[cfg(target_os = "uefi")]
-mod timer;
 
 #[cfg(not(target_os = "uefi"))]
 fn main() {

@@ -5,6 +5,7 @@
 //!       └─► MmHobConfiguration ── locked configuration ──► SwMmiManager ── SwMmiTrigger ──► MmCommunicator
 //! ```
 
+pub(crate) mod comm_buffer_hobs;
 mod launcher;
 mod memory;
 

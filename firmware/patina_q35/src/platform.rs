@@ -1,12 +1,10 @@
 //! What the machine is made of.
 
 use crate::example::ExampleComponent;
-use crate::machine;
-use crate::mm::MmLaunch;
-use crate::ovmf::{FlashMapping, WritableImages, comm_buffer_hobs};
-use crate::timer;
+use crate::mm::{MmLaunch, comm_buffer_hobs};
 use core::ffi::c_void;
 use log::LevelFilter;
+use ovmf_platform::{FlashMapping, WritableImages, machine, timer};
 use patina::UefiSpecVersion;
 use patina::debug::log::{Format, SerialLogger};
 use patina::peripheral::serial::uart::Uart16550;

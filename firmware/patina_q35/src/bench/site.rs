@@ -2,7 +2,7 @@
 
 use super::control::Control;
 use super::{Services, recorder};
-use crate::machine::{self, PM_BASE};
+use crate::chipset;
 use crate::mm::COMMAND_PORT;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -13,6 +13,7 @@ use mm_comm::Ports;
 use mm_comm::ports::NativePorts;
 use mm_conformance::lab::{Abilities, LogLevel};
 use mm_core::CommBuffer;
+use ovmf_platform::machine::PM_BASE;
 use patina::component::service::memory::AllocationOptions;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
@@ -68,7 +69,7 @@ impl Site for Q35Site {
 
     fn ports(&self) -> Box<dyn Ports> {
         Box::new(SlowPorts {
-            ports: machine::ports(),
+            ports: chipset::ports(),
             latency: self.latency.get(),
             waiting: Cell::new(None),
         })

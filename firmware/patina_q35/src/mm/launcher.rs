@@ -9,13 +9,14 @@
 //! where one of the steps failed, so that nobody else can put an MM of his own there.
 
 use super::memory::{self, FirstSmi};
-use crate::machine::{PM_BASE, PciByte, ports};
+use crate::chipset::{PciByte, ports};
 use alloc::vec::Vec;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_core::CommBuffer;
 use mm_image::handoff::{HandOff, STATE_OFFSET, State};
 use mm_image::layout::{HANDOFF, SMBASE, SMRAM_BASE};
 use mm_wire::{AddressRange, PAGE_LEN};
+use ovmf_platform::machine::PM_BASE;
 use patina::component::service::IntoService;
 use patina::component::service::memory::{MemoryError, MemoryManager};
 use patina::component::service::uefi_services::config_table::ConfigurationTableServices;

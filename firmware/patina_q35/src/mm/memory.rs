@@ -1,10 +1,10 @@
 //! Memory that MM uses or that is MM's. An unsafe island (`docs/unsafe.md`).
 
 use super::launcher::LaunchError;
-use crate::ovmf::dxe_services;
 use mm_comm::SharedRegion;
 use mm_image::layout::{SMRAM_BASE, SMRAM_LEN};
 use mm_wire::PAGE_LEN;
+use ovmf_platform::dxe_services;
 use patina::component::service::memory::{AllocationOptions, MemoryManager, PageAllocationStrategy};
 use patina::component::service::uefi_services::config_table::ConfigurationTableServices;
 use patina::error::{EfiError, Result};

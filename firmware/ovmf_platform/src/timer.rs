@@ -15,7 +15,8 @@ const INTERVAL: u32 = PM_TIMER_HZ / 100;
 const MAX_READINGS: u32 = 10_000_000;
 
 /// Measures the frequency of the time stamp counter in Hz; `None` where the ACPI timer stands still.
-pub(crate) fn tsc_frequency() -> Option<u64> {
+#[must_use]
+pub fn tsc_frequency() -> Option<u64> {
     // From one tick to another, not from somewhere between two.
     let before = machine::pm_timer();
     (0..MAX_READINGS).find(|_| machine::pm_ticks_since(before) != 0)?;

@@ -1,6 +1,6 @@
 //! Maps the flash, for OVMF's variable store.
 
-use super::dxe_services::dxe_services;
+use crate::dxe_services::dxe_services;
 use patina::component::component;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::config_table::ConfigurationTableServices;
@@ -17,7 +17,8 @@ const FLASH_LEN: u64 = 0x40_0000;
 ///
 /// OVMF's HOBs do not mention it, but its flash driver (edk2 `OvmfPkg/QemuFlashFvbServicesRuntimeDxe`) reads it before
 /// it tells the core about it. Components run before drivers, so this comes in time.
-pub(crate) struct FlashMapping;
+#[derive(Clone, Copy, Debug)]
+pub struct FlashMapping;
 
 #[component]
 impl FlashMapping {

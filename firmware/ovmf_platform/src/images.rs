@@ -1,6 +1,6 @@
 //! Maps OVMF's drivers as they were built to be mapped. An unsafe island (`docs/unsafe.md`).
 
-use super::dxe_services::dxe_services;
+use crate::dxe_services::dxe_services;
 use object::LittleEndian as LE;
 use object::read::pe::PeFile64;
 use patina::UEFI_PAGE_SIZE;
@@ -19,7 +19,8 @@ use patina::standard::efi::{self, protocols::loaded_image};
 /// Code and data share pages there, under one section at address 0, which Patina maps read-only and executable. The
 /// core installs an image's LoadedImage protocol when it has protected it, and before it starts it: that is when this
 /// gives the image its pages back.
-pub(crate) struct WritableImages;
+#[derive(Clone, Copy, Debug)]
+pub struct WritableImages;
 
 #[component]
 impl WritableImages {

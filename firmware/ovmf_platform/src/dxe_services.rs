@@ -5,7 +5,11 @@ use patina::error::{EfiError, Result};
 use patina::pi::dxe_services::{DXE_SERVICES_TABLE_GUID, DxeServicesTable};
 
 /// Finds the DXE core's own services.
-pub(crate) fn dxe_services(tables: &dyn ConfigurationTableServices) -> Result<&'static DxeServicesTable> {
+///
+/// # Errors
+///
+/// [`EfiError::NotFound`] where the core has not installed its table.
+pub fn dxe_services(tables: &dyn ConfigurationTableServices) -> Result<&'static DxeServicesTable> {
     let table = tables
         .get_table(DXE_SERVICES_TABLE_GUID)
         .ok_or(EfiError::NotFound)?;
