@@ -103,7 +103,7 @@ fn run(firmware: Firmware) -> bool {
 /// Holds the demo's conversation.
 fn tell(firmware: Firmware, memory: *mut u8) -> bool {
     log::set_max_level(log::LevelFilter::Off);
-    let place = "on stock OVMF: in SMM runs edk2's C code";
+    let place = "which is edk2's SMM core in C, inside OVMF";
     let told = match lab::open(firmware, MmiCount::default(), memory) {
         Some(lab) => patina_harness::demo::run(&lab, place, &mut print),
         None => Err(String::from("the chipset has no PMBASE")),

@@ -11,7 +11,6 @@
 //! | `executor` | the ways into SMM |
 //! | `smm_core` | the block that edk2's SMM IPL shares with its SMM core |
 //! | `q35` | where the chipset has its SMI registers |
-//! | `variables` | requests to the variable service's handler |
 //! | `lab` | the conformance suite's lab on this machine |
 //! | `tests`, `host_tests` | what the application tests besides the suite |
 //!
@@ -36,8 +35,6 @@ mod q35;
 mod smm_core;
 #[cfg(target_os = "uefi")]
 mod tests;
-#[cfg(target_os = "uefi")]
-mod variables;
 
 #[cfg(not(target_os = "uefi"))]
 fn main() {

@@ -3,7 +3,6 @@
 use crate::app::{BUFFER_ID, SharedReport};
 use crate::executor::{CountedFirmwareExecutor, MmiCount, read_memory};
 use crate::q35::Q35;
-use crate::variables::{VariableError, VariableId, VariableService};
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
@@ -20,6 +19,7 @@ use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::standard::efi;
 use patina::uefi::runtime_services::RuntimeServices;
 use patina_harness::report::NotOk;
+use patina_harness::variables::{VariableError, VariableId, VariableService};
 use patina_mm::component::communicator::{MmCommunicator, Status};
 use patina_mm::component::protocols::FirmwareMmExecutor;
 use patina_mm::component::sw_mmi_manager::TriggerError;

@@ -12,6 +12,7 @@
 //! | [`protocols`] | a protocol database in memory |
 //! | [`report`] | the lines by which a run tells its verdict |
 //! | [`tap`] | records port writes, and runs code in the middle of a call |
+//! | [`variables`] | requests to the variable service's handler |
 //! | [`sim`] | the simulated machine as a site (feature `sim`) |
 #![no_std]
 #![deny(missing_docs)]
@@ -32,6 +33,7 @@ pub mod report;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod tap;
+pub mod variables;
 
 pub use dispatcher::Dispatcher;
 pub use lab::{PatinaLab, Site};

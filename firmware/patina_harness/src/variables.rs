@@ -16,14 +16,17 @@ const DATA_ROOM: usize = 1024;
 
 /// A variable's vendor and name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VariableId {
-    pub(crate) vendor: efi::Guid,
-    pub(crate) name: Char16String,
+pub struct VariableId {
+    /// Its vendor.
+    pub vendor: efi::Guid,
+    /// Its name.
+    pub name: Char16String,
 }
 
 impl VariableId {
     /// What stands before the first variable.
-    pub(crate) fn before_the_first() -> Self {
+    #[must_use]
+    pub fn before_the_first() -> Self {
         Self {
             vendor: efi::Guid::from_bytes(&[0; 16]),
             name: Char16Str::EMPTY.into(),
@@ -33,7 +36,7 @@ impl VariableId {
 
 /// Why a request has no answer.
 #[derive(Debug, Error)]
-pub(crate) enum VariableError<E: fmt::Display> {
+pub enum VariableError<E: fmt::Display> {
     /// The message did not come back.
     #[error("{0}")]
     Exchange(E),
@@ -54,23 +57,36 @@ pub(crate) enum VariableError<E: fmt::Display> {
 }
 
 /// The handler, behind a function that carries a message there and its answer back.
-pub(crate) struct VariableService<F>(pub(crate) F);
+#[derive(Clone, Copy, Debug)]
+pub struct VariableService<F>(pub F);
 
 impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
     /// The largest payload that the handler takes, in bytes behind the function header.
-    pub(crate) fn payload_size(&self) -> Result<u64, VariableError<E>> {
+    ///
+    /// # Errors
+    ///
+    /// [`VariableError`].
+    pub fn payload_size(&self) -> Result<u64, VariableError<E>> {
         let answer = self.call(function::GET_PAYLOAD_SIZE, PayloadSize::default().as_bytes())?;
         let (payload, _) = split::<PayloadSize, E>(&answer)?;
         Ok(payload.size.get())
     }
 
     /// Calls a function that takes and returns nothing.
-    pub(crate) fn bare_call(&self, function: u64) -> Result<(), VariableError<E>> {
+    ///
+    /// # Errors
+    ///
+    /// [`VariableError`].
+    pub fn bare_call(&self, function: u64) -> Result<(), VariableError<E>> {
         self.call(function, &[]).map(|_| ())
     }
 
     /// A variable's data and attributes.
-    pub(crate) fn get(&self, variable: &VariableId) -> Result<(Vec<u8>, u32), VariableError<E>> {
+    ///
+    /// # Errors
+    ///
+    /// [`VariableError`].
+    pub fn get(&self, variable: &VariableId) -> Result<(Vec<u8>, u32), VariableError<E>> {
         let name = variable.name.as_units_with_nul().as_bytes();
         let access = AccessVariable {
             vendor: *variable.vendor.as_bytes(),
@@ -91,7 +107,11 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
     }
 
     /// The variable that follows `variable`; `None` behind the last one.
-    pub(crate) fn next(&self, variable: &VariableId) -> Result<Option<VariableId>, VariableError<E>> {
+    ///
+    /// # Errors
+    ///
+    /// [`VariableError`].
+    pub fn next(&self, variable: &VariableId) -> Result<Option<VariableId>, VariableError<E>> {
         let mut name = [0; NAME_ROOM];
         let current = variable.name.as_units_with_nul().as_bytes();
         name.get_mut(..current.len())

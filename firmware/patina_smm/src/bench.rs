@@ -1,0 +1,185 @@
+//! The tests of the components in this firmware. An application has them run ([`patina_harness::bench`]).
+
+use crate::platform::BUFFER_ID;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::fmt::Debug;
+use mm_wire::EfiStatus;
+use mm_wire::message::variable::GUID as VARIABLES;
+use ovmf_platform::machine::Console;
+use patina::component::component;
+use patina::component::service::Service;
+use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt, Tpl};
+use patina::error::Result;
+use patina::standard::efi;
+use patina::uefi::runtime_services::{RuntimeServices, StandardRuntimeServices};
+use patina::{BinaryGuid, Guid};
+use patina_harness::bench::{Bench, Task};
+use patina_harness::report::{NotOk, Report};
+use patina_harness::variables::{VariableError, VariableId, VariableService};
+use patina_mm::component::communicator::Status;
+use patina_mm::service::{MmCommunication, SwMmiTrigger};
+
+/// The payload size of Debian's OVMF, measured.
+const PAYLOAD_SIZE: u64 = 262_132;
+
+/// `gEfiVariableWriteArchProtocolGuid`: the variable driver in SMM is ready.
+const VARIABLE_WRITE_ARCH: BinaryGuid = BinaryGuid::from_string("6441f818-6362-4e44-b570-7dba31dd2453");
+
+/// The vendor of the variable that the tests write.
+const VENDOR: BinaryGuid = BinaryGuid::from_string("9c3c5a2e-0f0c-4b61-8f5b-6d1f0b7f52a4");
+
+/// A GUID that no handler has.
+const NOBODY: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
+
+/// Calls of the endurance test.
+const MANY_CALLS: u64 = 10_000;
+
+type Verdict = core::result::Result<(), NotOk>;
+type Mm = &'static dyn MmCommunication;
+
+/// Component: publishes the tests, and asks MM something in the middle of the DXE phase.
+pub(crate) struct TestBench;
+
+#[component]
+impl TestBench {
+    fn entry_point(
+        self,
+        mm: Service<dyn MmCommunication>,
+        trigger: Service<dyn SwMmiTrigger>,
+        protocols: Service<dyn ProtocolServices>,
+        runtime: StandardRuntimeServices,
+    ) -> Result<()> {
+        let (mm, trigger) = (*mm, *trigger);
+        let early = Rc::new(Cell::new(None));
+        let answer = Rc::clone(&early);
+        protocols.register_install_notify(
+            VARIABLE_WRITE_ARCH,
+            Tpl::Callback,
+            Box::new(move |_handle| answer.set(Some(payload_size(mm).map_err(|why| format!("{why:?}"))))),
+        )?;
+        let bench = Bench::publishable(move |task, _findings| match task {
+            Task::Test => run(mm, trigger, &runtime, early.take()),
+            Task::Demo => false,
+        });
+        protocols.install_protocol::<Bench>(None, bench)?;
+        Ok(())
+    }
+}
+
+fn ask(mm: Mm, recipient: &[u8; 16], message: &[u8]) -> core::result::Result<Vec<u8>, Status> {
+    mm.communicate(BUFFER_ID, message, Guid::from_bytes(recipient))
+}
+
+fn variables(mm: Mm) -> VariableService<impl Fn(&[u8]) -> core::result::Result<Vec<u8>, Status>> {
+    VariableService(move |message: &[u8]| ask(mm, &VARIABLES.to_bytes(), message))
+}
+
+fn payload_size(mm: Mm) -> core::result::Result<u64, VariableError<Status>> {
+    variables(mm).payload_size()
+}
+
+fn failed(found: impl Debug) -> NotOk {
+    NotOk::Failed(format!("{found:?}"))
+}
+
+fn equal<A: PartialEq<B> + Debug, B: Debug>(found: A, expected: B) -> Verdict {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(NotOk::Failed(format!("found {found:?}, expected {expected:?}")))
+    }
+}
+
+/// `true` where all went well. Every call here is one SMI; the host compares their number with what the machine took.
+fn run(
+    mm: Mm,
+    trigger: &dyn SwMmiTrigger,
+    runtime: &StandardRuntimeServices,
+    early: Option<core::result::Result<u64, String>>,
+) -> bool {
+    let smis = Cell::new(0_u64);
+    let count = |calls: u64| smis.set(smis.get().saturating_add(calls));
+    let mut report = Report::new(Console);
+    report.test("patina.a_component_was_answered_in_the_dxe_phase", || {
+        equal(early, Some(Ok(PAYLOAD_SIZE)))
+    });
+    report.test("patina.the_variable_service_tells_its_payload_size", || {
+        count(1);
+        equal(payload_size(mm)?, PAYLOAD_SIZE)
+    });
+    report.test(
+        "patina.a_function_that_the_handler_does_not_know_is_its_own_error",
+        || {
+            count(1);
+            match variables(mm).bare_call(99) {
+                Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
+                other => Err(failed(other)),
+            }
+        },
+    );
+    report.test("patina.a_missing_handler_is_the_status_of_mm", || {
+        count(1);
+        equal(
+            ask(mm, NOBODY.as_bytes(), b"anybody there?"),
+            Err(Status::MmReturned(efi::Status::NOT_FOUND)),
+        )
+    });
+    report.test("patina.mm_reads_the_variable_that_runtime_services_wrote", || {
+        let id = VariableId {
+            vendor: VENDOR.into_inner(),
+            name: "MmTest".try_into().map_err(failed)?,
+        };
+        let set = |attributes, data: &Vec<u8>| {
+            runtime
+                .set_variable(&id.name, &id.vendor, attributes, data)
+                .map_err(failed)
+        };
+        let data: Vec<u8> = (0..=255).collect();
+        set(efi::VARIABLE_BOOTSERVICE_ACCESS, &data)?;
+        count(1);
+        equal(variables(mm).get(&id)?, (data, efi::VARIABLE_BOOTSERVICE_ACCESS))?;
+        set(0, &Vec::new())?;
+        count(1);
+        match variables(mm).get(&id) {
+            Err(VariableError::Service(EfiStatus::NOT_FOUND)) => Ok(()),
+            other => Err(failed(other)),
+        }
+    });
+    report.test("patina.what_cannot_be_sent_raises_no_smi", || {
+        equal(
+            ask(mm, &VARIABLES.to_bytes(), &[]),
+            Err(Status::InvalidDataBuffer),
+        )?;
+        equal(
+            mm.communicate(
+                BUFFER_ID.wrapping_add(1),
+                &[1],
+                Guid::from_bytes(&VARIABLES.to_bytes()),
+            ),
+            Err(Status::CommBufferNotFound),
+        )
+    });
+    report.test(
+        "patina.an_smi_without_a_message_is_raised_and_harms_nobody",
+        || {
+            count(1);
+            trigger.raise_mmi(0, 0)?;
+            trigger.pause();
+            count(1);
+            equal(payload_size(mm)?, PAYLOAD_SIZE)
+        },
+    );
+    report.test("patina.10000_calls_work", || {
+        for _ in 0..MANY_CALLS {
+            count(1);
+            equal(payload_size(mm)?, PAYLOAD_SIZE)?;
+        }
+        Ok(())
+    });
+    report.finish(smis.get())
+}

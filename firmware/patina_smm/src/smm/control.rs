@@ -1,0 +1,106 @@
+//! Keeps interrupts out of SMM. An unsafe island (`docs/unsafe.md`).
+
+use core::arch::asm;
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use patina::BinaryGuid;
+use patina::component::component;
+use patina::component::service::Service;
+use patina::component::service::uefi_services::event::{EventServices, EventServicesExt};
+use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt, Tpl};
+use patina::error::Result;
+use patina::protocol::ProtocolInterface;
+use patina::standard::efi;
+use patina::uefi::event::EXIT_BOOT_SERVICES_EVENT_GROUP_GUID;
+
+/// `Trigger()` of `EFI_SMM_CONTROL2_PROTOCOL` (PI 1.9, volume 4, 6.3.2).
+type Trigger = unsafe extern "efiapi" fn(
+    this: *const SmmControl2,
+    command: *mut u8,
+    data: *mut u8,
+    periodic: efi::Boolean,
+    interval: usize,
+) -> efi::Status;
+
+/// `EFI_SMM_CONTROL2_PROTOCOL` as far as it is needed.
+#[repr(C)]
+struct SmmControl2 {
+    /// A [`Trigger`].
+    trigger: AtomicPtr<c_void>,
+}
+
+// SAFETY: PI 1.9, volume 4, 6.3.2 has this GUID, and the function as the first field of the interface.
+unsafe impl ProtocolInterface for SmmControl2 {
+    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("843dc720-ab1e-42cb-9357-8a0078f3561b");
+}
+
+/// The driver's own function while [`quiet_trigger`] stands in its place; null before.
+static DRIVERS: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Component: has the firmware raise SMIs with external interrupts held back.
+///
+/// Before the end of DXE, SMM drivers call boot services. Patina's switch interrupts on where they lower the TPL, as
+/// everywhere, and in SMM nobody is there to take one: SMM's interrupt table has exceptions only. The task priority of
+/// the processor keeps them back until SMM is left.
+pub(crate) struct QuietSmis;
+
+#[component]
+impl QuietSmis {
+    fn entry_point(
+        self,
+        protocols: Service<dyn ProtocolServices>,
+        events: Service<dyn EventServices>,
+    ) -> Result<()> {
+        protocols.on_protocol_installed::<SmmControl2>(Tpl::Notify, move |handle| {
+            let replaced = protocols.with_protocol_on::<SmmControl2, _>(handle, |control| {
+                let own = control
+                    .trigger
+                    .swap(quiet_trigger as Trigger as *mut c_void, Ordering::AcqRel);
+                DRIVERS.store(own, Ordering::Release);
+            });
+            if let Err(error) = replaced {
+                log::error!("SMIs are raised with interrupts on: {error:?}");
+            }
+        })?;
+        // The driver is a runtime driver; this core is gone by then.
+        events.on_event_group(EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, Tpl::Notify, move || {
+            let own = DRIVERS.load(Ordering::Acquire);
+            let given_back = protocols.with_protocol(|control: &SmmControl2| {
+                control.trigger.store(own, Ordering::Release);
+            });
+            if let Err(error) = given_back {
+                log::error!("SmmControl2 stays as it is: {error:?}");
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// Calls the driver's function with a task priority that holds every external interrupt back.
+///
+/// # Safety
+///
+/// As for the driver's.
+unsafe extern "efiapi" fn quiet_trigger(
+    this: *const SmmControl2,
+    command: *mut u8,
+    data: *mut u8,
+    periodic: efi::Boolean,
+    interval: usize,
+) -> efi::Status {
+    const ALL: u64 = 15;
+    let drivers = DRIVERS.load(Ordering::Acquire);
+    // SAFETY: only `QuietSmis` writes `DRIVERS`, with the function that the interface had, and before anybody finds this
+    // function there.
+    let trigger = unsafe { core::mem::transmute::<*mut c_void, Trigger>(drivers) };
+    let before: u64;
+    // SAFETY: a DXE core runs in ring 0. Reading CR8 changes nothing.
+    unsafe { asm!("mov {}, cr8", out(reg) before, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: as above. It only delays interrupts.
+    unsafe { asm!("mov cr8, {}", in(reg) ALL, options(nostack, preserves_flags)) };
+    // SAFETY: the caller's promise, passed on.
+    let status = unsafe { trigger(this, command, data, periodic, interval) };
+    // SAFETY: as above; the SMI was taken when the function returned, at the latest.
+    unsafe { asm!("mov cr8, {}", in(reg) before, options(nostack, preserves_flags)) };
+    status
+}
