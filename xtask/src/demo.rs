@@ -1,11 +1,13 @@
 //! Demonstrations for people.
 
-use crate::{machine, qemu};
+use crate::machine::{self, MACHINES};
+use crate::report::Counts;
+use crate::{process, qemu};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use std::process::ExitCode;
 use std::time::Duration;
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 /// The simulated machine, which is a program of this host.
 const SIM: &str = "sim";
@@ -16,6 +18,7 @@ const SIM: &str = "sim";
   cargo xtask demo                       on the simulated machine
   cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs
   cargo xtask demo --machine patina-q35  on a Patina firmware under QEMU, with an MM core in Rust
+  cargo xtask demo --machine patina-smm  on a Patina firmware under QEMU, with edk2's SMM core
   cargo xtask demo --machine aarch64     on stock UEFI firmware above a secure world, by FF-A")]
 pub(crate) struct Demo {
     /// Where to run it.
@@ -28,12 +31,26 @@ pub(crate) struct Demo {
 
 pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
     if options.machine == SIM {
-        cmd!(shell, "cargo run --quiet --package patina_harness --example demo")
-            .quiet()
-            .run()?;
+        simulated(shell).quiet().run()?;
     } else {
         let machine = machine::find(&options.machine).context("the machine is not in the table")?;
-        qemu::demo(shell, machine, Duration::from_secs(options.deadline))?;
+        qemu::demo(shell, machine, Duration::from_secs(options.deadline), true)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn simulated(shell: &Shell) -> Cmd<'_> {
+    cmd!(shell, "cargo run --quiet --package patina_harness --example demo")
+}
+
+/// Runs all of them, and shows only what fails.
+pub(crate) fn stage(shell: &Shell, deadline: Duration) -> Result<Counts> {
+    process::run_quietly("demo on the simulated machine", simulated(shell).into())?;
+    let mut counts = Counts::ONE;
+    for machine in MACHINES {
+        qemu::demo(shell, machine, deadline, false)?;
+        println!("  demo on {}: ok", machine.name);
+        counts.add(Counts::ONE);
+    }
+    Ok(counts)
 }

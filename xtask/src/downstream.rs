@@ -167,7 +167,7 @@ fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) 
         // Nobody debugs these, and it is half of what they take on the disk.
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     println!("  {package} {RELEASE} with patina_mm of this tree:");
-    let counts = cargo_test(command.into())?;
+    let (counts, _) = cargo_test(command.into())?;
     if counts.passed != tests {
         let reason = format!("{} tests passed, not {tests}", counts.passed);
         return Err(Failed { counts, reason }.into());

@@ -1,57 +1,125 @@
 //! Firmware images of this repository's platforms.
 
 use crate::process;
-use crate::setup::{OVMF_CODE_WITHOUT_SMM, ovmf_file};
+use crate::report::Counts;
+use crate::setup::{
+    OVMF, OVMF_CODE, OVMF_CODE_WITHOUT_SMM, OVMF_WITHOUT_SMM, RUST_NONE, RUST_UEFI, Tool, ovmf_file,
+};
 use crate::target_dir;
 use crate::toolchain::{Toolchain, X86_64_NONE, X86_64_UEFI};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
-/// The only platform that there is.
-pub(crate) const PATINA_Q35: &str = "patina-q35";
+/// A Patina DXE core of this repository, and the flash image that it is put into.
+pub(crate) struct Platform {
+    /// Its name on the command line.
+    pub(crate) name: &'static str,
+    /// Its crate in `firmware/`.
+    package: &'static str,
+    /// The stock flash image.
+    ovmf: &'static str,
+    /// Whether it carries the MM core of `firmware/mm_image`.
+    has_mm_image: bool,
+    /// What must be installed to build it.
+    pub(crate) tools: &'static [&'static Tool],
+}
+
+/// With an MM core in Rust.
+pub(crate) const PATINA_Q35: Platform = Platform {
+    name: "patina-q35",
+    package: "patina_q35",
+    ovmf: OVMF_CODE_WITHOUT_SMM,
+    has_mm_image: true,
+    tools: &[&OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+};
+
+/// With edk2's SMM core.
+pub(crate) const PATINA_SMM: Platform = Platform {
+    name: "patina-smm",
+    package: "patina_smm",
+    ovmf: OVMF_CODE,
+    has_mm_image: false,
+    tools: &[&OVMF, &RUST_UEFI],
+};
+
+const PLATFORMS: [&Platform; 2] = [&PATINA_Q35, &PATINA_SMM];
 
 /// Tells the DXE core's build script where the MM image is.
-const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
+pub(crate) const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
 
 /// Builds a firmware image.
 ///
-/// Into OVMF's flash image go a Patina DXE core with this repository's components and, inside it, an MM core in Rust.
+/// Into OVMF's flash image goes a Patina DXE core with this repository's components: patina-q35 has an MM core in Rust
+/// inside it, patina-smm leaves edk2's SMM core where it is.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask image patina-q35                  the platform
-  cargo xtask image patina-q35 --conformance    with the tests that `cargo xtask test` runs in it")]
+  cargo xtask image patina-q35 --conformance    with the tests that `cargo xtask test` runs in it
+  cargo xtask image patina-smm                  the platform above edk2's SMM core")]
 pub(crate) struct Image {
     /// The platform.
-    #[arg(value_parser = [PATINA_Q35])]
+    #[arg(value_parser = PossibleValuesParser::new(PLATFORMS.map(|platform| platform.name)))]
     platform: String,
     /// With the test bench, and an MM core that serves it.
     #[arg(long)]
     conformance: bool,
-    /// Where to write the image [default: target/firmware/patina-q35.fd, or patina-q35-conformance.fd].
+    /// Where to write the image [default: target/firmware/PLATFORM.fd, or PLATFORM-conformance.fd].
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 pub(crate) fn run(shell: &Shell, options: &Image) -> Result<ExitCode> {
-    let image = patina_q35(shell, options.conformance, options.output.as_deref())?;
-    println!("{}: {}", options.platform, image.display());
+    let platform = PLATFORMS
+        .into_iter()
+        .find(|platform| platform.name == options.platform)
+        .context("the platform is not in the list")?;
+    let image = build(shell, platform, options.conformance, options.output.as_deref())?;
+    println!("{}: {}", platform.name, image.display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the image of platform `patina-q35`.
-pub(crate) fn patina_q35(shell: &Shell, conformance: bool, output: Option<&Path>) -> Result<PathBuf> {
-    let mm_image = build(shell, X86_64_NONE, "mm_image", conformance, None)?;
-    let core = build(shell, X86_64_UEFI, "patina_q35", conformance, Some(&mm_image))?;
-    let name = if conformance {
-        "patina-q35-conformance.fd"
-    } else {
-        "patina-q35.fd"
-    };
-    let output = output.map_or_else(|| target_dir().join("firmware").join(name), Path::to_path_buf);
-    let ovmf = ovmf_file(OVMF_CODE_WITHOUT_SMM);
+/// Builds each platform as its owner would, without tests in it.
+pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for platform in PLATFORMS {
+        for tool in platform.tools {
+            tool.require(shell)?;
+        }
+        let image = build(shell, platform, false, None)?;
+        println!("  {}: {}", platform.name, image.display());
+        counts.add(Counts::ONE);
+    }
+    Ok(counts)
+}
+
+/// Builds the image of a platform.
+pub(crate) fn build(
+    shell: &Shell,
+    platform: &Platform,
+    conformance: bool,
+    output: Option<&Path>,
+) -> Result<PathBuf> {
+    let mm_image = platform
+        .has_mm_image
+        .then(|| mm_image(shell, conformance))
+        .transpose()?;
+    let core = program(
+        shell,
+        X86_64_UEFI,
+        platform.package,
+        conformance,
+        mm_image.as_deref(),
+    )?;
+    let suffix = if conformance { "-conformance" } else { "" };
+    let output = output.map_or_else(
+        || target_dir().join(format!("firmware/{}{suffix}.fd", platform.name)),
+        Path::to_path_buf,
+    );
+    let ovmf = ovmf_file(platform.ovmf);
     let tool = cmd!(
         shell,
         "cargo run --quiet --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output}"
@@ -60,8 +128,13 @@ pub(crate) fn patina_q35(shell: &Shell, conformance: bool, output: Option<&Path>
     Ok(output)
 }
 
+/// Builds the MM core that platform patina-q35 puts into SMRAM.
+pub(crate) fn mm_image(shell: &Shell, conformance: bool) -> Result<PathBuf> {
+    program(shell, X86_64_NONE, "mm_image", conformance, None)
+}
+
 /// Builds the program of `firmware/PACKAGE`.
-fn build(
+fn program(
     shell: &Shell,
     target: &'static str,
     package: &str,

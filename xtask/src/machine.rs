@@ -1,6 +1,6 @@
 //! The table of machines that can be booted.
 
-use crate::image::{self, PATINA_Q35};
+use crate::image::{self, PATINA_Q35, PATINA_SMM};
 use crate::setup::{
     ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM,
     RUST_NONE, RUST_UEFI, Tool, ovmf_file,
@@ -40,7 +40,7 @@ pub(crate) struct Machine {
     /// What must be installed to build and to boot it.
     pub(crate) tools: &'static [&'static Tool],
     /// The ways to boot it, each of which is a stage of its own; the demo takes the first.
-    pub(crate) variants: &'static [&'static str],
+    pub(crate) variants: &'static [Variant],
     /// Builds what it boots; the result is a file for `command`.
     pub(crate) build: fn(&Shell) -> Result<PathBuf>,
     /// Puts the files of one run into a fresh directory and names QEMU's arguments. The guest's serial line is QEMU's
@@ -53,6 +53,22 @@ pub(crate) struct Machine {
     pub(crate) smis_since: Option<&'static str>,
 }
 
+/// A way to boot a machine.
+pub(crate) struct Variant {
+    /// Its name in the table; empty where there is one only.
+    pub(crate) name: &'static str,
+    /// Whether the conformance suite runs on it: each scenario must then have a line.
+    pub(crate) suite: bool,
+    /// How many tests pass at least. A machine that has lost an ability skips what needs it, and nothing else would tell.
+    pub(crate) least: u64,
+}
+
+impl Variant {
+    const fn new(name: &'static str, suite: bool, least: u64) -> Self {
+        Self { name, suite, least }
+    }
+}
+
 /// One boot of a machine.
 pub(crate) struct Boot<'a> {
     /// What [`Machine::build`] returned.
@@ -61,31 +77,28 @@ pub(crate) struct Boot<'a> {
     pub(crate) dir: &'a Path,
     /// What the guest is asked to do.
     pub(crate) mode: Mode,
-    /// Which of [`Machine::variants`].
+    /// The name of one of [`Machine::variants`].
     pub(crate) variant: &'static str,
 }
-
-/// The only way to boot a machine that has no others.
-const PLAIN: &[&str] = &[""];
 
 /// All of them.
 pub(crate) const MACHINES: &[Machine] = &[
     Machine {
         name: "ovmf-smm",
         tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
-        variants: PLAIN,
-        build: |shell| build_uefi(shell, "ovmf_smm"),
+        variants: &[Variant::new("", true, 79)],
+        build: |shell| build_uefi(shell, OVMF_APP),
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
         smis_since: Some("BdsDxe: starting "),
     },
     Machine {
-        name: PATINA_Q35,
+        name: PATINA_Q35.name,
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
-        variants: PLAIN,
+        variants: &[Variant::new("", true, 167)],
         build: |shell| {
             build_uefi(shell, BENCH_APP)?;
-            image::patina_q35(shell, true, None)
+            image::build(shell, &PATINA_Q35, true, None)
         },
         command: patina_q35,
         exit_code: DEBUG_EXIT_SUCCESS,
@@ -93,15 +106,31 @@ pub(crate) const MACHINES: &[Machine] = &[
         smis_since: None,
     },
     Machine {
+        name: PATINA_SMM.name,
+        tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
+        variants: &[
+            Variant::new(APPLICATION, true, 79),
+            Variant::new("components", false, 8),
+        ],
+        build: |shell| {
+            build_uefi(shell, OVMF_APP)?;
+            build_uefi(shell, BENCH_APP)?;
+            image::build(shell, &PATINA_SMM, true, None)
+        },
+        command: patina_smm,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        smis_since: Some("BdsDxe: starting "),
+    },
+    Machine {
         name: "aarch64",
         tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            "uefi",
-            "spm-mm",
-            "ffa",
-            "ffa-without-get-regs",
-            "nobody-answers",
-            "no-el3",
+            Variant::new("uefi", true, 87),
+            Variant::new("spm-mm", true, 108),
+            Variant::new("ffa", true, 108),
+            Variant::new("ffa-without-get-regs", true, 108),
+            Variant::new("nobody-answers", true, 20),
+            Variant::new("no-el3", true, 18),
         ],
         build: build_aarch64,
         command: aarch64,
@@ -112,8 +141,8 @@ pub(crate) const MACHINES: &[Machine] = &[
 
 impl Machine {
     /// A stage's name in the table.
-    pub(crate) fn stage_name(&self, variant: &str) -> String {
-        [self.name, variant].join(" ").trim_end().to_owned()
+    pub(crate) fn stage_name(&self, variant: &Variant) -> String {
+        [self.name, variant.name].join(" ").trim_end().to_owned()
     }
 }
 
@@ -171,25 +200,48 @@ fn path(path: &Path) -> Result<String> {
 /// The application that has a Patina platform run its tests.
 const BENCH_APP: &str = "bench_app";
 
+/// The application that runs components by itself, above edk2's SMM core.
+const OVMF_APP: &str = "ovmf_smm";
+/// The way to boot machine patina-smm that starts it.
+const APPLICATION: &str = "application";
+
 /// Debian's OVMF with edk2's own SMM core. The application starts by itself from the removable-media path.
 fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
-    let secure_flash = "driver=cfi.pflash01,property=secure,value=on";
-    Ok(q35(shell, &ovmf_file(OVMF_CODE), boot.image, boot)?
-        .args(["-global", secure_flash])
+    Ok(with_smm(q35(shell, &ovmf_file(OVMF_CODE), boot.image, boot)?, boot).into())
+}
+
+/// The same with a Patina DXE core in the place of edk2's.
+fn patina_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let application = match boot.variant {
+        APPLICATION => OVMF_APP,
+        _ => BENCH_APP,
+    };
+    Ok(with_smm(
+        q35(shell, boot.image, &uefi_product(shell, application)?, boot)?,
+        boot,
+    )
+    .into())
+}
+
+/// Only SMM may write to the flash, as that firmware demands, and each SMI is logged.
+fn with_smm<'s>(qemu: Cmd<'s>, boot: &Boot<'_>) -> Cmd<'s> {
+    qemu.args(["-global", "driver=cfi.pflash01,property=secure,value=on"])
         .args(qemu::log_smis(boot.dir))
-        .into())
 }
 
 /// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
 fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
-    let application = Toolchain::find(shell, X86_64_UEFI)?
-        .products()
-        .join(BENCH_APP)
-        .with_extension("efi");
+    let application = uefi_product(shell, BENCH_APP)?;
     // Without a VGA device at its addresses QEMU would leave SMRAM readable to everybody.
     Ok(q35(shell, boot.image, &application, boot)?
         .args(["-device", "VGA"])
         .into())
+}
+
+/// Where the build left an application.
+fn uefi_product(shell: &Shell, name: &str) -> Result<PathBuf> {
+    let products = Toolchain::find(shell, X86_64_UEFI)?.products();
+    Ok(products.join(name).with_extension("efi"))
 }
 
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.

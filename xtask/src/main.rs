@@ -12,16 +12,20 @@
 //! | [`verdict`] | what a guest says on its serial line, and whether to believe it |
 //! | [`toolchain`] | how to compile for firmware targets with what is installed |
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
+//! | [`scenarios`] | which scenario of the conformance suite ran where |
+//! | [`lints`] | Clippy over the code that only firmware targets have |
 //! | [`report`] | stages, counts, the closing table |
 
 mod asm;
 mod demo;
 mod downstream;
 mod image;
+mod lints;
 mod machine;
 mod process;
 mod qemu;
 mod report;
+mod scenarios;
 mod setup;
 mod test;
 mod toolchain;

@@ -1,8 +1,9 @@
 //! One run of a machine: files, command line, deadline, exit code.
 
-use crate::machine::{Boot, Machine, Mode};
+use crate::machine::{Boot, Machine, Mode, Variant};
 use crate::process;
 use crate::report::{Counts, Failed};
+use crate::scenarios::Scenarios;
 use crate::verdict::{Transcript, VerdictError};
 use anyhow::{Context as _, Result};
 use std::collections::VecDeque;
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xshell::Shell;
 
 /// QEMU's log of SMIs, within the directory of a run.
@@ -30,8 +31,9 @@ const LAST_LINES: usize = 30;
 pub(crate) fn test(
     shell: &Shell,
     machine: &Machine,
-    variant: &'static str,
+    variant: &Variant,
     deadline: Duration,
+    scenarios: &mut Scenarios,
 ) -> Result<Counts> {
     let mut transcript = Transcript::default();
     let is_protocol = |line: &str| {
@@ -39,7 +41,7 @@ pub(crate) fn test(
             .iter()
             .any(|word| line.starts_with(word))
     };
-    let run = Run::start(shell, machine, variant, Mode::Test, deadline, |line| {
+    let run = Run::start(shell, machine, variant.name, Mode::Test, deadline, |line| {
         transcript.take(line);
         is_protocol(line)
     })?;
@@ -56,15 +58,17 @@ pub(crate) fn test(
                 .transpose()
                 .map_err(|error| VerdictError::NotCounted(format!("{error:#}")))
         })
-        .and_then(|taken| transcript.judge(taken))
+        .and_then(|taken| transcript.judge(taken, variant))
         .and_then(|()| run.exit_code());
+    println!("  from power-on to the verdict: {:.1} s", run.time.as_secs_f64());
+    scenarios.add(&machine.stage_name(variant), transcript.outcomes());
     run.conclude(verdict, transcript.counts())
 }
 
-/// Builds and boots a machine, and shows what it says.
-pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration) -> Result<()> {
-    let variant = machine.variants.first().copied().unwrap_or_default();
-    let run = Run::start(shell, machine, variant, Mode::Demo, deadline, |_| true)?;
+/// Builds and boots a machine for its demo; `show` has what it says printed.
+pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: bool) -> Result<()> {
+    let variant = machine.variants.first().map_or("", |variant| variant.name);
+    let run = Run::start(shell, machine, variant, Mode::Demo, deadline, |_| show)?;
     let verdict = run.in_time().and_then(|()| run.exit_code());
     run.conclude(verdict, Counts::ONE).map(drop)
 }
@@ -77,6 +81,7 @@ struct Run {
     status: Option<ExitStatus>,
     expected: i32,
     deadline: Duration,
+    time: Duration,
 }
 
 impl Run {
@@ -105,6 +110,7 @@ impl Run {
         println!("  {command_line}");
 
         let mut last_lines = VecDeque::new();
+        let start = Instant::now();
         let status = process::run(machine.name, command, Some(deadline), |line| {
             // The firmware's console moves the cursor and sets colours.
             let text = anstream::adapter::strip_str(line).to_string();
@@ -122,6 +128,7 @@ impl Run {
             status,
             expected: machine.exit_code,
             deadline,
+            time: start.elapsed(),
         })
     }
 

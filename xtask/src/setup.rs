@@ -1,7 +1,7 @@
 //! Which programs the rest needs, and how to get them.
 
 use crate::report::Missing;
-use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_NONE, X86_64_UEFI};
+use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, CLIPPY_PACKAGE, Toolchain, X86_64_NONE, X86_64_UEFI};
 use crate::{is_ci, process};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -44,14 +44,14 @@ pub(crate) struct Tool {
 /// The machine itself.
 pub(crate) const QEMU_X86: Tool = Tool {
     name: "qemu-system-x86_64",
-    why: "boots machines ovmf-smm and patina-q35",
+    why: "boots machines ovmf-smm, patina-q35 and patina-smm",
     find: |_| program("qemu-system-x86_64", "qemu-system-x86"),
 };
 
 /// The machine's firmware.
 pub(crate) const OVMF: Tool = Tool {
     name: "OVMF with SMM",
-    why: "the firmware of machine ovmf-smm, its MM core included",
+    why: "the firmware of machines ovmf-smm and patina-smm, its SMM core included",
     find: |_| files(&[ovmf_file(OVMF_CODE), ovmf_file(OVMF_VARS)], "ovmf"),
 };
 
@@ -101,6 +101,19 @@ pub(crate) const RUST_ARM: Tool = Tool {
     },
 };
 
+/// What reads the code that only firmware has.
+pub(crate) const CLIPPY: Tool = Tool {
+    name: "Clippy for firmware targets",
+    why: "the stage firmware lints",
+    find: |shell| match Toolchain::find(shell, X86_64_UEFI) {
+        Ok(toolchain) => toolchain.clippy().map(drop),
+        Err(mut missing) => {
+            missing.packages.push(CLIPPY_PACKAGE);
+            Err(missing)
+        }
+    },
+};
+
 const TOOLS: &[&Tool] = &[
     &QEMU_X86,
     &OVMF,
@@ -110,6 +123,7 @@ const TOOLS: &[&Tool] = &[
     &QEMU_ARM,
     &ARM_UEFI,
     &RUST_ARM,
+    &CLIPPY,
 ];
 
 /// The image of the distribution's package `qemu-efi-aarch64` that runs from RAM.

@@ -4,10 +4,12 @@ use crate::machine::{self, MACHINES};
 use crate::process::{self, require_success};
 use crate::qemu;
 use crate::report::{Counts, Failed, Report};
+use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
-use crate::{asm, downstream};
+use crate::{asm, demo, downstream, image, lints};
 use anyhow::{Result, bail};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -38,12 +40,17 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         |name: &str| options.machine.is_empty() || options.machine.iter().any(|wanted| wanted == name);
     let deadline = Duration::from_secs(options.deadline);
     let mut report = Report::default();
+    let mut scenarios = Scenarios::default();
     if wanted(HOST) {
         report.stage("format", || check(cmd!(shell, "cargo fmt --all --check").into()));
         let lints = cmd!(shell, "cargo clippy --workspace --all-targets -- -D warnings");
         report.stage("lints", || check(lints.into()));
         let tests = cmd!(shell, "cargo test --workspace --no-fail-fast");
-        report.stage("tests", || cargo_test(tests.into()));
+        report.stage("tests", || {
+            let (counts, outcomes) = cargo_test(tests.into())?;
+            scenarios.add("simulated", &outcomes);
+            Ok(counts)
+        });
         let docs = cmd!(shell, "cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings");
         report.stage("docs", || check(docs.into()));
     }
@@ -57,14 +64,18 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     for machine in MACHINES.iter().filter(|machine| wanted(machine.name)) {
         for variant in machine.variants {
             report.stage(&machine.stage_name(variant), || {
-                qemu::test(shell, machine, variant, deadline)
+                qemu::test(shell, machine, variant, deadline, &mut scenarios)
             });
         }
     }
     if options.machine.is_empty() {
+        report.stage("demos", || demo::stage(shell, deadline));
+        report.stage("firmware lints", || lints::stage(shell));
+        report.stage("images", || image::stage(shell));
         report.stage("asm", || asm::stage(shell, false));
         report.stage("downstream", || downstream::stage(shell));
     }
+    print!("\n{scenarios}");
     Ok(report.conclude())
 }
 
@@ -89,9 +100,10 @@ const CARGO_PROGRESS: [&str; 10] = [
     "Updating ",
 ];
 
-/// A run of `cargo test`: its output is shown, and its tests are counted.
-pub(crate) fn cargo_test(command: Command) -> Result<Counts> {
+/// A run of `cargo test`: its output is shown, and its tests are counted and named.
+pub(crate) fn cargo_test(command: Command) -> Result<(Counts, BTreeMap<String, Outcome>)> {
     let label = label(&command);
+    let mut outcomes = BTreeMap::new();
     let mut counts = Counts::default();
     let mut summaries: u64 = 0;
     let status = process::run(&label, command, None, |line| {
@@ -99,6 +111,7 @@ pub(crate) fn cargo_test(command: Command) -> Result<Counts> {
             summaries = summaries.saturating_add(1);
             counts.add(binary);
         }
+        outcomes.extend(parse_test(line));
         let is_progress = line.starts_with(' ')
             && CARGO_PROGRESS
                 .iter()
@@ -115,7 +128,19 @@ pub(crate) fn cargo_test(command: Command) -> Result<Counts> {
     if summaries == 0 {
         bail!("{label} succeeded without a `test result` line");
     }
-    Ok(counts)
+    Ok((counts, outcomes))
+}
+
+/// Name and outcome in a line such as `test a_name ... ok`.
+fn parse_test(line: &str) -> Option<(String, Outcome)> {
+    let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let outcome = match outcome.split_whitespace().next()? {
+        "ok" => Outcome::Passed,
+        "ignored" => Outcome::Skipped,
+        "FAILED" => Outcome::Failed,
+        _ => return None,
+    };
+    Some((name.trim_end().to_owned(), outcome))
 }
 
 /// The counts in a closing line such as `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
@@ -159,6 +184,15 @@ mod tests {
             "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
         assert_eq!(parse_summary(line), Some(Counts::default()));
         assert_eq!(parse_summary("test a ... ok"), None);
+        assert_eq!(
+            parse_test("test a  ... ok"),
+            Some(("a".to_owned(), Outcome::Passed))
+        );
+        assert_eq!(
+            parse_test("test b ... FAILED"),
+            Some(("b".to_owned(), Outcome::Failed))
+        );
+        assert_eq!(parse_test(line), None);
     }
 
     #[test]

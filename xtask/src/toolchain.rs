@@ -7,6 +7,7 @@ use crate::process::find;
 use crate::report::Missing;
 use crate::target_dir;
 use std::env::consts::EXE_SUFFIX;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xshell::{Shell, cmd};
@@ -22,6 +23,11 @@ pub(crate) const X86_64_NONE: &str = "x86_64-unknown-none";
 
 /// Where Debian installs `rustc-web`. Named in full because rustup's `rustc` usually comes first in `PATH`.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
+
+/// The linter that belongs to it.
+const DISTRIBUTION_CLIPPY: &str = "/usr/bin/cargo-clippy";
+/// Debian's package of that linter.
+pub(crate) const CLIPPY_PACKAGE: &str = "rust-web-clippy";
 
 /// Debian's compiler with the sources of its standard library.
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
@@ -103,10 +109,29 @@ impl Toolchain {
         })
     }
 
+    /// `cargo clippy` for the target, by the linter that was built with the compiler.
+    pub(crate) fn clippy(&self) -> Result<Command, Missing> {
+        match &self.kind {
+            // Another compiler's linter does not understand the libraries of this one.
+            Kind::BuildStd { rustc: Some(_), .. } if Path::new(DISTRIBUTION_CLIPPY).is_file() => {
+                Ok(self.command(DISTRIBUTION_CLIPPY.into(), "clippy"))
+            }
+            Kind::BuildStd { rustc: Some(_), .. } => {
+                Err(Missing::from_packages(DISTRIBUTION_CLIPPY, vec![CLIPPY_PACKAGE]))
+            }
+            _ => Ok(self.cargo("clippy")),
+        }
+    }
+
     /// `cargo SUBCOMMAND` in release mode for the target. Its products are in [`Self::products`]: a directory of their own,
     /// since other flags would make the host's builds start anew.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        self.command(cargo, subcommand)
+    }
+
+    fn command(&self, program: OsString, subcommand: &str) -> Command {
+        let mut command = Command::new(program);
         command.args([subcommand, "--release", "--target", self.target, "--target-dir"]);
         command.arg(firmware_dir());
         if let Kind::BuildStd { rustc, linker } = &self.kind {

@@ -10,11 +10,15 @@
 //! DONE <passed>/<total>
 //! ```
 //!
+//! Where the conformance suite runs, each of its scenarios has a line, and as many tests pass as ever did.
+//!
 //! The guest then ends QEMU with an exact code. Whatever is missing, or contradicts the rest, is a failure: a guest that
 //! died half-way must not look like one that had less to do.
 
+use crate::machine::Variant;
 use crate::report::Counts;
-use std::collections::BTreeSet;
+use crate::scenarios::Outcome;
+use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// What one serial line means.
@@ -47,6 +51,10 @@ pub(crate) enum VerdictError {
     },
     #[error("no test ran")]
     NoTests,
+    #[error("scenarios without a line: {}", .0.join(", "))]
+    ScenariosMissing(Vec<&'static str>),
+    #[error("{passed} tests passed, and {least} did before: what is skipped now?")]
+    TooFew { passed: u64, least: u64 },
     #[error("the SMIS line is missing")]
     NoSmis,
     #[error("the guest raised {raised} SMIs, the machine took {taken}")]
@@ -64,7 +72,7 @@ pub(crate) enum VerdictError {
 /// The serial lines of a test run, put together.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
-    names: BTreeSet<String>,
+    outcomes: BTreeMap<String, Outcome>,
     failed: Vec<String>,
     counts: Counts,
     smis: Option<u64>,
@@ -88,13 +96,13 @@ impl Transcript {
     }
 
     fn record(&mut self, said: &Said<'_>) -> Result<(), VerdictError> {
-        let (name, counter) = match *said {
-            Said::Passed(name) => (name, &mut self.counts.passed),
+        let (name, outcome, counter) = match *said {
+            Said::Passed(name) => (name, Outcome::Passed, &mut self.counts.passed),
             Said::Failed(name) => {
                 self.failed.push(name.to_owned());
-                (name, &mut self.counts.failed)
+                (name, Outcome::Failed, &mut self.counts.failed)
             }
-            Said::Skipped(name) => (name, &mut self.counts.skipped),
+            Said::Skipped(name) => (name, Outcome::Skipped, &mut self.counts.skipped),
             Said::Smis(n) => {
                 self.smis = Some(n);
                 return Ok(());
@@ -105,11 +113,17 @@ impl Transcript {
             }
         };
         *counter = counter.saturating_add(1);
-        if self.names.insert(name.to_owned()) {
-            Ok(())
-        } else {
-            Err(VerdictError::Twice(name.to_owned()))
+        // The suite's tests have a prefix where there are others beside it.
+        let scenario = name.strip_prefix("conformance.").unwrap_or(name);
+        match self.outcomes.insert(scenario.to_owned(), outcome) {
+            None => Ok(()),
+            Some(_) => Err(VerdictError::Twice(name.to_owned())),
         }
+    }
+
+    /// What became of each test, by its name without prefix.
+    pub(crate) fn outcomes(&self) -> &BTreeMap<String, Outcome> {
+        &self.outcomes
     }
 
     /// What was counted, whether it is to be believed or not.
@@ -117,10 +131,11 @@ impl Transcript {
         self.counts
     }
 
-    /// Judges the run by its lines and by the SMIs that the machine took for it; `None` where the machine has none.
+    /// Judges the run by its lines, by what is expected of this way to boot, and by the SMIs that the machine took for it;
+    /// `None` where nobody counted them.
     ///
     /// `total` in the DONE line counts the tests that ran: skipped ones are not among them.
-    pub(crate) fn judge(&self, taken: Option<u64>) -> Result<(), VerdictError> {
+    pub(crate) fn judge(&self, taken: Option<u64>, expected: &Variant) -> Result<(), VerdictError> {
         if let Some(damage) = &self.damage {
             return Err(damage.clone());
         }
@@ -138,17 +153,28 @@ impl Transcript {
         if total == 0 {
             return Err(VerdictError::NoTests);
         }
-        if let Some(taken) = taken {
-            let raised = self.smis.ok_or(VerdictError::NoSmis)?;
-            if taken < raised {
-                return Err(VerdictError::SmisNotTaken { raised, taken });
-            }
+        let raised = self.smis.ok_or(VerdictError::NoSmis)?;
+        if let Some(taken) = taken
+            && taken < raised
+        {
+            return Err(VerdictError::SmisNotTaken { raised, taken });
         }
-        if self.failed.is_empty() {
-            Ok(())
-        } else {
-            Err(VerdictError::TestsFailed(self.failed.clone()))
+        if !self.failed.is_empty() {
+            return Err(VerdictError::TestsFailed(self.failed.clone()));
         }
+        let scenarios = mm_conformance::all().into_iter().filter(|_| expected.suite);
+        let missing: Vec<_> = scenarios
+            .map(|scenario| scenario.name)
+            .filter(|name| !self.outcomes.contains_key(*name))
+            .collect();
+        if !missing.is_empty() {
+            return Err(VerdictError::ScenariosMissing(missing));
+        }
+        if passed < expected.least {
+            let least = expected.least;
+            return Err(VerdictError::TooFew { passed, least });
+        }
+        Ok(())
     }
 }
 
@@ -192,8 +218,14 @@ mod tests {
         transcript
     }
 
+    const TWO: Variant = Variant {
+        name: "",
+        suite: false,
+        least: 2,
+    };
+
     fn judge(lines: &str) -> Result<(), VerdictError> {
-        transcript(lines).judge(Some(7))
+        transcript(lines).judge(Some(7), &TWO)
     }
 
     #[test]
@@ -244,9 +276,36 @@ mod tests {
 
     #[test]
     fn smis_that_the_machine_did_not_take_are_a_failure() {
-        let error = transcript(GOOD).judge(Some(6));
+        let error = transcript(GOOD).judge(Some(6), &TWO);
         assert_eq!(error, Err(VerdictError::SmisNotTaken { raised: 7, taken: 6 }));
-        assert_eq!(transcript(&GOOD.replace("SMIS 7\n", "")).judge(None), Ok(()));
+        assert_eq!(transcript(GOOD).judge(None, &TWO), Ok(()));
+    }
+
+    #[test]
+    fn a_test_less_than_before_is_a_failure() {
+        let three = Variant { least: 3, ..TWO };
+        let error = transcript(GOOD).judge(None, &three);
+        assert_eq!(error, Err(VerdictError::TooFew { passed: 2, least: 3 }));
+    }
+
+    #[test]
+    fn every_scenario_of_the_suite_has_a_line() {
+        let suite = Variant { suite: true, ..TWO };
+        let names: Vec<_> = mm_conformance::all()
+            .into_iter()
+            .map(|scenario| scenario.name)
+            .collect();
+        let run = |names: &[&str]| {
+            let tests: String = names
+                .iter()
+                .map(|name| format!("TEST conformance.{name} ok\n"))
+                .collect();
+            let n = names.len();
+            transcript(&format!("{tests}SMIS 0\nDONE {n}/{n}")).judge(None, &suite)
+        };
+        assert_eq!(run(&names), Ok(()));
+        let (last, rest) = names.split_last().unwrap();
+        assert_eq!(run(rest), Err(VerdictError::ScenariosMissing(vec![*last])));
     }
 
     #[test]

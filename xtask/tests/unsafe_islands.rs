@@ -1,6 +1,5 @@
 //! `docs/unsafe.md` lists exactly the files that contain unsafe code.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -39,19 +38,35 @@ fn the_list_of_unsafe_files_is_the_tree() {
     for folder in ["bench/benches", "bench/src", "crates", "firmware"] {
         rust_files(&root.join(folder), &mut files).unwrap();
     }
-    let found: BTreeSet<String> = files
+    let mut found: Vec<String> = files
         .into_iter()
         .filter(|path| has_unsafe_code(&fs::read_to_string(path).unwrap()))
         .map(|path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned())
         .collect();
     let page = fs::read_to_string(root.join("docs/unsafe.md")).unwrap();
-    let listed: BTreeSet<String> = page
+    let mut listed: Vec<String> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
         .map(|(path, _)| path.to_owned())
         .collect();
+    found.sort();
+    listed.sort();
+    let only_in = |these: &[String], others: &[String]| -> Vec<String> {
+        these
+            .iter()
+            .filter(|file| !others.contains(file))
+            .cloned()
+            .collect()
+    };
     assert_eq!(
-        listed, found,
-        "docs/unsafe.md lists the left side, the tree has the right side"
+        only_in(&found, &listed),
+        [""; 0],
+        "docs/unsafe.md does not list these"
     );
+    assert_eq!(
+        only_in(&listed, &found),
+        [""; 0],
+        "docs/unsafe.md lists these in vain"
+    );
+    assert_eq!(listed, found, "docs/unsafe.md lists a file twice");
 }

@@ -1,0 +1,79 @@
+//! Clippy over the code that only firmware targets have, which the lints of this host never see.
+
+use crate::image::{self, MM_IMAGE};
+use crate::process;
+use crate::report::Counts;
+use crate::setup::CLIPPY;
+use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_NONE, X86_64_UEFI};
+use anyhow::Result;
+use xshell::Shell;
+
+/// Programs of one target, compiled together. Libraries of this workspace are read with them.
+struct Programs {
+    target: &'static str,
+    arguments: &'static [&'static str],
+    /// Whether the MM image of patina_q35 has to be there, and with its tests or without.
+    mm_image: Option<bool>,
+}
+
+const PROGRAMS: [Programs; 11] = [
+    plain(X86_64_UEFI, &["-p", "patina_mm", "-p", "asm_probe"]),
+    plain(X86_64_UEFI, &["-p", "ovmf_smm", "-p", "bench_app"]),
+    plain(X86_64_UEFI, &["-p", "patina_smm"]),
+    plain(X86_64_UEFI, &["-p", "patina_smm", "--features", "conformance"]),
+    plain(X86_64_NONE, &["-p", "mm_image", "--features", "conformance"]),
+    Programs {
+        target: X86_64_UEFI,
+        arguments: &["-p", "patina_q35"],
+        mm_image: Some(false),
+    },
+    Programs {
+        target: X86_64_UEFI,
+        arguments: &["-p", "patina_q35", "--features", "conformance"],
+        mm_image: Some(true),
+    },
+    plain(AARCH64_UEFI, &["-p", "patina_mm"]),
+    plain(AARCH64_UEFI, &["-p", "aarch64_payload", "--bin", "aarch64_app"]),
+    plain(
+        AARCH64_BARE,
+        &["-p", "aarch64_payload", "--bin", "aarch64_payload"],
+    ),
+    plain(
+        AARCH64_BARE,
+        &["-p", "aarch64_monitor", "--bin", "aarch64_monitor"],
+    ),
+];
+
+const fn plain(target: &'static str, arguments: &'static [&'static str]) -> Programs {
+    Programs {
+        target,
+        arguments,
+        mm_image: None,
+    }
+}
+
+/// Reads all of them; each is one test.
+pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
+    CLIPPY.require(shell)?;
+    let mut counts = Counts::default();
+    for programs in &PROGRAMS {
+        run(shell, programs)?;
+        counts.add(Counts::ONE);
+    }
+    Ok(counts)
+}
+
+fn run(shell: &Shell, programs: &Programs) -> Result<()> {
+    let mut command = Toolchain::find(shell, programs.target)?.clippy()?;
+    command
+        .args(programs.arguments)
+        .args(["--", "-D", "warnings"])
+        .current_dir(shell.current_dir());
+    if let Some(conformance) = programs.mm_image {
+        command.env(MM_IMAGE, image::mm_image(shell, conformance)?);
+    }
+    let label = format!("clippy {} for {}", programs.arguments.join(" "), programs.target);
+    process::run_quietly(&label, command)?;
+    println!("  {label}: ok");
+    Ok(())
+}
