@@ -2,10 +2,12 @@
 
 use crate::image::{self, MM_IMAGE};
 use crate::process;
-use crate::report::Counts;
+use crate::report::{Counts, Report};
 use crate::setup::CLIPPY;
 use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_NONE, X86_64_UEFI};
 use anyhow::Result;
+use clap::Args;
+use std::process::ExitCode;
 use xshell::Shell;
 
 /// Programs of one target, compiled together. Libraries of this workspace are read with them.
@@ -52,18 +54,32 @@ const fn plain(target: &'static str, arguments: &'static [&'static str]) -> Prog
     }
 }
 
+/// Reads the code that only firmware targets have with Clippy.
+///
+/// The lints of the host never see it. A warning is a failure.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask lints    each program of each target, one after the other")]
+pub(crate) struct Lints {}
+
+pub(crate) fn run(shell: &Shell) -> ExitCode {
+    let mut report = Report::default();
+    report.stage("firmware lints", || stage(shell));
+    report.conclude()
+}
+
 /// Reads all of them; each is one test.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     CLIPPY.require(shell)?;
     let mut counts = Counts::default();
     for programs in &PROGRAMS {
-        run(shell, programs)?;
+        read(shell, programs)?;
         counts.add(Counts::ONE);
     }
     Ok(counts)
 }
 
-fn run(shell: &Shell, programs: &Programs) -> Result<()> {
+fn read(shell: &Shell, programs: &Programs) -> Result<()> {
     let mut command = Toolchain::find(shell, programs.target)?.clippy()?;
     command
         .args(programs.arguments)

@@ -53,6 +53,7 @@ enum Command {
     Image(image::Image),
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
+    Lints(lints::Lints),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +76,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(options) => image::run(&shell, &options),
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
+        Command::Lints(_) => Ok(lints::run(&shell)),
     }
 }
 

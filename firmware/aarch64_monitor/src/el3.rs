@@ -45,10 +45,11 @@ extern "C" fn monitor_main() -> ! {
             "the word at {MODE_WORD:#x} is {word:#x}, which is no mode"
         ));
     };
-    // SAFETY: this function runs once, and nobody else names the static.
-    let scratch = unsafe { &mut *(&raw mut SCRATCH) };
+    let (scratch, variables) = (&raw mut SCRATCH, &raw mut VARIABLES);
+    // SAFETY: a static, aligned and initialised. This function runs once, and nobody else names it.
+    let scratch = unsafe { &mut *scratch };
     // SAFETY: as above.
-    let variables = unsafe { &mut *(&raw mut VARIABLES) };
+    let variables = unsafe { &mut *variables };
     let entry = if mode.uefi {
         // No request is served yet: the scratch memory is free.
         if let Err(error) = device_tree::prepare(&ram(), DEVICE_TREE, scratch) {

@@ -31,7 +31,7 @@ pub(crate) fn enable(ram: &SharedRegion) {
         let descriptor = if gib == 0 {
             LEVEL_2 | TABLE
         } else {
-            gib * GIB | BLOCK
+            (gib * GIB) | BLOCK
         };
         put(ram, TABLES + gib * 8, descriptor);
     }

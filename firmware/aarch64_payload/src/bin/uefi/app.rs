@@ -73,9 +73,9 @@ fn reserve_shared(firmware: Firmware) -> Option<SharedRegion> {
         pages,
     );
     match allocated {
-        // SAFETY: pages that the firmware has just given away, mapped one to one; they are never freed, and reached with
-        // volatile accesses only.
         Ok(address) => {
+            // SAFETY: pages that the firmware has just given away, mapped one to one; they are never freed, and reached
+            // with volatile accesses only.
             unsafe { SharedRegion::new(core::ptr::with_exposed_provenance_mut(address), len) }.ok()
         }
         Err(status) => {
