@@ -5,6 +5,7 @@
 //! | [`setup`] | which programs the rest needs, and how to get them |
 //! | [`mod@test`] | all tests of this repository, stage by stage |
 //! | [`asm`] | checks of generated machine code |
+//! | [`bench`] | the benchmark beside the published crate |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
@@ -17,6 +18,7 @@
 //! | [`report`] | stages, counts, the closing table |
 
 mod asm;
+mod bench;
 mod demo;
 mod downstream;
 mod image;
@@ -54,6 +56,7 @@ enum Command {
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
     Lints(lints::Lints),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +80,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),
+        Command::Bench(options) => bench::run(&shell, &options),
     }
 }
 

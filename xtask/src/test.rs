@@ -6,7 +6,7 @@ use crate::qemu;
 use crate::report::{Counts, Failed, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
-use crate::{asm, demo, downstream, image, lints};
+use crate::{asm, bench, demo, downstream, image, lints};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -72,6 +72,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("demos", || demo::stage(shell, deadline));
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("images", || image::stage(shell));
+        report.stage("bench", || bench::stage(shell));
         report.stage("asm", || asm::stage(shell, false));
         report.stage("downstream", || downstream::stage(shell));
     }
