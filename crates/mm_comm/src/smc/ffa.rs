@@ -15,11 +15,11 @@
 use super::{Patience, SmcError, call, low};
 use crate::region::SharedRegion;
 use arm_ffa::interface_args::{
-    DirectMsg2Args, DirectMsgArgs, RxTxAddr, SuccessArgsIdGet, TargetInfo, VersionFlags, VersionQueryType,
+    DirectMsg2Args, DirectMsgArgs, RxTxAddr, SuccessArgs, SuccessArgsIdGet, TargetInfo, VersionFlags,
+    VersionQueryType,
 };
 use arm_ffa::partition_info::{
     PartitionInfo, PartitionInfoGetFlags, PartitionInfoIterator, SuccessArgsPartitionInfoGet,
-    SuccessArgsPartitionInfoGetRegs,
 };
 use arm_ffa::{Error, FuncId, Interface, Uuid, Version, VersionOut};
 use core::fmt;
@@ -209,15 +209,7 @@ pub(super) fn find_mm<C: Call>(
         }) => by_pages::<C>(attempts, rx_tx),
         found => found,
     };
-    let partition = match found {
-        // What both calls say of a UUID that nobody has.
-        Err(SmcError::Ffa {
-            code: FfaCode::INVALID_PARAMETERS,
-            ..
-        }) => None,
-        found => found?,
-    };
-    let partition = partition.ok_or(SmcError::NoPartition)?;
+    let partition = found?.ok_or(SmcError::NoPartition)?;
     let method = if partition.props.support_direct_req_rec {
         Method::Direct
     } else if partition.props.support_direct_req2_rec == Some(true) {
@@ -246,15 +238,81 @@ fn own_id<C: Call>(attempts: u32) -> Result<u16, SmcError> {
     }
 }
 
-/// The first descriptor of the MM service among `count` in `bytes`. Where the callee filters by the service, it leaves the
-/// UUID zero; an identifier of zero is the hypervisor's, not a partition's.
-fn first_mm(bytes: &[u8], count: usize) -> Option<PartitionInfo> {
-    PartitionInfoIterator::new(VERSION, bytes, count)
-        .ok()?
+/// Asks for a list of the partitions that have the MM service. `None` where there is none: what both calls say of a UUID that
+/// nobody has is INVALID_PARAMETERS, which means something else in the answers of other calls.
+fn ask_for_list<C: Call>(
+    call: &'static str,
+    request: &Interface,
+    attempts: u32,
+) -> Result<Option<Interface>, SmcError> {
+    match insist::<C>(call, request, attempts) {
+        Err(SmcError::Ffa {
+            code: FfaCode::INVALID_PARAMETERS,
+            ..
+        }) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+/// The `count` descriptors at the start of `bytes`, each of which has `len` bytes; `None` where that cannot be.
+///
+/// Newer versions append fields, and a secure world may answer callers of 1.2 in its own format (Hafnium 2.15: 48 bytes, as in
+/// FF-A 1.3). So `len` is how far it is to the next descriptor, of which the first 24 bytes are those of 1.2.
+fn descriptors(bytes: &[u8], count: usize, len: usize) -> Option<impl Iterator<Item = &[u8]>> {
+    let fits = count.checked_mul(len).is_some_and(|total| total <= bytes.len());
+    (fits && len >= PartitionInfo::DESC_SIZE && len.is_multiple_of(size_of::<u64>()))
+        .then(|| bytes.chunks_exact(len).take(count))
+}
+
+/// The first descriptor of the MM service. Where the callee filters by the service, it leaves the UUID zero; an identifier of
+/// zero is the hypervisor's, not a partition's.
+fn first_mm<'a>(descriptors: impl Iterator<Item = &'a [u8]>) -> Option<PartitionInfo> {
+    descriptors
+        .filter_map(|descriptor| PartitionInfoIterator::new(VERSION, descriptor, 1).ok())
+        .flatten()
         .flatten()
         .find(|partition| {
             partition.partition_id != 0 && (partition.uuid.is_nil() || partition.uuid == MM_SERVICE)
         })
+}
+
+/// A part of the list, as PARTITION_INFO_GET_REGS tells it in x2 to x17.
+struct Part {
+    /// The index of the list's last descriptor, and of the last one that is told here.
+    last: u16,
+    current: u16,
+    /// What the next part is asked for with.
+    tag: u16,
+    /// Bytes of a descriptor.
+    len: u16,
+    descriptors: [[u8; 8]; 15],
+}
+
+impl Part {
+    /// `None` where the answer has not these registers. The crate's own decoding is not used: it takes descriptors of 24 bytes
+    /// only.
+    fn new(args: SuccessArgs) -> Option<Self> {
+        let SuccessArgs::Args64([told, registers @ ..]) = args else {
+            return None;
+        };
+        let [a, b, c, d, e, f, g, h] = told.to_le_bytes();
+        Some(Self {
+            last: u16::from_le_bytes([a, b]),
+            current: u16::from_le_bytes([c, d]),
+            tag: u16::from_le_bytes([e, f]),
+            len: u16::from_le_bytes([g, h]),
+            descriptors: registers.map(u64::to_le_bytes),
+        })
+    }
+
+    /// The descriptors from `start` to the current one; `None` where the part contradicts itself, or does not go on from where
+    /// it was asked to, which would keep its reader for ever.
+    fn starting_at(&self, start: u16) -> Option<impl Iterator<Item = &[u8]>> {
+        let before_current = self.current.checked_sub(start)?;
+        let count = usize::from(before_current).saturating_add(1);
+        let listed = descriptors(self.descriptors.as_flattened(), count, self.len.into())?;
+        (self.current <= self.last).then_some(listed)
+    }
 }
 
 /// PARTITION_INFO_GET_REGS, from the first to the last descriptor.
@@ -269,7 +327,7 @@ fn by_registers<C: Call>(attempts: u32) -> Result<Option<PartitionInfo>, SmcErro
             start_index,
             info_tag,
         };
-        let answer = match insist::<C>(CALL, &request, attempts) {
+        let answer = match ask_for_list::<C>(CALL, &request, attempts) {
             // The list has changed since its first part was told.
             Err(SmcError::Ffa {
                 code: FfaCode::RETRY, ..
@@ -280,32 +338,28 @@ fn by_registers<C: Call>(attempts: u32) -> Result<Option<PartitionInfo>, SmcErro
             }
             answer => answer?,
         };
+        let Some(answer) = answer else { return Ok(None) };
         let Interface::Success { args, .. } = answer else {
             return Err(unexpected(CALL, &answer));
         };
-        let Ok(part) = SuccessArgsPartitionInfoGetRegs::try_from(args) else {
-            return Err(unexpected(CALL, &answer));
-        };
-        // The crate checked that the last index is not below the current one; a part that does not go on from where it was
-        // asked to would keep us here for ever.
-        let Some(before_last) = part.current_index.checked_sub(start_index) else {
-            return Err(unexpected(CALL, &answer));
-        };
-        let count = usize::from(before_last).saturating_add(1);
-        if count.saturating_mul(PartitionInfo::DESC_SIZE) > part.descriptor_data.len() {
-            return Err(unexpected(CALL, &answer));
-        }
-        if let Some(partition) = first_mm(&part.descriptor_data, count) {
+        let part = Part::new(args).ok_or_else(|| unexpected(CALL, &answer))?;
+        let listed = part
+            .starting_at(start_index)
+            .ok_or_else(|| unexpected(CALL, &answer))?;
+        if let Some(partition) = first_mm(listed) {
             return Ok(Some(partition));
         }
-        match part.current_index.checked_add(1) {
-            Some(next) if next <= part.last_index => (start_index, info_tag) = (next, part.info_tag),
+        match part.current.checked_add(1) {
+            Some(next) if next <= part.last => (start_index, info_tag) = (next, part.tag),
             _ => return Ok(None),
         }
     }
 }
 
 /// PARTITION_INFO_GET through RX and TX buffers that are mapped for this and unmapped again.
+///
+/// Unmapping them belongs to it: where that fails nothing was found. The pages would stay the secure world's, and whoever maps
+/// buffers next, the operating system above all, would be denied; the platform's owner must hear of it.
 fn by_pages<C: Call>(
     attempts: u32,
     rx_tx: &mut dyn FnMut() -> Option<SharedRegion>,
@@ -337,7 +391,10 @@ fn read_pages<C: Call>(attempts: u32, pages: &SharedRegion) -> Result<Option<Par
         uuid: MM_SERVICE,
         flags,
     };
-    let answer = insist::<C>(CALL, &request, attempts)?;
+    let Some(answer) = ask_for_list::<C>(CALL, &request, attempts)? else {
+        // The RX page was not filled: it is not ours to release.
+        return Ok(None);
+    };
     let mut copy = [0; mm_wire::PAGE_LEN];
     let read = pages.read(0, &mut copy);
     expect_success::<C>("FFA_RX_RELEASE", &Interface::RxRelease { vm_id: 0 }, attempts)?;
@@ -346,18 +403,14 @@ fn read_pages<C: Call>(attempts: u32, pages: &SharedRegion) -> Result<Option<Par
         return Err(unexpected(CALL, &answer));
     };
     let (count, len) = match SuccessArgsPartitionInfoGet::try_from((flags, args)) {
-        Ok(SuccessArgsPartitionInfoGet { count, size }) => (count, size),
+        Ok(SuccessArgsPartitionInfoGet { count, size }) => (count, size.unwrap_or_default()),
         Err(_) => return Err(unexpected(CALL, &answer)),
     };
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let total = count.checked_mul(PartitionInfo::DESC_SIZE);
-    if !read
-        || len.and_then(|len| usize::try_from(len).ok()) != Some(PartitionInfo::DESC_SIZE)
-        || total.is_none_or(|total| total > copy.len())
-    {
-        return Err(unexpected(CALL, &answer));
+    let [count, len] = [count, len].map(|number| usize::try_from(number).unwrap_or(usize::MAX));
+    match descriptors(&copy, count, len) {
+        Some(listed) if read => Ok(first_mm(listed)),
+        _ => Err(unexpected(CALL, &answer)),
     }
-    Ok(first_mm(&copy, count))
 }
 
 fn expect_success<C: Call>(call: &'static str, request: &Interface, attempts: u32) -> Result<(), SmcError> {
@@ -492,10 +545,23 @@ mod tests {
         .concat()
     }
 
+    /// The same as FF-A 1.3 has it and Hafnium 2.15 gives it to callers of 1.2: 48 bytes, with the image's UUID and the
+    /// version that the partition speaks.
+    fn long_descriptor(id: u16, properties: u32, uuid: [u8; 16]) -> Vec<u8> {
+        let appended = [&[0x5a; 16][..], &0x1_0003_u32.to_le_bytes(), &[0; 4]].concat();
+        [descriptor(id, properties, uuid), appended].concat()
+    }
+
+    type Descriptor = fn(u16, u32, [u8; 16]) -> Vec<u8>;
+
+    /// Both kinds.
+    const DESCRIPTORS: [Descriptor; 2] = [descriptor, long_descriptor];
+
     /// FFA_SUCCESS of PARTITION_INFO_GET_REGS.
     fn part(last: u16, current: u16, tag: u16, descriptors: &[Vec<u8>]) -> Answer {
         let [last, current, tag] = [last, current, tag].map(u64::from);
-        let mut registers = answer(&[0xc400_0061, 0, last | current << 16 | tag << 32 | 24 << 48]);
+        let len = descriptors[0].len() as u64;
+        let mut registers = answer(&[0xc400_0061, 0, last | current << 16 | tag << 32 | len << 48]);
         for (register, bytes) in registers[3..].iter_mut().zip(descriptors.concat().chunks(8)) {
             *register = u64::from_le_bytes(bytes.try_into().unwrap());
         }
@@ -620,28 +686,40 @@ mod tests {
 
     #[test]
     fn the_list_is_read_part_by_part_until_the_service_is_there() {
-        // The secure world does not filter: six others, then ours.
-        let world = ffa(|function, arguments, _| {
-            let other = |id| descriptor(id, TAKES_REQ, [9; 16]);
-            match (function, arguments[2]) {
-                (GET_REGS, 0) => Some(part(
-                    6,
-                    4,
-                    0x77,
-                    &[other(1), other(2), other(3), other(4), other(5)],
-                )),
-                (GET_REGS, 0x77_0005) => Some(part(
-                    6,
-                    6,
-                    0x77,
-                    &[other(6), descriptor(MM_ID, TAKES_REQ, *MM_SERVICE.as_bytes())],
-                )),
-                _ => None,
-            }
+        // The secure world does not filter: five or two others, as many as there is room for, then one and ours.
+        for (descriptor, others) in DESCRIPTORS.into_iter().zip([5, 2]) {
+            let world = ffa(move |function, arguments, _| {
+                let other = |id| descriptor(id, TAKES_REQ, [9; 16]);
+                let first: Vec<_> = (1..=others).map(other).collect();
+                let ours = descriptor(MM_ID, TAKES_REQ, *MM_SERVICE.as_bytes());
+                let last = others + 1;
+                match (function, arguments[2]) {
+                    (GET_REGS, 0) => Some(part(last, others - 1, 0x77, &first)),
+                    (GET_REGS, next) if next == 0x77_0000 | u64::from(others) => {
+                        Some(part(last, last, 0x77, &[other(last), ours]))
+                    }
+                    _ => None,
+                }
+            });
+            let (connection, seen) = connected(&world);
+            assert!(connection.unwrap().to_string().contains("0x8002"));
+            assert_eq!(seen.functions(), [0x8400_0063, ID_GET, GET_REGS, GET_REGS]);
+        }
+    }
+
+    #[test]
+    fn what_longer_descriptors_append_is_not_taken_for_a_descriptor() {
+        // Behind the first 24 bytes stands what would be a partition that takes requests.
+        let disguised = [(3, [9; 16]), (MM_ID, [0; 16])]
+            .map(|(id, uuid)| descriptor(id, TAKES_REQ, uuid))
+            .concat();
+        let listed = disguised.clone();
+        let world = ffa(move |function, _, _| {
+            (function == GET_REGS).then(|| part(0, 0, 0, core::slice::from_ref(&listed)))
         });
-        let (connection, seen) = connected(&world);
-        assert!(connection.unwrap().to_string().contains("0x8002"));
-        assert_eq!(seen.functions(), [0x8400_0063, ID_GET, GET_REGS, GET_REGS]);
+        assert_eq!(connected(&world).0.unwrap_err(), SmcError::NoPartition);
+        let world = with_pages(error(-1), 1, 48, disguised);
+        assert_eq!(connected(&world).0.unwrap_err(), SmcError::NoPartition);
     }
 
     #[test]
@@ -670,9 +748,18 @@ mod tests {
         let one = || descriptor(1, TAKES_REQ, [9; 16]);
         for (first, second) in [
             // More descriptors than registers.
-            (part(9, 8, 0, &[one()]), answered()),
-            // Descriptors of another size.
+            (part(9, 5, 0, &[one()]), answered()),
+            (
+                part(9, 2, 0, &[long_descriptor(1, TAKES_REQ, [9; 16])]),
+                answered(),
+            ),
+            // Descriptors of less than FF-A 1.1 has, of parts of a register, longer than all registers.
+            (answer(&[0xc400_0061]), answered()),
+            (answer(&[0xc400_0061, 0, 16 << 48]), answered()),
             (answer(&[0xc400_0061, 0, 20 << 48]), answered()),
+            (answer(&[0xc400_0061, 0, 28 << 48]), answered()),
+            (answer(&[0xc400_0061, 0, 128 << 48]), answered()),
+            (answer(&[0xc400_0061, 0, 0xffff << 48]), answered()),
             // The second part starts before it was asked to.
             (part(9, 4, 1, &[one()]), part(9, 2, 1, &[one()])),
             // The last index is below the current one.
@@ -722,57 +809,52 @@ mod tests {
 
     #[test]
     fn without_registers_the_partition_is_found_through_pages_that_are_given_back() {
-        let ours = [
-            descriptor(3, TAKES_REQ, [9; 16]),
-            descriptor(MM_ID, TAKES_REQ2, *MM_SERVICE.as_bytes()),
-        ]
-        .concat();
-        for missing in [error(-1), answer(&[u64::MAX]), answer(&[0xffff_ffff])] {
-            let (connection, seen) = connected(&with_pages(missing, 2, 24, ours.clone()));
-            assert_eq!(
-                connection.unwrap().to_string(),
-                "FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"
-            );
-            assert_eq!(
-                seen.functions()[3..],
-                [RXTX_MAP, INFO_GET, RX_RELEASE, RXTX_UNMAP]
-            );
+        for (descriptor, len) in DESCRIPTORS.into_iter().zip([24, 48]) {
+            let ours = [
+                descriptor(3, TAKES_REQ, [9; 16]),
+                descriptor(MM_ID, TAKES_REQ2, *MM_SERVICE.as_bytes()),
+            ]
+            .concat();
+            for missing in [error(-1), answer(&[u64::MAX]), answer(&[0xffff_ffff])] {
+                let (connection, seen) = connected(&with_pages(missing, 2, len, ours.clone()));
+                assert_eq!(
+                    connection.unwrap().to_string(),
+                    "FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"
+                );
+                assert_eq!(
+                    seen.functions()[3..],
+                    [RXTX_MAP, INFO_GET, RX_RELEASE, RXTX_UNMAP]
+                );
+            }
         }
     }
 
     #[test]
     fn pages_are_given_back_whatever_stands_in_them() {
+        let refused = SmcError::Protocol {
+            call: "FFA_PARTITION_INFO_GET",
+            answer: 0x8400_0061,
+        };
         let other = descriptor(3, TAKES_REQ, [9; 16]);
         for (count, len, expected) in [
             (1, 24, SmcError::NoPartition),
             (0, 24, SmcError::NoPartition),
-            (
-                1,
-                16,
-                SmcError::Protocol {
-                    call: "FFA_PARTITION_INFO_GET",
-                    answer: 0x8400_0061,
-                },
-            ),
-            (
-                171,
-                24,
-                SmcError::Protocol {
-                    call: "FFA_PARTITION_INFO_GET",
-                    answer: 0x8400_0061,
-                },
-            ),
-            (
-                u64::from(u32::MAX),
-                24,
-                SmcError::Protocol {
-                    call: "FFA_PARTITION_INFO_GET",
-                    answer: 0x8400_0061,
-                },
-            ),
+            // As many as a page holds, and one more.
+            (170, 24, SmcError::NoPartition),
+            (171, 24, refused),
+            (85, 48, SmcError::NoPartition),
+            (86, 48, refused),
+            (1, 4096, SmcError::NoPartition),
+            (1, 4104, refused),
+            (u64::from(u32::MAX), 24, refused),
+            (u64::from(u32::MAX), u64::from(u32::MAX), refused),
+            (1, 0, refused),
+            (1, 16, refused),
+            (1, 20, refused),
+            (1, 28, refused),
         ] {
             let (result, seen) = connected(&with_pages(error(-1), count, len, other.clone()));
-            assert_eq!(result.unwrap_err(), expected);
+            assert_eq!(result.unwrap_err(), expected, "{count} of {len} bytes");
             assert_eq!(seen.functions()[5..], [RX_RELEASE, RXTX_UNMAP]);
         }
     }
@@ -813,25 +895,71 @@ mod tests {
         assert_eq!(FfaCode(-5).status(), EfiStatus::INTERRUPT_PENDING);
     }
 
+    /// What a call can be answered with instead of success, and the code that this is.
+    fn failures() -> Vec<(Answer, i32)> {
+        // FF-A 1.2 has -1 to -10.
+        let coded = (-11..=1).chain([i32::MIN, i32::MAX]);
+        let unknown_function = [u64::MAX, 0xffff_ffff].map(|x0| (answer(&[x0]), -1));
+        coded
+            .map(|code| (error(code), code))
+            .chain(unknown_function)
+            .collect()
+    }
+
+    /// A world in which one call fails and everything else is as it was.
+    fn failing(failed: u32, failure: Answer, world: World) -> World {
+        ffa(move |function, arguments, before| {
+            if function == failed {
+                Some(failure)
+            } else {
+                (world.ffa)(function, arguments, before)
+            }
+        })
+    }
+
     #[test]
-    fn every_error_of_discovery_is_told_with_its_call() {
-        for code in [-3, -6, -8, -9, -10] {
-            let world = ffa(move |function, _, _| (function == ID_GET).then(|| error(code)));
-            assert_eq!(
-                connected(&world).0.unwrap_err(),
-                SmcError::Ffa {
-                    call: "FFA_ID_GET",
-                    code: FfaCode(code)
-                }
-            );
-            let world = ffa(move |function, _, _| (function == GET_REGS).then(|| error(code)));
-            assert_eq!(
-                connected(&world).0.unwrap_err(),
-                SmcError::Ffa {
-                    call: "FFA_PARTITION_INFO_GET_REGS",
-                    code: FfaCode(code)
-                }
-            );
+    fn every_failure_of_every_discovery_call_is_told_with_its_call() {
+        for (failed, call) in [
+            (ID_GET, "FFA_ID_GET"),
+            (GET_REGS, "FFA_PARTITION_INFO_GET_REGS"),
+            (RXTX_MAP, "FFA_RXTX_MAP"),
+            (INFO_GET, "FFA_PARTITION_INFO_GET"),
+            (RX_RELEASE, "FFA_RX_RELEASE"),
+            (RXTX_UNMAP, "FFA_RXTX_UNMAP"),
+        ] {
+            for (failure, code) in failures() {
+                let ours = descriptor(MM_ID, TAKES_REQ2, [0; 16]);
+                let world = failing(failed, failure, with_pages(error(-1), 1, 24, ours));
+                let setup = Setup {
+                    patience: patience(3, 0),
+                    ..Setup::default()
+                };
+                let (result, seen) = world::with(world, || {
+                    connect::<FakeConduit>(setup, &mut world::two_pages).map(drop)
+                });
+                let expected = match (failed, code) {
+                    // Then there are the pages.
+                    (GET_REGS, -1) => Ok(()),
+                    // Nobody has the service's UUID.
+                    (GET_REGS | INFO_GET, -2) => Err(SmcError::NoPartition),
+                    (_, -4) => Err(SmcError::Timeout { call, attempts: 3 }),
+                    (_, code) => Err(SmcError::Ffa {
+                        call,
+                        code: FfaCode(code),
+                    }),
+                };
+                assert_eq!(result, expected, "{call} answered {code}");
+
+                // What was mapped is unmapped, what was filled is released, nothing else is.
+                let functions = seen.functions();
+                let made = |function| functions.contains(&function);
+                let mapped = made(RXTX_MAP) && failed != RXTX_MAP;
+                let filled = made(INFO_GET) && failed != INFO_GET;
+                assert_eq!(made(RXTX_UNMAP), mapped, "{call} answered {code}");
+                assert_eq!(functions.ends_with(&[RXTX_UNMAP]), mapped);
+                assert_eq!(made(RX_RELEASE), filled, "{call} answered {code}");
+                assert!(!made(0x8400_0040), "no SPM_MM behind FF-A's back");
+            }
         }
     }
 
