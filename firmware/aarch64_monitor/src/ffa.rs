@@ -36,8 +36,13 @@ const VERSION_1_2: u64 = 0x1_0002;
 const PARTITION: u64 = 0x8002;
 /// The service's UUID as in two registers.
 const SERVICE: [u64; 2] = [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483];
-/// Bytes of a partition descriptor.
+/// Bytes of a partition descriptor: in a page as in FF-A 1.2, in registers as in 1.3, which Hafnium 2.15 gives to callers of
+/// 1.2 too.
 const DESCRIPTOR_LEN: u64 = 24;
+const LONG_DESCRIPTOR_LEN: u64 = 48;
+/// What 1.3 appends: the UUID of the partition's image, and the version that it speaks.
+const IMAGE: [u64; 2] = [0x9a41_25c1_7b21_4d0e, 0x0f6d_33a7_c2b8_5e94];
+const SPEAKS: u64 = 0x1_0003;
 /// A partition's properties: it runs AArch64 code and takes the one or the other request.
 const IS_AARCH64: u64 = 1 << 8;
 const TAKES_REQ: u64 = 1;
@@ -73,10 +78,10 @@ pub struct Ffa {
 }
 
 /// The registers of an answer that come first; the others are zero.
-type Answer = [u64; 8];
+type Answer = [u64; 9];
 
 const fn answer(function: u64, x1: u64, x2: u64, x3: u64) -> Answer {
-    [function, x1, x2, x3, 0, 0, 0, 0]
+    [function, x1, x2, x3, 0, 0, 0, 0, 0]
 }
 
 const fn error(error: i32) -> Answer {
@@ -216,7 +221,7 @@ fn serve(mm: &mut Mm<'_>, response: u64, buffer: u64) -> Answer {
     }
 }
 
-/// The partition's descriptor. The UUID is left out: callers ask for it.
+/// The partition's descriptor in FF-A 1.2. The service's UUID is left out: callers ask for it.
 const fn descriptor(takes: u64) -> [u64; 3] {
     [PARTITION | 1 << 16 | (IS_AARCH64 | takes) << 32, 0, 0]
 }
@@ -226,5 +231,7 @@ fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Answer {
         return error(INVALID_PARAMETERS);
     }
     let [a, b, c] = descriptor(TAKES_REQ);
-    [SUCCESS_64, 0, DESCRIPTOR_LEN << 48, a, b, c, 0, 0]
+    let [d, e] = IMAGE;
+    let len = LONG_DESCRIPTOR_LEN << 48;
+    [SUCCESS_64, 0, len, a, b, c, d, e, SPEAKS]
 }
