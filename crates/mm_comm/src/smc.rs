@@ -70,10 +70,11 @@ pub struct Patience {
     pub resumes: u32,
 }
 
+/// As patient as edk2, which takes 500,000 answers of BUSY for some five seconds; its patience with interrupts has no end.
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            busy: 20_000,
+            busy: 500_000,
             resumes: 1_000_000,
         }
     }
@@ -151,6 +152,19 @@ pub enum SmcError {
         /// How often it was made.
         attempts: u32,
     },
+    /// MM stands in the middle of a request whose call was given up, and was resumed without coming to its end. The new
+    /// request was not sent.
+    #[error(
+        "MM: a request that was given up is still unfinished after {attempts} more attempts to resume it; this one was not sent"
+    )]
+    EarlierUnfinished {
+        /// How often MM was resumed for it, or found busy.
+        attempts: u32,
+    },
+    /// MM was in the middle of a request whose call was given up, and has now come to its end. The new request was not sent:
+    /// what MM still wrote to shared memory may have damaged it. The next one will be.
+    #[error("MM: a request that was given up has ended only now; this one was not sent, it can be repeated")]
+    EarlierEnded,
     /// An answer that the interface does not know.
     #[error("secure world: {call} was answered with {answer:#x}, which is no answer to it")]
     Protocol {
@@ -162,7 +176,12 @@ pub enum SmcError {
 }
 
 impl SmcError {
-    /// The same as an `EFI_STATUS`. It follows edk2's mapping where that has one.
+    /// The same as an `EFI_STATUS`.
+    ///
+    /// A code that the secure world gave has the status that edk2 gives it, but for these. BUSY is `EFI_TIMEOUT` (edk2 waits,
+    /// then says the same). SPM_MM's NOT_SUPPORTED is `EFI_UNSUPPORTED` (edk2: `EFI_ACCESS_DENIED`), its -5 is TF-A's
+    /// NO_MEMORY. Codes that nobody knows are `EFI_DEVICE_ERROR` (edk2: `EFI_ACCESS_DENIED` of SPM_MM, `EFI_UNSUPPORTED` of
+    /// FF-A).
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {
@@ -173,6 +192,7 @@ impl SmcError {
             Self::NoPartition => EfiStatus::NOT_FOUND,
             Self::NoRxTxMemory { .. } => EfiStatus::OUT_OF_RESOURCES,
             Self::Busy => EfiStatus::ALREADY_STARTED,
+            Self::EarlierUnfinished { .. } | Self::EarlierEnded => EfiStatus::NOT_READY,
             Self::SpmMm(code) => code.status(),
             Self::Ffa { code, .. } => code.status(),
             Self::Timeout { .. } => EfiStatus::TIMEOUT,
@@ -190,7 +210,9 @@ pub trait SecureMm: fmt::Debug + fmt::Display {
     ///
     /// # Errors
     ///
-    /// [`SmcError`] with what the secure world said; [`SmcError::Busy`], with no call made, inside another call.
+    /// [`SmcError`] with what the secure world said; [`SmcError::Busy`], with no call made, inside another call;
+    /// [`SmcError::EarlierUnfinished`] or [`SmcError::EarlierEnded`], with the request not sent, after [`SmcError::Timeout`] in
+    /// the middle of a request.
     fn communicate(&self, buffer: u64) -> Result<(), SmcError>;
 }
 
@@ -447,6 +469,8 @@ mod tests {
                 },
                 EfiStatus::TIMEOUT,
             ),
+            (SmcError::EarlierUnfinished { attempts: 1 }, EfiStatus::NOT_READY),
+            (SmcError::EarlierEnded, EfiStatus::NOT_READY),
             (
                 SmcError::Protocol { call: "", answer: 0 },
                 EfiStatus::DEVICE_ERROR,

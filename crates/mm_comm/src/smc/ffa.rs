@@ -23,6 +23,7 @@ use arm_ffa::partition_info::{
 };
 use arm_ffa::{Error, FuncId, Interface, Uuid, Version, VersionOut};
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 use mm_wire::EfiStatus;
 use smccc::Call;
 
@@ -95,21 +96,33 @@ enum Method {
     Direct2,
 }
 
-/// The MM partition and who we are to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl Method {
+    /// The call's name.
+    const fn call(self) -> &'static str {
+        match self {
+            Self::Direct => "FFA_MSG_SEND_DIRECT_REQ",
+            Self::Direct2 => "FFA_MSG_SEND_DIRECT_REQ2",
+        }
+    }
+}
+
+/// The MM partition, who we are to it, and what it owes us.
+#[derive(Debug)]
 pub(super) struct Partition {
     own_id: u16,
     id: u16,
     method: Method,
+    /// The virtual processor that stands in the middle of a request, as FFA_RUN names it; [`IDLE`] where there is none.
+    /// Changed in calls only, of which there is one at a time.
+    in_request: AtomicU32,
 }
+
+/// No virtual processor: no partition has the identifier 0.
+const IDLE: u32 = 0;
 
 impl fmt::Display for Partition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let request = match self.method {
-            Method::Direct => "FFA_MSG_SEND_DIRECT_REQ",
-            Method::Direct2 => "FFA_MSG_SEND_DIRECT_REQ2",
-        };
-        write!(f, "partition {:#06x} by {request}", self.id)
+        write!(f, "partition {:#06x} by {}", self.id, self.method.call())
     }
 }
 
@@ -121,12 +134,13 @@ enum Failure {
     Foreign(u32),
 }
 
-/// Makes a call and decodes its answer.
-fn invoke<C: Call>(request: &Interface) -> Result<Interface, Failure> {
+/// Makes a call and decodes its answer. Beside it stands w1 as INTERRUPT and YIELD have it: what was interrupted. The crate
+/// leaves it out of the latter.
+fn invoke<C: Call>(request: &Interface) -> Result<(Interface, TargetInfo), Failure> {
     let mut registers = [0; 18];
     request.to_regs(VERSION, &mut registers);
     let answer = call::<C>(registers);
-    let [function, ..] = answer;
+    let [function, target, ..] = answer;
     let function = low(function);
     match FuncId::try_from(function) {
         Ok(
@@ -148,7 +162,7 @@ fn invoke<C: Call>(request: &Interface) -> Result<Interface, Failure> {
         Ok(Interface::Error { error_code, .. }) => Err(Failure::Code(FfaCode(error_code.into()))),
         // Such as -10, which the crate does not have.
         Err(Error::UnrecognisedErrorCode(code)) => Err(Failure::Code(FfaCode(code))),
-        Ok(answer) => Ok(answer),
+        Ok(answer) => Ok((answer, TargetInfo::from(low(target)))),
         Err(_) => Err(Failure::Foreign(function)),
     }
 }
@@ -159,7 +173,7 @@ fn insist<C: Call>(call: &'static str, request: &Interface, attempts: u32) -> Re
     loop {
         made = made.saturating_add(1);
         match invoke::<C>(request) {
-            Ok(answer) => return Ok(answer),
+            Ok((answer, _)) => return Ok(answer),
             Err(Failure::Code(FfaCode::BUSY)) if made < attempts => core::hint::spin_loop(),
             Err(Failure::Code(FfaCode::BUSY)) => {
                 return Err(SmcError::Timeout { call, attempts: made });
@@ -223,6 +237,7 @@ pub(super) fn find_mm<C: Call>(
         own_id,
         id: partition.partition_id,
         method,
+        in_request: AtomicU32::new(IDLE),
     })
 }
 
@@ -420,30 +435,59 @@ fn expect_success<C: Call>(call: &'static str, request: &Interface, attempts: u3
     }
 }
 
+const RUN: &str = "FFA_RUN";
+
+/// FFA_RUN.
+const fn resume(target_info: TargetInfo) -> Interface {
+    Interface::Run {
+        target_info,
+        is_32bit: true,
+    }
+}
+
 impl Partition {
     /// Has the partition process the request at `buffer`, and resumes it as often as it is interrupted.
+    ///
+    /// Where patience ends in the middle of a request, the partition keeps it and goes on as soon as it is resumed, reading and
+    /// writing shared memory. So it is resumed before anything else is asked of it; and since nobody knows what it has made of
+    /// shared memory then, a request that stood there meanwhile is not sent.
     pub(super) fn communicate<C: Call>(&self, buffer: u64, patience: Patience) -> Result<(), SmcError> {
-        let (call, mut next) = self.request(buffer);
+        match self.in_request.load(Ordering::Relaxed) {
+            IDLE => self.run::<C>(self.method.call(), self.request(buffer), patience),
+            target => match self.run::<C>(RUN, resume(target.into()), patience) {
+                Err(SmcError::Timeout { attempts, .. }) => Err(SmcError::EarlierUnfinished { attempts }),
+                // Answered, or there is nothing to resume any more.
+                Ok(()) | Err(SmcError::Ffa { .. }) => Err(SmcError::EarlierEnded),
+                result => result,
+            },
+        }
+    }
+
+    /// Makes a call that has the partition run, and resumes the partition until it has answered.
+    fn run<C: Call>(
+        &self,
+        mut call: &'static str,
+        mut next: Interface,
+        patience: Patience,
+    ) -> Result<(), SmcError> {
         let mut busy: u32 = 0;
         let mut resumes: u32 = 0;
         loop {
-            let to_resume = match invoke::<C>(&next) {
-                Ok(Interface::MsgSendDirectResp { src_id, dst_id, .. })
+            let named = match invoke::<C>(&next) {
+                Ok((Interface::MsgSendDirectResp { src_id, dst_id, .. }, _))
                     if self.method == Method::Direct && self.is_ours(src_id, dst_id) =>
                 {
+                    self.in_request.store(IDLE, Ordering::Relaxed);
                     return Ok(());
                 }
-                Ok(Interface::MsgSendDirectResp2 { src_id, dst_id, .. })
+                Ok((Interface::MsgSendDirectResp2 { src_id, dst_id, .. }, _))
                     if self.method == Method::Direct2 && self.is_ours(src_id, dst_id) =>
                 {
+                    self.in_request.store(IDLE, Ordering::Relaxed);
                     return Ok(());
                 }
-                Ok(Interface::Interrupt { target_info, .. }) if target_info.endpoint_id == self.id => {
-                    target_info.vcpu_id
-                }
-                // Where the answer does not name one it is the partition's only one.
-                Ok(Interface::Interrupt { .. } | Interface::Yield { .. })
-                | Err(Failure::Code(FfaCode::INTERRUPTED)) => 0,
+                Ok((Interface::Interrupt { .. } | Interface::Yield { .. }, target)) => Some(target),
+                Err(Failure::Code(FfaCode::INTERRUPTED)) => None,
                 Err(Failure::Code(FfaCode::BUSY)) => {
                     busy = busy.saturating_add(1);
                     if busy >= patience.busy {
@@ -452,28 +496,39 @@ impl Partition {
                     core::hint::spin_loop();
                     continue;
                 }
-                Ok(answer) => return Err(unexpected(call, &answer)),
-                Err(Failure::Code(code)) => return Err(SmcError::Ffa { call, code }),
+                Err(Failure::Code(code)) => {
+                    // The partition has crashed, or the partition manager has nothing to resume.
+                    self.in_request.store(IDLE, Ordering::Relaxed);
+                    return Err(SmcError::Ffa { call, code });
+                }
+                Ok((answer, _)) => return Err(unexpected(call, &answer)),
                 Err(Failure::Foreign(answer)) => return Err(SmcError::Protocol { call, answer }),
             };
+            let target = self.interrupted(named);
+            self.in_request.store(target.into(), Ordering::Relaxed);
             if resumes >= patience.resumes {
                 return Err(SmcError::Timeout {
-                    call: "FFA_RUN",
+                    call: RUN,
                     attempts: resumes,
                 });
             }
             resumes = resumes.saturating_add(1);
-            next = Interface::Run {
-                target_info: TargetInfo {
-                    endpoint_id: self.id,
-                    vcpu_id: to_resume,
-                },
-                is_32bit: true,
-            };
+            (call, next) = (RUN, resume(target));
         }
     }
 
-    fn request(&self, buffer: u64) -> (&'static str, Interface) {
+    /// The virtual processor to be resumed. An answer that names none of the partition's means the one that ran.
+    fn interrupted(&self, named: Option<TargetInfo>) -> TargetInfo {
+        let last = TargetInfo::from(self.in_request.load(Ordering::Relaxed));
+        TargetInfo {
+            endpoint_id: self.id,
+            vcpu_id: named
+                .filter(|named| named.endpoint_id == self.id)
+                .map_or(last.vcpu_id, |named| named.vcpu_id),
+        }
+    }
+
+    fn request(&self, buffer: u64) -> Interface {
         let (src_id, dst_id) = (self.own_id, self.id);
         match self.method {
             Method::Direct => {
@@ -481,20 +536,18 @@ impl Partition {
                 let [first, ..] = &mut args;
                 *first = buffer;
                 let args = DirectMsgArgs::Args64(args);
-                let request = Interface::MsgSendDirectReq { src_id, dst_id, args };
-                ("FFA_MSG_SEND_DIRECT_REQ", request)
+                Interface::MsgSendDirectReq { src_id, dst_id, args }
             }
             Method::Direct2 => {
                 let mut args = [0; 14];
                 let [first, ..] = &mut args;
                 *first = buffer;
-                let request = Interface::MsgSendDirectReq2 {
+                Interface::MsgSendDirectReq2 {
                     src_id,
                     dst_id,
                     uuid: MM_SERVICE,
                     args: DirectMsg2Args(args),
-                };
-                ("FFA_MSG_SEND_DIRECT_REQ2", request)
+                }
             }
         }
     }
@@ -524,7 +577,7 @@ mod tests {
     const GET_REGS: u32 = 0xc400_008b;
     const DIRECT_REQ: u32 = 0xc400_006f;
     const DIRECT_REQ2: u32 = 0xc400_008d;
-    const RUN: u32 = 0x8400_006d;
+    const RUN_SP: u32 = 0x8400_006d;
     const RXTX_MAP: u32 = 0xc400_0066;
     const RXTX_UNMAP: u32 = 0x8400_0067;
     const INFO_GET: u32 = 0x8400_0068;
@@ -572,12 +625,65 @@ mod tests {
         answer(&[function, u64::from(source) << 16 | OWN_ID])
     }
 
+    /// A kind of request: its call and the answer's, and the partition that takes it.
+    #[derive(Clone, Copy)]
+    struct Kind {
+        request: u32,
+        call: &'static str,
+        response: u64,
+        properties: u32,
+    }
+
+    const KINDS: [Kind; 2] = [
+        Kind {
+            request: DIRECT_REQ,
+            call: "FFA_MSG_SEND_DIRECT_REQ",
+            response: 0xc400_0070,
+            properties: TAKES_REQ,
+        },
+        Kind {
+            request: DIRECT_REQ2,
+            call: "FFA_MSG_SEND_DIRECT_REQ2",
+            response: 0xc400_008e,
+            properties: TAKES_REQ2,
+        },
+    ];
+
+    impl Kind {
+        fn answered(self) -> Answer {
+            response(self.response, MM_ID)
+        }
+
+        /// A world with an MM partition, found by registers, whose requests and resumptions are answered from a list, the last
+        /// answer for ever.
+        fn serving(self, answers: Vec<Answer>) -> World {
+            let next = std::cell::Cell::new(0);
+            ffa(move |function, _, _| {
+                if function == GET_REGS {
+                    return Some(part(0, 0, 0, &[descriptor(MM_ID, self.properties, [0; 16])]));
+                }
+                (function == self.request || function == RUN_SP).then(|| {
+                    let turn = next.replace(next.get() + 1);
+                    answers[turn.min(answers.len() - 1)]
+                })
+            })
+        }
+    }
+
     fn answered() -> Answer {
-        response(0xc400_0070, MM_ID)
+        KINDS[0].answered()
+    }
+
+    fn target(vcpu: u64) -> u64 {
+        u64::from(MM_ID) << 16 | vcpu
     }
 
     fn interrupted(vcpu: u64) -> Answer {
-        answer(&[0x8400_0062, u64::from(MM_ID) << 16 | vcpu, 27])
+        answer(&[0x8400_0062, target(vcpu), 27])
+    }
+
+    fn yielded(vcpu: u64) -> Answer {
+        answer(&[0x8400_006c, target(vcpu)])
     }
 
     fn ffa(answers: impl Fn(u32, &Arguments, usize) -> Option<Answer> + 'static) -> World {
@@ -588,21 +694,6 @@ mod tests {
         }
     }
 
-    /// A world with an MM partition, found by registers, whose requests and resumptions are answered from a list.
-    fn serving(answers: Vec<Answer>) -> World {
-        ffa(move |function, _, before| match function {
-            GET_REGS => Some(part(0, 0, 0, &[descriptor(MM_ID, TAKES_REQ, [0; 16])])),
-            DIRECT_REQ if before == 0 => Some(answers[0]),
-            // A list of one answer is given for ever.
-            DIRECT_REQ | RUN => Some(
-                *answers
-                    .get(before + usize::from(function == RUN))
-                    .unwrap_or(&answers[0]),
-            ),
-            _ => None,
-        })
-    }
-
     fn connected(world: &World) -> (Result<Connection<FakeConduit>, SmcError>, Seen) {
         world::with(world.clone(), || {
             connect::<FakeConduit>(Setup::default(), &mut world::two_pages)
@@ -610,9 +701,26 @@ mod tests {
     }
 
     fn communicate(world: World, patience: Patience) -> (Result<(), SmcError>, Seen) {
+        let (results, seen) = communicate_often(1, world, patience);
+        (results[0], seen)
+    }
+
+    fn communicate_often(
+        times: usize,
+        world: World,
+        patience: Patience,
+    ) -> (Vec<Result<(), SmcError>>, Seen) {
         let mut connection = connected(&world).0.unwrap();
         connection.patience = patience;
-        world::with(world, || connection.communicate(BUFFER))
+        world::with(world, || {
+            (0..times).map(|_| connection.communicate(BUFFER)).collect()
+        })
+    }
+
+    /// What FFA_RUN was told to resume.
+    fn resumed(seen: &Seen) -> Vec<u64> {
+        let runs = seen.calls.iter().filter(|(function, _)| *function == RUN_SP);
+        runs.map(|(_, arguments)| arguments[0]).collect()
     }
 
     fn patience(busy: u32, resumes: u32) -> Patience {
@@ -629,7 +737,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_found_by_registers_and_asked_directly() {
-        let world = serving(vec![answered()]);
+        let world = KINDS[0].serving(vec![answered()]);
         let (connection, seen) = connected(&world);
         let connection = connection.unwrap();
         assert_eq!(
@@ -872,11 +980,13 @@ mod tests {
     }
 
     #[test]
-    fn every_error_of_a_request_has_its_status() {
+    fn every_code_has_its_name_and_its_status() {
         for (code, status, name) in [
             (-1, EfiStatus::UNSUPPORTED, "NOT_SUPPORTED (-1)"),
             (-2, EfiStatus::INVALID_PARAMETER, "INVALID_PARAMETERS (-2)"),
             (-3, EfiStatus::OUT_OF_RESOURCES, "NO_MEMORY (-3)"),
+            (-4, EfiStatus::TIMEOUT, "BUSY (-4)"),
+            (-5, EfiStatus::INTERRUPT_PENDING, "INTERRUPTED (-5)"),
             (-6, EfiStatus::ACCESS_DENIED, "DENIED (-6)"),
             (-7, EfiStatus::TIMEOUT, "RETRY (-7)"),
             (-8, EfiStatus::ABORTED, "ABORTED (-8)"),
@@ -885,14 +995,15 @@ mod tests {
             (-11, EfiStatus::DEVICE_ERROR, "unknown code (-11)"),
             (0, EfiStatus::DEVICE_ERROR, "unknown code (0)"),
         ] {
-            let (result, _) = communicate(serving(vec![error(code)]), Patience::default());
-            let error = result.unwrap_err();
+            let code = FfaCode(code);
+            assert_eq!(code.status(), status);
+            let error = SmcError::Ffa {
+                call: "FFA_RUN",
+                code,
+            };
             assert_eq!(error.status(), status);
-            assert_eq!(error.to_string(), std::format!("FFA_MSG_SEND_DIRECT_REQ: {name}"));
+            assert_eq!(error.to_string(), std::format!("FFA_RUN: {name}"));
         }
-        // The two that are acted upon, should they come where nothing can be done about them.
-        assert_eq!(FfaCode(-4).status(), EfiStatus::TIMEOUT);
-        assert_eq!(FfaCode(-5).status(), EfiStatus::INTERRUPT_PENDING);
     }
 
     /// What a call can be answered with instead of success, and the code that this is.
@@ -964,24 +1075,58 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_partition_is_asked_again_until_patience_ends() {
-        let mut answers = vec![error(-4); 9];
-        answers.push(answered());
-        let (result, seen) = communicate(serving(answers), patience(10, 0));
-        assert_eq!(result, Ok(()));
-        assert_eq!(seen.functions(), [DIRECT_REQ; 10]);
-
-        let (result, seen) = communicate(serving(vec![error(-4)]), patience(10, 0));
-        let error = result.unwrap_err();
-        assert_eq!(
-            error,
-            SmcError::Timeout {
-                call: "FFA_MSG_SEND_DIRECT_REQ",
-                attempts: 10
+    fn every_failure_of_a_request_and_of_its_resumption_is_told_with_its_call() {
+        for kind in KINDS {
+            for (failure, code) in failures() {
+                for (before, call) in [(vec![], kind.call), (vec![interrupted(0)], "FFA_RUN")] {
+                    let answers = [&before[..], &[failure]].concat();
+                    let (result, seen) = communicate(kind.serving(answers), patience(3, 4));
+                    let (expected, calls) = match code {
+                        -4 => (SmcError::Timeout { call, attempts: 3 }, before.len() + 3),
+                        // Which is an interruption, of this and of every resumption.
+                        -5 => (
+                            SmcError::Timeout {
+                                call: "FFA_RUN",
+                                attempts: 4,
+                            },
+                            5,
+                        ),
+                        code => (
+                            SmcError::Ffa {
+                                call,
+                                code: FfaCode(code),
+                            },
+                            before.len() + 1,
+                        ),
+                    };
+                    assert_eq!(result, Err(expected), "{call} answered {code}");
+                    assert_eq!(seen.calls.len(), calls, "{call} answered {code}");
+                }
             }
-        );
-        assert_eq!(error.status(), EfiStatus::TIMEOUT);
-        assert_eq!(seen.functions(), [DIRECT_REQ; 10]);
+        }
+    }
+
+    #[test]
+    fn a_busy_partition_is_asked_again_until_patience_ends() {
+        for kind in KINDS {
+            let mut answers = vec![error(-4); 9];
+            answers.push(kind.answered());
+            let (result, seen) = communicate(kind.serving(answers), patience(10, 0));
+            assert_eq!(result, Ok(()));
+            assert_eq!(seen.functions(), [kind.request; 10]);
+
+            let (result, seen) = communicate(kind.serving(vec![error(-4)]), patience(10, 0));
+            let error = result.unwrap_err();
+            assert_eq!(
+                error,
+                SmcError::Timeout {
+                    call: kind.call,
+                    attempts: 10
+                }
+            );
+            assert_eq!(error.status(), EfiStatus::TIMEOUT);
+            assert_eq!(seen.functions(), [kind.request; 10]);
+        }
     }
 
     #[test]
@@ -1005,75 +1150,213 @@ mod tests {
 
     #[test]
     fn an_interrupted_request_is_resumed_where_it_was() {
-        let yielded = answer(&[0x8400_006c, u64::from(MM_ID) << 16]);
-        let elsewhere = answer(&[0x8400_0062, 0x8003_0001, 27]);
-        let answers = vec![
-            interrupted(2),
-            yielded,
-            interrupted(0),
-            elsewhere,
-            error(-5),
-            answered(),
-        ];
-        let (result, seen) = communicate(serving(answers), patience(1, 5));
-        assert_eq!(result, Ok(()));
-        assert_eq!(seen.functions(), [DIRECT_REQ, RUN, RUN, RUN, RUN, RUN]);
-        let targets: Vec<u64> = seen.calls[1..]
-            .iter()
-            .map(|(_, arguments)| arguments[0])
-            .collect();
-        assert_eq!(
-            targets,
-            [0x8002_0002, 0x8002_0000, 0x8002_0000, 0x8002_0000, 0x8002_0000]
-        );
+        let elsewhere = |function| answer(&[function, 0x8003_0001, 27]);
+        for kind in KINDS {
+            let answers = vec![
+                interrupted(2),
+                interrupted(0),
+                yielded(2),
+                // These name no virtual processor of the partition: it is still the same.
+                elsewhere(0x8400_0062),
+                elsewhere(0x8400_006c),
+                answer(&[0x8400_006c]),
+                error(-5),
+                yielded(1),
+                kind.answered(),
+            ];
+            let (result, seen) = communicate(kind.serving(answers), patience(1, 8));
+            assert_eq!(result, Ok(()));
+            assert_eq!(seen.calls[0].0, kind.request);
+            assert_eq!(resumed(&seen), [2, 0, 2, 2, 2, 2, 2, 1].map(target));
+        }
+    }
+
+    #[test]
+    fn an_interruption_that_names_nobody_is_of_the_first_virtual_processor() {
+        for unnamed in [answer(&[0x8400_0062]), answer(&[0x8400_006c]), error(-5)] {
+            let (result, seen) =
+                communicate(KINDS[0].serving(vec![unnamed, answered()]), Patience::default());
+            assert_eq!(result, Ok(()));
+            assert_eq!(resumed(&seen), [target(0)]);
+        }
     }
 
     #[test]
     fn a_resumption_can_find_the_partition_busy() {
-        let answers = vec![interrupted(0), error(-4), error(-4), answered()];
-        let (result, seen) = communicate(serving(answers), patience(3, 1));
-        assert_eq!(result, Ok(()));
-        assert_eq!(seen.functions(), [DIRECT_REQ, RUN, RUN, RUN]);
+        for kind in KINDS {
+            let answers = vec![interrupted(0), error(-4), error(-4), kind.answered()];
+            let (result, seen) = communicate(kind.serving(answers), patience(3, 1));
+            assert_eq!(result, Ok(()));
+            assert_eq!(seen.functions(), [kind.request, RUN_SP, RUN_SP, RUN_SP]);
+        }
     }
 
     #[test]
     fn a_partition_that_never_finishes_is_given_up() {
-        for stuck in [interrupted(0), answer(&[0x8400_006c]), error(-5)] {
-            let (result, seen) = communicate(serving(vec![stuck]), patience(1, 100));
+        for kind in KINDS {
+            for stuck in [interrupted(0), yielded(0), error(-5)] {
+                let (result, seen) = communicate(kind.serving(vec![stuck]), patience(1, 100));
+                assert_eq!(
+                    result,
+                    Err(SmcError::Timeout {
+                        call: "FFA_RUN",
+                        attempts: 100
+                    })
+                );
+                assert_eq!(seen.calls.len(), 101);
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_was_given_up_is_ended_before_the_next_one_is_sent() {
+        for kind in KINDS {
+            let answers = vec![
+                // Given up.
+                interrupted(3),
+                yielded(3),
+                // Resumed and given up again.
+                interrupted(3),
+                interrupted(1),
+                // Resumed on behalf of the third call, and ended.
+                yielded(1),
+                kind.answered(),
+                // The fourth one's own.
+                kind.answered(),
+            ];
+            let (results, seen) = communicate_often(4, kind.serving(answers), patience(5, 1));
+            let given_up = SmcError::Timeout {
+                call: "FFA_RUN",
+                attempts: 1,
+            };
             assert_eq!(
-                result,
+                results,
+                [
+                    Err(given_up),
+                    Err(SmcError::EarlierUnfinished { attempts: 1 }),
+                    Err(SmcError::EarlierEnded),
+                    Ok(()),
+                ]
+            );
+            assert_eq!(resumed(&seen), [3, 3, 3, 1, 1].map(target));
+            let [first, .., last] = &seen.functions()[..] else {
+                panic!("no calls")
+            };
+            assert_eq!(
+                [*first, *last],
+                [kind.request; 2],
+                "nothing between was a request"
+            );
+        }
+    }
+
+    #[test]
+    fn a_partition_that_runs_elsewhere_is_waited_for_before_the_next_request() {
+        let answers = vec![
+            interrupted(0),
+            error(-4),
+            error(-4),
+            error(-4),
+            error(-4),
+            answered(),
+        ];
+        let (results, seen) = communicate_often(3, KINDS[0].serving(answers), patience(2, 1));
+        assert_eq!(
+            results,
+            [
                 Err(SmcError::Timeout {
                     call: "FFA_RUN",
-                    attempts: 100
-                })
-            );
-            assert_eq!(seen.calls.len(), 101);
+                    attempts: 2
+                }),
+                Err(SmcError::EarlierUnfinished { attempts: 2 }),
+                Err(SmcError::EarlierEnded),
+            ]
+        );
+        assert_eq!(
+            seen.functions(),
+            [DIRECT_REQ, RUN_SP, RUN_SP, RUN_SP, RUN_SP, RUN_SP]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_resumed_is_over() {
+        for (failure, code) in failures() {
+            if let -5 | -4 = code {
+                continue;
+            }
+            // In the call itself: the next one finds nothing to wait for.
+            let answers = vec![interrupted(0), failure, answered()];
+            let (results, seen) = communicate_often(2, KINDS[0].serving(answers), patience(1, 1));
+            let refused = SmcError::Ffa {
+                call: "FFA_RUN",
+                code: FfaCode(code),
+            };
+            assert_eq!(results, [Err(refused), Ok(())]);
+            assert_eq!(seen.functions(), [DIRECT_REQ, RUN_SP, DIRECT_REQ]);
+
+            // On behalf of the next one, which does not know what was written meanwhile.
+            let answers = vec![interrupted(0), failure, answered()];
+            let (results, seen) = communicate_often(3, KINDS[0].serving(answers), patience(1, 0));
+            assert_eq!(results[1..], [Err(SmcError::EarlierEnded), Ok(())]);
+            assert_eq!(seen.functions(), [DIRECT_REQ, RUN_SP, DIRECT_REQ]);
+        }
+    }
+
+    #[test]
+    fn a_resumption_that_is_answered_with_nonsense_ends_nothing() {
+        let nonsense = answer(&[0x8400_0061]);
+        let answers = vec![interrupted(0), nonsense, nonsense, answered(), answered()];
+        let (results, seen) = communicate_often(4, KINDS[0].serving(answers), patience(1, 1));
+        let refused = SmcError::Protocol {
+            call: "FFA_RUN",
+            answer: 0x8400_0061,
+        };
+        assert_eq!(
+            results,
+            [Err(refused), Err(refused), Err(SmcError::EarlierEnded), Ok(())]
+        );
+        assert_eq!(seen.functions(), [DIRECT_REQ, RUN_SP, RUN_SP, RUN_SP, DIRECT_REQ]);
+    }
+
+    #[test]
+    fn a_request_that_nobody_took_leaves_nothing_to_end() {
+        for failure in [error(-4), error(-6), answer(&[0x1234])] {
+            let answers = vec![failure, answered()];
+            let (results, seen) = communicate_often(2, KINDS[0].serving(answers), patience(1, 0));
+            assert!(results[0].is_err());
+            assert_eq!(results[1], Ok(()));
+            assert_eq!(seen.functions(), [DIRECT_REQ; 2]);
         }
     }
 
     #[test]
     fn an_answer_that_is_not_to_this_request_is_refused() {
-        for wrong in [
-            response(0xc400_0070, 0x8003),
-            answer(&[0xc400_0070, u64::from(MM_ID) << 16 | 0x4321]),
-            response(0xc400_008e, MM_ID),
-            answer(&[0x8400_0061]),
-            answer(&[0x8400_006f]),
-            answer(&[0x1234]),
-            answer(&[0]),
-            // A framework message.
-            answer(&[0xc400_0070, u64::from(MM_ID) << 16 | OWN_ID, 0x8000_0000]),
-        ] {
-            let (result, _) = communicate(serving(vec![wrong]), Patience::default());
-            let answer = low(wrong[0]);
-            assert_eq!(
-                result,
-                Err(SmcError::Protocol {
-                    call: "FFA_MSG_SEND_DIRECT_REQ",
-                    answer
-                })
-            );
+        for (kind, other) in [(KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])] {
+            for wrong in [
+                response(kind.response, 0x8003),
+                answer(&[kind.response, target(0) | 0x4321]),
+                other.answered(),
+                answer(&[0x8400_0061]),
+                answer(&[kind.request.into()]),
+                answer(&[0x1234]),
+                answer(&[0]),
+            ] {
+                let (result, _) = communicate(kind.serving(vec![wrong]), Patience::default());
+                let answer = low(wrong[0]);
+                let call = kind.call;
+                assert_eq!(result, Err(SmcError::Protocol { call, answer }));
+            }
         }
+        // A framework message.
+        let wrong = answer(&[0xc400_0070, target(0) | OWN_ID, 0x8000_0000]);
+        let (result, _) = communicate(KINDS[0].serving(vec![wrong]), Patience::default());
+        assert!(matches!(
+            result,
+            Err(SmcError::Protocol {
+                answer: 0xc400_0070,
+                ..
+            })
+        ));
     }
 
     proptest! {
@@ -1103,7 +1386,9 @@ mod tests {
             });
             let setup = Setup { patience: patience(5, 5), ..Setup::default() };
             let (_, seen) = world::with(world, || {
-                connect::<FakeConduit>(setup, &mut world::two_pages).and_then(|mm| mm.communicate(BUFFER))
+                let mm = connect::<FakeConduit>(setup, &mut world::two_pages)?;
+                // Often, since a request that is given up is the next one's concern.
+                (0..4).map(|_| mm.communicate(BUFFER)).last().unwrap_or(Ok(()))
             });
             prop_assert!(seen.calls.len() < 200);
         }

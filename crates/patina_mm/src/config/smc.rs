@@ -10,7 +10,7 @@ pub use mm_comm::smc::{Patience, PsciConduit};
 ///
 /// // A guest whose hypervisor hides EL3 and takes the guest's secure monitor calls itself.
 /// let options = SmcOptions { psci: PsciConduit::Smc, ..Default::default() };
-/// assert_eq!(options.patience.busy, 20_000);
+/// assert_eq!(options.patience.busy, 500_000);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SmcOptions {
