@@ -1,6 +1,7 @@
 //! How often a call allocates: never, but for the one that returns a `Vec`, which does so once. And what a comm buffer
-//! that moves leaves behind: nothing.
+//! that moves leaves behind: nothing. And what comes of it where there is no memory: an error.
 
+use mm_comm::smc::{Call, Conduit};
 use patina::component::component;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
 use patina::component::service::{IntoService, Service};
@@ -11,7 +12,8 @@ use patina_harness::protocols::{HostProtocols, SharedProtocols};
 use patina_mm::component::communicator::{
     CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, Status,
 };
-use patina_mm::config::{CommunicateBuffer, HeaderFormat, MmCommunicationConfiguration};
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+use patina_mm::config::{CommunicateBuffer, HeaderFormat, MmCommunicationConfiguration, MmiPort};
 use patina_mm::service::SwMmiTrigger;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -21,6 +23,8 @@ use std::rc::Rc;
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static LIVE_BYTES: Cell<usize> = const { Cell::new(0) };
+    /// Whether there is no memory on page boundaries.
+    static NO_PAGES: Cell<bool> = const { Cell::new(false) };
 }
 
 struct Counting;
@@ -31,9 +35,12 @@ fn count(allocations: usize, allocated: usize, freed: usize) {
     let _ = LIVE_BYTES.try_with(|live| live.set(live.get().wrapping_add(allocated).wrapping_sub(freed)));
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting does not allocate.
+// SAFETY: every call goes to the system's allocator unchanged, or is refused with a null pointer; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.align() >= 4096 && NO_PAGES.try_with(Cell::get).unwrap_or_default() {
+            return std::ptr::null_mut();
+        }
         count(1, layout.size(), 0);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
@@ -232,4 +239,47 @@ fn moves_take_constant_memory() {
     }
     let _ = mm.communicate(0, b"x", RECIPIENT.as_guid());
     assert_eq!(LIVE_BYTES.get(), before);
+}
+
+/// FF-A 1.2 that lists its partitions in pages only.
+struct PagesOnly;
+
+impl Call for PagesOnly {
+    fn call32(_: u32, _: [u32; 7]) -> [u32; 8] {
+        unreachable!("calls are made with all registers")
+    }
+
+    fn call64(function: u32, _: [u64; 17]) -> [u64; 18] {
+        let mut answer = [0; 18];
+        answer[0] = match function {
+            0x8400_0063 => 0x1_0002,
+            0x8400_0069 => 0x8400_0061,
+            0xc400_0066 => unreachable!("there are no pages to be mapped"),
+            _ => u64::MAX,
+        };
+        answer
+    }
+}
+
+impl Conduit for PagesOnly {
+    fn el3_is_implemented() -> bool {
+        true
+    }
+}
+
+#[test]
+fn no_memory_for_the_pages_of_ffa_is_an_error() {
+    let mut dispatcher = Dispatcher::new();
+    let port = MmiPort::Smc(0xc400_006f);
+    dispatcher.storage().add_config(MmCommunicationConfiguration {
+        cmd_port: port,
+        data_port: port,
+        ..Default::default()
+    });
+    dispatcher.add(SwMmiManager::with_conduit::<PagesOnly>());
+    NO_PAGES.set(true);
+    let outcome = dispatcher.dispatch();
+    NO_PAGES.set(false);
+    let errors: Vec<_> = outcome.failed.iter().map(|(_, error)| *error).collect();
+    assert_eq!(errors, [EfiError::OutOfResources], "{outcome:?}");
 }

@@ -4,6 +4,7 @@ use crate::config::{
     AcpiBase, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmcOptions,
 };
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 use mm_comm::smc::{self, Conduit, Connection, SecureMm, ffa, spm_mm};
 use mm_comm::{PortTrigger, SharedRegion, SmiEnableRegister};
@@ -105,15 +106,15 @@ pub(super) fn connect<C: Conduit + 'static>(setup: smc::Setup) -> Result<Box<dyn
 
 /// Memory for FF-A's RX and TX buffers. Never freed: where unmapping it fails the secure world may still write to it. It is
 /// asked for at most once a boot, and only where the partition manager lacks PARTITION_INFO_GET_REGS.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "what smc::connect asks for need not be there"
-)]
+/// `None` where there is no memory.
 fn rx_tx_pages() -> Option<SharedRegion> {
     #[repr(C, align(4096))]
     struct Pages([u8; 2 * mm_wire::PAGE_LEN]);
-    let pages = Box::leak(Box::new(Pages([0; 2 * mm_wire::PAGE_LEN])));
-    Some(SharedRegion::over_static(&mut pages.0))
+    let mut pages = Vec::new();
+    pages.try_reserve_exact(1).ok()?;
+    pages.push(Pages([0; 2 * mm_wire::PAGE_LEN]));
+    let Pages(pages) = pages.leak().first_mut()?;
+    Some(SharedRegion::over_static(pages))
 }
 
 /// The secure monitor calls of this processor; `None` where the target has none that this code may make.
