@@ -32,9 +32,8 @@ const MAX_VARIABLE_LEN: usize = 0x2000;
 static mut SCRATCH: [u8; SCRATCH_LEN] = [0; SCRATCH_LEN];
 static mut VARIABLES: [u8; VARIABLES_LEN] = [0; VARIABLES_LEN];
 
-/// The exit codes of QEMU: as an `isa-debug-exit` device makes them of 0x10 and 0x11.
+/// The exit code of QEMU, as an `isa-debug-exit` device makes it of 0x11. That all went well is for the payload to say.
 const FAILURE: u64 = 35;
-const SUCCESS: u64 = 33;
 
 /// Called by the reset vector, once.
 #[unsafe(no_mangle)]
@@ -100,7 +99,9 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
     };
     match world.call(registers) {
         Effect::Return => {}
-        Effect::PowerOff => exit(SUCCESS),
+        Effect::PowerOff => fail(format_args!(
+            "the non-secure world ended the machine by PSCI, at {address:#x}"
+        )),
     }
 }
 
@@ -127,19 +128,15 @@ fn write_device(address: usize, value: u32) {
     unsafe { core::ptr::with_exposed_provenance_mut::<u32>(address).write_volatile(value) };
 }
 
-/// Ends QEMU (semihosting SYS_EXIT_EXTENDED).
-fn exit(code: u64) -> ! {
-    let block = [0x2_0026, code];
+/// Ends QEMU (semihosting SYS_EXIT_EXTENDED), and says why.
+fn fail(why: fmt::Arguments<'_>) -> ! {
+    let _ = writeln!(Uart, "\nmonitor: {why}");
+    let block = [0x2_0026, FAILURE];
     // SAFETY: the debugger reads the block; the call does not return.
     unsafe { asm!("hlt #0xf000", in("x0") 0x20_u64, in("x1") &raw const block, options(nostack)) };
     loop {
         core::hint::spin_loop();
     }
-}
-
-fn fail(why: fmt::Arguments<'_>) -> ! {
-    let _ = writeln!(Uart, "\nmonitor: {why}");
-    exit(FAILURE)
 }
 
 /// The first PL011.

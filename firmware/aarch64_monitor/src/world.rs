@@ -13,7 +13,7 @@ pub type Registers = [u64; 18];
 pub enum Effect {
     /// Return to the caller.
     Return,
-    /// End the machine.
+    /// End the machine. A test run does not end so: a firmware that resets or gives up does.
     PowerOff,
 }
 
