@@ -65,8 +65,8 @@ pub enum Interface {
 pub struct Patience {
     /// How often a call is made that is answered with BUSY.
     pub busy: u32,
-    /// How often an interrupted or yielding partition is resumed within one request. Each interrupt of the non-secure
-    /// world costs one.
+    /// How often an interrupted or yielding partition is resumed within one call. Each interrupt of the non-secure world
+    /// costs one.
     pub resumes: u32,
 }
 
@@ -155,10 +155,10 @@ pub enum SmcError {
     /// MM stands in the middle of a request whose call was given up, and was resumed without coming to its end. The new
     /// request was not sent.
     #[error(
-        "MM: a request that was given up is still unfinished after {attempts} more attempts to resume it; this one was not sent"
+        "MM: a request that was given up is still unfinished after {attempts} more resumptions; this one was not sent"
     )]
     EarlierUnfinished {
-        /// How often MM was resumed for it, or found busy.
+        /// How often this call has tried to resume it.
         attempts: u32,
     },
     /// MM was in the middle of a request whose call was given up, and has now come to its end. The new request was not sent:
@@ -239,7 +239,8 @@ pub struct Connection<C> {
 ///
 /// # Errors
 ///
-/// [`SmcError::NoConduit`] without a call made; every other [`SmcError`] but `Busy` and `SpmMm` as its text says.
+/// [`SmcError::NoConduit`] without a call made; every other [`SmcError`] as its text says, but those of requests: `Busy`,
+/// `SpmMm`, `EarlierUnfinished`, `EarlierEnded`.
 pub fn connect<C: Conduit>(
     setup: Setup,
     rx_tx: &mut dyn FnMut() -> Option<SharedRegion>,

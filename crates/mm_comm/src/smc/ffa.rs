@@ -471,7 +471,7 @@ impl Partition {
         patience: Patience,
     ) -> Result<(), SmcError> {
         let mut busy: u32 = 0;
-        let mut resumes: u32 = 0;
+        let mut resumes = u32::from(matches!(next, Interface::Run { .. }));
         loop {
             let named = match invoke::<C>(&next) {
                 Ok((Interface::MsgSendDirectResp { src_id, dst_id, .. }, _))
@@ -1215,6 +1215,7 @@ mod tests {
                 // Given up.
                 interrupted(3),
                 yielded(3),
+                interrupted(3),
                 // Resumed and given up again.
                 interrupted(3),
                 interrupted(1),
@@ -1224,21 +1225,21 @@ mod tests {
                 // The fourth one's own.
                 kind.answered(),
             ];
-            let (results, seen) = communicate_often(4, kind.serving(answers), patience(5, 1));
+            let (results, seen) = communicate_often(4, kind.serving(answers), patience(5, 2));
             let given_up = SmcError::Timeout {
                 call: "FFA_RUN",
-                attempts: 1,
+                attempts: 2,
             };
             assert_eq!(
                 results,
                 [
                     Err(given_up),
-                    Err(SmcError::EarlierUnfinished { attempts: 1 }),
+                    Err(SmcError::EarlierUnfinished { attempts: 2 }),
                     Err(SmcError::EarlierEnded),
                     Ok(()),
                 ]
             );
-            assert_eq!(resumed(&seen), [3, 3, 3, 1, 1].map(target));
+            assert_eq!(resumed(&seen), [3, 3, 3, 3, 1, 1].map(target));
             let [first, .., last] = &seen.functions()[..] else {
                 panic!("no calls")
             };
