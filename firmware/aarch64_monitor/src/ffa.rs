@@ -1,7 +1,8 @@
 //! FF-A 1.2 with one secure partition (Arm DEN0077A).
 //!
 //! The partition is what a caller must be ready for: of three requests the first finds it busy, the second is interrupted,
-//! yields once, and finishes when it is resumed again, the third is served at once.
+//! yields once, and finishes when it is resumed again, the third is served at once. It has several virtual processors, and it is
+//! not the first that runs.
 
 use crate::memory::Window;
 use crate::mm::Mm;
@@ -34,6 +35,9 @@ const DENIED: i32 = -6;
 const VERSION_1_2: u64 = 0x1_0002;
 /// The partition's identifier. The caller's is 0: there is no hypervisor between.
 const PARTITION: u64 = 0x8002;
+/// Its virtual processors, and the one that serves requests.
+const VCPUS: u64 = 3;
+const VCPU: u64 = PARTITION << 16 | 2;
 /// The service's UUID as in two registers.
 const SERVICE: [u64; 2] = [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483];
 /// Bytes of a partition descriptor: in a page as in FF-A 1.2, in registers as in 1.3, which Hafnium 2.15 gives to callers of
@@ -190,7 +194,7 @@ impl Ffa {
                     buffer,
                     resumed: 0,
                 });
-                answer(INTERRUPT, PARTITION << 16, 27, 0)
+                answer(INTERRUPT, VCPU, 27, 0)
             }
             _ => serve(mm, response, buffer),
         }
@@ -198,11 +202,11 @@ impl Ffa {
 
     fn resume(&mut self, mm: &mut Mm<'_>, target: u64) -> Answer {
         match self.interrupted.take() {
-            Some(mut request) if target == PARTITION << 16 => {
+            Some(mut request) if target == VCPU => {
                 if request.resumed == 0 {
                     request.resumed = 1;
                     self.interrupted = Some(request);
-                    return answer(YIELD, PARTITION << 16, 0, 0);
+                    return answer(YIELD, VCPU, 0, 0);
                 }
                 serve(mm, request.response, request.buffer)
             }
@@ -223,7 +227,7 @@ fn serve(mm: &mut Mm<'_>, response: u64, buffer: u64) -> Answer {
 
 /// The partition's descriptor in FF-A 1.2. The service's UUID is left out: callers ask for it.
 const fn descriptor(takes: u64) -> [u64; 3] {
-    [PARTITION | 1 << 16 | (IS_AARCH64 | takes) << 32, 0, 0]
+    [PARTITION | VCPUS << 16 | (IS_AARCH64 | takes) << 32, 0, 0]
 }
 
 fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Answer {
