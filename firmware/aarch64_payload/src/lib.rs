@@ -38,6 +38,9 @@ use patina_harness::conduit;
 use patina_harness::report::{NotOk, Report};
 use site::SmcSite;
 
+/// Fills the floating point and vector registers, runs code, and returns how many halves of them have changed since.
+pub type Vectors<'a> = &'a dyn Fn(&mut dyn FnMut()) -> u64;
+
 /// What a run has to know of its machine.
 pub struct Place<'a> {
     /// How the secure world presents itself.
@@ -46,6 +49,8 @@ pub struct Place<'a> {
     pub shared: &'a dyn Fn() -> Option<SharedRegion>,
     /// The protocol database; `None` for one in memory.
     pub protocols: Option<&'static dyn ProtocolServices>,
+    /// The vector registers; `None` where the program's own code uses them.
+    pub vectors: Option<Vectors<'a>>,
 }
 
 impl Place<'_> {

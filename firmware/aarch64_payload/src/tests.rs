@@ -1,15 +1,15 @@
 //! What this machine must show besides the suite: which interface was found, and that the secure world checks what it is
 //! told.
 
-use crate::Place;
 use crate::site::monitor;
+use crate::{Place, Vectors};
 use aarch64_monitor::Interface;
 use aarch64_monitor::layout::{COUNT_REQUESTS, SECURE_RAM, SET_BUFFER};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{Debug, Write};
-use mm_comm::smc::{self, Conduit, Connection, SecureMm, Setup, SmcError, ffa, spm_mm};
+use mm_comm::smc::{self, Conduit, Connection, Patience, SecureMm, Setup, SmcError, ffa, spm_mm};
 use mm_comm::{SharedRegion, smc::Interface as Wanted};
 use mm_conformance::mm;
 use mm_wire::{EfiStatus, Header, HeaderFormat, PAGE_LEN};
@@ -38,6 +38,18 @@ fn two_pages() -> Option<SharedRegion> {
 fn connect<C: Conduit>(interface: Wanted) -> Result<Connection<C>, SmcError> {
     let setup = Setup {
         interface,
+        ..Setup::default()
+    };
+    smc::connect(setup, &mut two_pages)
+}
+
+/// With no patience for interruptions.
+fn connect_impatiently<C: Conduit>() -> Result<Connection<C>, SmcError> {
+    let setup = Setup {
+        patience: Patience {
+            resumes: 0,
+            ..Patience::default()
+        },
         ..Setup::default()
     };
     smc::connect(setup, &mut two_pages)
@@ -87,6 +99,19 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
             _ => test(&shared()?),
         });
     }
+    report.test("secure_world.vector_registers_survive", || {
+        match (place.interface, place.vectors) {
+            (Interface::Nobody | Interface::NoEl3, _) => Err(NotOk::Skipped(String::from("nobody is there"))),
+            (_, None) => Err(NotOk::Skipped(String::from("this program uses them itself"))),
+            (_, Some(vectors)) => vector_registers_survive::<C>(&shared()?, vectors),
+        }
+    });
+    report.test("secure_world.given_up_requests_end_first", || {
+        match place.interface {
+            Interface::Ffa | Interface::FfaWithoutRegs => given_up_requests_end_first::<C>(&shared()?),
+            _ => Err(NotOk::Skipped(String::from("nobody interrupts a request"))),
+        }
+    });
 }
 
 fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
@@ -221,6 +246,60 @@ fn damaged_requests_are_refused<C: Conduit>(shared: &SharedRegion) -> Result<(),
         expect("the buffer after it", &after, &longer)?;
     }
     Ok(())
+}
+
+/// A caller's floating point and vector registers are its own, whatever MM does. Three requests, so that one is interrupted.
+fn vector_registers_survive<C: Conduit>(shared: &SharedRegion, vectors: Vectors<'_>) -> Result<(), NotOk> {
+    let (connection, buffer) = one_buffer::<C>(shared)?;
+    let header = Header::new(HeaderFormat::V1, mm::STRETCH, 8).ok_or("no header")?;
+    for _ in 0..3 {
+        let written = shared.write(0, header.encode().as_ref()) && shared.write(24, &mm::stretch(300));
+        expect("written", &written, &true)?;
+        let mut result = Ok(());
+        let changed = vectors(&mut || result = connection.communicate(buffer));
+        expect("request", &result, &Ok(()))?;
+        expect("halves of registers that have changed", &changed, &0)?;
+    }
+    Ok(())
+}
+
+/// What stands in the region when a request that was given up goes on may be damaged by it: it is not sent.
+fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
+    let (_, buffer) = one_buffer::<C>(shared)?;
+    let connection = connect_impatiently::<C>()?;
+    let communicate = |answer_len| {
+        let header = Header::new(HeaderFormat::V1, mm::STRETCH, 8).ok_or("no header")?;
+        let written = shared.write(0, header.encode().as_ref()) && shared.write(24, &mm::stretch(answer_len));
+        expect("written", &written, &true)?;
+        let result = connection.communicate(buffer);
+        let mut length = [0; 8];
+        let _ = shared.read(16, &mut length);
+        Ok::<_, NotOk>((result, u64::from_le_bytes(length)))
+    };
+    let given_up = Err(SmcError::Timeout {
+        call: "FFA_RUN",
+        attempts: 0,
+    });
+    // Of three requests one is interrupted.
+    let mut first = communicate(300)?;
+    for _ in 0..2 {
+        if first == (Ok(()), 300) {
+            first = communicate(300)?;
+        }
+    }
+    expect("the interrupted one", &first, &(given_up, 8))?;
+    let served = monitor::<C>(COUNT_REQUESTS, [0; 3]);
+
+    let unfinished = Err(SmcError::EarlierUnfinished { attempts: 1 });
+    expect("the next one", &communicate(200)?, &(unfinished, 8))?;
+    expect(
+        "the one that it is finished for, which is overwritten",
+        &communicate(200)?,
+        &(Err(SmcError::EarlierEnded), 200),
+    )?;
+    expect("the one after it", &communicate(100)?, &(Ok(()), 100))?;
+    let requests = monitor::<C>(COUNT_REQUESTS, [0; 3]).wrapping_sub(served);
+    expect("requests that were served", &requests, &2)
 }
 
 /// The answer's length is what the callee leaves in MessageLength or in BufferSize.

@@ -83,6 +83,7 @@ fn run(interface: Interface) -> Result<(), Failed> {
         // SAFETY: as for the first one, of which this is a copy.
         shared: &move || unsafe { SharedRegion::new(base, len) }.ok(),
         protocols: None,
+        vectors: None,
     };
     let mut out = String::new();
     if aarch64_payload::run::<InProcess>(&place, &mut Report::new(&mut out)) {

@@ -13,6 +13,13 @@ use patina_harness::report::Report;
 
 global_asm!(include_str!("el1.s"));
 
+unsafe extern "C" {
+    /// Gives each vector register a value of its own.
+    fn fill_vectors(seed: u64);
+    /// How many halves of vector registers have not the value that `fill_vectors` gave them with the same seed.
+    fn changed_vectors(seed: u64) -> u64;
+}
+
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
@@ -39,6 +46,7 @@ extern "C" fn payload_main() -> ! {
         interface: mode.interface,
         shared: &shared,
         protocols: None,
+        vectors: Some(&vectors),
     };
     let succeeded = if mode.demo {
         let place_name = "on a bare AArch64 machine: in the secure world runs mm_core";
@@ -67,6 +75,16 @@ fn shared() -> Option<SharedRegion> {
     let len = usize::try_from(SHARED.len()).ok()?;
     // SAFETY: RAM that is set aside for this, mapped one to one since the MMU is off; never referred to.
     unsafe { SharedRegion::new(base, len) }.ok()
+}
+
+/// The target has no floating point: between the two calls only the secure world can change the registers.
+fn vectors(run: &mut dyn FnMut()) -> u64 {
+    const SEED: u64 = 0x5a5a_0000_0000_0000;
+    // SAFETY: changes registers that no compiled code of this program uses, and lets EL1 use them.
+    unsafe { fill_vectors(SEED) };
+    run();
+    // SAFETY: reads the same registers, which `fill_vectors` has made accessible.
+    unsafe { changed_vectors(SEED) }
 }
 
 /// Ends QEMU (semihosting SYS_EXIT_EXTENDED).

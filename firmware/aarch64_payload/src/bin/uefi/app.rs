@@ -44,6 +44,7 @@ fn run(firmware: Firmware) -> bool {
         // SAFETY: the reserved pages, as in `reserve_shared`.
         shared: &move || unsafe { SharedRegion::new(base, len) }.ok(),
         protocols: Some(protocols),
+        vectors: None,
     };
     if mode.demo {
         let name = "on Debian's UEFI for AArch64: in the secure world runs mm_core";
