@@ -125,10 +125,11 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "aarch64",
         tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            Variant::new("uefi", true, 87),
-            Variant::new("spm-mm", true, 108),
-            Variant::new("ffa", true, 108),
-            Variant::new("ffa-without-get-regs", true, 108),
+            Variant::new("uefi", true, 88),
+            Variant::new("uefi-spm-mm", true, 87),
+            Variant::new("spm-mm", true, 109),
+            Variant::new("ffa", true, 110),
+            Variant::new("ffa-without-get-regs", true, 110),
             Variant::new("nobody-answers", true, 20),
             Variant::new("no-el3", true, 18),
         ],
@@ -296,14 +297,14 @@ const DEMO_BIT: u32 = 1 << 9;
 fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     const NO_EL3: u32 = 5;
     let interface = match boot.variant {
-        "spm-mm" => 1,
+        "spm-mm" | "uefi-spm-mm" => 1,
         "ffa" | "uefi" => 2,
         "ffa-without-get-regs" => 3,
         "nobody-answers" => 4,
         "no-el3" => NO_EL3,
         other => bail!("machine aarch64 has no variant {other}"),
     };
-    let uefi = boot.variant == "uefi";
+    let uefi = boot.variant.starts_with("uefi");
     let bit = |bit: u32, set: bool| if set { bit } else { 0 };
     let word = interface | bit(UEFI_BIT, uefi) | bit(DEMO_BIT, boot.mode == Mode::Demo);
     let word = format!("loader,addr={MODE_WORD:#x},data={word},data-len=4");
