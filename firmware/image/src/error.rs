@@ -57,13 +57,17 @@ pub enum ImageError {
         /// What the decoder says.
         cause: FirmwareFileSystemError,
     },
-    /// The LZMA stream's header is not one.
-    #[error("the LZMA section of {len} bytes has no valid header: properties {properties:#04x}")]
+    /// The LZMA stream's header is not one, or asks for a dictionary that is not accepted.
+    #[error(
+        "the LZMA section of {len} bytes has no valid header: properties {properties:#04x}, dictionary of {dictionary_len} bytes"
+    )]
     LzmaHeader {
         /// Bytes of the stream.
         len: usize,
         /// The properties byte, 0xff where there is none.
         properties: u8,
+        /// Bytes of the dictionary, 0 where there is no header.
+        dictionary_len: u32,
     },
     /// The new payload cannot be encoded.
     #[error("{len} bytes cannot be encoded with LZMA: {cause:?}")]
@@ -83,11 +87,25 @@ pub enum ImageError {
         /// Bytes that its content needs.
         needed: usize,
     },
-    /// There is no file of that name.
-    #[error("DXEFV has no file {name}")]
-    NoSuchFile {
+    /// There is not exactly one file to be changed.
+    #[error("DXEFV has {found} files {name}, one is expected")]
+    Files {
         /// The name looked for.
         name: BinaryGuid,
+        /// How many files have it.
+        found: usize,
+    },
+    /// There is not exactly one DXE core to be replaced.
+    #[error("DXEFV has {found} DXE cores, one is expected")]
+    Cores {
+        /// How many were found.
+        found: usize,
+    },
+    /// Another file has the name that a new one was to get.
+    #[error("DXEFV has a file {file} already")]
+    NameTaken {
+        /// The file that has it.
+        file: FileId,
     },
     /// A file does not have exactly one PE32 section.
     #[error("{file} has {found} PE32 sections, one is expected")]
@@ -154,6 +172,16 @@ pub enum PeError {
         size: u32,
         /// The largest value accepted.
         limit: u32,
+    },
+    /// A section shares memory with the headers or with another section.
+    #[error("section {at} starts at {start:#x}, before {end:#x}, where the headers or another section end")]
+    SectionsOverlap {
+        /// Which section of the section table, from 0.
+        at: usize,
+        /// Where it starts.
+        start: u32,
+        /// Where the one below it ends.
+        end: u32,
     },
     /// The section table has no room for the sections that the new layout has.
     #[error("{needed} sections do not fit a section table of {room}")]

@@ -79,23 +79,34 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError::Core`] where `core` is not a PE32+ boot service driver for x86-64 with sections on pages;
-    /// [`ImageError::PeSections`] where the file that holds the DXE core has none or several PE32 sections.
+    /// [`ImageError::Cores`] where there are several DXE cores to choose from, [`ImageError::NameTaken`] where another file
+    /// has the name; [`ImageError::PeSections`] where the file that holds the DXE core has none or several PE32 sections.
     pub fn replace_dxe_core(&mut self, core: &[u8], name: BinaryGuid) -> Result<&mut Self, ImageError> {
         pe::require_dxe_core(core).map_err(ImageError::Core)?;
-        for file in self.dxe.files_mut() {
-            if file.file_type_raw() == file_type::DXE_CORE {
-                let old = FileId::of(file);
-                let mut new = File::new(name, file_type::DXE_CORE);
-                new.set_data_checksum(file.is_data_checksum());
-                *new.sections_mut() = core::mem::take(file.sections_mut());
-                replace_pe32(&mut new, &old, core.to_vec())?;
-                *file = new;
-                self.changes.push(Change::CoreReplaced {
-                    old,
-                    new: name,
-                    len: core.len(),
-                });
-            }
+        let at = only(self.dxe.files(), |file| {
+            file.file_type_raw() == file_type::DXE_CORE
+        })
+        .map_err(|found| ImageError::Cores { found })?;
+        let mut files = self.dxe.files().enumerate();
+        let taken = files.find(|(other, file)| *other != at && file.name() == name);
+        if let Some((_, file)) = taken {
+            return Err(ImageError::NameTaken {
+                file: FileId::of(file),
+            });
+        }
+        drop(files);
+        if let Some(file) = self.dxe.files_mut().get_mut(at) {
+            let old = FileId::of(file);
+            let mut new = File::new(name, file_type::DXE_CORE);
+            new.set_data_checksum(file.is_data_checksum());
+            *new.sections_mut() = file.sections().clone();
+            replace_pe32(&mut new, &old, core.to_vec())?;
+            *file = new;
+            self.changes.push(Change::CoreReplaced {
+                old,
+                new: name,
+                len: core.len(),
+            });
         }
         Ok(self)
     }
@@ -104,14 +115,11 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError::NoSuchFile`].
+    /// [`ImageError::Files`] where none or several files have that name.
     pub fn drop_file(&mut self, name: BinaryGuid) -> Result<&mut Self, ImageError> {
-        let files = self.dxe.files_mut();
-        let at = files
-            .iter()
-            .position(|file| file.name() == name)
-            .ok_or(ImageError::NoSuchFile { name })?;
-        let file = files.remove(at);
+        let at = only(self.dxe.files(), |file| file.name() == name)
+            .map_err(|found| ImageError::Files { name, found })?;
+        let file = self.dxe.files_mut().remove(at);
         self.changes.push(Change::Dropped {
             file: FileId::of(&file),
         });
@@ -280,6 +288,19 @@ impl fmt::Display for FileId {
             Some(name) => write!(f, "{name} ({})", self.guid),
             None => write!(f, "{}", self.guid),
         }
+    }
+}
+
+/// The index of the only file that is `wanted`; else how many are.
+fn only<'a>(files: impl Iterator<Item = &'a File>, wanted: impl Fn(&File) -> bool) -> Result<usize, usize> {
+    let found: Vec<_> = files
+        .enumerate()
+        .filter(|(_, file)| wanted(file))
+        .map(|(at, _)| at)
+        .collect();
+    match found[..] {
+        [at] => Ok(at),
+        _ => Err(found.len()),
     }
 }
 

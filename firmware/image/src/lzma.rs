@@ -1,12 +1,17 @@
 //! The LZMA section that holds OVMF's volumes.
 
 use crate::error::ImageError;
+use core::ops::RangeInclusive;
 use lzma_rust2::{LzmaOptions, LzmaWriter, Write};
 use patina_ffs::section::{Section, SectionExtractor};
 use patina_ffs_extractors::LzmaSectionExtractor;
 
 /// Bytes of the header of an `.lzma` stream: properties (1), dictionary size (4), length of the content (8).
 const HEADER_LEN: usize = 13;
+
+/// Dictionaries that are accepted, in bytes. The format's smallest; and four times edk2's, because the encoder takes eight
+/// times as much memory as it is told.
+const DICTIONARY: RangeInclusive<u32> = 1 << 12..=1 << 26;
 
 /// What a stream's header says about its encoding. A decoder was built for these values, so a new stream keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,24 +60,26 @@ pub(crate) fn compress(content: &[u8], encoding: Encoding) -> Result<Vec<u8>, Im
 }
 
 fn parse_header(stream: &[u8]) -> Result<(Encoding, u64), ImageError> {
-    let invalid = |properties| ImageError::LzmaHeader {
+    let invalid = |properties, dictionary_len| ImageError::LzmaHeader {
         len: stream.len(),
         properties,
+        dictionary_len,
     };
     let Some(&[properties, d0, d1, d2, d3, ref len @ ..]) = stream.first_chunk::<HEADER_LEN>() else {
-        return Err(invalid(0xff));
+        return Err(invalid(0xff, 0));
     };
+    let dictionary_len = u32::from_le_bytes([d0, d1, d2, d3]);
     // properties = (position bits * 5 + literal position bits) * 9 + literal context bits
     let (rest, literal_context_bits) = (u32::from(properties) / 9, u32::from(properties) % 9);
     let (position_bits, literal_position_bits) = (rest / 5, rest % 5);
-    if position_bits > 4 {
-        return Err(invalid(properties));
+    if position_bits > 4 || !DICTIONARY.contains(&dictionary_len) {
+        return Err(invalid(properties, dictionary_len));
     }
     let encoding = Encoding {
         literal_context_bits,
         literal_position_bits,
         position_bits,
-        dictionary_len: u32::from_le_bytes([d0, d1, d2, d3]),
+        dictionary_len,
     };
     Ok((encoding, u64::from_le_bytes(*len)))
 }
@@ -105,7 +112,8 @@ mod tests {
             parse_header(&[0x5d; 12]),
             Err(ImageError::LzmaHeader {
                 len: 12,
-                properties: 0xff
+                properties: 0xff,
+                dictionary_len: 0
             })
         ));
         let impossible = [9 * 5 * 5; HEADER_LEN];
@@ -113,8 +121,35 @@ mod tests {
             parse_header(&impossible),
             Err(ImageError::LzmaHeader {
                 len: 13,
-                properties: 225
+                properties: 225,
+                ..
             })
         ));
+    }
+
+    #[test]
+    fn a_dictionary_that_no_encoder_takes_or_no_host_has_memory_for_is_refused() {
+        let stream = |dictionary_len: u32| {
+            let mut stream = [0x5d; HEADER_LEN];
+            stream[1..5].copy_from_slice(&dictionary_len.to_le_bytes());
+            stream
+        };
+        for accepted in [1 << 12, 0x1234_5678 >> 4, 1 << 26] {
+            let (encoding, _) = parse_header(&stream(accepted)).unwrap();
+            assert_eq!(encoding.dictionary_len, accepted);
+        }
+        for refused in [
+            0,
+            (1 << 12) - 1,
+            (1 << 26) + 1,
+            0x4000_0000,
+            0x7fff_ffff,
+            u32::MAX,
+        ] {
+            assert!(matches!(
+                parse_header(&stream(refused)),
+                Err(ImageError::LzmaHeader { len: 13, properties: 0x5d, dictionary_len }) if dictionary_len == refused
+            ));
+        }
     }
 }

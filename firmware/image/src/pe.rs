@@ -61,9 +61,10 @@ pub struct Flattened {
 ///
 /// # Errors
 ///
-/// [`PeError`] where the image is damaged.
+/// [`PeError`] where the image is damaged, or not for x86-64.
 pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
     let pe = PeFile64::parse(file).map_err(PeError::Parse)?;
+    require_machine(pe.nt_headers())?;
     if pages_only(pe.nt_headers()) {
         return Ok(None);
     }
@@ -101,13 +102,7 @@ pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
 pub fn require_dxe_core(file: &[u8]) -> Result<(), PeError> {
     let pe = PeFile64::parse(file).map_err(PeError::Parse)?;
     let headers = pe.nt_headers();
-    let (found, expected) = (headers.file_header.machine.get(LE), IMAGE_FILE_MACHINE_AMD64);
-    if found != expected {
-        return Err(PeError::Machine {
-            found: found.0,
-            expected: expected.0,
-        });
-    }
+    require_machine(headers)?;
     let (found, expected) = (
         headers.optional_header.subsystem.get(LE),
         IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER,
@@ -127,6 +122,17 @@ pub fn require_dxe_core(file: &[u8]) -> Result<(), PeError> {
     }
     load(file, &pe)?;
     Ok(())
+}
+
+fn require_machine(headers: &ImageNtHeaders64) -> Result<(), PeError> {
+    let (found, expected) = (headers.file_header.machine.get(LE), IMAGE_FILE_MACHINE_AMD64);
+    if found == expected {
+        return Ok(());
+    }
+    Err(PeError::Machine {
+        found: found.0,
+        expected: expected.0,
+    })
 }
 
 fn pages_only(headers: &ImageNtHeaders64) -> bool {
@@ -152,16 +158,23 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
         headers,
         "the headers",
     )?);
-    for section in pe.section_table().iter() {
+    // Where the headers or the section before end; the section table is in the order of addresses (PE format, 4).
+    let mut free_from = headers;
+    for (at, section) in pe.section_table().iter().enumerate() {
         let (raw, virtual_size) = (section.size_of_raw_data.get(LE), section.virtual_size.get(LE));
         // A section without a size in memory has the size of its raw data.
         let in_memory = if virtual_size == 0 { raw } else { virtual_size };
-        let target = part_mut(
-            &mut image,
-            section.virtual_address.get(LE),
-            in_memory,
-            "a section in memory",
-        )?;
+        let start = section.virtual_address.get(LE);
+        if start < free_from {
+            return Err(PeError::SectionsOverlap {
+                at,
+                start,
+                end: free_from,
+            });
+        }
+        let target = part_mut(&mut image, start, in_memory, "a section in memory")?;
+        // Does not saturate: it lies in the image.
+        free_from = start.saturating_add(in_memory);
         let source = part(
             file,
             section.pointer_to_raw_data.get(LE),

@@ -147,12 +147,59 @@ fn a_dropped_file_is_gone() {
     let again = image.drop_file(guids::CPU_DXE);
     assert!(matches!(
         again,
-        Err(ImageError::NoSuchFile { name: guids::CPU_DXE })
+        Err(ImageError::Files {
+            name: guids::CPU_DXE,
+            found: 0
+        })
     ));
 
     let mut expected = dxe_of(&bytes);
     expected.remove(1);
     assert_eq!(dxe_of(&image.finish().unwrap()), expected);
+}
+
+/// The image with one more driver in DXEFV.
+fn image_with(file: File) -> Image {
+    let files = dxe_files().into_iter().chain([file]).collect();
+    Image::open(&image_of(vec![lzma_section(&sections(&payload(files)))])).unwrap()
+}
+
+#[test]
+fn nothing_is_changed_where_it_is_unclear_what_is_meant() {
+    let pe = || TinyPe::driver().build();
+    let mut image = image_with(ffs_file(guids::CPU_DXE, file_type::DRIVER, pe(), "CpuDxe again"));
+    let refused = image.drop_file(guids::CPU_DXE).map(|_| ());
+    assert!(
+        matches!(
+            refused,
+            Err(ImageError::Files {
+                name: guids::CPU_DXE,
+                found: 2
+            })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(image.changes(), []);
+
+    let core = TinyPe::core().build();
+    let mut image = image_with(ffs_file(PEI_CORE, file_type::DXE_CORE, pe(), "DxeCore again"));
+    let refused = image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).map(|_| ());
+    assert!(
+        matches!(refused, Err(ImageError::Cores { found: 2 })),
+        "{refused:?}"
+    );
+    assert_eq!(image.changes(), []);
+
+    let taken = ffs_file(guids::PATINA_DXE_CORE, file_type::DRIVER, pe(), "Squatter");
+    let mut image = image_with(taken);
+    let refused = image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).map(|_| ());
+    assert!(
+        matches!(&refused, Err(ImageError::NameTaken { file }) if file.name.as_deref() == Some("Squatter")),
+        "{refused:?}"
+    );
+    assert_eq!(image.changes(), []);
+    // Its own name is free to it.
+    image.replace_dxe_core(&core, OLD_CORE).unwrap();
 }
 
 #[test]
@@ -361,12 +408,36 @@ fn free_space_that_is_not_free_is_refused() {
 fn a_corrupted_stream_is_refused() {
     let bytes = image();
     let stream_len = image_stream_len(&bytes);
-    // Not touched: the size of the dictionary (bytes 1 to 4), for which a larger value means the same; the last bytes,
-    // some of whose bits only flush the range coder.
+    // Not touched: the size of the dictionary (bytes 1 to 4), for which a larger value means the same, see below; the last
+    // bytes, some of whose bits only flush the range coder.
     for at in [0].into_iter().chain(5..stream_len - 8) {
         let mut bytes = bytes.clone();
         bytes[STREAM_AT + at] ^= 0x10;
         assert!(Image::open(&bytes).is_err(), "byte {at} of {stream_len}");
+    }
+}
+
+#[test]
+fn a_corrupted_dictionary_size_is_refused_or_harmless() {
+    let core = TinyPe::core().build();
+    for (at, bit) in (1..5).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+        let mut bytes = image();
+        bytes[STREAM_AT + at] ^= 1 << bit;
+        let dictionary = &bytes[STREAM_AT + 1..STREAM_AT + 5];
+        let dictionary = u32::from_le_bytes(dictionary.try_into().unwrap());
+        match Image::open(&bytes) {
+            Ok(mut image) => {
+                assert!((1 << 12..=1 << 26).contains(&dictionary), "{dictionary:#x}");
+                image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).unwrap();
+                let written = image.finish().unwrap();
+                assert_eq!(dxe_of(&written)[0].1, core);
+            }
+            Err(ImageError::LzmaHeader { dictionary_len, .. }) => {
+                assert_eq!(dictionary_len, dictionary);
+                assert!(!(1 << 12..=1 << 26).contains(&dictionary), "{dictionary:#x}");
+            }
+            Err(other) => panic!("{dictionary:#x}: {other}"),
+        }
     }
 }
 

@@ -153,6 +153,46 @@ fn sections_outside_the_image_are_refused() {
 }
 
 #[test]
+fn sections_that_share_memory_are_refused() {
+    for (at, address, end) in [
+        (0, 0, HEADERS_LEN),
+        (0, HEADERS_LEN - 1, HEADERS_LEN),
+        (1, HEADERS_LEN, 0x340),
+        (1, 0x33f, 0x340),
+    ] {
+        let mut driver = TinyPe::driver();
+        driver.sections[at].address = address;
+        let refused = flatten(&driver.build());
+        assert!(
+            matches!(refused, Err(PeError::SectionsOverlap { at: which, start, end: below })
+                if (which, start, below) == (at, address, end)),
+            "{refused:?}"
+        );
+    }
+    let mut core = TinyPe::core();
+    core.sections[0].address = 0;
+    assert!(matches!(
+        require_dxe_core(&core.build()),
+        Err(PeError::SectionsOverlap { at: 0, .. })
+    ));
+}
+
+#[test]
+fn a_driver_for_another_processor_is_refused() {
+    let other = TinyPe {
+        machine: 0xaa64,
+        ..TinyPe::driver()
+    };
+    assert!(matches!(
+        flatten(&other.build()),
+        Err(PeError::Machine {
+            found: 0xaa64,
+            expected: 0x8664
+        })
+    ));
+}
+
+#[test]
 fn a_huge_image_is_refused() {
     let mut driver = TinyPe::driver();
     driver.size_of_image = 0x100_0001;
