@@ -55,6 +55,11 @@ pub enum Lie {
     WipeHeader,
     /// The header is of the other format.
     OtherFormat,
+    /// The request still stands, as with [`Self::Ignore`]. But MM has kept it, and ends the next request in this buffer with
+    /// the answer to this one: header, message and mailbox.
+    Late,
+    /// The same, with the next request's header left as it is.
+    LateMessage,
 }
 
 impl Lie {
@@ -69,6 +74,8 @@ impl Lie {
             Self::MessageLength(value) => (5, value),
             Self::WipeHeader => (6, 0),
             Self::OtherFormat => (7, 0),
+            Self::Late => (8, 0),
+            Self::LateMessage => (9, 0),
         };
         let mut request = [0; 16];
         [code, value]
@@ -90,6 +97,8 @@ impl Lie {
             5 => Self::MessageLength(value),
             6 => Self::WipeHeader,
             7 => Self::OtherFormat,
+            8 => Self::Late,
+            9 => Self::LateMessage,
             _ => return None,
         })
     }
@@ -100,12 +109,57 @@ impl Lie {
     }
 }
 
+/// An answer that MM keeps from one MMI to another: [`Lie::Late`] and [`Lie::LateMessage`].
+#[derive(Clone, Copy, Debug)]
+pub struct LateAnswer(Option<Late>);
+
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    lie: Lie,
+    buffer: CommBuffer,
+    format: HeaderFormat,
+}
+
+impl LateAnswer {
+    /// Nothing is kept.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(None)
+    }
+
+    /// Ends the request that stands in the answer's buffer now, which is another one.
+    fn deliver(&mut self, memory: &mut dyn SystemMemory) {
+        let Some(Late { lie, buffer, format }) = self.0 else {
+            return;
+        };
+        let Some(mailbox) = buffer.mailbox else { return };
+        let mut image = MailboxImage::default();
+        if !memory.read(mailbox, image.as_mut_bytes()) || !image.is_pending() {
+            return;
+        }
+        self.0 = None;
+        let (start, message) = (buffer.region.start(), lie.request());
+        if lie == Lie::Late
+            && let Some(header) = Header::new(format, LIAR, message.len() as u64)
+        {
+            memory.write(start, header.encode().as_ref());
+        }
+        memory.write(start + format.header_len() as u64, &message);
+        let total = (format.header_len() + message.len()) as u64;
+        memory.write(
+            mailbox,
+            MailboxImage::answered(EfiStatus::SUCCESS, total).as_bytes(),
+        );
+    }
+}
+
 /// An MM core that answers, and lies on request.
 #[derive(Debug)]
 pub struct ConformanceMm<'a> {
     core: MmCore<'a>,
     buffers: &'a [CommBuffer],
     variables: VariableStore<'a>,
+    late: LateAnswer,
 }
 
 impl<'a> ConformanceMm<'a> {
@@ -124,24 +178,34 @@ impl<'a> ConformanceMm<'a> {
             core: MmCore::new(mmram, buffers, scratch)?,
             buffers,
             variables,
+            late: LateAnswer::none(),
         })
     }
 
     /// Serves an MMI.
     pub fn enter(&mut self, memory: &mut dyn SystemMemory, mmi: Mmi) -> Visit {
-        enter(&mut self.core, self.buffers, &mut self.variables, memory, mmi)
+        enter(
+            &mut self.core,
+            self.buffers,
+            &mut self.variables,
+            &mut self.late,
+            memory,
+            mmi,
+        )
     }
 }
 
 /// Serves an MMI with a core of the caller's, made for `buffers`: what [`ConformanceMm::enter`] does, for MM sides that are
-/// told of one buffer with each call.
+/// told of one buffer with each call. `late` is what the last call left there.
 pub fn enter(
     core: &mut MmCore<'_>,
     buffers: &[CommBuffer],
     variables: &mut VariableStore<'_>,
+    late: &mut LateAnswer,
     memory: &mut dyn SystemMemory,
     mmi: Mmi,
 ) -> Visit {
+    late.deliver(memory);
     let lie = Cell::new(None);
     let mut supervisor = Supervisor {
         version: 1,
@@ -174,7 +238,11 @@ pub fn enter(
                 ..
             } = outcome
             {
-                tell(lie, *buffer, *response_len, memory);
+                let format = tell(lie, *buffer, *response_len, memory);
+                if matches!(lie, Lie::Late | Lie::LateMessage) {
+                    let buffer = *buffer;
+                    late.0 = Some(Late { lie, buffer, format });
+                }
             }
         }
     }
@@ -263,8 +331,8 @@ fn answer_ports(request: &mut Request<'_>) -> Result<(), EfiStatus> {
 }
 
 /// Changes what the client will see. An address that cannot be written stays as it is: the client then sees the truth,
-/// and its scenario fails.
-fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn SystemMemory) {
+/// and its scenario fails. Returns the format of the header that stood there.
+fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn SystemMemory) -> HeaderFormat {
     let start = buffer.region.start();
     let mut marker = [0; 16];
     let is_v3 = memory.read(start, &mut marker) && marker == V3_MARKER.to_bytes();
@@ -288,7 +356,7 @@ fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn Syst
         }
     };
     match lie {
-        Lie::Ignore => mailbox(MailboxImage::armed(), memory),
+        Lie::Ignore | Lie::Late | Lie::LateMessage => mailbox(MailboxImage::armed(), memory),
         Lie::Status(status) => mailbox(MailboxImage::answered(EfiStatus(status), total), memory),
         Lie::Size(size) => mailbox(MailboxImage::answered(EfiStatus::SUCCESS, size), memory),
         Lie::Recipient => {
@@ -307,4 +375,5 @@ fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn Syst
             }
         }
     }
+    format
 }

@@ -2,6 +2,7 @@
 
 use crate::memory::Window;
 use mm_comm::SharedRegion;
+use mm_conformance::mm::LateAnswer;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome};
 use mm_wire::{AddressRange, EfiStatus};
@@ -144,6 +145,8 @@ impl<'a> Mm<'a> {
             &mut core,
             &buffers,
             &mut self.variables,
+            // Without a mailbox it says at once what it has to say.
+            &mut LateAnswer::none(),
             &mut window,
             Mmi::default(),
         );

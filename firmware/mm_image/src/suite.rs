@@ -6,7 +6,7 @@
 use crate::machine::Outside;
 use crate::mm::{Buffers, check, respond};
 use core::fmt::{self, Write};
-use mm_conformance::mm;
+use mm_conformance::mm::{self, LateAnswer};
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, Visit};
 use mm_image::control;
@@ -25,6 +25,7 @@ pub(crate) struct Suite {
     buffers: SuiteBuffers,
     /// What the last SMI with a request in these buffers led to.
     last: Option<Visit>,
+    late: LateAnswer,
 }
 
 impl Suite {
@@ -32,6 +33,7 @@ impl Suite {
         Self {
             buffers: SuiteBuffers::new(),
             last: None,
+            late: LateAnswer::none(),
         }
     }
 
@@ -42,6 +44,7 @@ impl Suite {
     pub(crate) fn set_buffers(&mut self, buffers: SuiteBuffers) {
         self.buffers = buffers;
         self.last = None;
+        self.late = LateAnswer::none();
     }
 
     pub(crate) fn enter(&mut self, scratch: &mut [u8], variables: &mut VariableStore<'_>, mmi: Mmi) {
@@ -50,7 +53,7 @@ impl Suite {
         let Ok(mut core) = MmCore::new(&[SMRAM], buffers, scratch) else {
             return;
         };
-        let visit = mm::enter(&mut core, buffers, variables, &mut Outside, mmi);
+        let visit = mm::enter(&mut core, buffers, variables, &mut self.late, &mut Outside, mmi);
         if outcomes(&visit).next().is_some() {
             self.last = Some(visit);
         }

@@ -13,6 +13,8 @@ scenarios! {
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
     ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
     late_mm_is_an_error_and_harms_nobody: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
+    late_answer_is_none_to_somebody_elses_request: CONTROLLED_MM | MAILBOX, "an answer that MM kept, header included, is not taken for that to a request for somebody else";
+    late_message_is_the_answer_that_mm_gave: CONTROLLED_MM | MAILBOX, "MM that ends a request with the message of another is believed, for that one call and no byte more";
     size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "an answer that does not cover its header is refused with the number";
     size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "an answer larger than the buffer is refused with the numbers";
     size_of_all_ones_is_refused: CONTROLLED_MM | MAILBOX, "so is one that would wrap";
@@ -81,6 +83,40 @@ fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
         Ok(b"second".to_vec())
     );
     Ok(())
+}
+
+fn late_answer_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(lie(&*machine, Lie::Late), Err(Failure::NotProcessed));
+    ensure_clean(&*machine, 0)?;
+    // Only a request in the same buffer gets it.
+    ensure_eq!(
+        machine.communicate(1, b"another buffer", mm::ECHO),
+        Ok(b"another buffer".to_vec())
+    );
+    ensure_eq!(
+        machine.communicate(0, &pattern(600), mm::ECHO),
+        Err(Failure::BadHeader)
+    );
+    ensure_clean(&*machine, 0)?;
+    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    ensure_clean(&*machine, 0)
+}
+
+/// Nothing on the wire ties an answer to its request. A client cannot tell an answer that is late from one that is wrong,
+/// and MM may answer what it likes. What the client sees to is that it takes no more than MM says it gave, and that none of
+/// it is left for the call after.
+fn late_message_is_the_answer_that_mm_gave(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(lie(&*machine, Lie::LateMessage), Err(Failure::NotProcessed));
+    ensure_clean(&*machine, 0)?;
+    ensure_eq!(
+        machine.communicate(0, &pattern(600), mm::ECHO),
+        Ok(Lie::LateMessage.request().to_vec())
+    );
+    ensure_clean(&*machine, 0)?;
+    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    ensure_clean(&*machine, 0)
 }
 
 fn size_below_the_header_is_refused(lab: &dyn Lab) -> Seen {
