@@ -212,6 +212,10 @@ mod tests {
                 "the comm buffer 0x7efff000..0x7f000001 overlaps MMRAM 0x7f000000..0x7f100000",
             ),
             (
+                vec![buffer(0x9_f000, 0x2_2000, None)],
+                "the comm buffer 0x9f000..0xc1000 overlaps MMRAM 0xa0000..0xc0000",
+            ),
+            (
                 vec![buffer(0x1000, 0x100, Some(0xa_0000))],
                 "the status mailbox 0xa0000..0xa0018 overlaps MMRAM 0xa0000..0xc0000",
             ),
@@ -236,7 +240,7 @@ mod tests {
             ),
         ];
         for (buffers, expected) in cases {
-            let told = refusal(&buffers, 0x1000).unwrap().to_string();
+            let told = refusal(&buffers, 0x2_2000).unwrap().to_string();
             assert_eq!(told, std::format!("platform: {expected}"));
         }
     }

@@ -40,17 +40,33 @@ pub const HANDOFF: u64 = 0xa_7100;
 /// Bytes between the hand-off block and the fault stack.
 pub const HANDOFF_LEN: usize = 0x200;
 
-/// Below this address MM reaches all memory: the most that Q35 puts below its PCI hole.
-pub const REACH: u64 = 0xc000_0000;
+/// Below this address MM reaches all memory: the most that QEMU's Q35 puts below its PCI hole, and where OVMF has PCI
+/// configuration space begin.
+pub const REACH: u64 = 0xb000_0000;
+
+/// What is executed: the entry code, on a page with the IDT, and the rest.
+pub const CODE: [Range<u64>; 2] = [0xa_0000..0xa_1000, 0xa_8000..0xb_1000];
 
 /// What never changes once the image is loaded: the entry code and page tables, code and constants.
 pub const CONSTANT: [Range<u64>; 2] = [0xa_0000..0xa_7000, 0xa_8000..0xb_3000];
+
+/// Below the stack there is nothing.
+pub const GUARD_PAGE: Range<u64> = 0xb_d000..0xb_e000;
 
 /// The processor's save state, into which nothing can be loaded.
 pub const SAVE_STATE: Range<u64> = 0xa_7c00..0xa_8000;
 
 /// Bytes of the largest message: 8 pages without the shorter header.
 pub const SCRATCH_LEN: usize = 8 * mm_wire::PAGE_LEN - mm_wire::HeaderFormat::V1.header_len();
+
+/// Whether MM can serve a comm buffer there: memory that the page tables map for data, and that is not MM's own.
+#[must_use]
+pub fn reaches(range: AddressRange) -> bool {
+    // Page 0 is not mapped.
+    let page = mm_wire::PAGE_LEN as u64;
+    let mapped = AddressRange::new(page, REACH.saturating_sub(page));
+    mapped.is_some_and(|mapped| mapped.contains(range)) && !range.overlaps(SMRAM)
+}
 
 /// The 64-bit FNV-1a hash of bytes, by which the launcher's copy and MM's are compared.
 #[must_use]

@@ -3,6 +3,8 @@
 //! | module | content |
 //! |---|---|
 //! | [`layout`] | where things are in SMRAM |
+//! | [`page_tables`] | what MM may execute, read and write |
+//! | [`chipset`] | which registers decide about SMRAM, and the order in which they are locked |
 //! | [`handoff`] | what the launcher tells MM before SMRAM is locked |
 //! | [`control`] | messages to the image itself |
 //!
@@ -14,6 +16,8 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod chipset;
 pub mod control;
 pub mod handoff;
 pub mod layout;
+pub mod page_tables;

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use mm_comm::SharedRegion;
 use mm_core::{Mmi, SystemMemory};
 use mm_image::handoff::{HandOff, STATE_OFFSET, State};
-use mm_image::layout::{CONSTANT, HANDOFF, REACH, SMRAM, hash};
+use mm_image::layout::{CONSTANT, HANDOFF, hash, reaches};
 use mm_wire::AddressRange;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -78,16 +78,6 @@ impl SystemMemory for Outside {
     fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
         outside(address, bytes.len()).is_some_and(|region| region.write(0, bytes))
     }
-}
-
-/// Whether MM can serve a comm buffer there.
-pub(crate) fn reaches(range: AddressRange) -> bool {
-    // Page 0 is not mapped.
-    let mapped = AddressRange::new(
-        mm_wire::PAGE_LEN as u64,
-        REACH.saturating_sub(mm_wire::PAGE_LEN as u64),
-    );
-    mapped.is_some_and(|mapped| mapped.contains(range)) && !range.overlaps(SMRAM)
 }
 
 /// Virtual addresses are physical ones here.

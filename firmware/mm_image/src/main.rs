@@ -5,7 +5,7 @@
 //! | module | content |
 //! |---|---|
 //! | `entry` | from the SMI to Rust and back: 16-bit code, GDT, IDT, TSS; an unsafe island (`docs/unsafe.md`) |
-//! | `paging` | the page tables |
+//! | `paging` | puts the page tables into the image |
 //! | `machine` | ports, serial line, memory, the one owner of MM's state; an unsafe island |
 //! | `mm` | the MM core, its handlers and its comm buffers |
 //! | `suite` | the conformance suite's MM side (feature `conformance`) |

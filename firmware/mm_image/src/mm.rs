@@ -8,7 +8,7 @@ use mm_core::handlers::{Echo, Supervisor, VariableStore};
 use mm_core::{CommBuffer, MmCore, Mmi, Request, SetupError, setup};
 use mm_image::control::{self, StateOfMm};
 use mm_image::handoff::{self, State};
-use mm_image::layout::{SCRATCH_LEN, SMRAM};
+use mm_image::layout::{SCRATCH_LEN, SMRAM, reaches};
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, EfiStatus};
 use zerocopy::IntoBytes;
@@ -229,7 +229,7 @@ pub(crate) fn check(buffers: &[CommBuffer]) -> Result<(), Unfit> {
         .iter()
         .flat_map(|buffer| core::iter::once(buffer.region).chain(buffer.mailbox.and_then(mailbox)));
     for range in ranges {
-        if !machine::reaches(range) {
+        if !reaches(range) {
             return Err(Unfit::OutOfReach(range));
         }
     }

@@ -1,0 +1,253 @@
+//! Which registers decide about SMRAM, and the order in which they are locked.
+//!
+//! Apart from the launcher and from any hardware, so that a chipset that does not do as it is told can be tried.
+
+use thiserror::Error;
+
+/// The register SMRAM, for the compatible segment (82G33 GMCH, 5.1.37): everybody reaches it.
+pub const OPEN: u8 = 0x4a;
+/// Only MM reaches it.
+pub const CLOSED: u8 = 0x0a;
+/// Only MM reaches it, and until the next reset the register stays as it is.
+pub const LOCKED: u8 = CLOSED | D_LCK;
+const D_LCK: u8 = 1 << 4;
+
+/// SMI_LOCK in GEN_PMCON_1 (ICH9, 13.8.1.1): GBL_SMI_EN stays as it is until a reset.
+pub const SMI_LOCK: u8 = 1 << 4;
+
+/// Items of QEMU's fw_cfg (QEMU, `docs/specs/fw_cfg.rst`; edk2 `OvmfPkg/Include/IndustryStandard/QemuFwCfg.h`).
+const FW_CFG_SIGNATURE: u16 = 0;
+const FW_CFG_NB_CPUS: u16 = 5;
+const FW_CFG_MAX_CPUS: u16 = 0xf;
+const QEMU: [u8; 4] = *b"QEMU";
+
+/// The registers.
+pub trait Chipset {
+    /// Reads the register SMRAM.
+    fn smram(&self) -> u8;
+    /// Writes it.
+    fn set_smram(&self, value: u8);
+    /// Reads the low byte of GEN_PMCON_1.
+    fn pmcon(&self) -> u8;
+    /// Writes it.
+    fn set_pmcon(&self, value: u8);
+    /// Clears APMC_EN and GBL_SMI_EN in SMI_EN.
+    fn switch_smis_off(&self);
+    /// Reads the start of an item of QEMU's fw_cfg.
+    fn fw_cfg(&self, item: u16, out: &mut [u8]);
+}
+
+/// A lock that does not hold.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the chipset did not lock: SMRAM {smram:#x}, GEN_PMCON_1 {pmcon:#x}")]
+pub struct NotLocked {
+    /// The register SMRAM, after it was to be opened again.
+    pub smram: u8,
+    /// The low byte of GEN_PMCON_1.
+    pub pmcon: u8,
+}
+
+/// Whether SMRAM was locked since the last reset.
+#[must_use]
+pub fn is_locked(chipset: &impl Chipset) -> bool {
+    chipset.smram() & D_LCK != 0
+}
+
+/// Closes SMRAM to all but MM, and fixes that and GBL_SMI_EN until the next reset.
+///
+/// # Errors
+///
+/// [`NotLocked`], where SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then, and SMIs were switched
+/// off, as far as the chipset goes along with it.
+pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
+    chipset.set_smram(CLOSED);
+    chipset.set_smram(LOCKED);
+    // A lock that can be opened again is none.
+    chipset.set_smram(OPEN);
+    let smram = chipset.smram();
+    if smram != LOCKED {
+        chipset.set_smram(CLOSED);
+        // As long as that can still be done.
+        chipset.switch_smis_off();
+    }
+    chipset.set_pmcon(chipset.pmcon() | SMI_LOCK);
+    let pmcon = chipset.pmcon();
+    if smram == LOCKED && pmcon & SMI_LOCK != 0 {
+        return Ok(());
+    }
+    chipset.switch_smis_off();
+    Err(NotLocked { smram, pmcon })
+}
+
+/// As [`lock`], where there is no MM: with SMIs off, so that GBL_SMI_EN stays off.
+///
+/// # Errors
+///
+/// As [`lock`].
+pub fn lock_without_mm(chipset: &impl Chipset) -> Result<(), NotLocked> {
+    chipset.switch_smis_off();
+    lock(chipset)
+}
+
+/// Why it is not certain that there is only one processor.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum ProcessorsError {
+    /// Nobody tells.
+    #[error("the number of processors is unknown: QEMU's fw_cfg has signature {0:02x?}")]
+    Unknown([u8; 4]),
+    /// There are more, or there can be.
+    #[error(
+        "the machine has {present} processors and room for {room}, the MM image serves one and no other may come"
+    )]
+    NotOne {
+        /// Those that there are.
+        present: u16,
+        /// What is behind the highest APIC identifier that there may ever be.
+        room: u16,
+    },
+}
+
+/// Makes sure that the machine has one processor and never gets another. Each has an SMBASE of its own, and one that nobody
+/// moved lets anybody run code in System Management Mode.
+///
+/// CPUID does not tell: it counts what is in its own package.
+///
+/// # Errors
+///
+/// [`ProcessorsError`] with the numbers.
+pub fn require_one_processor(chipset: &impl Chipset) -> Result<(), ProcessorsError> {
+    let mut signature = [0; 4];
+    chipset.fw_cfg(FW_CFG_SIGNATURE, &mut signature);
+    if signature != QEMU {
+        return Err(ProcessorsError::Unknown(signature));
+    }
+    let number = |item| {
+        let mut bytes = [0; 2];
+        chipset.fw_cfg(item, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    match (number(FW_CFG_NB_CPUS), number(FW_CFG_MAX_CPUS)) {
+        (1, 1) => Ok(()),
+        (present, room) => Err(ProcessorsError::NotOne { present, room }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+
+    /// A chipset, and what may be wrong with it.
+    struct Fake {
+        smram: Cell<u8>,
+        pmcon: Cell<u8>,
+        smis: Cell<bool>,
+        /// Bits that are never set.
+        missing_in_smram: u8,
+        missing_in_pmcon: u8,
+        signature: [u8; 4],
+        processors: (u16, u16),
+    }
+
+    impl Fake {
+        fn new() -> Self {
+            Self {
+                smram: Cell::new(OPEN),
+                pmcon: Cell::new(0x01),
+                smis: Cell::new(true),
+                missing_in_smram: 0,
+                missing_in_pmcon: 0,
+                signature: QEMU,
+                processors: (1, 1),
+            }
+        }
+    }
+
+    impl Chipset for Fake {
+        fn smram(&self) -> u8 {
+            self.smram.get()
+        }
+
+        fn set_smram(&self, value: u8) {
+            if self.smram.get() & D_LCK == 0 {
+                self.smram.set(value & !self.missing_in_smram);
+            }
+        }
+
+        fn pmcon(&self) -> u8 {
+            self.pmcon.get()
+        }
+
+        fn set_pmcon(&self, value: u8) {
+            self.pmcon.set(value & !self.missing_in_pmcon);
+        }
+
+        fn switch_smis_off(&self) {
+            if self.pmcon.get() & SMI_LOCK == 0 {
+                self.smis.set(false);
+            }
+        }
+
+        fn fw_cfg(&self, item: u16, out: &mut [u8]) {
+            let (present, room) = self.processors;
+            match item {
+                0 => out.copy_from_slice(&self.signature),
+                5 => out.copy_from_slice(&present.to_le_bytes()),
+                0xf => out.copy_from_slice(&room.to_le_bytes()),
+                _ => out.fill(0),
+            }
+        }
+    }
+
+    #[test]
+    fn a_chipset_is_locked_with_smis_on_where_there_is_mm_and_off_where_there_is_none() {
+        let chipset = Fake::new();
+        assert!(!is_locked(&chipset));
+        assert_eq!(lock(&chipset), Ok(()));
+        assert!(is_locked(&chipset) && chipset.smis.get());
+        assert_eq!((chipset.smram(), chipset.pmcon()), (LOCKED, 0x11));
+        // Once more changes nothing.
+        assert_eq!(lock(&chipset), Ok(()));
+
+        let chipset = Fake::new();
+        assert_eq!(lock_without_mm(&chipset), Ok(()));
+        assert!(is_locked(&chipset) && !chipset.smis.get());
+    }
+
+    #[test]
+    fn a_lock_that_does_not_hold_leaves_smram_closed_and_smis_off() {
+        let mut chipset = Fake::new();
+        chipset.missing_in_smram = D_LCK;
+        let refused = NotLocked {
+            smram: OPEN,
+            pmcon: 0x11,
+        };
+        assert_eq!(lock(&chipset), Err(refused));
+        assert_eq!((chipset.smram(), chipset.smis.get()), (CLOSED, false));
+
+        let mut chipset = Fake::new();
+        chipset.missing_in_pmcon = SMI_LOCK;
+        let refused = NotLocked {
+            smram: LOCKED,
+            pmcon: 0x01,
+        };
+        assert_eq!(lock(&chipset), Err(refused));
+        assert_eq!((chipset.smram(), chipset.smis.get()), (LOCKED, false));
+    }
+
+    #[test]
+    fn one_processor_is_one_that_stays_alone() {
+        let mut chipset = Fake::new();
+        assert_eq!(require_one_processor(&chipset), Ok(()));
+        for (present, room) in [(2, 2), (1, 2), (0, 1), (1, 0), (256, 256), (0x0101, 0x0101)] {
+            chipset.processors = (present, room);
+            let refused = ProcessorsError::NotOne { present, room };
+            assert_eq!(require_one_processor(&chipset), Err(refused));
+        }
+        chipset.signature = [0xff; 4];
+        assert_eq!(
+            require_one_processor(&chipset),
+            Err(ProcessorsError::Unknown([0xff; 4]))
+        );
+    }
+}
