@@ -12,6 +12,7 @@ use patina::component::service::uefi_services::protocol::{
 };
 use patina::error::{EfiError, Result};
 use patina::pi::dxe_services::DxeServicesTable;
+use patina::pi::protocol::firmware_volume;
 use patina::standard::efi::{self, protocols::loaded_image};
 
 /// Maps the images that `ovmf_image` flattened writable and executable.
@@ -19,6 +20,10 @@ use patina::standard::efi::{self, protocols::loaded_image};
 /// Code and data share pages there, under one section at address 0, which Patina maps read-only and executable. The
 /// core installs an image's LoadedImage protocol when it has protected it, and before it starts it: that is when this
 /// gives the image its pages back.
+///
+/// Only images out of a firmware volume get them: what comes from a disk, a network or an option ROM stays as Patina
+/// protects it, whatever its sections look like. The boot manager starts applications from the volume until late, so that
+/// this never ends.
 #[derive(Clone, Copy, Debug)]
 pub struct WritableImages;
 
@@ -41,10 +46,16 @@ impl WritableImages {
 
 fn make_writable(protocols: &dyn ProtocolServices, services: &DxeServicesTable, image: Handle) -> Result<()> {
     let found = protocols.with_protocol_on::<loaded_image::Protocol, _>(image, |image| {
-        (image.image_base.cast::<u8>().cast_const(), image.image_size)
+        let base = image.image_base.cast::<u8>().cast_const();
+        (Handle::from_raw(image.device_handle), base, image.image_size)
     });
-    let (base, len) = found?;
-    if is_flattened(base, len) {
+    let (device, base, len) = found?;
+    let is_volume = |device| {
+        protocols
+            .interface_on_handle(device, firmware_volume::PROTOCOL_GUID)
+            .is_ok()
+    };
+    if device.is_some_and(is_volume) && is_flattened(base, len) {
         let set_attributes = services.set_memory_space_attributes;
         EfiError::status_to_result(set_attributes(base.addr() as u64, len, efi::MEMORY_WB))?;
     }
