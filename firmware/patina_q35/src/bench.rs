@@ -15,6 +15,7 @@ mod tests;
 mod traffic;
 
 use crate::mm::BufferToCome;
+use alloc::vec::Vec;
 use control::Control;
 use core::fmt::Write;
 use log::LevelFilter;
@@ -32,7 +33,16 @@ use patina_harness::report::Report;
 use patina_harness::{PatinaLab, demo};
 use patina_mm::service::{MmCommunication, SwMmiTrigger};
 use site::Q35Site;
+use spin::Mutex;
 use traffic::Traffic;
+
+/// What MM answered to the example component; `None` until it was dispatched and got an answer.
+static EXAMPLES_ANSWER: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+
+/// Keeps what MM answered to the example component, for a test.
+pub(crate) fn keep_the_examples_answer(answer: Vec<u8>) {
+    *EXAMPLES_ANSWER.lock() = Some(answer);
+}
 
 /// Everything that the tests use.
 #[derive(Clone, Copy)]

@@ -1,7 +1,18 @@
-//! The chipset's registers that decide about SMIs and SMRAM. An unsafe island (`docs/unsafe.md`).
+//! The chipset's registers that decide about SMIs and SMRAM, and what QEMU tells of the machine. An unsafe island
+//! (`docs/unsafe.md`).
 
-use mm_comm::Ports;
+use core::arch::asm;
 use mm_comm::ports::NativePorts;
+use mm_comm::{Ports, SmiEnable};
+use mm_image::chipset::Chipset;
+use ovmf_platform::machine::PM_BASE;
+
+/// SMI_EN.
+pub(crate) const SMI_EN: u16 = PM_BASE + 0x30;
+
+/// QEMU's fw_cfg: the selector, 16 bits, and the data, byte by byte.
+const FW_CFG_SELECTOR: u16 = 0x510;
+const FW_CFG_DATA: u16 = 0x511;
 
 /// PCI configuration space, mechanism 1.
 const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -36,6 +47,13 @@ impl PciByte {
         register: 0xa0,
     };
 
+    /// The low byte of PMBASE (ICH9, 13.1.13; LPC bridge, 0x40).
+    const PMBASE: Self = Self {
+        device: 0x1f,
+        function: 0,
+        register: 0x40,
+    };
+
     /// Selects the dword; nobody may do the same until the byte was accessed.
     fn select(self) -> NativePorts {
         let ports = ports();
@@ -48,7 +66,7 @@ impl PciByte {
     }
 
     pub(crate) fn read(self) -> u8 {
-        let dword = self.select().read_u32(CONFIG_DATA);
+        let dword = self.read_dword();
         let [b0, b1, b2, b3] = dword.to_le_bytes();
         match self.register & 3 {
             0 => b0,
@@ -58,10 +76,65 @@ impl PciByte {
         }
     }
 
-    /// Only the two registers above can be named: one locks SMIs, the other decides what is at 0xa0000, where no program
+    /// The dword that the byte is in.
+    fn read_dword(self) -> u32 {
+        self.select().read_u32(CONFIG_DATA)
+    }
+
+    /// Only the first two registers above can be named outside of this module: one locks SMIs, the other decides what is at 0xa0000, where no program
     /// of this firmware has memory.
     pub(crate) fn write(self, value: u8) {
         let port = CONFIG_DATA | u16::from(self.register & 3);
         self.select().write_u8(port, value);
+    }
+}
+
+/// PMBASE, as the LPC bridge has it.
+pub(crate) fn pm_base() -> u16 {
+    // Bits 7 to 15 are the address, the rest is reserved.
+    let [low, high, ..] = PciByte::PMBASE.read_dword().to_le_bytes();
+    u16::from_le_bytes([low & 0x80, high])
+}
+
+/// The chipset of this machine.
+pub(crate) struct Q35Chipset;
+
+impl Chipset for Q35Chipset {
+    fn smram(&self) -> u8 {
+        PciByte::SMRAM.read()
+    }
+
+    fn set_smram(&self, value: u8) {
+        PciByte::SMRAM.write(value);
+    }
+
+    fn pmcon(&self) -> u8 {
+        PciByte::GEN_PMCON_1.read()
+    }
+
+    fn set_pmcon(&self, value: u8) {
+        PciByte::GEN_PMCON_1.write(value);
+    }
+
+    /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks.
+    fn switch_smis_off(&self) {
+        let ports = ports();
+        let enabled = ports.read_u32(SMI_EN);
+        ports.write_u32(SMI_EN, enabled & !SmiEnable::all().bits());
+    }
+
+    fn fw_cfg(&self, item: u16, out: &mut [u8]) {
+        // SAFETY: a DXE core runs in ring 0. The port selects an item of fw_cfg, or is nobody's; neither touches memory.
+        unsafe {
+            asm!("out dx, ax", in("dx") FW_CFG_SELECTOR, in("ax") item,
+                options(nomem, nostack, preserves_flags));
+        }
+        for byte in out {
+            // SAFETY: as above. Reading the next byte of the item has no other effect.
+            unsafe {
+                asm!("in al, dx", in("dx") FW_CFG_DATA, out("al") *byte,
+                    options(nomem, nostack, preserves_flags));
+            }
+        }
     }
 }

@@ -6,14 +6,16 @@
 //! ```
 
 pub(crate) mod comm_buffer_hobs;
+mod guard;
 mod launcher;
 mod memory;
 
-pub(crate) use launcher::BufferToCome;
+pub(crate) use guard::SmramGuard;
 use launcher::Launcher;
+pub(crate) use launcher::{BufferToCome, COMMAND};
 #[cfg(feature = "conformance")]
 pub(crate) use {
-    launcher::{COMMAND_PORT, IMAGE, LOCKED, OPEN, SMI_EN, SMI_LOCK},
+    launcher::{COMMAND_PORT, IMAGE},
     memory::smram_window,
 };
 

@@ -1,19 +1,20 @@
 //! What the machine is made of.
 
 use crate::example::ExampleComponent;
-use crate::mm::{MmLaunch, comm_buffer_hobs};
+use crate::mm::{COMMAND, MmLaunch, SmramGuard, comm_buffer_hobs};
 use core::ffi::c_void;
 use log::LevelFilter;
 use ovmf_platform::{FlashMapping, WritableImages, machine, timer};
 use patina::UefiSpecVersion;
 use patina::debug::log::{Format, SerialLogger};
 use patina::peripheral::serial::uart::Uart16550;
-use patina_dxe_core::{Add, Component, ComponentInfo, Core, CpuInfo, MemoryInfo, PlatformInfo};
+use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
 use patina_ffs_extractors::NullSectionExtractor;
 use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::MmCommunicationProducer;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
+use patina_mm::config::MmCommunicationOptions;
 
 /// The core says less than the components that it runs.
 const LEVELS: &[(&str, LevelFilter)] = &[
@@ -35,8 +36,18 @@ static CORE: Core<Q35> = Core::new(NullSectionExtractor);
 
 struct Q35;
 
+/// There are no `services` to add: the one that there is, `PlatformMmControl`, needs others, and comes from [`MmLaunch`].
 impl ComponentInfo for Q35 {
+    fn configs(mut add: Add<'_, Config>) {
+        // `MmHobConfiguration` fills in the rest.
+        add.config(MmCommunicationOptions {
+            command_value: COMMAND,
+            ..MmCommunicationOptions::DEFAULT
+        });
+    }
+
     fn components(mut add: Add<'_, Component>) {
+        add.component(SmramGuard);
         add.component(FlashMapping);
         add.component(WritableImages);
         add.component(MmLaunch);

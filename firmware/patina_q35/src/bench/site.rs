@@ -22,7 +22,7 @@ use patina_harness::events::HostEvents;
 use patina_harness::protocols::HostProtocols;
 
 /// Calls of the endurance scenario.
-const MANY_CALLS: u32 = 100_000;
+pub(super) const MANY_CALLS: u32 = 100_000;
 
 /// The real machine. Its clients have a protocol database and events of their own each: what one announces moves no other's
 /// comm buffer, and nobody else hears the end of DXE twice. `traffic` tests the core's own.

@@ -71,30 +71,39 @@ struct CommRegion {
     status: U64,
 }
 
-/// Adds the HOBs to the list. Where there is no room it stays as it is, and MM is not configured.
+/// Adds the HOBs of all comm buffers to the list. Where there is no room for all of them the list stays as it is, and MM is
+/// not configured.
 ///
 /// # Safety
 ///
 /// `hob_list` is the list that the PEI phase handed to the core, which has not looked at it yet. Nobody else uses it.
 pub(crate) unsafe fn add(hob_list: *const c_void) {
     let phit = hob_list.cast::<PhaseHandoffInformationTable>().cast_mut();
-    for (owner, pages) in (0..).zip(BUFFERS) {
-        // SAFETY: a HOB list starts with its PHIT HOB (PI 1.9, volume 3, 4.3).
-        let mut table = unsafe { phit.read() };
-        let placed = (table.header.r#type == HANDOFF).then(|| place(&mut table, owner, pages));
-        let Some(Placed { at, hobs, base, len }) = placed.flatten() else {
-            return;
-        };
+    // SAFETY: a HOB list starts with its PHIT HOB (PI 1.9, volume 3, 4.3).
+    let mut table = unsafe { phit.read() };
+    if table.header.r#type != HANDOFF {
+        return;
+    }
+    let mut owner = 0;
+    let all = BUFFERS.map(|pages| {
+        let placed = place(&mut table, owner, pages);
+        owner = owner.saturating_add(1);
+        placed
+    });
+    if all.iter().any(Option::is_none) {
+        return;
+    }
+    for Placed { at, hobs, base, len } in all.into_iter().flatten() {
         let at = core::ptr::with_exposed_provenance_mut::<Hobs>(at);
         // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and what it took for
-        // the comm buffer: PEI's free memory, which is there to be given. HOBs are aligned to 8 bytes.
+        // the comm buffer: PEI's free memory, which is there to be given.
         unsafe { at.write_unaligned(hobs) };
-        // SAFETY: as for the reading above.
-        unsafe { phit.write(table) };
         let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
         // SAFETY: `place` took these bytes from the end of free memory.
         unsafe { base.write_bytes(0, len) };
     }
+    // SAFETY: as for the reading above. The HOBs that it counts now stand.
+    unsafe { phit.write(table) };
 }
 
 /// Where things go.

@@ -6,13 +6,21 @@
 //! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset nobody but MM reaches SMRAM.
 //!
 //! All of it happens before any driver is started, let alone anything from outside this firmware. SMRAM is locked even
-//! where one of the steps failed, so that nobody else can put an MM of his own there.
+//! where one of the steps failed, so that nobody else can put an MM of his own there; and where it did not come to these
+//! steps at all, `guard` locks it.
+//!
+//! A failed launch leaves SMIs switched off, but not for good: under QEMU whoever runs in ring 0 can switch them on, and,
+//! where SMBASE was not moved, have code of his own run in System Management Mode. So he can under any firmware without
+//! MM. Nobody answers in MM then, and there is nothing in SMRAM to be had.
 
 use super::memory::{self, FirstSmi};
-use crate::chipset::{PciByte, ports};
+use crate::chipset::{self, PciByte, Q35Chipset, SMI_EN, ports};
 use alloc::vec::Vec;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_core::CommBuffer;
+use mm_image::chipset::{
+    CLOSED, Chipset, NotLocked, OPEN, ProcessorsError, lock, lock_without_mm, require_one_processor,
+};
 use mm_image::handoff::{HandOff, STATE_OFFSET, State};
 use mm_image::layout::{HANDOFF, SMBASE, SMRAM_BASE};
 use mm_wire::{AddressRange, PAGE_LEN};
@@ -30,18 +38,10 @@ pub(crate) const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/smram.
 
 /// The command and the data port.
 pub(crate) const COMMAND_PORT: u16 = 0xb2;
-pub(crate) const DATA_PORT: u16 = 0xb3;
+const DATA_PORT: u16 = 0xb3;
 
-/// SMI_EN.
-pub(crate) const SMI_EN: u16 = PM_BASE + 0x30;
-
-/// Values of the register SMRAM, for the compatible segment: everybody reaches it; only MM; only MM, until a reset.
-pub(crate) const OPEN: u8 = 0x4a;
-const CLOSED: u8 = 0x0a;
-pub(crate) const LOCKED: u8 = 0x1a;
-
-/// SMI_LOCK in GEN_PMCON_1: GBL_SMI_EN stays as it is until a reset.
-pub(crate) const SMI_LOCK: u8 = 1 << 4;
+/// The command that enters MM. It takes any but 2 and 3, for which QEMU raises no SMI.
+pub(crate) const COMMAND: u8 = 0xff;
 
 /// `mov dword ptr [0x3ff00], SMBASE; rsm`, as 16-bit code: the field SMBASE of the save state.
 const MOVE_SMBASE: [u8; 14] = {
@@ -65,10 +65,14 @@ const PATIENCE: u32 = 100_000;
 /// Why MM was not launched.
 #[derive(Debug, Error)]
 pub(crate) enum LaunchError {
-    #[error("the platform has {0} processors, the MM image serves one")]
-    Processors(u32),
+    #[error(transparent)]
+    Processors(#[from] ProcessorsError),
+    #[error("PMBASE is {found:#x} in the LPC bridge; this firmware takes SMI_EN to be behind {expected:#x}")]
+    PmBase { found: u16, expected: u16 },
     #[error("SMRAM is locked already: its register is {0:#x}")]
     AlreadyLocked(u8),
+    #[error("SMRAM cannot be mapped: {0}")]
+    NotMapped(EfiError),
     #[error("SMRAM cannot be reached")]
     Window,
     #[error("the MM image has {0} bytes, which SMRAM does not take")]
@@ -85,8 +89,8 @@ pub(crate) enum LaunchError {
     Refused,
     #[error("closed SMRAM can be read from outside: no VGA device covers it")]
     Exposed,
-    #[error("the chipset did not lock: SMRAM {smram:#x}, GEN_PMCON_1 {pmcon:#x}")]
-    NotLocked { smram: u8, pmcon: u8 },
+    #[error(transparent)]
+    NotLocked(#[from] NotLocked),
 }
 
 /// Launches MM when [`patina_mm`] asks for it, before the first MMI.
@@ -100,22 +104,24 @@ pub(crate) struct Launcher {
 
 impl PlatformMmControl for Launcher {
     fn init(&self) -> Result<()> {
-        let window = memory::smram_window(self.tables)?;
-        let launched = self.launch(&window).and_then(|()| close(&window));
-        let locked = lock();
-        match launched.and(locked) {
-            Ok(()) => {
-                log::info!(
-                    "MM runs in SMRAM, which is locked: {} bytes of image",
-                    IMAGE.len()
-                );
-                Ok(())
-            }
-            Err(error) => {
-                log::error!("platform: MM was not launched: {error}");
-                Err(EfiError::DeviceError)
-            }
+        let launched = self.launch();
+        let locked = match launched {
+            Ok(()) => lock(&Q35Chipset),
+            Err(_) => lock_without_mm(&Q35Chipset),
+        };
+        let failures = [launched.err(), locked.err().map(LaunchError::NotLocked)];
+        let mut failures = failures.into_iter().flatten().peekable();
+        if failures.peek().is_none() {
+            log::info!(
+                "MM runs in SMRAM, which is locked: {} bytes of image",
+                IMAGE.len()
+            );
+            return Ok(());
         }
+        for failure in failures {
+            log::error!("platform: MM was not launched: {failure}");
+        }
+        Err(EfiError::DeviceError)
     }
 }
 
@@ -132,11 +138,14 @@ impl Launcher {
         }
     }
 
-    fn launch(&self, smram: &SharedRegion) -> core::result::Result<(), LaunchError> {
-        let processors = core::arch::x86_64::__cpuid(1).ebx >> 16 & 0xff;
-        if processors > 1 {
-            return Err(LaunchError::Processors(processors));
+    fn launch(&self) -> core::result::Result<(), LaunchError> {
+        require_one_processor(&Q35Chipset)?;
+        let found = chipset::pm_base();
+        if found != PM_BASE {
+            let expected = PM_BASE;
+            return Err(LaunchError::PmBase { found, expected });
         }
+        let smram = &memory::smram_window(self.tables).map_err(LaunchError::NotMapped)?;
         PciByte::SMRAM.write(OPEN);
         let register = PciByte::SMRAM.read();
         if register != OPEN {
@@ -152,14 +161,13 @@ impl Launcher {
 
         let enabled = ports().read_u32(SMI_EN);
         ports().write_u32(SMI_EN, enabled | SmiEnable::all().bits());
-        if let Err(error) = self.move_smbase() {
+        self.move_smbase().inspect_err(|_| {
             // An SMI would still run what is at 0x38000.
-            switch_smis_off();
-            return Err(error);
-        }
+            Q35Chipset.switch_smis_off();
+        })?;
         let state = wait_for(State::New.number(), || read_u64(smram, state_at));
         match State::of_number(state) {
-            Some(State::Ready) => Ok(()),
+            Some(State::Ready) => close(smram),
             Some(State::Refused) => Err(LaunchError::Refused),
             _ => Err(LaunchError::NotStarted(state)),
         }
@@ -189,7 +197,7 @@ impl Launcher {
 fn wait_for<T: PartialEq + Copy>(unchanged: T, look: impl Fn() -> T) -> T {
     let ports = ports();
     ports.write_u8(DATA_PORT, 0);
-    ports.write_u8(COMMAND_PORT, 0xff);
+    ports.write_u8(COMMAND_PORT, COMMAND);
     let looks = (0..PATIENCE).map(|_| {
         ports.pause();
         look()
@@ -214,11 +222,6 @@ fn read_u64(region: &SharedRegion, offset: usize) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-fn switch_smis_off() {
-    let enabled = ports().read_u32(SMI_EN);
-    ports().write_u32(SMI_EN, enabled & !SmiEnable::all().bits());
-}
-
 /// Closes SMRAM to all but MM, and makes sure that it is closed: where nothing else is at its addresses, QEMU leaves it
 /// open to everybody.
 fn close(smram: &SharedRegion) -> core::result::Result<(), LaunchError> {
@@ -227,23 +230,7 @@ fn close(smram: &SharedRegion) -> core::result::Result<(), LaunchError> {
     if image.is_some() && smram.read(0, &mut seen) && image != Some(&seen) {
         return Ok(());
     }
-    switch_smis_off();
     Err(LaunchError::Exposed)
-}
-
-/// Closes SMRAM to all but MM, and fixes that and GBL_SMI_EN until the next reset.
-fn lock() -> core::result::Result<(), LaunchError> {
-    PciByte::SMRAM.write(CLOSED);
-    PciByte::SMRAM.write(LOCKED);
-    PciByte::GEN_PMCON_1.write(PciByte::GEN_PMCON_1.read() | SMI_LOCK);
-    // A lock that can be opened again is none.
-    PciByte::SMRAM.write(OPEN);
-    let (smram, pmcon) = (PciByte::SMRAM.read(), PciByte::GEN_PMCON_1.read());
-    if smram == LOCKED && pmcon & SMI_LOCK != 0 {
-        Ok(())
-    } else {
-        Err(LaunchError::NotLocked { smram, pmcon })
-    }
 }
 
 /// Where comm buffer 0 may move to.
