@@ -96,9 +96,7 @@ pub enum ProcessorsError {
     #[error("the number of processors is unknown: QEMU's fw_cfg has signature {0:02x?}")]
     Unknown([u8; 4]),
     /// There are more, or there can be.
-    #[error(
-        "the machine has {present} processors and room for {room}, the MM image serves one and no other may come"
-    )]
+    #[error("processors: {present} present, room for {room}; the MM image serves one, and no other may come")]
     NotOne {
         /// Those that there are.
         present: u16,

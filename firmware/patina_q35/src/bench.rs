@@ -25,6 +25,7 @@ use patina::component::service::Service;
 use patina::component::service::memory::MemoryManager;
 use patina::component::service::uefi_services::config_table::ConfigurationTableServices;
 use patina::component::service::uefi_services::event::EventServices;
+use patina::component::service::uefi_services::image::ImageServices;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::component::service::uefi_services::timer_event::TimerEventServices;
 use patina::error::Result;
@@ -50,6 +51,7 @@ struct Services {
     mm: &'static dyn MmCommunication,
     trigger: &'static dyn SwMmiTrigger,
     memory: &'static dyn MemoryManager,
+    images: &'static dyn ImageServices,
     tables: &'static dyn ConfigurationTableServices,
     protocols: &'static dyn ProtocolServices,
     events: &'static dyn EventServices,
@@ -68,8 +70,9 @@ impl TestBench {
             Service<dyn SwMmiTrigger>,
             Service<BufferToCome>,
         ),
-        (memory, tables): (
+        (memory, images, tables): (
             Service<dyn MemoryManager>,
+            Service<dyn ImageServices>,
             Service<dyn ConfigurationTableServices>,
         ),
         (protocols, events, timers): (
@@ -82,6 +85,7 @@ impl TestBench {
             mm: *mm,
             trigger: *trigger,
             memory: *memory,
+            images: *images,
             tables: *tables,
             protocols: *protocols,
             events: *events,

@@ -27,11 +27,14 @@ use mm_image::chipset::{LOCKED, OPEN, SMI_LOCK};
 use mm_image::layout::{CONSTANT, REACH, SMRAM_BASE, SMRAM_LEN, hash};
 use mm_wire::message::supervisor::{RequestHeader, SIGNATURE};
 use mm_wire::{AddressRange, EfiStatus, PAGE_LEN};
+use ovmf_platform::dxe_services;
 use ovmf_platform::machine::Console;
 use patina::Guid;
-use patina::component::service::uefi_services::protocol::Tpl;
+use patina::component::service::uefi_services::protocol::{Handle, ProtocolServicesExt, Tpl};
 use patina::component::service::uefi_services::timer_event::{TimerEventServicesExt, TimerType};
-use patina::standard::efi;
+use patina::error::EfiError;
+use patina::pi::dxe_services::{GcdMemoryType, MemorySpaceDescriptor};
+use patina::standard::efi::{self, protocols::loaded_image};
 use patina_harness::PatinaLab;
 use patina_harness::bench::Findings;
 use patina_harness::report::{NotOk, Report};
@@ -135,6 +138,9 @@ pub(super) fn platform(
         // Its data are as they were as well: it counted on.
         equal(control.state()?.smis.get(), before.smis.get().saturating_add(4))
     });
+    report.test("images.from_outside_keep_their_protection", || {
+        protection_of_images(services)
+    });
     report.test("mm.is_the_image_that_was_built", || {
         let byte = |address: u64| {
             let at = address
@@ -188,6 +194,90 @@ pub(super) fn platform(
     report.test("timer.callback_communicates_during_a_call", || {
         calls_from_a_timer(services)
     });
+}
+
+/// A driver that looks as if `ovmf_image` had flattened it: one section over all of it, headers included.
+fn flat_driver() -> Vec<u8> {
+    const DIRECTORIES: u32 = 16;
+    let mut file = vec![0; PAGE_LEN];
+    let mut put = |at: usize, bytes: &[u8]| {
+        if let Some(place) = file.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    };
+    let page = PAGE_LEN as u32;
+    put(0, b"MZ");
+    put(0x3c, &0x40_u32.to_le_bytes());
+    put(0x40, b"PE");
+    // File header: x86-64, one section, length of the optional header, an executable.
+    put(0x44, &0x8664_u16.to_le_bytes());
+    put(0x46, &1_u16.to_le_bytes());
+    put(0x54, &(112 + 8 * DIRECTORIES as u16).to_le_bytes());
+    put(0x56, &0x22_u16.to_le_bytes());
+    // Optional header: PE32+, entry point, alignments, lengths, a boot service driver.
+    put(0x58, &0x20b_u16.to_le_bytes());
+    put(0x68, &0x800_u32.to_le_bytes());
+    put(0x78, &page.to_le_bytes());
+    put(0x7c, &page.to_le_bytes());
+    put(0x90, &page.to_le_bytes());
+    put(0x94, &0x200_u32.to_le_bytes());
+    put(0x9c, &11_u16.to_le_bytes());
+    put(0xc4, &DIRECTORIES.to_le_bytes());
+    // The section: name, length and address, length and offset in the file, code that is executed and read.
+    put(0x148, b".text");
+    put(0x150, &page.to_le_bytes());
+    put(0x158, &page.to_le_bytes());
+    put(0x16c, &0x6000_0020_u32.to_le_bytes());
+    // ret
+    put(0x800, &[0xc3]);
+    file
+}
+
+/// How the page at the start of an image is mapped.
+fn attributes_of(services: Services, image: Handle) -> Result<u64, NotOk> {
+    let base = services
+        .protocols
+        .with_protocol_on::<loaded_image::Protocol, _>(image, |image| image.image_base.addr())
+        .map_err(failed)?;
+    let mut found = MemorySpaceDescriptor {
+        base_address: 0,
+        length: 0,
+        capabilities: 0,
+        attributes: 0,
+        memory_type: GcdMemoryType::NonExistent,
+        image_handle: core::ptr::null_mut(),
+        device_handle: core::ptr::null_mut(),
+    };
+    let describe = dxe_services(services.tables)
+        .map_err(failed)?
+        .get_memory_space_descriptor;
+    EfiError::status_to_result(describe(base as u64, &raw mut found)).map_err(failed)?;
+    Ok(found.attributes)
+}
+
+/// OVMF's drivers lose the protection that their layout does not bear. Nothing else does, however it is laid out.
+fn protection_of_images(services: Services) -> Verdict {
+    let images = services
+        .protocols
+        .locate_handles_for::<loaded_image::Protocol>()
+        .map_err(failed)?;
+    let protection = efi::MEMORY_RO | efi::MEMORY_XP;
+    let mut open = 0;
+    for image in images.iter().copied() {
+        open += u32::from(attributes_of(services, image)? & protection == 0);
+    }
+    ensure(open > 50, || {
+        format!("{open} of {} images are writable", images.len())
+    })?;
+
+    let parent = *images.first().ok_or_else(|| NotOk::Failed("no image".into()))?;
+    let image = services
+        .images
+        .load_image(parent, &flat_driver())
+        .map_err(failed)?;
+    let attributes = attributes_of(services, image);
+    services.images.unload_image(image).map_err(failed)?;
+    equal(attributes? & protection, efi::MEMORY_RO)
 }
 
 fn read_window(services: Services) -> Result<Vec<u8>, NotOk> {

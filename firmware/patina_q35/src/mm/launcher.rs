@@ -9,9 +9,9 @@
 //! where one of the steps failed, so that nobody else can put an MM of his own there; and where it did not come to these
 //! steps at all, `guard` locks it.
 //!
-//! A failed launch leaves SMIs switched off, but not for good: under QEMU whoever runs in ring 0 can switch them on, and,
-//! where SMBASE was not moved, have code of his own run in System Management Mode. So he can under any firmware without
-//! MM. Nobody answers in MM then, and there is nothing in SMRAM to be had.
+//! A failed launch leaves SMIs switched off, but not for good: under QEMU whoever runs in ring 0 can switch them on, and
+//! have code of his own run in System Management Mode where SMBASE was not moved, or where SMRAM is exposed. So he can
+//! under any firmware without MM. Nobody answers in MM then, and there is no secret in SMRAM.
 
 use super::memory::{self, FirstSmi};
 use crate::chipset::{self, PciByte, Q35Chipset, SMI_EN, ports};
