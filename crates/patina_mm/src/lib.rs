@@ -131,6 +131,8 @@ struct Readme;
 mod guide {
     #[doc = include_str!("../../../docs/configuration.md")]
     struct Configuration;
+    #[doc = include_str!("../../../docs/platform.md")]
+    struct Platform;
     #[doc = include_str!("../../../docs/platform-arm.md")]
     struct PlatformArm;
     #[doc = include_str!("../../../docs/protocols.md")]
