@@ -198,35 +198,34 @@ pub(super) fn platform(
 
 /// A driver that looks as if `ovmf_image` had flattened it: one section over all of it, headers included.
 fn flat_driver() -> Vec<u8> {
-    const DIRECTORIES: u32 = 16;
+    const PAGE: [u8; 4] = 0x1000_u32.to_le_bytes();
     let mut file = vec![0; PAGE_LEN];
     let mut put = |at: usize, bytes: &[u8]| {
         if let Some(place) = file.get_mut(at..at + bytes.len()) {
             place.copy_from_slice(bytes);
         }
     };
-    let page = PAGE_LEN as u32;
     put(0, b"MZ");
     put(0x3c, &0x40_u32.to_le_bytes());
     put(0x40, b"PE");
     // File header: x86-64, one section, length of the optional header, an executable.
     put(0x44, &0x8664_u16.to_le_bytes());
     put(0x46, &1_u16.to_le_bytes());
-    put(0x54, &(112 + 8 * DIRECTORIES as u16).to_le_bytes());
+    put(0x54, &0xf0_u16.to_le_bytes());
     put(0x56, &0x22_u16.to_le_bytes());
-    // Optional header: PE32+, entry point, alignments, lengths, a boot service driver.
+    // Optional header: PE32+, entry point, alignments, lengths, a boot service driver, 16 empty data directories.
     put(0x58, &0x20b_u16.to_le_bytes());
     put(0x68, &0x800_u32.to_le_bytes());
-    put(0x78, &page.to_le_bytes());
-    put(0x7c, &page.to_le_bytes());
-    put(0x90, &page.to_le_bytes());
+    put(0x78, &PAGE);
+    put(0x7c, &PAGE);
+    put(0x90, &PAGE);
     put(0x94, &0x200_u32.to_le_bytes());
     put(0x9c, &11_u16.to_le_bytes());
-    put(0xc4, &DIRECTORIES.to_le_bytes());
+    put(0xc4, &16_u32.to_le_bytes());
     // The section: name, length and address, length and offset in the file, code that is executed and read.
     put(0x148, b".text");
-    put(0x150, &page.to_le_bytes());
-    put(0x158, &page.to_le_bytes());
+    put(0x150, &PAGE);
+    put(0x158, &PAGE);
     put(0x16c, &0x6000_0020_u32.to_le_bytes());
     // ret
     put(0x800, &[0xc3]);
