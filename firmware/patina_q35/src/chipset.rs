@@ -116,11 +116,16 @@ impl Chipset for Q35Chipset {
         PciByte::GEN_PMCON_1.write(value);
     }
 
-    /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks.
+    /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks. Looks for SMI_EN where it is, because
+    /// the launcher also refuses a PMBASE that it does not expect.
     fn switch_smis_off(&self) {
-        let ports = ports();
-        let enabled = ports.read_u32(SMI_EN);
-        ports.write_u32(SMI_EN, enabled & !SmiEnable::all().bits());
+        let (ports, pm_base) = (ports(), pm_base());
+        // Without a base SMI_EN is nowhere, and SMIs are off as a reset leaves them.
+        if pm_base != 0 {
+            let smi_en = pm_base.saturating_add(SMI_EN.saturating_sub(PM_BASE));
+            let enabled = ports.read_u32(smi_en);
+            ports.write_u32(smi_en, enabled & !SmiEnable::all().bits());
+        }
     }
 
     fn fw_cfg(&self, item: u16, out: &mut [u8]) {
