@@ -1,6 +1,6 @@
 //! One run of a machine: files, command line, deadline, exit code.
 
-use crate::machine::{Boot, Machine, Mode, Variant};
+use crate::machine::{Boot, DEBUG_EXIT_FAILURE, Machine, Mode, Variant};
 use crate::process;
 use crate::report::{Counts, Failed};
 use crate::scenarios::Scenarios;
@@ -35,6 +35,10 @@ pub(crate) fn test(
     deadline: Duration,
     scenarios: &mut Scenarios,
 ) -> Result<Counts> {
+    let mut words = Words::of(variant);
+    if variant.refused {
+        return refusal(shell, machine, variant.name, words, deadline);
+    }
     let mut transcript = Transcript::default();
     let is_protocol = |line: &str| {
         ["TEST ", "SMIS ", "DONE "]
@@ -43,6 +47,7 @@ pub(crate) fn test(
     };
     let run = Run::start(shell, machine, variant.name, Mode::Test, deadline, |line| {
         transcript.take(line);
+        words.take(line);
         is_protocol(line)
     })?;
     let taken = machine
@@ -59,10 +64,59 @@ pub(crate) fn test(
                 .map_err(|error| VerdictError::NotCounted(format!("{error:#}")))
         })
         .and_then(|taken| transcript.judge(taken, variant))
+        .and_then(|()| words.judge())
         .and_then(|()| run.exit_code());
     println!("  from power-on to the verdict: {:.1} s", run.time.as_secs_f64());
     scenarios.add(&machine.stage_name(variant), transcript.outcomes());
     run.conclude(verdict, transcript.counts())
+}
+
+/// Builds and boots a machine that its firmware must refuse, with these words in a line; the guest then ends with a failure.
+fn refusal(
+    shell: &Shell,
+    machine: &Machine,
+    variant: &'static str,
+    mut words: Words,
+    deadline: Duration,
+) -> Result<Counts> {
+    let mut run = Run::start(shell, machine, variant, Mode::Test, deadline, |line| {
+        words.take(line)
+    })?;
+    run.expected = DEBUG_EXIT_FAILURE;
+    let verdict = run
+        .in_time()
+        .and_then(|()| run.exit_code())
+        .and_then(|()| words.judge());
+    run.conclude(verdict, Counts::ONE)
+}
+
+/// Words that must stand in a serial line, if any.
+struct Words {
+    due: Option<&'static str>,
+    said: bool,
+}
+
+impl Words {
+    fn of(variant: &Variant) -> Self {
+        Self {
+            due: variant.says,
+            said: false,
+        }
+    }
+
+    /// Takes a line; `true` where the words are in it.
+    fn take(&mut self, line: &str) -> bool {
+        let is_it = self.due.is_some_and(|due| line.contains(due));
+        self.said |= is_it;
+        is_it
+    }
+
+    fn judge(&self) -> Result<(), VerdictError> {
+        match self.due {
+            Some(due) if !self.said => Err(VerdictError::NotSaid(due)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Builds and boots a machine for its demo; `show` has what it says printed.

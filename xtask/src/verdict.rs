@@ -65,6 +65,8 @@ pub(crate) enum VerdictError {
     WrongExit { expected: i32, found: String },
     #[error("the guest did not finish within {seconds} s")]
     Deadline { seconds: u64 },
+    #[error("no line has {0:?}")]
+    NotSaid(&'static str),
     #[error("failed: {}", .0.join(", "))]
     TestsFailed(Vec<String>),
 }
@@ -222,6 +224,8 @@ mod tests {
         name: "",
         suite: false,
         least: 2,
+        says: None,
+        refused: false,
     };
 
     fn judge(lines: &str) -> Result<(), VerdictError> {
