@@ -184,6 +184,22 @@ impl Channel {
         recipient: Guid,
         message: &[u8],
     ) -> Result<Staged<'_>, BeginError> {
+        self.begin_sized(format, recipient, message, None)
+    }
+
+    /// As [`Self::begin`]. A v3 header says `message_size` in MessageSize where that is given: less than the message has where
+    /// its end is room for the answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::begin`].
+    pub fn begin_sized(
+        &self,
+        format: HeaderFormat,
+        recipient: Guid,
+        message: &[u8],
+        message_size: Option<u64>,
+    ) -> Result<Staged<'_>, BeginError> {
         let capacity = self.capacity(format);
         if message.is_empty() {
             return Err(BeginError::EmptyMessage);
@@ -196,6 +212,7 @@ impl Channel {
             return Err(too_large);
         }
         let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
+        let header = message_size.map_or(header, |size| header.with_message_size(size));
 
         if self.in_use.swap(true, Ordering::AcqRel) {
             return Err(BeginError::Busy);

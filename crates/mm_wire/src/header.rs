@@ -70,6 +70,7 @@ pub struct Header {
     format: HeaderFormat,
     recipient: Guid,
     message_len: u64,
+    message_size: u64,
 }
 
 /// Why bytes are not a communicate header.
@@ -108,14 +109,25 @@ impl Header {
                 format,
                 recipient,
                 message_len,
+                message_size: message_len,
             }),
             None => None,
         }
     }
 
+    /// Has a v3 header say this in `MessageSize`, where the transaction has more room than its message takes. A v1 header has
+    /// no such field.
+    #[must_use]
+    pub const fn with_message_size(self, message_size: u64) -> Self {
+        match self.format {
+            HeaderFormat::V1 => self,
+            HeaderFormat::V3 => Self { message_size, ..self },
+        }
+    }
+
     /// Reads the header at the start of `bytes` and decides its format by the first GUID.
     ///
-    /// For v3 the transaction's size is `BufferSize`, as in edk2's MM core; `MessageSize` is not read.
+    /// For v3 the transaction's size is `BufferSize`, as in edk2's MM core; `MessageSize` is not checked.
     ///
     /// # Errors
     ///
@@ -147,6 +159,7 @@ impl Header {
             format: HeaderFormat::V3,
             recipient: Guid::from_bytes(v3.message_guid),
             message_len,
+            message_size: v3.message_size.get(),
         })
     }
 
@@ -163,7 +176,7 @@ impl Header {
                 buffer_size: self.total_len().into(),
                 reserved: 0.into(),
                 message_guid: self.recipient.to_bytes(),
-                message_size: self.message_len.into(),
+                message_size: self.message_size.into(),
             }),
         }
     }
@@ -184,6 +197,12 @@ impl Header {
     #[must_use]
     pub const fn message_len(&self) -> u64 {
         self.message_len
+    }
+
+    /// `MessageSize` of a v3 header: how much of the transaction its message takes. In a v1 header it is the message's length.
+    #[must_use]
+    pub const fn message_size(&self) -> u64 {
+        self.message_size
     }
 
     /// The number of bytes that the header claims for itself and the message.
@@ -255,6 +274,21 @@ mod tests {
         assert_eq!(bytes[32..48], RECIPIENT.to_bytes());
         assert_eq!(bytes[48..56], 24u64.to_le_bytes());
         assert_eq!(Header::parse(bytes), Ok(header));
+    }
+
+    #[test]
+    fn a_v3_message_may_be_smaller_than_its_transaction() {
+        let header = Header::new(HeaderFormat::V3, RECIPIENT, 24).unwrap();
+        assert_eq!(header.message_size(), 24);
+        let header = header.with_message_size(4);
+        assert_eq!((header.message_len(), header.message_size()), (24, 4));
+        let encoded = header.encode();
+        assert_eq!(encoded.as_ref()[16..24], 80u64.to_le_bytes());
+        assert_eq!(encoded.as_ref()[48..], 4u64.to_le_bytes());
+        assert_eq!(Header::parse(encoded.as_ref()), Ok(header));
+
+        let v1 = Header::new(HeaderFormat::V1, RECIPIENT, 24).unwrap();
+        assert_eq!(v1.with_message_size(4), v1);
     }
 
     #[test]

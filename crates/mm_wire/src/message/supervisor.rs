@@ -19,6 +19,8 @@
 //!
 //! The supervisor looks at the request's length for the room that it has to answer in.
 
+use crate::PAGE_LEN;
+use crate::hob::CommBufferPlace;
 use uguid::{Guid, guid};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -122,6 +124,9 @@ impl UnblockMemory {
     }
 }
 
+/// What the supervisor wants comm buffers and mailboxes to be: `EFI_MEMORY_XP` and `EFI_MEMORY_SP`.
+pub const COMM_BUFFER_ATTRIBUTES: u64 = 0x4000 | 0x4_0000;
+
 /// New places for the comm buffers and their mailboxes, `MM_SUPERVISOR_COMM_UPDATE_BUFFER`: the supervisor's first, then the
 /// user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -131,6 +136,37 @@ pub struct CommUpdate {
     pub mailboxes: [UnblockMemory; 2],
     /// The buffers.
     pub buffers: [UnblockMemory; 2],
+}
+
+impl CommUpdate {
+    /// Describes the move of both buffers as the supervisor wants it: runtime services data with
+    /// [`COMM_BUFFER_ATTRIBUTES`], a page for each mailbox. `None` where one has no mailbox at the start of a page.
+    ///
+    /// The supervisor takes only buffers as large as those that they replace.
+    #[must_use]
+    pub fn to(supervisor: CommBufferPlace, users: CommBufferPlace, identifier: Guid) -> Option<Self> {
+        let describe = |address: u64, pages| UnblockMemory {
+            virtual_start: address.into(),
+            attributes: COMM_BUFFER_ATTRIBUTES.into(),
+            ..UnblockMemory::runtime_data(address, pages, identifier)
+        };
+        let buffer = |place: CommBufferPlace| {
+            let region = place.region();
+            // A whole number: a place is made of pages.
+            let pages = region.len().div_ceil(PAGE_LEN as u64);
+            describe(region.start(), pages)
+        };
+        let mailbox = |place: CommBufferPlace| {
+            let address = place.mailbox()?;
+            address
+                .is_multiple_of(PAGE_LEN as u64)
+                .then(|| describe(address, 1))
+        };
+        Some(Self {
+            mailboxes: [mailbox(supervisor)?, mailbox(users)?],
+            buffers: [buffer(supervisor), buffer(users)],
+        })
+    }
 }
 
 /// The first fields of a policy, `SMM_SUPV_SECURE_POLICY_DATA_V1_0` (Project Mu `SmmSecurePolicy.h`).
@@ -168,5 +204,30 @@ mod tests {
         expected[40..].copy_from_slice(&GUID.to_bytes());
         assert_eq!(memory.as_bytes(), expected);
         assert_eq!(size_of::<CommUpdate>(), 224);
+    }
+
+    #[test]
+    fn a_move_describes_buffers_and_mailboxes_with_the_supervisors_attributes() {
+        let place = |address, mailbox| CommBufferPlace::new(address, 16, mailbox).unwrap();
+        let supervisor = place(0x10_0000, Some(0x20_0000));
+        let users = place(0x30_0000, Some(0x40_0000));
+        let update = CommUpdate::to(supervisor, users, GUID).unwrap();
+        let [[mailbox0, mailbox1], [buffer0, buffer1]] = [update.mailboxes, update.buffers];
+        for (memory, address, pages) in [
+            (mailbox0, 0x20_0000, 1),
+            (mailbox1, 0x40_0000, 1),
+            (buffer0, 0x10_0000, 16),
+            (buffer1, 0x30_0000, 16),
+        ] {
+            assert_eq!(
+                (memory.physical_start.get(), memory.pages.get()),
+                (address, pages)
+            );
+            assert_eq!((memory.memory_type.get(), memory.attributes.get()), (6, 0x4_4000));
+            assert_eq!(memory.identifier, GUID.to_bytes());
+        }
+        for mailbox in [None, Some(0x20_0008)] {
+            assert_eq!(CommUpdate::to(place(0x10_0000, mailbox), users, GUID), None);
+        }
     }
 }
