@@ -2,8 +2,10 @@
 
 mod answer;
 mod executor;
+mod relocation;
 mod request;
 mod status;
+mod tpl;
 mod update;
 
 pub use answer::AnswerReader;
@@ -12,6 +14,7 @@ pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
 pub use request::MmCommunicationExt;
 pub use status::Status;
+pub(crate) use tpl::raise_to_notify;
 
 use crate::config::{
     CommunicateBuffer, ConfigurationError, HeaderFormat, MmCommunicationConfiguration,
@@ -26,6 +29,7 @@ use core::fmt;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina::component::service::uefi_services::tpl::TplServices;
 use patina::component::service::{IntoService, Service};
 use patina::{Guid, writelncrlf};
 
@@ -35,19 +39,37 @@ use patina::{Guid, writelncrlf};
 pub struct CallOptions {
     /// The communicate header; `None` for the comm buffer's own, see [`CommunicateBuffer::with_header`].
     pub header: Option<HeaderFormat>,
+    /// What a v3 header says in MessageSize: how much of the message is meant to be read, where its end is room for the
+    /// answer. `None` for all of it. A v1 header has no such field.
+    pub message_size: Option<u64>,
 }
 
 impl CallOptions {
     /// What the comm buffer says.
     #[must_use]
     pub const fn new() -> Self {
-        Self { header: None }
+        Self {
+            header: None,
+            message_size: None,
+        }
     }
 
     /// Has the message carry this header.
     #[must_use]
     pub const fn with_header(self, header: HeaderFormat) -> Self {
-        Self { header: Some(header) }
+        Self {
+            header: Some(header),
+            ..self
+        }
+    }
+
+    /// Has a v3 header say this in MessageSize.
+    #[must_use]
+    pub const fn with_message_size(self, message_size: u64) -> Self {
+        Self {
+            message_size: Some(message_size),
+            ..self
+        }
     }
 }
 
@@ -157,6 +179,53 @@ pub trait MmCommunication {
         let _ = (id, options);
         Err(Status::Unsupported)
     }
+
+    /// Sends a message that has MM move comm buffers to `to`, through the one of them whose identifier is `id`. The answer is
+    /// lent to `take`, which says whether they moved; then `to` takes the place of the buffers with the same identifiers.
+    ///
+    /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::communicate`]; [`Status::Busy`] where one of the buffers that are to move is in use;
+    /// [`Status::InvalidDataBuffer`] where `to` shares memory with a buffer of now, and [`Status::CommBufferNotFound`] where
+    /// `id` is not among them; [`Status::Unsupported`] where an implementation cannot do it.
+    fn communicate_and_move(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        to: &[CommunicateBuffer],
+        take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
+    ) -> Result<(), Status> {
+        let _ = (id, message, recipient, to, take);
+        Err(Status::Unsupported)
+    }
+
+    /// Has calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one to make another one
+    /// through the same buffer, and is told [`Status::Busy`]. For buffers that are shared with callers who do not survive
+    /// that. What is lent to the closure of [`Self::communicate_with`] is then read at that level, too.
+    ///
+    /// A caller above `TPL_NOTIFY` stays at its level.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Unsupported`] where an implementation cannot do it.
+    fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
+        let _ = (id, tpl);
+        Err(Status::Unsupported)
+    }
+
+    /// Has `call` run after each call of anybody's, when its comm buffer is free again, and at the TPL of whoever made it.
+    /// For those who were told [`Status::Busy`] in a notification, and cannot wait there.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Unsupported`] where an implementation does not know when its calls end.
+    fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
+        let _ = call;
+        Err(Status::Unsupported)
+    }
 }
 
 #[cfg(any(test, feature = "mockall"))]
@@ -203,6 +272,10 @@ pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
     buffers: RefCell<Vec<CommunicateBuffer>>,
     executor: Option<E>,
     updates: Option<Rc<update::Pending>>,
+    /// Borrowed only to add one or to look one up, never while one runs.
+    after_calls: RefCell<Vec<Rc<dyn Fn()>>>,
+    /// The buffers whose calls run at `TPL_NOTIFY`. Borrowed as the one before.
+    at_notify: RefCell<Vec<(u8, Service<dyn TplServices>)>>,
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
@@ -213,6 +286,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             buffers: RefCell::default(),
             executor: Some(executor),
             updates: None,
+            after_calls: RefCell::default(),
+            at_notify: RefCell::default(),
         }
     }
 
@@ -261,6 +336,8 @@ impl MmCommunicator {
             buffers: RefCell::default(),
             executor: None,
             updates: None,
+            after_calls: RefCell::default(),
+            at_notify: RefCell::default(),
         }
     }
 
@@ -310,9 +387,11 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         take: &mut dyn FnMut(&mut AnswerReader<'_>),
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let raised = self.tpl_for(id).and_then(raise_to_notify);
         let result = self
             .settle(id)
             .and_then(|()| self.exchange(id, message, recipient, options, take));
+        drop(raised);
         match &result {
             Ok(answered) => log::debug!(
                 target: "mm_comm",
@@ -325,7 +404,28 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
                 message.len()
             ),
         }
+        if !matches!(result, Err(Status::Busy)) {
+            self.call_has_ended();
+        }
         result.map(drop)
+    }
+
+    fn communicate_and_move(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        to: &[CommunicateBuffer],
+        take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
+    ) -> Result<(), Status> {
+        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let raised = self.tpl_for(id).and_then(raise_to_notify);
+        let result = self
+            .settle(id)
+            .and_then(|()| self.exchange_and_move(id, message, recipient, to, take));
+        drop(raised);
+        self.call_has_ended();
+        result
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
@@ -335,9 +435,39 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
             .channel()
             .capacity(options.header.unwrap_or(buffer.header())))
     }
+
+    fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
+        let mut at_notify = self
+            .at_notify
+            .try_borrow_mut()
+            .map_err(|_looked_at| Status::Busy)?;
+        at_notify.push((id, tpl));
+        Ok(())
+    }
+
+    fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
+        let mut calls = self
+            .after_calls
+            .try_borrow_mut()
+            .map_err(|_looked_at| Status::Busy)?;
+        calls.push(call);
+        Ok(())
+    }
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    /// The services that raise the TPL, where calls through this buffer run at `TPL_NOTIFY`.
+    fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
+        let at_notify = self.at_notify.try_borrow().ok()?;
+        at_notify.iter().find(|(at, _)| *at == id).map(|(_, tpl)| *tpl)
+    }
+
+    /// Runs whatever waits for the end of a call.
+    fn call_has_ended(&self) {
+        let waiting = |index: usize| self.after_calls.try_borrow().ok()?.get(index).cloned();
+        (0..).map_while(waiting).for_each(|call| call());
+    }
+
     /// Puts announced moves into effect. [`Status::Busy`] where that has to wait and `id` is the buffer that moves.
     fn settle(&self, id: u8) -> Result<(), Status> {
         match &self.updates {
@@ -377,7 +507,12 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             let handle = buffer.clone();
             let staged = handle
                 .channel()
-                .begin(options.header.unwrap_or(handle.header()), recipient, message)
+                .begin_sized(
+                    options.header.unwrap_or(handle.header()),
+                    recipient,
+                    message,
+                    options.message_size,
+                )
                 .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
             if !handle.is_enabled() {
                 // It moved after it was looked up: nothing was sent yet, so this starts again in the new place.

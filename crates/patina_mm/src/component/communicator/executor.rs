@@ -5,6 +5,7 @@ use crate::component::sw_mmi_manager::MmProgress;
 use crate::config::{CommunicateBuffer, MmCommunicationOptions};
 use crate::service::SwMmiTrigger;
 use core::fmt;
+use mm_comm::mailbox::Mailbox;
 use mm_comm::transaction;
 use patina::component::service::Service;
 
@@ -27,8 +28,14 @@ pub trait MmExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
 }
 
+/// After how many looks at a mailbox that still announces its request another MMI is raised.
+const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
+
 /// Enters MM through the [`SwMmiTrigger`] service. Where that only raises an MMI, waits until the mailbox shows that MM took
 /// the request.
+///
+/// Where it does not for a while, one more MMI is raised: some MM cores serve one request at an MMI (Project Mu's supervisor
+/// the users' before its own), and that may have been the request of a call that this one interrupted.
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
@@ -60,9 +67,19 @@ impl MmExecutor for RealMmExecutor {
         if progress == MmProgress::Returned {
             return Ok(());
         }
-        let pauses = transaction::wait(comm_buffer.channel(), self.options.completion_polls, || {
-            self.trigger.pause()
-        });
+        let channel = comm_buffer.channel();
+        let polls = self.options.completion_polls;
+        let first = POLLS_UNTIL_ANOTHER_MMI.min(polls.div_ceil(2));
+        let mut pauses = transaction::wait(channel, first, || self.trigger.pause());
+        let left = polls.saturating_sub(pauses);
+        if left > 0 && channel.mailbox().is_some_and(Mailbox::is_pending) {
+            self.trigger
+                .enter_mm(address, self.options.command_value, self.options.data_value)
+                .inspect_err(
+                    |error| log::error!(target: "mm_comm", "comm buffer {id}: MM did not take the request: {error}"),
+                )?;
+            pauses = pauses.saturating_add(transaction::wait(channel, left, || self.trigger.pause()));
+        }
         log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
         Ok(())
     }

@@ -1,0 +1,100 @@
+//! A request that has MM move the comm buffer that it came through.
+//!
+//! MM takes it from the old place, and answers in the new one: header and message go to the new buffer, the status to the new
+//! mailbox, and the old ones are not touched any more (Project Mu, `UpdateCommBuffer.c`). Where MM refuses, it answers in the
+//! old place. So the request is put into both, and the mailbox that MM has cleared says where the answer is.
+
+use super::{AnswerReader, MmCommunicator, MmExecutor, Status};
+use crate::config::{CommunicateBuffer, check_buffers};
+use alloc::vec::Vec;
+use mm_comm::mailbox::Mailbox;
+use mm_wire::HeaderFormat;
+
+/// The comm buffers as they will be, and those that are then out of use.
+struct Plan {
+    all: Vec<CommunicateBuffer>,
+    leaving: Vec<CommunicateBuffer>,
+}
+
+impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    /// Makes the exchange, and where `take` says so, puts `to` in the place of the buffers with the same identifiers.
+    pub(super) fn exchange_and_move(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: mm_wire::Guid,
+        to: &[CommunicateBuffer],
+        take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
+    ) -> Result<(), Status> {
+        let executor = self.executor.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
+        let old = self.buffer(id)?;
+        let new = to
+            .iter()
+            .find(|new| new.id() == id)
+            .ok_or(Status::CommBufferNotFound)?;
+        let plan = self.plan(to)?;
+        let begin = |buffer| {
+            let staged = CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
+            staged.inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))
+        };
+        let here = begin(&old)?;
+        let there = begin(new)?;
+        // The wait is for the new mailbox: a refusal is the rare case, and costs no more than time.
+        executor.execute_mm(&mut new.clone())?;
+        let has_arrived = !new.channel().mailbox().is_some_and(Mailbox::is_pending);
+        let answer = if has_arrived {
+            there.finish()
+        } else {
+            here.finish()
+        };
+        let answer = answer.inspect_err(|error| {
+            log::error!(target: "mm_comm", "comm buffer {id}, {recipient}, about to be moved: {error}");
+        })?;
+        if take(&mut AnswerReader::in_place(answer, id)) {
+            let mut buffers = self.buffers.try_borrow_mut().map_err(|error| {
+                log::error!(target: "mm_comm", "the comm buffers moved, and the list could not follow: {error}");
+                Status::Busy
+            })?;
+            *buffers = plan.all;
+            plan.leaving.iter().for_each(CommunicateBuffer::retire);
+            for new in to {
+                log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", new.id(), new.as_ptr(), new.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that `to` can be moved to: no memory is shared with a buffer of now, and none that leaves is in use.
+    fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, Status> {
+        // Exclusively, so that the list can be replaced later on: whatever interrupts this gives its borrow back.
+        let buffers = self.buffers.try_borrow_mut().map_err(|error| {
+            log::error!(target: "mm_comm", "the list of comm buffers is in use by a call that this one interrupted: {error}");
+            Status::Busy
+        })?;
+        let is_leaving = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
+        let (leaving, mut all): (Vec<_>, Vec<_>) = buffers.iter().cloned().partition(is_leaving);
+        drop(buffers);
+        if let Some(busy) = leaving.iter().find(|buffer| buffer.channel().is_in_use()) {
+            log::error!(target: "mm_comm", "comm buffer {} cannot move: a call that this one interrupted uses it", busy.id());
+            return Err(Status::Busy);
+        }
+        for new in to {
+            let old = leaving.iter().find(|old| old.id() == new.id());
+            all.push(old.map_or_else(|| new.clone(), |old| new.clone().with_header(old.header())));
+        }
+        let ranges = |buffers: &[CommunicateBuffer]| -> Vec<_> {
+            let ranges = buffers.iter().flat_map(CommunicateBuffer::ranges);
+            ranges.flatten().collect()
+        };
+        let (new, old) = (ranges(to), ranges(&leaving));
+        if let Some(range) = new.iter().find(|new| old.iter().any(|old| old.overlaps(**new))) {
+            log::error!(target: "mm_comm", "caller: comm buffers cannot move to {range}, where they are");
+            return Err(Status::InvalidDataBuffer);
+        }
+        check_buffers(&all).map_err(|error| {
+            log::error!(target: "mm_comm", "caller: comm buffers cannot move: {error}");
+            Status::InvalidDataBuffer
+        })?;
+        Ok(Plan { all, leaving })
+    }
+}
