@@ -1,10 +1,11 @@
 //! Tells MM how far the boot has come.
 
 use super::communicator::{CallOptions, Status};
+use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::service::Service;
@@ -21,18 +22,23 @@ const MESSAGE: [u8; 1] = [0];
 
 /// Component: sends a message to MM at each of these events, under the GUID that PI (volume 4, 3) and edk2's MM cores know.
 ///
-/// | event | sent to | how often |
-/// |---|---|---|
-/// | end of DXE (event group) | `02ce967a-dd7e-4ffc-9ee7-810cf0470880` | each time |
-/// | ready to lock: the protocol `EFI_DXE_MM_READY_TO_LOCK` is installed, ready to boot at the latest | `60ff8964-e906-41d0-afed-f241e974e08e` | once |
-/// | ready to boot (event group) | `7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b` | each time, after ready to lock |
-/// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time |
+/// | event | sent to | how often | to the supervisor, too |
+/// |---|---|---|---|
+/// | end of DXE (event group) | `02ce967a-dd7e-4ffc-9ee7-810cf0470880` | each time | |
+/// | ready to lock: the protocol `EFI_DXE_MM_READY_TO_LOCK` is installed, ready to boot at the latest | `60ff8964-e906-41d0-afed-f241e974e08e` | once | yes |
+/// | ready to boot (event group) | `7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b` | each time, after ready to lock | |
+/// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes |
 ///
-/// An event that MM has no handler for is no error. Nothing is allocated when an event comes. To close and lock MMRAM
-/// itself is the platform's to do.
+/// An event is not lost where MM could not be told of it. One that came in the middle of a call through the same buffer is
+/// told when that call has ended. One that failed otherwise (SMIs are off, nobody took the message, MM refused it) is told
+/// with the next event, in the order of the table. An event that MM has no handler for is no failure.
+///
+/// Nothing is allocated when an event comes, but where an announced move of the comm buffer is put into effect with it. To
+/// close and lock MMRAM itself is the platform's to do.
 #[derive(Clone, Copy, Debug)]
 pub struct MmEventNotifier {
     buffer: u8,
+    supervisor: Option<u8>,
 }
 
 #[component]
@@ -40,7 +46,23 @@ impl MmEventNotifier {
     /// Makes the component, which sends through this comm buffer.
     #[must_use]
     pub const fn new(buffer: u8) -> Self {
-        Self { buffer }
+        Self {
+            buffer,
+            supervisor: None,
+        }
+    }
+
+    /// Has the MM supervisor told as well, through its own comm buffer (0 where the buffers come from region HOBs), after
+    /// the handlers of the first buffer.
+    ///
+    /// Project Mu's supervisor has a channel of its own: a message through the users' buffer does not reach it. Without
+    /// ready to lock there it goes on to unblock memory, and without exit boot services it goes on to take requests.
+    #[must_use]
+    pub const fn with_supervisor_buffer(self, buffer: u8) -> Self {
+        Self {
+            supervisor: Some(buffer),
+            ..self
+        }
     }
 
     fn entry_point(
@@ -49,89 +71,177 @@ impl MmEventNotifier {
         events: Service<dyn EventServices>,
         protocols: Service<dyn ProtocolServices>,
     ) -> patina::error::Result<()> {
-        let notifier = Notifier {
+        let users = Listener::new("MM", self.buffer, CallOptions::new(), ALL);
+        // The supervisor takes no other header (Project Mu, `MmSupervisorCore.c`).
+        let v1 = CallOptions::new().with_header(HeaderFormat::V1);
+        let supervisor = self.supervisor.map(|buffer| {
+            Listener::new(
+                "the MM supervisor",
+                buffer,
+                v1,
+                READY_TO_LOCK | EXIT_BOOT_SERVICES,
+            )
+        });
+        let notifier = Rc::new(Notifier {
             mm,
-            buffer: self.buffer,
-            is_locked: Rc::new(AtomicBool::new(false)),
-        };
-        notifier.listen(&events, &protocols).inspect_err(
+            listeners: [Some(users), supervisor],
+            was_locked: AtomicBool::new(false),
+            is_cut_off: AtomicBool::new(false),
+        });
+        listen(&notifier, &events, &protocols).inspect_err(
             |error| log::error!(target: "mm_comm", "MM will not be told of the boot's events: {error:?}"),
         )
     }
 }
 
-/// What every callback has. Clones know together whether MM is locked.
-#[derive(Clone)]
-struct Notifier {
-    mm: Service<dyn MmCommunication>,
+const END_OF_DXE: u8 = 1 << 0;
+const READY_TO_LOCK: u8 = 1 << 1;
+const READY_TO_BOOT: u8 = 1 << 2;
+const EXIT_BOOT_SERVICES: u8 = 1 << 3;
+const ALL: u8 = END_OF_DXE | READY_TO_LOCK | READY_TO_BOOT | EXIT_BOOT_SERVICES;
+
+/// The events in the order in which a boot comes to them.
+const EVENTS: [(u8, BinaryGuid); 4] = [
+    (END_OF_DXE, END_OF_DXE_EVENT_GROUP_GUID),
+    (READY_TO_LOCK, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID),
+    (READY_TO_BOOT, READY_TO_BOOT_EVENT_GROUP_GUID),
+    (EXIT_BOOT_SERVICES, EXIT_BOOT_SERVICES_EVENT_GROUP_GUID),
+];
+
+/// Somebody in MM who is told of events, and what was not told yet.
+struct Listener {
+    name: &'static str,
     buffer: u8,
-    is_locked: Rc<AtomicBool>,
+    options: CallOptions,
+    /// The events that it wants to know.
+    wanted: u8,
+    untold: AtomicU8,
 }
 
-impl Notifier {
-    fn listen(
-        &self,
-        events: &Service<dyn EventServices>,
-        protocols: &Service<dyn ProtocolServices>,
-    ) -> patina::error::Result<()> {
-        self.forward(events, END_OF_DXE_EVENT_GROUP_GUID)?;
-        self.forward(events, EXIT_BOOT_SERVICES_EVENT_GROUP_GUID)?;
-        let notifier = self.clone();
-        let ready_to_boot = move |_event| {
-            if !notifier.is_locked.load(Ordering::Acquire) {
-                log::warn!(target: "mm_comm", "platform: ready to boot came before ready to lock");
-                notifier.lock();
-            }
-            notifier.send(READY_TO_BOOT_EVENT_GROUP_GUID);
-        };
-        events
-            .create_event_for_group(
-                READY_TO_BOOT_EVENT_GROUP_GUID,
-                Tpl::Callback,
-                Box::new(ready_to_boot),
-            )
-            .map_err(EfiError::from)?;
-        let notifier = self.clone();
-        protocols
-            .register_install_notify(
-                MM_DXE_READY_TO_LOCK_PROTOCOL_GUID,
-                Tpl::Callback,
-                Box::new(move |_handle| notifier.lock()),
-            )
-            .map_err(EfiError::from)?;
-        Ok(())
+impl Listener {
+    const fn new(name: &'static str, buffer: u8, options: CallOptions, wanted: u8) -> Self {
+        Self {
+            name,
+            buffer,
+            options,
+            wanted,
+            untold: AtomicU8::new(0),
+        }
     }
+}
 
-    /// Sends an event group's own GUID whenever the group is signalled. The event lives as long as the boot.
-    fn forward(&self, events: &Service<dyn EventServices>, group: BinaryGuid) -> Result<(), EventError> {
-        let notifier = self.clone();
-        let callback = Box::new(move |_event| notifier.send(group));
+/// What every callback has.
+struct Notifier {
+    mm: Service<dyn MmCommunication>,
+    listeners: [Option<Listener>; 2],
+    /// Whether it was time to lock already.
+    was_locked: AtomicBool,
+    /// Whether something is untold because a call is under way.
+    is_cut_off: AtomicBool,
+}
+
+fn listen(
+    notifier: &Rc<Notifier>,
+    events: &Service<dyn EventServices>,
+    protocols: &Service<dyn ProtocolServices>,
+) -> patina::error::Result<()> {
+    let at = |group, event: u8| -> Result<(), EventError> {
+        let notifier = Rc::clone(notifier);
+        let callback = Box::new(move |_event| notifier.signalled(event));
+        // The event lives as long as the boot.
         events
             .create_event_for_group(group, Tpl::Callback, callback)
             .map(drop)
+    };
+    at(END_OF_DXE_EVENT_GROUP_GUID, END_OF_DXE)?;
+    at(READY_TO_BOOT_EVENT_GROUP_GUID, READY_TO_BOOT)?;
+    at(EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, EXIT_BOOT_SERVICES)?;
+    let after_call = Rc::clone(notifier);
+    if let Err(status) = notifier
+        .mm
+        .after_calls(Rc::new(move || after_call.call_has_ended()))
+    {
+        log::warn!(
+            target: "mm_comm",
+            "platform: an event in the middle of a call will be told with the next event only: {status}"
+        );
+    }
+    let notifier = Rc::clone(notifier);
+    protocols
+        .register_install_notify(
+            MM_DXE_READY_TO_LOCK_PROTOCOL_GUID,
+            Tpl::Callback,
+            Box::new(move |_handle| notifier.signalled(READY_TO_LOCK)),
+        )
+        .map_err(EfiError::from)?;
+    Ok(())
+}
+
+impl Notifier {
+    /// Tells whoever wants to know of an event, and of those before it that are untold.
+    fn signalled(&self, event: u8) {
+        let mut events = event;
+        if event == READY_TO_BOOT {
+            events |= READY_TO_LOCK;
+        }
+        if events & READY_TO_LOCK != 0 && self.was_locked.swap(true, Ordering::AcqRel) {
+            events &= !READY_TO_LOCK;
+        } else if event == READY_TO_BOOT {
+            log::warn!(target: "mm_comm", "platform: ready to boot came before ready to lock");
+        }
+        for listener in self.listeners.iter().flatten() {
+            listener
+                .untold
+                .fetch_or(events & listener.wanted, Ordering::AcqRel);
+        }
+        self.tell();
     }
 
-    /// Tells MM once that everything is to be locked.
-    fn lock(&self) {
-        if !self.is_locked.swap(true, Ordering::AcqRel) {
-            self.send(MM_DXE_READY_TO_LOCK_PROTOCOL_GUID);
+    /// A call that an event may have interrupted has ended.
+    fn call_has_ended(&self) {
+        if self.is_cut_off.swap(false, Ordering::AcqRel) {
+            self.tell();
         }
     }
 
-    fn send(&self, event: BinaryGuid) {
-        let sent = self.mm.communicate_with(
-            self.buffer,
+    /// Sends what is untold, to one listener after the other. Where a call is under way this stops, so that the order stays.
+    fn tell(&self) {
+        for listener in self.listeners.iter().flatten() {
+            for (bit, event) in EVENTS {
+                // Taken before it is sent: what interrupts the sending does not send it again.
+                if listener.untold.fetch_and(!bit, Ordering::AcqRel) & bit == 0 {
+                    continue;
+                }
+                match self.send(listener, event) {
+                    Ok(()) => log::info!(target: "mm_comm", "{} was told of {event}", listener.name),
+                    Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
+                        log::info!(target: "mm_comm", "{} was told of {event}, and nobody there waits for it", listener.name);
+                    }
+                    Err(status) => {
+                        listener.untold.fetch_or(bit, Ordering::AcqRel);
+                        if status == Status::Busy {
+                            log::debug!(target: "mm_comm", "{} will be told of {event} after the call under way", listener.name);
+                            self.is_cut_off.store(true, Ordering::Release);
+                            return;
+                        }
+                        log::error!(
+                            target: "mm_comm",
+                            "{} was not told of {event}, and will be with the next event: {status}",
+                            listener.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, listener: &Listener, event: BinaryGuid) -> Result<(), Status> {
+        self.mm.communicate_with(
+            listener.buffer,
             &MESSAGE,
             event.as_guid(),
-            CallOptions::new(),
+            listener.options,
             &mut |_answer| {},
-        );
-        match sent {
-            Ok(()) => log::info!(target: "mm_comm", "MM was told of {event}"),
-            Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
-                log::info!(target: "mm_comm", "MM was told of {event}, and nobody there waits for it");
-            }
-            Err(status) => log::error!(target: "mm_comm", "MM was not told of {event}: {status}"),
-        }
+        )
     }
 }
