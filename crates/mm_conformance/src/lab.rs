@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use mm_wire::message::supervisor::{CommUpdate, UnblockMemory};
+use mm_wire::message::supervisor::UnblockMemory;
 use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
 use thiserror::Error;
 
@@ -363,6 +363,10 @@ pub struct Setup {
     pub through_firmware: bool,
     /// The buffer through which MM is told of the boot's events.
     pub events: Option<u8>,
+    /// The buffer through which the MM supervisor is told of them, too.
+    pub supervisor_events: Option<u8>,
+    /// Whether `DXE_MM_READY_TO_LOCK` is installed before the client comes up.
+    pub locked_early: bool,
     /// The buffer that the MM supervisor's client uses.
     pub supervisor: Option<u8>,
 }
@@ -386,6 +390,8 @@ impl Default for Setup {
             produced: None,
             through_firmware: false,
             events: None,
+            supervisor_events: None,
+            locked_early: false,
             supervisor: None,
         }
     }
@@ -481,8 +487,15 @@ pub enum SupervisorCall {
     Unblock(UnblockMemory),
     /// Its policy, into so many bytes.
     Policy(usize),
-    /// To move the comm buffers.
-    Update(CommUpdate),
+    /// To move its own comm buffer and the other one, to fresh memory of so many pages.
+    Move {
+        /// Pages of the supervisor's new buffer.
+        supervisor: usize,
+        /// Pages of the other one.
+        users: usize,
+        /// Whether MM takes the memory.
+        is_taken: bool,
+    },
 }
 
 /// Which of the protocols for C, and the addresses that it is given.
@@ -498,8 +511,11 @@ pub enum CProtocol {
     TwoApart,
     /// Protocol 3, likewise.
     ThreeApart,
-    /// Protocol 2, with the caller's bytes put at the start of this comm buffer, which is what is passed.
+    /// Protocol 2, with the caller's bytes put at the start of this comm buffer, which is what is passed. Without bytes the
+    /// comm buffer is passed as it stands.
     TwoInPlace(u8),
+    /// Protocol 3, likewise. The header says how long the buffer is.
+    ThreeInPlace(u8),
 }
 
 /// A call of one of the protocols for C. The machine passes `bytes` in memory of exactly their length.
@@ -591,6 +607,10 @@ pub trait Machine {
         recipient: Guid,
         callback: Callback,
     ) -> Result<Vec<u8>, Failure>;
+
+    /// Runs `code` as a notification at `TPL_CALLBACK`: at once, or as soon as the TPL is below that. Needs
+    /// [`Abilities::CALLBACKS`].
+    fn notify(&self, code: Callback);
 
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
     fn call_c(&self, call: &CCall) -> Option<CReply>;

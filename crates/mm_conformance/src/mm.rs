@@ -10,13 +10,16 @@
 //! | [`FAIL`] | nothing: the handler fails |
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
 //! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
-//! | the MM supervisor's | as `mm_core`'s handler does; memory is unblocked where it starts on a page and names who asks, comm buffers are moved where they have pages, and the policy is [`POLICY`] |
+//! | [`HEADER`] | the communicate header of the request, at the start of the message |
+//! | [`PROJECT_MU`] | nothing; from then on comm buffers are served as by Project Mu's supervisor, see [`Channels`] |
+//! | the MM supervisor's | as `mm_core`'s handler does; memory is unblocked where it starts on a page and names who asks, comm buffers are moved as Project Mu's supervisor does, and the policy is [`POLICY`] |
 //! | the variable service's | as `mm_core`'s handler does |
 
 use core::cell::Cell;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
 use mm_core::{CommBuffer, Handler, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit};
 use mm_wire::header::{HeaderFormat, MAX_HEADER_LEN, V3_MARKER};
+use mm_wire::message::supervisor::{CommUpdate, RequestHeader, UnblockMemory};
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, MailboxImage, guid};
 use zerocopy::{FromBytes, IntoBytes};
@@ -31,6 +34,48 @@ pub const FAIL: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a03");
 pub const PORTS: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a04");
 /// Answers what it is sent, then lies about it.
 pub const LIAR: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a05");
+
+/// Has comm buffers served as by Project Mu's supervisor.
+pub const PROJECT_MU: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a06");
+
+/// Answers the communicate header that it found, at the start of a message of at least that length.
+pub const HEADER: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a07");
+
+/// The comm buffers of Project Mu's supervisor, as indices of those that MM was told of.
+///
+/// One MMI serves one request: the users', else the supervisor's, which must have a v1 header (`MmSupervisorCore.c`). All
+/// other buffers, and those that were moved away from, are not looked at.
+#[derive(Clone, Copy, Debug)]
+struct Channels {
+    /// `None` where the supervisor has moved its buffer and not its mailbox, so that nobody can reach it.
+    supervisor: Option<usize>,
+    users: usize,
+}
+
+impl Channels {
+    const FIRST: Self = Self {
+        supervisor: Some(0),
+        users: 1,
+    };
+}
+
+/// What the MM side keeps from one MMI to the next, for as long as it is told of the same comm buffers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct State {
+    /// `None` for all buffers at once, as an MM core serves them.
+    channels: Option<Channels>,
+    was_moved: bool,
+    late: LateAnswer,
+}
+
+impl State {
+    /// That of an MM side that was just told of its comm buffers.
+    pub const NEW: Self = Self {
+        channels: None,
+        was_moved: false,
+        late: LateAnswer(None),
+    };
+}
 
 /// The request that has [`STRETCH`] answer `len` bytes.
 #[must_use]
@@ -110,8 +155,8 @@ impl Lie {
 }
 
 /// An answer that MM keeps from one MMI to another: [`Lie::Late`] and [`Lie::LateMessage`].
-#[derive(Clone, Copy, Debug)]
-pub struct LateAnswer(Option<Late>);
+#[derive(Clone, Copy, Debug, Default)]
+struct LateAnswer(Option<Late>);
 
 #[derive(Clone, Copy, Debug)]
 struct Late {
@@ -121,12 +166,6 @@ struct Late {
 }
 
 impl LateAnswer {
-    /// Nothing is kept.
-    #[must_use]
-    pub const fn none() -> Self {
-        Self(None)
-    }
-
     /// Ends the request that stands in the answer's buffer now, which is another one.
     fn deliver(&mut self, memory: &mut dyn SystemMemory) {
         let Some(Late { lie, buffer, format }) = self.0 else {
@@ -159,7 +198,7 @@ pub struct ConformanceMm<'a> {
     core: MmCore<'a>,
     buffers: &'a [CommBuffer],
     variables: VariableStore<'a>,
-    late: LateAnswer,
+    state: State,
 }
 
 impl<'a> ConformanceMm<'a> {
@@ -178,7 +217,7 @@ impl<'a> ConformanceMm<'a> {
             core: MmCore::new(mmram, buffers, scratch)?,
             buffers,
             variables,
-            late: LateAnswer::none(),
+            state: State::NEW,
         })
     }
 
@@ -188,7 +227,7 @@ impl<'a> ConformanceMm<'a> {
             &mut self.core,
             self.buffers,
             &mut self.variables,
-            &mut self.late,
+            &mut self.state,
             memory,
             mmi,
         )
@@ -196,28 +235,50 @@ impl<'a> ConformanceMm<'a> {
 }
 
 /// Serves an MMI with a core of the caller's, made for `buffers`: what [`ConformanceMm::enter`] does, for MM sides that are
-/// told of one buffer with each call. `late` is what the last call left there.
+/// told of one buffer with each call. `state` is what the last call left there.
 pub fn enter(
     core: &mut MmCore<'_>,
     buffers: &[CommBuffer],
     variables: &mut VariableStore<'_>,
-    late: &mut LateAnswer,
+    state: &mut State,
     memory: &mut dyn SystemMemory,
     mmi: Mmi,
 ) -> Visit {
-    late.deliver(memory);
+    state.late.deliver(memory);
     let lie = Cell::new(None);
+    let is_project_mu = Cell::new(false);
+    let moved = Cell::new(None);
+    let served = state.channels.map(|channels| channels.choose(buffers, memory));
     let mut supervisor = Supervisor {
         version: 1,
         patch_level: 0,
     };
-    let mut supervisor = |request: &mut Request<'_>| supervise(request, &mut supervisor);
+    let update = |update: &CommUpdate| {
+        let channels = state.channels.unwrap_or(Channels::FIRST);
+        let (result, how_far) = match state.was_moved {
+            true => (EfiStatus::ACCESS_DENIED, None),
+            false => channels.move_to(update, buffers),
+        };
+        moved.set(how_far);
+        result
+    };
+    let mut supervisor = |request: &mut Request<'_>| supervise(request, &mut supervisor, &update);
+    let mut project_mu = |_: &mut Request<'_>| {
+        is_project_mu.set(true);
+        Ok(())
+    };
     let mut liar = |request: &mut Request<'_>| {
         lie.set(Lie::of_request(request.message()));
         Ok(())
     };
-    let visit = core.enter(
+    let mut view = View {
         memory,
+        buffers,
+        served,
+        moved: &moved,
+    };
+    let visit = core.enter(
+        &mut view,
         mmi,
         &mut [
             (ECHO, &mut Echo),
@@ -225,11 +286,29 @@ pub fn enter(
             (FAIL, &mut fail),
             (PORTS, &mut answer_ports),
             (LIAR, &mut liar),
+            (PROJECT_MU, &mut project_mu),
+            (HEADER, &mut Echo),
             (supervisor::GUID, &mut supervisor),
             (variable::GUID, variables),
         ],
         &mut [],
     );
+    if let Some(moved) = moved.get() {
+        moved.copy_header(memory);
+        state.channels = Some(moved.channels);
+        state.was_moved = moved.mailbox.is_some();
+    }
+    if is_project_mu.get() {
+        state.channels = Some(Channels::FIRST);
+    }
+    for (buffer, outcome) in buffers.iter().zip(visit.outcomes()) {
+        if let Outcome::Dispatched {
+            recipient: HEADER, ..
+        } = outcome
+        {
+            show_header(*buffer, memory);
+        }
+    }
     if let Some(lie) = lie.get() {
         for (buffer, outcome) in buffers.iter().zip(visit.outcomes()) {
             if let Outcome::Dispatched {
@@ -241,12 +320,166 @@ pub fn enter(
                 let format = tell(lie, *buffer, *response_len, memory);
                 if matches!(lie, Lie::Late | Lie::LateMessage) {
                     let buffer = *buffer;
-                    late.0 = Some(Late { lie, buffer, format });
+                    state.late.0 = Some(Late { lie, buffer, format });
                 }
             }
         }
     }
     visit
+}
+
+/// The request that an MMI serves.
+#[derive(Clone, Copy)]
+struct Served(Option<usize>);
+
+impl Channels {
+    /// Which request is served now. A v3 header in the supervisor's buffer is answered here.
+    fn choose(self, buffers: &[CommBuffer], memory: &mut dyn SystemMemory) -> Served {
+        let pending = |index: &usize| {
+            let mut valid = [0];
+            let mailbox = buffers.get(*index).and_then(|buffer| buffer.mailbox);
+            mailbox.is_some_and(|mailbox| memory.read(mailbox, &mut valid)) && valid != [0]
+        };
+        let users = Some(self.users).filter(pending);
+        let Some(index) = users.or(self.supervisor.filter(pending)) else {
+            return Served(None);
+        };
+        let buffer = buffers.get(index).filter(|_| users.is_none());
+        let mut marker = [0; 16];
+        if let Some(CommBuffer {
+            region,
+            mailbox: Some(mailbox),
+        }) = buffer
+            && memory.read(region.start(), &mut marker)
+            && marker == V3_MARKER.to_bytes()
+        {
+            let unsupported = MailboxImage::answered(EfiStatus::UNSUPPORTED, 0);
+            memory.write(*mailbox, unsupported.as_bytes());
+            return Served(None);
+        }
+        Served(Some(index))
+    }
+
+    /// Moves the buffers and then the mailboxes as long as nothing is wrong (`UpdateCommBuffer.c`). Returns the result, and
+    /// how far it came where that is anywhere.
+    fn move_to(self, update: &CommUpdate, buffers: &[CommBuffer]) -> (EfiStatus, Option<Move>) {
+        let fit = |memory: &UnblockMemory, pages: u64| {
+            if memory.pages.get() != pages
+                || memory.attributes.get() != supervisor::COMM_BUFFER_ATTRIBUTES
+                || memory.memory_type != 6
+                || !memory.physical_start.get().is_multiple_of(4096)
+            {
+                Err(EfiStatus::SECURITY_VIOLATION)
+            } else if memory.identifier == [0; 16] {
+                Err(EfiStatus::INVALID_PARAMETER)
+            } else {
+                Ok(memory.physical_start.get())
+            }
+        };
+        let arrived = |start: u64| buffers.iter().position(|buffer| buffer.region.start() == start);
+        let [new_supervisor, new_users] = &update.buffers;
+        let [supervisor_mailbox, users_mailbox] = &update.mailboxes;
+        let pages = |buffer: &CommBuffer| buffer.region.len() / 4096;
+        let old = self.supervisor.and_then(|index| buffers.get(index));
+        let (Some(old), Some(old_users)) = (old, buffers.get(self.users)) else {
+            return (EfiStatus::ACCESS_DENIED, None);
+        };
+        let start = match fit(new_supervisor, pages(old)) {
+            Ok(start) => start,
+            Err(refusal) => return (refusal, None),
+        };
+        let mut moved = Move {
+            region: (old.region, start),
+            mailbox: None,
+            channels: Channels {
+                supervisor: None,
+                ..self
+            },
+        };
+        let rest = fit(new_users, pages(old_users))
+            .and_then(|users| Ok((users, fit(users_mailbox, 1)?, fit(supervisor_mailbox, 1)?)));
+        let (users, users_mailbox, mailbox) = match rest {
+            Ok(rest) => rest,
+            Err(refusal) => return (refusal, Some(moved)),
+        };
+        // This MM side serves only what it was told of.
+        let at = |start, mailbox| {
+            arrived(start).filter(|index| buffers.get(*index).and_then(|new| new.mailbox) == Some(mailbox))
+        };
+        let (Some(supervisor), Some(users)) = (at(start, mailbox), at(users, users_mailbox)) else {
+            return (EfiStatus::SECURITY_VIOLATION, Some(moved));
+        };
+        moved.mailbox = old.mailbox.map(|old| (old, mailbox));
+        moved.channels = Channels {
+            supervisor: Some(supervisor),
+            users,
+        };
+        (EfiStatus::SUCCESS, Some(moved))
+    }
+}
+
+/// Where the answer to the request goes that had the buffers moved.
+#[derive(Clone, Copy)]
+struct Move {
+    /// The supervisor's buffer, and where it starts now.
+    region: (AddressRange, u64),
+    /// Its mailbox before and now; `None` where that did not move.
+    mailbox: Option<(u64, u64)>,
+    channels: Channels,
+}
+
+impl Move {
+    fn place(&self, address: u64) -> u64 {
+        let (region, start) = self.region;
+        if let Some(offset) = address
+            .checked_sub(region.start())
+            .filter(|offset| *offset < region.len())
+        {
+            return start.saturating_add(offset);
+        }
+        match self.mailbox {
+            Some((old, new)) if (old..old.saturating_add(24)).contains(&address) => {
+                new.saturating_add(address.saturating_sub(old))
+            }
+            _ => address,
+        }
+    }
+
+    fn copy_header(&self, memory: &mut dyn SystemMemory) {
+        let mut header = [0; HeaderFormat::V1.header_len()];
+        let (region, start) = self.region;
+        if memory.read(region.start(), &mut header) {
+            memory.write(start, &header);
+        }
+    }
+}
+
+/// Memory as the MM core sees it: of the requests only the one that is served, and the answer in its place.
+struct View<'v> {
+    memory: &'v mut dyn SystemMemory,
+    buffers: &'v [CommBuffer],
+    /// `None` for all.
+    served: Option<Served>,
+    moved: &'v Cell<Option<Move>>,
+}
+
+impl SystemMemory for View<'_> {
+    fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        let is_read = self.memory.read(address, out);
+        if let Some(Served(served)) = self.served {
+            let is_mailbox = |buffer: &CommBuffer| buffer.mailbox == Some(address);
+            let mailbox_of = self.buffers.iter().position(is_mailbox);
+            if mailbox_of.is_some() && mailbox_of != served {
+                out.fill(0);
+            }
+        }
+        is_read
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
+        let address = self.moved.get().map_or(address, |moved| moved.place(address));
+        self.memory.write(address, bytes)
+    }
 }
 
 fn answer_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
@@ -272,11 +505,14 @@ pub const POLICY: [u8; 16] = [
 
 /// Answers the requests that `mm_core`'s supervisor leaves out, as Project Mu's does
 /// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`): too short a message fails, everything else is told in the result.
-fn supervise(request: &mut Request<'_>, version: &mut Supervisor) -> Result<(), EfiStatus> {
-    use supervisor::{CommUpdate, RequestHeader, UnblockMemory};
+fn supervise(
+    request: &mut Request<'_>,
+    version: &mut Supervisor,
+    update: &dyn Fn(&CommUpdate) -> EfiStatus,
+) -> Result<(), EfiStatus> {
     let (header, body) = RequestHeader::ref_from_prefix(request.message())
         .map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
-    let is_known = *header == RequestHeader::new(header.request.get());
+    let is_known = header.signature == supervisor::SIGNATURE && header.revision == supervisor::REVISION;
     let result = match header.request.get() {
         supervisor::REQUEST_UNBLOCK_MEMORY if is_known => {
             let (memory, _) =
@@ -290,13 +526,9 @@ fn supervise(request: &mut Request<'_>, version: &mut Supervisor) -> Result<(), 
             }
         }
         supervisor::REQUEST_COMM_UPDATE if is_known => {
-            let (update, _) =
+            let (new, _) =
                 CommUpdate::ref_from_prefix(body).map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
-            if update.buffers.iter().any(|buffer| buffer.pages == 0) {
-                EfiStatus::INVALID_PARAMETER
-            } else {
-                EfiStatus::SUCCESS
-            }
+            update(new)
         }
         supervisor::REQUEST_FETCH_POLICY if is_known => match body.len() {
             ..8 => EfiStatus::BUFFER_TOO_SMALL,
@@ -317,6 +549,16 @@ fn supervise(request: &mut Request<'_>, version: &mut Supervisor) -> Result<(), 
         header.result = result.0.into();
     }
     Ok(())
+}
+
+/// Copies the header over the start of the message.
+fn show_header(buffer: CommBuffer, memory: &mut dyn SystemMemory) {
+    let mut bytes = [0; MAX_HEADER_LEN];
+    let start = buffer.region.start();
+    if let (true, Ok(header)) = (memory.read(start, &mut bytes), Header::parse(&bytes)) {
+        let len = header.format().header_len();
+        memory.write(start + len as u64, bytes.get(..len).unwrap_or_default());
+    }
 }
 
 fn fail(_: &mut Request<'_>) -> Result<(), EfiStatus> {

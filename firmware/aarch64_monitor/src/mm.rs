@@ -2,7 +2,7 @@
 
 use crate::memory::Window;
 use mm_comm::SharedRegion;
-use mm_conformance::mm::LateAnswer;
+use mm_conformance::mm::State;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome};
 use mm_wire::{AddressRange, EfiStatus};
@@ -146,7 +146,7 @@ impl<'a> Mm<'a> {
             &buffers,
             &mut self.variables,
             // Without a mailbox it says at once what it has to say.
-            &mut LateAnswer::none(),
+            &mut State::default(),
             &mut window,
             Mmi::default(),
         );

@@ -6,7 +6,7 @@
 use crate::machine::Outside;
 use crate::mm::{Buffers, check, respond};
 use core::fmt::{self, Write};
-use mm_conformance::mm::{self, LateAnswer};
+use mm_conformance::mm;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, Visit};
 use mm_image::control;
@@ -23,17 +23,17 @@ type AllBuffers = Buffers<{ control::MAX_BUFFERS + handoff::MAX_BUFFERS }>;
 /// The MM side of the suite.
 pub(crate) struct Suite {
     buffers: SuiteBuffers,
+    state: mm::State,
     /// What the last SMI with a request in these buffers led to.
     last: Option<Visit>,
-    late: LateAnswer,
 }
 
 impl Suite {
     pub(crate) const fn new() -> Self {
         Self {
             buffers: SuiteBuffers::new(),
+            state: mm::State::NEW,
             last: None,
-            late: LateAnswer::none(),
         }
     }
 
@@ -43,8 +43,8 @@ impl Suite {
 
     pub(crate) fn set_buffers(&mut self, buffers: SuiteBuffers) {
         self.buffers = buffers;
+        self.state = mm::State::NEW;
         self.last = None;
-        self.late = LateAnswer::none();
     }
 
     pub(crate) fn enter(&mut self, scratch: &mut [u8], variables: &mut VariableStore<'_>, mmi: Mmi) {
@@ -53,7 +53,8 @@ impl Suite {
         let Ok(mut core) = MmCore::new(&[SMRAM], buffers, scratch) else {
             return;
         };
-        let visit = mm::enter(&mut core, buffers, variables, &mut self.late, &mut Outside, mmi);
+        let state = &mut self.state;
+        let visit = mm::enter(&mut core, buffers, variables, state, &mut Outside, mmi);
         if outcomes(&visit).next().is_some() {
             self.last = Some(visit);
         }

@@ -11,28 +11,36 @@ use patina_mm::component::protocols::{Communication, Communication2, Communicati
 /// How far the addresses of [`CProtocol::TwoApart`] are apart.
 const APART: usize = 8;
 
-/// Makes a call of protocol 2 with the caller's bytes in `memory`; `None` where the protocol is not installed, or where they
-/// do not fit.
+/// Makes a call of protocol 2 or 3 with the caller's bytes in `memory`, or with what stands there; `None` where the protocol
+/// is not installed, or where they do not fit.
 #[must_use]
 pub fn call_in_place(
     protocols: &dyn ProtocolServices,
     memory: &SharedRegion,
     call: &CCall,
 ) -> Option<CReply> {
-    let mut bytes = call.bytes.clone()?;
-    let mut size = call.comm_size?;
-    if !memory.write(0, &bytes) {
+    let mut comm_size = call.comm_size;
+    let len = call.bytes.as_ref().map(alloc::vec::Vec::len).or(comm_size)?;
+    let mut bytes = alloc::vec![0; len];
+    if !call.bytes.as_ref().is_none_or(|bytes| memory.write(0, bytes)) {
         return None;
     }
     let buffer = memory.as_ptr().cast();
-    let status = protocols.with_protocol(|two: &Communication2| {
-        // SAFETY: the memory is as long as `size` says, and reached through volatile accesses only.
-        unsafe { (two.communicate)(from_ref(two), buffer, buffer, &raw mut size) }
-    });
+    let size = comm_size.as_mut().map_or(null_mut(), core::ptr::from_mut);
+    let status = match call.protocol {
+        CProtocol::ThreeInPlace(_) => protocols.with_protocol(|three: &Communication3| {
+            // SAFETY: the memory is as long as its header says, and reached through volatile accesses only.
+            unsafe { (three.communicate)(from_ref(three), buffer, buffer) }
+        }),
+        _ => protocols.with_protocol(|two: &Communication2| {
+            // SAFETY: the memory is as long as `size` says, or its header, and reached through volatile accesses only.
+            unsafe { (two.communicate)(from_ref(two), buffer, buffer, size) }
+        }),
+    };
     memory.read(0, &mut bytes).then_some(CReply {
         status: EfiStatus(status.ok()?.as_usize() as u64),
         bytes,
-        comm_size: Some(size),
+        comm_size,
     })
 }
 
@@ -47,7 +55,7 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
     let size = comm_size.as_mut().map_or(null_mut(), core::ptr::from_mut);
     let apart = buffer.wrapping_byte_add(APART);
     let status = match call.protocol {
-        CProtocol::TwoInPlace(_) => return None,
+        CProtocol::TwoInPlace(_) | CProtocol::ThreeInPlace(_) => return None,
         CProtocol::One => protocols.with_protocol(|one: &Communication| {
             // SAFETY: the buffer is as long as its header or `size` says, or null; the producer checks both.
             unsafe { (one.communicate)(from_ref(one), buffer, size) }

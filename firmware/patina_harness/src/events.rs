@@ -1,8 +1,11 @@
 //! Event groups in memory, for hosts that have no firmware.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use patina::BinaryGuid;
+use patina::component::Storage;
+use patina::component::service::IntoService;
 use patina::component::service::uefi_services::event::{
     Event, EventError, EventNotifyCallback, EventServices, Tpl,
 };
@@ -103,5 +106,14 @@ impl EventServices for HostEvents {
             .ok_or(EventError::InvalidParameter)?;
         events.swap_remove(index);
         Ok(())
+    }
+}
+
+/// Registers events that an observer has as well.
+pub struct SharedEvents(pub &'static dyn EventServices);
+
+impl IntoService for SharedEvents {
+    fn register(self, storage: &mut Storage) {
+        Self::register_service::<dyn EventServices>(storage, Box::leak(Box::new(self.0)));
     }
 }

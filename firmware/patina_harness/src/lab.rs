@@ -5,8 +5,10 @@
 
 use crate::c_abi;
 use crate::dispatcher::{Dispatcher, Outcome};
+use crate::events::SharedEvents;
 use crate::protocols::SharedProtocols;
 use crate::tap::Tap;
+use crate::tpl::{HostTpl, SharedTpl};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -25,6 +27,7 @@ use patina::BinaryGuid;
 use patina::component::params::{Commands, ConfigMut};
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
+use patina::component::service::uefi_services::tpl::Tpl;
 use patina::component::service::{IntoService, Service};
 use patina::component::{IntoComponent, Storage, component};
 use patina::error::EfiError;
@@ -241,6 +244,7 @@ struct Client<S> {
     control_calls: Rc<Cell<u32>>,
     updatable: Option<u8>,
     supervisor: Option<Service<dyn MmSupervisor>>,
+    tpl: Rc<HostTpl>,
 }
 
 impl<S> Clone for PatinaMachine<S> {
@@ -283,6 +287,8 @@ impl<S: Site + 'static> PatinaMachine<S> {
         let caught = Rc::new(Cell::new(None));
 
         let mut dispatcher = prepare(&*site, setup, &buffers, &tap);
+        let tpl = Rc::new(HostTpl::default());
+        dispatcher.storage().add_service(SharedTpl(Rc::clone(&tpl)));
         if let Some(result) = setup.platform_control {
             let control = Control {
                 calls: Rc::clone(&control_calls),
@@ -301,7 +307,15 @@ impl<S: Site + 'static> PatinaMachine<S> {
             if let Some(events) = site.events() {
                 dispatcher.storage().add_service(SharedEvents(events));
             }
-            dispatcher.add(MmEventNotifier::new(buffer));
+            if setup.locked_early {
+                install_ready_to_lock(&*site);
+                tell_mm(&*site, &buffers, &[])?;
+            }
+            let notifier = MmEventNotifier::new(buffer);
+            dispatcher.add(match setup.supervisor_events {
+                Some(supervisor) => notifier.with_supervisor_buffer(supervisor),
+                None => notifier,
+            });
         }
         let supervisor = Rc::new(Cell::new(None));
         if let Some(buffer) = setup.supervisor {
@@ -341,6 +355,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
             control_calls,
             updatable: setup.updatable,
             supervisor: supervisor.take(),
+            tpl,
         }));
         tell_mm(&*machine.0.site, &machine.0.buffers.borrow(), &[])?;
         Ok(machine)
@@ -357,6 +372,15 @@ impl<S: Site + 'static> PatinaMachine<S> {
 
     fn smi_en(&self) -> u16 {
         self.0.site.pm_base() + 0x30
+    }
+}
+
+fn install_ready_to_lock(site: &impl Site) {
+    let installed = site
+        .protocols()
+        .install_marker(None, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID);
+    if let Err(error) = installed {
+        log::error!("the marker was not installed: {error:?}");
     }
 }
 
@@ -580,13 +604,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
             BootEvent::EndOfDxe => END_OF_DXE_EVENT_GROUP_GUID,
             BootEvent::ReadyToBoot => READY_TO_BOOT_EVENT_GROUP_GUID,
             BootEvent::ExitBootServices => EXIT_BOOT_SERVICES_EVENT_GROUP_GUID,
-            BootEvent::ReadyToLock => {
-                let protocols = self.0.site.protocols();
-                if let Err(error) = protocols.install_marker(None, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID) {
-                    log::error!("the marker was not installed: {error:?}");
-                }
-                return;
-            }
+            BootEvent::ReadyToLock => return install_ready_to_lock(&*self.0.site),
         };
         let signalled = self.0.site.events().map(|events| events.signal_group(group));
         if signalled != Some(Ok(())) {
@@ -603,7 +621,11 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                 [fields.concat().as_slice(), level.get(..4).unwrap_or_default()].concat()
             }),
             SupervisorCall::Unblock(memory) => supervisor.unblock_memory(memory).map(|()| Vec::new()),
-            SupervisorCall::Update(update) => supervisor.update_comm_buffers(update).map(|()| Vec::new()),
+            SupervisorCall::Move {
+                supervisor: own,
+                users,
+                is_taken,
+            } => return self.move_both(**supervisor, *own, *users, *is_taken),
             SupervisorCall::Policy(room) => {
                 let mut out = alloc::vec![0xee; *room];
                 supervisor
@@ -611,17 +633,18 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                     .map(|len| out.drain(..len).collect())
             }
         };
-        answer.map_err(|error| match error {
-            SupervisorError::Communication(status) => failure(status),
-            SupervisorError::Refused { result, .. } => Failure::Mm(result),
-            _ => Failure::BadHeader,
-        })
+        answer.map_err(supervisor_failure)
+    }
+
+    fn notify(&self, code: Callback) {
+        let machine = self.clone();
+        self.0.tpl.notify(Tpl::Callback, Box::new(move || code(&machine)));
     }
 
     fn call_c(&self, call: &CCall) -> Option<CReply> {
         let protocols = self.0.site.protocols();
         match call.protocol {
-            CProtocol::TwoInPlace(id) => self
+            CProtocol::TwoInPlace(id) | CProtocol::ThreeInPlace(id) => self
                 .with_buffer(id, |buffer| c_abi::call_in_place(protocols, &buffer.region, call))
                 .flatten(),
             _ => c_abi::call(protocols, call),
@@ -738,6 +761,40 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
 }
 
 impl<S: Site + 'static> PatinaMachine<S> {
+    /// Has the supervisor move the comm buffers 0, its own, and 1.
+    fn move_both(
+        &self,
+        supervisor: &dyn MmSupervisor,
+        own: usize,
+        users: usize,
+        is_taken: bool,
+    ) -> Result<Vec<u8>, Failure> {
+        let fresh = |id, pages| {
+            let base = self.0.site.allocate(pages)?;
+            let mailbox = self.0.site.allocate(1)?;
+            observe(id, base, pages * PAGE_LEN, Some(mailbox)).ok()
+        };
+        let new = [fresh(0, own), fresh(1, users)];
+        let [Some(own), Some(users)] = new else {
+            return Err(Failure::OutOfMemory);
+        };
+        if is_taken {
+            let arriving: Vec<_> = [&own, &users]
+                .into_iter()
+                .filter_map(Observed::comm_buffer)
+                .collect();
+            tell_mm(&*self.0.site, &self.0.buffers.borrow(), &arriving)
+                .map_err(|_told_already| Failure::OutOfMemory)?;
+        }
+        supervisor
+            .move_comm_buffers(own.handle.clone(), users.handle.clone())
+            .map_err(supervisor_failure)?;
+        let mut buffers = self.0.buffers.borrow_mut();
+        buffers.retain(|buffer| buffer.id > 1);
+        buffers.extend([own, users]);
+        Ok(Vec::new())
+    }
+
     fn move_buffer(&self, update: Update) -> Result<(), SetupFailure> {
         let no_memory = || SetupFailure::Impossible("no memory left");
         let id = self
@@ -811,6 +868,16 @@ impl<S: Site + 'static> PatinaMachine<S> {
     }
 }
 
+fn supervisor_failure(error: SupervisorError) -> Failure {
+    match error {
+        SupervisorError::Communication(status) => failure(status),
+        SupervisorError::Refused { result, .. } => Failure::Mm(result),
+        SupervisorError::UnfitBuffer { .. } => Failure::BadMemory,
+        SupervisorError::MovedInPart => Failure::NotProcessed,
+        _ => Failure::BadHeader,
+    }
+}
+
 /// The client's error in the suite's words.
 fn failure(status: Status) -> Failure {
     match status {
@@ -856,15 +923,6 @@ impl SupervisorCatcher {
     fn entry_point(self, service: Service<dyn MmSupervisor>) -> patina::error::Result<()> {
         self.0.set(Some(service));
         Ok(())
-    }
-}
-
-/// Registers the site's events.
-struct SharedEvents(&'static dyn EventServices);
-
-impl IntoService for SharedEvents {
-    fn register(self, storage: &mut Storage) {
-        Self::register_service::<dyn EventServices>(storage, Box::leak(Box::new(self.0)));
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`protocols`] | a protocol database in memory |
 //! | [`report`] | the lines by which a run tells its verdict |
 //! | [`tap`] | records port writes, and runs code in the middle of a call |
+//! | [`tpl`] | the task priority level in memory |
 //! | [`variables`] | requests to the variable service's handler |
 //! | [`sim`] | the simulated machine as a site (feature `sim`) |
 #![no_std]
@@ -33,6 +34,7 @@ pub mod report;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod tap;
+pub mod tpl;
 pub mod variables;
 
 pub use dispatcher::Dispatcher;

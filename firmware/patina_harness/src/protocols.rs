@@ -197,6 +197,12 @@ impl ProtocolServices for HostProtocols {
         let (event, context) = (database.number(), database.number());
         let registration = NotifyRegistration::from_raw(event, event, context);
         database.waiting.push((registration, protocol, Some(callback)));
+        drop(database);
+        // As a DXE core does: whoever is installed already is reported, too.
+        let present = self.locate_handles(protocol).unwrap_or_default();
+        present
+            .into_iter()
+            .for_each(|handle| self.notify(registration, handle));
         Ok(registration)
     }
 
@@ -246,6 +252,14 @@ mod tests {
         let handle = protocols.install_interface(None, GUID, interface).unwrap();
         assert_eq!(seen.take(), Some(interface));
         assert_eq!(protocols.locate_handles(GUID), Ok(Vec::from([handle])));
+
+        let found: Rc<Cell<Option<Handle>>> = Rc::default();
+        let first = Rc::clone(&found);
+        let late = protocols
+            .register_install_notify(GUID, Tpl::Callback, Box::new(move |at| first.set(Some(at))))
+            .unwrap();
+        assert_eq!(found.get(), Some(handle));
+        protocols.cancel_install_notify(late).unwrap();
 
         protocols.cancel_install_notify(registration).unwrap();
         protocols.uninstall_interface(handle, GUID, interface).unwrap();

@@ -2,15 +2,20 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::BootEvent::{self, EndOfDxe, ExitBootServices, ReadyToBoot, ReadyToLock};
-use crate::lab::{Lab, Machine, Setup};
+use crate::lab::{BufferSetup, Lab, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::string::String;
+use mm_wire::HeaderFormat;
 
 scenarios! {
     each_boot_event_reaches_mm: CONTROLLED_MM | EVENTS, "each event is one message, under the GUID that MM cores know";
     ready_to_lock_is_sent_once: CONTROLLED_MM | EVENTS, "ready to lock is told once, and not again at ready to boot";
     ready_to_boot_locks_at_the_latest: CONTROLLED_MM | EVENTS, "where nobody said ready to lock, ready to boot says it first";
+    ready_to_lock_before_the_client_is_told: CONTROLLED_MM | EVENTS, "ready to lock that came before the client reaches MM as soon as that is up";
+    failed_ready_to_lock_is_told_at_ready_to_boot: CONTROLLED_MM | EVENTS | SMI_SWITCH, "ready to lock that did not get through is told with the next event, before it";
+    event_during_a_call_through_its_buffer_is_told_after_it: CONTROLLED_MM | EVENTS | CALLBACKS, "events in the middle of a call through their own buffer are told when it has ended, in their order";
+    supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";
 }
 
@@ -83,4 +88,76 @@ fn boot_event_during_a_call_does_not_disturb_it(lab: &dyn Lab) -> Seen {
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     ensure_clean(&*machine, 0)?;
     ensure_clean(&*machine, 1)
+}
+
+fn ready_to_lock_before_the_client_is_told(lab: &dyn Lab) -> Seen {
+    let setup = Setup {
+        events: Some(1),
+        locked_early: true,
+        ..Setup::default()
+    };
+    let machine = up(lab, &setup)?;
+    ensure_eq!(machine.mmis(), 1);
+    signal(&*machine, ReadyToLock, 0, "")?;
+    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+}
+
+fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    machine.switch_smis(false);
+    machine.signal(ReadyToLock);
+    machine.signal(ReadyToLock);
+    ensure_eq!(machine.mmis(), 0);
+    machine.switch_smis(true);
+    signal(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
+    signal(&*machine, ReadyToLock, 0, READY_TO_BOOT)?;
+    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+}
+
+fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &dyn Lab) -> Seen {
+    let setup = Setup {
+        events: Some(0),
+        ..Setup::default()
+    };
+    let machine = up(lab, &setup)?;
+    let (mmis, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        let before = machine.mmis();
+        machine.signal(ReadyToLock);
+        machine.signal(EndOfDxe);
+        machine.mmis() - before
+    });
+    ensure_eq!(mmis, Some(0));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    // The call, the end of DXE, and then ready to lock.
+    ensure_eq!(machine.mmis(), 3);
+    let report = machine.mm_report();
+    ensure!(
+        report.iter().any(|line| line.starts_with(READY_TO_LOCK)),
+        "MM was told last: {report:?}"
+    );
+    signal(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
+    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    ensure_clean(&*machine, 0)
+}
+
+fn supervisor_is_told_after_the_users(lab: &dyn Lab) -> Seen {
+    let v3 = BufferSetup {
+        header: HeaderFormat::V3,
+        ..BufferSetup::new(0)
+    };
+    let setup = Setup {
+        buffers: [v3, BufferSetup::new(1)].to_vec(),
+        events: Some(1),
+        supervisor_events: Some(0),
+        ..Setup::default()
+    };
+    let machine = up(lab, &setup)?;
+    super::supervisor::as_project_mu(&*machine)?;
+    let before = machine.mmis();
+    signal(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+    signal(&*machine, ReadyToLock, 2, READY_TO_LOCK)?;
+    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    signal(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
+    ensure_eq!(machine.mmis(), before + 6);
+    ensure_clean(&*machine, 0)
 }

@@ -16,14 +16,16 @@
 //! }
 //! ```
 
-use super::communicator::{CallOptions, Status};
+use super::communicator::{AnswerReader, CallOptions, Status};
+use crate::config::{CommunicateBuffer, HeaderFormat};
 use crate::service::MmCommunication;
 use alloc::vec::Vec;
-use mm_wire::EfiStatus;
+use mm_wire::hob::CommBufferPlace;
 use mm_wire::message::supervisor::{
     CommUpdate, GUID, PolicyHeader, REQUEST_COMM_UPDATE, REQUEST_FETCH_POLICY, REQUEST_UNBLOCK_MEMORY,
     REQUEST_VERSION, RequestHeader, SIGNATURE, UnblockMemory, VersionInfo,
 };
+use mm_wire::{EfiStatus, Guid, PAGE_LEN, guid};
 use patina::component::component;
 use patina::component::params::Commands;
 use patina::component::service::{IntoService, Service};
@@ -57,6 +59,23 @@ pub enum SupervisorError {
         /// The signature in the answer.
         signature: [u8; 4],
     },
+    /// The supervisor takes no such buffer for a move. Nothing was sent.
+    #[error(
+        "caller: comm buffer {id} of {old} bytes cannot move to one of {new} bytes: the supervisor wants the same length, and \
+         a mailbox at the start of a page of its own"
+    )]
+    UnfitBuffer {
+        /// The buffer's identifier.
+        id: u8,
+        /// Bytes of the buffer that is to move.
+        old: usize,
+        /// Bytes of the new one.
+        new: usize,
+    },
+    /// The supervisor moved its own buffer, then refused the rest: it takes requests in the new buffer with the old mailbox.
+    /// There is no way to reach it any more.
+    #[error("MM: the supervisor moved its own comm buffer and then refused the rest of the move")]
+    MovedInPart,
     /// The policy's own size is not that of the answer.
     #[error("MM: the supervisor's policy says that it has {claimed} bytes, {returned} were returned")]
     PolicySize {
@@ -78,6 +97,8 @@ impl From<SupervisorError> for EfiError {
                     .err()
                     .unwrap_or(Self::Unknown(status))
             }
+            SupervisorError::UnfitBuffer { .. } => Self::InvalidParameter,
+            SupervisorError::MovedInPart => Self::DeviceError,
             SupervisorError::NotAnAnswer { .. } | SupervisorError::PolicySize { .. } => Self::ProtocolError,
         }
     }
@@ -102,21 +123,30 @@ pub trait MmSupervisor {
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
 
     /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
-    /// its rules after this.
+    /// its rules after this, be the answer the policy or a refusal.
     ///
     /// # Errors
     ///
     /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` where `out` has no room for it.
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
-    /// Moves the comm buffers. Whoever does this also installs the comm-buffer update protocol, so that communicators
-    /// follow.
+    /// Has the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
+    /// identifier, and is as long; its mailbox has a page of its own. Once only, and only until the platform is locked.
+    ///
+    /// The communicator that this client sends through follows at once. Whoever else knows of the old buffers (a driver in
+    /// C, another communicator) learns it through the comm-buffer update protocol, which is the caller's to install. Best
+    /// called before others use the users' buffer: a call that comes while the supervisor moves it is not processed.
     ///
     /// # Errors
     ///
-    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory is not of the same kind, `ACCESS_DENIED`
-    /// after the lock, or where they were moved before.
-    fn update_comm_buffers(&self, update: &CommUpdate) -> Result<(), SupervisorError>;
+    /// [`SupervisorError::UnfitBuffer`], with nothing sent. [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the
+    /// memory is not what the supervisor wants, `ACCESS_DENIED` after the lock, or where they were moved before: everything
+    /// is as it was. [`SupervisorError::MovedInPart`]. [`Status::Busy`] where one of the buffers is in use.
+    fn move_comm_buffers(
+        &self,
+        supervisor: CommunicateBuffer,
+        users: CommunicateBuffer,
+    ) -> Result<(), SupervisorError>;
 }
 
 /// Component and service: asks the supervisor for its version, and then offers [`MmSupervisor`].
@@ -181,7 +211,8 @@ impl MmSupervisorClient {
             self.buffer,
             &message,
             recipient,
-            CallOptions::new(),
+            // Whatever the buffer's own header is: the supervisor takes no other (Project Mu, `MmSupervisorCore.c`).
+            CallOptions::new().with_header(HeaderFormat::V1),
             &mut |answer| {
                 result = answer
                     .read_value()
@@ -239,10 +270,74 @@ impl MmSupervisor for MmSupervisorClient {
         Ok(returned)
     }
 
-    fn update_comm_buffers(&self, update: &CommUpdate) -> Result<(), SupervisorError> {
-        let mut echo = [0; size_of::<CommUpdate>()];
-        self.request(REQUEST_COMM_UPDATE, update.as_bytes(), &mut echo)
-            .map(drop)
+    fn move_comm_buffers(
+        &self,
+        supervisor: CommunicateBuffer,
+        users: CommunicateBuffer,
+    ) -> Result<(), SupervisorError> {
+        let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
+        let update = CommUpdate::to(place(**mm, &supervisor)?, place(**mm, &users)?, IDENTIFIER)
+            .ok_or_else(|| unfit(**mm, &supervisor))?;
+        let header = RequestHeader {
+            result: NO_RESULT.0.into(),
+            ..RequestHeader::new(REQUEST_COMM_UPDATE)
+        };
+        let mut message = [0; size_of::<RequestHeader>() + size_of::<CommUpdate>()];
+        header
+            .as_bytes()
+            .iter()
+            .chain(update.as_bytes())
+            .zip(&mut message)
+            .for_each(|(from, to)| *to = *from);
+
+        let mut result = Ok(());
+        let to = [supervisor, users];
+        let mut take = |answer: &mut AnswerReader<'_>| {
+            result = answer
+                .read_value()
+                .map_err(SupervisorError::from)
+                .and_then(|header| check(REQUEST_COMM_UPDATE, &header));
+            if let Err(SupervisorError::Refused {
+                result: NO_RESULT, ..
+            }) = result
+            {
+                result = Err(SupervisorError::MovedInPart);
+            }
+            result.is_ok()
+        };
+        let recipient = patina::Guid::from_bytes(&GUID.to_bytes());
+        mm.communicate_and_move(self.buffer, &message, recipient, &to, &mut take)?;
+        result.inspect_err(|error| log::error!(target: "mm_comm", "the comm buffers did not move: {error}"))
+    }
+}
+
+/// In whose name memory is unblocked for a move.
+const IDENTIFIER: Guid = guid!("e83ce27d-8d8d-4434-99f9-b811944b0371");
+
+/// The result that a request to move has until it is answered: where the supervisor moved its buffer and not its mailbox, the
+/// answer is not where the status is.
+const NO_RESULT: EfiStatus = EfiStatus(u64::MAX);
+
+/// Where a new comm buffer is, if the supervisor takes it in the place of the one with its identifier.
+fn place(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> Result<CommBufferPlace, SupervisorError> {
+    let v1 = CallOptions::new().with_header(HeaderFormat::V1);
+    let old = mm.message_capacity(new.id(), v1)?;
+    let [region, mailbox] = new.ranges();
+    let pages = (new.len() / PAGE_LEN) as u64;
+    region
+        .filter(|_| new.len() == old.saturating_add(HeaderFormat::V1.header_len()))
+        .zip(mailbox)
+        .and_then(|(region, mailbox)| CommBufferPlace::new(region.start(), pages, Some(mailbox.start())).ok())
+        .ok_or_else(|| unfit(mm, new))
+}
+
+fn unfit(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> SupervisorError {
+    let v1 = CallOptions::new().with_header(HeaderFormat::V1);
+    let old = mm.message_capacity(new.id(), v1).unwrap_or(0);
+    SupervisorError::UnfitBuffer {
+        id: new.id(),
+        old: old.saturating_add(HeaderFormat::V1.header_len()),
+        new: new.len(),
     }
 }
 
