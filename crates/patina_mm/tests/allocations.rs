@@ -1,17 +1,24 @@
-//! How often a call allocates: never, but for the one that returns a `Vec`, which does so once. And what a comm buffer
-//! that moves leaves behind: nothing. And what comes of it where there is no memory: an error.
+//! How often a call allocates: never, but for the one that returns a `Vec`, which does so once. A driver in C has its calls made
+//! without an allocation, and MM is told of the boot's events without one. What a comm buffer that moves leaves behind: nothing.
+//! And what comes of it where there is no memory: an error.
 
 use mm_comm::smc::{Call, Conduit};
+use mm_conformance::lab::{CCall, CProtocol};
 use patina::component::component;
+use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolServices};
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
 use patina::management_mode::protocol::mm_comm_buffer_update::{MmCommBuffer, MmCommBufferUpdateProtocol};
 use patina_harness::Dispatcher;
+use patina_harness::c_abi;
+use patina_harness::events::{HostEvents, SharedEvents};
 use patina_harness::protocols::{HostProtocols, SharedProtocols};
 use patina_mm::component::communicator::{
-    CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, Status,
+    AnswerReader, CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, Status,
 };
+use patina_mm::component::events::MmEventNotifier;
+use patina_mm::component::protocols::MmCommunicationProducer;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{CommunicateBuffer, HeaderFormat, MmCommunicationConfiguration, MmiPort};
 use patina_mm::service::SwMmiTrigger;
@@ -142,6 +149,97 @@ fn a_refusal_allocates_nothing() {
     let (allocations, result) = allocations_of(|| mm.communicate(0, &message, RECIPIENT.as_guid()));
     assert_eq!(result, Err(Status::CommBufferTooSmall));
     assert_eq!(allocations, 0);
+}
+
+/// Offers the communicator above as a component would.
+#[derive(IntoService)]
+#[service(dyn MmCommunication)]
+struct Offered(MmCommunicator<Answering>);
+
+impl MmCommunication for Offered {
+    fn communicate<'a>(&self, id: u8, data: &[u8], recipient: patina::Guid<'a>) -> Result<Vec<u8>, Status> {
+        self.0.communicate(id, data, recipient)
+    }
+
+    fn communicate_with(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: patina::Guid<'_>,
+        options: CallOptions,
+        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+    ) -> Result<(), Status> {
+        self.0.communicate_with(id, message, recipient, options, take)
+    }
+
+    fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
+        self.0.message_capacity(id, options)
+    }
+}
+
+#[test]
+fn a_c_drivers_call_allocates_nothing() {
+    let protocols: &'static HostProtocols = Box::leak(Box::default());
+    let mut dispatcher = Dispatcher::new();
+    dispatcher.storage().add_service(SharedProtocols(protocols));
+    dispatcher.storage().add_service(Offered(communicator()));
+    dispatcher.add(MmCommunicationProducer::new(0));
+    let outcome = dispatcher.dispatch();
+    assert_eq!(outcome.succeeded.len(), 1, "{outcome:?}");
+
+    let message = [0x77; 3000];
+    for (format, room) in [(HeaderFormat::V1, 0), (HeaderFormat::V3, 100)] {
+        let header = mm_wire::Header::new(format, mm_wire::Guid::ZERO, 3000 + room).unwrap();
+        let mut bytes = header.encode().as_ref().to_vec();
+        bytes.extend_from_slice(&message);
+        bytes.resize(bytes.len() + 100, 0);
+        let call = |bytes: Vec<u8>| {
+            let call = CCall {
+                protocol: CProtocol::Two,
+                comm_size: Some(bytes.len()),
+                bytes: Some(bytes),
+            };
+            // The lab itself copies the caller's bytes.
+            allocations_of(|| c_abi::call(protocols, &call)).0
+        };
+        // A call that is refused before anything happens shows what the lab takes.
+        let lab = call(vec![0; 23]);
+        assert_eq!(call(bytes.clone()), lab);
+        let reply = c_abi::call(
+            protocols,
+            &CCall {
+                protocol: CProtocol::Two,
+                comm_size: Some(bytes.len()),
+                bytes: Some(bytes),
+            },
+        );
+        let reply = reply.unwrap();
+        assert_eq!(reply.status, mm_wire::EfiStatus::SUCCESS);
+        assert_eq!(reply.bytes[format.header_len()..][..1000], ANSWER);
+    }
+}
+
+#[test]
+fn telling_of_an_event_allocates_nothing() {
+    let protocols: &'static HostProtocols = Box::leak(Box::default());
+    let events: &'static HostEvents = Box::leak(Box::default());
+    let mut dispatcher = Dispatcher::new();
+    dispatcher.storage().add_service(SharedProtocols(protocols));
+    dispatcher.storage().add_service(SharedEvents(events));
+    dispatcher.storage().add_service(Offered(communicator()));
+    dispatcher.add(MmEventNotifier::new(0));
+    let outcome = dispatcher.dispatch();
+    assert_eq!(outcome.succeeded.len(), 1, "{outcome:?}");
+    let signal = |group| allocations_of(|| events.signal_group(group));
+    // What the database itself takes for a group of nobody, and for one member.
+    let (nobody, _) = signal(patina::BinaryGuid::from_bytes(&[0; 16]));
+    assert_eq!(nobody, 0);
+    let (allocations, signalled) = signal(patina::pi::event::END_OF_DXE_EVENT_GROUP_GUID);
+    assert_eq!(signalled, Ok(()));
+    assert!(
+        allocations <= 1,
+        "{allocations} allocations, one is the list of members"
+    );
 }
 
 /// A trigger that takes every MMI and enters nothing.

@@ -5,11 +5,12 @@ use crate::lab::{BufferSetup, Failure, Lab, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::string::String;
-use mm_wire::HeaderFormat;
+use mm_wire::{EfiStatus, HeaderFormat};
 
 scenarios! {
     firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "messages and answers of any length go through protocol 2";
     firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
+    firmware_protocol_has_no_room_for_a_longer_answer: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "a request has to be as long as its answer, by padding, or the driver's refusal is the error";
     firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "MM's refusal comes back through the protocol";
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
 }
@@ -62,6 +63,21 @@ fn firmware_protocol3_carries_messages(lab: &dyn Lab) -> Seen {
             machine.communicate(1, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
+    }
+    Ok(())
+}
+
+fn firmware_protocol_has_no_room_for_a_longer_answer(lab: &dyn Lab) -> Seen {
+    for header in [HeaderFormat::V1, HeaderFormat::V3] {
+        let machine = through_firmware(lab, header)?;
+        ensure_eq!(
+            machine.communicate(1, &mm::stretch(9), mm::STRETCH),
+            Err(Failure::Mm(EfiStatus::BUFFER_TOO_SMALL))
+        );
+        // The echo's handler answers the padding, too.
+        let mut padded = b"padded".to_vec();
+        padded.resize(300, 0);
+        ensure_eq!(machine.communicate(1, &padded, mm::ECHO), Ok(padded));
     }
     Ok(())
 }

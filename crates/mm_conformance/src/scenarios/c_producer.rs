@@ -1,12 +1,14 @@
 //! Drivers in C send through the client.
 
 use super::{Seen, ensure_clean, pattern, up};
-use crate::lab::{Abilities, CCall, CProtocol, CReply, Lab, Machine, Setup};
+use crate::lab::{Abilities, CCall, CProtocol, CReply, Callback, Lab, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use mm_wire::message::variable::{self, FunctionHeader, PayloadSize, function};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
 use zerocopy::{FromBytes, IntoBytes};
@@ -27,6 +29,11 @@ scenarios! {
     c_v3_sizes_are_checked: PRODUCED_PROTOCOLS, "BufferSize covers header and message, MessageSize is not zero, the marker is there";
     c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS, "nothing of that enters MM";
     c_call_in_the_comm_buffer_itself: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a driver may write its message into the comm buffer, as some of edk2's do";
+    c_calls_in_the_comm_buffer_leave_the_header: CONTROLLED_MM | PRODUCED_PROTOCOLS, "the header stays where a driver wrote it into the comm buffer, so that it can call again without another one";
+    c_call_in_the_comm_buffer_keeps_a_refused_request: CONTROLLED_MM | PRODUCED_PROTOCOLS, "after an error the whole request stands in the comm buffer as before";
+    c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS, "MessageSize is the caller's on the way to MM";
+    c_call_from_a_notification_waits_for_the_call_under_way: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
+    c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "whatever interrupts even that is refused, and disturbs nothing";
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
     c_answers_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
@@ -129,8 +136,8 @@ fn c_call_has_room_for_a_longer_answer(lab: &dyn Lab) -> Seen {
     let v3 = request(HeaderFormat::V3, mm::ECHO, b"four", 60);
     let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
-    ensure_eq!(reply.bytes.get(56..), v3.get(56..));
-    ensure_eq!(field(&reply.bytes, 48), Some(64));
+    // BufferSize is the answer's, MessageSize the request's.
+    ensure!(reply.bytes == v3, "not the request came back, but {reply:02x?}");
     Ok(())
 }
 
@@ -149,8 +156,8 @@ fn c_call_with_a_shorter_answer(lab: &dyn Lab) -> Seen {
         let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(len), 0);
         let reply = call(&*machine, CProtocol::Three, v3, None)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
-        ensure_eq!(field(&reply.bytes, 16), Some(64));
-        ensure_eq!(field(&reply.bytes, 48), Some(len as u64));
+        ensure_eq!(field(&reply.bytes, 16), Some(56 + len as u64));
+        ensure_eq!(field(&reply.bytes, 48), Some(8));
         ensure_eq!(reply.bytes.get(56..56 + len), Some(pattern(len).as_slice()));
     }
     Ok(())
@@ -388,6 +395,90 @@ fn c_call_in_the_comm_buffer_itself(lab: &dyn Lab) -> Seen {
         ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
     }
     ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    Ok(())
+}
+
+/// What is written to the comm buffer itself, and how long the buffer is then.
+const IN_PLACE: CProtocol = CProtocol::TwoInPlace(0);
+
+fn c_calls_in_the_comm_buffer_leave_the_header(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, mm::ECHO, &pattern(100), 0);
+    let reply = call(&*machine, IN_PLACE, v1.clone(), Some(v1.len()))?;
+    ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &v1, Some(124)));
+    for comm_size in [Some(124), None] {
+        let again = machine.call_c(&CCall {
+            protocol: IN_PLACE,
+            bytes: comm_size.is_none().then(|| v1.clone()),
+            comm_size,
+        });
+        ensure_eq!(again, Some(unchanged(EfiStatus::SUCCESS, &v1, comm_size)));
+    }
+    let v3 = request(HeaderFormat::V3, mm::ECHO, &pattern(60), 40);
+    let reply = call(&*machine, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
+    ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &v3, None));
+    ensure_eq!(machine.mmis(), 4);
+    Ok(())
+}
+
+fn c_call_in_the_comm_buffer_keeps_a_refused_request(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let nobody = request(HeaderFormat::V1, NOBODY, &pattern(2000), 0);
+    let reply = call(&*machine, IN_PLACE, nobody.clone(), Some(2024))?;
+    let status = super::refusals::not_taken_status(lab);
+    ensure_eq!(reply, unchanged(status, &nobody, Some(2024)));
+    let long = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 0);
+    let reply = call(&*machine, IN_PLACE, long.clone(), Some(32))?;
+    ensure_eq!(reply, unchanged(EfiStatus::BUFFER_TOO_SMALL, &long, Some(124)));
+    let v3 = request(HeaderFormat::V3, NOBODY, &pattern(60), 40);
+    let reply = call(&*machine, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
+    ensure_eq!(reply, unchanged(status, &v3, None));
+    Ok(())
+}
+
+fn c_v3_message_size_reaches_mm(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v3 = request(HeaderFormat::V3, mm::HEADER, &pattern(20), 100);
+    let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
+    ensure_eq!(reply.status, EfiStatus::SUCCESS);
+    ensure_eq!(reply.bytes.get(56..112), v3.get(..56));
+    Ok(())
+}
+
+/// Makes a call in Rust, and one of a C driver in the middle of it. Returns the status of the latter, and the MMIs until
+/// then.
+fn c_during_rust(
+    machine: &dyn Machine,
+    at: impl FnOnce(&dyn Machine, Callback) + 'static,
+) -> Result<(Option<EfiStatus>, usize), String> {
+    let seen = Rc::new(Cell::new((None, 0)));
+    let inner = Rc::clone(&seen);
+    let c_call: Callback = Box::new(move |machine| {
+        let v1 = request(HeaderFormat::V1, mm::ECHO, b"from C", 0);
+        let mmis = machine.mmis();
+        let reply = call(machine, CProtocol::Two, v1, Some(30));
+        inner.set((reply.ok().map(|reply| reply.status), mmis));
+    });
+    let (_, outer) =
+        super::nesting::look_during(machine, b"outer", mm::ECHO, move |machine| at(machine, c_call));
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure_clean(machine, 0)?;
+    Ok(seen.take())
+}
+
+fn c_call_from_a_notification_waits_for_the_call_under_way(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let seen = c_during_rust(&*machine, |machine, c_call| machine.notify(c_call))?;
+    ensure_eq!(seen, (Some(EfiStatus::SUCCESS), 1));
+    ensure_eq!(machine.mmis(), 2);
+    Ok(())
+}
+
+fn c_call_from_above_the_notifications_is_refused(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let seen = c_during_rust(&*machine, |machine, c_call| c_call(machine))?;
+    ensure_eq!(seen, (Some(EfiStatus::ALREADY_STARTED), 0));
+    ensure_eq!(machine.mmis(), 1);
     Ok(())
 }
 

@@ -20,9 +20,14 @@ use patina::uefi::memory::EfiMemoryType;
 /// through `EFI_MM_COMMUNICATION2_PROTOCOL`.
 ///
 /// The protocol is looked up at each call, so that it may be installed at any time before. A comm buffer for this
-/// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest answer. Protocol 2 says
-/// how long the answer is; protocol 3 has no way to, other than MessageSize: edk2's drivers leave it as it was, and the
-/// answer then has the request's length.
+/// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest answer.
+///
+/// Protocol 2 says how long the answer is. After protocol 3 its length is what BufferSize counts behind the header where the
+/// driver has changed that, as edk2's Arm driver does, else what MessageSize says. A driver that changes neither has
+/// answered as many bytes as were sent.
+///
+/// Either way an answer is no longer than its request: that is all the room that the driver is told of, and a longer one is
+/// its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is padded by its caller.
 #[derive(Clone, Copy)]
 pub struct FirmwareMmExecutor {
     protocols: Service<dyn ProtocolServices>,
@@ -98,7 +103,7 @@ impl MmExecutor for FirmwareMmExecutor {
             }
             HeaderFormat::V3 => {
                 self.send3(buffer)?;
-                message_size(comm_buffer, sent).saturating_add(minimum as u64)
+                v3_total(comm_buffer, sent)?
             }
         };
         let total = usize::try_from(claimed)
@@ -112,14 +117,28 @@ impl MmExecutor for FirmwareMmExecutor {
     }
 }
 
-/// MessageSize of the v3 header that stands in the buffer now.
-fn message_size(comm_buffer: &CommunicateBuffer, sent: Header) -> u64 {
-    const OFFSET: usize = 48;
-    let mut field = [0; 8];
-    match comm_buffer.channel().region().read(OFFSET, &mut field) {
-        true => u64::from_le_bytes(field),
-        false => sent.message_len(),
+/// The bytes of the answer with its header, as the v3 header claims that stands in the buffer now.
+fn v3_total(comm_buffer: &CommunicateBuffer, sent: Header) -> Result<u64, Status> {
+    const BUFFER_SIZE: usize = 16;
+    const MESSAGE_SIZE: usize = 48;
+    let field = |offset| {
+        let mut bytes = [0; 8];
+        let is_read = comm_buffer.channel().region().read(offset, &mut bytes);
+        is_read.then(|| u64::from_le_bytes(bytes))
+    };
+    let total = sent.total_len();
+    let buffer_size = field(BUFFER_SIZE).unwrap_or(total);
+    if buffer_size != total {
+        return Ok(buffer_size);
     }
+    let message_size = field(MESSAGE_SIZE).unwrap_or(sent.message_len());
+    let claimed = message_size.saturating_add(sent.format().header_len() as u64);
+    if claimed > buffer_size {
+        // A `u64` on a platform where that is longer than an address is more than any buffer has.
+        let capacity = usize::try_from(buffer_size).unwrap_or(usize::MAX);
+        return Err(Status::AnswerBeyondBuffer { claimed, capacity });
+    }
+    Ok(claimed)
 }
 
 impl fmt::Debug for FirmwareMmExecutor {
@@ -179,7 +198,7 @@ mod tests {
     use crate::component::communicator::{CallOptions, MmCommunication};
     use alloc::boxed::Box;
     use alloc::vec;
-    use core::cell::RefCell;
+    use core::cell::{Cell, RefCell};
     use core::pin::Pin;
     use patina::component::service::IntoService;
     use patina::component::service::memory::StdMemoryManager;
@@ -214,15 +233,70 @@ mod tests {
         status
     }
 
+    std::thread_local! {
+        /// What the driver writes to BufferSize and to MessageSize; `None` where there is no such driver.
+        static SIZES: Cell<Option<[Option<u64>; 2]>> = const { Cell::new(None) };
+    }
+
+    /// A driver that changes a v3 header's sizes.
+    unsafe extern "efiapi" fn driver3(
+        _: *const Communication3,
+        _: *mut c_void,
+        buffer: *mut c_void,
+    ) -> efi::Status {
+        for (offset, size) in [16, 48].into_iter().zip(SIZES.get().unwrap_or_default()) {
+            if let Some(size) = size {
+                // SAFETY: the executor passes a buffer that starts with a v3 header.
+                unsafe {
+                    buffer
+                        .wrapping_byte_add(offset)
+                        .cast::<u64>()
+                        .write_unaligned(size)
+                };
+            }
+        }
+        efi::Status::SUCCESS
+    }
+
+    #[test]
+    fn a_v3_answer_has_the_length_that_the_driver_changed() {
+        let v3 = |sizes| {
+            SIZES.set(Some(sizes));
+            communicate((efi::Status::SUCCESS, |size| size), HeaderFormat::V3)
+        };
+        let beyond = |claimed, capacity| Err(Status::AnswerBeyondBuffer { claimed, capacity });
+        assert_eq!(v3([None, None]), Ok(b"request".to_vec()));
+        assert_eq!(v3([Some(59), None]), Ok(b"req".to_vec()));
+        assert_eq!(v3([None, Some(3)]), Ok(b"req".to_vec()));
+        assert_eq!(v3([Some(59), Some(100)]), Ok(b"req".to_vec()));
+        assert_eq!(v3([Some(56), Some(3)]), Ok(vec![]));
+        assert_eq!(v3([Some(70), None]).map(|answer| answer.len()), Ok(14));
+        assert_eq!(
+            v3([Some(55), Some(3)]),
+            Err(Status::AnswerBelowHeader {
+                claimed: 55,
+                minimum: 56
+            })
+        );
+        assert_eq!(v3([Some(4097), Some(3)]), beyond(4097, 4096));
+        assert_eq!(v3([None, Some(8)]), beyond(64, 63));
+        assert_eq!(v3([None, Some(u64::MAX)]), beyond(u64::MAX, 63));
+    }
+
     fn communicate(answer: Claim, header: HeaderFormat) -> Result<vec::Vec<u8>, Status> {
         static DRIVER: Communication2 = Communication2 { communicate: driver };
+        static DRIVER3: Communication3 = Communication3 { communicate: driver3 };
         ANSWER.set(answer);
         let mut protocols = MockProtocolServices::new();
         protocols.expect_locate_interface().returning(|guid| {
-            (guid == Communication2::PROTOCOL_GUID)
-                .then(|| ProtocolPtr::from_raw((&raw const DRIVER).cast_mut().cast()))
-                .flatten()
-                .ok_or(ProtocolError::NotFound)
+            let interface = match guid {
+                Communication2::PROTOCOL_GUID => (&raw const DRIVER).cast_mut().cast(),
+                Communication3::PROTOCOL_GUID if SIZES.get().is_some() => {
+                    (&raw const DRIVER3).cast_mut().cast()
+                }
+                _ => core::ptr::null_mut(),
+            };
+            ProtocolPtr::from_raw(interface).ok_or(ProtocolError::NotFound)
         });
         let executor = FirmwareMmExecutor::new(Service::mock(Box::new(protocols)));
         let communicator = MmCommunicator::with_executor(executor);

@@ -1,14 +1,20 @@
 //! Offers the communicator to drivers in C. An unsafe island (`docs/unsafe.md`): it reads and writes what they point to.
 //!
 //! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever reached through
-//! [`SharedRegion`], the request is copied out before the transaction, and the answer copied in after it.
+//! [`SharedRegion`], the request is copied out before the transaction, and the answer copied in after it. What the
+//! transaction wiped of the caller's is put back: the header, and after an error the message.
+//!
+//! Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`, when
+//! there is no allocator any more.
 
 use super::{Communication, Communication2, Communication3};
-use crate::component::communicator::{CallOptions, Status};
+use crate::component::communicator::{CallOptions, Status, raise_to_notify};
 use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::ffi::c_void;
 use mm_comm::SharedRegion;
 use mm_wire::header::MAX_HEADER_LEN;
@@ -19,6 +25,7 @@ use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{
     Handle, ProtocolError, ProtocolPtr, ProtocolServices,
 };
+use patina::component::service::uefi_services::tpl::TplServices;
 use patina::error::EfiError;
 use patina::protocol::ProtocolInterface;
 use patina::standard::efi;
@@ -38,8 +45,26 @@ use patina::standard::efi;
 /// | v3: BufferSize is less than header and MessageSize | `INVALID_PARAMETER` | nothing |
 /// | protocol 3: the header is not v3 | `INVALID_PARAMETER` | nothing |
 /// | the answer does not fit into the caller's buffer | `BUFFER_TOO_SMALL` | `*CommSize`: what it would take |
+/// | a call that this one interrupted has the comm buffer | `ALREADY_STARTED` | nothing |
 /// | no handler, or another refusal of MM's | MM's status | nothing |
-/// | an answer | `SUCCESS` | the answer; `*CommSize` with the header. Without `CommSize`: MessageLength (v3: MessageSize) |
+/// | an answer | `SUCCESS` | the answer; `*CommSize` with the header. Without `CommSize`: MessageLength; v3: BufferSize, with the header |
+///
+/// "Nothing" is true as well where the caller's buffer is the comm buffer: header and message stand there as before. After an
+/// answer the header does, but for the field that the table names.
+///
+/// A v3 header's MessageSize reaches MM as it is, and comes back as it was. Its Reserved field is zero on the way to MM.
+///
+/// # Which comm buffer
+///
+/// One that is the C drivers' own, where the platform has it. They do not all survive `ALREADY_STARTED`: a variable that is
+/// set from a timer's notification is lost, for instance. So calls through this buffer run at `TPL_NOTIFY`, those of
+/// components in Rust included, and no notification comes between. Where the SDK's `TplServices` are missing that is not
+/// possible; then a warning says so.
+///
+/// # Memory
+///
+/// Room for the longest request and the longest answer is set aside when the protocols are installed; a call allocates nothing,
+/// but where an announced move of the comm buffer is put into effect with it.
 ///
 /// The caller's buffer has `*CommSize` bytes or, where that is not given, as many as its header counts (v3: BufferSize).
 /// Both header formats are taken by protocols 1 and 2. A `*CommSize` above header and message is room for the answer.
@@ -62,6 +87,7 @@ impl MmCommunicationProducer {
         self,
         mm: Service<dyn MmCommunication>,
         protocols: Service<dyn ProtocolServices>,
+        tpl: Option<Service<dyn TplServices>>,
     ) -> patina::error::Result<()> {
         let installed = [
             Communication::PROTOCOL_GUID,
@@ -75,11 +101,8 @@ impl MmCommunicationProducer {
             log::error!(target: "mm_comm", "platform: another driver has installed an MM communication protocol");
             return Err(EfiError::AlreadyStarted);
         }
-        let bridge = Bridge {
-            mm,
-            buffer: self.buffer,
-        };
-        let result = install(&protocols, bridge);
+        let bridge = Rc::new(Bridge::new(mm, self.buffer, tpl)?);
+        let result = install(&protocols, &bridge);
         Ok(result.inspect_err(
             |error| log::error!(target: "mm_comm", "the MM communication protocols were not installed: {error:?}"),
         )?)
@@ -87,21 +110,88 @@ impl MmCommunicationProducer {
 }
 
 /// What stands behind an installed interface.
-#[derive(Clone, Copy)]
 struct Bridge {
     mm: Service<dyn MmCommunication>,
     buffer: u8,
+    /// To run at `TPL_NOTIFY`.
+    tpl: Option<Service<dyn TplServices>>,
+    /// Borrowed while a call lasts.
+    scratch: RefCell<Scratch>,
 }
+
+impl Bridge {
+    fn new(
+        mm: Service<dyn MmCommunication>,
+        buffer: u8,
+        tpl: Option<Service<dyn TplServices>>,
+    ) -> patina::error::Result<Self> {
+        let longest = mm.message_capacity(buffer, V1).unwrap_or_else(|status| {
+            log::warn!(target: "mm_comm", "no memory is set aside for messages through comm buffer {buffer}: {status}");
+            0
+        });
+        let mut scratch = Scratch::default();
+        for memory in [&mut scratch.request, &mut scratch.answer] {
+            memory.try_reserve_exact(longest).map_err(|error| {
+                log::error!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
+                EfiError::OutOfResources
+            })?;
+        }
+        let raised = tpl
+            .ok_or(Status::Unsupported)
+            .and_then(|tpl| mm.run_at_notify(buffer, tpl));
+        if let Err(status) = raised {
+            log::warn!(
+                target: "mm_comm",
+                "platform: a C driver that interrupts a call through comm buffer {buffer} will be refused: {status}"
+            );
+        }
+        Ok(Self {
+            mm,
+            buffer,
+            tpl,
+            scratch: RefCell::new(scratch),
+        })
+    }
+}
+
+/// Copies of what a call moves.
+#[derive(Default)]
+struct Scratch {
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Scratch {
+    /// Leaves no byte of a message behind.
+    fn wipe(&mut self) {
+        for memory in [&mut self.request, &mut self.answer] {
+            memory.fill(0);
+            memory.clear();
+        }
+    }
+}
+
+/// Makes `memory` hold `len` bytes; `false` where it has no room for them and there is none to be had.
+fn hold(memory: &mut Vec<u8>, len: usize) -> bool {
+    memory.clear();
+    let has_room = memory.try_reserve_exact(len).is_ok();
+    if has_room {
+        memory.resize(len, 0);
+    }
+    has_room
+}
+
+const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
 
 /// An interface as it is installed. The caller's `This` points to the first field, and so to all of it.
 #[repr(C)]
 struct Produced<P> {
     interface: P,
-    bridge: Bridge,
+    bridge: Rc<Bridge>,
 }
 
 /// Installs the three protocols on one handle, or none.
-fn install(protocols: &Service<dyn ProtocolServices>, bridge: Bridge) -> Result<(), ProtocolError> {
+fn install(protocols: &Service<dyn ProtocolServices>, bridge: &Rc<Bridge>) -> Result<(), ProtocolError> {
     let first = Communication {
         communicate: communicate1,
     };
@@ -125,8 +215,9 @@ fn install_one<P: ProtocolInterface>(
     protocols: &Service<dyn ProtocolServices>,
     handle: Option<Handle>,
     interface: P,
-    bridge: Bridge,
+    bridge: &Rc<Bridge>,
 ) -> Result<(Handle, ProtocolPtr), ProtocolError> {
+    let bridge = Rc::clone(bridge);
     let produced = Box::into_raw(Box::new(Produced { interface, bridge }));
     produced.expose_provenance();
     let pointer = ProtocolPtr::from_raw(produced.cast()).ok_or(ProtocolError::Internal)?;
@@ -157,15 +248,16 @@ fn uninstall(
 /// # Safety
 ///
 /// `this` is null, or an interface that [`install_one`] installed.
-unsafe fn bridge_of<P>(this: *const P) -> Option<Bridge> {
+unsafe fn bridge_of<'a, P>(this: *const P) -> Option<&'a Bridge> {
     if this.is_null() {
+        log::error!(target: "mm_comm", "caller: the protocol's This is null");
         return None;
     }
     // By address: a caller in Rust may have come here from a reference to the interface, and no further.
     let produced = core::ptr::with_exposed_provenance::<Produced<P>>(this.addr());
     // SAFETY: the caller's promise: `this` is the first field of a `Produced<P>` that is never freed and never changed,
     // and whose provenance was exposed.
-    Some(unsafe { (*produced).bridge })
+    Some(unsafe { &(*produced).bridge })
 }
 
 unsafe extern "efiapi" fn communicate1(
@@ -186,6 +278,10 @@ unsafe extern "efiapi" fn communicate2(
     comm_size: *mut usize,
 ) -> efi::Status {
     if comm_buffer_physical != comm_buffer_virtual {
+        log::error!(
+            target: "mm_comm",
+            "caller: the buffer's physical address is {comm_buffer_physical:p}, its virtual one {comm_buffer_virtual:p}"
+        );
         return efi::Status::INVALID_PARAMETER;
     }
     // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
@@ -200,6 +296,10 @@ unsafe extern "efiapi" fn communicate3(
     comm_buffer_virtual: *mut c_void,
 ) -> efi::Status {
     if comm_buffer_physical != comm_buffer_virtual {
+        log::error!(
+            target: "mm_comm",
+            "caller: the buffer's physical address is {comm_buffer_physical:p}, its virtual one {comm_buffer_virtual:p}"
+        );
         return efi::Status::INVALID_PARAMETER;
     }
     // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
@@ -238,14 +338,18 @@ impl Reply {
 /// `comm_size` is null, or valid for reads and writes. `comm_buffer` is null, or valid for reads and writes of `*comm_size`
 /// bytes; without `comm_size`, of as many as the header there counts, and of the header.
 unsafe fn serve(
-    bridge: Option<Bridge>,
+    bridge: Option<&Bridge>,
     comm_buffer: *mut c_void,
     comm_size: *mut usize,
     only: Option<HeaderFormat>,
 ) -> efi::Status {
-    let Some(bridge) = bridge.filter(|_| !comm_buffer.is_null()) else {
+    let Some(bridge) = bridge else {
         return efi::Status::INVALID_PARAMETER;
     };
+    if comm_buffer.is_null() {
+        log::error!(target: "mm_comm", "caller: the buffer's address is null");
+        return efi::Status::INVALID_PARAMETER;
+    }
     let given = match comm_size.is_null() {
         true => None,
         // SAFETY: the caller's promise for a pointer that is not null.
@@ -263,45 +367,44 @@ unsafe fn serve(
 
 /// Serves a call, with `memory` to reach as many bytes of the caller's buffer as it is asked for.
 fn answer(
-    bridge: Bridge,
+    bridge: &Bridge,
     comm_size: Option<usize>,
     only: Option<HeaderFormat>,
     memory: &dyn Fn(usize) -> Option<SharedRegion>,
 ) -> Reply {
-    let request = match Request::read(bridge, comm_size, only, memory) {
-        Ok(request) => request,
+    let _raised = bridge.tpl.and_then(raise_to_notify);
+    let Ok(mut scratch) = bridge.scratch.try_borrow_mut() else {
+        return failed(bridge, Status::Busy);
+    };
+    let reply = match Request::read(bridge, comm_size, only, memory, &mut scratch.request) {
+        Ok(request) => request.send(bridge, &mut scratch, comm_size.is_some()),
         Err(reply) => {
             if let Some((offset, value)) = reply.length_field {
                 // The field is in the header, which was read.
                 let _ = memory(offset.saturating_add(size_of::<u64>()))
                     .map(|header| header.write(offset, &value.to_le_bytes()));
             }
-            return reply;
+            reply
         }
     };
-    let mut answer = Ok(Vec::new());
-    let recipient = patina::Guid::from_bytes(&request.header.recipient().to_bytes());
-    let options = CallOptions::new().with_header(request.header.format());
-    let sent = bridge.mm.communicate_with(
-        bridge.buffer,
-        &request.message,
-        recipient,
-        options,
-        &mut |reader| {
-            answer = reader.read_to_vec();
-        },
-    );
-    match sent.and(answer) {
-        Ok(answer) => request.reply(&answer, comm_size.is_some()),
-        Err(Status::MmReturned(status)) => Reply::status(status),
-        Err(status) => Reply::status(EfiError::from(status).into()),
+    scratch.wipe();
+    reply
+}
+
+/// The reply to a call that did not get its answer. The communicator's log has the numbers.
+fn failed(bridge: &Bridge, status: Status) -> Reply {
+    log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
+    match status {
+        Status::MmReturned(status) => Reply::status(status),
+        status => Reply::status(EfiError::from(status).into()),
     }
 }
 
-/// A request whose numbers were checked, copied out of the caller's buffer.
+/// A request whose numbers were checked.
 struct Request {
     header: Header,
-    message: Vec<u8>,
+    /// The header as it stands in the caller's buffer.
+    raw: RawHeader,
     /// The caller's buffer.
     region: SharedRegion,
 }
@@ -314,19 +417,24 @@ const fn length_offset(format: HeaderFormat) -> usize {
     }
 }
 
+/// Where the length field stands that MM reads and that tells an answer's length: MessageLength, or BufferSize.
+const TRANSACTION_OFFSET: usize = 16;
+
 impl Request {
+    /// Checks a request, and copies its message.
     fn read(
-        bridge: Bridge,
+        bridge: &Bridge,
         comm_size: Option<usize>,
         only: Option<HeaderFormat>,
         memory: &dyn Fn(usize) -> Option<SharedRegion>,
+        message: &mut Vec<u8>,
     ) -> Result<Self, Reply> {
         let capacity = |format| {
             let options = CallOptions::new().with_header(format);
             bridge
                 .mm
                 .message_capacity(bridge.buffer, options)
-                .map_err(|status| Reply::status(EfiError::from(status).into()))
+                .map_err(|status| failed(bridge, status))
         };
         let largest = capacity(HeaderFormat::V1)?.saturating_add(HeaderFormat::V1.header_len());
         let bad_comm_size = Reply {
@@ -334,100 +442,179 @@ impl Request {
             ..Reply::status(efi::Status::BAD_BUFFER_SIZE)
         };
         match comm_size {
-            Some(0) => return Err(bad_comm_size),
-            Some(size) if size > largest => return Err(bad_comm_size),
-            Some(size) if size < HeaderFormat::V1.header_len() => return Err(Reply::INVALID),
+            Some(size) if size == 0 || size > largest => {
+                log::error!(target: "mm_comm", "caller: CommSize is {size}, MM takes 1 to {largest} bytes");
+                return Err(bad_comm_size);
+            }
+            Some(size) if size < HeaderFormat::V1.header_len() => {
+                log::error!(
+                    target: "mm_comm",
+                    "caller: CommSize is {size}, a header has {} bytes",
+                    HeaderFormat::V1.header_len()
+                );
+                return Err(Reply::INVALID);
+            }
             _ => {}
         }
 
-        let (header, message_size) = read_header(comm_size, memory)?;
-        let format = match header {
+        let raw = RawHeader::read(comm_size, memory)?;
+        let parsed = Header::parse(raw.bytes());
+        let format = match parsed {
             Ok(header) => header.format(),
             // A length beyond 64 bits.
             Err(HeaderError::LengthOverflows { .. }) => HeaderFormat::V1,
             // BufferSize below the header, or a CommSize that ends inside it.
-            Err(_) => return Err(Reply::INVALID),
+            Err(error) => {
+                log::error!(target: "mm_comm", "caller: {error}");
+                return Err(Reply::INVALID);
+            }
         };
         if only.is_some_and(|only| only != format) {
+            log::error!(target: "mm_comm", "caller: the header does not start with the GUID of v3 headers");
             return Err(Reply::INVALID);
         }
         let longest = capacity(format)?;
-        let header = header.ok().filter(|header| {
+        let message_size = raw.field(length_offset(format));
+        let claimed = raw.field(TRANSACTION_OFFSET);
+        let header = parsed.ok().filter(|header| {
             let fits = usize::try_from(header.message_len()).is_ok_and(|len| len <= longest);
             fits && message_size != 0
         });
-        let header = header.ok_or(Reply {
-            length_field: Some((length_offset(format), longest as u64)),
-            ..bad_comm_size
+        let header = header.ok_or_else(|| {
+            log::error!(
+                target: "mm_comm",
+                "caller: the message has {message_size} bytes, its header claims {claimed}; MM takes 1 to {longest} bytes"
+            );
+            Reply {
+                length_field: Some((length_offset(format), longest as u64)),
+                ..bad_comm_size
+            }
         })?;
         // Neither loses anything: `longest` is a `usize`.
         let message_len = usize::try_from(header.message_len()).unwrap_or(longest);
         let total = usize::try_from(header.total_len()).unwrap_or(largest);
         if message_size > header.message_len() || comm_size.is_some_and(|size| size < total) {
+            log::error!(
+                target: "mm_comm",
+                "caller: header and message of {message_size} bytes do not fit into BufferSize {claimed} and CommSize {comm_size:?}"
+            );
             return Err(Reply::INVALID);
         }
 
-        let region = memory(comm_size.unwrap_or(total)).ok_or(Reply::INVALID)?;
-        let mut message = Vec::new();
-        if message.try_reserve_exact(message_len).is_err() {
-            return Err(Reply::status(efi::Status::OUT_OF_RESOURCES));
+        let region = memory(comm_size.unwrap_or(total)).ok_or_else(|| wraps(total))?;
+        if !hold(message, message_len) {
+            return Err(failed(bridge, Status::OutOfMemory { needed: message_len }));
         }
-        message.resize(message_len, 0);
-        if !region.read(format.header_len(), &mut message) {
-            return Err(Reply::INVALID);
+        if !region.read(format.header_len(), message) {
+            return Err(wraps(total));
         }
-        Ok(Self {
-            header,
-            message,
-            region,
-        })
+        Ok(Self { header, raw, region })
     }
 
-    /// Writes the answer into the caller's buffer.
-    fn reply(&self, answer: &[u8], has_comm_size: bool) -> Reply {
+    /// Sends the message that `scratch` holds, and writes the answer into the caller's buffer.
+    fn send(&self, bridge: &Bridge, scratch: &mut Scratch, has_comm_size: bool) -> Reply {
         let format = self.header.format();
-        let total = format.header_len().saturating_add(answer.len());
-        let comm_size = Some(total);
-        if total > self.region.len() || !self.region.write(format.header_len(), answer) {
-            return Reply {
-                comm_size,
-                ..Reply::status(efi::Status::BUFFER_TOO_SMALL)
+        let recipient = patina::Guid::from_bytes(&self.header.recipient().to_bytes());
+        let options = CallOptions::new()
+            .with_header(format)
+            .with_message_size(self.header.message_size());
+        let room = self.region.len().saturating_sub(format.header_len());
+        let Scratch { request, answer } = scratch;
+        let mut taken = Ok(());
+        let sent = bridge
+            .mm
+            .communicate_with(bridge.buffer, request, recipient, options, &mut |reader| {
+                let needed = reader.remaining();
+                taken = if needed > room {
+                    Err(Status::AnswerTooLong { needed, room })
+                } else if hold(answer, needed) {
+                    reader.read_rest(answer).map(drop)
+                } else {
+                    Err(Status::OutOfMemory { needed })
+                };
+            });
+        // The transaction wiped this where the caller's buffer is the comm buffer.
+        put_back(&self.region, 0, self.raw.bytes());
+        if let Err(status) = sent.and(taken) {
+            put_back(&self.region, format.header_len(), request);
+            let reply = failed(bridge, status);
+            return match status {
+                Status::AnswerTooLong { needed, .. } => Reply {
+                    comm_size: Some(needed.saturating_add(format.header_len())),
+                    ..Reply::status(efi::Status::BUFFER_TOO_SMALL)
+                },
+                _ => reply,
             };
         }
+        let total = format.header_len().saturating_add(answer.len());
+        let mut written = self.region.write(format.header_len(), answer);
         if !has_comm_size {
-            let len = (answer.len() as u64).to_le_bytes();
-            let written = self.region.write(length_offset(format), &len);
-            debug_assert!(written, "the field is in the header, which was read from there");
+            let told = match format {
+                HeaderFormat::V1 => answer.len(),
+                HeaderFormat::V3 => total,
+            };
+            written &= self
+                .region
+                .write(TRANSACTION_OFFSET, &(told as u64).to_le_bytes());
         }
+        debug_assert!(written, "the closure compared the answer with the room for it");
         Reply {
-            comm_size,
+            comm_size: Some(total),
             ..Reply::status(efi::Status::SUCCESS)
         }
     }
 }
 
-/// Copies the header. With it comes the length of the message: MessageLength or MessageSize.
-fn read_header(
-    comm_size: Option<usize>,
-    memory: &dyn Fn(usize) -> Option<SharedRegion>,
-) -> Result<(Result<Header, HeaderError>, u64), Reply> {
-    let mut bytes = [0; MAX_HEADER_LEN];
-    let mut copy = |len: usize| {
-        let len = len.min(comm_size.unwrap_or(len));
-        let copy = bytes.get_mut(..len).unwrap_or_default();
-        let is_read = memory(len).is_some_and(|header| header.read(0, copy));
-        is_read.then_some((bytes, len)).ok_or(Reply::INVALID)
-    };
-    // No more than a v1 header, until its GUID says that there is more.
-    let (mut bytes, mut len) = copy(HeaderFormat::V1.header_len())?;
-    let mut format = HeaderFormat::V1;
-    if bytes.starts_with(&mm_wire::header::V3_MARKER.to_bytes()) {
-        (bytes, len) = copy(MAX_HEADER_LEN)?;
-        format = HeaderFormat::V3;
+fn wraps(len: usize) -> Reply {
+    log::error!(target: "mm_comm", "caller: {len} bytes of buffer exceed the address space");
+    Reply::INVALID
+}
+
+/// Writes what stood at `offset` where it does not stand there any more.
+fn put_back(region: &SharedRegion, offset: usize, bytes: &[u8]) {
+    let mut at = offset;
+    for chunk in bytes.chunks(MAX_HEADER_LEN) {
+        let mut found = [0; MAX_HEADER_LEN];
+        let found = found.get_mut(..chunk.len()).unwrap_or_default();
+        let stands = region.read(at, found) && found == chunk;
+        let done = stands || region.write(at, chunk);
+        debug_assert!(done, "these bytes were read from there");
+        at = at.saturating_add(chunk.len());
     }
-    let field = bytes.get(length_offset(format)..).and_then(<[u8]>::first_chunk);
-    let header = Header::parse(bytes.get(..len).unwrap_or_default());
-    Ok((header, field.map_or(0, |field| u64::from_le_bytes(*field))))
+}
+
+/// A copy of the header that stands in the caller's buffer.
+struct RawHeader {
+    bytes: [u8; MAX_HEADER_LEN],
+    len: usize,
+}
+
+impl RawHeader {
+    /// Copies as much of the header as CommSize covers.
+    fn read(comm_size: Option<usize>, memory: &dyn Fn(usize) -> Option<SharedRegion>) -> Result<Self, Reply> {
+        let copy = |len: usize| {
+            let len = len.min(comm_size.unwrap_or(len));
+            let mut bytes = [0; MAX_HEADER_LEN];
+            let copy = bytes.get_mut(..len).unwrap_or_default();
+            let is_read = memory(len).is_some_and(|header| header.read(0, copy));
+            is_read.then_some(Self { bytes, len }).ok_or_else(|| wraps(len))
+        };
+        // No more than a v1 header, until its GUID says that there is more.
+        let v1 = copy(HeaderFormat::V1.header_len())?;
+        if v1.bytes.starts_with(&mm_wire::header::V3_MARKER.to_bytes()) {
+            return copy(MAX_HEADER_LEN);
+        }
+        Ok(v1)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    fn field(&self, offset: usize) -> u64 {
+        let field = self.bytes.get(offset..).and_then(<[u8]>::first_chunk);
+        field.map_or(0, |field| u64::from_le_bytes(*field))
+    }
 }
 
 #[cfg(test)]
@@ -438,7 +625,9 @@ mod tests {
 
     fn producer(protocols: MockProtocolServices) -> patina::error::Result<()> {
         let mm: Box<dyn MmCommunication> = Box::new(MockMmCommunication::new());
-        MmCommunicationProducer::new(0).entry_point(Service::mock(mm), Service::mock(Box::new(protocols)))
+        let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
+        let protocols = Service::mock(protocols);
+        MmCommunicationProducer::new(0).entry_point(Service::mock(mm), protocols, None)
     }
 
     fn handle() -> Handle {
@@ -479,12 +668,13 @@ mod tests {
                 .expect_uninstall_interface()
                 .times(taken_back)
                 .returning(|_, _, _| Ok(()));
-            let expected = if failing == 3 {
-                Ok(())
-            } else {
-                Err(EfiError::OutOfResources)
-            };
-            assert_eq!(producer(protocols), expected);
+            let mm: Box<dyn MmCommunication> = Box::new(MockMmCommunication::new());
+            let bridge = Rc::new(Bridge::new(Service::mock(mm), 0, None).unwrap());
+            let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
+            let installed = install(&Service::mock(protocols), &bridge);
+            assert_eq!(installed.is_ok(), failing == 3);
+            // Whoever located an interface that was taken back may still call it; one that was refused is gone.
+            assert_eq!(Rc::strong_count(&bridge), 1 + failing);
         }
     }
 
