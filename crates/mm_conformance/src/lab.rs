@@ -41,7 +41,7 @@ bitflags::bitflags! {
         const NO_MM = 1 << 13;
         /// The client's protocols for C can be called.
         const PRODUCED_PROTOCOLS = 1 << 14;
-        /// A client can be set up over the protocols of another one.
+        /// A client can be set up over the firmware's protocols, or those of another client.
         const FIRMWARE_PROTOCOLS = 1 << 15;
         /// The boot\'s events can be signalled.
         const EVENTS = 1 << 16;
@@ -359,7 +359,8 @@ pub struct Setup {
     pub hobs: Option<Vec<HobSetup>>,
     /// The buffer that the protocols for C send through; `None` for no such protocols.
     pub produced: Option<u8>,
-    /// Whether the client that scenarios see sends through the protocols of the one that is set up here.
+    /// Whether the client that scenarios see sends through protocols: those that the firmware itself has, where it has some,
+    /// else those that are produced here. Without [`Self::produced`] there are none.
     pub through_firmware: bool,
     /// The buffer through which MM is told of the boot's events.
     pub events: Option<u8>,

@@ -11,12 +11,15 @@ use mm_comm::{Ports, SharedRegion};
 use mm_conformance::{Abilities, Outcome};
 use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
+use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_harness::dispatcher::Dispatcher;
+use patina_harness::events::HostEvents;
 use patina_harness::protocols::HostProtocols;
 use patina_harness::report::NotOk;
 use patina_harness::{PatinaLab, Site};
 use uefi_host::Firmware;
+use uefi_host::protocols::BootProtocols;
 
 /// Calls of the endurance scenario.
 const MANY_CALLS: u32 = 10_000;
@@ -27,6 +30,7 @@ pub(crate) struct OvmfSite {
     mmis: MmiCount,
     pm_base: u16,
     protocols: Cell<&'static HostProtocols>,
+    events: Cell<&'static HostEvents>,
     arena: SharedRegion,
     /// Bytes of the arena that are taken, and how many of them stay taken from client to client.
     taken: Cell<usize>,
@@ -46,11 +50,13 @@ pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Optio
     let arena = unsafe { SharedRegion::new(memory, BUFFER_PAGES * PAGE_LEN) }.ok()?;
     let (taken, kept) = (Cell::new(0), Cell::new(None));
     let protocols = Cell::new(fresh_protocols());
+    let events = Cell::new(fresh_events());
     PatinaLab::new(OvmfSite {
         firmware,
         mmis,
         pm_base,
         protocols,
+        events,
         arena,
         taken,
         kept,
@@ -63,6 +69,11 @@ fn fresh_protocols() -> &'static HostProtocols {
     Box::leak(Box::default())
 }
 
+/// The events of one client: those of the firmware are over.
+fn fresh_events() -> &'static HostEvents {
+    Box::leak(Box::default())
+}
+
 impl Site for OvmfSite {
     fn abilities(&self) -> Abilities {
         Abilities::MM
@@ -71,12 +82,15 @@ impl Site for OvmfSite {
             | Abilities::SMI_SWITCH
             | Abilities::CALLBACKS
             | Abilities::PRODUCED_PROTOCOLS
+            | Abilities::FIRMWARE_PROTOCOLS
+            | Abilities::EVENTS
     }
 
     fn power_on(&self, _latency: u32) {
         let kept = self.kept.get().unwrap_or_else(|| self.taken.get());
         self.kept.set(Some(kept));
         self.protocols.set(fresh_protocols());
+        self.events.set(fresh_events());
         self.taken.set(kept);
     }
 
@@ -101,6 +115,14 @@ impl Site for OvmfSite {
 
     fn protocols(&self) -> &'static dyn ProtocolServices {
         self.protocols.get()
+    }
+
+    fn firmware_protocols(&self) -> &'static dyn ProtocolServices {
+        Box::leak(Box::new(BootProtocols::new(self.firmware.boot())))
+    }
+
+    fn events(&self) -> Option<&'static dyn EventServices> {
+        Some(self.events.get())
     }
 
     fn add_communicator(&self, dispatcher: &mut Dispatcher) {

@@ -90,6 +90,12 @@ pub trait Site {
     /// The protocol database that the client is to use.
     fn protocols(&self) -> &'static dyn ProtocolServices;
 
+    /// The database with the MM communication protocols that the firmware itself installed; the client's own where it did
+    /// not.
+    fn firmware_protocols(&self) -> &'static dyn ProtocolServices {
+        self.protocols()
+    }
+
     /// The events that the client is to use; `None` where the site has none for it.
     fn events(&self) -> Option<&'static dyn EventServices> {
         None
@@ -344,7 +350,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
             return Err(SetupFailure::NotDispatched { component });
         };
         let communication = match setup.through_firmware {
-            true => over_firmware(&*site, &buffers)?,
+            true => over_firmware(&*site, setup, &buffers)?,
             false => communication,
         };
         let machine = Self(Rc::new(Client {
@@ -384,11 +390,18 @@ fn install_ready_to_lock(site: &impl Site) {
     }
 }
 
-/// A client of its own, with buffers like these, that sends through the protocols in the site's database.
-fn over_firmware(site: &impl Site, like: &[Observed]) -> Result<Service<dyn MmCommunication>, SetupFailure> {
+/// A client of its own, with buffers like these, that sends through the firmware's protocols.
+fn over_firmware(
+    site: &impl Site,
+    setup: &Setup,
+    like: &[Observed],
+) -> Result<Service<dyn MmCommunication>, SetupFailure> {
     let no_memory = || SetupFailure::Impossible("no memory left");
     let mut storage = Storage::new();
-    storage.add_service(SharedProtocols(site.protocols()));
+    storage.add_service(SharedProtocols(match setup.produced {
+        Some(_) => site.firmware_protocols(),
+        None => site.protocols(),
+    }));
     let protocols = storage
         .get_service()
         .ok_or(SetupFailure::Impossible("a protocol database"))?;

@@ -12,6 +12,7 @@ scenarios! {
     firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
     firmware_protocol_has_no_room_for_a_longer_answer: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "a request has to be as long as its answer, by padding, or the driver's refusal is the error";
     firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "MM's refusal comes back through the protocol";
+    firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler answers through protocol 2 as it does without it";
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
 }
 
@@ -92,6 +93,11 @@ fn firmware_protocol_carries_mms_status(lab: &dyn Lab) -> Seen {
         ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
+}
+
+fn firmware_protocol_reaches_the_variable_service(lab: &dyn Lab) -> Seen {
+    let machine = through_firmware(lab, HeaderFormat::V1)?;
+    super::variables::ensure_payload_size(&*machine)
 }
 
 fn missing_firmware_protocol_is_an_error(lab: &dyn Lab) -> Seen {

@@ -16,6 +16,7 @@ scenarios! {
     failed_ready_to_lock_is_told_at_ready_to_boot: CONTROLLED_MM | EVENTS | SMI_SWITCH, "ready to lock that did not get through is told with the next event, before it";
     event_during_a_call_through_its_buffer_is_told_after_it: CONTROLLED_MM | EVENTS | CALLBACKS, "events in the middle of a call through their own buffer are told when it has ended, in their order";
     supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
+    each_boot_event_is_one_mmi: MM | EVENTS, "each event is one message, whoever is in MM";
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";
 }
 
@@ -34,8 +35,8 @@ const READY_TO_LOCK: &str = "60ff8964-e906-41d0-afed-f241e974e08e";
 const READY_TO_BOOT: &str = "7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b";
 const EXIT_BOOT_SERVICES: &str = "27abf055-b1b8-4c26-8048-748f37baa2df";
 
-/// Signals an event, and compares the MMIs it took and what MM saw last.
-fn signal(machine: &dyn Machine, event: BootEvent, mmis: usize, last: &str) -> Seen {
+/// Signals an event, and compares the MMIs it took.
+fn signal(machine: &dyn Machine, event: BootEvent, mmis: usize) -> Seen {
     let before = machine.mmis();
     machine.signal(event);
     ensure!(
@@ -43,6 +44,12 @@ fn signal(machine: &dyn Machine, event: BootEvent, mmis: usize, last: &str) -> S
         "{event:?} took {} MMIs, not {mmis}",
         machine.mmis() - before
     );
+    ensure_clean(machine, 1)
+}
+
+/// As [`signal`], and compares what MM saw last.
+fn told(machine: &dyn Machine, event: BootEvent, mmis: usize, last: &str) -> Seen {
+    signal(machine, event, mmis)?;
     let report = machine.mm_report();
     ensure!(
         report
@@ -50,31 +57,39 @@ fn signal(machine: &dyn Machine, event: BootEvent, mmis: usize, last: &str) -> S
             .any(|line| line.starts_with(last) && line.contains("1 bytes")),
         "after {event:?} MM reports {report:?}"
     );
-    ensure_clean(machine, 1)
+    Ok(())
 }
 
 fn each_boot_event_reaches_mm(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(machine.mmis(), 0);
-    signal(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    signal(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    signal(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)
+    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+    told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)
+}
+
+fn each_boot_event_is_one_mmi(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (event, mmis) in [(EndOfDxe, 1), (ReadyToLock, 1), (ReadyToLock, 0), (EndOfDxe, 1)] {
+        signal(&*machine, event, mmis)?;
+    }
+    Ok(())
 }
 
 fn ready_to_lock_is_sent_once(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    signal(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
-    signal(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+    told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
+    told(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
 fn ready_to_boot_locks_at_the_latest(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    signal(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    signal(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
-    signal(&*machine, ReadyToLock, 0, READY_TO_BOOT)
+    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+    told(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
+    told(&*machine, ReadyToLock, 0, READY_TO_BOOT)
 }
 
 fn boot_event_during_a_call_does_not_disturb_it(lab: &dyn Lab) -> Seen {
@@ -98,8 +113,8 @@ fn ready_to_lock_before_the_client_is_told(lab: &dyn Lab) -> Seen {
     };
     let machine = up(lab, &setup)?;
     ensure_eq!(machine.mmis(), 1);
-    signal(&*machine, ReadyToLock, 0, "")?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+    signal(&*machine, ReadyToLock, 0)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
 fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &dyn Lab) -> Seen {
@@ -109,9 +124,9 @@ fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &dyn Lab) -> Seen {
     machine.signal(ReadyToLock);
     ensure_eq!(machine.mmis(), 0);
     machine.switch_smis(true);
-    signal(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
-    signal(&*machine, ReadyToLock, 0, READY_TO_BOOT)?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+    told(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
+    told(&*machine, ReadyToLock, 0, READY_TO_BOOT)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
 fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &dyn Lab) -> Seen {
@@ -135,8 +150,8 @@ fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &dyn Lab) -> See
         report.iter().any(|line| line.starts_with(READY_TO_LOCK)),
         "MM was told last: {report:?}"
     );
-    signal(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
     ensure_clean(&*machine, 0)
 }
 
@@ -154,10 +169,10 @@ fn supervisor_is_told_after_the_users(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup)?;
     super::supervisor::as_project_mu(&*machine)?;
     let before = machine.mmis();
-    signal(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    signal(&*machine, ReadyToLock, 2, READY_TO_LOCK)?;
-    signal(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    signal(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
+    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+    told(&*machine, ReadyToLock, 2, READY_TO_LOCK)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
     ensure_eq!(machine.mmis(), before + 6);
     ensure_clean(&*machine, 0)
 }

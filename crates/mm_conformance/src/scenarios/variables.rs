@@ -1,7 +1,7 @@
 //! edk2's variable service answers as its clients expect.
 
 use super::{Seen, ready};
-use crate::lab::{Lab, Machine};
+use crate::lab::{AnswerTo, Call, Failure, Lab, Machine};
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
@@ -20,6 +20,8 @@ scenarios! {
     deleted_variable_is_gone: VARIABLES, "setting a variable to nothing deletes it";
     variable_names_can_be_walked: VARIABLES, "the walk over all names finds one that was set, once, and ends";
     variable_storage_sizes_are_told: VARIABLES, "the store tells sizes that fit each other";
+    every_way_carries_the_variable_services_answer: VARIABLES, "slice, closure and allocation get the same answer of a real handler";
+    typed_answer_of_the_variable_service: VARIABLES, "its answer becomes a value of exactly its size, or an error with both sizes";
     many_calls_to_the_variable_service_work: VARIABLES, "the last of many calls to a real handler is answered like the first";
 }
 
@@ -74,9 +76,13 @@ fn get(
 }
 
 fn variable_payload_size_is_answered(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+    ensure_payload_size(&*ready(lab)?)
+}
+
+/// Fails unless the variable service tells a payload size.
+pub(super) fn ensure_payload_size(machine: &dyn Machine) -> Seen {
     let (status, body) = ask(
-        &*machine,
+        machine,
         function::GET_PAYLOAD_SIZE,
         PayloadSize::default().as_bytes(),
     )?;
@@ -209,6 +215,68 @@ fn variable_storage_sizes_are_told(lab: &dyn Lab) -> Seen {
     );
     ensure!(info.maximum_variable.get() > 0, "{info:?}");
     Ok(())
+}
+
+/// The message that asks for the payload size, which is as long as its answer.
+fn payload_size_request() -> Vec<u8> {
+    let header = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
+    [header.as_bytes(), PayloadSize::default().as_bytes()].concat()
+}
+
+/// Has an answer of the variable service put there.
+fn ask_into(machine: &dyn Machine, answer: AnswerTo, message: &[u8]) -> Result<Vec<u8>, Failure> {
+    let call = Call {
+        answer,
+        ..Call::default()
+    };
+    machine.communicate_as(call, 0, message, variable::GUID)
+}
+
+fn every_way_carries_the_variable_services_answer(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let message = payload_size_request();
+    let answer = machine.communicate(0, &message, variable::GUID);
+    ensure!(
+        answer.as_ref().is_ok_and(|answer| answer.len() == message.len()),
+        "the payload size is {answer:02x?}"
+    );
+    for way in [
+        AnswerTo::Slice(message.len()),
+        AnswerTo::Slice(4096),
+        AnswerTo::Closure(1),
+        AnswerTo::Closure(7),
+        AnswerTo::Closure(4096),
+    ] {
+        ensure_eq!(ask_into(&*machine, way, &message), answer);
+        super::ensure_clean(&*machine, 0)?;
+    }
+    let (needed, room) = (message.len(), message.len() - 1);
+    ensure_eq!(
+        ask_into(&*machine, AnswerTo::Slice(room), &message),
+        Err(Failure::AnswerTooLong { needed, room })
+    );
+    super::ensure_clean(&*machine, 0)
+}
+
+fn typed_answer_of_the_variable_service(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let unknown = FunctionHeader::new(99);
+    let answer = ask_into(&*machine, AnswerTo::Type16, unknown.as_bytes());
+    let header = answer
+        .as_deref()
+        .ok()
+        .and_then(|answer| FunctionHeader::read_from_bytes(answer).ok());
+    let status = header.map(|header| EfiStatus(header.return_status.get()));
+    ensure_eq!(status, Some(EfiStatus::UNSUPPORTED));
+    let message = payload_size_request();
+    ensure_eq!(
+        ask_into(&*machine, AnswerTo::Type16, &message),
+        Err(Failure::AnswerSize {
+            expected: 16,
+            returned: message.len()
+        })
+    );
+    super::ensure_clean(&*machine, 0)
 }
 
 fn many_calls_to_the_variable_service_work(lab: &dyn Lab) -> Seen {

@@ -76,7 +76,7 @@ impl CallOptions {
 /// Sends messages to MM handlers.
 ///
 /// An implementation needs [`Self::communicate`] only; the provided methods then copy what it returns. Those of
-/// [`MmCommunicator`] do without that copy, and without an allocation. [`MmCommunicationExt`] adds calls whose request
+/// [`MmCommunicator`] do without that copy, and without an allocation of their own. [`MmCommunicationExt`] adds calls whose request
 /// and answer are types.
 pub trait MmCommunication {
     /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
@@ -103,6 +103,8 @@ pub trait MmCommunication {
 
     /// As [`Self::communicate`], with the answer copied to the start of `out`; returns its length in bytes.
     ///
+    /// [`MmCommunicator`] allocates nothing here, but where an announced move of a comm buffer is put into effect first.
+    ///
     /// # Errors
     ///
     /// As [`Self::communicate`], and [`Status::AnswerTooLong`] where `out` is too short. MM has done what it was asked
@@ -122,6 +124,8 @@ pub trait MmCommunication {
     }
 
     /// As [`Self::communicate`], with the answer lent to `take`, which is called once, and only where there is an answer.
+    ///
+    /// [`MmCommunicator`] allocates nothing here, as in [`Self::communicate_into`].
     ///
     /// While `take` runs, the answer still stands in the comm buffer: another call through this buffer gives
     /// [`Status::Busy`].
