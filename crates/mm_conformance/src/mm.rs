@@ -11,7 +11,7 @@
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
 //! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
 //! | [`HEADER`] | the communicate header of the request, at the start of the message |
-//! | [`PROJECT_MU`] | nothing; from then on comm buffers are served as by Project Mu's supervisor, see [`Channels`] |
+//! | [`PROJECT_MU`] | nothing; from then on comm buffers are served as by Project Mu's supervisor: one request at an MMI, the users' before the supervisor's, and that with a v1 header |
 //! | the MM supervisor's | as `mm_core`'s handler does; memory is unblocked where it starts on a page and names who asks, comm buffers are moved as Project Mu's supervisor does, and the policy is [`POLICY`] |
 //! | the variable service's | as `mm_core`'s handler does |
 

@@ -131,7 +131,7 @@ pub trait MmSupervisor {
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
     /// Has the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
-    /// identifier, and is as long; its mailbox has a page of its own. Once only, and only until the platform is locked.
+    /// identifier, and is as long; its mailbox is at the start of a zeroed page of its own. Once only, and only until the platform is locked.
     ///
     /// The communicator that this client sends through follows at once. Whoever else knows of the old buffers (a driver in
     /// C, another communicator) learns it through the comm-buffer update protocol, which is the caller's to install. Best

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub trait MmCommunicationExt: MmCommunication {
     /// Sends a value to the handler `recipient` through the comm buffer `id` and returns the value that it answers.
     ///
-    /// Nothing is allocated. The answer is copied into the value, so its alignment in the comm buffer does not matter.
+    /// Nothing is allocated, as in [`MmCommunication::communicate_into`]. The answer is copied into the value, so its alignment in the comm buffer does not matter.
     ///
     /// # Errors
     ///
