@@ -355,6 +355,8 @@ pub struct Setup {
     pub latency: u32,
     /// The buffer that may move.
     pub updatable: Option<u8>,
+    /// Pages of fresh memory that are announced for it before the client comes up.
+    pub moved_early: Option<usize>,
     /// The HOBs that the configuration comes from; `None` for a configuration that was made by hand.
     pub hobs: Option<Vec<HobSetup>>,
     /// The buffer that the protocols for C send through; `None` for no such protocols.
@@ -387,6 +389,7 @@ impl Default for Setup {
             polls: 1000,
             latency: 1,
             updatable: None,
+            moved_early: None,
             hobs: None,
             produced: None,
             through_firmware: false,

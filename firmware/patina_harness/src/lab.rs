@@ -287,7 +287,11 @@ fn observe(id: u8, base: *mut u8, len: usize, mailbox: Option<*mut u8>) -> Resul
 impl<S: Site + 'static> PatinaMachine<S> {
     fn bring_up(site: Rc<S>, setup: &Setup) -> Result<Self, SetupFailure> {
         site.power_on(setup.latency);
-        let buffers = lay_out(&*site, setup)?;
+        let mut buffers = lay_out(&*site, setup)?;
+        let moved = setup
+            .moved_early
+            .map(|pages| move_early(&*site, setup, pages))
+            .transpose()?;
         let tap = Tap::new(site.ports());
         let control_calls = Rc::new(Cell::new(0));
         let caught = Rc::new(Cell::new(None));
@@ -353,6 +357,10 @@ impl<S: Site + 'static> PatinaMachine<S> {
             true => over_firmware(&*site, setup, &buffers)?,
             false => communication,
         };
+        if let Some(moved) = moved {
+            buffers.retain(|buffer| buffer.id != moved.id);
+            buffers.push(moved);
+        }
         let machine = Self(Rc::new(Client {
             site,
             tap,
@@ -379,6 +387,38 @@ impl<S: Site + 'static> PatinaMachine<S> {
     fn smi_en(&self) -> u16 {
         self.0.site.pm_base() + 0x30
     }
+}
+
+/// Announces a comm buffer's place through the update protocol.
+fn install_update(site: &impl Site, version: u64, place: MmCommBuffer) -> Result<(), SetupFailure> {
+    let interface = Box::leak(Box::new(MmCommBufferUpdateProtocol {
+        version,
+        updated_comm_buffer: place,
+    }));
+    let interface = ProtocolPtr::from_raw((&raw mut *interface).cast())
+        .ok_or(SetupFailure::Impossible("a null interface"))?;
+    let installed = site.protocols().install_interface(None, PROTOCOL_GUID, interface);
+    installed.map(drop).map_err(|error| {
+        log::error!("the update protocol was not installed: {error:?}");
+        SetupFailure::Impossible("the update protocol was not installed")
+    })
+}
+
+/// Announces fresh memory for the updatable buffer.
+fn move_early(site: &impl Site, setup: &Setup, pages: usize) -> Result<Observed, SetupFailure> {
+    let no_memory = || SetupFailure::Impossible("no memory left");
+    let id = setup
+        .updatable
+        .ok_or(SetupFailure::Impossible("no buffer may move"))?;
+    let base = site.allocate(pages).ok_or_else(no_memory)?;
+    let mailbox = site.allocate(1).ok_or_else(no_memory)?;
+    let place = MmCommBuffer {
+        physical_start: base.expose_provenance() as u64,
+        number_of_pages: pages as u64,
+        status: mailbox.expose_provenance() as u64,
+    };
+    install_update(site, 1, place)?;
+    observe(id, base, pages * PAGE_LEN, Some(mailbox))
 }
 
 fn install_ready_to_lock(site: &impl Site) {
@@ -859,25 +899,12 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 .collect();
             tell_mm(&*self.0.site, &self.0.buffers.borrow(), &old)?;
         }
-        let interface = Box::leak(Box::new(MmCommBufferUpdateProtocol {
-            version: update.version,
-            updated_comm_buffer: MmCommBuffer {
-                physical_start: base.expose_provenance() as u64,
-                number_of_pages: update.pages,
-                status: update.mailbox.unwrap_or(mailbox.expose_provenance() as u64),
-            },
-        }));
-        let interface = ProtocolPtr::from_raw((&raw mut *interface).cast())
-            .ok_or(SetupFailure::Impossible("a null interface"))?;
-        let installed = self
-            .0
-            .site
-            .protocols()
-            .install_interface(None, PROTOCOL_GUID, interface);
-        installed.map(drop).map_err(|error| {
-            log::error!("the update protocol was not installed: {error:?}");
-            SetupFailure::Impossible("the update protocol was not installed")
-        })
+        let place = MmCommBuffer {
+            physical_start: base.expose_provenance() as u64,
+            number_of_pages: update.pages,
+            status: update.mailbox.unwrap_or(mailbox.expose_provenance() as u64),
+        };
+        install_update(&*self.0.site, update.version, place)
     }
 }
 

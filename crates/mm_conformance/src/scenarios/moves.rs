@@ -7,6 +7,7 @@ use crate::mm;
 
 scenarios! {
     moved_buffer_is_used: CONTROLLED_MM | UPDATES, "after an update, messages go through the new memory";
+    update_before_the_client_is_used: CONTROLLED_MM | UPDATES, "an update that was announced before the client came up is in effect at the first call";
     update_of_unknown_version_is_ignored: CONTROLLED_MM | UPDATES, "an update of another version changes nothing";
     update_of_impossible_size_is_ignored: CONTROLLED_MM | UPDATES, "pages whose bytes exceed the address space change nothing";
     update_during_call_takes_effect_after_it: CONTROLLED_MM | UPDATES | CALLBACKS, "a call finishes in the buffer it started in";
@@ -40,6 +41,22 @@ fn moved_buffer_is_used(lab: &dyn Lab) -> Seen {
         "the new buffer does not carry its 6 pages"
     );
     ensure_eq!(machine.communicate(1, b"other", mm::ECHO), Ok(b"other".to_vec()));
+    ensure_clean(&*machine, 0)
+}
+
+fn update_before_the_client_is_used(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            moved_early: Some(6),
+            ..setup()
+        },
+    )?;
+    let large = super::pattern(6 * 4096 - 24);
+    ensure!(
+        machine.communicate(0, &large, mm::ECHO) == Ok(large),
+        "the new buffer does not carry its 6 pages"
+    );
     ensure_clean(&*machine, 0)
 }
 
