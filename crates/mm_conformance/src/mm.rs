@@ -176,8 +176,15 @@ impl LateAnswer {
         if !memory.read(mailbox, image.as_mut_bytes()) || !image.is_pending() {
             return;
         }
-        self.0 = None;
         let (start, message) = (buffer.region.start(), lie.request());
+        let mut header = [0; HeaderFormat::V3.header_len()];
+        if !memory.read(start, &mut header)
+            || Header::parse(&header).is_ok_and(|header| header.recipient() == LIAR)
+        {
+            // Still the same one, with another MMI: it has to wait.
+            return;
+        }
+        self.0 = None;
         if lie == Lie::Late
             && let Some(header) = Header::new(format, LIAR, message.len() as u64)
         {
