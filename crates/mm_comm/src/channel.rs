@@ -22,6 +22,7 @@ pub struct Channel {
     region: SharedRegion,
     mailbox: Option<Mailbox>,
     in_use: AtomicBool,
+    retired: AtomicBool,
     tracked: Cell<Option<Header>>,
     written_in_flight: Cell<bool>,
 }
@@ -85,6 +86,7 @@ impl Channel {
             region,
             mailbox: None,
             in_use: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             tracked: Cell::new(None),
             written_in_flight: Cell::new(false),
         }
@@ -168,7 +170,19 @@ impl Channel {
     /// Whether a transaction holds the channel.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
-        self.in_use.load(Ordering::Acquire)
+        self.in_use.load(Ordering::SeqCst)
+    }
+
+    /// Takes the channel out of use for good: no transaction begins after this returns. One that holds the channel now goes
+    /// its way; see [`Self::is_in_use`].
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether [`Self::retire`] was called.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
     }
 
     /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
@@ -214,10 +228,15 @@ impl Channel {
         let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
         let header = message_size.map_or(header, |size| header.with_message_size(size));
 
-        if self.in_use.swap(true, Ordering::AcqRel) {
+        if self.in_use.swap(true, Ordering::SeqCst) {
             return Err(BeginError::Busy);
         }
         let claim = Claim::new(self);
+        // Looked at only now: whoever retires a channel and then finds it not in use has its memory to itself.
+        if self.is_retired() {
+            claim.release_untouched();
+            return Err(BeginError::Retired);
+        }
         if self.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
             claim.release_untouched();
             return Err(BeginError::MailboxInUse);

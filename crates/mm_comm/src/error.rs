@@ -67,6 +67,9 @@ pub enum BeginError {
     /// An outer call uses this channel.
     #[error("caller: the comm buffer is in use by a call that has not finished")]
     Busy,
+    /// The channel was taken out of use.
+    #[error("caller: the comm buffer is out of use")]
+    Retired,
     /// There is nothing to send.
     #[error("caller: the message is empty")]
     EmptyMessage,

@@ -440,6 +440,23 @@ mod tests {
     }
 
     #[test]
+    fn a_retired_channel_takes_no_request_and_keeps_the_one_under_way() {
+        let channel = channel();
+        let staged = begin(&channel);
+        channel.retire();
+        assert!(channel.is_in_use());
+        mm_answers(&channel, b"ok");
+        assert_eq!(staged.finish().unwrap().len(), 2);
+        assert!(channel.region().write(0, &[7]));
+        assert_eq!(
+            channel.begin(HeaderFormat::V1, RECIPIENT, b"x").unwrap_err(),
+            BeginError::Retired
+        );
+        assert_eq!(contents(&channel)[0], 7);
+        assert!(!channel.is_in_use());
+    }
+
+    #[test]
     fn a_mailbox_that_announces_somebody_elses_request_is_left_alone() {
         let channel = channel();
         let foreign = MailboxImage::armed();

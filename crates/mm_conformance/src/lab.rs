@@ -432,6 +432,8 @@ pub enum UpdatePlace {
     Fresh,
     /// Exactly where this buffer is now.
     Over(u8),
+    /// Exactly where this buffer was when the client came up.
+    Former(u8),
 }
 
 /// What is announced through the comm-buffer update protocol.

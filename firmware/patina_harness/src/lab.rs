@@ -227,6 +227,11 @@ struct Observed {
 }
 
 impl Observed {
+    fn place(&self) -> Place {
+        let mailbox = self.mailbox.as_ref().map(|mailbox| mailbox.region().as_ptr());
+        (self.region.as_ptr(), mailbox)
+    }
+
     fn comm_buffer(&self) -> Option<CommBuffer> {
         let mailbox = self
             .mailbox
@@ -248,10 +253,15 @@ struct Client<S> {
     communication: Service<dyn MmCommunication>,
     buffers: RefCell<Vec<Observed>>,
     control_calls: Rc<Cell<u32>>,
+    /// Where the buffers were when the client came up.
+    first_places: Vec<(u8, Place)>,
     updatable: Option<u8>,
     supervisor: Option<Service<dyn MmSupervisor>>,
     tpl: Rc<HostTpl>,
 }
+
+/// A comm buffer's memory, and its mailbox.
+type Place = (*mut u8, Option<*mut u8>);
 
 impl<S> Clone for PatinaMachine<S> {
     fn clone(&self) -> Self {
@@ -365,6 +375,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
             site,
             tap,
             communication,
+            first_places: buffers.iter().map(|buffer| (buffer.id, buffer.place())).collect(),
             buffers: RefCell::new(buffers),
             control_calls,
             updatable: setup.updatable,
@@ -856,10 +867,11 @@ impl<S: Site + 'static> PatinaMachine<S> {
             .ok_or(SetupFailure::Impossible("no buffer may move"))?;
         let taken = match update.place {
             UpdatePlace::Fresh => None,
-            UpdatePlace::Over(id) => self.with_buffer(id, |buffer| {
-                let mailbox = buffer.mailbox.as_ref().map(|mailbox| mailbox.region().as_ptr());
-                (buffer.region.as_ptr(), mailbox)
-            }),
+            UpdatePlace::Over(id) => self.with_buffer(id, Observed::place),
+            UpdatePlace::Former(id) => {
+                let mut places = self.0.first_places.iter();
+                places.find(|(first, _)| *first == id).map(|(_, place)| *place)
+            }
         };
         let (base, mailbox) = match taken {
             Some((base, Some(mailbox))) => (base, mailbox),

@@ -15,6 +15,7 @@ scenarios! {
     update_over_another_buffer_is_ignored: CONTROLLED_MM | UPDATES, "a buffer cannot move to where another one is";
     moved_buffer_serves_during_call_in_the_old_one: CONTROLLED_MM | UPDATES | CALLBACKS, "once it moved, a call goes through the new memory while another one still finishes in the old";
     update_to_the_same_place_waits_for_the_call_there: CONTROLLED_MM | UPDATES | CALLBACKS, "an announcement of memory that a call is using does not disturb that call, and is not lost";
+    update_back_waits_for_the_call_in_the_old_place: CONTROLLED_MM | UPDATES | CALLBACKS, "a buffer that moves away and back again during a call does not disturb that call";
     updates_arriving_in_every_call_are_all_used: CONTROLLED_MM | UPDATES | CALLBACKS, "of updates that arrive in the middle of calls, each is in effect at the next call";
     moved_buffer_keeps_its_header: CONTROLLED_MM | UPDATES | V3_HEADERS, "a buffer with the v3 header has it in the new place too";
     last_of_many_updates_counts: CONTROLLED_MM | UPDATES, "the newest of several updates is the one that is used";
@@ -188,6 +189,37 @@ fn update_to_the_same_place_waits_for_the_call_there(lab: &dyn Lab) -> Seen {
     ensure_eq!(inner, Some([Err(Failure::Busy), Ok(b"inner".to_vec())]));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     // Now it is in effect: 2 pages are left of 4.
+    ensure_eq!(
+        machine.communicate(0, &super::pattern(3 * 4096), mm::ECHO),
+        Err(Failure::MessageTooLarge)
+    );
+    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    Ok(())
+}
+
+fn update_back_waits_for_the_call_in_the_old_place(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup())?;
+    let back = Update {
+        place: UpdatePlace::Former(0),
+        ..Update::to_pages(2)
+    };
+    let message = super::pattern(600);
+    let (inner, outer) = look_during(&*machine, &message, mm::ECHO, move |machine| {
+        machine.announce(Update::to_pages(6));
+        let away = machine.communicate(0, b"away", mm::ECHO);
+        machine.announce(back);
+        [
+            away,
+            machine.communicate(0, b"back", mm::ECHO),
+            machine.communicate(1, b"other", mm::ECHO),
+        ]
+    });
+    ensure_eq!(
+        inner,
+        Some([Ok(b"away".to_vec()), Err(Failure::Busy), Ok(b"other".to_vec())])
+    );
+    ensure_eq!(outer, Ok(message));
+    // Now it is in effect: 2 pages.
     ensure_eq!(
         machine.communicate(0, &super::pattern(3 * 4096), mm::ECHO),
         Err(Failure::MessageTooLarge)

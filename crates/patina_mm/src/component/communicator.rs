@@ -26,6 +26,7 @@ use alloc::vec::Vec;
 use answer::trace_bytes;
 use core::cell::RefCell;
 use core::fmt;
+use mm_comm::BeginError;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
@@ -509,19 +510,17 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             let mut buffer = self.buffer(id)?;
             // The transaction borrows one handle, the executor gets another one to the same buffer.
             let handle = buffer.clone();
-            let staged = handle
+            let format = options.header.unwrap_or(handle.header());
+            let staged = match handle
                 .channel()
-                .begin_sized(
-                    options.header.unwrap_or(handle.header()),
-                    recipient,
-                    message,
-                    options.message_size,
-                )
-                .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
-            if !handle.is_enabled() {
-                // It moved after it was looked up: nothing was sent yet, so this starts again in the new place.
-                continue;
-            }
+                .begin_sized(format, recipient, message, options.message_size)
+            {
+                // It moved after it was looked up: nothing was written, so this starts again in the new place.
+                Err(BeginError::Retired) => continue,
+                staged => {
+                    staged.inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?
+                }
+            };
             trace_bytes(id, "request", message);
             executor.execute_mm(&mut buffer)?;
             let answer = staged.finish().inspect_err(

@@ -1,11 +1,10 @@
 //! The comm buffer as platforms configure it and executors are handed it.
 
-use alloc::rc::Rc;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use core::pin::Pin;
-use core::sync::atomic::{AtomicBool, Ordering};
 use mm_comm::channel::{MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_wire::hob::CommBufferPlace;
@@ -78,13 +77,14 @@ impl From<WriteError> for CommunicateBufferStatus {
 /// What stands in the memory is never trusted: recipient and length of the message that was last written are kept
 /// outside it, and every read compares the two.
 #[derive(Clone)]
-pub struct CommunicateBuffer(Rc<Shared>);
+pub struct CommunicateBuffer(
+    /// Counted atomically: a notification in the middle of a call makes and drops handles, and may keep one.
+    Arc<Shared>,
+);
 
 struct Shared {
     channel: Channel,
     id: u8,
-    /// Atomic, since a notification may take the buffer out of use at any instruction of a call.
-    enabled: AtomicBool,
     header: Cell<HeaderFormat>,
 }
 
@@ -100,11 +100,14 @@ where
 }
 
 impl CommunicateBuffer {
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "shared with notifications, which interrupt this processor, and not with other processors"
+    )]
     fn over(channel: Channel, id: u8) -> Self {
-        Self(Rc::new(Shared {
+        Self(Arc::new(Shared {
             channel,
             id,
-            enabled: AtomicBool::new(true),
             header: Cell::new(HeaderFormat::V1),
         }))
     }
@@ -235,18 +238,13 @@ impl CommunicateBuffer {
     /// Whether messages may be sent through the buffer.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
-        self.0.enabled.load(Ordering::Acquire)
+        !self.0.channel.is_retired()
     }
 
     /// Takes the buffer out of use, for every clone. There is no way back: a platform that moves a buffer adds a new one.
     pub fn disable(&mut self) {
         log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
-        self.retire();
-    }
-
-    /// As [`Self::disable`], for a buffer that another one replaced.
-    pub(crate) fn retire(&self) {
-        self.0.enabled.store(false, Ordering::Release);
+        self.0.channel.retire();
     }
 
     /// Where the memory starts. Reads and writes through it must be volatile; MM may change it at any time.

@@ -42,9 +42,12 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         // The wait is for the new mailbox: a refusal is the rare case, and costs no more than time.
         executor.execute_mm(&mut new.clone())?;
         let has_arrived = !new.channel().mailbox().is_some_and(Mailbox::is_pending);
+        // The other place is done with before the list changes: nobody may be told of memory that is still to be wiped.
         let answer = if has_arrived {
+            drop(here);
             there.finish()
         } else {
+            drop(there);
             here.finish()
         };
         let answer = answer.inspect_err(|error| {
@@ -56,7 +59,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
                 Status::Busy
             })?;
             *buffers = plan.all;
-            plan.leaving.iter().for_each(CommunicateBuffer::retire);
+            plan.leaving.iter().for_each(|old| old.channel().retire());
             for new in to {
                 log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", new.id(), new.as_ptr(), new.len());
             }

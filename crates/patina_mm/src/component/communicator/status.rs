@@ -104,6 +104,7 @@ impl From<BeginError> for Status {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::Busy => Self::Busy,
+            BeginError::Retired => Self::CommBufferDisabled,
             BeginError::EmptyMessage => Self::InvalidDataBuffer,
             BeginError::MessageTooLarge { .. } => Self::CommBufferTooSmall,
             BeginError::MailboxInUse => Self::MailboxInUse,

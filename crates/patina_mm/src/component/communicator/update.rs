@@ -42,6 +42,9 @@ enum UpdateError {
 pub(super) struct Pending {
     id: u8,
     latest: Latest<MmCommBufferUpdateProtocol>,
+    /// Buffers that moved away while a call was using them, until a move finds that call done. No more than calls are
+    /// nested. Borrowed only by whoever applies, and that is one at a time.
+    leaving: RefCell<Vec<CommunicateBuffer>>,
 }
 
 impl Pending {
@@ -50,6 +53,7 @@ impl Pending {
         Rc::new(Self {
             id,
             latest: Latest::new(),
+            leaving: RefCell::default(),
         })
     }
 
@@ -108,6 +112,10 @@ impl Pending {
         buffers: &RefCell<Vec<CommunicateBuffer>>,
     ) -> Result<(), Hindrance> {
         let place = CommBufferPlace::of_update(update.as_bytes()).map_err(UpdateError::from)?;
+        let Ok(mut leaving) = self.leaving.try_borrow_mut() else {
+            return Err(Hindrance::NotNow);
+        };
+        leaving.retain(|buffer| buffer.channel().is_in_use());
         let (old, mut all): (Vec<_>, Vec<_>) = match buffers.try_borrow() {
             Ok(buffers) => buffers.iter().cloned().partition(|buffer| buffer.id() == self.id),
             Err(_replaced_by_an_interrupted_call) => return Err(Hindrance::NotNow),
@@ -117,12 +125,20 @@ impl Pending {
             let (region, other) = (place.region(), other.id());
             return Err(UpdateError::SharedMemory { region, other }.into());
         }
-        let is_in_use = |old: &CommunicateBuffer| old.channel().is_in_use() && overlaps(old, place);
-        if old.iter().any(is_in_use) {
+        let is_in_use = |old: &&CommunicateBuffer| old.channel().is_in_use();
+        if old
+            .iter()
+            .filter(is_in_use)
+            .chain(leaving.iter())
+            .any(|old| overlaps(old, place))
+        {
             return Err(Hindrance::NotNow);
         }
         // SAFETY: the platform announces memory that it set aside for this use, mapped one to one, for the rest of the
-        // boot, and no transaction uses it, as was just checked.
+        // boot. No transaction uses it, and none will through an older buffer: those in the list do not overlap it, or
+        // are `old`; those that left the list are retired, and so is `old` before anybody can begin there, because a call
+        // that looked it up before finds it retired once it has claimed it, and one that interrupts this waits. What was
+        // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps.
         let new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
         let new = old
             .first()
@@ -132,7 +148,12 @@ impl Pending {
             Ok(mut buffers) => *buffers = all,
             Err(_looked_at_by_an_interrupted_call) => return Err(Hindrance::NotNow),
         }
-        old.iter().for_each(CommunicateBuffer::retire);
+        for old in old {
+            old.channel().retire();
+            if old.channel().is_in_use() {
+                leaving.push(old);
+            }
+        }
         log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
         Ok(())
     }
