@@ -25,6 +25,8 @@ pub struct Channel {
     retired: AtomicBool,
     tracked: Cell<Option<Header>>,
     written_in_flight: Cell<bool>,
+    /// How far header and message reached, of all that were written since the region was last wiped.
+    reached: Cell<usize>,
 }
 
 /// Why what stands in a comm buffer is not what was last written to it.
@@ -59,6 +61,9 @@ pub enum WriteError {
     /// No recipient was written before.
     #[error("caller: a message was given before its recipient")]
     NoRecipient,
+    /// The recipient is [`mm_wire::header::V3_MARKER`], which no v1 header can name.
+    #[error("caller: the recipient is the v3 header's marker {0}, a v1 header for it would read as v3")]
+    RecipientIsMarker(Guid),
     /// The message does not fit.
     #[error("caller: the message has {len} bytes, the comm buffer has room for {capacity}")]
     TooLarge {
@@ -89,6 +94,7 @@ impl Channel {
             retired: AtomicBool::new(false),
             tracked: Cell::new(None),
             written_in_flight: Cell::new(false),
+            reached: Cell::new(0),
         }
     }
 
@@ -225,6 +231,9 @@ impl Channel {
         if message.len() > capacity {
             return Err(too_large);
         }
+        if !Header::can_name(format, recipient) {
+            return Err(BeginError::RecipientIsMarker(recipient));
+        }
         let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
         let header = message_size.map_or(header, |size| header.with_message_size(size));
 
@@ -258,7 +267,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`WriteError::NoRoomForHeader`].
+    /// [`WriteError::NoRoomForHeader`] or [`WriteError::RecipientIsMarker`].
     pub fn write_recipient(&self, format: HeaderFormat, recipient: Guid) -> Result<(), WriteError> {
         let needed = format.header_len();
         let no_room = WriteError::NoRoomForHeader {
@@ -267,6 +276,9 @@ impl Channel {
         };
         if self.region.len() < needed {
             return Err(no_room);
+        }
+        if !Header::can_name(format, recipient) {
+            return Err(WriteError::RecipientIsMarker(recipient));
         }
         let message_len = self.tracked.get().map_or(0, |header| header.message_len());
         self.put(Header::new(format, recipient, message_len).ok_or(no_room)?, None);
@@ -360,6 +372,7 @@ impl Channel {
     pub fn clear(&self) {
         let wiped = self.region.wipe(0, self.region.len());
         debug_assert!(wiped, "a region holds its own length");
+        self.reached.set(0);
         self.tracked.set(None);
     }
 
@@ -373,18 +386,21 @@ impl Channel {
         Header::parse(copy)
     }
 
-    /// Whether header or message were written by hand since the transaction began: an executor answered.
-    pub(crate) fn was_answered_by_hand(&self) -> bool {
-        self.written_in_flight.get()
+    /// The header that was written by hand since the transaction began, where an executor answered so. It is not read from
+    /// shared memory.
+    pub(crate) fn answered_by_hand(&self) -> Option<Header> {
+        self.tracked.get().filter(|_| self.written_in_flight.get())
     }
 
-    /// Ends a transaction: wipes the first `len` bytes, withdraws a request that still stands, frees the channel.
+    /// Ends a transaction: withdraws a request that still stands, so that MM does not take one that is half wiped; wipes the
+    /// first `len` bytes, and whatever was written behind them; frees the channel.
     pub(crate) fn end(&self, len: usize) {
-        let wiped = self.region.wipe(0, len.min(self.region.len()));
-        debug_assert!(wiped, "the length was limited to the region's");
         if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.is_pending()) {
             mailbox.withdraw();
         }
+        let len = len.max(self.reached.replace(0)).min(self.region.len());
+        let wiped = self.region.wipe(0, len);
+        debug_assert!(wiped, "the length was limited to the region's");
         self.tracked.set(None);
         self.free();
     }
@@ -401,6 +417,8 @@ impl Channel {
             written &= self.region.write(header.format().header_len(), message);
         }
         debug_assert!(written, "the callers checked that header and message fit");
+        let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);
+        self.reached.update(|reached| reached.max(total));
         self.tracked.set(Some(header));
         self.written_in_flight.set(true);
     }

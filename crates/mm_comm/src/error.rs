@@ -81,6 +81,9 @@ pub enum BeginError {
         /// Bytes that the buffer can hold behind the header.
         capacity: usize,
     },
+    /// The recipient is [`mm_wire::header::V3_MARKER`], which no v1 header can name.
+    #[error("caller: the recipient is the v3 header's marker {0}, a v1 header for it would read as v3")]
+    RecipientIsMarker(Guid),
     /// The mailbox already announces a request that is not ours.
     #[error("platform: the status mailbox already announces a request that MM has not taken")]
     MailboxInUse,

@@ -108,6 +108,10 @@ impl SharedRegion {
         if !self.holds(offset, bytes.len()) {
             return false;
         }
+        #[cfg(test)]
+        if watch::swallows(self.base.addr().get().wrapping_add(offset), bytes.len()) {
+            return true;
+        }
         let mut to = self.base.as_ptr().wrapping_add(offset);
         let (head, words) = bytes.split_at(bytes.len().min(to.align_offset(WORD)));
         for byte in head {
@@ -167,6 +171,36 @@ fn store(to: *mut u8, value: u8) {
     // SAFETY: every caller is `SharedRegion::write`, which checked that the address lies in its region, writable by the
     // type's invariant; a byte has no alignment.
     unsafe { to.write_volatile(value) };
+}
+
+/// What a test sees of a thread's writes to shared memory.
+#[cfg(test)]
+pub(crate) mod watch {
+    use std::cell::{Cell, RefCell};
+    use std::vec::Vec;
+
+    std::thread_local! {
+        static WRITES: RefCell<Vec<(usize, usize)>> = const { RefCell::new(Vec::new()) };
+        static SWALLOW: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn swallows(address: usize, len: usize) -> bool {
+        WRITES.with_borrow_mut(|writes| writes.push((address, len)));
+        SWALLOW.get()
+    }
+
+    /// Takes the record of all writes since the last call, oldest first: where, and how many bytes.
+    pub(crate) fn take_writes() -> Vec<(usize, usize)> {
+        WRITES.take()
+    }
+
+    /// Runs `run` over memory that does not keep what is written, such as a ROM.
+    pub(crate) fn over_rom<T>(run: impl FnOnce() -> T) -> T {
+        SWALLOW.set(true);
+        let result = run();
+        SWALLOW.set(false);
+        result
+    }
 }
 
 #[cfg(test)]

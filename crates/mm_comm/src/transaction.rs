@@ -65,21 +65,21 @@ impl<'c> Staged<'c> {
 
     /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length.
     ///
-    /// Where an executor answered by hand (through [`Channel::write_recipient`] and [`Channel::write_message`]) the
-    /// mailbox is not asked: the answer is what was written.
+    /// Where an executor answered by hand (through [`Channel::write_recipient`] and [`Channel::write_message`]) neither
+    /// mailbox nor header is asked: the answer is what was written, of the length that was written.
     ///
     /// # Errors
     ///
     /// Each [`AnswerError`] ends the transaction and wipes the whole region.
     pub fn finish(self) -> Result<Answer<'c>, AnswerError> {
         let channel = self.claim.channel;
-        let in_mailbox = if channel.was_answered_by_hand() {
-            None
-        } else {
-            self.claimed_by_mailbox()?
+        let (in_mailbox, found) = match channel.answered_by_hand() {
+            Some(written) => (None, written),
+            None => (
+                self.claimed_by_mailbox()?,
+                channel.read_header().map_err(AnswerError::HeaderDamaged)?,
+            ),
         };
-
-        let found = channel.read_header().map_err(AnswerError::HeaderDamaged)?;
         if found.recipient() != self.request.recipient() || found.format() != self.request.format() {
             return Err(AnswerError::RecipientChanged {
                 sent: self.request.recipient(),
@@ -209,7 +209,9 @@ impl Answer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::WriteError;
     use crate::error::{BeginError, ChannelError};
+    use crate::region::watch;
     use mm_wire::mailbox::MailboxImage;
     use mm_wire::{Guid, HeaderFormat, guid};
     use std::boxed::Box;
@@ -415,6 +417,72 @@ mod tests {
         let after = contents(&channel);
         assert!(after[..behind].iter().all(|byte| *byte == 0));
         assert!(after[behind..].iter().all(|byte| *byte == 0x77));
+    }
+
+    #[test]
+    fn an_answer_by_hand_is_wiped_as_far_as_it_ever_reached() {
+        let channel = channel();
+        let staged = begin(&channel);
+        channel.write_message(&[0x77; 3000]).unwrap();
+        channel.write_message(b"short").unwrap();
+        // Whoever writes to the memory behind an executor's back does not change what it answered.
+        assert!(channel.region().write(16, &9u64.to_le_bytes()));
+        let answer = staged.finish().unwrap();
+        assert_eq!(answer.len(), 5);
+        drop(answer);
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn a_message_from_before_the_transaction_is_wiped_with_it() {
+        let channel = channel();
+        channel.write_recipient(HeaderFormat::V1, RECIPIENT).unwrap();
+        channel.write_message(&[0x77; 3000]).unwrap();
+        let staged = begin(&channel);
+        mm_answers(&channel, b"ok");
+        drop(staged.finish().unwrap());
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn a_request_is_withdrawn_before_it_is_wiped() {
+        let channel = channel();
+        let staged = begin(&channel);
+        watch::take_writes();
+        drop(staged);
+        let valid = channel.mailbox().unwrap().region().as_ptr().addr();
+        let writes = watch::take_writes();
+        assert_eq!(writes[0], (valid, 1));
+        assert_eq!(writes[1].0, channel.region().as_ptr().addr());
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn memory_that_keeps_nothing_is_an_error_with_its_address() {
+        let channel = channel();
+        let error = watch::over_rom(|| channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET).unwrap_err());
+        assert_eq!(
+            error,
+            BeginError::NotMemory {
+                address: channel.region().as_ptr().addr()
+            }
+        );
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn a_v1_header_for_the_v3_marker_is_the_callers_mistake() {
+        use mm_wire::header::V3_MARKER;
+        let channel = channel();
+        watch::take_writes();
+        let begun = channel.begin(HeaderFormat::V1, V3_MARKER, b"x").map(drop);
+        assert_eq!(begun, Err(BeginError::RecipientIsMarker(V3_MARKER)));
+        assert_eq!(
+            channel.write_recipient(HeaderFormat::V1, V3_MARKER),
+            Err(WriteError::RecipientIsMarker(V3_MARKER))
+        );
+        assert!(watch::take_writes().is_empty());
+        drop(channel.begin(HeaderFormat::V3, V3_MARKER, b"x").unwrap());
     }
 
     #[test]

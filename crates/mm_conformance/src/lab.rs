@@ -76,6 +76,9 @@ pub enum Failure {
     /// The message is empty.
     #[error("empty message")]
     EmptyMessage,
+    /// A header cannot name the recipient.
+    #[error("bad recipient")]
+    BadRecipient,
     /// The comm buffer is in use.
     #[error("busy")]
     Busy,

@@ -101,7 +101,14 @@ pub enum HeaderError {
 }
 
 impl Header {
-    /// Describes a message of `message_len` bytes to `recipient`; `None` where header and message exceed 64 bits.
+    /// Whether a header of this format can name this recipient: a v1 header for [`V3_MARKER`] would read back as v3.
+    #[must_use]
+    pub fn can_name(format: HeaderFormat, recipient: Guid) -> bool {
+        format != HeaderFormat::V1 || recipient != V3_MARKER
+    }
+
+    /// Describes a message of `message_len` bytes to `recipient`; `None` where header and message exceed 64 bits. Ask
+    /// [`Self::can_name`] before about a recipient that somebody else chose.
     #[must_use]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
         match message_len.checked_add(format.header_len() as u64) {
@@ -331,6 +338,15 @@ mod tests {
                 minimum: 56
             })
         );
+    }
+
+    #[test]
+    fn only_a_v1_header_cannot_name_the_marker() {
+        assert!(!Header::can_name(HeaderFormat::V1, V3_MARKER));
+        assert!(Header::can_name(HeaderFormat::V1, RECIPIENT));
+        let header = Header::new(HeaderFormat::V3, V3_MARKER, 5).unwrap();
+        assert!(Header::can_name(HeaderFormat::V3, V3_MARKER));
+        assert_eq!(Header::parse(header.encode().as_ref()), Ok(header));
     }
 
     proptest! {

@@ -941,6 +941,7 @@ fn failure(status: Status) -> Failure {
         Status::InvalidDataBuffer => Failure::EmptyMessage,
         Status::SwMmiServiceNotAvailable => Failure::NoTrigger,
         Status::SwMmiFailed => Failure::TriggerFailed,
+        Status::InvalidRecipient => Failure::BadRecipient,
         Status::InvalidResponse => Failure::BadHeader,
         Status::Busy => Failure::Busy,
         Status::MailboxInUse => Failure::MailboxInUse,

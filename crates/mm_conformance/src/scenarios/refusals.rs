@@ -4,11 +4,13 @@ use super::{Seen, ensure_clean, pattern, ready, up};
 use crate::lab::{Abilities, Failure, Lab, Machine, Setup};
 use crate::mm;
 use alloc::vec::Vec;
+use mm_wire::header::V3_MARKER;
 use mm_wire::{EfiStatus, Guid, MailboxImage};
 
 scenarios! {
     empty_message_is_refused: MM, "an empty message raises no MMI";
     message_too_large_is_refused: MM, "a message that does not fit raises no MMI and writes nothing";
+    v3_marker_is_no_recipient: MM, "a v1 message for the GUID that marks v3 headers raises no MMI and writes nothing";
     unknown_buffer_is_refused: MM, "an identifier that no comm buffer has raises no MMI";
     disabled_buffer_is_refused: MM, "a comm buffer that was disabled through one clone is disabled for all";
     no_buffer_is_an_error: MM, "without any comm buffer there is an error of its own";
@@ -52,6 +54,16 @@ fn message_too_large_is_refused(lab: &dyn Lab) -> Seen {
     let capacity = machine.capacity(0);
     refused(&*machine, 0, &pattern(capacity + 1), Failure::MessageTooLarge)?;
     refused(&*machine, 0, &pattern(capacity * 3), Failure::MessageTooLarge)?;
+    ensure_clean(&*machine, 0)
+}
+
+fn v3_marker_is_no_recipient(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    ensure_eq!(
+        machine.communicate(0, b"x", V3_MARKER),
+        Err(Failure::BadRecipient)
+    );
+    ensure_eq!(machine.mmis(), 0);
     ensure_clean(&*machine, 0)
 }
 

@@ -22,8 +22,10 @@ pub enum CommunicateBufferStatus {
     /// The memory cannot hold the message, or the header claims another length than was written.
     #[error("the comm buffer cannot hold the message, or its header claims another length than was written")]
     TooSmallForMessage,
-    /// No recipient was given, or the header names another one than was written.
-    #[error("the comm buffer has no recipient, or its header names another one than was written")]
+    /// No recipient was given, the header cannot name it, or it names another one than was written.
+    #[error(
+        "the comm buffer has no recipient, or its header cannot name it or names another one than was written"
+    )]
     InvalidRecipient,
     /// There is no memory: a null pointer, or no mailbox where one is needed.
     #[error("there is no memory at the comm buffer's or mailbox's address")]
@@ -62,7 +64,7 @@ impl From<MismatchError> for CommunicateBufferStatus {
 impl From<WriteError> for CommunicateBufferStatus {
     fn from(error: WriteError) -> Self {
         match error {
-            WriteError::NoRecipient => Self::InvalidRecipient,
+            WriteError::NoRecipient | WriteError::RecipientIsMarker(_) => Self::InvalidRecipient,
             WriteError::NoRoomForHeader { .. } => Self::TooSmallForHeader,
             // TooLarge, and whatever is added to it.
             _ => Self::TooSmallForMessage,
@@ -305,7 +307,8 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader).
+    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader), and
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) for the v3 header's marker GUID in a v1 header.
     pub fn set_message_info(&mut self, recipient: Guid) -> Result<(), CommunicateBufferStatus> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
         self.0

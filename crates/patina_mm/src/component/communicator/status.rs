@@ -36,6 +36,9 @@ pub enum Status {
     /// MM left a header that is not the answer to this request, or a length that does not fit the buffer.
     #[error("MM: the header in the comm buffer does not belong to this request, or its length does not fit")]
     InvalidResponse,
+    /// The recipient is the marker GUID of v3 headers, and the message was to have a v1 header, which would read as v3.
+    #[error("caller: the recipient is the v3 header's marker GUID, which a v1 header cannot name")]
+    InvalidRecipient,
     /// The comm buffer was taken out of use.
     #[error("caller: the comm buffer is disabled")]
     CommBufferDisabled,
@@ -107,6 +110,7 @@ impl From<BeginError> for Status {
             BeginError::Retired => Self::CommBufferDisabled,
             BeginError::EmptyMessage => Self::InvalidDataBuffer,
             BeginError::MessageTooLarge { .. } => Self::CommBufferTooSmall,
+            BeginError::RecipientIsMarker(_) => Self::InvalidRecipient,
             BeginError::MailboxInUse => Self::MailboxInUse,
             // NotMemory, and whatever is added to it.
             _ => Self::CommBufferInitError,
@@ -153,7 +157,7 @@ impl From<Status> for EfiError {
             Status::NoCommBuffer | Status::SwMmiServiceNotAvailable => Self::NotReady,
             Status::CommBufferNotFound => Self::NotFound,
             Status::CommBufferTooSmall => Self::BadBufferSize,
-            Status::InvalidDataBuffer => Self::InvalidParameter,
+            Status::InvalidDataBuffer | Status::InvalidRecipient => Self::InvalidParameter,
             Status::CommBufferInitError | Status::SwMmiFailed => Self::DeviceError,
             Status::InvalidResponse
             | Status::AnswerBelowHeader { .. }
