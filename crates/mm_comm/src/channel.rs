@@ -289,10 +289,10 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`WriteError::NoRecipient`] or [`WriteError::TooLarge`].
+    /// [`WriteError::TooLarge`] or [`WriteError::NoRecipient`], looked at in this order.
     pub fn write_message(&self, message: &[u8]) -> Result<(), WriteError> {
-        let tracked = self.tracked.get().ok_or(WriteError::NoRecipient)?;
-        let capacity = self.capacity(tracked.format());
+        let tracked = self.tracked.get();
+        let capacity = self.capacity(tracked.map_or(HeaderFormat::V1, |header| header.format()));
         let too_large = WriteError::TooLarge {
             len: message.len(),
             capacity,
@@ -300,6 +300,7 @@ impl Channel {
         if message.len() > capacity {
             return Err(too_large);
         }
+        let tracked = tracked.ok_or(WriteError::NoRecipient)?;
         let header =
             Header::new(tracked.format(), tracked.recipient(), message.len() as u64).ok_or(too_large)?;
         self.put(header, Some(message));
@@ -337,7 +338,7 @@ impl Channel {
     }
 
     /// Compares the header in shared memory with the tracked one. `None` where none was written; then the memory must
-    /// start with a zero GUID.
+    /// start with a zero GUID and no length.
     ///
     /// # Errors
     ///
@@ -345,9 +346,10 @@ impl Channel {
     pub fn verify(&self) -> Result<Option<Header>, MismatchError> {
         let found = self.read_header().map_err(MismatchError::Damaged)?;
         let Some(expected) = self.tracked.get() else {
-            return match found.recipient() {
-                Guid::ZERO => Ok(None),
-                found => Err(MismatchError::Recipient {
+            return match (found.recipient(), found.message_len()) {
+                (Guid::ZERO, 0) => Ok(None),
+                (Guid::ZERO, found) => Err(MismatchError::Length { expected: 0, found }),
+                (found, _) => Err(MismatchError::Recipient {
                     expected: Guid::ZERO,
                     found,
                 }),

@@ -20,6 +20,7 @@ scenarios! {
     null_buffer_is_refused: , "address zero is no comm buffer";
     misaligned_buffer_is_refused: , "a comm buffer starts on a page";
     wrapping_buffer_is_refused: , "a comm buffer ends inside the address space";
+    buffers_are_checked_in_the_documented_order: , "of several mistakes the first of wrapping, size, null and alignment is told";
     enormous_buffer_is_refused: , "a size above isize::MAX is refused";
     null_mailbox_is_refused: , "a mailbox at address zero is refused, not taken for none";
     misaligned_mailbox_is_refused: , "a mailbox is aligned to its 64-bit fields";
@@ -173,6 +174,24 @@ fn misaligned_buffer_is_refused(lab: &dyn Lab) -> Seen {
 fn wrapping_buffer_is_refused(lab: &dyn Lab) -> Seen {
     ensure_eq!(lab.adopt(LAST_PAGE, 4096, None), Err(Refusal::BadAddress));
     ensure_eq!(lab.adopt(LAST_PAGE, 8192, None), Err(Refusal::BadAddress));
+    Ok(())
+}
+
+fn buffers_are_checked_in_the_documented_order(lab: &dyn Lab) -> Seen {
+    for (address, len, expected) in [
+        (LAST_PAGE + 1, 8192, Refusal::BadAddress),
+        (u64::MAX, 2, Refusal::BadAddress),
+        (0, 23, Refusal::TooSmall),
+        (1, 23, Refusal::TooSmall),
+        (0, usize::MAX, Refusal::NoMemory),
+        (1, isize::MAX.unsigned_abs() + 1, Refusal::NotAligned),
+    ] {
+        ensure_eq!(lab.adopt(address, len, Some(1)), Err(expected));
+    }
+    ensure_eq!(
+        lab.adopt(lab.scratch() + 8, 4096, Some(1)),
+        Err(Refusal::NotAligned)
+    );
     Ok(())
 }
 

@@ -174,7 +174,7 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// As [`Self::from_raw_parts`]. A mailbox at address zero, one that wraps, and one inside the comm buffer are
+    /// As [`Self::from_raw_parts`], but an end that wraps is looked at first. A mailbox at address zero, one that wraps, and one inside the comm buffer are
     /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed), one that is not aligned to 8 bytes is
     /// [`NotAligned`](CommunicateBufferStatus::NotAligned).
     ///
@@ -195,6 +195,12 @@ impl CommunicateBuffer {
             }
         };
         let buffer = pointer(address)?;
+        if buffer.addr().checked_add(size_bytes).is_none() {
+            return Err(refused(buffer_id)(ChannelError::Wraps {
+                address: buffer.addr(),
+                len: size_bytes,
+            }));
+        }
         let mailbox = status_mailbox_address.map(pointer).transpose()?;
         // SAFETY: the caller vouches for both pieces of memory, with the same contract.
         unsafe { Channel::at_firmware_region(buffer, size_bytes, mailbox) }
@@ -321,8 +327,8 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where no recipient was set,
-    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`].
+    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`], then
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where no recipient was set.
     pub fn set_message(&mut self, message: &[u8]) -> Result<(), CommunicateBufferStatus> {
         self.0.channel.write_message(message).map_err(refused(self.id()))
     }
@@ -478,6 +484,10 @@ mod tests {
             buffer.set_message(b"x"),
             Err(CommunicateBufferStatus::InvalidRecipient)
         );
+        assert_eq!(
+            buffer.set_message(&[1; 41]),
+            Err(CommunicateBufferStatus::TooSmallForMessage)
+        );
         buffer.set_message_info(RECIPIENT.as_guid()).unwrap();
         assert_eq!(
             buffer.set_message(&[1; 41]),
@@ -521,6 +531,19 @@ mod tests {
             buffer.get_header_guid(),
             Err(CommunicateBufferStatus::InvalidRecipient)
         );
+    }
+
+    #[test]
+    fn a_length_without_a_recipient_is_not_believed() {
+        let buffer = buffer(64);
+        assert!(buffer.channel().region().write(16, &[2]));
+        for result in [
+            buffer.get_message().map(drop),
+            buffer.get_header_guid().map(drop),
+            buffer.get_message_length().map(drop),
+        ] {
+            assert_eq!(result, Err(CommunicateBufferStatus::TooSmallForMessage));
+        }
     }
 
     #[test]
