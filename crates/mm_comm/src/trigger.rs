@@ -96,6 +96,9 @@ pub enum SmiCheck {
     #[default]
     Require,
     /// Switch them on; report it where the chipset refuses.
+    ///
+    /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names, with GBL_SMI_EN and APMC_EN added to
+    /// what was read there. Whoever asks for it answers for the register: it must be the chipset's SMI_EN.
     Enable,
 }
 
@@ -106,7 +109,8 @@ pub struct PortTrigger {
     pub command_port: u16,
     /// The port whose value the MM side can read.
     pub data_port: u16,
-    /// SMI_EN, where the platform named its ACPI base.
+    /// SMI_EN, where the platform named its ACPI base. It is read before each MMI, as it stands: nothing can tell whether a
+    /// register is there.
     pub smi_enable: Option<SmiEnableRegister>,
     /// What to do where SMIs are off.
     pub check: SmiCheck,

@@ -136,8 +136,8 @@ impl FromHob for CommRegionHob {
 /// | comm-region HOB | identifier 0 for the supervisor's region, 1 for the user's |
 /// | comm-buffer HOB | identifier 0, or [`Self::with_comm_buffer_id`]; where it announces the same memory as a region HOB, the two are one buffer |
 ///
-/// What the platform set by hand stays: its comm buffers, and its ports where they are not the default's. Ports that
-/// nobody set become 0xB2 and 0xB3.
+/// What the platform set by hand stays: its comm buffers, and each port that is not the default's. A command port that
+/// nobody set becomes 0xB2, such a data port 0xB3.
 ///
 /// # Errors
 ///
@@ -239,16 +239,11 @@ impl MmHobConfiguration {
         }
         check_buffers(&comm_buffers)?;
         let unset = MmCommunicationConfiguration::default();
-        let given_ports = (given.cmd_port, given.data_port);
-        let (cmd_port, data_port) = if given_ports == (unset.cmd_port, unset.data_port) {
-            INTEL_PORTS
-        } else {
-            given_ports
-        };
+        let given_or = |given: MmiPort, unset, intel| if given == unset { intel } else { given };
         Ok(MmCommunicationConfiguration {
             acpi_base,
-            cmd_port,
-            data_port,
+            cmd_port: given_or(given.cmd_port, unset.cmd_port, INTEL_PORTS.0),
+            data_port: given_or(given.data_port, unset.data_port, INTEL_PORTS.1),
             comm_buffers,
             enable_comm_buffer_updates: given.enable_comm_buffer_updates || self.updatable.is_some(),
             updatable_buffer_id: self.updatable.or(given.updatable_buffer_id),
@@ -366,7 +361,7 @@ mod tests {
             .configure(&given, [Ok(place)].into_iter(), [].into_iter())
             .unwrap();
         assert_eq!(configured.cmd_port, MmiPort::Smi(0x72));
-        assert_eq!(configured.data_port, given.data_port);
+        assert_eq!(configured.data_port, MmiPort::Smi(0xb3));
         assert_eq!(configured.acpi_base, AcpiBase::Io(0x400));
         assert_eq!(configured.updatable_buffer_id, Some(3));
         assert!(!configured.enable_comm_buffer_updates);

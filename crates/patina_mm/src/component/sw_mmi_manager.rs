@@ -36,7 +36,7 @@ pub enum MmiError {
     #[error("caller: MM is entered by secure monitor calls here, which need a comm buffer")]
     NeedsCommBuffer,
     /// Another implementation of the service failed.
-    #[error("the software MMI trigger failed: {0:?}")]
+    #[error("platform: the software MMI trigger failed: {0:?}")]
     Failed(EfiError),
 }
 
@@ -189,7 +189,7 @@ impl SwMmiManager {
         platform: Option<Service<dyn PlatformMmControl>>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
-        let plan = Plan::new(&config, &options, &smc, self.connect)
+        let plan = Plan::new(&config, &options, &smc, self.ports.is_some(), self.connect)
             .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
         if let Some(platform) = platform {
             platform.init().inspect_err(
@@ -257,8 +257,8 @@ unsafe impl SwMmiTrigger for SwMmiManager {
         cmd_port_value: u8,
         data_port_value: u8,
     ) -> Result<MmProgress, MmiError> {
+        // Whoever sends a message logs what became of it, once.
         self.enter(Some(comm_buffer), cmd_port_value, data_port_value)
-            .inspect_err(|error| log::error!(target: "sw_mmi", "comm buffer at {comm_buffer:#x}: {error}"))
     }
 
     fn pause(&self) {
@@ -308,6 +308,7 @@ mod tests {
             config,
             &MmCommunicationOptions::DEFAULT,
             &SmcOptions::default(),
+            true,
             connect,
         )
     }
@@ -399,6 +400,55 @@ mod tests {
     }
 
     #[test]
+    fn a_half_forgotten_configuration_is_an_error_with_both_ports() {
+        let (command, data) = (MmiPort::Smi(0xb2), MmiPort::Smi(0));
+        let half = MmCommunicationConfiguration {
+            cmd_port: command,
+            ..Default::default()
+        };
+        let error = trigger(&half).unwrap_err();
+        assert_eq!(error, ConfigurationError::DataPortUnset { command, data });
+        assert_eq!(
+            error.to_string(),
+            "platform: the data port was never set: it is the default's SMI(0x0000); the command port is SMI(0x00B2)"
+        );
+        let (command, data) = (MmiPort::Smi(0xff), MmiPort::Smi(0xb3));
+        let half = MmCommunicationConfiguration {
+            data_port: data,
+            ..Default::default()
+        };
+        let error = trigger(&half).unwrap_err();
+        assert_eq!(error, ConfigurationError::CommandPortUnset { command, data });
+        let smc = MmCommunicationConfiguration {
+            cmd_port: MmiPort::Smc(0xc400_0041),
+            ..Default::default()
+        };
+        assert!(matches!(
+            plan(&smc, Some(entry::connect::<Refusing>)),
+            Err(ConfigurationError::DataPortUnset { .. })
+        ));
+    }
+
+    #[test]
+    fn one_port_for_both_is_an_error() {
+        let port = MmiPort::Smi(0xb2);
+        assert_eq!(
+            trigger(&config(port, port, AcpiBase::Mmio(0))).unwrap_err(),
+            ConfigurationError::SamePort { port }
+        );
+    }
+
+    #[test]
+    fn two_secure_monitor_calls_are_an_error() {
+        let (command, data) = (MmiPort::Smc(0xc400_0041), MmiPort::Smc(0xc400_006f));
+        let two = config(command, data, AcpiBase::Mmio(0));
+        assert_eq!(
+            plan(&two, Some(entry::connect::<Refusing>)).unwrap_err(),
+            ConfigurationError::TwoSmcFunctions { command, data }
+        );
+    }
+
+    #[test]
     fn smc_ports_are_refused_with_the_way_out() {
         let smc = MmiPort::Smc(0xc400_0041);
         let error = trigger(&config(smc, smc, AcpiBase::Mmio(0))).unwrap_err();
@@ -429,6 +479,10 @@ mod tests {
             with(AcpiBase::Io(0xffff)).unwrap_err(),
             ConfigurationError::AcpiBase(TriggerError::NoRegister { base: 0xffff })
         );
+        assert_eq!(
+            with(AcpiBase::Io(0xffff)).unwrap_err().to_string(),
+            "platform: the ACPI base 0xffff has no SMI_EN at +0x30"
+        );
     }
 
     #[test]
@@ -440,7 +494,14 @@ mod tests {
 
     #[test]
     fn a_host_process_has_no_ports() {
-        let trigger = trigger(&config(MmiPort::Smi(0xb2), MmiPort::Smi(0xb3), AcpiBase::Mmio(0))).unwrap();
+        let command = MmiPort::Smi(0xb2);
+        let ports = config(command, MmiPort::Smi(0xb3), AcpiBase::Mmio(0));
+        let (options, smc) = (MmCommunicationOptions::DEFAULT, SmcOptions::default());
+        let error = Plan::new(&ports, &options, &smc, native_ports().is_some(), None).unwrap_err();
+        assert_eq!(error, ConfigurationError::PortsUnsupported { command });
+        assert_eq!(EfiError::from(error), EfiError::Unsupported);
+
+        let trigger = trigger(&ports).unwrap();
         let manager = SwMmiManager {
             entry: Some(Entry::Ports(trigger)),
             ..SwMmiManager::new()

@@ -9,16 +9,21 @@ use thiserror::Error;
 
 /// Where the platform's MM environment is: its ports and its comm buffers.
 ///
-/// Both components wait until this config value is locked. Its default is what a platform gets that forgot to set it,
-/// and is refused.
+/// Both components wait until this config value is locked. Its default is what a platform gets that forgot to set it:
+/// neither port may be the default's.
 #[derive(Clone, Debug)]
 pub struct MmCommunicationConfiguration {
     /// The base of the ACPI fixed registers, behind which SMI_EN says whether SMIs reach the processor. Where it is
     /// not zero, it is checked before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
+    ///
+    /// It is believed: 32 bits at the base + 0x30 are read before each MMI, and written with
+    /// [`SmiCheck::Enable`](crate::config::SmiCheck::Enable). So it must be the chipset's base, mapped one to one where it
+    /// is [`AcpiBase::Mmio`]. Ordinary memory there would be read, and written, behind Rust's back.
     pub acpi_base: AcpiBase,
     /// The port whose write raises the MMI; on AArch64 the secure monitor call, see [`MmiPort::Smc`].
     pub cmd_port: MmiPort,
-    /// The port that is written before, for MM to read. A secure monitor call has none: give the command port's value.
+    /// The port that is written before, for MM to read; another one than the command port. A secure monitor call has none:
+    /// give the command port's value.
     pub data_port: MmiPort,
     /// The memory that messages are exchanged in. Each has an identifier of its own.
     pub comm_buffers: Vec<CommunicateBuffer>,
@@ -49,6 +54,32 @@ pub enum ConfigurationError {
     /// The ports are those of the default: nobody set the configuration.
     #[error("platform: MmCommunicationConfiguration was never set (its ports are the default's)")]
     Unset,
+    /// The command port is the default's: it was never set.
+    #[error(
+        "platform: the command port was never set: it is the default's {command}; the data port is {data}"
+    )]
+    CommandPortUnset {
+        /// The default's command port.
+        command: MmiPort,
+        /// The configured data port.
+        data: MmiPort,
+    },
+    /// The data port is the default's: it was never set. On PCs that port is a DMA controller's.
+    #[error(
+        "platform: the data port was never set: it is the default's {data}; the command port is {command}"
+    )]
+    DataPortUnset {
+        /// The configured command port.
+        command: MmiPort,
+        /// The default's data port.
+        data: MmiPort,
+    },
+    /// One x86 port is to be both: writing the data would raise an MMI of its own.
+    #[error("platform: command port and data port are both {port}, so that each call would raise two MMIs")]
+    SamePort {
+        /// The configured port.
+        port: MmiPort,
+    },
     /// Two comm buffers have the same identifier.
     #[error("platform: two comm buffers have the identifier {id}")]
     DuplicateBufferId {
@@ -83,6 +114,24 @@ pub enum ConfigurationError {
         /// The configured command port.
         command: MmiPort,
     },
+    /// The ports are x86 ports, and this build's target has no port instructions that its code may use.
+    #[error(
+        "platform: command port {command} is an x86 I/O port, which this build cannot reach; use MmiPort::Smc on AArch64"
+    )]
+    PortsUnsupported {
+        /// The configured command port.
+        command: MmiPort,
+    },
+    /// The ports are two different secure monitor calls. There is one call, and nothing to make a second one for.
+    #[error(
+        "platform: command port {command} and data port {data} are two secure monitor calls; give one for both"
+    )]
+    TwoSmcFunctions {
+        /// The configured command port.
+        command: MmiPort,
+        /// The configured data port.
+        data: MmiPort,
+    },
     /// The command port is a secure monitor call that carries no MM messages.
     #[error(
         "platform: command port {command} carries no MM messages; use SMC(0xC4000041) for SPM_MM or FF-A, SMC(0xC400006F) for FF-A only"
@@ -92,7 +141,7 @@ pub enum ConfigurationError {
         command: MmiPort,
     },
     /// There is no SMI_EN behind the configured ACPI base.
-    #[error("platform: {0}")]
+    #[error(transparent)]
     AcpiBase(#[from] mm_comm::TriggerError),
 }
 
@@ -100,8 +149,14 @@ impl From<ConfigurationError> for patina::error::EfiError {
     fn from(error: ConfigurationError) -> Self {
         match error {
             ConfigurationError::Unset => Self::NotStarted,
-            ConfigurationError::SmcUnsupported { .. } => Self::Unsupported,
-            ConfigurationError::DuplicateBufferId { .. }
+            ConfigurationError::SmcUnsupported { .. } | ConfigurationError::PortsUnsupported { .. } => {
+                Self::Unsupported
+            }
+            ConfigurationError::CommandPortUnset { .. }
+            | ConfigurationError::DataPortUnset { .. }
+            | ConfigurationError::SamePort { .. }
+            | ConfigurationError::TwoSmcFunctions { .. }
+            | ConfigurationError::DuplicateBufferId { .. }
             | ConfigurationError::SharedMemory { .. }
             | ConfigurationError::MixedPorts { .. }
             | ConfigurationError::SmcFunction { .. }

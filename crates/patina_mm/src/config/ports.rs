@@ -41,9 +41,11 @@ impl fmt::Display for MmiPort {
 }
 
 /// The base of the ACPI fixed hardware registers: PMBASE on Intel chipsets. Zero means that the platform gives none.
+///
+/// A value is a promise of the platform: SMI_EN stands at +0x30, and is read and possibly written there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AcpiBase {
-    /// A physical address.
+    /// A physical address, mapped one to one, of registers and not of memory.
     Mmio(usize),
     /// An x86 I/O port.
     Io(u16),

@@ -32,22 +32,37 @@ pub(super) enum Entry {
 }
 
 impl Plan {
-    /// Checks the configuration's ports. `connect` is `None` where this machine has no secure monitor calls.
+    /// Checks the configuration's ports. `has_ports` says whether this machine has x86 ports, `connect` is `None` where it
+    /// has no secure monitor calls.
     pub(super) fn new(
         config: &MmCommunicationConfiguration,
         options: &MmCommunicationOptions,
         smc: &SmcOptions,
+        has_ports: bool,
         connect: Option<Connect>,
     ) -> Result<Self, ConfigurationError> {
         let unset = MmCommunicationConfiguration::default();
-        if (config.cmd_port, config.data_port) == (unset.cmd_port, unset.data_port) {
-            return Err(ConfigurationError::Unset);
+        let (command, data) = (config.cmd_port, config.data_port);
+        match (command == unset.cmd_port, data == unset.data_port) {
+            (true, true) => return Err(ConfigurationError::Unset),
+            (true, false) => return Err(ConfigurationError::CommandPortUnset { command, data }),
+            (false, true) => return Err(ConfigurationError::DataPortUnset { command, data }),
+            (false, false) => {}
         }
-        match (config.cmd_port, config.data_port) {
+        match (command, data) {
+            (MmiPort::Smi(_), MmiPort::Smi(_)) if !has_ports => {
+                Err(ConfigurationError::PortsUnsupported { command })
+            }
+            (MmiPort::Smi(_), MmiPort::Smi(_)) if command == data => {
+                Err(ConfigurationError::SamePort { port: command })
+            }
             (MmiPort::Smi(command), MmiPort::Smi(data)) => {
                 port_trigger(command, data, config.acpi_base, options).map(Self::Ports)
             }
-            (command @ MmiPort::Smc(function), MmiPort::Smc(_)) => {
+            (MmiPort::Smc(_), MmiPort::Smc(_)) if command != data => {
+                Err(ConfigurationError::TwoSmcFunctions { command, data })
+            }
+            (MmiPort::Smc(function), MmiPort::Smc(_)) => {
                 let connect = connect.ok_or(ConfigurationError::SmcUnsupported { command })?;
                 let interface = interface(function).ok_or(ConfigurationError::SmcFunction { command })?;
                 let setup = smc::Setup {
@@ -57,7 +72,7 @@ impl Plan {
                 };
                 Ok(Self::Smc(connect, setup))
             }
-            (command, data) => Err(ConfigurationError::MixedPorts { command, data }),
+            _ => Err(ConfigurationError::MixedPorts { command, data }),
         }
     }
 
