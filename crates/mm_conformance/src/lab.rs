@@ -88,6 +88,9 @@ pub enum Failure {
     /// The machine delivers no MMIs.
     #[error("MMI not raised")]
     MmiNotRaised,
+    /// MMIs were to be switched on, and the chipset did not take it.
+    #[error("MMIs cannot be switched on")]
+    MmisLocked,
     /// There is no way into MM.
     #[error("no trigger")]
     NoTrigger,
@@ -164,22 +167,37 @@ pub enum Refusal {
     Other,
 }
 
+/// What an observer sees of a client that did not come up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Whether somebody offers to raise MMIs.
+    pub offers_mmis: bool,
+    /// Whether somebody offers to carry messages.
+    pub offers_communication: bool,
+    /// What was written to I/O ports.
+    pub port_writes: Vec<(u16, u8)>,
+}
+
 /// Why a client did not come up.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SetupFailure {
     /// A component of the client refused to start.
-    #[error("{component} refused to start: {status}")]
+    #[error("{component} refused to start: {status}; what remains: {remains:?}")]
     Refused {
         /// Its name.
         component: String,
         /// What it returned.
         status: EfiStatus,
+        /// What there is nevertheless.
+        remains: Remains,
     },
     /// A component never got what it waits for.
-    #[error("{component} was not dispatched")]
+    #[error("{component} was not dispatched; what remains: {remains:?}")]
     NotDispatched {
         /// Its name.
         component: String,
+        /// What there is nevertheless.
+        remains: Remains,
     },
     /// The lab cannot do this.
     #[error("the lab cannot set this up: {0}")]
@@ -194,6 +212,12 @@ pub enum PortSetup {
     Machine,
     /// The configuration was never set.
     Unset,
+    /// Only the command port was set.
+    CommandOnly,
+    /// Only the data port was set.
+    DataOnly,
+    /// The command port is both.
+    Same,
     /// Secure monitor calls.
     Smc,
     /// The command port is one of the machine's, the data port is a secure monitor call.
@@ -249,6 +273,8 @@ pub enum LockSetup {
     Before,
     /// By a component that is dispatched after them, and that fills the configuration in first.
     Later,
+    /// Nobody has a configuration.
+    Absent,
 }
 
 /// Which HOB announces a comm buffer, in a [`HobSetup`].
@@ -336,6 +362,8 @@ pub enum ControlSetup {
 pub struct Setup {
     /// The configured ports.
     pub ports: PortSetup,
+    /// Whether MMIs are raised by somebody else's trigger, which always fails.
+    pub failing_trigger: bool,
     /// The comm buffers.
     pub buffers: Vec<BufferSetup>,
     /// When the configuration is locked.
@@ -381,6 +409,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             ports: PortSetup::Machine,
+            failing_trigger: false,
             buffers: [BufferSetup::new(0), BufferSetup::new(1)].to_vec(),
             lock: LockSetup::Before,
             platform_control: None,
@@ -658,6 +687,9 @@ pub trait Machine {
     /// Switches SMIs at the chipset. Needs [`Abilities::SMI_SWITCH`].
     fn switch_smis(&self, on: bool);
 
+    /// Has the chipset ignore what is written to SMI_EN, or no longer ignore it. Needs [`Abilities::SMI_SWITCH`].
+    fn lock_smis(&self, locked: bool);
+
     /// Whether SMIs are on at the chipset. Needs [`Abilities::SMI_SWITCH`].
     fn smis_are_on(&self) -> bool;
 
@@ -667,7 +699,7 @@ pub trait Machine {
     /// Announces a new place for the updatable buffer. Needs [`Abilities::UPDATES`].
     fn announce(&self, update: Update);
 
-    /// The client's debug output.
+    /// The debug output of a communicator with the client's comm buffers.
     fn describe(&self) -> String;
 
     /// The comm buffers in words, a line each.

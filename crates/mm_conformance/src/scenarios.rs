@@ -1,9 +1,10 @@
 //! The scenarios, a file per subject. Each is named after what it shows.
 
-use crate::lab::{Abilities, Lab};
+use crate::lab::{Abilities, Lab, LogLevel, Remains, Setup, SetupFailure};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use mm_wire::EfiStatus;
 
 /// Fails the scenario unless the condition holds.
 macro_rules! ensure {
@@ -143,6 +144,56 @@ fn up(
 fn ready(lab: &dyn Lab) -> Result<alloc::boxed::Box<dyn crate::lab::Machine>, String> {
     up(lab, &crate::lab::Setup::default())
 }
+
+/// A refusal that a client is expected to answer a setup with.
+struct Refused {
+    /// What is in the name of the component that refuses.
+    by: &'static str,
+    status: EfiStatus,
+    /// What its log says, where the log can be read.
+    because: &'static str,
+}
+
+/// Fails unless the setup is refused in this way, and nobody offers what was refused or has written to a port.
+fn ensure_refused(lab: &dyn Lab, setup: &Setup, expected: &Refused) -> Seen {
+    let Refused { by, status, because } = *expected;
+    let mut failure = None;
+    let mut bring_up = || failure = lab.bring_up(setup).err();
+    let log = if lab.abilities().contains(Abilities::LOGS) {
+        Some(lab.with_log(LogLevel::Debug, &mut bring_up))
+    } else {
+        bring_up();
+        None
+    };
+    let remains = match failure {
+        Some(SetupFailure::Refused {
+            component,
+            status: found,
+            remains,
+        }) if found == status && component.contains(by) => remains,
+        Some(other) => return Err(format!("{by} should refuse with {status}, not: {other}")),
+        None => return Err(format!("{by} should refuse with {status}, the client came up")),
+    };
+    // Whoever comes before the one that refused has done its part.
+    let offers_mmis = by == COMMUNICATOR;
+    ensure_eq!(
+        remains,
+        Remains {
+            offers_mmis,
+            ..Remains::default()
+        }
+    );
+    if let Some(log) = log {
+        ensure!(
+            log.contains(because),
+            "the log does not say {because:?}, but: {log}"
+        );
+    }
+    Ok(())
+}
+
+/// What is in the name of every component that carries messages.
+const COMMUNICATOR: &str = "Communicator";
 
 /// Fails unless neither buffer nor mailbox holds anything of a message.
 fn ensure_clean(machine: &dyn crate::lab::Machine, buffer: u8) -> Seen {

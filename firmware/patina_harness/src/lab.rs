@@ -18,8 +18,8 @@ use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
     Abilities, AnswerTo, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, Failure,
-    HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Setup, SetupFailure,
-    SupervisorCall, Update, UpdatePlace,
+    HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Remains, Setup,
+    SetupFailure, SupervisorCall, Update, UpdatePlace,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
@@ -43,13 +43,13 @@ use patina_mm::component::events::MmEventNotifier;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
 use patina_mm::component::supervisor::MmSupervisorClient;
-use patina_mm::component::sw_mmi_manager::SwMmiManager;
+use patina_mm::component::sw_mmi_manager::{SwMmiManager, TriggerError};
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
     MmCommunicationOptions, MmiPort, SmiCheck,
 };
 use patina_mm::service::{
-    MmCommunication, MmCommunicationExt, MmSupervisor, PlatformMmControl, SupervisorError,
+    MmCommunication, MmCommunicationExt, MmSupervisor, PlatformMmControl, SupervisorError, SwMmiTrigger,
 };
 
 /// The machine that clients are set up on.
@@ -305,6 +305,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
         let tap = Tap::new(site.ports());
         let control_calls = Rc::new(Cell::new(0));
         let caught = Rc::new(Cell::new(None));
+        let offers_mmis = Rc::new(Cell::new(false));
 
         let mut dispatcher = prepare(&*site, setup, &buffers, &tap);
         let tpl = Rc::new(HostTpl::default());
@@ -344,24 +345,34 @@ impl<S: Site + 'static> PatinaMachine<S> {
             dispatcher.add(SupervisorCatcher(Rc::clone(&supervisor)));
         }
         dispatcher.add(Catcher(Rc::clone(&caught)));
+        dispatcher.add(TriggerWitness(Rc::clone(&offers_mmis)));
         if setup.lock == LockSetup::Later {
             dispatcher.add(LateConfiguration(configuration(&*site, setup, &buffers)));
         }
 
         let outcome = dispatcher.dispatch();
+        let communication = caught.take();
+        let remains = || Remains {
+            offers_mmis: offers_mmis.get(),
+            offers_communication: communication.is_some(),
+            port_writes: tap.writes(),
+        };
         if let Some((component, error)) = outcome.failed.first() {
-            let status = EfiStatus(efi::Status::from(*error).as_usize() as u64);
             return Err(SetupFailure::Refused {
                 component: String::from(&**component),
-                status,
+                status: EfiStatus(efi::Status::from(*error).as_usize() as u64),
+                remains: remains(),
             });
         }
-        let Some(communication) = caught.take() else {
+        let Some(communication) = communication else {
             let component = outcome
                 .not_run
                 .first()
                 .map_or_else(|| String::from("?"), |(name, _)| String::from(&**name));
-            return Err(SetupFailure::NotDispatched { component });
+            return Err(SetupFailure::NotDispatched {
+                component,
+                remains: remains(),
+            });
         };
         let communication = match setup.through_firmware {
             true => over_firmware(&*site, setup, &buffers)?,
@@ -487,6 +498,7 @@ fn prepare(site: &impl Site, setup: &Setup, buffers: &[Observed], tap: &Tap) -> 
         .secure_calls()
         .map_or_else(|| SwMmiManager::with_ports(tap.clone()), SecureCalls::trigger);
     match setup.control {
+        _ if setup.failing_trigger => dispatcher.storage().add_service(FailingTrigger),
         ControlSetup::Early => dispatcher.add(manager),
         _ => dispatcher.add(manager.after_platform_control()),
     }
@@ -587,6 +599,9 @@ fn configuration(site: &impl Site, setup: &Setup, buffers: &[Observed]) -> MmCom
             None => (MmiPort::Smi(command), MmiPort::Smi(data)),
         },
         PortSetup::Unset => (unset.cmd_port, unset.data_port),
+        PortSetup::CommandOnly => (MmiPort::Smi(command), unset.data_port),
+        PortSetup::DataOnly => (unset.cmd_port, MmiPort::Smi(data)),
+        PortSetup::Same => (MmiPort::Smi(command), MmiPort::Smi(command)),
         PortSetup::Smc => (MmiPort::Smc(0xc400_0041), MmiPort::Smc(0xc400_0041)),
         PortSetup::Mixed => (MmiPort::Smi(command), MmiPort::Smc(0xc400_0041)),
     };
@@ -787,6 +802,10 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         self.0.tap.write_u32(self.smi_en(), others | bit);
     }
 
+    fn lock_smis(&self, locked: bool) {
+        self.0.tap.lock(locked.then(|| self.smi_en()));
+    }
+
     fn smis_are_on(&self) -> bool {
         SmiEnable::from_bits_truncate(self.0.tap.read_u32(self.smi_en())).is_all()
     }
@@ -818,9 +837,11 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
     }
 
     fn describe(&self) -> String {
+        // The client's own is behind the service, which cannot be printed: one like it, with the same buffers.
+        let like = MmCommunicator::new();
         let buffers = self.0.buffers.borrow();
-        let handles: Vec<_> = buffers.iter().map(|buffer| &buffer.handle).collect();
-        alloc::format!("{:?}\n{handles:?}", self.0.communication)
+        like.set_test_comm_buffers(buffers.iter().map(|buffer| buffer.handle.clone()).collect());
+        alloc::format!("{like:?}")
     }
 }
 
@@ -945,6 +966,7 @@ fn failure(status: Status) -> Failure {
         Status::InvalidResponse => Failure::BadHeader,
         Status::Busy => Failure::Busy,
         Status::MailboxInUse => Failure::MailboxInUse,
+        Status::MmiNotRaised(TriggerError::EnableRefused { .. }) => Failure::MmisLocked,
         Status::MmiNotRaised(_) | Status::SecureCall(_) => Failure::MmiNotRaised,
         Status::NotProcessed => Failure::NotProcessed,
         Status::MmReturned(status) => Failure::Mm(EfiStatus(status.as_usize() as u64)),
@@ -965,6 +987,29 @@ impl Catcher {
     fn entry_point(self, service: Service<dyn MmCommunication>) -> patina::error::Result<()> {
         self.0.set(Some(service));
         Ok(())
+    }
+}
+
+/// Sees that there is a trigger.
+struct TriggerWitness(Rc<Cell<bool>>);
+
+#[component]
+impl TriggerWitness {
+    fn entry_point(self, _: Service<dyn SwMmiTrigger>) -> patina::error::Result<()> {
+        self.0.set(true);
+        Ok(())
+    }
+}
+
+/// A platform's own trigger, which does not work.
+#[derive(IntoService)]
+#[service(dyn SwMmiTrigger)]
+struct FailingTrigger;
+
+// SAFETY: MM is never entered.
+unsafe impl SwMmiTrigger for FailingTrigger {
+    fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
+        Err(EfiError::DeviceError)
     }
 }
 

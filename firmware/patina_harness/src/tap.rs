@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use mm_comm::Ports;
 
-/// Records byte writes, and runs code before the next one. Clones share one record.
+/// Records byte writes, runs code before the next one, and plays a chipset that locked a register. Clones share one record.
 #[derive(Clone)]
 pub struct Tap(Rc<Inner>);
 
@@ -14,6 +14,7 @@ struct Inner {
     ports: Box<dyn Ports>,
     writes: RefCell<Vec<(u16, u8)>>,
     before_write: Cell<Option<Box<dyn FnOnce()>>>,
+    locked: Cell<Option<u16>>,
 }
 
 impl Tap {
@@ -24,6 +25,7 @@ impl Tap {
             ports,
             writes: RefCell::default(),
             before_write: Cell::default(),
+            locked: Cell::default(),
         }))
     }
 
@@ -37,6 +39,11 @@ impl Tap {
     /// entered.
     pub fn before_next_write(&self, code: Box<dyn FnOnce()>) {
         self.0.before_write.set(Some(code));
+    }
+
+    /// Keeps 32-bit writes to this port from reaching it, until another one is named.
+    pub fn lock(&self, port: Option<u16>) {
+        self.0.locked.set(port);
     }
 }
 
@@ -54,7 +61,9 @@ impl Ports for Tap {
     }
 
     fn write_u32(&self, port: u16, value: u32) {
-        self.0.ports.write_u32(port, value);
+        if self.0.locked.get() != Some(port) {
+            self.0.ports.write_u32(port, value);
+        }
     }
 
     fn read_mmio_u32(&self, address: usize) -> u32 {

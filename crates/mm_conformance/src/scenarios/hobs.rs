@@ -1,7 +1,7 @@
 //! The configuration comes from HOBs.
 
-use super::{Seen, ensure_clean, pattern, up};
-use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Setup, SetupFailure};
+use super::{Refused, Seen, ensure_clean, ensure_refused, pattern, up};
+use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Setup};
 use crate::mm;
 use alloc::vec::Vec;
 use mm_wire::EfiStatus;
@@ -30,25 +30,18 @@ fn setup(hobs: &[HobSetup]) -> Setup {
     }
 }
 
-fn refused(lab: &dyn Lab, hobs: &[HobSetup], expected: EfiStatus) -> Seen {
-    match lab.bring_up(&setup(hobs)) {
-        Err(SetupFailure::Refused { status, component }) if status == expected => {
-            ensure!(
-                component.contains("HobConfiguration"),
-                "{component} was the one to refuse"
-            );
-            Ok(())
-        }
-        Err(other) => Err(alloc::format!(
-            "{hobs:?} should be refused with {expected}, not: {other}"
-        )),
-        Ok(_) => Err(alloc::format!("{hobs:?} should be refused, the client came up")),
-    }
+fn refused(lab: &dyn Lab, hobs: &[HobSetup], status: EfiStatus, because: &'static str) -> Seen {
+    let expected = Refused {
+        by: "HobConfiguration",
+        status,
+        because,
+    };
+    ensure_refused(lab, &setup(hobs), &expected).map_err(|seen| alloc::format!("{hobs:?}: {seen}"))
 }
 
-fn all_refused(lab: &dyn Lab, hobs: &[HobSetup]) -> Seen {
+fn all_refused(lab: &dyn Lab, hobs: &[HobSetup], because: &'static str) -> Seen {
     hobs.iter()
-        .try_for_each(|hob| refused(lab, &[*hob], EfiStatus::INVALID_PARAMETER))
+        .try_for_each(|hob| refused(lab, &[*hob], EfiStatus::INVALID_PARAMETER, because))
 }
 
 const BUFFER: HobSetup = HobSetup::new(HobKind::CommBuffer, 0);
@@ -134,6 +127,7 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
         lab,
         &[elsewhere, HobSetup::new(HobKind::Region4(1), 1)],
         EfiStatus::INVALID_PARAMETER,
+        "is announced with mailboxes at",
     )
 }
 
@@ -169,7 +163,7 @@ fn hob_buffer_can_move(lab: &dyn Lab) -> Seen {
 }
 
 fn missing_hob_is_refused(lab: &dyn Lab) -> Seen {
-    refused(lab, &[], EfiStatus::NOT_FOUND)
+    refused(lab, &[], EfiStatus::NOT_FOUND, "there is no HOB")
 }
 
 fn short_or_long_hob_is_refused(lab: &dyn Lab) -> Seen {
@@ -182,13 +176,14 @@ fn short_or_long_hob_is_refused(lab: &dyn Lab) -> Seen {
             })
         })
         .collect();
-    all_refused(lab, &hobs)
+    all_refused(lab, &hobs, "the data that announces a comm buffer has")
 }
 
 fn unknown_region_owner_is_refused(lab: &dyn Lab) -> Seen {
     all_refused(
         lab,
         &[2, 255, 256, 1 << 32, u64::MAX].map(|owner| HobSetup::new(HobKind::Region4(owner), 0)),
+        "which is neither 0 (supervisor) nor 1 (user)",
     )
 }
 
@@ -200,50 +195,81 @@ fn with_each(values: &[u64], spoil: impl Fn(HobSetup, u64) -> HobSetup) -> Vec<H
 }
 
 fn impossible_hob_address_is_refused(lab: &dyn Lab) -> Seen {
-    let hobs = with_each(
-        &[0, 1, 8, 4095, lab.scratch() + 64, u64::MAX - 4095],
-        |hob, value| HobSetup {
+    for (values, because) in [
+        (&[0][..], "address is null"),
+        (&[1, 8, 4095, lab.scratch() + 64], "is not aligned to 4096 bytes"),
+        (&[u64::MAX - 4095], "go past the end of the address space"),
+    ] {
+        let hobs = with_each(values, |hob, value| HobSetup {
             address: Some(value),
             ..hob
-        },
-    );
-    all_refused(lab, &hobs)
+        });
+        all_refused(lab, &hobs, because)?;
+    }
+    Ok(())
 }
 
 fn impossible_hob_pages_are_refused(lab: &dyn Lab) -> Seen {
-    let hobs = with_each(
-        &[0, 1 << 51, 1 << 52, u64::MAX / 4096 + 1, u64::MAX],
-        |hob, value| HobSetup {
+    for (values, because) in [
+        (&[0][..], "has no pages"),
+        (
+            &[1 << 52, u64::MAX / 4096 + 1, u64::MAX],
+            "go past the end of the address space",
+        ),
+    ] {
+        let hobs = with_each(values, |hob, value| HobSetup {
             pages: Some(value),
             ..hob
-        },
-    );
-    all_refused(lab, &hobs)
+        });
+        all_refused(lab, &hobs, because)?;
+    }
+    // Half the address space, in which a mailbox might lie.
+    let half = HobSetup {
+        pages: Some(1 << 51),
+        ..HobSetup::new(HobKind::Region3(0), 0)
+    };
+    all_refused(lab, &[half], "go past the end of the address space")
 }
 
 fn impossible_hob_mailbox_is_refused(lab: &dyn Lab) -> Seen {
-    let inside = lab.scratch() + 2048;
-    let mut hobs = with_each(
-        &[0, 1, lab.scratch() + 4, u64::MAX - 7, u64::MAX - 15],
-        |hob, value| HobSetup {
+    for (values, because) in [
+        (&[0][..], "mailbox's address is null"),
+        (&[1, lab.scratch() + 4], "is not aligned to 8 bytes"),
+        (
+            &[u64::MAX - 7, u64::MAX - 15],
+            "goes past the end of the address space",
+        ),
+    ] {
+        let hobs = with_each(values, |hob, value| HobSetup {
             mailbox: Some(value),
             ..hob
-        },
-    );
-    hobs.extend([BUFFER, SUPERVISOR].map(|hob| HobSetup {
+        });
+        all_refused(lab, &hobs, because)?;
+    }
+    let inside = [BUFFER, SUPERVISOR].map(|hob| HobSetup {
         address: Some(lab.scratch()),
-        mailbox: Some(inside),
+        mailbox: Some(lab.scratch() + 2048),
         ..hob
-    }));
-    all_refused(lab, &hobs)
+    });
+    all_refused(lab, &inside, "overlaps its comm buffer")
 }
 
 fn two_regions_of_one_owner_are_refused(lab: &dyn Lab) -> Seen {
     let hobs = [SUPERVISOR, HobSetup::new(HobKind::Region4(0), 1)];
-    refused(lab, &hobs, EfiStatus::INVALID_PARAMETER)
+    refused(
+        lab,
+        &hobs,
+        EfiStatus::INVALID_PARAMETER,
+        "two comm buffers have the identifier 0",
+    )
 }
 
 fn hobs_that_share_memory_are_refused(lab: &dyn Lab) -> Seen {
     let hobs = [SUPERVISOR, HobSetup::new(HobKind::Region4(1), 0)];
-    refused(lab, &hobs, EfiStatus::INVALID_PARAMETER)
+    refused(
+        lab,
+        &hobs,
+        EfiStatus::INVALID_PARAMETER,
+        "comm buffers 0 and 1 share memory",
+    )
 }

@@ -10,7 +10,8 @@ scenarios! {
     log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
     log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
     log_names_each_transaction: CONTROLLED_MM | LOGS, "a call is one debug line with both lengths";
-    printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "the client's debug output in the middle of a call has no message bytes";
+    failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is told once, with the reason";
+    printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "a communicator's debug output in the middle of a call has no message bytes";
 }
 
 const SECRET: &[u8] = b"password=correct horse battery staple";
@@ -67,10 +68,26 @@ fn log_names_each_transaction(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
+fn failed_entry_is_one_error_line(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    machine.switch_smis(false);
+    let log = lab.with_log(LogLevel::Debug, &mut || {
+        let _ = machine.communicate(0, b"x", mm::ECHO);
+    });
+    machine.switch_smis(true);
+    let errors: alloc::vec::Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
+    ensure!(errors.len() == 1, "{} lines of errors: {log}", errors.len());
+    ensure!(log.contains("SMIs are off"), "{log}");
+    Ok(())
+}
+
 fn printing_shows_no_message_bytes(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let (text, _) = look_during(&*machine, SECRET, mm::ECHO, |machine| machine.describe());
     let text = text.unwrap_or_default();
-    ensure!(!text.is_empty(), "nothing was printed");
+    ensure!(
+        text.contains("in_use: true"),
+        "no comm buffer is in use in {text}"
+    );
     no_secret_in(&text)
 }

@@ -13,6 +13,8 @@ scenarios! {
     switched_off_smis_are_an_error: SMI_SWITCH, "with SMIs off nothing is raised, and nothing stays behind";
     smis_are_switched_on_on_request: CONTROLLED_MM | SMI_SWITCH, "a platform can have SMIs switched on";
     smis_are_not_switched_on_unasked: SMI_SWITCH, "without the request SMI_EN is only read";
+    smis_that_cannot_be_switched_on_are_an_error: SMI_SWITCH, "where the chipset does not let SMIs be switched on nothing is raised, and the error says so";
+    failing_trigger_is_an_error: MM, "a trigger of the platform's own that fails is an error, and nothing stays behind";
     smi_after_many_pauses_is_awaited: CONTROLLED_MM | LATENCY, "an MMI that is taken late is waited for";
 }
 
@@ -112,6 +114,44 @@ fn smis_are_not_switched_on_unasked(lab: &dyn Lab) -> Seen {
     let on = machine.smis_are_on();
     machine.switch_smis(true);
     ensure!(!on, "SMIs were switched on");
+    Ok(())
+}
+
+fn smis_that_cannot_be_switched_on_are_an_error(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            enable_smis: true,
+            ..Setup::default()
+        },
+    )?;
+    machine.switch_smis(false);
+    machine.lock_smis(true);
+    let result = machine.communicate(0, &pattern(100), super::refusals::NOBODY);
+    let raised = machine.mmis();
+    machine.lock_smis(false);
+    machine.switch_smis(true);
+    ensure_eq!(result, Err(Failure::MmisLocked));
+    ensure_eq!(raised, 0);
+    ensure_clean(&*machine, 0)
+}
+
+fn failing_trigger_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            failing_trigger: true,
+            ..Setup::default()
+        },
+    )?;
+    for _ in 0..2 {
+        ensure_eq!(
+            machine.communicate(0, &pattern(100), super::refusals::NOBODY),
+            Err(Failure::TriggerFailed)
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    ensure_eq!(machine.mmis(), 0);
     Ok(())
 }
 

@@ -14,7 +14,7 @@ scenarios! {
     callback_during_call_is_busy: MM | CALLBACKS, "the buffer in use gives Busy, and the outer call goes its way";
     callback_on_another_buffer_is_served: CONTROLLED_MM | CALLBACKS | PORTS, "another buffer serves a call in the middle of a call";
     callback_on_another_buffer_is_busy: CONTROLLED_MM | CALLBACKS | SECURE_CALLS, "the secure world serves one request at a time, whatever its buffer";
-    printing_during_call_works: CONTROLLED_MM | CALLBACKS, "the client can be printed in the middle of a call";
+    printing_during_call_works: CONTROLLED_MM | CALLBACKS, "a communicator can be printed in the middle of a call, and shows which buffer is in use";
     callback_leaves_the_outer_request_alone: CONTROLLED_MM | CALLBACKS, "a refused inner call raises no MMI and changes nothing";
 }
 
@@ -72,7 +72,13 @@ fn printing_during_call_works(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let (text, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| machine.describe());
     ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure!(text.is_some_and(|text| !text.is_empty()), "nothing was printed");
+    let in_use = |text: &str| text.contains("in_use: true");
+    ensure!(
+        text.as_deref().is_some_and(in_use),
+        "no comm buffer is in use in {text:?}"
+    );
+    let afterwards = machine.describe();
+    ensure!(!in_use(&afterwards), "a comm buffer stays in use in {afterwards}");
     Ok(())
 }
 

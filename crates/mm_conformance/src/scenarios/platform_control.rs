@@ -1,7 +1,7 @@
 //! The platform's hook, declared and offered late.
 
-use super::{Seen, up};
-use crate::lab::{ControlSetup, Lab, Setup, SetupFailure};
+use super::{Refused, Seen, ensure_refused, up};
+use crate::lab::{ControlSetup, Lab, Remains, Setup, SetupFailure};
 use mm_wire::EfiStatus;
 
 scenarios! {
@@ -29,19 +29,22 @@ fn declared_platform_control_is_waited_for(lab: &dyn Lab) -> Seen {
 
 fn late_platform_control_can_fail(lab: &dyn Lab) -> Seen {
     let failing = setup(ControlSetup::LateAndDeclared, Err(EfiStatus::DEVICE_ERROR));
-    match lab.bring_up(&failing).map(drop) {
-        Err(SetupFailure::Refused {
-            status: EfiStatus::DEVICE_ERROR,
-            ..
-        }) => Ok(()),
-        other => Err(alloc::format!("the client came to {other:?}")),
-    }
+    let expected = Refused {
+        by: "AfterPlatformControl",
+        status: EfiStatus::DEVICE_ERROR,
+        because: "PlatformMmControl::init failed: DeviceError",
+    };
+    ensure_refused(lab, &failing, &expected)
 }
 
 fn missing_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
     let missing = setup(ControlSetup::MissingAndDeclared, Ok(()));
     match lab.bring_up(&missing).map(drop) {
-        Err(SetupFailure::NotDispatched { .. }) => Ok(()),
+        Err(SetupFailure::NotDispatched { component, remains }) => {
+            ensure!(component.contains("AfterPlatformControl"), "{component} waits");
+            ensure_eq!(remains, Remains::default());
+            Ok(())
+        }
         other => Err(alloc::format!("the client came to {other:?}")),
     }
 }

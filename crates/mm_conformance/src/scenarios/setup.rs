@@ -1,12 +1,15 @@
 //! A platform's mistakes are refused when the client comes up, and its hooks are called.
 
-use super::{Seen, ready, up};
-use crate::lab::{BufferSetup, Lab, LockSetup, MailboxSetup, PortSetup, Refusal, Setup, SetupFailure};
+use super::{COMMUNICATOR, Refused, Seen, ensure_refused, up};
+use crate::lab::{BufferSetup, Lab, LockSetup, MailboxSetup, PortSetup, Refusal, Setup};
 use alloc::vec::Vec;
 use mm_wire::EfiStatus;
 
 scenarios! {
     unset_configuration_is_refused: , "a forgotten configuration offers no MMIs, instead of writing to ports 0xFF and 0x00";
+    absent_configuration_is_refused: , "so does one that nobody provides";
+    half_set_ports_are_refused: PORTS, "one port that was forgotten is refused too, instead of writing to port 0xFF or 0x00";
+    one_port_for_both_is_refused: PORTS, "command and data port are two ports";
     smc_ports_are_refused_on_x86: PORTS, "secure monitor calls on a machine without them are a configuration error";
     mixed_ports_are_refused: , "one port of each kind is a configuration error";
     duplicate_buffer_ids_are_refused: MM, "two comm buffers of one identifier are refused";
@@ -31,59 +34,72 @@ scenarios! {
 const PAGE: u64 = 4096;
 const LAST_PAGE: u64 = u64::MAX - PAGE + 1;
 
-fn refused(lab: &dyn Lab, setup: &Setup, expected: EfiStatus) -> Seen {
-    match lab.bring_up(setup) {
-        Err(SetupFailure::Refused { status, .. }) if status == expected => Ok(()),
-        Err(other) => Err(alloc::format!("expected a refusal with {expected}, got: {other}")),
-        Ok(_) => Err(alloc::format!(
-            "expected a refusal with {expected}, the client came up"
-        )),
-    }
+fn refused(lab: &dyn Lab, setup: &Setup, by: &'static str, status: EfiStatus, because: &'static str) -> Seen {
+    ensure_refused(lab, setup, &Refused { by, status, because })
 }
+
+const TRIGGER: &str = "SwMmiManager";
 
 fn unset_configuration_is_refused(lab: &dyn Lab) -> Seen {
-    refused(
-        lab,
-        &Setup {
-            ports: PortSetup::Unset,
-            ..Setup::default()
-        },
-        EfiStatus::NOT_STARTED,
-    )
+    let unset = with_ports(PortSetup::Unset);
+    refused(lab, &unset, TRIGGER, EfiStatus::NOT_STARTED, "was never set")
 }
 
-fn smc_ports_are_refused_on_x86(lab: &dyn Lab) -> Seen {
-    refused(
-        lab,
-        &Setup {
-            ports: PortSetup::Smc,
-            ..Setup::default()
-        },
-        EfiStatus::UNSUPPORTED,
-    )
+fn absent_configuration_is_refused(lab: &dyn Lab) -> Seen {
+    let absent = Setup {
+        lock: LockSetup::Absent,
+        ..Setup::default()
+    };
+    refused(lab, &absent, TRIGGER, EfiStatus::NOT_STARTED, "was never set")
 }
 
-fn mixed_ports_are_refused(lab: &dyn Lab) -> Seen {
-    refused(
-        lab,
-        &Setup {
-            ports: PortSetup::Mixed,
-            ..Setup::default()
-        },
-        EfiStatus::INVALID_PARAMETER,
-    )
-}
-
-fn with_buffers(buffers: &[BufferSetup]) -> Setup {
+fn with_ports(ports: PortSetup) -> Setup {
     Setup {
-        buffers: buffers.to_vec(),
+        ports,
         ..Setup::default()
     }
 }
 
+fn smc_ports_are_refused_on_x86(lab: &dyn Lab) -> Seen {
+    let setup = with_ports(PortSetup::Smc);
+    let because = "SMC(0xC4000041) is a secure monitor call";
+    refused(lab, &setup, TRIGGER, EfiStatus::UNSUPPORTED, because)
+}
+
+fn bad_ports_are_refused(lab: &dyn Lab, ports: PortSetup, because: &'static str) -> Seen {
+    refused(
+        lab,
+        &with_ports(ports),
+        TRIGGER,
+        EfiStatus::INVALID_PARAMETER,
+        because,
+    )
+}
+
+fn mixed_ports_are_refused(lab: &dyn Lab) -> Seen {
+    bad_ports_are_refused(lab, PortSetup::Mixed, "are of different kinds")
+}
+
+fn half_set_ports_are_refused(lab: &dyn Lab) -> Seen {
+    bad_ports_are_refused(lab, PortSetup::CommandOnly, "the data port was never set")?;
+    bad_ports_are_refused(lab, PortSetup::DataOnly, "the command port was never set")
+}
+
+fn one_port_for_both_is_refused(lab: &dyn Lab) -> Seen {
+    bad_ports_are_refused(lab, PortSetup::Same, "are both SMI(")
+}
+
+fn bad_buffers_are_refused(lab: &dyn Lab, buffers: &[BufferSetup], because: &'static str) -> Seen {
+    let setup = Setup {
+        buffers: buffers.to_vec(),
+        ..Setup::default()
+    };
+    refused(lab, &setup, COMMUNICATOR, EfiStatus::INVALID_PARAMETER, because)
+}
+
 fn duplicate_buffer_ids_are_refused(lab: &dyn Lab) -> Seen {
     let buffers = [BufferSetup::new(3), BufferSetup::new(4), BufferSetup::new(3)];
-    refused(lab, &with_buffers(&buffers), EfiStatus::INVALID_PARAMETER)
+    bad_buffers_are_refused(lab, &buffers, "two comm buffers have the identifier 3")
 }
 
 fn overlapping_buffers_are_refused(lab: &dyn Lab) -> Seen {
@@ -94,7 +110,7 @@ fn overlapping_buffers_are_refused(lab: &dyn Lab) -> Seen {
             ..BufferSetup::new(1)
         },
     ];
-    refused(lab, &with_buffers(&buffers), EfiStatus::INVALID_PARAMETER)
+    bad_buffers_are_refused(lab, &buffers, "comm buffers 0 and 1 share memory")
 }
 
 fn mailbox_in_another_buffer_is_refused(lab: &dyn Lab) -> Seen {
@@ -105,7 +121,7 @@ fn mailbox_in_another_buffer_is_refused(lab: &dyn Lab) -> Seen {
             ..BufferSetup::new(1)
         },
     ];
-    refused(lab, &with_buffers(&buffers), EfiStatus::INVALID_PARAMETER)
+    bad_buffers_are_refused(lab, &buffers, "comm buffers 0 and 1 share memory")
 }
 
 fn late_configuration_is_waited_for(lab: &dyn Lab) -> Seen {
@@ -129,14 +145,23 @@ fn platform_control_is_called_once(lab: &dyn Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-    ensure_eq!(machine.platform_control_calls(), 1);
-    ensure_eq!(ready(lab)?.platform_control_calls(), 0);
+    ensure_eq!((machine.platform_control_calls(), machine.mmis()), (1, 0));
+    for calls in 1..=2 {
+        let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
+        ensure_eq!((machine.platform_control_calls(), machine.mmis()), (1, calls));
+    }
     Ok(())
 }
 
 fn machine_without_mm_is_unsupported(lab: &dyn Lab) -> Seen {
-    refused(lab, &Setup::default(), EfiStatus::UNSUPPORTED)
+    let setup = Setup::default();
+    refused(
+        lab,
+        &setup,
+        TRIGGER,
+        EfiStatus::UNSUPPORTED,
+        "no software MMIs: platform: ",
+    )
 }
 
 fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
@@ -144,7 +169,8 @@ fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
         platform_control: Some(Err(EfiStatus::DEVICE_ERROR)),
         ..Setup::default()
     };
-    refused(lab, &setup, EfiStatus::DEVICE_ERROR)
+    let because = "PlatformMmControl::init failed: DeviceError";
+    refused(lab, &setup, TRIGGER, EfiStatus::DEVICE_ERROR, because)
 }
 
 fn buffer_too_small_for_a_header_is_refused(lab: &dyn Lab) -> Seen {
