@@ -3,7 +3,7 @@
 use super::nesting::look_during;
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{Failure, Lab, Machine, Setup};
+use crate::lab::{BufferSetup, Failure, Lab, Machine, MailboxSetup, Setup};
 use crate::mm::{self, Lie};
 use alloc::vec::Vec;
 use mm_wire::{EfiStatus, MailboxImage};
@@ -11,6 +11,7 @@ use mm_wire::{EfiStatus, MailboxImage};
 scenarios! {
     no_handler_is_an_error: MM, "a message that nobody takes is an error with MM's status, not an echo";
     failed_handler_is_an_error: CONTROLLED_MM, "a handler that fails is an error with MM's status";
+    without_mailbox_over_ports_nobody_says_no: CONTROLLED_MM | PORTS | LATENCY, "what cannot be told: without a mailbox a message that nobody takes, or MM never sees, comes back as if it was answered";
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
     ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
     late_mm_is_an_error_and_harms_nobody: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
@@ -42,6 +43,31 @@ fn no_handler_is_an_error(lab: &dyn Lab) -> Seen {
 fn failed_handler_is_an_error(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(machine.communicate(0, b"x", mm::FAIL), Err(not_taken(lab)));
+    ensure_clean(&*machine, 0)
+}
+
+fn without_mailbox_over_ports_nobody_says_no(lab: &dyn Lab) -> Seen {
+    let without_mailbox = |latency| Setup {
+        buffers: [BufferSetup {
+            mailbox: MailboxSetup::None,
+            ..BufferSetup::new(0)
+        }]
+        .to_vec(),
+        latency,
+        ..Setup::default()
+    };
+    let machine = up(lab, &without_mailbox(1))?;
+    for recipient in [super::refusals::NOBODY, mm::FAIL] {
+        ensure_eq!(machine.communicate(0, b"x", recipient), Ok(b"x".to_vec()));
+        ensure_clean(&*machine, 0)?;
+    }
+    ensure_eq!(machine.mmis(), 2);
+    let machine = up(lab, &without_mailbox(1000))?;
+    let request = mm::stretch(300);
+    ensure_eq!(
+        machine.communicate(0, &request, mm::STRETCH),
+        Ok(request.to_vec())
+    );
     ensure_clean(&*machine, 0)
 }
 

@@ -1,8 +1,8 @@
 //! What the client logs.
 
 use super::nesting::look_during;
-use super::{Seen, ready};
-use crate::lab::{Lab, LogLevel, Machine};
+use super::{Seen, ready, up};
+use crate::lab::{BufferSetup, Lab, LogLevel, Machine, MailboxSetup, Setup};
 use crate::mm;
 use alloc::string::String;
 
@@ -10,6 +10,7 @@ scenarios! {
     log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
     log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
     log_names_each_transaction: CONTROLLED_MM | LOGS, "a call is one debug line with both lengths";
+    missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "where nobody could tell an answer from none, the platform is warned when the client comes up, and not at each call";
     failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is told once, with the reason";
     printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "a communicator's debug output in the middle of a call has no message bytes";
 }
@@ -65,6 +66,32 @@ fn log_names_each_transaction(lab: &dyn Lab) -> Seen {
     let lines: alloc::vec::Vec<&str> = log.lines().collect();
     ensure!(lines.len() == 1, "{} lines: {log}", lines.len());
     ensure!(log.contains("8 bytes") && log.contains("300 bytes"), "{log}");
+    Ok(())
+}
+
+fn missing_mailboxes_are_warned_of_once(lab: &dyn Lab) -> Seen {
+    let warnings = |mailbox| -> Result<usize, String> {
+        let setup = Setup {
+            buffers: [BufferSetup {
+                mailbox,
+                ..BufferSetup::new(5)
+            }]
+            .to_vec(),
+            ..Setup::default()
+        };
+        let mut answers = Err(String::from("nothing was run"));
+        let log = lab.with_log(LogLevel::Debug, &mut || {
+            answers = up(lab, &setup)
+                .map(|machine| [b"one", b"two"].map(|message| machine.communicate(5, message, mm::ECHO)));
+        });
+        ensure_eq!(answers?, [Ok(b"one".to_vec()), Ok(b"two".to_vec())]);
+        let warnings = log.lines().filter(|line| line.starts_with("WARN"));
+        Ok(warnings
+            .filter(|line| line.contains("[5] have no status mailbox"))
+            .count())
+    };
+    ensure_eq!(warnings(MailboxSetup::None)?, 1);
+    ensure_eq!(warnings(MailboxSetup::OwnPage)?, 0);
     Ok(())
 }
 

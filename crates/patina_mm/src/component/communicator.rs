@@ -18,7 +18,7 @@ pub(crate) use tpl::raise_to_notify;
 
 use crate::config::{
     CommunicateBuffer, ConfigurationError, HeaderFormat, MmCommunicationConfiguration,
-    MmCommunicationOptions, check_buffers,
+    MmCommunicationOptions, MmiPort, check_buffers,
 };
 use crate::service::SwMmiTrigger;
 use alloc::rc::Rc;
@@ -82,6 +82,10 @@ impl CallOptions {
 pub trait MmCommunication {
     /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
     /// answered, be they fewer or more than were sent.
+    ///
+    /// Where MM is entered through x86 ports and the comm buffer has no status mailbox, nothing tells whether a handler, or
+    /// MM at all, took the message: then `data_buffer` itself comes back, as `Ok`. [`MmCommunicator`] warns of such
+    /// buffers when it is dispatched. A handler whose answer can be told from its request makes up for it.
     ///
     /// # Errors
     ///
@@ -300,10 +304,17 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     ///
     /// # Errors
     ///
-    /// [`ConfigurationError::DuplicateBufferId`] and [`ConfigurationError::SharedMemory`]; the buffers stay as they were.
+    /// [`ConfigurationError::DuplicateBufferId`], [`ConfigurationError::SharedMemory`], and
+    /// [`ConfigurationError::BuffersBusy`] where the code that this call interrupted is looking at them; the buffers stay
+    /// as they were.
     pub fn set_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) -> Result<(), ConfigurationError> {
         check_buffers(&buffers)?;
-        self.buffers.replace(buffers);
+        let Ok(mut current) = self.buffers.try_borrow_mut() else {
+            return Err(ConfigurationError::BuffersBusy);
+        };
+        let former = core::mem::replace(&mut *current, buffers);
+        drop(current);
+        drop(former);
         Ok(())
     }
 
@@ -369,8 +380,26 @@ impl MmCommunicator {
             }
         }
         log::info!(target: "mm_comm", "{}", *config);
+        warn_of_silence(&config);
         commands.add_service(self);
         Ok(())
+    }
+}
+
+/// Says which comm buffers cannot tell an answer from none: an MMI through ports reports nothing, and where there is no
+/// mailbox MM has nowhere to.
+fn warn_of_silence(config: &MmCommunicationConfiguration) {
+    let without = config
+        .comm_buffers
+        .iter()
+        .filter(|buffer| !buffer.has_status_mailbox());
+    let ids: Vec<u8> = without.map(CommunicateBuffer::id).collect();
+    if matches!(config.cmd_port, MmiPort::Smi(_)) && !ids.is_empty() {
+        log::warn!(
+            target: "mm_comm",
+            "platform: comm buffers {ids:?} have no status mailbox: a request that no handler took, or MM never saw, will \
+             look as if it was answered with its own bytes"
+        );
     }
 }
 
@@ -673,6 +702,21 @@ mod tests {
             communicator.communicate(4, b"x", RECIPIENT.as_guid()).as_deref(),
             Ok(&b"x"[..])
         );
+    }
+
+    #[test]
+    fn buffers_that_interrupted_code_looks_at_are_not_replaced() {
+        let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[4]);
+        let looking = communicator.buffers.borrow();
+        let error = communicator.set_comm_buffers(vec![buffer(1)]).unwrap_err();
+        communicator.set_test_comm_buffers(vec![buffer(1)]);
+        drop(looking);
+        assert_eq!(error, ConfigurationError::BuffersBusy);
+        assert_eq!(
+            patina::error::EfiError::from(error),
+            patina::error::EfiError::AlreadyStarted
+        );
+        assert_eq!(communicator.buffer(4).map(|buffer| buffer.id()), Ok(4));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Default for MmCommunicationConfiguration {
     }
 }
 
-/// What is wrong with a configuration. The platform's fault.
+/// What is wrong with a configuration. The platform's fault, but for [`Self::BuffersBusy`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigurationError {
@@ -98,6 +98,9 @@ pub enum ConfigurationError {
         /// What it covers.
         second_range: AddressRange,
     },
+    /// The comm buffers were to be replaced in the middle of a call that is looking at them.
+    #[error("caller: the comm buffers are being looked at by a call that this one interrupted")]
+    BuffersBusy,
     /// Command and data port are of different kinds.
     #[error("platform: command port {command} and data port {data} are of different kinds")]
     MixedPorts {
@@ -149,6 +152,7 @@ impl From<ConfigurationError> for patina::error::EfiError {
     fn from(error: ConfigurationError) -> Self {
         match error {
             ConfigurationError::Unset => Self::NotStarted,
+            ConfigurationError::BuffersBusy => Self::AlreadyStarted,
             ConfigurationError::SmcUnsupported { .. } | ConfigurationError::PortsUnsupported { .. } => {
                 Self::Unsupported
             }

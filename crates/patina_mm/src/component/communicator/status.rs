@@ -52,7 +52,7 @@ pub enum Status {
     #[error(transparent)]
     MmiNotRaised(TriggerError),
     /// The secure monitor call did not get through to MM, or did not come back from it in time.
-    #[error(transparent)]
+    #[error("{whose}{0}", whose = whose(.0))]
     SecureCall(SmcError),
     /// The MMI was raised, and MM did not take the request. It has been withdrawn.
     #[error("MM did not process the request; it has been withdrawn")]
@@ -101,6 +101,16 @@ pub enum Status {
         /// Bytes of the answer.
         needed: usize,
     },
+}
+
+/// Whose fault it is, where the error's own words do not say so.
+fn whose(error: &SmcError) -> &'static str {
+    match error {
+        SmcError::SpmMm(_) | SmcError::Ffa { .. } | SmcError::Timeout { .. } | SmcError::Protocol { .. } => {
+            "MM: "
+        }
+        _ => "",
+    }
 }
 
 impl From<BeginError> for Status {
@@ -182,110 +192,88 @@ impl From<Status> for EfiError {
 mod tests {
     use super::*;
     use alloc::string::ToString;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    /// Lists an example of every variant, and the error of the SDK that it becomes. A variant that is missing does not
+    /// compile.
+    macro_rules! every_status {
+        ($($variant:pat => $(($example:expr, $error:expr)),+;)+) => {
+            fn every_status() -> Vec<(Status, EfiError)> {
+                let all = vec![$($(($example, $error)),+),+];
+                for (status, _) in &all {
+                    match status {
+                        $($variant => {})+
+                    }
+                }
+                all
+            }
+        };
+    }
+
+    every_status! {
+        Status::NoCommBuffer => (Status::NoCommBuffer, EfiError::NotReady);
+        Status::CommBufferNotFound => (Status::CommBufferNotFound, EfiError::NotFound);
+        Status::CommBufferTooSmall => (Status::CommBufferTooSmall, EfiError::BadBufferSize);
+        Status::CommBufferInitError => (Status::CommBufferInitError, EfiError::DeviceError);
+        Status::InvalidDataBuffer => (Status::InvalidDataBuffer, EfiError::InvalidParameter);
+        Status::SwMmiServiceNotAvailable => (Status::SwMmiServiceNotAvailable, EfiError::NotReady);
+        Status::SwMmiFailed => (Status::SwMmiFailed, EfiError::DeviceError);
+        Status::InvalidResponse => (Status::InvalidResponse, EfiError::ProtocolError);
+        Status::InvalidRecipient => (Status::InvalidRecipient, EfiError::InvalidParameter);
+        Status::CommBufferDisabled => (Status::CommBufferDisabled, EfiError::AccessDenied);
+        Status::Busy => (Status::Busy, EfiError::AlreadyStarted);
+        Status::MailboxInUse => (Status::MailboxInUse, EfiError::AccessDenied);
+        Status::MmiNotRaised(_) => (Status::MmiNotRaised(TriggerError::NoPortIo), EfiError::Unsupported);
+        Status::SecureCall(_) =>
+            (Status::SecureCall(SmcError::NoConduit), EfiError::Unsupported),
+            (Status::SecureCall(TIMEOUT), EfiError::Timeout),
+            (Status::SecureCall(SmcError::Protocol { call: "FFA_RUN", answer: 1 }), EfiError::DeviceError);
+        Status::NotProcessed => (Status::NotProcessed, EfiError::NoResponse);
+        Status::MmReturned(_) =>
+            (Status::MmReturned(efi::Status::NOT_FOUND), EfiError::NotFound),
+            (Status::MmReturned(efi::Status::ACCESS_DENIED), EfiError::AccessDenied),
+            (Status::MmReturned(STRANGE), EfiError::Unknown(STRANGE));
+        Status::AnswerBelowHeader { .. } =>
+            (Status::AnswerBelowHeader { claimed: 1, minimum: 24 }, EfiError::ProtocolError);
+        Status::AnswerBeyondBuffer { .. } =>
+            (Status::AnswerBeyondBuffer { claimed: 9, capacity: 8 }, EfiError::ProtocolError);
+        Status::AnswerTooLong { .. } => (Status::AnswerTooLong { needed: 2, room: 1 }, EfiError::BufferTooSmall);
+        Status::AnswerSize { .. } => (Status::AnswerSize { expected: 2, returned: 1 }, EfiError::ProtocolError);
+        Status::Unsupported => (Status::Unsupported, EfiError::Unsupported);
+        Status::OutOfMemory { .. } => (Status::OutOfMemory { needed: 1 }, EfiError::OutOfResources);
+    }
+
+    const STRANGE: efi::Status = efi::Status::from_usize(77);
+    const TIMEOUT: SmcError = SmcError::Timeout {
+        call: "FFA_RUN",
+        attempts: 1,
+    };
 
     #[test]
     fn every_status_has_its_efi_error() {
-        let trigger = TriggerError::NoPortIo;
-        for (status, expected) in [
-            (Status::NoCommBuffer, EfiError::NotReady),
-            (Status::CommBufferNotFound, EfiError::NotFound),
-            (Status::CommBufferTooSmall, EfiError::BadBufferSize),
-            (Status::CommBufferInitError, EfiError::DeviceError),
-            (Status::InvalidDataBuffer, EfiError::InvalidParameter),
-            (Status::SwMmiServiceNotAvailable, EfiError::NotReady),
-            (Status::SwMmiFailed, EfiError::DeviceError),
-            (Status::InvalidResponse, EfiError::ProtocolError),
-            (Status::CommBufferDisabled, EfiError::AccessDenied),
-            (Status::Busy, EfiError::AlreadyStarted),
-            (Status::MailboxInUse, EfiError::AccessDenied),
-            (Status::MmiNotRaised(trigger), EfiError::Unsupported),
-            (Status::SecureCall(SmcError::NoConduit), EfiError::Unsupported),
-            (
-                Status::SecureCall(SmcError::Timeout {
-                    call: "FFA_RUN",
-                    attempts: 1,
-                }),
-                EfiError::Timeout,
-            ),
-            (Status::NotProcessed, EfiError::NoResponse),
-            (Status::MmReturned(efi::Status::NOT_FOUND), EfiError::NotFound),
-            (
-                Status::MmReturned(efi::Status::ACCESS_DENIED),
-                EfiError::AccessDenied,
-            ),
-            (
-                Status::MmReturned(efi::Status::from_usize(77)),
-                EfiError::Unknown(efi::Status::from_usize(77)),
-            ),
-            (
-                Status::AnswerBelowHeader {
-                    claimed: 1,
-                    minimum: 24,
-                },
-                EfiError::ProtocolError,
-            ),
-            (
-                Status::AnswerBeyondBuffer {
-                    claimed: 9,
-                    capacity: 8,
-                },
-                EfiError::ProtocolError,
-            ),
-            (
-                Status::AnswerTooLong { needed: 2, room: 1 },
-                EfiError::BufferTooSmall,
-            ),
-            (
-                Status::AnswerSize {
-                    expected: 2,
-                    returned: 1,
-                },
-                EfiError::ProtocolError,
-            ),
-            (Status::Unsupported, EfiError::Unsupported),
-            (Status::OutOfMemory { needed: 1 }, EfiError::OutOfResources),
-        ] {
+        for (status, expected) in every_status() {
             assert_eq!(EfiError::from(status), expected, "{status:?}");
         }
     }
 
     #[test]
     fn every_status_says_whose_fault_it_is() {
-        for status in [
-            Status::Busy,
-            Status::NoCommBuffer,
-            Status::CommBufferNotFound,
-            Status::CommBufferDisabled,
-            Status::CommBufferTooSmall,
-            Status::CommBufferInitError,
-            Status::MailboxInUse,
-            Status::InvalidDataBuffer,
-            Status::InvalidResponse,
-            Status::NotProcessed,
-            Status::SwMmiServiceNotAvailable,
-            Status::SwMmiFailed,
-            Status::MmiNotRaised(TriggerError::NoPortIo),
-            Status::MmReturned(efi::Status::NOT_FOUND),
-            Status::AnswerBelowHeader {
-                claimed: 1,
-                minimum: 24,
-            },
-            Status::AnswerBeyondBuffer {
-                claimed: 9,
-                capacity: 8,
-            },
-            Status::AnswerTooLong { needed: 2, room: 1 },
-            Status::AnswerSize {
-                expected: 2,
-                returned: 1,
-            },
-            Status::Unsupported,
-            Status::OutOfMemory { needed: 1 },
-        ] {
+        for (status, _) in every_status() {
             let text = status.to_string();
             let whose = ["caller: ", "platform: ", "MM: ", "MM "];
             assert!(whose.iter().any(|whose| text.starts_with(whose)), "{text}");
         }
+        assert_eq!(
+            Status::SecureCall(TIMEOUT).to_string(),
+            "MM: FFA_RUN: not done after 1 attempts"
+        );
+    }
+
+    #[test]
+    fn memory_that_keeps_nothing_is_the_platforms_fault() {
+        let error = BeginError::NotMemory { address: 0x1000 };
+        assert_eq!(Status::from(error), Status::CommBufferInitError);
     }
 
     #[test]
