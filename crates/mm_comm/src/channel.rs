@@ -113,6 +113,27 @@ impl Channel {
         len: usize,
         mailbox: Option<*mut u8>,
     ) -> Result<Self, ChannelError> {
+        // SAFETY: the caller vouches for the memory, with the same contract.
+        let channel = unsafe { Self::at_untouched_region(base, len, mailbox) }?;
+        channel.clear();
+        Ok(channel)
+    }
+
+    /// As [`Self::at_firmware_region`], with the memory left as it is, for whoever has more to check. [`Self::clear`] it
+    /// before it is used.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::at_firmware_region`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::at_firmware_region`].
+    pub unsafe fn at_untouched_region(
+        base: *mut u8,
+        len: usize,
+        mailbox: Option<*mut u8>,
+    ) -> Result<Self, ChannelError> {
         if len < MIN_REGION_LEN {
             return Err(ChannelError::TooSmall {
                 len,
@@ -141,12 +162,10 @@ impl Channel {
         {
             return Err(ChannelError::MailboxInRegion { mailbox, region });
         }
-        let channel = Self {
+        Ok(Self {
             mailbox,
             ..Self::over(region)
-        };
-        channel.clear();
-        Ok(channel)
+        })
     }
 
     /// The shared memory that messages are written to.

@@ -320,6 +320,7 @@ impl Ports for Machine {
 
     fn read_u32(&self, port: u16) -> u32 {
         match port {
+            PCI_ADDRESS => self.0.pci_address.get(),
             PCI_DATA => self.0.read_pci(),
             port if self.0.is_smi_enable_port(port) => self.smi_enable(),
             _ => u32::MAX,

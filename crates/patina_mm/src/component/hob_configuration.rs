@@ -227,17 +227,20 @@ impl MmHobConfiguration {
             AcpiBaseSource::Fixed(base) => base,
             AcpiBaseSource::Ich9 => AcpiBase::Io(ich9::pm_base(self.ports.as_deref())?),
         };
-        let mut comm_buffers = given.comm_buffers.clone();
+        let mut announced = Vec::new();
         for (id, place) in places {
             // SAFETY: the HOB's producer set this memory aside for MM communication, mapped one to one as all memory is
             // in DXE, and gave it to the owner of this HOB.
             let buffer = unsafe { CommunicateBuffer::at_place(place, id) };
-            comm_buffers.push(buffer.map_err(|status| HobConfigurationError::Buffer {
+            announced.push(buffer.map_err(|status| HobConfigurationError::Buffer {
                 region: place.region(),
                 status,
             })?);
         }
+        let comm_buffers = [given.comm_buffers.as_slice(), &announced].concat();
         check_buffers(&comm_buffers)?;
+        // Only now is memory written to: what was announced wrongly may be somebody else's.
+        announced.iter_mut().for_each(CommunicateBuffer::reset);
         let unset = MmCommunicationConfiguration::default();
         let given_or = |given: MmiPort, unset, intel| if given == unset { intel } else { given };
         Ok(MmCommunicationConfiguration {
@@ -343,6 +346,44 @@ mod tests {
             }
         ));
         assert_eq!(EfiError::from(error), EfiError::InvalidParameter);
+    }
+
+    #[repr(C, align(4096))]
+    struct Page([u8; 4096]);
+
+    #[test]
+    fn memory_is_wiped_once_everything_was_found_right() {
+        let page = Box::leak(Box::new(Page([0xee; 4096])));
+        let memory = mm_comm::SharedRegion::over_static(&mut page.0);
+        let address = memory.as_ptr().expose_provenance() as u64;
+        let place = CommBufferPlace::new(address, 1, None).unwrap();
+        // Half the address space: no memory.
+        let impossible = CommBufferPlace::new(4096, 1 << 51, None).unwrap();
+        let configure = |places: &[CommBufferPlace]| {
+            MmHobConfiguration::new().configure(
+                &MmCommunicationConfiguration::default(),
+                places.iter().map(|place| Ok(*place)),
+                [].into_iter(),
+            )
+        };
+        let contents = || {
+            let mut copy = [0x77; 4096];
+            assert!(memory.read(0, &mut copy));
+            copy
+        };
+        assert!(matches!(
+            configure(&[place, impossible]),
+            Err(HobConfigurationError::Buffer { .. })
+        ));
+        assert_eq!(contents(), [0xee; 4096]);
+        let overlapping = CommBufferPlace::new(address, 2, None).unwrap();
+        assert!(matches!(
+            configure(&[place, overlapping]),
+            Err(HobConfigurationError::Configuration(_))
+        ));
+        assert_eq!(contents(), [0xee; 4096]);
+        assert!(configure(&[place]).is_ok());
+        assert_eq!(contents(), [0; 4096]);
     }
 
     #[test]

@@ -187,6 +187,28 @@ impl CommunicateBuffer {
         buffer_id: u8,
         status_mailbox_address: Option<u64>,
     ) -> Result<Self, CommunicateBufferStatus> {
+        // SAFETY: the caller vouches for both pieces of memory, with the same contract.
+        let mut buffer =
+            unsafe { Self::at_untouched_region(address, size_bytes, buffer_id, status_mailbox_address) }?;
+        buffer.reset();
+        Ok(buffer)
+    }
+
+    /// As [`Self::from_firmware_region`], with the memory left as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_firmware_region`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::from_firmware_region`].
+    unsafe fn at_untouched_region(
+        address: u64,
+        size_bytes: usize,
+        buffer_id: u8,
+        status_mailbox_address: Option<u64>,
+    ) -> Result<Self, CommunicateBufferStatus> {
         let pointer = |address: u64| match usize::try_from(address) {
             Ok(address) => Ok(core::ptr::with_exposed_provenance_mut::<u8>(address)),
             Err(error) => {
@@ -203,12 +225,12 @@ impl CommunicateBuffer {
         }
         let mailbox = status_mailbox_address.map(pointer).transpose()?;
         // SAFETY: the caller vouches for both pieces of memory, with the same contract.
-        unsafe { Channel::at_firmware_region(buffer, size_bytes, mailbox) }
+        unsafe { Channel::at_untouched_region(buffer, size_bytes, mailbox) }
             .map(|channel| Self::over(channel, buffer_id))
             .map_err(refused(buffer_id))
     }
 
-    /// Takes over memory that firmware announced.
+    /// Takes over memory that firmware announced, and leaves it as it is: [`Self::reset`] it before it is used.
     ///
     /// # Errors
     ///
@@ -222,7 +244,7 @@ impl CommunicateBuffer {
         // A length that does not fit is refused by the next check, as one that exceeds `isize::MAX`.
         let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
         // SAFETY: the caller vouches for the memory, with the same contract.
-        unsafe { Self::from_firmware_region(region.start(), len, id, place.mailbox()) }
+        unsafe { Self::at_untouched_region(region.start(), len, id, place.mailbox()) }
     }
 
     /// The size of the memory in bytes, header included.

@@ -139,10 +139,11 @@ impl Pending {
         // are `old`; those that left the list are retired, and so is `old` before anybody can begin there, because a call
         // that looked it up before finds it retired once it has claimed it, and one that interrupts this waits. What was
         // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps.
-        let new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
-        let new = old
-            .first()
-            .map_or(new.clone(), |old| new.clone().with_header(old.header()));
+        let mut new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
+        new.reset();
+        if let Some(old) = old.first() {
+            new = new.with_header(old.header());
+        }
         all.push(new.clone());
         match buffers.try_borrow_mut() {
             Ok(mut buffers) => *buffers = all,

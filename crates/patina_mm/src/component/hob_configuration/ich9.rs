@@ -17,6 +17,8 @@ const ACPI_CNTL: u32 = LPC_BRIDGE | 0x44;
 const ACPI_EN: u32 = 1 << 7;
 /// What a bus without a device returns.
 const NOTHING_THERE: u32 = u32::MAX;
+/// How often a register is read until two looks in a row were undisturbed and agree.
+const LOOKS: u32 = 16;
 
 /// Why the chipset names no ACPI base. The platform's fault.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -28,6 +30,16 @@ pub enum Ich9Error {
     /// No device answers at 0:1F.0.
     #[error("platform: no LPC bridge answers at PCI 0:1f.0")]
     NoBridge,
+    /// Somebody who interrupts this code uses the same two ports, again and again.
+    #[error(
+        "platform: PCI register {register:#x} cannot be read: port 0xcf8 was {found:#x} after each of {LOOKS} looks"
+    )]
+    Disturbed {
+        /// What was written to the address port.
+        register: u32,
+        /// What stood there at the end.
+        found: u32,
+    },
     /// PMBASE was never programmed.
     #[error("platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which names no base")]
     NotProgrammed {
@@ -49,11 +61,32 @@ pub enum Ich9Error {
 /// Each [`Ich9Error`] names the register's value.
 pub(super) fn pm_base(ports: Option<&dyn Ports>) -> Result<u16, Ich9Error> {
     let ports = ports.ok_or(Ich9Error::NoPortIo)?;
-    let read = |register| {
+    // Code that this interrupts may be about to read the data port.
+    let before = ports.read_u32(CONFIG_ADDRESS);
+    let base = checked_base(|register| read(ports, register));
+    ports.write_u32(CONFIG_ADDRESS, before);
+    base
+}
+
+/// Reads a register. Address and data are two ports, and whatever interrupts this between them may use them too: so the
+/// address is read back, and two looks have to agree.
+fn read(ports: &dyn Ports, register: u32) -> Result<u32, Ich9Error> {
+    let (mut last, mut found) = (None, register);
+    for _ in 0..LOOKS {
         ports.write_u32(CONFIG_ADDRESS, register);
-        ports.read_u32(CONFIG_DATA)
-    };
-    let value = read(PMBASE);
+        let value = ports.read_u32(CONFIG_DATA);
+        found = ports.read_u32(CONFIG_ADDRESS);
+        let look = (found == register).then_some(value);
+        if look.is_some() && look == last {
+            return Ok(value);
+        }
+        last = look;
+    }
+    Err(Ich9Error::Disturbed { register, found })
+}
+
+fn checked_base(read: impl Fn(u32) -> Result<u32, Ich9Error>) -> Result<u16, Ich9Error> {
+    let value = read(PMBASE)?;
     if value == NOTHING_THERE {
         return Err(Ich9Error::NoBridge);
     }
@@ -61,7 +94,7 @@ pub(super) fn pm_base(ports: Option<&dyn Ports>) -> Result<u16, Ich9Error> {
         .ok()
         .filter(|base| *base != 0)
         .ok_or(Ich9Error::NotProgrammed { value })?;
-    let control = read(ACPI_CNTL);
+    let control = read(ACPI_CNTL)?;
     if control & ACPI_EN == 0 {
         return Err(Ich9Error::NotDecoded { value: control });
     }
@@ -77,6 +110,9 @@ mod tests {
         address: Cell<u32>,
         pm_base: u32,
         acpi_cntl: u32,
+        /// At which reads of the data port, counted from 1, an interrupt has left another address.
+        interrupts: fn(u32) -> bool,
+        reads: Cell<u32>,
     }
 
     impl Ports for Bus {
@@ -84,10 +120,18 @@ mod tests {
             panic!("PCI configuration space is reached in 32 bits");
         }
         fn read_u32(&self, port: u16) -> u32 {
+            if port == 0xcf8 {
+                return self.address.get();
+            }
             assert_eq!(port, 0xcfc);
+            self.reads.update(|reads| reads + 1);
+            if (self.interrupts)(self.reads.get()) {
+                self.address.set(0x8000_0000);
+            }
             match self.address.get() {
                 0x8000_f840 => self.pm_base,
                 0x8000_f844 => self.acpi_cntl,
+                0x8000_0000 => 0x29c0_8086,
                 other => panic!("register {other:#x}"),
             }
         }
@@ -104,13 +148,43 @@ mod tests {
         fn pause(&self) {}
     }
 
-    fn read(pm_base: u32, acpi_cntl: u32) -> Result<u16, Ich9Error> {
+    /// What somebody else has left in the address port.
+    const BEFORE: u32 = 0x8000_1234;
+
+    fn interrupted(pm_base: u32, acpi_cntl: u32, interrupts: fn(u32) -> bool) -> Result<u16, Ich9Error> {
         let bus = Bus {
-            address: Cell::new(0),
+            address: Cell::new(BEFORE),
             pm_base,
             acpi_cntl,
+            interrupts,
+            reads: Cell::new(0),
         };
-        super::pm_base(Some(&bus))
+        let base = super::pm_base(Some(&bus));
+        assert_eq!(bus.address.get(), BEFORE);
+        base
+    }
+
+    fn read(pm_base: u32, acpi_cntl: u32) -> Result<u16, Ich9Error> {
+        interrupted(pm_base, acpi_cntl, |_| false)
+    }
+
+    #[test]
+    fn an_interrupt_that_uses_the_ports_is_noticed() {
+        for interrupts in [
+            |read| read == 1,
+            |read| read == 2 || read == 4,
+            |read| read < 14,
+            |read| read > 2 && read < 10,
+        ] {
+            assert_eq!(interrupted(0x601, 0x80, interrupts), Ok(0x600));
+        }
+        assert_eq!(
+            interrupted(0x601, 0x80, |_| true),
+            Err(Ich9Error::Disturbed {
+                register: 0x8000_f840,
+                found: 0x8000_0000
+            })
+        );
     }
 
     #[test]
