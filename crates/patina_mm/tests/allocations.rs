@@ -242,6 +242,11 @@ fn telling_of_an_event_allocates_nothing() {
     );
 }
 
+thread_local! {
+    /// Runs once, when MM would be entered: in the middle of a call.
+    static DURING: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
+
 /// A trigger that takes every MMI and enters nothing.
 #[derive(IntoService)]
 #[service(dyn SwMmiTrigger)]
@@ -250,6 +255,9 @@ struct Dead;
 // SAFETY: MM is never entered.
 unsafe impl SwMmiTrigger for Dead {
     fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
+        if let Some(run) = DURING.take() {
+            run();
+        }
         Err(EfiError::DeviceError)
     }
 }
@@ -288,8 +296,8 @@ fn announcement(buffer: u64, mailbox: u64) -> ProtocolPtr {
     ProtocolPtr::from_raw((&raw mut *interface).cast()).unwrap_or_else(|| unreachable!("a box is not null"))
 }
 
-#[test]
-fn moves_take_constant_memory() {
+/// A client whose buffer 0 may move, and the protocols to announce that with.
+fn movable() -> (&'static HostProtocols, Service<dyn MmCommunication>) {
     let protocols: &'static HostProtocols = Box::leak(Box::default());
     let caught = Rc::new(Cell::new(None));
     let mut dispatcher = Dispatcher::new();
@@ -307,14 +315,48 @@ fn moves_take_constant_memory() {
     dispatcher.add(Catcher(Rc::clone(&caught)));
     let outcome = dispatcher.dispatch();
     assert_eq!(outcome.succeeded.len(), 2, "{outcome:?}");
-    let mm = caught.take().unwrap();
+    let mm = caught
+        .take()
+        .unwrap_or_else(|| unreachable!("both components succeeded"));
+    (protocols, mm)
+}
 
-    let places = [announcement(page(), page()), announcement(page(), page())];
+fn move_to(protocols: &HostProtocols, place: ProtocolPtr) {
     let guid = patina::management_mode::protocol::mm_comm_buffer_update::PROTOCOL_GUID;
-    let move_to = |place| {
-        let handle = protocols.install_interface(None, guid, place).unwrap();
-        protocols.uninstall_interface(handle, guid, place).unwrap();
+    let done = protocols
+        .install_interface(None, guid, place)
+        .and_then(|handle| protocols.uninstall_interface(handle, guid, place));
+    assert_eq!(done, Ok(()));
+}
+
+#[test]
+fn moves_during_calls_take_constant_memory() {
+    let (protocols, mm) = movable();
+    let places = [announcement(page(), page()), announcement(page(), page())];
+    let call = move || mm.communicate(0, b"x", RECIPIENT.as_guid());
+    // Away from the place that a call is using and back to it, again and again.
+    let away_and_back = |n: usize| {
+        move_to(protocols, places[n % 2]);
+        DURING.set(Some(Box::new(move || {
+            move_to(protocols, places[(n + 1) % 2]);
+            assert_eq!(call(), Err(Status::SwMmiFailed));
+            move_to(protocols, places[n % 2]);
+            assert_eq!(call(), Err(Status::Busy));
+        })));
+        assert_eq!(call(), Err(Status::SwMmiFailed));
     };
+    // The first moves let tables grow.
+    (0..2).for_each(away_and_back);
+    let before = LIVE_BYTES.get();
+    (0..1000).for_each(away_and_back);
+    assert_eq!(LIVE_BYTES.get(), before);
+}
+
+#[test]
+fn moves_take_constant_memory() {
+    let (protocols, mm) = movable();
+    let places = [announcement(page(), page()), announcement(page(), page())];
+    let move_to = |place| move_to(protocols, place);
     // The first moves let the database's own tables grow.
     for place in places {
         move_to(place);
