@@ -5,7 +5,7 @@
 //! | [`setup`] | which programs the rest needs, and how to get them |
 //! | [`mod@test`] | all tests of this repository, stage by stage |
 //! | [`asm`] | checks of generated machine code |
-//! | [`bench`] | the benchmark beside the published crate |
+//! | [`mod@bench`] | the benchmark beside the published crate |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
