@@ -110,7 +110,7 @@ pub(crate) const MACHINES: &[Machine] = &[
     Machine {
         name: "ovmf-smm",
         tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
-        variants: &[Variant::new("", true, 79)],
+        variants: &[Variant::new("", true, 91)],
         build: |shell| build_uefi(shell, OVMF_APP),
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
@@ -121,7 +121,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The last test has MM fault: a stack that ends in the page below it.
-            Variant::new("", true, 172).saying("MM STOPPED by exception 14"),
+            Variant::new("", true, 204).saying("MM STOPPED by exception 14"),
             Variant::refused(TWO_SOCKETS, "MM was not launched: processors: 2 present"),
             Variant::refused(
                 WITHOUT_VGA,
@@ -141,7 +141,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: PATINA_SMM.name,
         tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
         variants: &[
-            Variant::new(APPLICATION, true, 79),
+            Variant::new(APPLICATION, true, 91),
             Variant::new("components", false, 8),
         ],
         build: |shell| {
@@ -157,13 +157,13 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "aarch64",
         tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            Variant::new("uefi", true, 88),
-            Variant::new("uefi-spm-mm", true, 87),
-            Variant::new("spm-mm", true, 109),
-            Variant::new("ffa", true, 110),
-            Variant::new("ffa-without-get-regs", true, 110),
-            Variant::new("nobody-answers", true, 20),
-            Variant::new("no-el3", true, 18),
+            Variant::new("uefi", true, 93),
+            Variant::new("uefi-spm-mm", true, 92),
+            Variant::new("spm-mm", true, 121),
+            Variant::new("ffa", true, 122),
+            Variant::new("ffa-without-get-regs", true, 122),
+            Variant::new("nobody-answers", true, 22),
+            Variant::new("no-el3", true, 20),
         ],
         build: build_aarch64,
         command: aarch64,
