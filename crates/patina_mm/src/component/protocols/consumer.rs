@@ -8,6 +8,7 @@ use core::fmt;
 use mm_wire::Header;
 use patina::component::component;
 use patina::component::params::Commands;
+use patina::component::protocol::Protocol;
 use patina::component::service::Service;
 use patina::component::service::memory::{AllocationOptions, MemoryManager};
 use patina::component::service::uefi_services::protocol::{
@@ -150,7 +151,8 @@ impl fmt::Debug for FirmwareMmExecutor {
 /// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM belongs to a driver in C.
 ///
 /// It stands in the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
-/// itself, from RuntimeServicesData.
+/// itself, from RuntimeServicesData. It is dispatched once the driver has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so
+/// are the components that ask for the service.
 #[derive(Clone, Copy, Debug)]
 pub struct FirmwareMmCommunication {
     id: u8,
@@ -167,6 +169,7 @@ impl FirmwareMmCommunication {
 
     fn entry_point(
         self,
+        _driver: Protocol<Communication2>,
         protocols: Service<dyn ProtocolServices>,
         memory: Service<dyn MemoryManager>,
         mut commands: Commands,
@@ -197,6 +200,7 @@ mod tests {
     use super::*;
     use crate::component::communicator::{CallOptions, MmCommunication};
     use alloc::boxed::Box;
+    use alloc::rc::Rc;
     use alloc::vec;
     use core::cell::{Cell, RefCell};
     use core::pin::Pin;
@@ -348,14 +352,22 @@ mod tests {
         let mut component = FirmwareMmCommunication::new(3, 2).into_component();
         assert!(component.initialize(&mut storage));
         assert!(!component.run(&mut storage).unwrap(), "it waits for its services");
+        static DRIVER: Communication2 = Communication2 { communicate: driver };
+        let installed = Rc::new(Cell::new(false));
+        let is_installed = Rc::clone(&installed);
         let mut protocols = MockProtocolServices::new();
-        protocols
-            .expect_locate_interface()
-            .returning(|_| Err(ProtocolError::NotFound));
+        protocols.expect_locate_interface().returning_st(move |guid| {
+            (is_installed.get() && guid == Communication2::PROTOCOL_GUID)
+                .then(|| ProtocolPtr::from_raw((&raw const DRIVER).cast_mut().cast()))
+                .flatten()
+                .ok_or(ProtocolError::NotFound)
+        });
         storage.add_service(Offered::<dyn ProtocolServices>(Box::leak(Box::new(protocols))));
         storage.add_service(Offered::<dyn MemoryManager>(Box::leak(Box::new(
             StdMemoryManager::new(),
         ))));
+        assert!(!component.run(&mut storage).unwrap(), "it waits for the driver");
+        installed.set(true);
         assert!(component.run(&mut storage).unwrap());
         let mut user = User.into_component();
         assert!(user.initialize(&mut storage));
@@ -368,10 +380,8 @@ mod tests {
     impl User {
         fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
             assert_eq!(mm.message_capacity(3, CallOptions::new()), Ok(8192 - 24));
-            assert_eq!(
-                mm.communicate(3, b"x", RECIPIENT.as_guid()),
-                Err(Status::SwMmiServiceNotAvailable)
-            );
+            ANSWER.set((efi::Status::SUCCESS, |size| size));
+            assert_eq!(mm.communicate(3, b"x", RECIPIENT.as_guid()), Ok(b"x".to_vec()));
             Ok(())
         }
     }
