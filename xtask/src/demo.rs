@@ -1,8 +1,6 @@
 //! Demonstrations for people.
 
-use crate::machine::{self, MACHINES};
-use crate::report::Counts;
-use crate::{process, qemu};
+use crate::{machine, qemu};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use std::process::ExitCode;
@@ -39,18 +37,7 @@ pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn simulated(shell: &Shell) -> Cmd<'_> {
+/// The demo on the simulated machine.
+pub(crate) fn simulated(shell: &Shell) -> Cmd<'_> {
     cmd!(shell, "cargo run --quiet --package patina_harness --example demo")
-}
-
-/// Runs all of them, and shows only what fails.
-pub(crate) fn stage(shell: &Shell, deadline: Duration) -> Result<Counts> {
-    process::run_quietly("demo on the simulated machine", simulated(shell).into())?;
-    let mut counts = Counts::ONE;
-    for machine in MACHINES {
-        qemu::demo(shell, machine, deadline, false)?;
-        println!("  demo on {}: ok", machine.name);
-        counts.add(Counts::ONE);
-    }
-    Ok(counts)
 }

@@ -53,6 +53,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         });
         let docs = cmd!(shell, "cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings");
         report.stage("docs", || check(docs.into()));
+        report.stage("demo", || check(demo::simulated(shell).into()));
     }
     if options.machine.is_empty() {
         report.stage("deny", || {
@@ -67,9 +68,12 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
                 qemu::test(shell, machine, variant, deadline, &mut scenarios)
             });
         }
+        report.stage(&format!("{} demo", machine.name), || {
+            qemu::demo(shell, machine, deadline, false)?;
+            Ok(Counts::ONE)
+        });
     }
     if options.machine.is_empty() {
-        report.stage("demos", || demo::stage(shell, deadline));
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
