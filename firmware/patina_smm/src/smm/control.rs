@@ -53,10 +53,13 @@ impl QuietSmis {
     ) -> Result<()> {
         protocols.on_protocol_installed::<SmmControl2>(Tpl::Notify, move |handle| {
             let replaced = protocols.with_protocol_on::<SmmControl2, _>(handle, |control| {
-                let own = control
-                    .trigger
-                    .swap(quiet_trigger as Trigger as *mut c_void, Ordering::AcqRel);
-                DRIVERS.store(own, Ordering::Release);
+                let quiet = quiet_trigger as Trigger as *mut c_void;
+                let own = control.trigger.load(Ordering::Acquire);
+                // An interface that is installed anew has this function already.
+                if own != quiet {
+                    DRIVERS.store(own, Ordering::Release);
+                    control.trigger.store(quiet, Ordering::Release);
+                }
             });
             if let Err(error) = replaced {
                 log::error!("SMIs are raised with interrupts on: {error:?}");
