@@ -247,6 +247,18 @@ impl CommunicateBuffer {
         unsafe { Self::at_untouched_region(region.start(), len, id, place.mailbox()) }
     }
 
+    /// A page of memory that is never freed, with a mailbox on the next one.
+    #[cfg(test)]
+    pub(crate) fn of_a_page(id: u8) -> Self {
+        #[repr(C, align(4096))]
+        struct Pages([u8; 4096], [u8; 4096]);
+        let pages = alloc::boxed::Box::leak(alloc::boxed::Box::new(Pages([0; 4096], [0; 4096])));
+        let address = |page: &mut [u8; 4096]| page.as_mut_ptr().expose_provenance() as u64;
+        let (buffer, mailbox) = (address(&mut pages.0), address(&mut pages.1));
+        // SAFETY: the memory is leaked, and reached through comm buffers only.
+        unsafe { Self::from_firmware_region(buffer, 4096, id, Some(mailbox)) }.unwrap()
+    }
+
     /// The size of the memory in bytes, header included.
     #[must_use]
     pub fn len(&self) -> usize {

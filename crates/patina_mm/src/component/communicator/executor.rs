@@ -35,7 +35,8 @@ const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
 /// the request.
 ///
 /// Where it does not for a while, one more MMI is raised: some MM cores serve one request at an MMI (Project Mu's supervisor
-/// the users' before its own), and that may have been the request of a call that this one interrupted.
+/// the users' before its own), and that may have been the request of a call that this one interrupted. Where that one fails, the
+/// wait goes on: the first one was raised, so that nobody can say that nothing was sent.
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
@@ -73,11 +74,13 @@ impl MmExecutor for RealMmExecutor {
         let mut pauses = transaction::wait(channel, first, || self.trigger.pause());
         let left = polls.saturating_sub(pauses);
         if left > 0 && channel.mailbox().is_some_and(Mailbox::is_pending) {
-            self.trigger
-                .enter_mm(address, self.options.command_value, self.options.data_value)
-                .inspect_err(
-                    |error| log::error!(target: "mm_comm", "comm buffer {id}: MM did not take the request: {error}"),
-                )?;
+            let another = self
+                .trigger
+                .enter_mm(address, self.options.command_value, self.options.data_value);
+            // The first one was raised: MM may have taken the request, or may yet. The mailbox has the last word.
+            if let Err(error) = another {
+                log::error!(target: "mm_comm", "comm buffer {id}: no other MMI was raised: {error}");
+            }
             pauses = pauses.saturating_add(transaction::wait(channel, left, || self.trigger.pause()));
         }
         log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
@@ -90,5 +93,44 @@ impl fmt::Debug for RealMmExecutor {
         f.debug_struct("RealMmExecutor")
             .field("options", &self.options)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::component::sw_mmi_manager::MockSwMmiTrigger;
+    use alloc::boxed::Box;
+    use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
+    use patina::error::EfiError;
+
+    #[test]
+    fn another_mmi_that_fails_does_not_undo_the_first() {
+        for was_taken in [true, false] {
+            let buffer = CommunicateBuffer::of_a_page(0);
+            let mut trigger = MockSwMmiTrigger::new();
+            trigger.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));
+            let mm = buffer.clone();
+            trigger
+                .expect_trigger_sw_mmi()
+                .times(1)
+                .returning_st(move |_, _| {
+                    // MM takes the request of the first one after the last look.
+                    if was_taken {
+                        let answer = MailboxImage::answered(EfiStatus::SUCCESS, 25);
+                        mm.channel().mailbox().unwrap().write(&answer);
+                    }
+                    Err(EfiError::NotReady)
+                });
+            let trigger: Box<dyn SwMmiTrigger> = Box::new(trigger);
+            let executor = RealMmExecutor::new(Service::mock(trigger));
+            let staged = buffer
+                .channel()
+                .begin(HeaderFormat::V1, Guid::ZERO, b"x")
+                .unwrap();
+            assert_eq!(executor.execute_mm(&mut buffer.clone()), Ok(()));
+            // The mailbox decides.
+            assert_eq!(staged.finish().is_ok(), was_taken);
+        }
     }
 }
