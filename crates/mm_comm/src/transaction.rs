@@ -11,6 +11,7 @@
 
 use crate::channel::Channel;
 use crate::error::AnswerError;
+use crate::mailbox::Mailbox;
 use core::cell::Cell;
 use mm_wire::{EfiStatus, Header};
 
@@ -61,6 +62,15 @@ impl<'c> Staged<'c> {
     /// Lets MM take the request: see [`wait`]. Whether it did is for [`Self::finish`] to say.
     pub fn wait(&self, polls: u32, pause: impl FnMut()) -> u32 {
         wait(self.claim.channel, polls, pause)
+    }
+
+    /// Whether there is an answer to be read: an executor wrote one by hand, or the mailbox does not announce the request any
+    /// more. Without a mailbox only the former can be told.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        let channel = self.claim.channel;
+        let is_taken = |mailbox: &Mailbox| !mailbox.is_pending();
+        channel.answered_by_hand().is_some() || channel.mailbox().is_some_and(is_taken)
     }
 
     /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length.

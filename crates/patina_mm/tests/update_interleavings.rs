@@ -13,7 +13,7 @@ mod sync {
 #[path = "../src/component/communicator/update/latest.rs"]
 mod latest;
 
-use latest::Latest;
+use latest::{Latest, Turn};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
@@ -37,8 +37,8 @@ struct Model {
     applied: UnsafeCell<Vec<u32>>,
 }
 
-// SAFETY: `applied` is reached inside `Latest::apply` only, and once all threads are joined. That no two threads get
-// there at once is what loom checks.
+// SAFETY: `applied` is reached by whoever has the turn only, and once all threads are joined. That no two threads get there
+// at once is what loom checks.
 unsafe impl Sync for Model {}
 
 impl Model {
@@ -50,7 +50,11 @@ impl Model {
     }
 
     fn apply(&self) -> bool {
-        self.latest.apply(|update| {
+        self.latest.turn().is_some_and(|turn| self.apply_in(&turn))
+    }
+
+    fn apply_in(&self, turn: &Turn<'_, Update>) -> bool {
+        turn.apply(|update| {
             // SAFETY: see the type; the pointer does not leave the closure.
             self.applied
                 .with_mut(|applied| unsafe { (*applied).push(update.number) });
@@ -59,10 +63,10 @@ impl Model {
     }
 
     fn refuse(&self) -> bool {
-        self.latest.apply(Err)
+        self.latest.turn().is_some_and(|turn| turn.apply(Err))
     }
 
-    /// All that was applied. Only for the last thread there is.
+    /// All that was applied. Only for whoever has the turn, and for the last thread there is.
     fn applied(&self) -> Vec<u32> {
         // SAFETY: see the type; the pointer does not leave the closure.
         self.applied.with(|applied| unsafe { (*applied).clone() })
@@ -136,6 +140,27 @@ fn an_update_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
             "{:?}",
             model.applied()
         );
+    });
+}
+
+#[test]
+fn nothing_is_applied_while_somebody_has_the_turn() {
+    loom::model(|| {
+        let model = Model::new();
+        model.latest.put(update(1));
+        let announcing = run(&model, |model| {
+            model.latest.put(update(2));
+            model.apply();
+        });
+        if let Some(turn) = model.latest.turn() {
+            assert!(model.apply_in(&turn));
+            let applied = model.applied();
+            thread::yield_now();
+            assert_eq!(model.applied(), applied);
+        }
+        announcing.join().unwrap();
+        assert!(model.apply());
+        assert_eq!(model.applied().last(), Some(&2));
     });
 }
 

@@ -2,6 +2,8 @@
 
 mod answer;
 mod executor;
+#[cfg(test)]
+mod interruptions;
 mod relocation;
 mod request;
 mod status;
@@ -14,7 +16,7 @@ pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
 pub use request::MmCommunicationExt;
 pub use status::Status;
-pub(crate) use tpl::raise_to_notify;
+pub(crate) use tpl::{Raised, raise_to_notify};
 
 use crate::config::{
     CommunicateBuffer, ConfigurationError, HeaderFormat, MmCommunicationConfiguration,
@@ -24,7 +26,7 @@ use crate::service::SwMmiTrigger;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use answer::trace_bytes;
-use core::cell::RefCell;
+use core::cell::{BorrowError, Cell, RefCell};
 use core::fmt;
 use mm_comm::BeginError;
 use patina::component::component;
@@ -192,13 +194,17 @@ pub trait MmCommunication {
     /// Sends a message that has MM move comm buffers to `to`, through the one of them whose identifier is `id`. The answer is
     /// lent to `take`, which says whether they moved; then `to` takes the place of the buffers with the same identifiers.
     ///
-    /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header.
+    /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header. A move that the
+    /// platform announces meanwhile is put into effect afterwards; a call through the buffer that it is about gives
+    /// [`Status::Busy`] until then.
     ///
     /// # Errors
     ///
-    /// As [`Self::communicate`]; [`Status::Busy`] where one of the buffers that are to move is in use;
-    /// [`Status::InvalidDataBuffer`] where `to` shares memory with a buffer of now, and [`Status::CommBufferNotFound`] where
-    /// `id` is not among them; [`Status::Unsupported`] where an implementation cannot do it.
+    /// As [`Self::communicate`]; [`Status::Busy`] where one of the buffers that are to move is in use, or is being moved by
+    /// a call that this one interrupted; [`Status::InvalidDataBuffer`] where `to` shares memory with a buffer of now, or the
+    /// buffer `id` has no status mailbox in its old or its new place, [`Status::CommBufferDisabled`] where one of `to` is
+    /// disabled, and [`Status::CommBufferNotFound`] where `id` is not among them; [`Status::Unsupported`] where an
+    /// implementation cannot do it.
     fn communicate_and_move(
         &self,
         id: u8,
@@ -215,7 +221,8 @@ pub trait MmCommunication {
     /// through the same buffer, and is told [`Status::Busy`]. For buffers that are shared with callers who do not survive
     /// that. What is lent to the closure of [`Self::communicate_with`] is then read at that level, too.
     ///
-    /// A caller above `TPL_NOTIFY` stays at its level.
+    /// A move of the buffer, whoever puts it into effect, runs at `TPL_NOTIFY`, too. A caller above that stays at its level.
+    /// Called once more for the same buffer, this replaces `tpl`.
     ///
     /// # Errors
     ///
@@ -225,8 +232,15 @@ pub trait MmCommunication {
         Err(Status::Unsupported)
     }
 
-    /// Has `call` run after each call of anybody's, when its comm buffer is free again, and at the TPL of whoever made it.
-    /// For those who were told [`Status::Busy`] in a notification, and cannot wait there.
+    /// Has `call` run after each call of anybody's, when its comm buffer is free again. For those who were told
+    /// [`Status::Busy`] in a notification, and cannot wait there. A call that was itself told so is no call here: the one that
+    /// it interrupted is, and ends later.
+    ///
+    /// It runs at the TPL of whoever made the call, before that one has its result. For a driver in C that is `TPL_NOTIFY`,
+    /// and before its answer is written back; what `call` sends through C's protocols is refused there.
+    ///
+    /// `call` may send. It does not run once more for what is sent while it runs, unless somebody was told [`Status::Busy`] in
+    /// the middle of that.
     ///
     /// # Errors
     ///
@@ -283,6 +297,12 @@ pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
     updates: Option<Rc<update::Pending>>,
     /// Borrowed only to add one or to look one up, never while one runs.
     after_calls: RefCell<Vec<Rc<dyn Fn()>>>,
+    /// How many were told [`Status::Busy`]: whoever is, waits for the end of a call.
+    refusals: Cell<u32>,
+    /// Whether those of `after_calls` run.
+    waking: Cell<bool>,
+    /// Whether they have to run once more.
+    wake_again: Cell<bool>,
     /// The buffers whose calls run at `TPL_NOTIFY`. Borrowed as the one before.
     at_notify: RefCell<Vec<(u8, Service<dyn TplServices>)>>,
 }
@@ -296,6 +316,9 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             executor: Some(executor),
             updates: None,
             after_calls: RefCell::default(),
+            refusals: Cell::default(),
+            waking: Cell::default(),
+            wake_again: Cell::default(),
             at_notify: RefCell::default(),
         }
     }
@@ -327,19 +350,33 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
 
     /// Finds an enabled buffer. A copy of the handle, so that nothing is borrowed while MM runs.
     fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Status> {
-        let buffers = self.buffers.try_borrow().map_err(|error| {
+        let find = |buffers: &[CommunicateBuffer]| {
+            let buffer = buffers.iter().find(|buffer| buffer.id() == id);
+            buffer.cloned().ok_or(buffers.len())
+        };
+        let found = self.look(find).map_err(|error| {
             log::error!(target: "mm_comm", "comm buffer {id}: the list is being replaced: {error}");
             Status::Busy
         })?;
-        let buffer = buffers.iter().find(|buffer| buffer.id() == id).ok_or_else(|| {
-            log::error!(target: "mm_comm", "caller: no comm buffer has the identifier {id}, {} are configured", buffers.len());
+        let buffer = found.map_err(|count| {
+            log::error!(target: "mm_comm", "caller: no comm buffer has the identifier {id}, {count} are configured");
             Status::CommBufferNotFound
         })?;
         if !buffer.is_enabled() {
             log::error!(target: "mm_comm", "caller: comm buffer {id} is disabled");
             return Err(Status::CommBufferDisabled);
         }
-        Ok(buffer.clone())
+        Ok(buffer)
+    }
+
+    /// Looks at the list of comm buffers. Where a call through the buffer that may move is never to be refused, no
+    /// notification comes meanwhile: it would find the list borrowed, and could not put a move into effect.
+    fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
+        let _raised = self.raise_for_updates();
+        let buffers = self.buffers.try_borrow()?;
+        let seen = look(&buffers);
+        drop(buffers);
+        Ok(seen)
     }
 }
 
@@ -353,6 +390,9 @@ impl MmCommunicator {
             executor: None,
             updates: None,
             after_calls: RefCell::default(),
+            refusals: Cell::default(),
+            waking: Cell::default(),
+            wake_again: Cell::default(),
             at_notify: RefCell::default(),
         }
     }
@@ -421,6 +461,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         take: &mut dyn FnMut(&mut AnswerReader<'_>),
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let refusals = self.refusals.get();
         let raised = self.tpl_for(id).and_then(raise_to_notify);
         let result = self
             .settle(id)
@@ -438,8 +479,8 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
                 message.len()
             ),
         }
-        if !matches!(result, Err(Status::Busy)) {
-            self.call_has_ended();
+        if !self.is_refused(&result) {
+            self.call_has_ended(refusals);
         }
         result.map(drop)
     }
@@ -453,21 +494,35 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let raised = self.tpl_for(id).and_then(raise_to_notify);
-        let result = self
-            .settle(id)
-            .and_then(|()| self.exchange_and_move(id, message, recipient, to, take));
+        let refusals = self.refusals.get();
+        let updatable = self.updates.as_ref().map(|updates| updates.id());
+        let moving = to.iter().map(CommunicateBuffer::id).chain(updatable);
+        let tpl = core::iter::once(id).chain(moving).find_map(|id| self.tpl_for(id));
+        let raised = tpl.and_then(raise_to_notify);
+        let result = self.hold_updates(to).and_then(|turn| {
+            let result = self.exchange_and_move(id, message, recipient, to, take);
+            drop(turn);
+            result
+        });
         drop(raised);
-        self.call_has_ended();
+        if !self.is_refused(&result) {
+            self.call_has_ended(refusals);
+        }
         result
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
-        self.settle(id)?;
-        let buffer = self.buffer(id)?;
-        Ok(buffer
-            .channel()
-            .capacity(options.header.unwrap_or(buffer.header())))
+        let refusals = self.refusals.get();
+        let result = self.settle(id).and_then(|()| self.buffer(id));
+        // No call, but whoever came while it put a move into effect waits for its end.
+        if !self.is_refused(&result) && self.refusals.get() != refusals {
+            self.call_has_ended(refusals);
+        }
+        result.map(|buffer| {
+            buffer
+                .channel()
+                .capacity(options.header.unwrap_or(buffer.header()))
+        })
     }
 
     fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
@@ -475,7 +530,10 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
             .at_notify
             .try_borrow_mut()
             .map_err(|_looked_at| Status::Busy)?;
-        at_notify.push((id, tpl));
+        match at_notify.iter_mut().find(|(at, _)| *at == id) {
+            Some((_, former)) => *former = tpl,
+            None => at_notify.push((id, tpl)),
+        }
         Ok(())
     }
 
@@ -496,21 +554,71 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         at_notify.iter().find(|(at, _)| *at == id).map(|(_, tpl)| *tpl)
     }
 
-    /// Runs whatever waits for the end of a call.
-    fn call_has_ended(&self) {
-        let waiting = |index: usize| self.after_calls.try_borrow().ok()?.get(index).cloned();
-        (0..).map_while(waiting).for_each(|call| call());
+    /// Raises the TPL where calls through the buffer that may move run at `TPL_NOTIFY`.
+    fn raise_for_updates(&self) -> Option<Raised> {
+        let updates = self.updates.as_ref()?;
+        self.tpl_for(updates.id()).and_then(raise_to_notify)
+    }
+
+    /// Whether a call was told [`Status::Busy`]; counts it then.
+    fn is_refused<T>(&self, result: &Result<T, Status>) -> bool {
+        let is_refused = matches!(result, Err(Status::Busy));
+        self.refusals
+            .update(|refusals| refusals.wrapping_add(u32::from(is_refused)));
+        is_refused
+    }
+
+    /// Runs whatever waits for the end of a call. `refusals` are those before it. A call in the middle of that has it run
+    /// once more where somebody was told [`Status::Busy`] because of that call.
+    fn call_has_ended(&self, refusals: u32) {
+        if self.waking.replace(true) {
+            if self.refusals.get() != refusals {
+                self.wake_again.set(true);
+            }
+            return;
+        }
+        loop {
+            self.wake_again.set(false);
+            let waiting = |index: usize| self.after_calls.try_borrow().ok()?.get(index).cloned();
+            (0..).map_while(waiting).for_each(|call| call());
+            // In this order: a call that comes between sees to those who wait for it itself.
+            self.waking.set(false);
+            if !self.wake_again.get() || self.waking.replace(true) {
+                return;
+            }
+        }
     }
 
     /// Puts announced moves into effect. [`Status::Busy`] where that has to wait and `id` is the buffer that moves.
     fn settle(&self, id: u8) -> Result<(), Status> {
-        match &self.updates {
-            Some(updates) if !updates.apply(&self.buffers) && updates.id() == id => {
-                log::error!(target: "mm_comm", "comm buffer {id}: it is being moved by a call that this one interrupted");
-                Err(Status::Busy)
-            }
-            _ => Ok(()),
+        let Some(updates) = &self.updates else {
+            return Ok(());
+        };
+        let _raised = self.raise_for_updates();
+        let is_settled = updates.turn().is_some_and(|turn| turn.apply(&self.buffers));
+        if !is_settled && updates.id() == id {
+            log::error!(target: "mm_comm", "comm buffer {id}: it is being moved by a call that this one interrupted");
+            return Err(Status::Busy);
         }
+        Ok(())
+    }
+
+    /// Puts announced moves into effect, and keeps others from coming while `to` is moved to. [`Status::Busy`] where a call
+    /// that this one interrupted does the same, or has to end before a buffer of `to` can be where it was announced.
+    fn hold_updates(&self, to: &[CommunicateBuffer]) -> Result<Option<update::Turn<'_>>, Status> {
+        let Some(updates) = &self.updates else {
+            return Ok(None);
+        };
+        let id = updates.id();
+        let turn = updates.turn().ok_or_else(|| {
+            log::error!(target: "mm_comm", "comm buffer {id} is being moved by a call that this one interrupted");
+            Status::Busy
+        })?;
+        if !turn.apply(&self.buffers) && to.iter().any(|new| new.id() == id) {
+            log::error!(target: "mm_comm", "comm buffer {id} cannot move: its announced move waits for a call that this one interrupted");
+            return Err(Status::Busy);
+        }
+        Ok(Some(turn))
     }
 
     /// Makes one exchange. Returns the bytes of the answer.
@@ -522,8 +630,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         options: CallOptions,
         take: &mut dyn FnMut(&mut AnswerReader<'_>),
     ) -> Result<usize, Status> {
-        // An interrupted call may be looking at the list; then it is not empty.
-        if self.buffers.try_borrow().is_ok_and(|buffers| buffers.is_empty()) {
+        // An interrupted call may be replacing the list; then it is not empty.
+        if self.look(<[_]>::is_empty).is_ok_and(|is_empty| is_empty) {
             log::error!(target: "mm_comm", "{}", Status::NoCommBuffer);
             return Err(Status::NoCommBuffer);
         }
@@ -571,13 +679,18 @@ impl Default for MmCommunicator {
 impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writelncrlf!(f, "MM Communicator:")?;
-        match self.buffers.try_borrow() {
-            Ok(buffers) => {
-                for buffer in buffers.iter() {
-                    writelncrlf!(f, "Comm Buffer: {buffer:?}")?;
+        // One after the other, so that nothing is borrowed while it prints.
+        let mut index: usize = 0;
+        loop {
+            match self.look(|buffers| buffers.get(index).cloned()) {
+                Ok(Some(buffer)) => writelncrlf!(f, "Comm Buffer: {buffer:?}")?,
+                Ok(None) => break,
+                Err(error) => {
+                    writelncrlf!(f, "Comm Buffers: {error}")?;
+                    break;
                 }
             }
-            Err(error) => writelncrlf!(f, "Comm Buffers: {error}")?,
+            index = index.saturating_add(1);
         }
         writelncrlf!(f, "MM Executor Set: {}", self.executor.is_some())
     }

@@ -2,12 +2,15 @@
 //!
 //! MM takes it from the old place, and answers in the new one: header and message go to the new buffer, the status to the new
 //! mailbox, and the old ones are not touched any more (Project Mu, `UpdateCommBuffer.c`). Where MM refuses, it answers in the
-//! old place. So the request is put into both, and the mailbox that MM has cleared says where the answer is.
+//! old place. So the request is put into both, and the mailbox that MM has cleared says where the answer is. Both places have
+//! one. An executor that answers by hand does so in the new place.
+//!
+//! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]).
 
 use super::{AnswerReader, MmCommunicator, MmExecutor, Status};
 use crate::config::{CommunicateBuffer, check_buffers};
 use alloc::vec::Vec;
-use mm_comm::mailbox::Mailbox;
+use core::fmt;
 use mm_wire::HeaderFormat;
 
 /// The comm buffers as they will be, and those that are then out of use.
@@ -32,6 +35,15 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             .iter()
             .find(|new| new.id() == id)
             .ok_or(Status::CommBufferNotFound)?;
+        for (which, place) in [("old", &old), ("new", new)] {
+            if !place.has_status_mailbox() {
+                log::error!(
+                    target: "mm_comm",
+                    "caller: comm buffer {id} cannot move: its {which} place has no status mailbox, which would tell where the answer is"
+                );
+                return Err(Status::InvalidDataBuffer);
+            }
+        }
         let plan = self.plan(to)?;
         let begin = |buffer| {
             let staged = CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
@@ -39,9 +51,9 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         };
         let here = begin(&old)?;
         let there = begin(new)?;
-        // The wait is for the new mailbox: a refusal is the rare case, and costs no more than time.
+        // The wait is for the new mailbox: a refusal is the rare case, and costs one more MMI and the rest of the wait.
         executor.execute_mm(&mut new.clone())?;
-        let has_arrived = !new.channel().mailbox().is_some_and(Mailbox::is_pending);
+        let has_arrived = there.is_answered();
         // The other place is done with before the list changes: nobody may be told of memory that is still to be wiped.
         let answer = if has_arrived {
             drop(here);
@@ -54,11 +66,15 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             log::error!(target: "mm_comm", "comm buffer {id}, {recipient}, about to be moved: {error}");
         })?;
         if take(&mut AnswerReader::in_place(answer, id)) {
-            let mut buffers = self.buffers.try_borrow_mut().map_err(|error| {
+            // What is freed is freed once the list can be looked at again: a notification may come with that.
+            let former = self
+                .buffers
+                .try_borrow_mut()
+                .map(|mut buffers| core::mem::replace(&mut *buffers, plan.all));
+            drop(former.map_err(|error| {
                 log::error!(target: "mm_comm", "the comm buffers moved, and the list could not follow: {error}");
                 Status::Busy
-            })?;
-            *buffers = plan.all;
+            })?);
             plan.leaving.iter().for_each(|old| old.channel().retire());
             for new in to {
                 log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", new.id(), new.as_ptr(), new.len());
@@ -67,16 +83,26 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         Ok(())
     }
 
-    /// Checks that `to` can be moved to: no memory is shared with a buffer of now, and none that leaves is in use.
+    /// Checks that `to` can be moved to: none of it is disabled, no memory is shared with a buffer of now, and none that leaves
+    /// is in use.
     fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, Status> {
-        // Exclusively, so that the list can be replaced later on: whatever interrupts this gives its borrow back.
-        let buffers = self.buffers.try_borrow_mut().map_err(|error| {
+        let in_use = |error: &dyn fmt::Display| {
             log::error!(target: "mm_comm", "the list of comm buffers is in use by a call that this one interrupted: {error}");
             Status::Busy
-        })?;
+        };
+        // Once exclusively, so that the list can be replaced later on: whatever interrupts this gives its borrow back.
+        self.buffers
+            .try_borrow_mut()
+            .map(drop)
+            .map_err(|error| in_use(&error))?;
         let is_leaving = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
-        let (leaving, mut all): (Vec<_>, Vec<_>) = buffers.iter().cloned().partition(is_leaving);
-        drop(buffers);
+        let (leaving, mut all): (Vec<_>, Vec<_>) = self
+            .look(|buffers| buffers.iter().cloned().partition(is_leaving))
+            .map_err(|error| in_use(&error))?;
+        if let Some(disabled) = to.iter().find(|new| !new.is_enabled()) {
+            log::error!(target: "mm_comm", "caller: comm buffer {} cannot move to a buffer that is disabled", disabled.id());
+            return Err(Status::CommBufferDisabled);
+        }
         if let Some(busy) = leaving.iter().find(|buffer| buffer.channel().is_in_use()) {
             log::error!(target: "mm_comm", "comm buffer {} cannot move: a call that this one interrupted uses it", busy.id());
             return Err(Status::Busy);

@@ -72,6 +72,21 @@ impl Pending {
             .map(drop)
     }
 
+    /// Leaves an announcement of the place where `buffer` is.
+    #[cfg(test)]
+    pub(super) fn announce(&self, buffer: &CommunicateBuffer) {
+        use patina::management_mode::protocol::mm_comm_buffer_update::MmCommBuffer;
+        let [region, mailbox] = buffer.ranges().map(Option::unwrap);
+        self.latest.put(MmCommBufferUpdateProtocol {
+            version: 1,
+            updated_comm_buffer: MmCommBuffer {
+                physical_start: region.start(),
+                number_of_pages: region.len() / mm_wire::PAGE_LEN as u64,
+                status: mailbox.start(),
+            },
+        });
+    }
+
     /// The buffer that may move.
     pub(super) fn id(&self) -> u8 {
         self.id
@@ -93,17 +108,10 @@ impl Pending {
         self.latest.put(unsafe { interface.read_unaligned() });
     }
 
-    /// Puts what was announced into effect. Returns whether that is done: `false` where it has to wait for a call that
-    /// this one interrupted.
-    pub(super) fn apply(&self, buffers: &RefCell<Vec<CommunicateBuffer>>) -> bool {
-        self.latest.apply(|update| match self.move_to(update, buffers) {
-            Ok(()) => Ok(()),
-            Err(Hindrance::NotNow) => Err(update),
-            Err(Hindrance::Refused(error)) => {
-                log::error!(target: "mm_comm", "comm buffer {} stays where it is: {error}", self.id);
-                Ok(())
-            }
-        })
+    /// Keeps everybody else from putting announcements into effect; `None` where this call interrupted one that does.
+    pub(super) fn turn(&self) -> Option<Turn<'_>> {
+        let turn = self.latest.turn()?;
+        Some(Turn { pending: self, turn })
     }
 
     fn move_to(
@@ -138,17 +146,20 @@ impl Pending {
         // boot. No transaction uses it, and none will through an older buffer: those in the list do not overlap it, or
         // are `old`; those that left the list are retired, and so is `old` before anybody can begin there, because a call
         // that looked it up before finds it retired once it has claimed it, and one that interrupts this waits. What was
-        // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps.
+        // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps. A request to
+        // move uses memory that is not in the list yet: it has the turn until that is in the list, or wiped.
         let mut new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
         new.reset();
         if let Some(old) = old.first() {
             new = new.with_header(old.header());
         }
         all.push(new.clone());
-        match buffers.try_borrow_mut() {
-            Ok(mut buffers) => *buffers = all,
+        // What is freed is freed once the list can be looked at again: a notification may come with that.
+        let former = match buffers.try_borrow_mut() {
+            Ok(mut buffers) => core::mem::replace(&mut *buffers, all),
             Err(_looked_at_by_an_interrupted_call) => return Err(Hindrance::NotNow),
-        }
+        };
+        drop(former);
         for old in old {
             old.channel().retire();
             if old.channel().is_in_use() {
@@ -157,6 +168,28 @@ impl Pending {
         }
         log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
         Ok(())
+    }
+}
+
+/// The right to put announcements into effect, which ends with this value.
+pub(super) struct Turn<'a> {
+    pending: &'a Pending,
+    turn: latest::Turn<'a, MmCommBufferUpdateProtocol>,
+}
+
+impl Turn<'_> {
+    /// Puts what was announced into effect. Returns whether that is done: `false` where it has to wait for a call that
+    /// this one interrupted.
+    pub(super) fn apply(&self, buffers: &RefCell<Vec<CommunicateBuffer>>) -> bool {
+        self.turn
+            .apply(|update| match self.pending.move_to(update, buffers) {
+                Ok(()) => Ok(()),
+                Err(Hindrance::NotNow) => Err(update),
+                Err(Hindrance::Refused(error)) => {
+                    log::error!(target: "mm_comm", "comm buffer {} stays where it is: {error}", self.pending.id);
+                    Ok(())
+                }
+            })
     }
 }
 

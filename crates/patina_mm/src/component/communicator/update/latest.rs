@@ -1,10 +1,10 @@
 //! The newest of several values, handed from whoever announces them to whoever applies them.
 //!
 //! Both may interrupt each other, and themselves, at any instruction: nobody can wait for anybody. So putting is one
-//! swap, and applying is for one at a time; whoever comes second is told, and goes its way.
+//! swap, and applying is for whoever has the turn; whoever comes second is told, and goes its way.
 //!
 //! Whatever the interleaving: the value that was put last is applied last, none is applied twice, none leaks, and no two
-//! are applied at once. `tests/update_interleavings.rs` compiles this file against loom's atomics and shows it.
+//! are applied at once, nor any while somebody has the turn. `tests/update_interleavings.rs` compiles this file against loom's atomics and shows it.
 
 use super::sync::{AtomicBool, AtomicPtr, Ordering};
 use alloc::boxed::Box;
@@ -33,22 +33,12 @@ impl<T: Send> Latest<T> {
         drop(owned(self.slot.swap(value, Ordering::AcqRel)));
     }
 
-    /// Applies what was put, until nothing is left. A value that `apply` gives back stays for the next time, unless a
-    /// newer one came meanwhile.
-    ///
-    /// Returns whether everything that was put before is applied: `false` where `apply` gave a value back, or where this
-    /// call interrupted another one.
-    pub(crate) fn apply(&self, mut apply: impl FnMut(T) -> Result<(), T>) -> bool {
-        let Some(_turn) = Turn::take(&self.applying) else {
-            return false;
-        };
-        while let Some(value) = owned(self.slot.swap(null_mut(), Ordering::AcqRel)) {
-            if let Err(value) = apply(*value) {
-                self.put_back(Box::new(value));
-                return false;
-            }
-        }
-        true
+    /// Takes the turn; `None` where this call interrupted whoever has it.
+    pub(crate) fn turn(&self) -> Option<Turn<'_, T>> {
+        self.applying
+            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+            .then(|| Turn(self))
     }
 
     fn put_back(&self, value: Box<T>) {
@@ -69,20 +59,28 @@ impl<T> Drop for Latest<T> {
 }
 
 /// The right to apply, which ends with this value.
-struct Turn<'a>(&'a AtomicBool);
+#[derive(Debug)]
+pub(crate) struct Turn<'a, T>(&'a Latest<T>);
 
-impl<'a> Turn<'a> {
-    fn take(applying: &'a AtomicBool) -> Option<Self> {
-        applying
-            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-            .then(|| Self(applying))
+impl<T: Send> Turn<'_, T> {
+    /// Applies what was put, until nothing is left. A value that `apply` gives back stays for the next time, unless a
+    /// newer one came meanwhile.
+    ///
+    /// Returns whether everything that was put before is applied: `false` where `apply` gave a value back.
+    pub(crate) fn apply(&self, mut apply: impl FnMut(T) -> Result<(), T>) -> bool {
+        while let Some(value) = owned(self.0.slot.swap(null_mut(), Ordering::AcqRel)) {
+            if let Err(value) = apply(*value) {
+                self.0.put_back(Box::new(value));
+                return false;
+            }
+        }
+        true
     }
 }
 
-impl Drop for Turn<'_> {
+impl<T> Drop for Turn<'_, T> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.applying.store(false, Ordering::Release);
     }
 }
 

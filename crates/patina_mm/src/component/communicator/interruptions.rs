@@ -1,0 +1,364 @@
+//! What becomes of calls that come in the middle of others, at the places that only this crate can reach: the log lines, which
+//! a slow serial port makes long, and MM's turn.
+
+use super::update::Pending;
+use super::{AnswerReader, CallOptions, MmCommunication, MmCommunicator, MmExecutor, Status};
+use crate::config::CommunicateBuffer;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::pin::Pin;
+use mm_wire::{EfiStatus, MailboxImage};
+use patina::component::service::Service;
+use patina::component::service::uefi_services::tpl::{Tpl, TplServices};
+use patina_harness::tpl::{HostTpl, SharedTpl};
+use std::string::ToString;
+use std::thread_local;
+
+const RECIPIENT: patina::BinaryGuid = patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
+
+type Code = Box<dyn FnOnce()>;
+
+thread_local! {
+    /// Runs once, at the first log line with this text.
+    static AT_LINE: RefCell<Option<(&'static str, Code)>> = const { RefCell::new(None) };
+}
+
+struct Lines;
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = record.args().to_string();
+        let code = AT_LINE.with_borrow_mut(|at| at.take_if(|(text, _)| line.contains(*text)));
+        if let Some((_, code)) = code {
+            code();
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn at_line(text: &'static str, code: impl FnOnce() + 'static) {
+    // Fails where it was set by another test.
+    let _ = log::set_logger(&Lines);
+    log::set_max_level(log::LevelFilter::Info);
+    AT_LINE.set(Some((text, Box::new(code))));
+}
+
+/// Answers in the buffer and its mailbox, after whatever is to happen meanwhile.
+#[derive(Default)]
+struct Echo {
+    meanwhile: Cell<Option<Code>>,
+    /// Where the requests stood.
+    places: RefCell<Vec<*mut u8>>,
+}
+
+impl MmExecutor for Echo {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        self.places.borrow_mut().push(comm_buffer.as_ptr());
+        if let Some(code) = self.meanwhile.take() {
+            code();
+        }
+        let len = comm_buffer
+            .channel()
+            .tracked()
+            .map_or(0, |header| header.total_len());
+        let answer = MailboxImage::answered(EfiStatus::SUCCESS, len);
+        comm_buffer.channel().mailbox().unwrap().write(&answer);
+        Ok(())
+    }
+}
+
+/// A communicator that outlives the test, so that notifications can have it.
+struct Scene {
+    mm: &'static MmCommunicator<Echo>,
+    updates: Rc<Pending>,
+    tpl: Rc<HostTpl>,
+    /// What the call of a notification came to.
+    inner: Rc<RefCell<Vec<Result<(), Status>>>>,
+}
+
+impl Scene {
+    fn new(ids: &[u8], updatable: u8) -> Self {
+        let updates = Pending::about(updatable);
+        let mm = MmCommunicator {
+            updates: Some(Rc::clone(&updates)),
+            ..MmCommunicator::with_executor(Echo::default())
+        };
+        mm.set_comm_buffers(ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect())
+            .unwrap();
+        Self {
+            mm: Box::leak(Box::new(mm)),
+            updates,
+            tpl: Rc::default(),
+            inner: Rc::default(),
+        }
+    }
+
+    fn is_never_refused(&self, id: u8) {
+        let tpl: Box<dyn TplServices> = Box::new(SharedTpl(Rc::clone(&self.tpl)));
+        self.mm.run_at_notify(id, Service::mock(tpl)).unwrap();
+    }
+
+    /// A notification that calls through this buffer.
+    fn notification(&self, id: u8) -> impl Fn() + use<> {
+        let (mm, tpl, inner) = (self.mm, Rc::clone(&self.tpl), Rc::clone(&self.inner));
+        move || {
+            let inner = Rc::clone(&inner);
+            let code = move || inner.borrow_mut().push(call(mm, id));
+            tpl.notify(Tpl::Callback, Box::new(code));
+        }
+    }
+
+    fn meanwhile(&self, code: impl FnOnce() + 'static) {
+        self.executor().meanwhile.set(Some(Box::new(code)));
+    }
+
+    fn executor(&self) -> &'static Echo {
+        self.mm.executor.as_ref().unwrap()
+    }
+
+    fn last_place(&self) -> Option<*mut u8> {
+        self.executor().places.borrow().last().copied()
+    }
+
+    fn move_to(&self, to: &[CommunicateBuffer]) -> Result<(), Status> {
+        move_to(self.mm, to)
+    }
+
+    fn inner(&self) -> Vec<Result<(), Status>> {
+        self.inner.take()
+    }
+}
+
+fn call(mm: &dyn MmCommunication, id: u8) -> Result<(), Status> {
+    let answer = mm.communicate(id, &[id, 7], RECIPIENT.as_guid())?;
+    assert_eq!(answer, [id, 7]);
+    Ok(())
+}
+
+/// Moves through the first of these buffers.
+fn move_to(mm: &dyn MmCommunication, to: &[CommunicateBuffer]) -> Result<(), Status> {
+    let mut take = |answer: &mut AnswerReader<'_>| {
+        assert_eq!(answer.read_to_vec().as_deref(), Ok(&b"move"[..]));
+        true
+    };
+    mm.communicate_and_move(to[0].id(), b"move", RECIPIENT.as_guid(), to, &mut take)
+}
+
+fn fresh(ids: &[u8]) -> Vec<CommunicateBuffer> {
+    ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect()
+}
+
+#[test]
+fn an_announced_move_does_not_refuse_who_is_never_refused() {
+    let calls: [fn(&dyn MmCommunication); 4] = [
+        |mm| assert_eq!(call(mm, 0), Ok(())),
+        |mm| assert_eq!(call(mm, 1), Ok(())),
+        |mm| assert_eq!(mm.message_capacity(0, CallOptions::new()), Ok(4096 - 24)),
+        |mm| assert_eq!(mm.message_capacity(1, CallOptions::new()), Ok(4096 - 24)),
+    ];
+    for outer in calls {
+        let scene = Scene::new(&[0, 1], 1);
+        scene.is_never_refused(1);
+        scene.updates.announce(&CommunicateBuffer::of_a_page(1));
+        at_line("comm buffer 1 moved", scene.notification(1));
+        outer(scene.mm);
+        assert_eq!(scene.inner(), [Ok(())]);
+    }
+}
+
+#[test]
+fn a_requested_move_does_not_refuse_who_is_never_refused() {
+    let scene = Scene::new(&[0, 1], 1);
+    scene.is_never_refused(1);
+    let to = fresh(&[0, 1]);
+    scene.meanwhile(scene.notification(1));
+    assert_eq!(scene.move_to(&to), Ok(()));
+    assert_eq!(scene.inner(), [Ok(())]);
+    assert_eq!(scene.last_place(), Some(to[1].as_ptr()));
+}
+
+#[test]
+fn nothing_is_borrowed_while_a_move_is_logged() {
+    let scene = Scene::new(&[0, 1, 2], 2);
+    at_line("comm buffer 0 moved", {
+        let (mm, inner) = (scene.mm, Rc::clone(&scene.inner));
+        move || {
+            inner.borrow_mut().extend([
+                call(mm, 1),
+                mm.set_comm_buffers(fresh(&[0, 1]))
+                    .map_err(|_in_use| Status::Busy),
+            ]);
+        }
+    });
+    assert_eq!(scene.move_to(&fresh(&[0, 1])), Ok(()));
+    assert_eq!(scene.inner(), [Ok(()), Ok(())]);
+}
+
+#[test]
+fn an_update_of_another_buffer_survives_a_requested_move() {
+    let scene = Scene::new(&[0, 1, 2], 2);
+    let announced = CommunicateBuffer::of_a_page(2);
+    let (updates, new, notification) = (
+        Rc::clone(&scene.updates),
+        announced.clone(),
+        scene.notification(2),
+    );
+    scene.meanwhile(move || {
+        updates.announce(&new);
+        notification();
+    });
+    assert_eq!(scene.move_to(&fresh(&[0, 1])), Ok(()));
+    assert_eq!(scene.inner(), [Err(Status::Busy)]);
+    assert_eq!(call(scene.mm, 2), Ok(()));
+    assert_eq!(scene.last_place(), Some(announced.as_ptr()));
+}
+
+#[test]
+fn an_update_to_where_a_requested_move_goes_leaves_its_request_alone() {
+    let scene = Scene::new(&[0, 1], 0);
+    let to = fresh(&[0, 1]);
+    let (updates, new, notification) = (Rc::clone(&scene.updates), to[0].clone(), scene.notification(0));
+    scene.meanwhile(move || {
+        updates.announce(&new);
+        notification();
+    });
+    assert_eq!(scene.move_to(&to), Ok(()));
+    assert_eq!(scene.inner(), [Err(Status::Busy)]);
+    assert_eq!(call(scene.mm, 0), Ok(()));
+    assert_eq!(scene.last_place(), Some(to[0].as_ptr()));
+}
+
+#[test]
+fn a_requested_move_waits_for_an_update_that_cannot_be_applied_yet() {
+    let scene = Scene::new(&[0, 1], 1);
+    let (mm, updates, inner) = (scene.mm, Rc::clone(&scene.updates), Rc::clone(&scene.inner));
+    let first = mm.buffer(1).unwrap();
+    scene.meanwhile(move || {
+        // Away from where the call under way is, and back.
+        updates.announce(&CommunicateBuffer::of_a_page(1));
+        let away = call(mm, 1);
+        updates.announce(&first);
+        let moved = move_to(mm, &fresh(&[0, 1]));
+        inner.borrow_mut().extend([away, moved]);
+    });
+    assert_eq!(call(scene.mm, 1), Ok(()));
+    assert_eq!(scene.inner(), [Ok(()), Err(Status::Busy)]);
+    assert_eq!(scene.move_to(&fresh(&[0, 1])), Ok(()));
+}
+
+/// Counts how often calls end.
+fn ends(mm: &dyn MmCommunication) -> Rc<Cell<u32>> {
+    let ends = Rc::new(Cell::new(0));
+    let count = Rc::clone(&ends);
+    mm.after_calls(Rc::new(move || count.set(count.get() + 1)))
+        .unwrap();
+    ends
+}
+
+#[test]
+fn who_is_refused_by_a_question_for_the_capacity_is_told_of_its_end() {
+    let scene = Scene::new(&[0, 1], 1);
+    let ends = ends(scene.mm);
+    scene.updates.announce(&CommunicateBuffer::of_a_page(1));
+    at_line("comm buffer 1 moved", scene.notification(1));
+    assert_eq!(scene.mm.message_capacity(0, CallOptions::new()), Ok(4096 - 24));
+    assert_eq!(scene.inner(), [Err(Status::Busy)]);
+    assert_eq!(ends.get(), 1);
+}
+
+#[test]
+fn a_refused_move_is_no_end_of_a_call() {
+    let scene = Scene::new(&[0, 1], 1);
+    let ends = ends(scene.mm);
+    let (mm, inner, seen) = (scene.mm, Rc::clone(&scene.inner), Rc::clone(&ends));
+    scene.meanwhile(move || {
+        inner.borrow_mut().push(move_to(mm, &fresh(&[0, 1])));
+        assert_eq!(seen.get(), 0);
+    });
+    assert_eq!(call(scene.mm, 0), Ok(()));
+    assert_eq!(scene.inner(), [Err(Status::Busy)]);
+    assert_eq!(ends.get(), 1);
+}
+
+#[test]
+fn what_runs_after_calls_may_send() {
+    let scene = Scene::new(&[0, 1], 1);
+    let ends = ends(scene.mm);
+    let mm = scene.mm;
+    mm.after_calls(Rc::new(move || assert_eq!(call(mm, 0), Ok(()))))
+        .unwrap();
+    assert_eq!(call(mm, 1), Ok(()));
+    assert_eq!(ends.get(), 1);
+    assert_eq!(scene.executor().places.borrow().len(), 2);
+}
+
+#[test]
+fn who_is_refused_by_what_runs_after_calls_is_told_of_its_end() {
+    let scene = Scene::new(&[0, 1], 1);
+    let ends = ends(scene.mm);
+    let (mm, executor) = (scene.mm, scene.executor());
+    let notification = Cell::new(Some(scene.notification(0)));
+    mm.after_calls(Rc::new(move || {
+        if let Some(notification) = notification.take() {
+            executor.meanwhile.set(Some(Box::new(notification)));
+            assert_eq!(call(mm, 0), Ok(()));
+        }
+    }))
+    .unwrap();
+    assert_eq!(call(mm, 1), Ok(()));
+    assert_eq!(scene.inner(), [Err(Status::Busy)]);
+    assert_eq!(ends.get(), 2);
+}
+
+/// Answers every message by hand.
+struct ByHand;
+
+impl MmExecutor for ByHand {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        comm_buffer
+            .set_message(b"move")
+            .map_err(|_status| Status::CommBufferInitError)
+    }
+}
+
+#[test]
+fn an_answer_by_hand_to_a_request_to_move_is_found() {
+    let mm = MmCommunicator::with_executor(ByHand);
+    mm.set_comm_buffers(fresh(&[0])).unwrap();
+    let to = fresh(&[0]);
+    assert_eq!(move_to(&mm, &to), Ok(()));
+    assert_eq!(mm.buffer(0).map(|buffer| buffer.as_ptr()), Ok(to[0].as_ptr()));
+}
+
+#[test]
+fn a_move_that_nobody_could_tell_of_is_not_asked_for() {
+    let without_mailbox = || {
+        let memory: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
+        CommunicateBuffer::new(Pin::new(memory), 0)
+    };
+    let disabled = || {
+        let mut disabled = CommunicateBuffer::of_a_page(1);
+        disabled.disable();
+        disabled
+    };
+    let usual = CommunicateBuffer::of_a_page;
+    for (old, to, error) in [
+        (usual(0), vec![without_mailbox()], Status::InvalidDataBuffer),
+        (without_mailbox(), vec![usual(0)], Status::InvalidDataBuffer),
+        (usual(0), vec![usual(0), disabled()], Status::CommBufferDisabled),
+    ] {
+        let mm = MmCommunicator::with_executor(Echo::default());
+        mm.set_comm_buffers(vec![old.clone()]).unwrap();
+        assert_eq!(move_to(&mm, &to), Err(error));
+        assert!(mm.executor.as_ref().unwrap().places.take().is_empty());
+        assert_eq!(mm.buffer(0).map(|buffer| buffer.as_ptr()), Ok(old.as_ptr()));
+    }
+}
