@@ -534,6 +534,8 @@ pub enum SupervisorCall {
         /// Whether MM takes the memory.
         is_taken: bool,
     },
+    /// The same, to fresh memory of 4 pages each that MM does not take, with the two mixed up.
+    MoveMixedUp,
 }
 
 /// Which of the protocols for C, and the addresses that it is given.

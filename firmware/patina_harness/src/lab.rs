@@ -705,6 +705,14 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                 users,
                 is_taken,
             } => return self.move_both(**supervisor, *own, *users, *is_taken),
+            SupervisorCall::MoveMixedUp => {
+                let [Some(own), Some(users)] = [self.fresh(0, 4), self.fresh(1, 4)] else {
+                    return Err(Failure::OutOfMemory);
+                };
+                supervisor
+                    .move_comm_buffers(users.handle, own.handle)
+                    .map(|()| Vec::new())
+            }
             SupervisorCall::Policy(room) => {
                 let mut out = alloc::vec![0xee; *room];
                 supervisor
@@ -846,6 +854,13 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
 }
 
 impl<S: Site + 'static> PatinaMachine<S> {
+    /// Fresh memory for a comm buffer, with a mailbox.
+    fn fresh(&self, id: u8, pages: usize) -> Option<Observed> {
+        let base = self.0.site.allocate(pages)?;
+        let mailbox = self.0.site.allocate(1)?;
+        observe(id, base, pages * PAGE_LEN, Some(mailbox)).ok()
+    }
+
     /// Has the supervisor move the comm buffers 0, its own, and 1.
     fn move_both(
         &self,
@@ -854,12 +869,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
         users: usize,
         is_taken: bool,
     ) -> Result<Vec<u8>, Failure> {
-        let fresh = |id, pages| {
-            let base = self.0.site.allocate(pages)?;
-            let mailbox = self.0.site.allocate(1)?;
-            observe(id, base, pages * PAGE_LEN, Some(mailbox)).ok()
-        };
-        let new = [fresh(0, own), fresh(1, users)];
+        let new = [self.fresh(0, own), self.fresh(1, users)];
         let [Some(own), Some(users)] = new else {
             return Err(Failure::OutOfMemory);
         };
@@ -945,6 +955,7 @@ fn supervisor_failure(error: SupervisorError) -> Failure {
     match error {
         SupervisorError::Communication(status) => failure(status),
         SupervisorError::Refused { result, .. } => Failure::Mm(result),
+        SupervisorError::WrongBuffers { .. } => Failure::UnknownBuffer,
         SupervisorError::UnfitBuffer { .. } => Failure::BadMemory,
         SupervisorError::MovedInPart => Failure::NotProcessed,
         _ => Failure::BadHeader,

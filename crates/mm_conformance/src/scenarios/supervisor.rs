@@ -19,6 +19,7 @@ scenarios! {
     supervisor_client_moves_comm_buffers: CONTROLLED_MM | SUPERVISOR, "both buffers move with one request, the answer is found in the new place, and calls go there";
     supervisor_refuses_a_second_move: CONTROLLED_MM | SUPERVISOR, "a refused move is the supervisor's reason, and everything stays where it is";
     supervisor_move_of_another_size_is_not_sent: CONTROLLED_MM | SUPERVISOR, "buffers of another length raise no MMI";
+    supervisor_move_of_mixed_up_buffers_is_not_sent: CONTROLLED_MM | SUPERVISOR, "the users' buffer in the place of the supervisor's raises no MMI";
     supervisor_move_in_part_is_told: CONTROLLED_MM | SUPERVISOR, "a supervisor that moves its own buffer and refuses the rest is an error of its own";
     supervisor_move_of_a_buffer_in_use_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a buffer that a call uses does not move";
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
@@ -173,6 +174,19 @@ fn supervisor_move_of_another_size_is_not_sent(lab: &dyn Lab) -> Seen {
         ensure_eq!(machine.ask_supervisor(&other), Err(Failure::BadMemory));
     }
     ensure_eq!(machine.mmis(), mmis);
+    ensure_both_answer(&*machine)
+}
+
+fn supervisor_move_of_mixed_up_buffers_is_not_sent(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let mmis = machine.mmis();
+    ensure_eq!(
+        machine.ask_supervisor(&SupervisorCall::MoveMixedUp),
+        Err(Failure::UnknownBuffer)
+    );
+    ensure_eq!(machine.mmis(), mmis);
+    ensure_both_answer(&*machine)?;
+    ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
     ensure_both_answer(&*machine)
 }
 

@@ -59,6 +59,18 @@ pub enum SupervisorError {
         /// The signature in the answer.
         signature: [u8; 4],
     },
+    /// The buffers of a move are not the supervisor's and the users', in this order. Nothing was sent.
+    #[error(
+        "caller: comm buffer {supervisor} was given as the supervisor's and {users} as the users', but the supervisor's is {own}"
+    )]
+    WrongBuffers {
+        /// The identifier that was given as the supervisor's.
+        supervisor: u8,
+        /// The identifier that was given as the users'.
+        users: u8,
+        /// The supervisor's.
+        own: u8,
+    },
     /// The supervisor takes no such buffer for a move. Nothing was sent.
     #[error(
         "caller: comm buffer {id} of {old} bytes cannot move to one of {new} bytes: the supervisor wants the same length, and \
@@ -97,7 +109,9 @@ impl From<SupervisorError> for EfiError {
                     .err()
                     .unwrap_or(Self::Unknown(status))
             }
-            SupervisorError::UnfitBuffer { .. } => Self::InvalidParameter,
+            SupervisorError::WrongBuffers { .. } | SupervisorError::UnfitBuffer { .. } => {
+                Self::InvalidParameter
+            }
             SupervisorError::MovedInPart => Self::DeviceError,
             SupervisorError::NotAnAnswer { .. } | SupervisorError::PolicySize { .. } => Self::ProtocolError,
         }
@@ -131,7 +145,11 @@ pub trait MmSupervisor {
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
     /// Has the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
-    /// identifier, and is as long; its mailbox is at the start of a zeroed page of its own. Once only, and only until the platform is locked.
+    /// identifier, and is as long; its mailbox is at the start of a zeroed page of its own. Once only, and only until the
+    /// platform is locked.
+    ///
+    /// The answer is waited for in the new place. So a refusal costs one MMI more, and all of
+    /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
     ///
     /// The communicator that this client sends through follows at once. Whoever else knows of the old buffers (a driver in
     /// C, another communicator) learns it through the comm-buffer update protocol, which is the caller's to install. Best
@@ -139,9 +157,11 @@ pub trait MmSupervisor {
     ///
     /// # Errors
     ///
-    /// [`SupervisorError::UnfitBuffer`], with nothing sent. [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the
-    /// memory is not what the supervisor wants, `ACCESS_DENIED` after the lock, or where they were moved before: everything
-    /// is as it was. [`SupervisorError::MovedInPart`]. [`Status::Busy`] where one of the buffers is in use.
+    /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`],
+    /// [`Status::CommBufferDisabled`] where a buffer, old or new, is disabled, and [`Status::Busy`] where one is in use.
+    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory is not what the supervisor wants,
+    /// `ACCESS_DENIED` after the lock, or where they were moved before: everything is as it was.
+    /// [`SupervisorError::MovedInPart`].
     fn move_comm_buffers(
         &self,
         supervisor: CommunicateBuffer,
@@ -276,6 +296,17 @@ impl MmSupervisor for MmSupervisorClient {
         users: CommunicateBuffer,
     ) -> Result<(), SupervisorError> {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
+        let (own, theirs) = (supervisor.id(), users.id());
+        // The supervisor goes by the places of the two in its request, and moves them once: what is mixed up here stays so.
+        if own != self.buffer || theirs == self.buffer {
+            let error = SupervisorError::WrongBuffers {
+                supervisor: own,
+                users: theirs,
+                own: self.buffer,
+            };
+            log::error!(target: "mm_comm", "the comm buffers did not move: {error}");
+            return Err(error);
+        }
         let update = CommUpdate::to(place(**mm, &supervisor)?, place(**mm, &users)?, IDENTIFIER)
             .ok_or_else(|| unfit(**mm, &supervisor))?;
         let header = RequestHeader {
