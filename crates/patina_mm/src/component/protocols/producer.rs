@@ -12,6 +12,7 @@ use crate::component::communicator::{CallOptions, Status, raise_to_notify};
 use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::boxed::Box;
+use alloc::collections::TryReserveError;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -64,7 +65,8 @@ use patina::standard::efi;
 /// # Memory
 ///
 /// Room for the longest request and the longest answer is set aside when the protocols are installed; a call allocates nothing,
-/// but where an announced move of the comm buffer is put into effect with it.
+/// but where an announced move of the comm buffer is put into effect with it, and the first one through a buffer that is longer
+/// than the one before: it makes room for all that the new one can hold.
 ///
 /// The caller's buffer has `*CommSize` bytes or, where that is not given, as many as its header counts (v3: BufferSize).
 /// Both header formats are taken by protocols 1 and 2. A `*CommSize` above header and message is room for the answer.
@@ -102,10 +104,11 @@ impl MmCommunicationProducer {
             return Err(EfiError::AlreadyStarted);
         }
         let bridge = Rc::new(Bridge::new(mm, self.buffer, tpl)?);
-        let result = install(&protocols, &bridge);
-        Ok(result.inspect_err(
+        install(&protocols, &bridge).inspect_err(
             |error| log::error!(target: "mm_comm", "the MM communication protocols were not installed: {error:?}"),
-        )?)
+        )?;
+        bridge.run_at_notify();
+        Ok(())
     }
 }
 
@@ -130,27 +133,31 @@ impl Bridge {
             0
         });
         let mut scratch = Scratch::default();
-        for memory in [&mut scratch.request, &mut scratch.answer] {
-            memory.try_reserve_exact(longest).map_err(|error| {
-                log::error!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
-                EfiError::OutOfResources
-            })?;
-        }
-        let raised = tpl
-            .ok_or(Status::Unsupported)
-            .and_then(|tpl| mm.run_at_notify(buffer, tpl));
-        if let Err(status) = raised {
-            log::warn!(
-                target: "mm_comm",
-                "platform: a C driver that interrupts a call through comm buffer {buffer} will be refused: {status}"
-            );
-        }
+        scratch.make_room(longest).map_err(|error| {
+            log::error!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
+            EfiError::OutOfResources
+        })?;
         Ok(Self {
             mm,
             buffer,
             tpl,
             scratch: RefCell::new(scratch),
         })
+    }
+
+    /// Has everybody's calls through the buffer run at `TPL_NOTIFY`. For when the protocols are installed: it cannot be undone.
+    fn run_at_notify(&self) {
+        let buffer = self.buffer;
+        let raised = self
+            .tpl
+            .ok_or(Status::Unsupported)
+            .and_then(|tpl| self.mm.run_at_notify(buffer, tpl));
+        if let Err(status) = raised {
+            log::warn!(
+                target: "mm_comm",
+                "platform: a C driver that interrupts a call through comm buffer {buffer} will be refused: {status}"
+            );
+        }
     }
 }
 
@@ -162,6 +169,12 @@ struct Scratch {
 }
 
 impl Scratch {
+    /// Has room for a request and an answer of this length each. Between calls, when they hold nothing.
+    fn make_room(&mut self, longest: usize) -> Result<(), TryReserveError> {
+        self.request.try_reserve_exact(longest)?;
+        self.answer.try_reserve_exact(longest)
+    }
+
     /// Leaves no byte of a message behind.
     fn wipe(&mut self) {
         for memory in [&mut self.request, &mut self.answer] {
@@ -376,7 +389,7 @@ fn answer(
     let Ok(mut scratch) = bridge.scratch.try_borrow_mut() else {
         return failed(bridge, Status::Busy);
     };
-    let reply = match Request::read(bridge, comm_size, only, memory, &mut scratch.request) {
+    let reply = match Request::read(bridge, comm_size, only, memory, &mut scratch) {
         Ok(request) => request.send(bridge, &mut scratch, comm_size.is_some()),
         Err(reply) => {
             if let Some((offset, value)) = reply.length_field {
@@ -427,7 +440,7 @@ impl Request {
         comm_size: Option<usize>,
         only: Option<HeaderFormat>,
         memory: &dyn Fn(usize) -> Option<SharedRegion>,
-        message: &mut Vec<u8>,
+        scratch: &mut Scratch,
     ) -> Result<Self, Reply> {
         let capacity = |format| {
             let options = CallOptions::new().with_header(format);
@@ -436,7 +449,13 @@ impl Request {
                 .message_capacity(bridge.buffer, options)
                 .map_err(|status| failed(bridge, status))
         };
-        let largest = capacity(HeaderFormat::V1)?.saturating_add(HeaderFormat::V1.header_len());
+        let longest = capacity(HeaderFormat::V1)?;
+        // Now, if the comm buffer has grown: a later call may come when there is no allocator any more.
+        if let Err(error) = scratch.make_room(longest) {
+            log::warn!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
+        }
+        let message = &mut scratch.request;
+        let largest = longest.saturating_add(HeaderFormat::V1.header_len());
         let bad_comm_size = Reply {
             comm_size: Some(largest),
             ..Reply::status(efi::Status::BAD_BUFFER_SIZE)
@@ -621,7 +640,9 @@ impl RawHeader {
 mod tests {
     use super::*;
     use crate::component::communicator::MockMmCommunication;
+    use core::cell::Cell;
     use patina::component::service::uefi_services::protocol::MockProtocolServices;
+    use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl};
 
     fn producer(protocols: MockProtocolServices) -> patina::error::Result<()> {
         let mm: Box<dyn MmCommunication> = Box::new(MockMmCommunication::new());
@@ -675,6 +696,85 @@ mod tests {
             assert_eq!(installed.is_ok(), failing == 3);
             // Whoever located an interface that was taken back may still call it; one that was refused is gone.
             assert_eq!(Rc::strong_count(&bridge), 1 + failing);
+        }
+    }
+
+    /// Answers nothing, through a comm buffer whose size changes.
+    struct Growing {
+        longest: Rc<Cell<usize>>,
+        at_notify: Rc<Cell<Option<u8>>>,
+    }
+
+    impl MmCommunication for Growing {
+        fn communicate<'a>(&self, _: u8, _: &[u8], _: patina::Guid<'a>) -> Result<Vec<u8>, Status> {
+            Err(Status::NotProcessed)
+        }
+
+        fn message_capacity(&self, _: u8, _: CallOptions) -> Result<usize, Status> {
+            Ok(self.longest.get())
+        }
+
+        fn run_at_notify(&self, id: u8, _: Service<dyn TplServices>) -> Result<(), Status> {
+            self.at_notify.set(Some(id));
+            Ok(())
+        }
+    }
+
+    fn tpl() -> Service<dyn TplServices> {
+        let mut tpl = MockTplServices::new();
+        tpl.expect_raise_tpl()
+            .returning(|_| PreviousTpl::from_raw(efi::TPL_APPLICATION));
+        tpl.expect_restore_tpl().returning(drop);
+        let tpl: Box<dyn TplServices> = Box::new(tpl);
+        Service::mock(tpl)
+    }
+
+    #[test]
+    fn the_first_call_through_a_longer_buffer_makes_room_for_all_of_it() {
+        let longest = Rc::new(Cell::new(100));
+        let mm: Box<dyn MmCommunication> = Box::new(Growing {
+            longest: Rc::clone(&longest),
+            at_notify: Rc::default(),
+        });
+        let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
+        let room = || {
+            let scratch = bridge.scratch.borrow();
+            (scratch.request.capacity(), scratch.answer.capacity())
+        };
+        assert_eq!(room(), (100, 100));
+        longest.set(4000);
+        let bytes: &'static mut [u8] = Box::leak(Box::new([1; 64]));
+        let start = bytes.as_mut_ptr();
+        // SAFETY: the memory is leaked, and reached through this only.
+        let memory = |len: usize| (len <= 64).then(|| unsafe { SharedRegion::new(start, len) }.unwrap());
+        let reply = answer(&bridge, Some(25), None, &memory);
+        assert_eq!(reply.status, efi::Status::BAD_BUFFER_SIZE);
+        assert_eq!(room(), (4000, 4000));
+    }
+
+    #[test]
+    fn calls_run_at_notify_only_where_the_protocols_are_installed() {
+        for is_installed in [false, true] {
+            let mut protocols = MockProtocolServices::new();
+            protocols
+                .expect_locate_interface()
+                .returning(|_| Err(ProtocolError::NotFound));
+            protocols
+                .expect_install_interface()
+                .returning_st(move |_, _, _| is_installed.then(handle).ok_or(ProtocolError::OutOfResources));
+            let at_notify = Rc::new(Cell::new(None));
+            let mm: Box<dyn MmCommunication> = Box::new(Growing {
+                longest: Rc::new(Cell::new(100)),
+                at_notify: Rc::clone(&at_notify),
+            });
+            let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
+            let result = MmCommunicationProducer::new(7).entry_point(
+                Service::mock(mm),
+                Service::mock(protocols),
+                Some(tpl()),
+            );
+            assert_eq!(result.is_ok(), is_installed);
+            assert_eq!(at_notify.get(), is_installed.then_some(7));
         }
     }
 
