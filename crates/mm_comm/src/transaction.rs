@@ -321,6 +321,22 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_told_by_the_mailbox_or_by_whoever_wrote_it() {
+        for (channel, in_mailbox) in [(channel(), true), (without_mailbox(), false)] {
+            let staged = begin(&channel);
+            assert!(!staged.is_answered());
+            if in_mailbox {
+                mm_answers(&channel, b"yes");
+                assert!(staged.is_answered());
+            }
+            drop(staged);
+            let staged = begin(&channel);
+            channel.write_message(b"by hand").unwrap();
+            assert!(staged.is_answered());
+        }
+    }
+
+    #[test]
     fn a_rewritten_message_length_is_accepted_when_it_fits() {
         let channel = channel();
         let staged = begin(&channel);
