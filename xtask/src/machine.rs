@@ -121,7 +121,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The last test has MM fault: a stack that ends in the page below it.
-            Variant::new("", true, 204).saying("MM STOPPED by exception 14"),
+            Variant::new("", true, 205).saying("MM STOPPED by exception 14"),
             Variant::refused(TWO_SOCKETS, "MM was not launched: processors: 2 present"),
             Variant::refused(
                 WITHOUT_VGA,
