@@ -3,8 +3,10 @@
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
+use log::LevelFilter;
 use mm_comm::Ports;
 use mm_comm::ports::NativePorts;
+use patina::debug::log::{Format, SerialLogger};
 use patina::peripheral::serial::SerialIO;
 use patina::peripheral::serial::uart::Uart16550;
 
@@ -26,6 +28,21 @@ pub const fn serial() -> Uart16550 {
     // SAFETY: 0x3f8 is COM1 of every PC. OVMF's terminal driver shares it: both only send bytes, which can mix up text
     // and nothing else.
     unsafe { Uart16550::new_io(0x3f8) }
+}
+
+/// The core says less than the components that it runs.
+const LEVELS: &[(&str, LevelFilter)] = &[
+    ("memory_bin", LevelFilter::Warn),
+    ("patina_dxe_core", LevelFilter::Warn),
+];
+
+/// Logs to the serial port.
+pub type Logger = SerialLogger<'static, Uart16550>;
+
+/// Makes a platform's logger.
+#[must_use]
+pub const fn logger() -> Logger {
+    SerialLogger::new(Format::Standard, LEVELS, LevelFilter::Info, serial())
 }
 
 /// Text for the serial port; a line end becomes CR LF.

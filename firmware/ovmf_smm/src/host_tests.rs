@@ -1,6 +1,5 @@
 //! `uefi_host` on real firmware: `ProtocolServices`, configuration tables.
 
-use crate::tests::{ensure, equal, failed};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -11,7 +10,7 @@ use patina::component::service::uefi_services::protocol::{
     Handle, NotifyRegistration, OpenAttributes, ProtocolError, ProtocolServices, ProtocolServicesExt, Tpl,
 };
 use patina::protocol::{MarkerProtocol, ProtocolInterface};
-use patina_harness::report::{NotOk, Report};
+use patina_harness::report::{NotOk, Report, ensure, equal, failed};
 use uefi_host::Firmware;
 use uefi_host::protocols::BootProtocols;
 

@@ -4,10 +4,8 @@ use crate::app::{BUFFER_ID, SharedReport};
 use crate::executor::{CountedFirmwareExecutor, MmiCount, read_memory};
 use crate::q35::Q35;
 use alloc::format;
-use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::fmt::{Debug, Display};
 use mm_comm::SmiEnable;
 use mm_wire::message::variable;
 use mm_wire::{EfiStatus, Guid, guid};
@@ -17,9 +15,8 @@ use patina::component::params::Config;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::standard::efi;
-use patina::uefi::runtime_services::RuntimeServices;
-use patina_harness::report::NotOk;
-use patina_harness::variables::{VariableError, VariableId, VariableService};
+use patina_harness::report::{NotOk, ensure, equal, failed};
+use patina_harness::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableId, VariableService};
 use patina_mm::component::communicator::{MmCommunicator, Status};
 use patina_mm::component::protocols::FirmwareMmExecutor;
 use patina_mm::component::sw_mmi_manager::TriggerError;
@@ -29,8 +26,6 @@ use uefi_host::Firmware;
 use uefi_host::firmware::next_variable;
 use zerocopy::IntoBytes;
 
-/// The payload size of Debian's OVMF, measured.
-const PAYLOAD_SIZE: u64 = 262_132;
 /// The vendor of the variable that the tests write.
 const VENDOR: BinaryGuid = BinaryGuid::from_string("1b838190-4b8e-4f0c-8a3c-2d6f3c3f7a10");
 
@@ -88,7 +83,7 @@ impl Tests {
             self.test(&format!("{way}.{name}"), test);
         };
         test("the_variable_service_tells_its_payload_size", &|| {
-            equal(variables.payload_size()?, PAYLOAD_SIZE)
+            equal(variables.payload_size()?, OVMF_PAYLOAD_SIZE)
         });
         test(
             "a_function_that_the_handler_does_not_know_is_its_own_error",
@@ -116,7 +111,7 @@ impl Tests {
             )
         });
         test("mm_reads_the_variable_that_runtime_services_wrote", &|| {
-            self.variable_written_outside(&variables)
+            variables.follow(self.firmware.runtime(), VENDOR.into_inner())
         });
         test("mm_lists_the_variables_that_runtime_services_list", &|| {
             let mut current = VariableId::before_the_first();
@@ -154,31 +149,6 @@ impl Tests {
             ask(mm, FAULT_TOLERANT_WRITE, BLOCK_SIZE_REQUEST.as_bytes())?;
             ensure(is_wiped(config)?, "the comm buffer is not zero after a call")
         });
-    }
-
-    fn variable_written_outside<E: Display + Debug>(
-        &self,
-        variables: &VariableService<impl Fn(&[u8]) -> Result<Vec<u8>, E>>,
-    ) -> Result<(), NotOk> {
-        let id = VariableId {
-            vendor: VENDOR.into_inner(),
-            name: "MmTest".try_into().map_err(failed)?,
-        };
-        let set = |attributes, data: &Vec<u8>| {
-            self.firmware
-                .runtime()
-                .set_variable(&id.name, &id.vendor, attributes, data)
-                .map_err(failed)
-        };
-        for data in [vec![0x5a_u8; 1], (0..=255).collect()] {
-            set(efi::VARIABLE_BOOTSERVICE_ACCESS, &data)?;
-            equal(variables.get(&id)?, (data, efi::VARIABLE_BOOTSERVICE_ACCESS))?;
-        }
-        set(0, &Vec::new())?;
-        match variables.get(&id) {
-            Err(VariableError::Service(EfiStatus::NOT_FOUND)) => Ok(()),
-            other => Err(failed(other)),
-        }
     }
 }
 
@@ -223,27 +193,4 @@ fn is_wiped(config: &MmCommunicationConfiguration) -> Result<bool, NotOk> {
         "the comm buffer cannot be read",
     )?;
     Ok(bytes.iter().all(|byte| *byte == 0))
-}
-
-/// Fails a test with what was found.
-pub(crate) fn failed(found: impl Debug) -> NotOk {
-    NotOk::Failed(format!("{found:?}"))
-}
-
-/// Fails a test unless the condition holds.
-pub(crate) fn ensure(condition: bool, otherwise: impl Display) -> Result<(), NotOk> {
-    if condition {
-        Ok(())
-    } else {
-        Err(NotOk::Failed(otherwise.to_string()))
-    }
-}
-
-/// Fails a test unless what was found is what was expected.
-pub(crate) fn equal<A: PartialEq<B> + Debug, B: Debug>(found: A, expected: B) -> Result<(), NotOk> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(NotOk::Failed(format!("found {found:?}, expected {expected:?}")))
-    }
 }

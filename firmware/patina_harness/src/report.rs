@@ -10,8 +10,9 @@
 //!
 //! `total` counts the tests that were not skipped. `SMIS` counts the MMIs that the application raised itself.
 
+use alloc::format;
 use alloc::string::{String, ToString};
-use core::fmt::{self, Write};
+use core::fmt::{self, Debug, Display, Write};
 
 /// Why a test has no `ok`.
 #[derive(Debug)]
@@ -25,6 +26,37 @@ pub enum NotOk {
 impl<E: fmt::Display> From<E> for NotOk {
     fn from(error: E) -> Self {
         Self::Failed(error.to_string())
+    }
+}
+
+/// Fails a test with what was found.
+pub fn failed(found: impl Debug) -> NotOk {
+    NotOk::Failed(format!("{found:?}"))
+}
+
+/// Fails a test unless the condition holds.
+///
+/// # Errors
+///
+/// [`NotOk::Failed`] with the words.
+pub fn ensure(condition: bool, otherwise: impl Display) -> Result<(), NotOk> {
+    if condition {
+        Ok(())
+    } else {
+        Err(NotOk::Failed(otherwise.to_string()))
+    }
+}
+
+/// Fails a test unless what was found is what was expected.
+///
+/// # Errors
+///
+/// [`NotOk::Failed`] with both.
+pub fn equal<A: PartialEq<B> + Debug, B: Debug>(found: A, expected: B) -> Result<(), NotOk> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(NotOk::Failed(format!("found {found:?}, expected {expected:?}")))
     }
 }
 

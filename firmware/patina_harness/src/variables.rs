@@ -1,13 +1,19 @@
 //! Requests to the variable service's handler in MM.
 
+use crate::report::{NotOk, equal, failed};
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use mm_wire::EfiStatus;
 use mm_wire::message::variable::{AccessVariable, FunctionHeader, NextName, PayloadSize, function};
 use patina::standard::efi;
+use patina::uefi::runtime_services::RuntimeServices;
 use patina::{Char16Str, Char16String, string::StringError};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The payload size of Debian's OVMF, measured.
+pub const OVMF_PAYLOAD_SIZE: u64 = 262_132;
 
 /// Room for a name in a request for the next one, in bytes. OVMF's longest has some 60.
 const NAME_ROOM: usize = 1024;
@@ -132,6 +138,34 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
             vendor: efi::Guid::from_bytes(&next.vendor),
             name,
         }))
+    }
+
+    /// Writes a variable of this vendor with runtime services, twice, and takes it away again: what the handler says of it has to
+    /// follow.
+    ///
+    /// # Errors
+    ///
+    /// [`NotOk::Failed`] with what it says instead.
+    pub fn follow(&self, runtime: &impl RuntimeServices, vendor: efi::Guid) -> Result<(), NotOk> {
+        let id = VariableId {
+            vendor,
+            name: "MmTest".try_into().map_err(failed)?,
+        };
+        let set = |attributes, data: &Vec<u8>| {
+            runtime
+                .set_variable(&id.name, &id.vendor, attributes, data)
+                .map_err(failed)
+        };
+        for data in [vec![0x5a_u8; 1], (0..=255).collect()] {
+            set(efi::VARIABLE_BOOTSERVICE_ACCESS, &data)?;
+            equal(self.get(&id)?, (data, efi::VARIABLE_BOOTSERVICE_ACCESS))?;
+        }
+        set(0, &Vec::new())?;
+        match self.get(&id) {
+            Err(VariableError::Service(EfiStatus::NOT_FOUND)) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(found) => Err(failed(found)),
+        }
     }
 
     /// Calls a function; returns what follows the function header of the answer.

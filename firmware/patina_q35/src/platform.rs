@@ -6,8 +6,6 @@ use core::ffi::c_void;
 use log::LevelFilter;
 use ovmf_platform::{FlashMapping, WritableImages, machine, timer};
 use patina::UefiSpecVersion;
-use patina::debug::log::{Format, SerialLogger};
-use patina::peripheral::serial::uart::Uart16550;
 use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
 use patina_ffs_extractors::NullSectionExtractor;
 use patina_mm::component::communicator::MmCommunicator;
@@ -16,20 +14,10 @@ use patina_mm::component::protocols::MmCommunicationProducer;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::MmCommunicationOptions;
 
-/// The core says less than the components that it runs.
-const LEVELS: &[(&str, LevelFilter)] = &[
-    ("memory_bin", LevelFilter::Warn),
-    ("patina_dxe_core", LevelFilter::Warn),
-];
-
-const fn serial_logger() -> SerialLogger<'static, Uart16550> {
-    SerialLogger::new(Format::Standard, LEVELS, LevelFilter::Info, machine::serial())
-}
-
 #[cfg(not(feature = "conformance"))]
-static LOGGER: SerialLogger<'static, Uart16550> = serial_logger();
+static LOGGER: machine::Logger = machine::logger();
 #[cfg(feature = "conformance")]
-static LOGGER: crate::bench::recorder::Recorder = crate::bench::recorder::Recorder(serial_logger());
+static LOGGER: crate::bench::recorder::Recorder = crate::bench::recorder::Recorder(machine::logger());
 
 /// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
 static CORE: Core<Q35> = Core::new(NullSectionExtractor);

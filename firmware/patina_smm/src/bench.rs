@@ -7,7 +7,6 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::fmt::Debug;
 use mm_wire::EfiStatus;
 use mm_wire::message::variable::GUID as VARIABLES;
 use ovmf_platform::machine::Console;
@@ -16,16 +15,13 @@ use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt, Tpl};
 use patina::error::Result;
 use patina::standard::efi;
-use patina::uefi::runtime_services::{RuntimeServices, StandardRuntimeServices};
+use patina::uefi::runtime_services::StandardRuntimeServices;
 use patina::{BinaryGuid, Guid};
 use patina_harness::bench::{Bench, Task};
-use patina_harness::report::{NotOk, Report};
-use patina_harness::variables::{VariableError, VariableId, VariableService};
+use patina_harness::report::{Report, equal, failed};
+use patina_harness::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableService};
 use patina_mm::component::communicator::Status;
 use patina_mm::service::{MmCommunication, SwMmiTrigger};
-
-/// The payload size of Debian's OVMF, measured.
-const PAYLOAD_SIZE: u64 = 262_132;
 
 /// `gEfiVariableWriteArchProtocolGuid`: the variable driver in SMM is ready.
 const VARIABLE_WRITE_ARCH: BinaryGuid = BinaryGuid::from_string("6441f818-6362-4e44-b570-7dba31dd2453");
@@ -39,7 +35,6 @@ const NOBODY: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0
 /// Calls of the endurance test.
 const MANY_CALLS: u64 = 10_000;
 
-type Verdict = core::result::Result<(), NotOk>;
 type Mm = &'static dyn MmCommunication;
 
 /// Component: publishes the tests, and asks MM something in the middle of the DXE phase.
@@ -75,27 +70,11 @@ fn ask(mm: Mm, recipient: &[u8; 16], message: &[u8]) -> core::result::Result<Vec
     mm.communicate(BUFFER_ID, message, Guid::from_bytes(recipient))
 }
 
-fn variables(mm: Mm) -> VariableService<impl Fn(&[u8]) -> core::result::Result<Vec<u8>, Status>> {
-    VariableService(move |message: &[u8]| ask(mm, &VARIABLES.to_bytes(), message))
-}
-
 fn payload_size(mm: Mm) -> core::result::Result<u64, VariableError<Status>> {
-    variables(mm).payload_size()
+    VariableService(|message: &[u8]| ask(mm, &VARIABLES.to_bytes(), message)).payload_size()
 }
 
-fn failed(found: impl Debug) -> NotOk {
-    NotOk::Failed(format!("{found:?}"))
-}
-
-fn equal<A: PartialEq<B> + Debug, B: Debug>(found: A, expected: B) -> Verdict {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(NotOk::Failed(format!("found {found:?}, expected {expected:?}")))
-    }
-}
-
-/// `true` where all went well. Every call here is one SMI; the host compares their number with what the machine took.
+/// `true` where all went well. The host compares the number of SMIs that were raised here with what the machine took.
 fn run(
     mm: Mm,
     trigger: &dyn SwMmiTrigger,
@@ -103,54 +82,36 @@ fn run(
     early: Option<core::result::Result<u64, String>>,
 ) -> bool {
     let smis = Cell::new(0_u64);
-    let count = |calls: u64| smis.set(smis.get().saturating_add(calls));
+    let count = || smis.set(smis.get().saturating_add(1));
+    let send = |recipient: &[u8; 16], message: &[u8]| {
+        count();
+        ask(mm, recipient, message)
+    };
+    let variables = VariableService(|message: &[u8]| send(&VARIABLES.to_bytes(), message));
     let mut report = Report::new(Console);
     report.test("patina.a_component_was_answered_in_the_dxe_phase", || {
-        equal(early, Some(Ok(PAYLOAD_SIZE)))
+        equal(early, Some(Ok(OVMF_PAYLOAD_SIZE)))
     });
     report.test("patina.the_variable_service_tells_its_payload_size", || {
-        count(1);
-        equal(payload_size(mm)?, PAYLOAD_SIZE)
+        equal(variables.payload_size()?, OVMF_PAYLOAD_SIZE)
     });
     report.test(
         "patina.a_function_that_the_handler_does_not_know_is_its_own_error",
-        || {
-            count(1);
-            match variables(mm).bare_call(99) {
-                Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
-                other => Err(failed(other)),
-            }
+        || match variables.bare_call(99) {
+            Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
+            other => Err(failed(other)),
         },
     );
     report.test("patina.a_missing_handler_is_the_status_of_mm", || {
-        count(1);
         equal(
-            ask(mm, NOBODY.as_bytes(), b"anybody there?"),
+            send(NOBODY.as_bytes(), b"anybody there?"),
             Err(Status::MmReturned(efi::Status::NOT_FOUND)),
         )
     });
     report.test("patina.mm_reads_the_variable_that_runtime_services_wrote", || {
-        let id = VariableId {
-            vendor: VENDOR.into_inner(),
-            name: "MmTest".try_into().map_err(failed)?,
-        };
-        let set = |attributes, data: &Vec<u8>| {
-            runtime
-                .set_variable(&id.name, &id.vendor, attributes, data)
-                .map_err(failed)
-        };
-        let data: Vec<u8> = (0..=255).collect();
-        set(efi::VARIABLE_BOOTSERVICE_ACCESS, &data)?;
-        count(1);
-        equal(variables(mm).get(&id)?, (data, efi::VARIABLE_BOOTSERVICE_ACCESS))?;
-        set(0, &Vec::new())?;
-        count(1);
-        match variables(mm).get(&id) {
-            Err(VariableError::Service(EfiStatus::NOT_FOUND)) => Ok(()),
-            other => Err(failed(other)),
-        }
+        variables.follow(runtime, VENDOR.into_inner())
     });
-    report.test("patina.what_cannot_be_sent_raises_no_smi", || {
+    report.test("patina.what_cannot_be_sent_is_refused", || {
         equal(
             ask(mm, &VARIABLES.to_bytes(), &[]),
             Err(Status::InvalidDataBuffer),
@@ -167,19 +128,14 @@ fn run(
     report.test(
         "patina.an_smi_without_a_message_is_raised_and_harms_nobody",
         || {
-            count(1);
+            count();
             trigger.raise_mmi(0, 0)?;
             trigger.pause();
-            count(1);
-            equal(payload_size(mm)?, PAYLOAD_SIZE)
+            equal(variables.payload_size()?, OVMF_PAYLOAD_SIZE)
         },
     );
     report.test("patina.10000_calls_work", || {
-        for _ in 0..MANY_CALLS {
-            count(1);
-            equal(payload_size(mm)?, PAYLOAD_SIZE)?;
-        }
-        Ok(())
+        (0..MANY_CALLS).try_for_each(|_| equal(variables.payload_size()?, OVMF_PAYLOAD_SIZE))
     });
     report.finish(smis.get())
 }

@@ -5,22 +5,13 @@ use core::ffi::c_void;
 use log::LevelFilter;
 use ovmf_platform::{WritableImages, machine, timer};
 use patina::UefiSpecVersion;
-use patina::debug::log::{Format, SerialLogger};
-use patina::peripheral::serial::uart::Uart16550;
 use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
 use patina_ffs_extractors::NullSectionExtractor;
 use patina_mm::component::protocols::FirmwareMmCommunication;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{AcpiBase, MmCommunicationConfiguration, MmiPort};
 
-/// The core says less than the components that it runs.
-const LEVELS: &[(&str, LevelFilter)] = &[
-    ("memory_bin", LevelFilter::Warn),
-    ("patina_dxe_core", LevelFilter::Warn),
-];
-
-static LOGGER: SerialLogger<'static, Uart16550> =
-    SerialLogger::new(Format::Standard, LEVELS, LevelFilter::Info, machine::serial());
+static LOGGER: machine::Logger = machine::logger();
 
 /// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
 static CORE: Core<Q35Smm> = Core::new(NullSectionExtractor);

@@ -3,8 +3,7 @@
 use alloc::string::String;
 use core::fmt::Write;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use patina::debug::log::SerialLogger;
-use patina::peripheral::serial::uart::Uart16550;
+use ovmf_platform::machine::Logger;
 use spin::Mutex;
 
 /// What is recorded, and up to which level.
@@ -14,7 +13,7 @@ static RECORD: Mutex<Option<(Level, String)>> = Mutex::new(None);
 const TARGETS: [&str; 2] = ["mm_comm", "sw_mmi"];
 
 /// Passes records on to the serial port, those of the crate under test to whoever records them.
-pub(crate) struct Recorder(pub(crate) SerialLogger<'static, Uart16550>);
+pub(crate) struct Recorder(pub(crate) Logger);
 
 impl Log for Recorder {
     fn enabled(&self, _: &Metadata<'_>) -> bool {

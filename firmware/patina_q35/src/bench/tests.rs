@@ -12,11 +12,10 @@ use crate::chipset::{PciByte, SMI_EN, ports};
 use crate::mm::{IMAGE, smram_window};
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::fmt::Debug;
 use core::time::Duration;
 use log::LevelFilter;
 use mm_comm::{Ports, SmiEnable};
@@ -37,7 +36,7 @@ use patina::pi::dxe_services::{GcdMemoryType, MemorySpaceDescriptor};
 use patina::standard::efi::{self, protocols::loaded_image};
 use patina_harness::PatinaLab;
 use patina_harness::bench::Findings;
-use patina_harness::report::{NotOk, Report};
+use patina_harness::report::{NotOk, Report, ensure, equal, failed};
 use patina_mm::component::communicator::Status;
 use zerocopy::FromBytes;
 
@@ -46,23 +45,6 @@ type Verdict = Result<(), NotOk>;
 /// The values of the ports, which MM must see as they were written.
 const COMMAND: u8 = 0x42;
 const DATA: u8 = 0x37;
-
-fn ensure(condition: bool, why: impl FnOnce() -> String) -> Verdict {
-    if condition {
-        Ok(())
-    } else {
-        Err(NotOk::Failed(why()))
-    }
-}
-
-fn equal<T: PartialEq<U> + Debug, U: Debug>(seen: T, expected: U) -> Verdict {
-    ensure(seen == expected, || format!("{seen:x?} instead of {expected:x?}"))
-}
-
-/// For errors without words.
-fn failed(error: impl Debug) -> NotOk {
-    NotOk::Failed(format!("{error:?}"))
-}
 
 fn echo(services: Services, buffer: u8, message: &[u8]) -> Result<Vec<u8>, Status> {
     services
@@ -79,9 +61,7 @@ pub(super) fn platform(
 ) {
     let control = Control(services.mm);
     report.test("boot.the_application_finds_the_protocols", || {
-        ensure(!findings.update.is_null(), || {
-            "no comm-buffer update protocol".into()
-        })?;
+        ensure(!findings.update.is_null(), "no comm-buffer update protocol")?;
         equal(findings.update, traffic.update)
     });
     report.test("boot.the_application_talks_to_mm_through_pi_protocols", || {
@@ -121,17 +101,19 @@ pub(super) fn platform(
             compared = compared.saturating_add(1);
             alike = alike.saturating_add(u32::from(outside == image));
         }
-        ensure(compared > 1000 && alike == 0, || {
-            format!("{alike} of {compared} pieces are MM's")
-        })
+        ensure(
+            compared > 1000 && alike == 0,
+            format_args!("{alike} of {compared} pieces are MM's"),
+        )
     });
     report.test("smram.what_is_written_from_outside_changes_nothing", || {
         let before = control.state()?;
         let window = smram_window(services.tables)?;
         for value in [0x00, 0xcc, 0xff] {
-            ensure(window.write(0, &vec![value; SMRAM_LEN]), || {
-                "the window is too small".into()
-            })?;
+            ensure(
+                window.write(0, &vec![value; SMRAM_LEN]),
+                "the window is too small",
+            )?;
             let after = control.state()?;
             equal(after.constant_hash, before.constant_hash)?;
         }
@@ -174,9 +156,10 @@ pub(super) fn platform(
     });
     report.test("mm.message_crosses_a_buffer_of_8_pages", || {
         let message: Vec<u8> = (1..=251).cycle().take(8 * PAGE_LEN - 24).collect();
-        ensure(echo(services, 0, &message).as_ref() == Ok(&message), || {
-            "it came back changed".into()
-        })
+        ensure(
+            echo(services, 0, &message).as_ref() == Ok(&message),
+            "it came back changed",
+        )
     });
     report.test("update.no_message_is_lost_while_the_buffer_moves", || {
         let counts = traffic.counts();
@@ -187,9 +170,10 @@ pub(super) fn platform(
         );
         log::info!("{all} messages from the timer, {after} of them after the comm buffer was announced");
         equal(lost, 0)?;
-        ensure(after > 10 && all > after.saturating_add(10), || {
-            format!("{all} messages, {after} after the move")
-        })
+        ensure(
+            after > 10 && all > after.saturating_add(10),
+            format_args!("{all} messages, {after} after the move"),
+        )
     });
     report.test("timer.callback_communicates_during_a_call", || {
         calls_from_a_timer(services)
@@ -265,9 +249,10 @@ fn protection_of_images(services: Services) -> Verdict {
     for image in images.iter().copied() {
         open += u32::from(attributes_of(services, image)? & protection == 0);
     }
-    ensure(open > 50, || {
-        format!("{open} of {} images are writable", images.len())
-    })?;
+    ensure(
+        open > 50,
+        format_args!("{open} of {} images are writable", images.len()),
+    )?;
 
     let parent = *images.first().ok_or_else(|| NotOk::Failed("no image".into()))?;
     let image = services
@@ -282,7 +267,7 @@ fn protection_of_images(services: Services) -> Verdict {
 fn read_window(services: Services) -> Result<Vec<u8>, NotOk> {
     let window = smram_window(services.tables)?;
     let mut bytes = vec![0; SMRAM_LEN];
-    ensure(window.read(0, &mut bytes), || "the window is too small".into())?;
+    ensure(window.read(0, &mut bytes), "the window is too small")?;
     Ok(bytes)
 }
 
@@ -436,9 +421,10 @@ fn calls_from_a_timer(services: Services) -> Verdict {
         seen.busy.get()
     );
     // More than enough where the last call was interrupted twice.
-    ensure(seen.busy.get() >= ENOUGH, || {
-        format!("{} interrupted calls", seen.busy.get())
-    })?;
+    ensure(
+        seen.busy.get() >= ENOUGH,
+        format_args!("{} interrupted calls", seen.busy.get()),
+    )?;
     equal(seen.served.get(), seen.busy.get())
 }
 

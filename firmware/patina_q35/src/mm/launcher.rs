@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_core::CommBuffer;
 use mm_image::chipset::{
-    CLOSED, Chipset, NotLocked, OPEN, ProcessorsError, lock, lock_without_mm, require_one_processor,
+    CLOSED, NotLocked, OPEN, ProcessorsError, lock, lock_without_mm, require_one_processor,
 };
 use mm_image::handoff::{HandOff, STATE_OFFSET, State};
 use mm_image::layout::{HANDOFF, SMBASE, SMRAM_BASE};
@@ -107,6 +107,7 @@ impl PlatformMmControl for Launcher {
         let launched = self.launch();
         let locked = match launched {
             Ok(()) => lock(&Q35Chipset),
+            // An SMI might still run what is at 0x38000.
             Err(_) => lock_without_mm(&Q35Chipset),
         };
         let failures = [launched.err(), locked.err().map(LaunchError::NotLocked)];
@@ -161,10 +162,7 @@ impl Launcher {
 
         let enabled = ports().read_u32(SMI_EN);
         ports().write_u32(SMI_EN, enabled | SmiEnable::all().bits());
-        self.move_smbase().inspect_err(|_| {
-            // An SMI would still run what is at 0x38000.
-            Q35Chipset.switch_smis_off();
-        })?;
+        self.move_smbase()?;
         let state = wait_for(State::New.number(), || read_u64(smram, state_at));
         match State::of_number(state) {
             Some(State::Ready) => close(smram),
