@@ -6,8 +6,8 @@ use crate::setup::{
     OVMF, OVMF_CODE, OVMF_CODE_WITHOUT_SMM, OVMF_WITHOUT_SMM, RUST_NONE, RUST_UEFI, Tool, ovmf_file,
 };
 use crate::target_dir;
-use crate::toolchain::{Toolchain, X86_64_NONE, X86_64_UEFI};
-use anyhow::{Context as _, Result, ensure};
+use crate::toolchain::{self, X86_64_NONE, X86_64_UEFI};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use std::path::{Path, PathBuf};
@@ -141,22 +141,12 @@ fn program(
     conformance: bool,
     mm_image: Option<&Path>,
 ) -> Result<PathBuf> {
-    let toolchain = Toolchain::find(shell, target)?;
-    let mut command = toolchain.cargo("build");
-    command
-        .args(["--package", package])
-        .current_dir(shell.current_dir());
-    if conformance {
-        command.args(["--features", "conformance"]);
-    }
-    if let Some(mm_image) = mm_image {
-        command.env(MM_IMAGE, mm_image);
-    }
-    let what = format!("build of {package}");
-    println!("  {what}: {}", toolchain.describe());
-    process::run_quietly(&what, command)?;
-    let extension = if target == X86_64_UEFI { "efi" } else { "" };
-    let program = toolchain.products().join(package).with_extension(extension);
-    ensure!(program.is_file(), "the {what} left no {}", program.display());
-    Ok(program)
+    toolchain::build(shell, target, package, package, |command| {
+        if conformance {
+            command.args(["--features", "conformance"]);
+        }
+        if let Some(mm_image) = mm_image {
+            command.env(MM_IMAGE, mm_image);
+        }
+    })
 }

@@ -1,13 +1,13 @@
 //! The table of machines that can be booted.
 
 use crate::image::{self, PATINA_Q35, PATINA_SMM};
+use crate::qemu;
 use crate::setup::{
     ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM,
     RUST_NONE, RUST_UEFI, Tool, ovmf_file,
 };
-use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
-use crate::{process, qemu, root};
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::toolchain::{self, AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
+use anyhow::{Context as _, Result, bail};
 use clap::builder::PossibleValuesParser;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,10 @@ pub(crate) const MACHINES: &[Machine] = &[
             Variant::new("", true, 205).saying("MM STOPPED by exception 14"),
             Variant::refused(TWO_SOCKETS, "MM was not launched: processors: 2 present"),
             Variant::refused(
+                ROOM_FOR_TWO,
+                "MM was not launched: processors: 1 present, room for 2",
+            ),
+            Variant::refused(
                 WITHOUT_VGA,
                 "MM was not launched: closed SMRAM can be read from outside",
             ),
@@ -197,35 +201,12 @@ pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
 
 /// Ways to boot machine patina-q35 that its launcher must refuse.
 const TWO_SOCKETS: &str = "two-sockets";
+const ROOM_FOR_TWO: &str = "room-for-two";
 const WITHOUT_VGA: &str = "without-vga";
 
 /// Builds the application `firmware/NAME` for x86-64 UEFI.
 fn build_uefi(shell: &Shell, name: &str) -> Result<PathBuf> {
-    build_program(shell, X86_64_UEFI, name, name, &format!("{name}.efi"))
-}
-
-/// Builds the program `name` of `firmware/PACKAGE`, whose file is `file`.
-fn build_program(
-    shell: &Shell,
-    target: &'static str,
-    package: &str,
-    name: &str,
-    file: &str,
-) -> Result<PathBuf> {
-    let manifest = root().join("firmware").join(package).join("Cargo.toml");
-    ensure!(manifest.is_file(), "there is no firmware/{package} in this tree");
-    let toolchain = Toolchain::find(shell, target)?;
-    let mut command = toolchain.cargo("build");
-    command
-        .args(["--bin", name, "--manifest-path"])
-        .arg(manifest)
-        .current_dir(shell.current_dir());
-    let what = format!("build of {name}");
-    println!("  {what}: {}", toolchain.describe());
-    process::run_quietly(&what, command)?;
-    let image = toolchain.products().join(file);
-    ensure!(image.is_file(), "the {what} left no {}", image.display());
-    Ok(image)
+    toolchain::build(shell, X86_64_UEFI, name, name, |_| {})
 }
 
 /// A path as part of an option's value.
@@ -276,6 +257,7 @@ fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let devices: &[&str] = match boot.variant {
         WITHOUT_VGA => &[],
         TWO_SOCKETS => &["-device", "VGA", "-smp", "2,sockets=2"],
+        ROOM_FOR_TWO => &["-device", "VGA", "-smp", "1,maxcpus=2"],
         _ => &["-device", "VGA"],
     };
     Ok(q35(shell, boot.image, &application, boot)?.args(devices).into())
@@ -322,9 +304,9 @@ const APP: &str = "aarch64_app";
 /// Builds the monitor, the bare payload and the UEFI application. Returns the directory of the first two; the third's is
 /// beside it.
 fn build_aarch64(shell: &Shell) -> Result<PathBuf> {
-    let monitor = build_program(shell, AARCH64_BARE, MONITOR, MONITOR, MONITOR)?;
-    build_program(shell, AARCH64_BARE, PAYLOAD, PAYLOAD, PAYLOAD)?;
-    build_program(shell, AARCH64_UEFI, PAYLOAD, APP, &format!("{APP}.efi"))?;
+    let monitor = toolchain::build(shell, AARCH64_BARE, MONITOR, MONITOR, |_| {})?;
+    toolchain::build(shell, AARCH64_BARE, PAYLOAD, PAYLOAD, |_| {})?;
+    toolchain::build(shell, AARCH64_UEFI, PAYLOAD, APP, |_| {})?;
     let products = monitor.parent().context("a file is in a directory")?;
     Ok(products.to_owned())
 }

@@ -3,9 +3,10 @@
 //! In this order: the active toolchain with the target installed; the active toolchain, then Debian's `rustc-web`, with the
 //! sources of the standard library, which cargo then builds for the target.
 
-use crate::process::find;
+use crate::process::{self, find};
 use crate::report::Missing;
 use crate::target_dir;
+use anyhow::{Result, ensure};
 use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -166,6 +167,29 @@ impl Toolchain {
             }
         }
     }
+}
+
+/// Builds the program `name` of `firmware/PACKAGE` for a firmware target; `configure` adds to the command.
+pub(crate) fn build(
+    shell: &Shell,
+    target: &'static str,
+    package: &str,
+    name: &str,
+    configure: impl FnOnce(&mut Command),
+) -> Result<PathBuf> {
+    let toolchain = Toolchain::find(shell, target)?;
+    let mut command = toolchain.cargo("build");
+    command
+        .args(["--package", package, "--bin", name])
+        .current_dir(shell.current_dir());
+    configure(&mut command);
+    let what = format!("build of {name}");
+    println!("  {what}: {}", toolchain.describe());
+    process::run_quietly(&what, command)?;
+    let extension = if target.ends_with("-uefi") { "efi" } else { "" };
+    let program = toolchain.products().join(name).with_extension(extension);
+    ensure!(program.is_file(), "the {what} left no {}", program.display());
+    Ok(program)
 }
 
 fn firmware_dir() -> PathBuf {
