@@ -5,10 +5,12 @@ use super::{Seen, ready, up};
 use crate::lab::{BufferSetup, Lab, LogLevel, Machine, MailboxSetup, Setup};
 use crate::mm;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 scenarios! {
     log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
     log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
+    log_lines_carry_their_calls_number: CONTROLLED_MM | CALLBACKS | LOGS, "at trace the lines of a call and of one inside it are told apart by their numbers";
     log_names_each_transaction: CONTROLLED_MM | LOGS, "a call is one debug line with both lengths";
     missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "where nobody could tell an answer from none, the platform is warned when the client comes up, and not at each call";
     failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is told once, with the reason";
@@ -58,12 +60,44 @@ fn log_of_a_call_is_bounded_at_trace(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
+fn log_lines_carry_their_calls_number(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let log = lab.with_log(LogLevel::Trace, &mut || {
+        let _ = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+            let _ = machine.communicate(1, b"inner one", mm::ECHO);
+        });
+    });
+    let numbers: Vec<u32> = (log.lines().filter_map(|line| line.split_once(" mm_comm: call ")))
+        .filter_map(|(_, rest)| rest.split([' ', ',']).next()?.parse().ok())
+        .collect();
+    let (Some(outer), Some(last)) = (numbers.first(), numbers.last()) else {
+        return Err(alloc::format!("no line has a number: {log}"));
+    };
+    ensure_eq!(outer, last);
+    ensure!(
+        numbers.iter().any(|number| number != outer),
+        "one number for both calls: {log}"
+    );
+    ensure!(
+        log.contains(&alloc::format!(
+            "request to {}, V1 header, 5 of 5 bytes: [6f, 75",
+            mm::ECHO
+        )),
+        "no request: {log}"
+    );
+    ensure!(
+        log.contains("response, 5 of 5 bytes: [6f, 75"),
+        "no response: {log}"
+    );
+    Ok(())
+}
+
 fn log_names_each_transaction(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let log = lab.with_log(LogLevel::Debug, &mut || {
         let _ = machine.communicate(0, &mm::stretch(300), mm::STRETCH);
     });
-    let lines: alloc::vec::Vec<&str> = log.lines().collect();
+    let lines: Vec<&str> = log.lines().collect();
     ensure!(lines.len() == 1, "{} lines: {log}", lines.len());
     ensure!(log.contains("8 bytes") && log.contains("300 bytes"), "{log}");
     Ok(())
@@ -102,7 +136,7 @@ fn failed_entry_is_one_error_line(lab: &dyn Lab) -> Seen {
         let _ = machine.communicate(0, b"x", mm::ECHO);
     });
     machine.switch_smis(true);
-    let errors: alloc::vec::Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
+    let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
     ensure!(errors.len() == 1, "{} lines of errors: {log}", errors.len());
     ensure!(log.contains("SMIs are off"), "{log}");
     Ok(())

@@ -7,6 +7,7 @@ mod interruptions;
 mod relocation;
 mod request;
 mod status;
+mod tag;
 mod tpl;
 mod update;
 
@@ -25,7 +26,7 @@ use crate::config::{
 use crate::service::SwMmiTrigger;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use answer::trace_bytes;
+use answer::trace_request;
 use core::cell::{BorrowError, Cell, RefCell};
 use core::fmt;
 use mm_comm::BeginError;
@@ -35,6 +36,7 @@ use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::component::service::uefi_services::tpl::TplServices;
 use patina::component::service::{IntoService, Service};
 use patina::{Guid, writelncrlf};
+use tag::{CallTag, Clock};
 
 /// How one call is made. The default is what the comm buffer says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +178,7 @@ pub trait MmCommunication {
             return Err(Status::Unsupported);
         }
         let answer = self.communicate(id, message, recipient)?;
-        take(&mut AnswerReader::copied(&answer, id));
+        take(&mut AnswerReader::copied(&answer, CallTag::of_buffer(id)));
         Ok(())
     }
 
@@ -294,6 +296,9 @@ pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
     /// Borrowed only to look up or replace a buffer, never while MM or an executor runs.
     buffers: RefCell<Vec<CommunicateBuffer>>,
     executor: Option<E>,
+    /// How many calls there were; log lines name a call by this number.
+    calls: Cell<u32>,
+    clock: Option<Clock>,
     updates: Option<Rc<update::Pending>>,
     /// Borrowed only to add one or to look one up, never while one runs.
     after_calls: RefCell<Vec<Rc<dyn Fn()>>>,
@@ -314,6 +319,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         Self {
             buffers: RefCell::default(),
             executor: Some(executor),
+            calls: Cell::default(),
+            clock: None,
             updates: None,
             after_calls: RefCell::default(),
             refusals: Cell::default(),
@@ -388,6 +395,8 @@ impl MmCommunicator {
         Self {
             buffers: RefCell::default(),
             executor: None,
+            calls: Cell::default(),
+            clock: None,
             updates: None,
             after_calls: RefCell::default(),
             refusals: Cell::default(),
@@ -403,11 +412,13 @@ impl MmCommunicator {
         options: Config<MmCommunicationOptions>,
         trigger: Service<dyn SwMmiTrigger>,
         protocols: Service<dyn ProtocolServices>,
+        clock: Option<Clock>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         self.set_comm_buffers(config.comm_buffers.clone())
             .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
         self.executor = Some(RealMmExecutor::with_options(trigger, *options));
+        self.clock = clock;
         if config.enable_comm_buffer_updates {
             if let Some(id) = config.updatable_buffer_id {
                 let updates = update::Pending::about(id);
@@ -461,24 +472,14 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         take: &mut dyn FnMut(&mut AnswerReader<'_>),
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let tag = self.new_call(id);
         let refusals = self.refusals.get();
         let raised = self.tpl_for(id).and_then(raise_to_notify);
         let result = self
             .settle(id)
-            .and_then(|()| self.exchange(id, message, recipient, options, take));
+            .and_then(|()| self.exchange(tag, message, recipient, options, take));
         drop(raised);
-        match &result {
-            Ok(answered) => log::debug!(
-                target: "mm_comm",
-                "comm buffer {id}: {} bytes to {recipient}, {answered} bytes back",
-                message.len(),
-            ),
-            Err(status) => log::debug!(
-                target: "mm_comm",
-                "comm buffer {id}: {} bytes to {recipient}: {status}",
-                message.len()
-            ),
-        }
+        log_end(tag, message, recipient, &result);
         if !self.is_refused(&result) {
             self.call_has_ended(refusals);
         }
@@ -494,21 +495,23 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let tag = self.new_call(id);
         let refusals = self.refusals.get();
         let updatable = self.updates.as_ref().map(|updates| updates.id());
         let moving = to.iter().map(CommunicateBuffer::id).chain(updatable);
         let tpl = core::iter::once(id).chain(moving).find_map(|id| self.tpl_for(id));
         let raised = tpl.and_then(raise_to_notify);
         let result = self.hold_updates(to).and_then(|turn| {
-            let result = self.exchange_and_move(id, message, recipient, to, take);
+            let result = self.exchange_and_move(tag, message, recipient, to, take);
             drop(turn);
             result
         });
         drop(raised);
+        log_end(tag, message, recipient, &result);
         if !self.is_refused(&result) {
             self.call_has_ended(refusals);
         }
-        result
+        result.map(drop)
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
@@ -547,7 +550,28 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     }
 }
 
+/// Logs what became of a call.
+fn log_end(tag: CallTag, message: &[u8], recipient: mm_wire::Guid, result: &Result<usize, Status>) {
+    let sent = message.len();
+    match result {
+        Ok(answered) => {
+            log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {answered} bytes back");
+        }
+        Err(status) => log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {status}"),
+    }
+}
+
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    /// Counts a call, and names it for the log.
+    fn new_call(&self, buffer: u8) -> CallTag {
+        self.calls.update(|calls| calls.wrapping_add(1));
+        CallTag {
+            number: Some(self.calls.get()),
+            clock: self.clock,
+            buffer,
+        }
+    }
+
     /// The services that raise the TPL, where calls through this buffer run at `TPL_NOTIFY`.
     fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
         let at_notify = self.at_notify.try_borrow().ok()?;
@@ -624,12 +648,13 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// Makes one exchange. Returns the bytes of the answer.
     fn exchange(
         &self,
-        id: u8,
+        tag: CallTag,
         message: &[u8],
         recipient: mm_wire::Guid,
         options: CallOptions,
         take: &mut dyn FnMut(&mut AnswerReader<'_>),
     ) -> Result<usize, Status> {
+        let id = tag.buffer;
         // An interrupted call may be replacing the list; then it is not empty.
         if self.look(<[_]>::is_empty).is_ok_and(|is_empty| is_empty) {
             log::error!(target: "mm_comm", "{}", Status::NoCommBuffer);
@@ -658,13 +683,13 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
                     staged.inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?
                 }
             };
-            trace_bytes(id, "request", message);
+            trace_request(tag, recipient, format, message);
             executor.execute_mm(&mut buffer)?;
             let answer = staged.finish().inspect_err(
                 |error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"),
             )?;
             let answered = answer.len();
-            take(&mut AnswerReader::in_place(answer, id));
+            take(&mut AnswerReader::in_place(answer, tag));
             return Ok(answered);
         }
     }

@@ -228,10 +228,13 @@ impl SwMmiManager {
             Entry::Ports(trigger) => {
                 let ports = self.ports.as_deref().ok_or(TriggerError::NoPortIo)?;
                 trigger.raise(ports, command, data)?;
+                log::trace!(target: "sw_mmi", "MMI raised: command {command:#04x}, data {data:#04x}");
                 Ok(MmProgress::Raised)
             }
             Entry::Secure(connection) => {
-                connection.communicate(comm_buffer.ok_or(MmiError::NeedsCommBuffer)?)?;
+                let address = comm_buffer.ok_or(MmiError::NeedsCommBuffer)?;
+                connection.communicate(address)?;
+                log::trace!(target: "sw_mmi", "secure monitor call done: comm buffer at {address:#x}");
                 Ok(MmProgress::Returned)
             }
         }

@@ -1,7 +1,9 @@
 //! Reading an answer where it stands.
 
 use super::Status;
+use super::tag::CallTag;
 use alloc::vec::Vec;
+use mm_wire::{Guid, HeaderFormat};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// How many bytes of a message the log shows at trace.
@@ -15,8 +17,8 @@ const LOGGED_BYTES: usize = 64;
 #[derive(Debug)]
 pub struct AnswerReader<'a> {
     source: Source<'a>,
-    /// The comm buffer, for the log.
-    id: u8,
+    /// The call, for the log.
+    tag: CallTag,
 }
 
 #[derive(Debug)]
@@ -28,17 +30,17 @@ enum Source<'a> {
 }
 
 impl<'a> AnswerReader<'a> {
-    pub(super) const fn in_place(answer: mm_comm::Answer<'a>, id: u8) -> Self {
+    pub(super) const fn in_place(answer: mm_comm::Answer<'a>, tag: CallTag) -> Self {
         Self {
             source: Source::InPlace(answer),
-            id,
+            tag,
         }
     }
 
-    pub(super) const fn copied(answer: &'a [u8], id: u8) -> Self {
+    pub(super) const fn copied(answer: &'a [u8], tag: CallTag) -> Self {
         Self {
             source: Source::Copied(answer, answer),
-            id,
+            tag,
         }
     }
 
@@ -80,7 +82,7 @@ impl<'a> AnswerReader<'a> {
             }
         };
         if is_start {
-            trace_bytes(self.id, "answer", filled);
+            trace_response(self.tag, filled, self.len());
         }
         filled
     }
@@ -131,10 +133,25 @@ impl<'a> AnswerReader<'a> {
     }
 }
 
-/// Shows the start of a message, at trace only.
-pub(super) fn trace_bytes(id: u8, what: &str, bytes: &[u8]) {
-    let shown = bytes.get(..LOGGED_BYTES).unwrap_or(bytes);
-    log::trace!(target: "mm_comm", "comm buffer {id}: {what}, {} of {} bytes: {shown:02x?}", shown.len(), bytes.len());
+/// Shows the start of a request, at trace only.
+pub(super) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat, message: &[u8]) {
+    let (shown, len) = (start_of(message), message.len());
+    log::trace!(
+        target: "mm_comm",
+        "{tag}: request to {recipient}, {format:?} header, {} of {len} bytes: {shown:02x?}",
+        shown.len()
+    );
+}
+
+/// Shows the start of a response of `len` bytes, at trace only.
+fn trace_response(tag: CallTag, read: &[u8], len: usize) {
+    let shown = start_of(read);
+    log::trace!(target: "mm_comm", "{tag}: response, {} of {len} bytes: {shown:02x?}", shown.len());
+}
+
+/// The bytes of a message that the log shows.
+fn start_of(message: &[u8]) -> &[u8] {
+    message.get(..LOGGED_BYTES).unwrap_or(message)
 }
 
 #[cfg(test)]
@@ -143,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_copied_answer_is_read_like_one_in_place() {
-        let mut answer = AnswerReader::copied(&[1, 0, 0, 0, 2, 3], 0);
+        let mut answer = AnswerReader::copied(&[1, 0, 0, 0, 2, 3], CallTag::of_buffer(0));
         assert_eq!(answer.read_value::<u32>(), Ok(1));
         assert_eq!(
             answer.read_value::<u32>(),

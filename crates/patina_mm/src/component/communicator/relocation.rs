@@ -7,6 +7,8 @@
 //!
 //! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]).
 
+use super::answer::trace_request;
+use super::tag::CallTag;
 use super::{AnswerReader, MmCommunicator, MmExecutor, Status};
 use crate::config::{CommunicateBuffer, check_buffers};
 use alloc::vec::Vec;
@@ -20,15 +22,17 @@ struct Plan {
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
-    /// Makes the exchange, and where `take` says so, puts `to` in the place of the buffers with the same identifiers.
+    /// Makes the exchange, and if `take` says so, puts `to` in the place of the buffers with the same identifiers.
+    /// Returns the bytes of the response.
     pub(super) fn exchange_and_move(
         &self,
-        id: u8,
+        tag: CallTag,
         message: &[u8],
         recipient: mm_wire::Guid,
         to: &[CommunicateBuffer],
         take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
-    ) -> Result<(), Status> {
+    ) -> Result<usize, Status> {
+        let id = tag.buffer;
         let executor = self.executor.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
         let old = self.buffer(id)?;
         let new = to
@@ -51,6 +55,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         };
         let here = begin(&old)?;
         let there = begin(new)?;
+        trace_request(tag, recipient, HeaderFormat::V1, message);
         // The wait is for the new mailbox: a refusal is the rare case, and costs one more MMI and the rest of the wait.
         executor.execute_mm(&mut new.clone())?;
         let has_arrived = there.is_answered();
@@ -65,7 +70,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         let answer = answer.inspect_err(|error| {
             log::error!(target: "mm_comm", "comm buffer {id}, {recipient}, about to be moved: {error}");
         })?;
-        if take(&mut AnswerReader::in_place(answer, id)) {
+        let answered = answer.len();
+        if take(&mut AnswerReader::in_place(answer, tag)) {
             // What is freed is freed once the list can be looked at again: a notification may come with that.
             let former = self
                 .buffers
@@ -80,7 +86,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
                 log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", new.id(), new.as_ptr(), new.len());
             }
         }
-        Ok(())
+        Ok(answered)
     }
 
     /// Checks that `to` can be moved to: none of it is disabled, no memory is shared with a buffer of now, and none that leaves
