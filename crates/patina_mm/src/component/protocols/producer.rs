@@ -1,10 +1,8 @@
-//! Offers the communicator to drivers in C. An unsafe island (`docs/unsafe.md`): it reads and writes what they point to.
+//! Offers the communicator to drivers in C. An unsafe island (`docs/unsafe.md`): they call it with
+//! their pointers.
 //!
-//! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever reached through
-//! [`SharedRegion`], the request is copied out before the transaction, and the answer copied in after it. What the
-//! transaction wiped of the caller's is put back: the header, and after an error the message.
-//!
-//! Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`, when
+//! The rules of a request are those of [`c_request`]: it is copied out before the transaction, and the answer copied in after
+//! it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`, when
 //! there is no allocator any more.
 
 use super::{Communication, Communication2, Communication3};
@@ -17,9 +15,8 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ffi::c_void;
-use mm_comm::SharedRegion;
-use mm_wire::header::MAX_HEADER_LEN;
-use mm_wire::{Header, HeaderError};
+use mm_comm::c_request::{self, Buffer, Longest, Memory, Refused, Reply, Request, RequestError};
+use mm_wire::EfiStatus;
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::service::Service;
@@ -280,8 +277,12 @@ unsafe extern "efiapi" fn communicate1(
 ) -> efi::Status {
     // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
     let bridge = unsafe { bridge_of(this) };
+    let buffer = Buffer {
+        physical: None,
+        virt: comm_buffer,
+    };
     // SAFETY: the protocol's caller passes a buffer and its size, as PI 1.9 describes them.
-    unsafe { serve(bridge, comm_buffer, comm_size, None) }
+    unsafe { serve(bridge, buffer, comm_size, None) }
 }
 
 unsafe extern "efiapi" fn communicate2(
@@ -290,17 +291,14 @@ unsafe extern "efiapi" fn communicate2(
     comm_buffer_virtual: *mut c_void,
     comm_size: *mut usize,
 ) -> efi::Status {
-    if comm_buffer_physical != comm_buffer_virtual {
-        log::error!(
-            target: "mm_comm",
-            "caller: the buffer's physical address is {comm_buffer_physical:p}, its virtual one {comm_buffer_virtual:p}"
-        );
-        return efi::Status::INVALID_PARAMETER;
-    }
     // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
     let bridge = unsafe { bridge_of(this) };
+    let buffer = Buffer {
+        physical: Some(comm_buffer_physical),
+        virt: comm_buffer_virtual,
+    };
     // SAFETY: the protocol's caller passes a buffer and its size, as PI 1.9 describes them.
-    unsafe { serve(bridge, comm_buffer_virtual, comm_size, None) }
+    unsafe { serve(bridge, buffer, comm_size, None) }
 }
 
 unsafe extern "efiapi" fn communicate3(
@@ -308,74 +306,41 @@ unsafe extern "efiapi" fn communicate3(
     comm_buffer_physical: *mut c_void,
     comm_buffer_virtual: *mut c_void,
 ) -> efi::Status {
-    if comm_buffer_physical != comm_buffer_virtual {
-        log::error!(
-            target: "mm_comm",
-            "caller: the buffer's physical address is {comm_buffer_physical:p}, its virtual one {comm_buffer_virtual:p}"
-        );
-        return efi::Status::INVALID_PARAMETER;
-    }
     // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
     let bridge = unsafe { bridge_of(this) };
+    let buffer = Buffer {
+        physical: Some(comm_buffer_physical),
+        virt: comm_buffer_virtual,
+    };
     let no_size = core::ptr::null_mut();
     // SAFETY: the protocol's caller passes a buffer, as PI 1.9 describes it. A null size is not used.
-    unsafe { serve(bridge, comm_buffer_virtual, no_size, Some(HeaderFormat::V3)) }
-}
-
-/// What is to be written back, and returned.
-#[derive(Debug, PartialEq, Eq)]
-struct Reply {
-    status: efi::Status,
-    /// To `CommSize`, where the caller gave it.
-    comm_size: Option<usize>,
-    /// To the header's length field: its offset, and the value.
-    length_field: Option<(usize, u64)>,
-}
-
-impl Reply {
-    const fn status(status: efi::Status) -> Self {
-        Self {
-            status,
-            comm_size: None,
-            length_field: None,
-        }
-    }
-
-    const INVALID: Self = Self::status(efi::Status::INVALID_PARAMETER);
+    unsafe { serve(bridge, buffer, no_size, Some(HeaderFormat::V3)) }
 }
 
 /// Serves a call of any of the three protocols.
 ///
 /// # Safety
 ///
-/// `comm_size` is null, or valid for reads and writes. `comm_buffer` is null, or valid for reads and writes of `*comm_size`
-/// bytes; without `comm_size`, of as many as the header there counts, and of the header.
+/// That of [`c_request::serve`].
 unsafe fn serve(
     bridge: Option<&Bridge>,
-    comm_buffer: *mut c_void,
+    buffer: Buffer,
     comm_size: *mut usize,
     only: Option<HeaderFormat>,
 ) -> efi::Status {
     let Some(bridge) = bridge else {
         return efi::Status::INVALID_PARAMETER;
     };
-    if comm_buffer.is_null() {
-        log::error!(target: "mm_comm", "caller: the buffer's address is null");
-        return efi::Status::INVALID_PARAMETER;
-    }
-    let given = match comm_size.is_null() {
-        true => None,
-        // SAFETY: the caller's promise for a pointer that is not null.
-        false => Some(unsafe { comm_size.read_unaligned() }),
+    let answer = |given: Result<(Option<usize>, &Memory<'_>), RequestError>| match given {
+        Ok((comm_size, memory)) => answer(bridge, comm_size, only, memory),
+        Err(error) => {
+            log::error!(target: "mm_comm", "{error}");
+            Reply::status(EfiStatus::INVALID_PARAMETER)
+        }
     };
-    // SAFETY: the caller's promise: that many bytes are valid, and nobody has a reference to them while the call lasts.
-    let memory = |len| unsafe { SharedRegion::new(comm_buffer.cast(), len) }.ok();
-    let reply = answer(bridge, given, only, &memory);
-    if let Some(size) = reply.comm_size.filter(|_| !comm_size.is_null()) {
-        // SAFETY: the caller's promise for a pointer that is not null.
-        unsafe { comm_size.write_unaligned(size) };
-    }
-    reply.status
+    // SAFETY: the caller's promise.
+    let status = unsafe { c_request::serve(buffer, comm_size, true, answer) };
+    usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
 /// Serves a call, with `memory` to reach as many bytes of the caller's buffer as it is asked for.
@@ -383,257 +348,93 @@ fn answer(
     bridge: &Bridge,
     comm_size: Option<usize>,
     only: Option<HeaderFormat>,
-    memory: &dyn Fn(usize) -> Option<SharedRegion>,
+    memory: &Memory<'_>,
 ) -> Reply {
     let _raised = bridge.tpl.and_then(raise_to_notify);
     let Ok(mut scratch) = bridge.scratch.try_borrow_mut() else {
-        return failed(bridge, Status::Busy);
+        return Reply::status(failed(bridge, Status::Busy));
     };
-    let reply = match Request::read(bridge, comm_size, only, memory, &mut scratch) {
-        Ok(request) => request.send(bridge, &mut scratch, comm_size.is_some()),
-        Err(reply) => {
-            if let Some((offset, value)) = reply.length_field {
-                // The field is in the header, which was read.
-                let _ = memory(offset.saturating_add(size_of::<u64>()))
-                    .map(|header| header.write(offset, &value.to_le_bytes()));
-            }
-            reply
-        }
-    };
+    let reply = send(bridge, comm_size, only, memory, &mut scratch);
     scratch.wipe();
-    reply
+    reply.unwrap_or_else(|refused| {
+        log::error!(target: "mm_comm", "{}", refused.error);
+        refused.reply
+    })
 }
 
-/// The reply to a call that did not get its answer. The communicator's log has the numbers.
-fn failed(bridge: &Bridge, status: Status) -> Reply {
+/// The status of a call that did not get its answer. The communicator's log has the numbers.
+fn failed(bridge: &Bridge, status: Status) -> EfiStatus {
     log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
-    match status {
-        Status::MmReturned(status) => Reply::status(status),
-        status => Reply::status(EfiError::from(status).into()),
+    let status = match status {
+        Status::MmReturned(status) => status,
+        status => EfiError::from(status).into(),
+    };
+    EfiStatus(status.as_usize() as u64)
+}
+
+/// Checks a request, sends its message, and writes the answer into the caller's buffer.
+fn send(
+    bridge: &Bridge,
+    comm_size: Option<usize>,
+    only: Option<HeaderFormat>,
+    memory: &Memory<'_>,
+    scratch: &mut Scratch,
+) -> Result<Reply, Refused> {
+    let capacity = |format| {
+        let options = CallOptions::new().with_header(format);
+        bridge.mm.message_capacity(bridge.buffer, options)
+    };
+    let longest = match (capacity(HeaderFormat::V1), capacity(HeaderFormat::V3)) {
+        (Ok(v1), Ok(v3)) => Longest { v1, v3 },
+        (Err(status), _) | (_, Err(status)) => return Ok(Reply::status(failed(bridge, status))),
+    };
+    // Now, if the comm buffer has grown: a later call may come when there is no allocator any more.
+    if let Err(error) = scratch.make_room(longest.v1) {
+        log::warn!(
+            target: "mm_comm",
+            "no {} bytes for messages of the MM communication protocols: {error}", longest.v1
+        );
     }
-}
-
-/// A request whose numbers were checked.
-struct Request {
-    header: Header,
-    /// The header as it stands in the caller's buffer.
-    raw: RawHeader,
-    /// The caller's buffer.
-    region: SharedRegion,
-}
-
-/// Where the length of the message stands in a header: MessageLength, or MessageSize.
-const fn length_offset(format: HeaderFormat) -> usize {
-    match format {
-        HeaderFormat::V1 => 16,
-        HeaderFormat::V3 => 48,
+    let request = Request::check(comm_size, only, longest, memory)?;
+    let Scratch {
+        request: message,
+        answer,
+    } = scratch;
+    let needed = request.message_len();
+    if !hold(message, needed) {
+        return Ok(Reply::status(failed(bridge, Status::OutOfMemory { needed })));
     }
-}
+    request.copy_message(message)?;
 
-/// Where the length field stands that MM reads and that tells an answer's length: MessageLength, or BufferSize.
-const TRANSACTION_OFFSET: usize = 16;
-
-impl Request {
-    /// Checks a request, and copies its message.
-    fn read(
-        bridge: &Bridge,
-        comm_size: Option<usize>,
-        only: Option<HeaderFormat>,
-        memory: &dyn Fn(usize) -> Option<SharedRegion>,
-        scratch: &mut Scratch,
-    ) -> Result<Self, Reply> {
-        let capacity = |format| {
-            let options = CallOptions::new().with_header(format);
-            bridge
-                .mm
-                .message_capacity(bridge.buffer, options)
-                .map_err(|status| failed(bridge, status))
-        };
-        let longest = capacity(HeaderFormat::V1)?;
-        // Now, if the comm buffer has grown: a later call may come when there is no allocator any more.
-        if let Err(error) = scratch.make_room(longest) {
-            log::warn!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
-        }
-        let message = &mut scratch.request;
-        let largest = longest.saturating_add(HeaderFormat::V1.header_len());
-        let bad_comm_size = Reply {
-            comm_size: Some(largest),
-            ..Reply::status(efi::Status::BAD_BUFFER_SIZE)
-        };
-        match comm_size {
-            Some(size) if size == 0 || size > largest => {
-                log::error!(target: "mm_comm", "caller: CommSize is {size}, MM takes 1 to {largest} bytes");
-                return Err(bad_comm_size);
-            }
-            Some(size) if size < HeaderFormat::V1.header_len() => {
-                log::error!(
-                    target: "mm_comm",
-                    "caller: CommSize is {size}, a header has {} bytes",
-                    HeaderFormat::V1.header_len()
-                );
-                return Err(Reply::INVALID);
-            }
-            _ => {}
-        }
-
-        let raw = RawHeader::read(comm_size, memory)?;
-        let parsed = Header::parse(raw.bytes());
-        let format = match parsed {
-            Ok(header) => header.format(),
-            // A length beyond 64 bits.
-            Err(HeaderError::LengthOverflows { .. }) => HeaderFormat::V1,
-            // BufferSize below the header, or a CommSize that ends inside it.
-            Err(error) => {
-                log::error!(target: "mm_comm", "caller: {error}");
-                return Err(Reply::INVALID);
-            }
-        };
-        if only.is_some_and(|only| only != format) {
-            log::error!(target: "mm_comm", "caller: the header does not start with the GUID of v3 headers");
-            return Err(Reply::INVALID);
-        }
-        let longest = capacity(format)?;
-        let message_size = raw.field(length_offset(format));
-        let claimed = raw.field(TRANSACTION_OFFSET);
-        let header = parsed.ok().filter(|header| {
-            let fits = usize::try_from(header.message_len()).is_ok_and(|len| len <= longest);
-            fits && message_size != 0
+    let header = request.header();
+    let recipient = patina::Guid::from_bytes(&header.recipient().to_bytes());
+    let options = CallOptions::new()
+        .with_header(header.format())
+        .with_message_size(header.message_size());
+    let room = request.room();
+    let mut taken = Ok(());
+    let sent = bridge
+        .mm
+        .communicate_with(bridge.buffer, message, recipient, options, &mut |reader| {
+            let needed = reader.remaining();
+            taken = if needed > room {
+                Err(Status::AnswerTooLong { needed, room })
+            } else if hold(answer, needed) {
+                reader.read_rest(answer).map(drop)
+            } else {
+                Err(Status::OutOfMemory { needed })
+            };
         });
-        let header = header.ok_or_else(|| {
-            log::error!(
-                target: "mm_comm",
-                "caller: the message has {message_size} bytes, its header claims {claimed}; MM takes 1 to {longest} bytes"
-            );
-            Reply {
-                length_field: Some((length_offset(format), longest as u64)),
-                ..bad_comm_size
+    Ok(match sent.and(taken) {
+        Ok(()) => request.answer(answer),
+        Err(status) => {
+            let reported = failed(bridge, status);
+            match status {
+                Status::AnswerTooLong { needed, .. } => request.refuse_for_want_of_room(message, needed),
+                _ => request.refuse(message, reported),
             }
-        })?;
-        // Neither loses anything: `longest` is a `usize`.
-        let message_len = usize::try_from(header.message_len()).unwrap_or(longest);
-        let total = usize::try_from(header.total_len()).unwrap_or(largest);
-        if message_size > header.message_len() || comm_size.is_some_and(|size| size < total) {
-            log::error!(
-                target: "mm_comm",
-                "caller: header and message of {message_size} bytes do not fit into BufferSize {claimed} and CommSize {comm_size:?}"
-            );
-            return Err(Reply::INVALID);
         }
-
-        let region = memory(comm_size.unwrap_or(total)).ok_or_else(|| wraps(total))?;
-        if !hold(message, message_len) {
-            return Err(failed(bridge, Status::OutOfMemory { needed: message_len }));
-        }
-        if !region.read(format.header_len(), message) {
-            return Err(wraps(total));
-        }
-        Ok(Self { header, raw, region })
-    }
-
-    /// Sends the message that `scratch` holds, and writes the answer into the caller's buffer.
-    fn send(&self, bridge: &Bridge, scratch: &mut Scratch, has_comm_size: bool) -> Reply {
-        let format = self.header.format();
-        let recipient = patina::Guid::from_bytes(&self.header.recipient().to_bytes());
-        let options = CallOptions::new()
-            .with_header(format)
-            .with_message_size(self.header.message_size());
-        let room = self.region.len().saturating_sub(format.header_len());
-        let Scratch { request, answer } = scratch;
-        let mut taken = Ok(());
-        let sent = bridge
-            .mm
-            .communicate_with(bridge.buffer, request, recipient, options, &mut |reader| {
-                let needed = reader.remaining();
-                taken = if needed > room {
-                    Err(Status::AnswerTooLong { needed, room })
-                } else if hold(answer, needed) {
-                    reader.read_rest(answer).map(drop)
-                } else {
-                    Err(Status::OutOfMemory { needed })
-                };
-            });
-        // The transaction wiped this where the caller's buffer is the comm buffer.
-        put_back(&self.region, 0, self.raw.bytes());
-        if let Err(status) = sent.and(taken) {
-            put_back(&self.region, format.header_len(), request);
-            let reply = failed(bridge, status);
-            return match status {
-                Status::AnswerTooLong { needed, .. } => Reply {
-                    comm_size: Some(needed.saturating_add(format.header_len())),
-                    ..Reply::status(efi::Status::BUFFER_TOO_SMALL)
-                },
-                _ => reply,
-            };
-        }
-        let total = format.header_len().saturating_add(answer.len());
-        let mut written = self.region.write(format.header_len(), answer);
-        if !has_comm_size {
-            let told = match format {
-                HeaderFormat::V1 => answer.len(),
-                HeaderFormat::V3 => total,
-            };
-            written &= self
-                .region
-                .write(TRANSACTION_OFFSET, &(told as u64).to_le_bytes());
-        }
-        debug_assert!(written, "the closure compared the answer with the room for it");
-        Reply {
-            comm_size: Some(total),
-            ..Reply::status(efi::Status::SUCCESS)
-        }
-    }
-}
-
-fn wraps(len: usize) -> Reply {
-    log::error!(target: "mm_comm", "caller: {len} bytes of buffer exceed the address space");
-    Reply::INVALID
-}
-
-/// Writes what stood at `offset` where it does not stand there any more.
-fn put_back(region: &SharedRegion, offset: usize, bytes: &[u8]) {
-    let mut at = offset;
-    for chunk in bytes.chunks(MAX_HEADER_LEN) {
-        let mut found = [0; MAX_HEADER_LEN];
-        let found = found.get_mut(..chunk.len()).unwrap_or_default();
-        let stands = region.read(at, found) && found == chunk;
-        let done = stands || region.write(at, chunk);
-        debug_assert!(done, "these bytes were read from there");
-        at = at.saturating_add(chunk.len());
-    }
-}
-
-/// A copy of the header that stands in the caller's buffer.
-struct RawHeader {
-    bytes: [u8; MAX_HEADER_LEN],
-    len: usize,
-}
-
-impl RawHeader {
-    /// Copies as much of the header as CommSize covers.
-    fn read(comm_size: Option<usize>, memory: &dyn Fn(usize) -> Option<SharedRegion>) -> Result<Self, Reply> {
-        let copy = |len: usize| {
-            let len = len.min(comm_size.unwrap_or(len));
-            let mut bytes = [0; MAX_HEADER_LEN];
-            let copy = bytes.get_mut(..len).unwrap_or_default();
-            let is_read = memory(len).is_some_and(|header| header.read(0, copy));
-            is_read.then_some(Self { bytes, len }).ok_or_else(|| wraps(len))
-        };
-        // No more than a v1 header, until its GUID says that there is more.
-        let v1 = copy(HeaderFormat::V1.header_len())?;
-        if v1.bytes.starts_with(&mm_wire::header::V3_MARKER.to_bytes()) {
-            return copy(MAX_HEADER_LEN);
-        }
-        Ok(v1)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    fn field(&self, offset: usize) -> u64 {
-        let field = self.bytes.get(offset..).and_then(<[u8]>::first_chunk);
-        field.map_or(0, |field| u64::from_le_bytes(*field))
-    }
+    })
 }
 
 #[cfg(test)]
@@ -641,6 +442,7 @@ mod tests {
     use super::*;
     use crate::component::communicator::MockMmCommunication;
     use core::cell::Cell;
+    use mm_comm::SharedRegion;
     use patina::component::service::uefi_services::protocol::MockProtocolServices;
     use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl};
 
@@ -748,7 +550,7 @@ mod tests {
         // SAFETY: the memory is leaked, and reached through this only.
         let memory = |len: usize| (len <= 64).then(|| unsafe { SharedRegion::new(start, len) }.unwrap());
         let reply = answer(&bridge, Some(25), None, &memory);
-        assert_eq!(reply.status, efi::Status::BAD_BUFFER_SIZE);
+        assert_eq!(reply.status, EfiStatus::BAD_BUFFER_SIZE);
         assert_eq!(room(), (4000, 4000));
     }
 

@@ -1,0 +1,432 @@
+//! Requests that drivers in C make through PI's MM communication protocols. An unsafe island (`docs/unsafe.md`): it reads
+//! and writes what they point to.
+//!
+//! ```text
+//! serve ── reads CommSize ──► Request::check ──► copy_message ──► (a transaction) ──► answer or refuse ──► writes back
+//! ```
+//!
+//! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever reached through
+//! [`SharedRegion`]; the message is copied out before the transaction, and the answer copied in after it. What the transaction
+//! wiped of the caller's is put back: the header, and after an error the message.
+//!
+//! Whoever offers the protocols calls this: the Patina component until `ExitBootServices`, and the runtime driver.
+
+use crate::region::SharedRegion;
+use core::ffi::c_void;
+use mm_wire::header::{MAX_HEADER_LEN, V3_MARKER};
+use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat};
+use thiserror::Error;
+
+/// The caller's buffer, as far as it is asked for: gives that many bytes of it, or `None` where they do not exist.
+pub type Memory<'m> = dyn Fn(usize) -> Option<SharedRegion> + 'm;
+
+/// The longest message that MM takes, by the header in front of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Longest {
+    /// Behind a v1 header.
+    pub v1: usize,
+    /// Behind a v3 header.
+    pub v3: usize,
+}
+
+impl Longest {
+    const fn of(self, format: HeaderFormat) -> usize {
+        match format {
+            HeaderFormat::V1 => self.v1,
+            HeaderFormat::V3 => self.v3,
+        }
+    }
+
+    /// The largest buffer, with a header.
+    const fn buffer(self) -> usize {
+        self.v1.saturating_add(HeaderFormat::V1.header_len())
+    }
+}
+
+/// What is to be returned, and to be written back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The function's result.
+    pub status: EfiStatus,
+    /// To `CommSize`, where the caller gave it.
+    pub comm_size: Option<usize>,
+}
+
+impl Reply {
+    /// A result, and nothing to write back.
+    #[must_use]
+    pub const fn status(status: EfiStatus) -> Self {
+        Self {
+            status,
+            comm_size: None,
+        }
+    }
+}
+
+/// What is wrong with a request. The caller's fault.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The buffer's address is null.
+    #[error("caller: the buffer's address is null")]
+    NullBuffer,
+    /// Physical and virtual address differ while all memory is mapped one to one.
+    #[error("caller: the buffer's physical address is {physical:#x}, its virtual one {virt:#x}")]
+    Addresses {
+        /// The physical address.
+        physical: usize,
+        /// The virtual address.
+        virt: usize,
+    },
+    /// CommSize is zero, or more than MM takes.
+    #[error("caller: CommSize is {size}, MM takes 1 to {largest} bytes")]
+    CommSize {
+        /// The value of CommSize.
+        size: usize,
+        /// The largest buffer.
+        largest: usize,
+    },
+    /// CommSize does not cover the header.
+    #[error("caller: CommSize is {size}, a header has {} bytes", HeaderFormat::V1.header_len())]
+    BelowHeader {
+        /// The value of CommSize.
+        size: usize,
+    },
+    /// There is no header.
+    #[error("caller: {0}")]
+    Header(HeaderError),
+    /// A header of another format than the protocol's.
+    #[error("caller: the header does not start with the GUID of v3 headers")]
+    NotV3,
+    /// There is no message, or more of it than MM takes.
+    #[error(
+        "caller: the message has {message_size} bytes, its header claims {claimed}; MM takes 1 to {longest} bytes"
+    )]
+    MessageLength {
+        /// The length of the message.
+        message_size: u64,
+        /// MessageLength, or BufferSize.
+        claimed: u64,
+        /// The longest message.
+        longest: usize,
+    },
+    /// Header and message are longer than the buffer.
+    #[error(
+        "caller: header and message of {message_size} bytes do not fit into BufferSize {claimed} and CommSize {comm_size:?}"
+    )]
+    BufferSize {
+        /// The length of the message.
+        message_size: u64,
+        /// MessageLength, or BufferSize.
+        claimed: u64,
+        /// The value of CommSize, where there is one.
+        comm_size: Option<usize>,
+    },
+    /// The buffer exceeds the address space.
+    #[error("caller: {0} bytes of buffer exceed the address space")]
+    Wraps(usize),
+}
+
+/// A request that is not served: why, and what is returned and written to CommSize. The header's length field, where it is to
+/// be corrected, has been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub error: RequestError,
+    /// What is returned.
+    pub reply: Reply,
+}
+
+impl Refused {
+    const fn invalid(error: RequestError) -> Self {
+        let reply = Reply::status(EfiStatus::INVALID_PARAMETER);
+        Self { error, reply }
+    }
+
+    const fn bad_size(error: RequestError, longest: Longest) -> Self {
+        Self {
+            error,
+            reply: Reply {
+                comm_size: Some(longest.buffer()),
+                ..Reply::status(EfiStatus::BAD_BUFFER_SIZE)
+            },
+        }
+    }
+}
+
+/// The addresses that a caller gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// The physical address; `None` where the protocol has none.
+    pub physical: Option<*mut c_void>,
+    /// The address under which the caller reaches it.
+    pub virt: *mut c_void,
+}
+
+/// Serves a call of one of the protocols: reads CommSize, has `answer` serve the request, writes CommSize back.
+///
+/// `one_to_one` says that all memory is mapped so: then physical and virtual address must be the same.
+///
+/// # Safety
+///
+/// `comm_size` is null, or valid for reads and writes. The buffer is null, or valid for reads and writes of `*comm_size` bytes
+/// under its virtual address; without `comm_size`, of as many as the header there counts, and of the header. Nobody has a
+/// reference to it while the call lasts.
+pub unsafe fn serve(
+    buffer: Buffer,
+    comm_size: *mut usize,
+    one_to_one: bool,
+    answer: impl FnOnce(Result<(Option<usize>, &Memory<'_>), RequestError>) -> Reply,
+) -> EfiStatus {
+    let Buffer { physical, virt } = buffer;
+    let error = match physical {
+        Some(physical) if one_to_one && physical != virt => Some(RequestError::Addresses {
+            physical: physical.addr(),
+            virt: virt.addr(),
+        }),
+        _ if virt.is_null() || physical.is_some_and(<*mut c_void>::is_null) => Some(RequestError::NullBuffer),
+        _ => None,
+    };
+    if let Some(error) = error {
+        return answer(Err(error)).status;
+    }
+    let given = match comm_size.is_null() {
+        true => None,
+        // SAFETY: the caller's promise for a pointer that is not null.
+        false => Some(unsafe { comm_size.read_unaligned() }),
+    };
+    // SAFETY: the caller's promise: that many bytes are valid, and nobody has a reference to them while the call lasts.
+    let memory = |len| unsafe { SharedRegion::new(virt.cast(), len) }.ok();
+    let reply = answer(Ok((given, &memory)));
+    if let Some(size) = reply.comm_size.filter(|_| !comm_size.is_null()) {
+        // SAFETY: the caller's promise for a pointer that is not null.
+        unsafe { comm_size.write_unaligned(size) };
+    }
+    reply.status
+}
+
+/// A request whose numbers were checked.
+#[derive(Debug)]
+pub struct Request {
+    header: Header,
+    /// The header as it stands in the caller's buffer.
+    raw: RawHeader,
+    /// The caller's buffer.
+    region: SharedRegion,
+    has_comm_size: bool,
+    message_len: usize,
+}
+
+/// Where the length of the message stands in a header: MessageLength, or MessageSize.
+const fn length_offset(format: HeaderFormat) -> usize {
+    match format {
+        HeaderFormat::V1 => 16,
+        HeaderFormat::V3 => 48,
+    }
+}
+
+/// Where the length field stands that MM reads and that tells an answer's length: MessageLength, or BufferSize.
+const TRANSACTION_OFFSET: usize = 16;
+
+impl Request {
+    /// Checks a request. `only` is the one format that the protocol takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], with the maximum written to the header's length field where that is the rule.
+    pub fn check(
+        comm_size: Option<usize>,
+        only: Option<HeaderFormat>,
+        longest: Longest,
+        memory: &Memory<'_>,
+    ) -> Result<Self, Refused> {
+        let largest = longest.buffer();
+        match comm_size {
+            Some(size) if size == 0 || size > largest => {
+                return Err(Refused::bad_size(
+                    RequestError::CommSize { size, largest },
+                    longest,
+                ));
+            }
+            Some(size) if size < HeaderFormat::V1.header_len() => {
+                return Err(Refused::invalid(RequestError::BelowHeader { size }));
+            }
+            _ => {}
+        }
+
+        let raw = RawHeader::read(comm_size, memory)?;
+        let parsed = Header::parse(raw.bytes());
+        let format = match parsed {
+            Ok(header) => header.format(),
+            // A length beyond 64 bits.
+            Err(HeaderError::LengthOverflows { .. }) => HeaderFormat::V1,
+            // BufferSize below the header, or a CommSize that ends inside it.
+            Err(error) => return Err(Refused::invalid(RequestError::Header(error))),
+        };
+        if only.is_some_and(|only| only != format) {
+            return Err(Refused::invalid(RequestError::NotV3));
+        }
+        let message_size = raw.field(length_offset(format));
+        let claimed = raw.field(TRANSACTION_OFFSET);
+        let header = parsed.ok().filter(|header| {
+            let fits = usize::try_from(header.message_len()).is_ok_and(|len| len <= longest.of(format));
+            fits && message_size != 0
+        });
+        let header = header.ok_or_else(|| {
+            let longest_message = longest.of(format);
+            let offset = length_offset(format);
+            // The field is in the header, which was read.
+            let _ = memory(offset.saturating_add(size_of::<u64>()))
+                .map(|header| header.write(offset, &(longest_message as u64).to_le_bytes()));
+            let error = RequestError::MessageLength {
+                message_size,
+                claimed,
+                longest: longest_message,
+            };
+            Refused::bad_size(error, longest)
+        })?;
+        // Neither loses anything: the longest message is a `usize`.
+        let message_len = usize::try_from(header.message_len()).unwrap_or(largest);
+        let total = usize::try_from(header.total_len()).unwrap_or(largest);
+        if message_size > header.message_len() || comm_size.is_some_and(|size| size < total) {
+            return Err(Refused::invalid(RequestError::BufferSize {
+                message_size,
+                claimed,
+                comm_size,
+            }));
+        }
+        let region = memory(comm_size.unwrap_or(total)).ok_or_else(|| wraps(total))?;
+        Ok(Self {
+            header,
+            raw,
+            region,
+            has_comm_size: comm_size.is_some(),
+            message_len,
+        })
+    }
+
+    /// The header.
+    #[must_use]
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Bytes of the message; with a v3 header all that BufferSize covers.
+    #[must_use]
+    pub const fn message_len(&self) -> usize {
+        self.message_len
+    }
+
+    /// Bytes that an answer may have.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        self.region.len().saturating_sub(self.header_len())
+    }
+
+    const fn header_len(&self) -> usize {
+        self.header.format().header_len()
+    }
+
+    /// Copies the message out, once. `out` has [`Self::message_len`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] where that many bytes are not in the buffer.
+    pub fn copy_message(&self, out: &mut [u8]) -> Result<(), Refused> {
+        let copied = self.region.read(self.header_len(), out);
+        copied.then_some(()).ok_or_else(|| wraps(out.len()))
+    }
+
+    /// Writes an answer that is no longer than [`Self::room`] into the caller's buffer.
+    #[must_use]
+    pub fn answer(&self, answer: &[u8]) -> Reply {
+        // The transaction wiped this where the caller's buffer is the comm buffer.
+        put_back(&self.region, 0, self.raw.bytes());
+        let header_len = self.header_len();
+        let total = header_len.saturating_add(answer.len());
+        let mut written = self.region.write(header_len, answer);
+        if !self.has_comm_size {
+            let told = match self.header.format() {
+                HeaderFormat::V1 => answer.len(),
+                HeaderFormat::V3 => total,
+            };
+            written &= self
+                .region
+                .write(TRANSACTION_OFFSET, &(told as u64).to_le_bytes());
+        }
+        debug_assert!(written, "the answer was compared with the room for it");
+        Reply {
+            comm_size: Some(total),
+            ..Reply::status(EfiStatus::SUCCESS)
+        }
+    }
+
+    /// Replies to a request that got no answer: header and message stand in the caller's buffer as before.
+    #[must_use]
+    pub fn refuse(&self, message: &[u8], status: EfiStatus) -> Reply {
+        put_back(&self.region, 0, self.raw.bytes());
+        put_back(&self.region, self.header_len(), message);
+        Reply::status(status)
+    }
+
+    /// Replies to a request whose answer of `needed` bytes is longer than [`Self::room`].
+    #[must_use]
+    pub fn refuse_for_want_of_room(&self, message: &[u8], needed: usize) -> Reply {
+        Reply {
+            comm_size: Some(needed.saturating_add(self.header_len())),
+            ..self.refuse(message, EfiStatus::BUFFER_TOO_SMALL)
+        }
+    }
+}
+
+const fn wraps(len: usize) -> Refused {
+    Refused::invalid(RequestError::Wraps(len))
+}
+
+/// Writes what stood at `offset` where it does not stand there any more.
+fn put_back(region: &SharedRegion, offset: usize, bytes: &[u8]) {
+    let mut at = offset;
+    for chunk in bytes.chunks(MAX_HEADER_LEN) {
+        let mut found = [0; MAX_HEADER_LEN];
+        let found = found.get_mut(..chunk.len()).unwrap_or_default();
+        let stands = region.read(at, found) && found == chunk;
+        let done = stands || region.write(at, chunk);
+        debug_assert!(done, "these bytes were read from there");
+        at = at.saturating_add(chunk.len());
+    }
+}
+
+/// A copy of the header that stands in the caller's buffer.
+#[derive(Debug)]
+struct RawHeader {
+    bytes: [u8; MAX_HEADER_LEN],
+    len: usize,
+}
+
+impl RawHeader {
+    /// Copies as much of the header as CommSize covers.
+    fn read(comm_size: Option<usize>, memory: &Memory<'_>) -> Result<Self, Refused> {
+        let copy = |len: usize| {
+            let len = len.min(comm_size.unwrap_or(len));
+            let mut bytes = [0; MAX_HEADER_LEN];
+            let copy = bytes.get_mut(..len).unwrap_or_default();
+            let is_read = memory(len).is_some_and(|header| header.read(0, copy));
+            is_read.then_some(Self { bytes, len }).ok_or_else(|| wraps(len))
+        };
+        // No more than a v1 header, until its GUID says that there is more.
+        let v1 = copy(HeaderFormat::V1.header_len())?;
+        if v1.bytes.starts_with(&V3_MARKER.to_bytes()) {
+            return copy(MAX_HEADER_LEN);
+        }
+        Ok(v1)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    fn field(&self, offset: usize) -> u64 {
+        let field = self.bytes.get(offset..).and_then(<[u8]>::first_chunk);
+        field.map_or(0, |field| u64::from_le_bytes(*field))
+    }
+}
