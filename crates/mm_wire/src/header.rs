@@ -11,6 +11,7 @@
 //! `MessageLength` and `MessageSize` count the message alone, `BufferSize` the whole transaction with its header. The
 //! v1 length is a `UINTN`; only its 64-bit form is supported, which is also what the Mu MM supervisor reads on IA32.
 
+use core::mem::offset_of;
 use thiserror::Error;
 use uguid::{Guid, guid};
 use zerocopy::little_endian::U64;
@@ -21,6 +22,18 @@ pub const V3_MARKER: Guid = guid!("68e8c853-2ba9-4dd7-9ac0-91e16155c935");
 
 /// The size of the longest header, in bytes.
 pub const MAX_HEADER_LEN: usize = size_of::<RawV3>();
+
+/// Offset of the field that counts the message in a v1 header (MessageLength), and header and message in a v3 header
+/// (BufferSize).
+pub const LENGTH_OFFSET: usize = offset_of!(RawV1, message_length);
+
+/// Offset of MessageSize in a v3 header.
+pub const MESSAGE_SIZE_OFFSET: usize = offset_of!(RawV3, message_size);
+
+const _: () = assert!(
+    LENGTH_OFFSET == offset_of!(RawV3, buffer_size),
+    "the fields have different offsets"
+);
 
 /// `EFI_MM_COMMUNICATE_HEADER` on a 64-bit machine.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -98,6 +111,23 @@ pub enum HeaderError {
         /// The value of the length field.
         claimed: u64,
     },
+    /// A response whose `MessageSize` is more than its `BufferSize` has room for.
+    #[error("MessageSize is {claimed} bytes, BufferSize has room for {room}")]
+    MessageBeyondBuffer {
+        /// The value of `MessageSize`.
+        claimed: u64,
+        /// What `BufferSize` counts behind the header.
+        room: u64,
+    },
+}
+
+/// What the header that MM left says about the response: see [`Header::response_length`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseLength {
+    /// Bytes of the response, without the header. A claim of MM's: compare it with the buffer.
+    pub len: u64,
+    /// The field of the header that MM changed to say so, if it changed one: offset and value.
+    pub changed: Option<(usize, u64)>,
 }
 
 impl Header {
@@ -130,6 +160,56 @@ impl Header {
             HeaderFormat::V1 => self,
             HeaderFormat::V3 => Self { message_size, ..self },
         }
+    }
+
+    /// The length of the response if `self` was sent, `left` is the header that MM left in its place, and no mailbox tells
+    /// the length.
+    ///
+    /// | header | length of the response |
+    /// |---|---|
+    /// | v1 | MessageLength |
+    /// | v3 whose BufferSize has changed | what BufferSize counts behind the header |
+    /// | v3 whose BufferSize is as it was sent | MessageSize, at most what BufferSize counts behind the header |
+    ///
+    /// BufferSize is the room that the caller gives, and not MM's to change (PI 1.9, volume 4, 5.7.5). edk2's Standalone MM on
+    /// Arm leaves it alone, passes its handlers the address of MessageSize as that of their buffer's size, and copies no more
+    /// than BufferSize back (`PiMmCpuTpFwRootMmiHandler` and `PiMmStandaloneMmCpuDriverEntry` in EventHandle.c).
+    /// `MmCommunicationMmCommunicate3` in PiSmmIpl.c writes the response's size to BufferSize if it needs no SMI.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError::MessageBeyondBuffer`] if MessageSize is more than BufferSize allows.
+    pub const fn response_length(&self, left: &Self) -> Result<ResponseLength, HeaderError> {
+        let resized = left.message_len != self.message_len;
+        if resized || matches!(self.format, HeaderFormat::V1) {
+            let field = match left.format {
+                HeaderFormat::V1 => left.message_len,
+                HeaderFormat::V3 => left.total_len(),
+            };
+            return Ok(ResponseLength {
+                len: left.message_len,
+                changed: if resized {
+                    Some((LENGTH_OFFSET, field))
+                } else {
+                    None
+                },
+            });
+        }
+        let len = left.message_size;
+        if len > left.message_len {
+            return Err(HeaderError::MessageBeyondBuffer {
+                claimed: len,
+                room: left.message_len,
+            });
+        }
+        Ok(ResponseLength {
+            len,
+            changed: if len == self.message_size {
+                None
+            } else {
+                Some((MESSAGE_SIZE_OFFSET, len))
+            },
+        })
     }
 
     /// Reads the header at the start of `bytes` and decides its format by the first GUID.
@@ -296,6 +376,42 @@ mod tests {
 
         let v1 = Header::new(HeaderFormat::V1, RECIPIENT, 24).unwrap();
         assert_eq!(v1.with_message_size(4), v1);
+    }
+
+    #[test]
+    fn response_length_is_in_the_field_that_mm_changed() {
+        let v1 = |len| Header::new(HeaderFormat::V1, RECIPIENT, len).unwrap();
+        let told = |sent: Header, left: Header| {
+            let length = sent.response_length(&left).unwrap();
+            (length.len, length.changed)
+        };
+        assert_eq!(told(v1(24), v1(24)), (24, None));
+        assert_eq!(told(v1(24), v1(0)), (0, Some((16, 0))));
+        assert_eq!(told(v1(24), v1(4000)), (4000, Some((16, 4000))));
+
+        let v3 = |len, size| {
+            Header::new(HeaderFormat::V3, RECIPIENT, len)
+                .unwrap()
+                .with_message_size(size)
+        };
+        // 100 bytes are sent, all of them or the first 20 as the message.
+        for sent in [v3(100, 100), v3(100, 20)] {
+            assert_eq!(told(sent, sent), (sent.message_size(), None));
+            assert_eq!(told(sent, v3(100, 0)), (0, Some((48, 0))));
+            assert_eq!(told(sent, v3(100, 4)), (4, Some((48, 4))));
+            let whole = (sent.message_size() != 100).then_some((48, 100));
+            assert_eq!(told(sent, v3(100, 100)), (100, whole));
+            for claimed in [101, u64::MAX] {
+                assert_eq!(
+                    sent.response_length(&v3(100, claimed)),
+                    Err(HeaderError::MessageBeyondBuffer { claimed, room: 100 })
+                );
+            }
+            // BufferSize counts as soon as MM changed it, whatever MessageSize says.
+            assert_eq!(told(sent, v3(40, 20)), (40, Some((16, 96))));
+            assert_eq!(told(sent, v3(0, 4)), (0, Some((16, 56))));
+            assert_eq!(told(sent, v3(300, u64::MAX)), (300, Some((16, 356))));
+        }
     }
 
     #[test]

@@ -54,6 +54,34 @@ impl EfiStatus {
     pub const fn is_error(self) -> bool {
         self.0 & ERROR_BIT != 0
     }
+
+    /// The error that this value means where only [`Self::SUCCESS`] comes with a response; `None` for success itself.
+    ///
+    /// Every other value means that there is no response, with or without the error bit: edk2's MM cores turn whatever
+    /// `MmiManage` returns but success into `EFI_NOT_FOUND` (`MmEntryPoint` in StandaloneMmCore.c, `SmmEntryPoint` in
+    /// PiSmmCore.c), and Project Mu's driver sets the error bit of any `ReturnStatus` that is not zero
+    /// (`SmmCommunicationCommunicateWorker` in MmIplCommon.c). A caller that only looks at the error bit, as `EFI_ERROR`
+    /// does, would take its own request for the response.
+    ///
+    /// | value | error |
+    /// |---|---|
+    /// | 0 | none |
+    /// | bit 63 is set | the value itself |
+    /// | bit 31 is set, and none above: an error of a 32-bit MM core | the same error in 64 bits |
+    /// | any other: a warning (`EFI_WARN_*`), or an unknown code | [`Self::NOT_FOUND`] |
+    #[must_use]
+    pub const fn as_error(self) -> Option<Self> {
+        /// The bits that tell error from warning, and who defined the code: PI, a vendor, or UEFI.
+        const CLASS_BITS_32: u64 = 0b111 << 29;
+        match self.0 {
+            0 => None,
+            _ if self.is_error() => Some(self),
+            code @ 0x8000_0000..=0xffff_ffff => {
+                Some(Self((code & CLASS_BITS_32) << 32 | code & !CLASS_BITS_32))
+            }
+            _ => Some(Self::NOT_FOUND),
+        }
+    }
 }
 
 impl fmt::Display for EfiStatus {
@@ -92,5 +120,36 @@ mod tests {
         assert!(EfiStatus::NOT_FOUND.is_error());
         assert!(!EfiStatus::SUCCESS.is_error());
         assert!(!EfiStatus(4).is_error());
+    }
+
+    #[test]
+    fn every_value_but_success_is_an_error_to_a_caller() {
+        assert_eq!(EfiStatus::SUCCESS.as_error(), None);
+        for (value, error) in [
+            // Errors of UEFI, PI and a vendor stay as they are; so do unknown ones.
+            (EfiStatus::NOT_FOUND.0, EfiStatus::NOT_FOUND),
+            (EfiStatus::INTERRUPT_PENDING.0, EfiStatus::INTERRUPT_PENDING),
+            (0xc000_0000_0000_0001, EfiStatus(0xc000_0000_0000_0001)),
+            (0x8000_0000_0000_7777, EfiStatus(0x8000_0000_0000_7777)),
+            (u64::MAX, EfiStatus(u64::MAX)),
+            // Those of a 32-bit core, zero-extended.
+            (0x8000_000e, EfiStatus::NOT_FOUND),
+            (0x8000_000f, EfiStatus::ACCESS_DENIED),
+            (0xa000_0000, EfiStatus::INTERRUPT_PENDING),
+            (0xc000_0001, EfiStatus(0xc000_0000_0000_0001)),
+            (0xffff_ffff, EfiStatus(0xe000_0000_1fff_ffff)),
+            // Warnings of UEFI, PI and a vendor, in 64 and in 32 bits.
+            (1, EfiStatus::NOT_FOUND),
+            (5, EfiStatus::NOT_FOUND),
+            (0x2000_0000_0000_0000, EfiStatus::NOT_FOUND),
+            (0x4000_0000_0000_0001, EfiStatus::NOT_FOUND),
+            (0x7fff_ffff_ffff_ffff, EfiStatus::NOT_FOUND),
+            (0x2000_0000, EfiStatus::NOT_FOUND),
+            (0x7fff_ffff, EfiStatus::NOT_FOUND),
+            (0x1_8000_000e, EfiStatus::NOT_FOUND),
+        ] {
+            assert_eq!(EfiStatus(value).as_error(), Some(error), "{value:#x}");
+            assert!(error.is_error());
+        }
     }
 }
