@@ -33,13 +33,12 @@ pub struct Channel {
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MismatchError {
-    /// The header's GUID, or its format, is another one.
-    #[error("the comm buffer's header is for {found}, not for {expected}")]
+    /// The header's GUID, or its format, is another one. What is there instead may be anything, message bytes included, and
+    /// so is not told.
+    #[error("the header in the comm buffer is not the one for {expected} any more")]
     Recipient {
         /// The recipient that was written.
         expected: Guid,
-        /// The recipient that was found.
-        found: Guid,
     },
     /// The header's length is another one.
     #[error("the comm buffer's header claims {found} message bytes, {expected} were written")]
@@ -226,12 +225,12 @@ impl Channel {
         self.begin_sized(format, recipient, message, None)
     }
 
-    /// As [`Self::begin`]. A v3 header says `message_size` in MessageSize where that is given: less than the message has where
-    /// its end is room for the answer.
+    /// Like [`Self::begin`], but MessageSize of a v3 header is `message_size` if that is given: less than `message` has, if the
+    /// end of that is room for the response.
     ///
     /// # Errors
     ///
-    /// As [`Self::begin`].
+    /// Those of [`Self::begin`]. A `message_size` beyond `message` is [`BeginError::MessageTooLarge`]: MM cores refuse it.
     pub fn begin_sized(
         &self,
         format: HeaderFormat,
@@ -255,6 +254,12 @@ impl Channel {
         }
         let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
         let header = message_size.map_or(header, |size| header.with_message_size(size));
+        if header.message_size() > header.message_len() {
+            return Err(BeginError::MessageTooLarge {
+                len: usize::try_from(header.message_size()).unwrap_or(usize::MAX),
+                capacity: message.len(),
+            });
+        }
 
         if self.in_use.swap(true, Ordering::SeqCst) {
             return Err(BeginError::Busy);
@@ -340,7 +345,6 @@ impl Channel {
             .filter(|tracked| (tracked.recipient(), tracked.format()) == (found.recipient(), found.format()))
             .ok_or(MismatchError::Recipient {
                 expected: tracked.map_or(Guid::ZERO, |tracked| tracked.recipient()),
-                found: found.recipient(),
             })?;
         let capacity = self.capacity(expected.format());
         let too_long = MismatchError::Length {
@@ -368,16 +372,12 @@ impl Channel {
             return match (found.recipient(), found.message_len()) {
                 (Guid::ZERO, 0) => Ok(None),
                 (Guid::ZERO, found) => Err(MismatchError::Length { expected: 0, found }),
-                (found, _) => Err(MismatchError::Recipient {
-                    expected: Guid::ZERO,
-                    found,
-                }),
+                _ => Err(MismatchError::Recipient { expected: Guid::ZERO }),
             };
         };
         if found.recipient() != expected.recipient() || found.format() != expected.format() {
             return Err(MismatchError::Recipient {
                 expected: expected.recipient(),
-                found: found.recipient(),
             });
         }
         if found.message_len() != expected.message_len() {

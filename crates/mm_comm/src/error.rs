@@ -121,13 +121,12 @@ pub enum AnswerError {
         /// Bytes of the region.
         capacity: usize,
     },
-    /// The header in the buffer is for somebody else now.
-    #[error("MM: the header's recipient was {sent} and is {found}")]
+    /// The header in the buffer has another GUID now, or another format. What is there instead may be anything, message bytes
+    /// included, and so is not told.
+    #[error("MM: the communicate header in the comm buffer is not the one for {sent} any more")]
     RecipientChanged {
         /// The recipient of the request.
         sent: Guid,
-        /// What stands in its place.
-        found: Guid,
     },
     /// The header's length does not fit the buffer.
     #[error("MM: the header claims {claimed} message bytes, the comm buffer has room for {capacity}")]

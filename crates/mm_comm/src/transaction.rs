@@ -13,7 +13,7 @@ use crate::channel::Channel;
 use crate::error::AnswerError;
 use crate::mailbox::Mailbox;
 use core::cell::Cell;
-use mm_wire::{EfiStatus, Header};
+use mm_wire::{Header, ResponseLength};
 
 /// The exclusive use of a channel; ends the transaction when dropped.
 #[derive(Debug)]
@@ -93,24 +93,30 @@ impl<'c> Staged<'c> {
         if found.recipient() != self.request.recipient() || found.format() != self.request.format() {
             return Err(AnswerError::RecipientChanged {
                 sent: self.request.recipient(),
-                found: found.recipient(),
             });
         }
-        let claimed = found.message_len();
         let capacity = channel.capacity(found.format());
-        let in_header = usize::try_from(claimed)
-            .ok()
-            .filter(|len| *len <= capacity)
-            .ok_or(AnswerError::LengthBeyondBuffer { claimed, capacity })?;
-        let message_len = in_mailbox.unwrap_or(in_header);
+        let fits = |claimed: u64| {
+            let len = usize::try_from(claimed).ok().filter(|len| *len <= capacity);
+            len.ok_or(AnswerError::LengthBeyondBuffer { claimed, capacity })
+        };
+        // What the header counts has to fit even if a mailbox tells the length: it is wiped, too.
+        let counted = fits(found.message_len())?;
+        let in_header = self.request.response_length(&found);
+        let message_len = match in_mailbox {
+            Some(len) => len,
+            None => fits(in_header.map_err(AnswerError::HeaderDamaged)?.len)?,
+        };
 
         let header_len = found.format().header_len();
-        let touched = message_len.max(usize::try_from(self.request.message_len()).unwrap_or(capacity));
+        let requested = usize::try_from(self.request.message_len()).unwrap_or(capacity);
+        let touched = message_len.max(counted).max(requested);
         self.claim.wipe_len.set(Some(touched.saturating_add(header_len)));
         Ok(Answer {
             claim: self.claim,
             header_len,
             message_len,
+            in_header: in_header.ok(),
             taken: 0,
         })
     }
@@ -125,7 +131,7 @@ impl<'c> Staged<'c> {
         if image.is_pending() {
             return Err(AnswerError::NotProcessed);
         }
-        if image.return_status() != EfiStatus::SUCCESS {
+        if image.return_status().as_error().is_some() {
             return Err(AnswerError::Mm(image.return_status()));
         }
         let claimed = image.return_buffer_size();
@@ -175,10 +181,18 @@ pub struct Answer<'c> {
     claim: Claim<'c>,
     header_len: usize,
     message_len: usize,
+    in_header: Option<ResponseLength>,
     taken: usize,
 }
 
 impl Answer<'_> {
+    /// What the header that MM left says about the response, beside a mailbox that counts more. `None` if it contradicts
+    /// itself.
+    #[must_use]
+    pub const fn in_header(&self) -> Option<ResponseLength> {
+        self.in_header
+    }
+
     /// Bytes of the answer, without the header.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -223,7 +237,7 @@ mod tests {
     use crate::error::{BeginError, ChannelError};
     use crate::region::watch;
     use mm_wire::mailbox::MailboxImage;
-    use mm_wire::{Guid, HeaderFormat, guid};
+    use mm_wire::{EfiStatus, Guid, HeaderFormat, guid};
     use std::boxed::Box;
     use std::vec;
     use std::vec::Vec;
@@ -357,6 +371,103 @@ mod tests {
     }
 
     #[test]
+    fn v3_response_without_a_mailbox_has_the_length_in_message_size() {
+        // BufferSize and MessageSize as MM leaves them, `None` for unchanged; 32 bytes were sent.
+        type Left = [Option<u64>; 2];
+        let finish = |left: Left| {
+            let channel = without_mailbox();
+            let staged = channel.begin(HeaderFormat::V3, RECIPIENT, &SECRET).unwrap();
+            assert!(channel.region().write(56, b"0123456789"));
+            for (offset, value) in [16, 48].into_iter().zip(left) {
+                assert!(value.is_none_or(|value| channel.region().write(offset, &value.to_le_bytes())));
+            }
+            let response = staged.finish().map(|response| {
+                let mut out = vec![0; LEN];
+                response.copy_to(&mut out).unwrap().to_vec()
+            });
+            assert_clean_and_free(&channel);
+            response
+        };
+        let len = |left| finish(left).map(|response| response.len());
+        assert_eq!(finish([None, Some(4)]), Ok(b"0123".to_vec()));
+        assert_eq!(finish([None, Some(0)]), Ok(vec![]));
+        assert_eq!(len([None, None]), Ok(32));
+        assert_eq!(finish([Some(60), Some(9)]), Ok(b"0123".to_vec()));
+        assert_eq!(len([Some(4096), None]), Ok(LEN - 56));
+        for claimed in [33, 4096, u64::MAX] {
+            let error = mm_wire::HeaderError::MessageBeyondBuffer { claimed, room: 32 };
+            assert_eq!(len([None, Some(claimed)]), Err(AnswerError::HeaderDamaged(error)));
+        }
+        assert_eq!(
+            len([Some(4097), Some(4)]),
+            Err(AnswerError::LengthBeyondBuffer {
+                claimed: 4041,
+                capacity: 4040
+            })
+        );
+    }
+
+    #[test]
+    fn message_size_is_not_the_length_if_a_mailbox_tells_it() {
+        for size in [0, 4, 33, u64::MAX] {
+            let channel = channel();
+            let staged = channel.begin(HeaderFormat::V3, RECIPIENT, &SECRET).unwrap();
+            assert!(channel.region().write(48, &size.to_le_bytes()));
+            let answered = MailboxImage::answered(EfiStatus::SUCCESS, 56 + 10);
+            channel.mailbox().unwrap().write(&answered);
+            assert_eq!(staged.finish().unwrap().len(), 10);
+            assert_clean_and_free(&channel);
+        }
+    }
+
+    #[test]
+    fn header_and_mailbox_that_disagree_leave_nothing_behind() {
+        for (in_header, in_mailbox) in [(3000_usize, 10_usize), (10, 3000), (0, 0)] {
+            let channel = channel();
+            let staged = begin(&channel);
+            mm_answers(&channel, &vec![0x5a; in_header.max(in_mailbox)]);
+            assert!(channel.region().write(16, &(in_header as u64).to_le_bytes()));
+            let answered = MailboxImage::answered(EfiStatus::SUCCESS, 24 + in_mailbox as u64);
+            channel.mailbox().unwrap().write(&answered);
+            let response = staged.finish().unwrap();
+            assert_eq!(response.len(), in_mailbox);
+            drop(response);
+            let wiped = in_header.max(in_mailbox).max(SECRET.len()) + 24;
+            assert!(contents(&channel)[..wiped].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn status_without_the_error_bit_is_an_error_and_leaves_nothing_behind() {
+        for status in [
+            1,
+            5,
+            0x2000_0000_0000_0000,
+            0x7fff_ffff_ffff_ffff,
+            0x8000_000e,
+            0xffff_ffff,
+        ] {
+            let channel = channel();
+            let staged = begin(&channel);
+            mm_answers(&channel, &SECRET);
+            let answered = MailboxImage::answered(EfiStatus(status), 24 + 32);
+            channel.mailbox().unwrap().write(&answered);
+            assert_eq!(staged.finish().unwrap_err(), AnswerError::Mm(EfiStatus(status)));
+            assert_clean_and_free(&channel);
+        }
+    }
+
+    #[test]
+    fn error_about_a_changed_recipient_has_no_bytes_of_the_buffer() {
+        let channel = channel();
+        let staged = begin(&channel);
+        mm_answers(&channel, &[]);
+        assert!(channel.region().write(0, &[0x99; 16]));
+        let text = std::format!("{0} {0:?}", staged.finish().unwrap_err());
+        assert!(!text.contains("99"), "{text}");
+    }
+
+    #[test]
     fn every_lie_has_its_error_and_leaves_nothing_behind() {
         type Lie = fn(&Channel);
         fn claim(channel: &Channel, status: EfiStatus, size: u64) {
@@ -397,10 +508,7 @@ mod tests {
                     mm_answers(channel, &[]);
                     assert!(channel.region().write(0, &[0x99; 16]));
                 },
-                AnswerError::RecipientChanged {
-                    sent: RECIPIENT,
-                    found: Guid::from_bytes([0x99; 16]),
-                },
+                AnswerError::RecipientChanged { sent: RECIPIENT },
             ),
             (
                 |channel| {

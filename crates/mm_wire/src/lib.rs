@@ -25,7 +25,7 @@ pub mod message;
 pub mod status;
 
 pub use address::AddressRange;
-pub use header::{Header, HeaderError, HeaderFormat};
+pub use header::{Header, HeaderError, HeaderFormat, ResponseLength};
 pub use mailbox::MailboxImage;
 pub use status::EfiStatus;
 pub use uguid::{Guid, guid};
