@@ -69,20 +69,34 @@ fn a_message_comes_back_from_mm_whatever_its_header_and_length() {
 }
 
 #[test]
-fn an_answer_may_be_longer_than_its_request() {
+fn the_standard_supervisor_tells_its_version() {
     let (machine, channels) = standard(&[1]);
-    let request = supervisor::RequestHeader::new(supervisor::REQUEST_VERSION);
-    let answer = exchange(
-        &machine,
-        &channels[0],
-        V1,
-        supervisor::GUID,
-        zerocopy::IntoBytes::as_bytes(&request),
-    );
-    let answer = answer.unwrap();
+    let request = supervisor::version_request();
+    let answer = exchange(&machine, &channels[0], V1, supervisor::GUID, &request).unwrap();
     assert_eq!(answer.len(), 40);
     assert_eq!(answer[24..28], SUPERVISOR.version.to_le_bytes());
     assert_eq!(answer[28..32], SUPERVISOR.patch_level.to_le_bytes());
+}
+
+#[test]
+fn an_answer_may_be_longer_than_its_request() {
+    let machine = Machine::new(Config::default());
+    let buffer = machine.allocate_buffer(1, true).unwrap();
+    let mut mm = StandardMm::new(machine.mmram(), &[buffer]).unwrap().with_handler(
+        OTHER,
+        |request: &mut Request<'_>| {
+            request.respond(&[7; 40]).unwrap();
+            Ok(())
+        },
+    );
+    machine.install_mm(move |memory, mmi| {
+        mm.enter(memory, mmi);
+    });
+    let channel = machine.channel(buffer).unwrap();
+    assert_eq!(
+        exchange(&machine, &channel, V1, OTHER, &[1; 24]).unwrap(),
+        [7; 40]
+    );
 }
 
 #[test]

@@ -3,9 +3,13 @@
 //! | field | offset | size | meaning |
 //! |---|---|---|---|
 //! | IsCommBufferValid | 0 | 1 | the client sets it to 1 before the MMI; the MM core clears it once it has processed the request |
-//! | Reserved | 1 | 7 | |
+//! | TalkToSupervisor | 1 | 1 | with a mailbox that the MM supervisor shares with its users: the request is in the supervisor's comm buffer. Reserved otherwise |
+//! | Reserved | 2 | 6 | |
 //! | ReturnStatus | 8 | 8 | `EFI_STATUS` |
 //! | ReturnBufferSize | 16 | 8 | bytes of the answer, **communicate header included** |
+//!
+//! TalkToSupervisor is how Project Mu's supervisors v20.0.0 to v23.0.3 tell their two channels apart
+//! (`MmSupervisorPkg/Core/MmSupervisorCore.c`, `MmEntryPoint`). Later ones have a mailbox for each.
 
 use crate::status::EfiStatus;
 use zerocopy::little_endian::U64;
@@ -20,6 +24,9 @@ pub const MAILBOX_ALIGN: usize = 8;
 /// Where `IsCommBufferValid` stands, in bytes from the mailbox's start.
 pub const VALID_OFFSET: usize = 0;
 
+/// Where `TalkToSupervisor` is, in bytes from the mailbox's start.
+pub const TALK_TO_SUPERVISOR_OFFSET: usize = 1;
+
 /// The value of `IsCommBufferValid` that a client writes. A reader takes any non-zero value for a request.
 pub const VALID: u8 = 1;
 
@@ -30,7 +37,8 @@ pub const VALID: u8 = 1;
 #[repr(C)]
 pub struct MailboxImage {
     is_comm_buffer_valid: u8,
-    reserved: [u8; 7],
+    talk_to_supervisor: u8,
+    reserved: [u8; 6],
     return_status: U64,
     return_buffer_size: U64,
 }
@@ -42,6 +50,15 @@ impl MailboxImage {
         Self {
             is_comm_buffer_valid: VALID,
             ..Self::default()
+        }
+    }
+
+    /// Like [`Self::armed`], for a request in the MM supervisor's comm buffer, with a mailbox that it shares with its users.
+    #[must_use]
+    pub fn armed_for_supervisor() -> Self {
+        Self {
+            talk_to_supervisor: 1,
+            ..Self::armed()
         }
     }
 
@@ -59,6 +76,12 @@ impl MailboxImage {
     #[must_use]
     pub const fn is_pending(&self) -> bool {
         self.is_comm_buffer_valid != 0
+    }
+
+    /// Whether a request in a shared mailbox is for the MM supervisor.
+    #[must_use]
+    pub const fn is_for_supervisor(&self) -> bool {
+        self.talk_to_supervisor != 0
     }
 
     /// What MM says of the request.
@@ -86,6 +109,14 @@ mod tests {
         expected[16..18].copy_from_slice(&[0x22, 0x11]);
         assert_eq!(image.as_bytes(), expected);
         assert_eq!(MAILBOX_LEN, 24);
+    }
+
+    #[test]
+    fn a_shared_mailbox_says_whose_request_it_is() {
+        let image = MailboxImage::armed_for_supervisor();
+        assert_eq!(image.as_bytes()[..8], [1, 1, 0, 0, 0, 0, 0, 0]);
+        assert!(image.is_pending() && image.is_for_supervisor());
+        assert!(!MailboxImage::armed().is_for_supervisor());
     }
 
     #[test]

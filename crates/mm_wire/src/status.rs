@@ -40,11 +40,14 @@ statuses! {
     NOT_FOUND = ERROR_BIT | 14, "the item was not found";
     ACCESS_DENIED = ERROR_BIT | 15, "access was denied";
     NO_RESPONSE = ERROR_BIT | 16, "nobody answered";
+    NO_MAPPING = ERROR_BIT | 17, "there is no mapping, or not one for all of it";
     TIMEOUT = ERROR_BIT | 18, "the time ran out";
     NOT_STARTED = ERROR_BIT | 19, "the protocol has not been started";
     ALREADY_STARTED = ERROR_BIT | 20, "the protocol has already been started";
     ABORTED = ERROR_BIT | 21, "the operation was aborted";
+    INCOMPATIBLE_VERSION = ERROR_BIT | 25, "the version does not fit";
     SECURITY_VIOLATION = ERROR_BIT | 26, "a security rule forbids the operation";
+    COMPROMISED_DATA = ERROR_BIT | 33, "the data cannot be trusted";
     INTERRUPT_PENDING = ERROR_BIT | 1 << 61, "an interrupt has to be handled first (PI 1.9, volume 1, status codes)";
 }
 
@@ -113,6 +116,11 @@ mod tests {
             "EFI_NOT_FOUND (0x800000000000000e)"
         );
         assert_eq!(EfiStatus(0x77).to_string(), "EFI status 0x77");
+        // What the MM supervisor refuses memory with that is only partly mapped.
+        assert_eq!(
+            EfiStatus(1 << 63 | 17).to_string(),
+            "EFI_NO_MAPPING (0x8000000000000011)"
+        );
     }
 
     #[test]

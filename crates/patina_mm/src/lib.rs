@@ -72,9 +72,10 @@
 //! ```
 //! use patina::component::{component, prelude::Service};
 //! use patina_mm::service::MmCommunication;
-//! use zerocopy::{FromBytes, Immutable, IntoBytes};
+//! use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 //!
-//! /// A request to the MM supervisor. No padding between the fields, so that it is the same as its bytes.
+//! /// A request to the MM supervisor, with room for the response. No padding between the fields, so that it is the same as
+//! /// its bytes.
 //! #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes)]
 //! #[repr(C)]
 //! pub struct VersionRequest {
@@ -83,6 +84,9 @@
 //!     pub request: u32,
 //!     pub reserved: u32,
 //!     pub result: u64,
+//!     pub version: u32,
+//!     pub patch_level: u32,
+//!     pub max_request_level: u64,
 //! }
 //!
 //! #[derive(Default)]
@@ -91,12 +95,17 @@
 //! #[component]
 //! impl SupervisorVersion {
 //!     pub fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
-//!         let request = VersionRequest { signature: *b"MSUP", revision: 1, request: 3, reserved: 0, result: 0 };
+//!         let request = VersionRequest {
+//!             signature: *b"MSUP",
+//!             revision: 1,
+//!             request: 3,
+//!             ..VersionRequest::new_zeroed()
+//!         };
 //!         let supervisor = patina::Guid::from_string("8c633b23-1260-4ea6-830f-7ddc97382111");
 //!         let answer = mm.communicate(0, request.as_bytes(), supervisor).inspect_err(|status| {
 //!             log::error!("the MM supervisor did not answer: {status}");
 //!         })?;
-//!         // 24 bytes were sent; the answer appends the version.
+//!         // The supervisor refuses a request without room for the version.
 //!         assert_eq!(answer.len(), 40);
 //!         log::info!("MM supervisor version {:02x?}", &answer[24..28]);
 //!         Ok(())

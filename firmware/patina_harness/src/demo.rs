@@ -220,9 +220,7 @@ fn questions(abilities: Abilities) -> Vec<Question> {
             title: "Which version has the MM supervisor?",
             recipient: supervisor::GUID,
             who: "the MM supervisor",
-            message: RequestHeader::new(supervisor::REQUEST_VERSION)
-                .as_bytes()
-                .to_vec(),
+            message: supervisor::version_request().to_vec(),
             explain: |answer| {
                 let (header, rest) = RequestHeader::read_from_prefix(answer).ok()?;
                 let info = VersionInfo::read_from_bytes(rest).ok()?;

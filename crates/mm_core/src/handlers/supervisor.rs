@@ -1,13 +1,19 @@
 use crate::request::{Handler, Request};
 use mm_wire::EfiStatus;
-use mm_wire::message::supervisor::{REQUEST_VERSION, REVISION, RequestHeader, SIGNATURE, VersionInfo};
+use mm_wire::message::supervisor::{
+    CommUpdate, REQUEST_COMM_UPDATE, REQUEST_UNBLOCK_MEMORY, REQUEST_VERSION, REVISION, RequestHeader,
+    SIGNATURE, UnblockMemory, VERSION_REQUEST_LEN, VersionInfo,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Answers the MM supervisor's version request.
 ///
-/// As Project Mu's supervisor does (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`), with the status in the message:
-/// a wrong signature or revision is `EFI_INVALID_PARAMETER`, each request other than the version `EFI_UNSUPPORTED`. A
-/// message too short for its header fails. The answer to a version request is 40 bytes, whatever the request's length.
+/// It is as strict as Project Mu's supervisor (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`, `MmSupvRequestHandler`):
+///
+/// - A message too short for its header, or for what its request must have room for (40 bytes for the version), fails.
+/// - Everything else succeeds, with the status in the message: `EFI_INVALID_PARAMETER` for a wrong signature or revision,
+///   `EFI_UNSUPPORTED` for a request other than the version.
+/// - The response is as long as the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Supervisor {
     /// The version that it tells.
@@ -16,36 +22,46 @@ pub struct Supervisor {
     pub patch_level: u32,
 }
 
-const HEADER_LEN: usize = size_of::<RequestHeader>();
-const ANSWER_LEN: usize = HEADER_LEN.saturating_add(size_of::<VersionInfo>());
+/// The shortest message that a request may have.
+const fn shortest(request: u32) -> usize {
+    const HEADER_LEN: usize = size_of::<RequestHeader>();
+    match request {
+        REQUEST_UNBLOCK_MEMORY => HEADER_LEN.saturating_add(size_of::<UnblockMemory>()),
+        REQUEST_VERSION => VERSION_REQUEST_LEN,
+        REQUEST_COMM_UPDATE => HEADER_LEN.saturating_add(size_of::<CommUpdate>()),
+        _ => HEADER_LEN,
+    }
+}
 
 impl Handler for Supervisor {
     fn handle(&mut self, request: &mut Request<'_>) -> Result<(), EfiStatus> {
-        let Ok((header, _)) = RequestHeader::mut_from_prefix(request.message_mut()) else {
+        let len = request.message().len();
+        let Ok((header, body)) = RequestHeader::mut_from_prefix(request.message_mut()) else {
             return Err(EfiStatus::INVALID_PARAMETER);
         };
-        let result = if header.signature != SIGNATURE || header.revision != REVISION {
-            EfiStatus::INVALID_PARAMETER
-        } else if header.request != REQUEST_VERSION {
-            EfiStatus::UNSUPPORTED
-        } else {
-            EfiStatus::SUCCESS
-        };
-        header.result = result.0.into();
-        if result.is_error() {
+        if header.signature != SIGNATURE || header.revision != REVISION {
+            header.result = EfiStatus::INVALID_PARAMETER.0.into();
             return Ok(());
         }
-        if request.set_len(ANSWER_LEN).is_err() {
+        // What a request that is then refused for its length is left with.
+        header.result = EfiStatus::ABORTED.0.into();
+        if len < shortest(header.request.get()) {
             return Err(EfiStatus::INVALID_PARAMETER);
         }
-        let info = VersionInfo {
-            version: self.version.into(),
-            patch_level: self.patch_level.into(),
-            max_request_level: u64::from(REQUEST_VERSION).into(),
+        let result = match header.request.get() {
+            REQUEST_VERSION => {
+                let info = VersionInfo {
+                    version: self.version.into(),
+                    patch_level: self.patch_level.into(),
+                    max_request_level: u64::from(REQUEST_VERSION).into(),
+                };
+                let room = body.iter_mut().zip(info.as_bytes());
+                room.for_each(|(to, from)| *to = *from);
+                EfiStatus::SUCCESS
+            }
+            _ => EfiStatus::UNSUPPORTED,
         };
-        if let Some(answer) = request.message_mut().get_mut(HEADER_LEN..) {
-            answer.copy_from_slice(info.as_bytes());
-        }
+        header.result = result.0.into();
         Ok(())
     }
 }
@@ -54,7 +70,6 @@ impl Handler for Supervisor {
 mod tests {
     use super::super::tests::ask;
     use super::*;
-    use std::vec::Vec;
 
     const SUPERVISOR: Supervisor = Supervisor {
         version: 0x0001_0002,
@@ -68,14 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_told_in_40_bytes() {
-        let request = RequestHeader::new(REQUEST_VERSION);
-        let mut padded = request.as_bytes().to_vec();
-        padded.extend([0xee; 30]);
-        let mut expected = request.as_bytes().to_vec();
-        expected.extend([2, 0, 1, 0, 7, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
-        for message in [request.as_bytes(), &padded] {
-            assert_eq!(ask(&mut { SUPERVISOR }, message, 64), (Ok(()), expected.clone()));
+    fn the_version_response_is_as_long_as_its_request() {
+        for len in [40, 41, 64] {
+            let mut message = RequestHeader::new(REQUEST_VERSION).as_bytes().to_vec();
+            message.resize(len, 0xee);
+            let mut expected = message.clone();
+            expected[24..40].copy_from_slice(&[2, 0, 1, 0, 7, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+            assert_eq!(ask(&mut { SUPERVISOR }, &message, 64), (Ok(()), expected));
         }
     }
 
@@ -92,17 +106,31 @@ mod tests {
         };
         assert_eq!(result(&bad_signature), EfiStatus::INVALID_PARAMETER.0);
         assert_eq!(result(&bad_revision), EfiStatus::INVALID_PARAMETER.0);
-        assert_eq!(result(&RequestHeader::new(1)), EfiStatus::UNSUPPORTED.0);
+        assert_eq!(result(&RequestHeader::new(2)), EfiStatus::UNSUPPORTED.0);
     }
 
     #[test]
     fn requests_without_room_fail() {
-        let request = RequestHeader::new(REQUEST_VERSION);
-        let failed = |message: &[u8], capacity| -> (Result<(), EfiStatus>, Vec<u8>) {
-            ask(&mut { SUPERVISOR }, message, capacity)
-        };
-        let refused = Err(EfiStatus::INVALID_PARAMETER);
-        assert_eq!(failed(&request.as_bytes()[..23], 64).0, refused);
-        assert_eq!(failed(request.as_bytes(), 39).0, refused);
+        for (request, shortest) in [(1, 80), (2, 24), (3, 40), (4, 248), (5, 24)] {
+            let mut message = RequestHeader::new(request).as_bytes().to_vec();
+            message.resize(shortest, 0);
+            assert_eq!(
+                ask(&mut { SUPERVISOR }, &message, 512).0,
+                Ok(()),
+                "request {request}"
+            );
+            for len in [0, 23, shortest - 1] {
+                let (result, answer) = ask(&mut { SUPERVISOR }, &message[..len], 512);
+                assert_eq!(
+                    result,
+                    Err(EfiStatus::INVALID_PARAMETER),
+                    "request {request}, {len} bytes"
+                );
+                if len >= 24 {
+                    let header = RequestHeader::ref_from_prefix(&answer).unwrap().0;
+                    assert_eq!(header.result.get(), EfiStatus::ABORTED.0);
+                }
+            }
+        }
     }
 }

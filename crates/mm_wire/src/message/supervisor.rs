@@ -10,14 +10,14 @@
 //!
 //! What follows, from offset 24:
 //!
-//! | request | in the request | in the answer |
+//! | request | in the request | in the response |
 //! |---|---|---|
 //! | [`REQUEST_UNBLOCK_MEMORY`] | [`UnblockMemory`], 56 bytes | the same |
-//! | [`REQUEST_FETCH_POLICY`] | room for the policy | the policy, which starts with [`PolicyHeader`] |
-//! | [`REQUEST_VERSION`] | room for the answer | [`VersionInfo`], 16 bytes |
-//! | [`REQUEST_COMM_UPDATE`] | [`CommUpdate`], 224 bytes | the same |
+//! | [`REQUEST_FETCH_POLICY`] | room for the policy, and [`POLICY_SLACK`] bytes more | the policy, which starts with [`PolicyHeader`] |
+//! | [`REQUEST_VERSION`] | room for [`VersionInfo`], 16 bytes | [`VersionInfo`]; the response is as long as the request |
+//! | [`REQUEST_COMM_UPDATE`] | [`CommUpdate`], 224 bytes; releases up to v23.0.3: [`SharedCommUpdate`], 168 bytes | the same |
 //!
-//! The supervisor looks at the request's length for the room that it has to answer in.
+//! A request without its room fails: the client sees `EFI_NOT_FOUND` (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`).
 
 use crate::PAGE_LEN;
 use crate::hob::CommBufferPlace;
@@ -43,6 +43,26 @@ pub const REQUEST_COMM_UPDATE: u32 = 4;
 
 /// Ask for the supervisor's version.
 pub const REQUEST_VERSION: u32 = 3;
+
+/// How many bytes more than the policy a request for it must have room for: the supervisor counts the request's header
+/// twice (`MmSupervisorPkg/Core/Request/FetchPolicy.c`).
+pub const POLICY_SLACK: usize = size_of::<RequestHeader>();
+
+/// The shortest request for the version: header and room for [`VersionInfo`].
+pub const VERSION_REQUEST_LEN: usize = size_of::<RequestHeader>().saturating_add(size_of::<VersionInfo>());
+
+/// A request for the version, with room for the response.
+#[must_use]
+pub fn version_request() -> [u8; VERSION_REQUEST_LEN] {
+    let mut request = [0; VERSION_REQUEST_LEN];
+    let header = RequestHeader::new(REQUEST_VERSION);
+    header
+        .as_bytes()
+        .iter()
+        .zip(&mut request)
+        .for_each(|(from, to)| *to = *from);
+    request
+}
 
 /// The fields that every request and every answer starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -140,33 +160,66 @@ pub struct CommUpdate {
 
 impl CommUpdate {
     /// Describes the move of both buffers as the supervisor wants it: runtime services data with
-    /// [`COMM_BUFFER_ATTRIBUTES`], a page for each mailbox. `None` where one has no mailbox at the start of a page.
+    /// [`COMM_BUFFER_ATTRIBUTES`], a page for each mailbox. `None` if one has no mailbox at the start of a page.
     ///
     /// The supervisor takes only buffers as large as those that they replace.
     #[must_use]
     pub fn to(supervisor: CommBufferPlace, users: CommBufferPlace, identifier: Guid) -> Option<Self> {
-        let describe = |address: u64, pages| UnblockMemory {
-            virtual_start: address.into(),
-            attributes: COMM_BUFFER_ATTRIBUTES.into(),
-            ..UnblockMemory::runtime_data(address, pages, identifier)
-        };
-        let buffer = |place: CommBufferPlace| {
-            let region = place.region();
-            // A whole number: a place is made of pages.
-            let pages = region.len().div_ceil(PAGE_LEN as u64);
-            describe(region.start(), pages)
-        };
-        let mailbox = |place: CommBufferPlace| {
-            let address = place.mailbox()?;
-            address
-                .is_multiple_of(PAGE_LEN as u64)
-                .then(|| describe(address, 1))
-        };
         Some(Self {
-            mailboxes: [mailbox(supervisor)?, mailbox(users)?],
-            buffers: [buffer(supervisor), buffer(users)],
+            mailboxes: [
+                mailbox_at(supervisor, identifier)?,
+                mailbox_at(users, identifier)?,
+            ],
+            buffers: [buffer_at(supervisor, identifier), buffer_at(users, identifier)],
         })
     }
+}
+
+/// New places for the comm buffers and the mailbox that both share, `MM_SUPERVISOR_COMM_UPDATE_BUFFER` of the releases
+/// v20.0.0 to v23.0.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SharedCommUpdate {
+    /// The mailbox.
+    pub mailbox: UnblockMemory,
+    /// The buffers: the supervisor's, then the users'.
+    pub buffers: [UnblockMemory; 2],
+}
+
+impl SharedCommUpdate {
+    /// Like [`CommUpdate::to`], with the mailbox of `users` for both. `None` if it is not at the start of a page, or not the
+    /// mailbox of `supervisor` too.
+    #[must_use]
+    pub fn to(supervisor: CommBufferPlace, users: CommBufferPlace, identifier: Guid) -> Option<Self> {
+        (supervisor.mailbox() == users.mailbox()).then_some(())?;
+        Some(Self {
+            mailbox: mailbox_at(users, identifier)?,
+            buffers: [buffer_at(supervisor, identifier), buffer_at(users, identifier)],
+        })
+    }
+}
+
+/// The memory of a comm buffer or mailbox, as the supervisor wants it described.
+fn comm_memory(address: u64, pages: u64, identifier: Guid) -> UnblockMemory {
+    UnblockMemory {
+        virtual_start: address.into(),
+        attributes: COMM_BUFFER_ATTRIBUTES.into(),
+        ..UnblockMemory::runtime_data(address, pages, identifier)
+    }
+}
+
+fn buffer_at(place: CommBufferPlace, identifier: Guid) -> UnblockMemory {
+    let region = place.region();
+    // A whole number: a place is made of pages.
+    let pages = region.len().div_ceil(PAGE_LEN as u64);
+    comm_memory(region.start(), pages, identifier)
+}
+
+fn mailbox_at(place: CommBufferPlace, identifier: Guid) -> Option<UnblockMemory> {
+    let address = place.mailbox()?;
+    address
+        .is_multiple_of(PAGE_LEN as u64)
+        .then(|| comm_memory(address, 1, identifier))
 }
 
 /// The first fields of a policy, `SMM_SUPV_SECURE_POLICY_DATA_V1_0` (Project Mu `SmmSecurePolicy.h`).
@@ -186,12 +239,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_request_is_24_bytes_and_its_answer_40() {
-        let request = RequestHeader::new(REQUEST_VERSION);
-        let mut expected = [0; 24];
+    fn a_version_request_has_room_for_its_response_of_40_bytes() {
+        let mut expected = [0; 40];
         expected[..12].copy_from_slice(b"MSUP\x01\0\0\0\x03\0\0\0");
-        assert_eq!(request.as_bytes(), expected);
-        assert_eq!(size_of::<RequestHeader>() + size_of::<VersionInfo>(), 40);
+        assert_eq!(version_request(), expected);
+        assert_eq!(RequestHeader::new(REQUEST_VERSION).as_bytes(), &expected[..24]);
     }
 
     #[test]
@@ -229,5 +281,20 @@ mod tests {
         for mailbox in [None, Some(0x20_0008)] {
             assert_eq!(CommUpdate::to(place(0x10_0000, mailbox), users, GUID), None);
         }
+    }
+
+    #[test]
+    fn a_move_of_a_shared_mailbox_names_it_once() {
+        let place = |address, mailbox| CommBufferPlace::new(address, 16, Some(mailbox)).unwrap();
+        let (supervisor, users) = (place(0x10_0000, 0x40_0000), place(0x30_0000, 0x40_0000));
+        let update = SharedCommUpdate::to(supervisor, users, GUID).unwrap();
+        let memory = [update.mailbox, update.buffers[0], update.buffers[1]];
+        let places = memory.map(|memory| (memory.physical_start.get(), memory.pages.get()));
+        assert_eq!(places, [(0x40_0000, 1), (0x10_0000, 16), (0x30_0000, 16)]);
+        assert_eq!(size_of::<SharedCommUpdate>(), 168);
+        assert_eq!(
+            SharedCommUpdate::to(place(0x10_0000, 0x50_0000), users, GUID),
+            None
+        );
     }
 }
