@@ -1,0 +1,166 @@
+//! The conformance suite's lab on this machine: the MM side is edk2's, so what it answers is not ours to choose.
+
+use crate::app::{BUFFER_PAGES, SharedReport, SmmCommunicator};
+use crate::executor::MmiCount;
+use crate::q35::Q35;
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::cell::Cell;
+use mm_comm::ports::NativePorts;
+use mm_comm::{Ports, SharedRegion};
+use mm_conformance::{Abilities, Outcome};
+use mm_core::CommBuffer;
+use mm_wire::PAGE_LEN;
+use patina::component::service::uefi_services::event::EventServices;
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina_harness::dispatcher::Dispatcher;
+use patina_harness::events::HostEvents;
+use patina_harness::protocols::HostProtocols;
+use patina_harness::report::NotOk;
+use patina_harness::{PatinaLab, Site};
+use uefi_app::Firmware;
+use uefi_app::protocols::BootProtocols;
+
+/// Calls of the endurance scenario.
+const MANY_CALLS: u32 = 10_000;
+
+/// Stock OVMF with traditional SMM.
+pub(crate) struct OvmfSite {
+    firmware: Firmware,
+    mmis: MmiCount,
+    pm_base: u16,
+    protocols: Cell<&'static HostProtocols>,
+    events: Cell<&'static HostEvents>,
+    arena: SharedRegion,
+    /// Bytes of the arena that are taken, and how many of them stay taken from client to client.
+    taken: Cell<usize>,
+    kept: Cell<Option<usize>>,
+}
+
+/// Opens the lab in `memory`, the application's comm buffer, which nobody uses any more; `None` where the chipset has no
+/// PMBASE or the memory is too small.
+///
+/// The SMM core took its picture of the memory map long before the application started, and accepts a request only where
+/// it saw memory in use. Of what the firmware set aside for runtime data there is not much, so that each client gets the
+/// same pages again.
+pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<PatinaLab<OvmfSite>> {
+    let pm_base = Q35::new().acpi_base(firmware.boot())?;
+    // SAFETY: the application allocated these pages for comm buffers and never frees them; only comm buffers and the
+    // lab's observer use them, with volatile accesses.
+    let arena = unsafe { SharedRegion::new(memory, BUFFER_PAGES * PAGE_LEN) }.ok()?;
+    let (taken, kept) = (Cell::new(0), Cell::new(None));
+    let protocols = Cell::new(fresh_protocols());
+    let events = Cell::new(fresh_events());
+    PatinaLab::new(OvmfSite {
+        firmware,
+        mmis,
+        pm_base,
+        protocols,
+        events,
+        arena,
+        taken,
+        kept,
+    })
+}
+
+/// The protocols of one client: the firmware's own database has edk2's protocols of the same names, and keeps whatever a
+/// former client installed.
+fn fresh_protocols() -> &'static HostProtocols {
+    Box::leak(Box::default())
+}
+
+/// The events of one client: those of the firmware are over.
+fn fresh_events() -> &'static HostEvents {
+    Box::leak(Box::default())
+}
+
+impl Site for OvmfSite {
+    fn abilities(&self) -> Abilities {
+        Abilities::MM
+            | Abilities::PORTS
+            | Abilities::VARIABLES
+            | Abilities::SMI_SWITCH
+            | Abilities::CALLBACKS
+            | Abilities::PRODUCED_PROTOCOLS
+            | Abilities::FIRMWARE_PROTOCOLS
+            | Abilities::EVENTS
+    }
+
+    fn power_on(&self, _latency: u32) {
+        let kept = self.kept.get().unwrap_or_else(|| self.taken.get());
+        self.kept.set(Some(kept));
+        self.protocols.set(fresh_protocols());
+        self.events.set(fresh_events());
+        self.taken.set(kept);
+    }
+
+    fn allocate(&self, pages: usize) -> Option<*mut u8> {
+        let (start, len) = (self.taken.get(), pages.checked_mul(PAGE_LEN)?);
+        if !self.arena.wipe(start, len) {
+            return None;
+        }
+        self.taken.set(start.checked_add(len)?);
+        Some(self.arena.as_ptr().wrapping_add(start))
+    }
+
+    fn ports(&self) -> Box<dyn Ports> {
+        // SAFETY: a UEFI image runs in ring 0 (UEFI 2.11, 2.3.4). The ports are those of the lab's configuration: the MMI
+        // ports and SMI_EN, none of which has access to memory.
+        Box::new(unsafe { NativePorts::new() })
+    }
+
+    fn pm_base(&self) -> u16 {
+        self.pm_base
+    }
+
+    fn protocols(&self) -> &'static dyn ProtocolServices {
+        self.protocols.get()
+    }
+
+    fn firmware_protocols(&self) -> &'static dyn ProtocolServices {
+        Box::leak(Box::new(BootProtocols::new(self.firmware.boot())))
+    }
+
+    fn events(&self) -> Option<&'static dyn EventServices> {
+        Some(self.events.get())
+    }
+
+    fn add_communicator(&self, dispatcher: &mut Dispatcher) {
+        dispatcher.add(SmmCommunicator {
+            firmware: self.firmware,
+            mmis: self.mmis.clone(),
+        });
+    }
+
+    fn tell_mm(&self, _buffers: &[CommBuffer]) -> Result<(), String> {
+        // Traditional SMM learns of a buffer with each request.
+        Ok(())
+    }
+
+    fn many_calls(&self) -> u32 {
+        MANY_CALLS
+    }
+}
+
+/// Runs the suite.
+pub(crate) fn run(report: &SharedReport, firmware: Firmware, mmis: MmiCount, memory: *mut u8) {
+    let Some(lab) = open(firmware, mmis, memory) else {
+        return report
+            .borrow_mut()
+            .verdict("conformance", Err(NotOk::Failed(String::from("no lab here"))));
+    };
+    // What the client logs about the suite's mistakes is not news.
+    let level = log::max_level();
+    log::set_max_level(log::LevelFilter::Off);
+    mm_conformance::run(&lab, &mut |scenario, outcome| {
+        let verdict = match outcome {
+            Outcome::Passed => Ok(()),
+            Outcome::Failed(seen) => Err(NotOk::Failed(seen.clone())),
+            Outcome::Skipped(why) => Err(NotOk::Skipped(why.clone())),
+        };
+        report
+            .borrow_mut()
+            .verdict(&alloc::format!("conformance.{}", scenario.name), verdict);
+    });
+    log::set_max_level(level);
+}

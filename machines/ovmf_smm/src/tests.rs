@@ -1,0 +1,196 @@
+//! What the application tests, on both ways into SMM.
+
+use crate::app::{BUFFER_ID, SharedReport};
+use crate::executor::{CountedFirmwareExecutor, MmiCount, read_memory};
+use crate::q35::Q35;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+use mm_comm::SmiEnable;
+use mm_wire::message::variable;
+use mm_wire::{EfiStatus, Guid, guid};
+use patina::BinaryGuid;
+use patina::component::component;
+use patina::component::params::Config;
+use patina::component::service::Service;
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina::standard::efi;
+use patina_harness::report::{NotOk, ensure, equal, failed};
+use patina_harness::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableId, VariableService};
+use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::protocols::FirmwareMmExecutor;
+use patina_mm::component::sw_mmi_manager::TriggerError;
+use patina_mm::config::MmCommunicationConfiguration;
+use patina_mm::service::MmCommunication;
+use uefi_app::Firmware;
+use uefi_app::firmware::next_variable;
+use zerocopy::IntoBytes;
+
+/// The vendor of the variable that the tests write.
+const VENDOR: BinaryGuid = BinaryGuid::from_string("1b838190-4b8e-4f0c-8a3c-2d6f3c3f7a10");
+
+/// A GUID that no handler has.
+const NOBODY: Guid = guid!("0f7f64c5-1a0e-4f43-9f1d-7d8a5c0b6e21");
+
+/// `gEfiSmmFaultTolerantWriteProtocolGuid`.
+const FAULT_TOLERANT_WRITE: Guid = guid!("3868fc3b-7e45-43a7-906c-4ba47de1754d");
+/// Asks that service for its block size: function, status, size.
+const BLOCK_SIZE_REQUEST: [u64; 3] = [1, 0, 0];
+/// `gVarCheckPolicyLibMmiHandlerGuid`.
+const VARIABLE_POLICY: Guid = guid!("da1b0d11-d1a7-46c4-9dc9-f3714875c6eb");
+
+/// Component: runs the tests. What they find is in the report; the component itself succeeds.
+pub(crate) struct Tests {
+    pub(crate) firmware: Firmware,
+    pub(crate) report: SharedReport,
+    pub(crate) mmis: MmiCount,
+}
+
+#[component]
+impl Tests {
+    fn entry_point(
+        self,
+        config: Config<MmCommunicationConfiguration>,
+        ports: Service<dyn MmCommunication>,
+        protocols: Service<dyn ProtocolServices>,
+    ) -> patina::error::Result<()> {
+        self.run_over("ports", *ports, &config);
+        self.test("ports.switched_off_smis_are_an_error", || {
+            switched_off_smis(self.firmware, *ports, &config, &self.mmis)
+        });
+        let communicator = MmCommunicator::with_executor(CountedFirmwareExecutor {
+            executor: FirmwareMmExecutor::new(protocols),
+            mmis: self.mmis.clone(),
+        });
+        communicator.set_comm_buffers(config.comm_buffers.clone())?;
+        self.run_over("communication2", &communicator, &config);
+        Ok(())
+    }
+}
+
+impl Tests {
+    fn test(&self, name: &str, test: impl FnOnce() -> Result<(), NotOk>) {
+        // The report is not borrowed while the test runs.
+        let verdict = test();
+        self.report.borrow_mut().verdict(name, verdict);
+    }
+
+    fn run_over(&self, way: &str, mm: &dyn MmCommunication, config: &MmCommunicationConfiguration) {
+        let variables = VariableService(|message: &[u8]| {
+            mm.communicate(BUFFER_ID, message, as_patina(&variable::GUID).as_guid())
+        });
+        let test = |name: &str, test: &dyn Fn() -> Result<(), NotOk>| {
+            self.test(&format!("{way}.{name}"), test);
+        };
+        test("the_variable_service_tells_its_payload_size", &|| {
+            equal(variables.payload_size()?, OVMF_PAYLOAD_SIZE)
+        });
+        test(
+            "a_function_that_the_handler_does_not_know_is_its_own_error",
+            &|| match variables.bare_call(99) {
+                Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
+                other => Err(failed(other)),
+            },
+        );
+        test("the_fault_tolerant_write_service_says_that_it_is_closed", &|| {
+            // After the end of DXE the handler denies everything, in the message's status.
+            let answer = ask(mm, FAULT_TOLERANT_WRITE, BLOCK_SIZE_REQUEST.as_bytes())?;
+            equal(&answer[..], [1, EfiStatus::ACCESS_DENIED.0, 0].as_bytes())
+        });
+        test("an_answer_of_21_bytes_has_21_bytes", &|| {
+            // Signature, revision, command "is enabled", result u64, state u8; packed.
+            let request = [b"VCPC\x01\0\0\0\x02\0\0\0".as_slice(), &[0xff; 8], &[0xff]].concat();
+            let answer = ask(mm, VARIABLE_POLICY, &request)?;
+            let enabled = [b"VCPC\x01\0\0\0\x02\0\0\0".as_slice(), &[0; 8], &[1]].concat();
+            equal(answer, enabled)
+        });
+        test("a_missing_handler_is_the_status_of_mm", &|| {
+            equal(
+                ask(mm, NOBODY, b"anybody there?"),
+                Err(Status::MmReturned(efi::Status::NOT_FOUND)),
+            )
+        });
+        test("mm_reads_the_variable_that_runtime_services_wrote", &|| {
+            variables.follow(self.firmware.runtime(), VENDOR.into_inner())
+        });
+        test("mm_lists_the_variables_that_runtime_services_list", &|| {
+            let mut current = VariableId::before_the_first();
+            let mut count = 0_u32;
+            loop {
+                let here = next_variable(&current.name, &current.vendor)?;
+                let there = variables.next(&current)?;
+                equal(&there, &here.map(|(name, vendor)| VariableId { vendor, name }))?;
+                let Some(next) = there else { break };
+                current = next;
+                count = count.saturating_add(1);
+            }
+            log::info!("{way}: {count} variables");
+            ensure(count > 10, format!("only {count} variables"))
+        });
+        test("what_cannot_be_sent_raises_no_mmi", &|| {
+            let before = self.mmis.get();
+            let capacity = config
+                .comm_buffers
+                .first()
+                .map_or(0, |buffer| buffer.message_capacity());
+            let too_long = vec![0; capacity.saturating_add(1)];
+            equal(
+                ask(mm, variable::GUID, &too_long),
+                Err(Status::CommBufferTooSmall),
+            )?;
+            equal(ask(mm, variable::GUID, &[]), Err(Status::InvalidDataBuffer))?;
+            equal(
+                mm.communicate(BUFFER_ID + 1, &[1], as_patina(&variable::GUID).as_guid()),
+                Err(Status::CommBufferNotFound),
+            )?;
+            equal(self.mmis.get(), before)
+        });
+        test("nothing_stays_in_the_comm_buffer", &|| {
+            ask(mm, FAULT_TOLERANT_WRITE, BLOCK_SIZE_REQUEST.as_bytes())?;
+            ensure(is_wiped(config)?, "the comm buffer is not zero after a call")
+        });
+    }
+}
+
+/// Takes APMC_EN away, as anyone in ring 0 can, and gives it back.
+fn switched_off_smis(
+    firmware: Firmware,
+    mm: &dyn MmCommunication,
+    config: &MmCommunicationConfiguration,
+    mmis: &MmiCount,
+) -> Result<(), NotOk> {
+    let before = mmis.get();
+    let request = || ask(mm, FAULT_TOLERANT_WRITE, BLOCK_SIZE_REQUEST.as_bytes());
+    match Q35::new()
+        .without_smis(firmware.boot(), request)
+        .ok_or("no SMI_EN")?
+    {
+        Err(Status::MmiNotRaised(TriggerError::SmisDisabled { missing, .. })) => {
+            equal(missing, SmiEnable::APMC)?;
+        }
+        other => return Err(failed(other)),
+    }
+    equal(mmis.get(), before)?;
+    ensure(is_wiped(config)?, "the request stayed in the comm buffer")?;
+    request()?;
+    Ok(())
+}
+
+fn ask(mm: &dyn MmCommunication, recipient: Guid, message: &[u8]) -> Result<Vec<u8>, Status> {
+    mm.communicate(BUFFER_ID, message, as_patina(&recipient).as_guid())
+}
+
+fn as_patina(guid: &Guid) -> BinaryGuid {
+    BinaryGuid::from_bytes(&guid.to_bytes())
+}
+
+/// Whether every byte of the comm buffer is zero.
+fn is_wiped(config: &MmCommunicationConfiguration) -> Result<bool, NotOk> {
+    let buffer = config.comm_buffers.first().ok_or("no comm buffer")?;
+    let mut bytes = vec![0xff; buffer.len()];
+    ensure(
+        read_memory(buffer, 0, &mut bytes),
+        "the comm buffer cannot be read",
+    )?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
+}

@@ -1,0 +1,84 @@
+//! The application. An unsafe island (`docs/unsafe.md`).
+
+use core::ptr;
+use mm_conformance::lab::{CCall, CProtocol};
+use mm_conformance::mm::ECHO;
+use mm_wire::{EfiStatus, Header, HeaderFormat};
+use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
+use patina::management_mode::protocol::mm_comm_buffer_update;
+use patina::standard::efi;
+use patina::{Char16Array, string::ucs2_capacity};
+use patina_harness::bench::{Bench, Findings, Task};
+use patina_harness::c_abi;
+use uefi_app::Firmware;
+use uefi_app::protocols::BootProtocols;
+
+/// Selects what is done: `demo`, or else the tests.
+const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
+const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
+
+#[unsafe(export_name = "efi_main")]
+extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
+    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
+    let firmware = unsafe { Firmware::new(image, system_table) };
+    uefi_app::firmware::exit(run(firmware))
+}
+
+/// `true` where everything went as it should.
+fn run(firmware: Firmware) -> bool {
+    let protocols = BootProtocols::new(firmware.boot());
+    let demo = firmware
+        .read_file(&MODE_FILE)
+        .is_ok_and(|mode| mode.starts_with(b"demo"));
+    let task = if demo { Task::Demo } else { Task::Test };
+    let update = protocols
+        .locate_interface(mm_comm_buffer_update::PROTOCOL_GUID)
+        .map_or(ptr::null(), |interface| interface.as_raw().cast_const());
+    let all = [CProtocol::One, CProtocol::Two, CProtocol::Three];
+    let answered = all
+        .into_iter()
+        .filter(|protocol| answers(&protocols, *protocol))
+        .count();
+    let findings = Findings {
+        update,
+        answered: u32::try_from(answered).unwrap_or(u32::MAX),
+    };
+    match protocols.locate_protocol::<Bench>() {
+        Ok(bench) => (bench.run)(bench, task.number(), findings) == 1,
+        Err(error) => {
+            log::error!("this firmware has no test bench: {error:?}");
+            false
+        }
+    }
+}
+
+/// Whether a message through this protocol comes back from MM as it was sent.
+fn answers(protocols: &dyn ProtocolServices, protocol: CProtocol) -> bool {
+    const MESSAGE: &[u8] = b"from an application";
+    let format = match protocol {
+        CProtocol::Three => HeaderFormat::V3,
+        _ => HeaderFormat::V1,
+    };
+    let Some(header) = Header::new(format, ECHO, MESSAGE.len() as u64) else {
+        return false;
+    };
+    let bytes = [header.encode().as_ref(), MESSAGE].concat();
+    let comm_size = Some(bytes.len());
+    let reply = c_abi::call(
+        protocols,
+        &CCall {
+            protocol,
+            bytes: Some(bytes.clone()),
+            comm_size,
+        },
+    );
+    let Some(reply) = reply else {
+        log::error!("{protocol:?} is not installed");
+        return false;
+    };
+    let good = reply.status == EfiStatus::SUCCESS && reply.bytes == bytes;
+    if !good {
+        log::error!("{protocol:?}: {reply:?}");
+    }
+    good
+}

@@ -1,0 +1,19 @@
+//! A UEFI application that has a Patina platform run its tests.
+//!
+//! BDS starts it from the ESP. It looks for the protocols that the platform publishes: the test bench
+//! (`patina_harness::bench`), and the announcement of the comm buffer that moved. A file `\EFI\BOOT\MODE.TXT` with `demo`
+//! has the platform hold the demo's conversation instead. The run ends with the exit code that tells the verdict.
+#![cfg_attr(target_os = "uefi", no_std, no_main)]
+#![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
+
+#[cfg(target_os = "uefi")]
+mod app;
+
+#[cfg(not(target_os = "uefi"))]
+fn main() {
+    eprintln!(
+        "platform_self_test is a UEFI application. Build it with\n  \
+         cargo build --package platform_self_test --target x86_64-unknown-uefi --release"
+    );
+    std::process::exit(2);
+}

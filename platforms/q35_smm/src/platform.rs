@@ -1,0 +1,73 @@
+//! What the machine is made of.
+
+use crate::smm::{QuietSmis, SmmDispatch};
+use core::ffi::c_void;
+use log::LevelFilter;
+use ovmf_platform::{WritableImages, machine, timer};
+use patina::UefiSpecVersion;
+use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
+use patina_ffs_extractors::NullSectionExtractor;
+use patina_mm::component::protocols::FirmwareMmCommunication;
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+use patina_mm::config::{AcpiBase, MmCommunicationConfiguration, MmiPort};
+
+static LOGGER: machine::Logger = machine::logger();
+
+/// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
+static CORE: Core<Q35Smm> = Core::new(NullSectionExtractor);
+
+/// The comm buffer for messages to edk2's handlers.
+pub(crate) const BUFFER_ID: u8 = 0;
+/// Its pages.
+const BUFFER_PAGES: usize = 16;
+
+struct Q35Smm;
+
+impl ComponentInfo for Q35Smm {
+    fn configs(mut add: Add<'_, Config>) {
+        add.config(MmCommunicationConfiguration {
+            acpi_base: AcpiBase::Io(machine::PM_BASE),
+            cmd_port: MmiPort::Smi(0xb2),
+            data_port: MmiPort::Smi(0xb3),
+            ..Default::default()
+        });
+    }
+
+    fn components(mut add: Add<'_, Component>) {
+        add.component(WritableImages);
+        add.component(QuietSmis);
+        add.component(SmmDispatch);
+        add.component(SwMmiManager::new());
+        add.component(FirmwareMmCommunication::new(BUFFER_ID, BUFFER_PAGES));
+        #[cfg(feature = "conformance")]
+        add.component(crate::self_test::TestBench);
+    }
+}
+
+impl MemoryInfo for Q35Smm {}
+
+impl CpuInfo for Q35Smm {
+    // edk2's SMM CPU driver waits for the protocol; without it no SMM driver starts, and BDS has no variables.
+    const ENABLE_MP_SERVICES: bool = true;
+
+    fn perf_timer_frequency() -> Option<u64> {
+        timer::tsc_frequency()
+    }
+}
+
+impl PlatformInfo for Q35Smm {
+    type ComponentInfo = Self;
+    type CpuInfo = Self;
+    type Extractor = NullSectionExtractor;
+    type MemoryInfo = Self;
+
+    const UEFI_SPEC_VERSION: UefiSpecVersion = UefiSpecVersion::V2_7;
+}
+
+#[unsafe(export_name = "efi_main")]
+extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
+    // An error says that a logger is installed already, and nobody ran before us.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(LevelFilter::Info);
+    CORE.entry_point(hob_list)
+}

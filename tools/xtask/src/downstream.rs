@@ -1,0 +1,298 @@
+//! Published code that is compiled and tested against this tree.
+//!
+//! A platform moves to this tree with one line, `[patch.crates-io] patina_mm = { path = … }`. So the crates of the registry
+//! that use `patina_mm` are copied into `target/downstream`, given that line, and tested.
+
+use crate::report::{Counts, Failed, Report};
+use crate::test::cargo_test;
+use crate::{root, target_dir};
+use anyhow::{Context as _, Result, bail, ensure};
+use cargo_metadata::{Metadata, MetadataCommand};
+use clap::Args;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use xshell::{Shell, cmd};
+
+/// Tests published crates that use `patina_mm` against this tree's.
+///
+/// The crate `patina_performance` with its own tests, and what was published with `patina_mm` itself: its integration tests,
+/// and the two examples of its README. The sources come from cargo's registry.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask downstream    fetch them, patch them, run their tests")]
+pub(crate) struct Downstream {}
+
+/// The release of Patina that this tree takes the place in.
+const RELEASE: &str = "24.1.1";
+
+/// One published user of `patina_mm`.
+struct Consumer {
+    /// What it is called here.
+    name: &'static str,
+    /// The package that it comes with.
+    package: &'static str,
+    /// What of that package is copied.
+    sources: &'static [&'static str],
+    /// Which of its tests are run: those in files, or the examples in its documentation.
+    select: &'static str,
+    /// How many these are; all have to pass.
+    tests: u64,
+    /// Its manifest, from the published one.
+    manifest: fn(published: &str) -> String,
+    /// What has to be changed in its directory.
+    prepare: fn(&Shell, &Path) -> Result<()>,
+}
+
+const CONSUMERS: [Consumer; 3] = [
+    Consumer {
+        name: "patina_performance",
+        package: "patina_performance",
+        sources: &["README.md", "src"],
+        select: "--tests",
+        tests: 11,
+        // The published manifest has lost the dev-dependency that its tests need.
+        manifest: |published| {
+            format!(
+                "{published}\n[dev-dependencies.patina]\nversion = \"{RELEASE}\"\nfeatures = [\"mockall\"]\n"
+            )
+        },
+        prepare: |_, _| Ok(()),
+    },
+    Consumer {
+        name: "published_tests",
+        package: "patina_mm",
+        sources: &["tests"],
+        select: "--tests",
+        tests: 38,
+        // Its library is what this tree replaces, so only the tests are left of the package.
+        manifest: |_| {
+            format!(
+                "[package]\nname = \"published_tests\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+                 [[test]]\nname = \"patina_mm_integration\"\npath = \"tests/patina_mm_integration.rs\"\n\n\
+                 [dependencies]\nenv_logger = \"0.11\"\nlog = \"0.4\"\nmockall = \"0.15\"\n\
+                 patina = {{ version = \"{RELEASE}\", features = [\"alloc\", \"mockall\"] }}\n\
+                 patina_mm = \"{RELEASE}\"\nzerocopy = \"0.8\"\nzerocopy-derive = \"0.8\"\n"
+            )
+        },
+        prepare: |_, _| Ok(()),
+    },
+    Consumer {
+        name: "published_examples",
+        package: "patina_mm",
+        sources: &["README.md"],
+        select: "--doc",
+        tests: 2,
+        manifest: |_| {
+            let harness = root().join("testing/patina_harness");
+            format!(
+                "[package]\nname = \"published_examples\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+                 [dependencies]\nlog = \"0.4\"\npatina = \"{RELEASE}\"\npatina_dxe_core = \"{RELEASE}\"\n\
+                 patina_harness = {{ path = {harness:?} }}\npatina_mm = \"{RELEASE}\"\nzerocopy = \"0.8\"\n\
+                 zerocopy-derive = \"0.8\"\n"
+            )
+        },
+        prepare: |shell, dir| {
+            let page = dir.join("README.md");
+            shell.write_file(&page, run_examples(&shell.read_file(&page)?)?)?;
+            Ok(shell.write_file(
+                dir.join("src/lib.rs"),
+                "#![doc = include_str!(\"../README.md\")]\n",
+            )?)
+        },
+    },
+];
+
+/// The GUID of the published README's second example, and what it should be.
+const GUID_AS_PUBLISHED: &str = "8c633b23-1260-4ea6-830f7ddc97382111";
+const GUID: &str = "8c633b23-1260-4ea6-830f-7ddc97382111";
+
+/// What the second example lacks: somebody who dispatches its component.
+const DISPATCH: &str = "let outcome = patina_harness::sim::dispatch(ExampleComponent);
+assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), \"{outcome:?}\");
+";
+
+/// Mends the published README's second example and has its component dispatched, on the simulated machine.
+fn run_examples(page: &str) -> Result<String> {
+    ensure!(
+        page.matches(GUID_AS_PUBLISHED).count() == 1,
+        "the published README has not one GUID without a hyphen"
+    );
+    let page = page.replace(GUID_AS_PUBLISHED, GUID);
+    let (before, last) = page.rsplit_once("```rust").context("no example")?;
+    let (example, after) = last.split_once("```").context("an example without an end")?;
+    Ok(format!("{before}```rust{example}{DISPATCH}```{after}"))
+}
+
+pub(crate) fn run(shell: &Shell) -> ExitCode {
+    let mut report = Report::default();
+    report.stage("downstream", || stage(shell));
+    report.conclude()
+}
+
+/// Tests all of them.
+pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
+    let dir = target_dir().join("downstream");
+    let registry = fetch(shell, &dir)?;
+    let mut counts = Counts::default();
+    let mut failed = Vec::new();
+    for consumer in &CONSUMERS {
+        match test(shell, &dir, &registry, consumer) {
+            Ok(own) => counts.add(own),
+            Err(error) => {
+                counts.add(
+                    error
+                        .downcast_ref::<Failed>()
+                        .map(|failed| failed.counts)
+                        .unwrap_or_default(),
+                );
+                failed.push(format!("{}: {error:#}", consumer.name));
+            }
+        }
+    }
+    if failed.is_empty() {
+        Ok(counts)
+    } else {
+        Err(Failed {
+            counts,
+            reason: failed.join("; "),
+        }
+        .into())
+    }
+}
+
+/// Makes cargo download the packages, and says what it knows about them.
+fn fetch(shell: &Shell, dir: &Path) -> Result<Metadata> {
+    let packages: BTreeSet<_> = CONSUMERS.iter().map(|consumer| consumer.package).collect();
+    let dependencies: String = packages
+        .into_iter()
+        .map(|package| format!("{package} = \"={RELEASE}\"\n"))
+        .collect();
+    let manifest = format!(
+        "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n{dependencies}"
+    );
+    let dir = fresh(shell, dir, "fetch", &manifest)?;
+    shell.write_file(dir.join("src/lib.rs"), "")?;
+    metadata(&dir)
+}
+
+/// A directory with nothing but a manifest and this tree's choice of versions.
+fn fresh(shell: &Shell, parent: &Path, name: &str, manifest: &str) -> Result<PathBuf> {
+    let dir = parent.join(name);
+    shell.remove_path(&dir)?;
+    shell.write_file(dir.join("Cargo.toml"), manifest)?;
+    shell.copy_file(root().join("Cargo.lock"), dir.join("Cargo.lock"))?;
+    Ok(dir)
+}
+
+fn metadata(dir: &Path) -> Result<Metadata> {
+    MetadataCommand::new()
+        .manifest_path(dir.join("Cargo.toml"))
+        .current_dir(dir)
+        .exec()
+        .with_context(|| {
+            format!(
+                "cargo cannot resolve the dependencies of {}; it needs the registry",
+                dir.display()
+            )
+        })
+}
+
+/// Copies one consumer, patches it, checks the patch, runs its tests.
+fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) -> Result<Counts> {
+    let Consumer {
+        name,
+        package,
+        select,
+        tests,
+        ..
+    } = *consumer;
+    let ours = root().join("crates/patina_mm");
+    ensure!(
+        ours.join("Cargo.toml").is_file(),
+        "there is no crates/patina_mm in this tree"
+    );
+    let published = registry
+        .packages
+        .iter()
+        .find(|found| found.name == package && found.version.to_string() == RELEASE)
+        .and_then(|found| found.manifest_path.parent())
+        .with_context(|| format!("cargo did not download {package} {RELEASE}"))?;
+    let manifest = (consumer.manifest)(&shell.read_file(published.join("Cargo.toml"))?);
+    let patch = format!("[workspace]\n\n[patch.crates-io]\npatina_mm = {{ path = {ours:?} }}\n");
+    let dir = fresh(shell, parent, name, &format!("{manifest}\n{patch}"))?;
+    for source in consumer.sources {
+        copy(shell, published.join(source).as_std_path(), &dir.join(source))?;
+    }
+
+    (consumer.prepare)(shell, &dir)?;
+
+    require_patched(&metadata(&dir)?, &ours)?;
+    let command = cmd!(shell, "cargo test {select} --no-fail-fast --manifest-path")
+        .arg(dir.join("Cargo.toml"))
+        .env("CARGO_TARGET_DIR", parent.join("target"))
+        // Nobody debugs these, and it is half of what they take on the disk.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+    println!("  {name} {RELEASE} with patina_mm of this tree:");
+    let (counts, _) = cargo_test(command.into())?;
+    if counts.passed != tests {
+        let reason = format!("{} tests passed, not {tests}", counts.passed);
+        return Err(Failed { counts, reason }.into());
+    }
+    println!("  {name}: {tests} of {tests} tests passed");
+    Ok(counts)
+}
+
+/// Fails where the published `patina_mm` is still in use: a patch whose version does not fit is ignored with a warning only.
+fn require_patched(metadata: &Metadata, ours: &Path) -> Result<()> {
+    let mut found = metadata
+        .packages
+        .iter()
+        .filter(|package| package.name == "patina_mm");
+    let (Some(package), None) = (found.next(), found.next()) else {
+        bail!("it is not exactly one patina_mm that the crate is built with");
+    };
+    let is_ours = package.source.is_none() && package.manifest_path.starts_with(ours);
+    ensure!(
+        is_ours,
+        "the crate is built with the patina_mm at {}",
+        package.manifest_path
+    );
+    let (found, version) = (package.version.to_string(), env!("CARGO_PKG_VERSION"));
+    ensure!(
+        found == version,
+        "this tree's patina_mm has version {found}, not the workspace's {version}"
+    );
+    Ok(())
+}
+
+/// Copies a file, or a directory with all that is in it.
+fn copy(shell: &Shell, from: &Path, to: &Path) -> Result<()> {
+    if !from.is_dir() {
+        return Ok(shell.copy_file(from, to)?);
+    }
+    shell.create_dir(to)?;
+    for entry in shell.read_dir(from)? {
+        copy(
+            shell,
+            &entry,
+            &to.join(entry.file_name().context("a directory entry has a name")?),
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_example_is_run() {
+        let page = format!("a\n```rust\none\n```\nb\n```rust\n{GUID_AS_PUBLISHED}\n```\nc\n");
+        assert_eq!(
+            run_examples(&page).unwrap(),
+            format!("a\n```rust\none\n```\nb\n```rust\n{GUID}\n{DISPATCH}```\nc\n")
+        );
+        assert!(run_examples("").is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! Firmware images of this repository's platforms.
+
+use crate::process;
+use crate::report::Counts;
+use crate::setup::{
+    OVMF, OVMF_CODE, OVMF_CODE_WITHOUT_SMM, OVMF_WITHOUT_SMM, RUST_NONE, RUST_UEFI, Tool, ovmf_file,
+};
+use crate::target_dir;
+use crate::toolchain::{self, X86_64_NONE, X86_64_UEFI};
+use anyhow::{Context as _, Result};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use xshell::{Shell, cmd};
+
+/// A Patina DXE core of this repository, and the flash image that it is put into.
+pub(crate) struct Platform {
+    /// Its name on the command line.
+    pub(crate) name: &'static str,
+    /// Its crate in `platforms/`.
+    package: &'static str,
+    /// The stock flash image.
+    ovmf: &'static str,
+    /// Whether it carries the MM core of `platforms/q35_mm`.
+    has_mm_image: bool,
+    /// What must be installed to build it.
+    pub(crate) tools: &'static [&'static Tool],
+}
+
+/// With an MM core in Rust.
+pub(crate) const PATINA_Q35: Platform = Platform {
+    name: "patina-q35",
+    package: "q35",
+    ovmf: OVMF_CODE_WITHOUT_SMM,
+    has_mm_image: true,
+    tools: &[&OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+};
+
+/// With edk2's SMM core.
+pub(crate) const PATINA_SMM: Platform = Platform {
+    name: "patina-smm",
+    package: "q35_smm",
+    ovmf: OVMF_CODE,
+    has_mm_image: false,
+    tools: &[&OVMF, &RUST_UEFI],
+};
+
+const PLATFORMS: [&Platform; 2] = [&PATINA_Q35, &PATINA_SMM];
+
+/// Tells the DXE core's build script where the MM image is.
+pub(crate) const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
+
+/// Builds a firmware image.
+///
+/// Into OVMF's flash image goes a Patina DXE core with this repository's components: patina-q35 has an MM core in Rust
+/// inside it, patina-smm leaves edk2's SMM core where it is.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask image patina-q35                  the platform
+  cargo xtask image patina-q35 --conformance    with the tests that `cargo xtask test` runs in it
+  cargo xtask image patina-smm                  the platform above edk2's SMM core")]
+pub(crate) struct Image {
+    /// The platform.
+    #[arg(value_parser = PossibleValuesParser::new(PLATFORMS.map(|platform| platform.name)))]
+    platform: String,
+    /// With the test bench, and an MM core that serves it.
+    #[arg(long)]
+    conformance: bool,
+    /// Where to write the image [default: target/firmware/PLATFORM.fd, or PLATFORM-conformance.fd].
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn run(shell: &Shell, options: &Image) -> Result<ExitCode> {
+    let platform = PLATFORMS
+        .into_iter()
+        .find(|platform| platform.name == options.platform)
+        .context("the platform is not in the list")?;
+    let image = build(shell, platform, options.conformance, options.output.as_deref())?;
+    println!("{}: {}", platform.name, image.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds each platform as its owner would, without tests in it.
+pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for platform in PLATFORMS {
+        for tool in platform.tools {
+            tool.require(shell)?;
+        }
+        let image = build(shell, platform, false, None)?;
+        println!("  {}: {}", platform.name, image.display());
+        counts.add(Counts::ONE);
+    }
+    Ok(counts)
+}
+
+/// Builds the image of a platform.
+pub(crate) fn build(
+    shell: &Shell,
+    platform: &Platform,
+    conformance: bool,
+    output: Option<&Path>,
+) -> Result<PathBuf> {
+    let q35_mm = platform
+        .has_mm_image
+        .then(|| q35_mm(shell, conformance))
+        .transpose()?;
+    let core = program(
+        shell,
+        X86_64_UEFI,
+        platform.package,
+        conformance,
+        q35_mm.as_deref(),
+    )?;
+    let suffix = if conformance { "-conformance" } else { "" };
+    let output = output.map_or_else(
+        || target_dir().join(format!("firmware/{}{suffix}.fd", platform.name)),
+        Path::to_path_buf,
+    );
+    let ovmf = ovmf_file(platform.ovmf);
+    let tool = cmd!(
+        shell,
+        "cargo run --quiet --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output}"
+    );
+    process::run_quietly("flash image", tool.into())?;
+    Ok(output)
+}
+
+/// Builds the MM core that platform patina-q35 puts into SMRAM.
+pub(crate) fn q35_mm(shell: &Shell, conformance: bool) -> Result<PathBuf> {
+    program(shell, X86_64_NONE, "q35_mm", conformance, None)
+}
+
+/// Builds the program of `platforms/PACKAGE`.
+fn program(
+    shell: &Shell,
+    target: &'static str,
+    package: &str,
+    conformance: bool,
+    q35_mm: Option<&Path>,
+) -> Result<PathBuf> {
+    toolchain::build(shell, target, package, package, |command| {
+        if conformance {
+            command.args(["--features", "conformance"]);
+        }
+        if let Some(q35_mm) = q35_mm {
+            command.env(MM_IMAGE, q35_mm);
+        }
+    })
+}

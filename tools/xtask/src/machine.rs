@@ -1,0 +1,385 @@
+//! The table of machines that can be booted.
+
+use crate::image::{self, PATINA_Q35, PATINA_SMM};
+use crate::qemu;
+use crate::setup::{
+    ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM,
+    RUST_NONE, RUST_UEFI, Tool, ovmf_file,
+};
+use crate::toolchain::{self, AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
+use anyhow::{Context as _, Result, bail};
+use clap::builder::PossibleValuesParser;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use xshell::{Cmd, Shell, cmd};
+
+/// What the guest is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Run the tests and say so in the protocol of [`crate::verdict`].
+    Test,
+    /// Show something to people.
+    Demo,
+}
+
+impl Mode {
+    /// The word by which a guest is told.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::Demo => "demo",
+        }
+    }
+}
+
+/// A machine under QEMU with the firmware and the code that it boots.
+pub(crate) struct Machine {
+    /// Its name on the command line and in the table.
+    pub(crate) name: &'static str,
+    /// What must be installed to build and to boot it.
+    pub(crate) tools: &'static [&'static Tool],
+    /// The ways to boot it, each of which is a stage of its own; the demo takes the first.
+    pub(crate) variants: &'static [Variant],
+    /// Builds what it boots; the result is a file for `command`.
+    pub(crate) build: fn(&Shell) -> Result<PathBuf>,
+    /// Puts the files of one run into a fresh directory and names QEMU's arguments. The guest's serial line is QEMU's
+    /// standard output.
+    pub(crate) command: fn(&Shell, &Boot<'_>) -> Result<Command>,
+    /// QEMU's exit code after a success.
+    pub(crate) exit_code: i32,
+    /// Where the machine has SMIs: the end of the serial text with which the firmware starts our code. Those before are the
+    /// firmware's own. Such a machine has the arguments [`qemu::log_smis`].
+    pub(crate) smis_since: Option<&'static str>,
+}
+
+/// A way to boot a machine.
+pub(crate) struct Variant {
+    /// Its name in the table; empty where there is one only.
+    pub(crate) name: &'static str,
+    /// Whether the conformance suite runs on it: each scenario must then have a line.
+    pub(crate) suite: bool,
+    /// How many tests pass at least. A machine that has lost an ability skips what needs it, and nothing else would tell.
+    pub(crate) least: u64,
+    /// Words that must stand in a serial line.
+    pub(crate) says: Option<&'static str>,
+    /// Whether the firmware has to refuse this machine, with those words. There are no tests then.
+    pub(crate) refused: bool,
+}
+
+impl Variant {
+    const fn new(name: &'static str, suite: bool, least: u64) -> Self {
+        Self {
+            name,
+            suite,
+            least,
+            says: None,
+            refused: false,
+        }
+    }
+
+    const fn saying(self, words: &'static str) -> Self {
+        Self {
+            says: Some(words),
+            ..self
+        }
+    }
+
+    const fn refused(name: &'static str, says: &'static str) -> Self {
+        Self {
+            refused: true,
+            ..Self::new(name, false, 0).saying(says)
+        }
+    }
+}
+
+/// One boot of a machine.
+pub(crate) struct Boot<'a> {
+    /// What [`Machine::build`] returned.
+    pub(crate) image: &'a Path,
+    /// A fresh directory.
+    pub(crate) dir: &'a Path,
+    /// What the guest is asked to do.
+    pub(crate) mode: Mode,
+    /// The name of one of [`Machine::variants`].
+    pub(crate) variant: &'static str,
+}
+
+/// All of them.
+pub(crate) const MACHINES: &[Machine] = &[
+    Machine {
+        name: "ovmf-smm",
+        tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
+        variants: &[Variant::new("", true, 91)],
+        build: |shell| build_uefi(shell, OVMF_APP),
+        command: ovmf_smm,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        smis_since: Some("BdsDxe: starting "),
+    },
+    Machine {
+        name: PATINA_Q35.name,
+        tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+        variants: &[
+            // The last test has MM fault: a stack that ends in the page below it.
+            Variant::new("", true, 205).saying("MM STOPPED by exception 14"),
+            Variant::refused(TWO_SOCKETS, "MM was not launched: processors: 2 present"),
+            Variant::refused(
+                ROOM_FOR_TWO,
+                "MM was not launched: processors: 1 present, room for 2",
+            ),
+            Variant::refused(
+                WITHOUT_VGA,
+                "MM was not launched: closed SMRAM can be read from outside",
+            ),
+        ],
+        build: |shell| {
+            build_uefi(shell, BENCH_APP)?;
+            image::build(shell, &PATINA_Q35, true, None)
+        },
+        command: patina_q35,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        // Twice 100,000 calls are too many for QEMU's log. MM counts them itself, and a test compares.
+        smis_since: None,
+    },
+    Machine {
+        name: PATINA_SMM.name,
+        tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
+        variants: &[
+            Variant::new(APPLICATION, true, 91),
+            Variant::new("components", false, 8),
+        ],
+        build: |shell| {
+            build_uefi(shell, OVMF_APP)?;
+            build_uefi(shell, BENCH_APP)?;
+            image::build(shell, &PATINA_SMM, true, None)
+        },
+        command: patina_smm,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        smis_since: Some("BdsDxe: starting "),
+    },
+    Machine {
+        name: "aarch64",
+        tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
+        variants: &[
+            Variant::new("uefi", true, 93),
+            Variant::new("uefi-spm-mm", true, 92),
+            Variant::new("spm-mm", true, 121),
+            Variant::new("ffa", true, 122),
+            Variant::new("ffa-without-get-regs", true, 122),
+            Variant::new("nobody-answers", true, 22),
+            Variant::new("no-el3", true, 20),
+        ],
+        build: build_aarch64,
+        command: aarch64,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        smis_since: None,
+    },
+];
+
+impl Machine {
+    /// A stage's name in the table.
+    pub(crate) fn stage_name(&self, variant: &Variant) -> String {
+        [self.name, variant.name].join(" ").trim_end().to_owned()
+    }
+}
+
+/// The machine of this name.
+pub(crate) fn find(name: &str) -> Option<&'static Machine> {
+    MACHINES.iter().find(|machine| machine.name == name)
+}
+
+/// What can be named on the command line: one word for no machine of the table, and all that are in it.
+pub(crate) fn names(first: &'static str) -> PossibleValuesParser {
+    PossibleValuesParser::new(std::iter::once(first).chain(MACHINES.iter().map(|machine| machine.name)))
+}
+
+/// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice that, plus one.
+const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
+
+/// The same after a failure.
+pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
+
+/// Ways to boot machine patina-q35 that its launcher must refuse.
+const TWO_SOCKETS: &str = "two-sockets";
+const ROOM_FOR_TWO: &str = "room-for-two";
+const WITHOUT_VGA: &str = "without-vga";
+
+/// Builds the application `machines/NAME` for x86-64 UEFI.
+fn build_uefi(shell: &Shell, name: &str) -> Result<PathBuf> {
+    toolchain::build(shell, X86_64_UEFI, name, name, |_| {})
+}
+
+/// A path as part of an option's value.
+fn path(path: &Path) -> Result<String> {
+    let text = path
+        .to_str()
+        .with_context(|| format!("QEMU cannot be given the path {}", path.display()))?;
+    // QEMU's way to write a comma inside an option's value.
+    Ok(text.replace(',', ",,"))
+}
+
+/// The application that has a Patina platform run its tests.
+const BENCH_APP: &str = "platform_self_test";
+
+/// The application that runs components by itself, above edk2's SMM core.
+const OVMF_APP: &str = "ovmf_smm";
+/// The way to boot machine patina-smm that starts it.
+const APPLICATION: &str = "application";
+
+/// Debian's OVMF with edk2's own SMM core. The application starts by itself from the removable-media path.
+fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    Ok(with_smm(q35(shell, &ovmf_file(OVMF_CODE), boot.image, boot)?, boot).into())
+}
+
+/// The same with a Patina DXE core in the place of edk2's.
+fn patina_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let application = match boot.variant {
+        APPLICATION => OVMF_APP,
+        _ => BENCH_APP,
+    };
+    Ok(with_smm(
+        q35(shell, boot.image, &uefi_product(shell, application)?, boot)?,
+        boot,
+    )
+    .into())
+}
+
+/// Only SMM may write to the flash, as that firmware demands, and each SMI is logged.
+fn with_smm<'s>(qemu: Cmd<'s>, boot: &Boot<'_>) -> Cmd<'s> {
+    qemu.args(["-global", "driver=cfi.pflash01,property=secure,value=on"])
+        .args(qemu::log_smis(boot.dir))
+}
+
+/// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
+fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let application = uefi_product(shell, BENCH_APP)?;
+    // Without a VGA device at its addresses QEMU would leave SMRAM readable to everybody.
+    let devices: &[&str] = match boot.variant {
+        WITHOUT_VGA => &[],
+        TWO_SOCKETS => &["-device", "VGA", "-smp", "2,sockets=2"],
+        ROOM_FOR_TWO => &["-device", "VGA", "-smp", "1,maxcpus=2"],
+        _ => &["-device", "VGA"],
+    };
+    Ok(q35(shell, boot.image, &application, boot)?.args(devices).into())
+}
+
+/// Where the build left an application.
+fn uefi_product(shell: &Shell, name: &str) -> Result<PathBuf> {
+    let products = Toolchain::find(shell, X86_64_UEFI)?.products();
+    Ok(products.join(name).with_extension("efi"))
+}
+
+/// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.
+fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -> Result<Cmd<'s>> {
+    let Boot { dir, mode, .. } = *boot;
+    let boot = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
+    shell.copy_file(application, boot.join("BOOTX64.EFI"))?;
+    shell.write_file(boot.join("MODE.TXT"), mode.word())?;
+    let vars = dir.join("vars.fd");
+    shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
+
+    let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(code)?);
+    let vars = format!("if=pflash,format=raw,unit=1,file={}", path(&vars)?);
+    let esp = format!("format=raw,file=fat:rw:{}", path(&dir.join("esp"))?);
+    Ok(
+        cmd!(shell, "qemu-system-x86_64 -machine q35,smm=on,accel=tcg -m 256")
+            .args([
+                "-nodefaults",
+                "-display",
+                "none",
+                "-serial",
+                "stdio",
+                "-no-reboot",
+            ])
+            .args(["-global", "ICH9-LPC.disable_s3=1"])
+            .args(["-drive", &code, "-drive", &vars, "-drive", &esp])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]),
+    )
+}
+
+const MONITOR: &str = "aarch64_monitor";
+const PAYLOAD: &str = "aarch64_payload";
+const APP: &str = "aarch64_app";
+
+/// Builds the monitor, the bare payload and the UEFI application. Returns the directory of the first two; the third's is
+/// beside it.
+fn build_aarch64(shell: &Shell) -> Result<PathBuf> {
+    let monitor = toolchain::build(shell, AARCH64_BARE, MONITOR, MONITOR, |_| {})?;
+    toolchain::build(shell, AARCH64_BARE, PAYLOAD, PAYLOAD, |_| {})?;
+    toolchain::build(shell, AARCH64_UEFI, PAYLOAD, APP, |_| {})?;
+    let products = monitor.parent().context("a file is in a directory")?;
+    Ok(products.to_owned())
+}
+
+/// What the monitor and the payload are told by a word in RAM (`machines/aarch64_monitor/src/layout.rs`).
+const MODE_WORD: u32 = 0x5fff_f000;
+const UEFI_BIT: u32 = 1 << 8;
+const DEMO_BIT: u32 = 1 << 9;
+
+/// QEMU's `virt` with the monitor at EL3, and above it the bare payload, or Debian's UEFI with the application. In the variant
+/// without EL3 there is the payload alone.
+fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    const NO_EL3: u32 = 5;
+    let interface = match boot.variant {
+        "spm-mm" | "uefi-spm-mm" => 1,
+        "ffa" | "uefi" => 2,
+        "ffa-without-get-regs" => 3,
+        "nobody-answers" => 4,
+        "no-el3" => NO_EL3,
+        other => bail!("machine aarch64 has no variant {other}"),
+    };
+    let uefi = boot.variant.starts_with("uefi");
+    let bit = |bit: u32, set: bool| if set { bit } else { 0 };
+    let word = interface | bit(UEFI_BIT, uefi) | bit(DEMO_BIT, boot.mode == Mode::Demo);
+    let word = format!("loader,addr={MODE_WORD:#x},data={word},data-len=4");
+
+    let monitor = boot.image.join(MONITOR);
+    let payload = path(&boot.image.join(PAYLOAD))?;
+    let payload = format!("loader,file={payload},addr=0x60000000,force-raw=on");
+    let machine = match (interface, uefi) {
+        (NO_EL3, _) => "virt",
+        (_, true) => "virt,secure=on,virtualization=on",
+        (_, false) => "virt,secure=on",
+    };
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    if interface == NO_EL3 {
+        add(&["-device", &payload, "-device", "loader,addr=0x60000000,cpu-num=0"]);
+    } else if uefi {
+        let folder = shell.create_dir(boot.dir.join("esp/EFI/BOOT"))?;
+        let app = Toolchain::find(shell, AARCH64_UEFI)?
+            .products()
+            .join(format!("{APP}.efi"));
+        shell.copy_file(app, folder.join("BOOTAA64.EFI"))?;
+        let esp = path(&boot.dir.join("esp"))?;
+        add(&[
+            "-device",
+            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
+        ]);
+        add(&["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")]);
+        add(&["-device", "virtio-blk-pci,drive=esp"]);
+    } else {
+        add(&["-device", &payload]);
+    }
+    if interface != NO_EL3 {
+        arguments.extend(["-bios".into(), monitor.into_os_string()]);
+    }
+    Ok(cmd!(
+        shell,
+        "qemu-system-aarch64 -machine {machine} -cpu cortex-a57 -m 1024"
+    )
+    .args([
+        "-nodefaults",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+    ])
+    .args(["-semihosting-config", "enable=on,target=native"])
+    .args(arguments)
+    .args(["-device", &word])
+    .into())
+}

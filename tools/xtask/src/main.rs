@@ -1,0 +1,114 @@
+//! Everything a person or CI runs: setup, tests, demonstrations.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`setup`] | which programs the rest needs, and how to get them |
+//! | [`mod@test`] | all tests of this repository, stage by stage |
+//! | [`asm`] | checks of generated machine code |
+//! | [`mod@bench`] | the benchmark beside the published crate |
+//! | [`downstream`] | published code that is compiled and tested against this tree |
+//! | [`image`] | firmware images of this repository's platforms |
+//! | [`machine`] | the table of machines that can be booted |
+//! | [`qemu`] | one run of a machine: files, command line, deadline, exit code |
+//! | [`verdict`] | what a guest says on its serial line, and whether to believe it |
+//! | [`toolchain`] | how to compile for firmware targets with what is installed |
+//! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
+//! | [`scenarios`] | which scenario of the conformance suite ran where |
+//! | [`lints`] | Clippy over the code that only firmware targets have |
+//! | [`report`] | stages, counts, the closing table |
+
+mod asm;
+mod bench;
+mod demo;
+mod downstream;
+mod image;
+mod lints;
+mod machine;
+mod process;
+mod qemu;
+mod report;
+mod scenarios;
+mod setup;
+mod test;
+mod toolchain;
+mod verdict;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use xshell::Shell;
+
+/// Everything a person or CI runs in this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Setup(setup::Setup),
+    Test(test::Test),
+    Demo(demo::Demo),
+    Image(image::Image),
+    Asm(asm::Asm),
+    Downstream(downstream::Downstream),
+    Lints(lints::Lints),
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let shell = Shell::new().context("the current directory cannot be used")?;
+    shell.change_dir(root());
+    match cli.command {
+        Command::Setup(options) => setup::run(&shell, &options),
+        Command::Test(options) => test::run(&shell, &options),
+        Command::Demo(options) => demo::run(&shell, &options),
+        Command::Image(options) => image::run(&shell, &options),
+        Command::Asm(options) => asm::run(&shell, &options),
+        Command::Downstream(_) => Ok(downstream::run(&shell)),
+        Command::Lints(_) => Ok(lints::run(&shell)),
+        Command::Bench(options) => bench::run(&shell, &options),
+    }
+}
+
+/// The repository.
+fn root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    // tools/xtask
+    root.pop();
+    root.pop();
+    root
+}
+
+/// Where build products go. Every command runs in [`root`], so a relative directory counts from there.
+fn target_dir() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// Whether this runs unattended: no questions, and a missing program is a failure.
+fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,216 @@
+//! All tests of this repository, stage by stage.
+
+use crate::machine::{self, MACHINES};
+use crate::process::{self, require_success};
+use crate::qemu;
+use crate::report::{Counts, Failed, Report};
+use crate::scenarios::{Outcome, Scenarios};
+use crate::setup;
+use crate::{asm, bench, demo, downstream, image, lints};
+use anyhow::{Result, bail};
+use clap::Args;
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use xshell::{Shell, cmd};
+
+/// The name of the stages that need no machine but this one.
+const HOST: &str = "host";
+
+/// Runs all tests: on this host, then on each machine whose programs are installed.
+///
+/// A stage that is a single check (formatting, lints, documentation) counts as one test. What is not installed is skipped
+/// and named; with CI=true it is a failure.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask test                       everything
+  cargo xtask test --machine host        formatting, lints, tests and documentation, without QEMU
+  cargo xtask test --machine ovmf-smm    only what runs on this machine")]
+pub(crate) struct Test {
+    /// Only this machine; can be given more than once.
+    #[arg(long, value_name = "NAME", value_parser = machine::names(HOST))]
+    machine: Vec<String>,
+    /// How long a machine may take from power-on to its verdict, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    deadline: u64,
+}
+
+pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
+    let wanted =
+        |name: &str| options.machine.is_empty() || options.machine.iter().any(|wanted| wanted == name);
+    let deadline = Duration::from_secs(options.deadline);
+    let mut report = Report::default();
+    let mut scenarios = Scenarios::default();
+    if wanted(HOST) {
+        report.stage("format", || check(cmd!(shell, "cargo fmt --all --check").into()));
+        let lints = cmd!(
+            shell,
+            "cargo clippy --workspace --all-targets --features patina_mm/mockall -- -D warnings"
+        );
+        report.stage("lints", || check(lints.into()));
+        let tests = cmd!(
+            shell,
+            "cargo test --workspace --features patina_mm/mockall --no-fail-fast"
+        );
+        report.stage("tests", || {
+            let (counts, outcomes) = cargo_test(tests.into())?;
+            scenarios.add("simulated", &outcomes);
+            Ok(counts)
+        });
+        let docs = cmd!(shell, "cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings");
+        report.stage("docs", || check(docs.into()));
+        report.stage("demo", || check(demo::simulated(shell).into()));
+    }
+    if options.machine.is_empty() {
+        report.stage("deny", || {
+            setup::require_deny(shell)?;
+            // Not `advisories`: its database is a download that would make the result depend on the day.
+            check(cmd!(shell, "cargo deny check bans licenses sources").into())
+        });
+    }
+    for machine in MACHINES.iter().filter(|machine| wanted(machine.name)) {
+        for variant in machine.variants {
+            report.stage(&machine.stage_name(variant), || {
+                qemu::test(shell, machine, variant, deadline, &mut scenarios)
+            });
+        }
+        report.stage(&format!("{} demo", machine.name), || {
+            qemu::demo(shell, machine, deadline, false)?;
+            Ok(Counts::ONE)
+        });
+    }
+    if options.machine.is_empty() {
+        report.stage("firmware lints", || lints::stage(shell));
+        report.stage("images", || image::stage(shell));
+        report.stage("bench", || bench::stage(shell));
+        report.stage("asm", || asm::stage(shell, false));
+        report.stage("downstream", || downstream::stage(shell));
+    }
+    print!("\n{scenarios}");
+    Ok(report.conclude())
+}
+
+/// A command that succeeds or fails as a whole; its output matters only where it fails.
+fn check(command: Command) -> Result<Counts> {
+    let label = label(&command);
+    process::run_quietly(&label, command)?;
+    Ok(Counts::ONE)
+}
+
+/// What cargo says about its progress, which is no part of a test's output.
+const CARGO_PROGRESS: [&str; 10] = [
+    "Adding ",
+    "Blocking ",
+    "Checking ",
+    "Compiling ",
+    "Downloaded ",
+    "Downloading ",
+    "Finished ",
+    "Fresh ",
+    "Locking ",
+    "Updating ",
+];
+
+/// A run of `cargo test`: its output is shown, and its tests are counted and named.
+pub(crate) fn cargo_test(command: Command) -> Result<(Counts, BTreeMap<String, Outcome>)> {
+    let label = label(&command);
+    let mut outcomes = BTreeMap::new();
+    let mut counts = Counts::default();
+    let mut summaries: u64 = 0;
+    let status = process::run(&label, command, None, |line| {
+        if let Some(binary) = parse_summary(line) {
+            summaries = summaries.saturating_add(1);
+            counts.add(binary);
+        }
+        outcomes.extend(parse_test(line));
+        let is_progress = line.starts_with(' ')
+            && CARGO_PROGRESS
+                .iter()
+                .any(|word| line.trim_start().starts_with(word));
+        (!is_progress).then(|| line.to_owned())
+    })?;
+    if let Err(error) = require_success(&label, status) {
+        return Err(Failed {
+            counts,
+            reason: error.to_string(),
+        }
+        .into());
+    }
+    if summaries == 0 {
+        bail!("{label} succeeded without a `test result` line");
+    }
+    Ok((counts, outcomes))
+}
+
+/// Name and outcome in a line such as `test a_name ... ok`.
+fn parse_test(line: &str) -> Option<(String, Outcome)> {
+    let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let outcome = match outcome.split_whitespace().next()? {
+        "ok" => Outcome::Passed,
+        "ignored" => Outcome::Skipped,
+        "FAILED" => Outcome::Failed,
+        _ => return None,
+    };
+    Some((name.trim_end().to_owned(), outcome))
+}
+
+/// The counts in a closing line such as `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
+fn parse_summary(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut counts = Counts::default();
+    for part in numbers.split("; ") {
+        let (number, what) = part.split_once(' ')?;
+        match what {
+            "passed" => counts.passed = number.parse().ok()?,
+            "failed" => counts.failed = number.parse().ok()?,
+            "ignored" => counts.skipped = number.parse().ok()?,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+/// Program and subcommand.
+fn label(command: &Command) -> String {
+    let first = command.get_args().next().unwrap_or_default();
+    format!("{} {}", command.get_program().display(), first.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_cargo_test_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s";
+        assert_eq!(
+            parse_summary(line),
+            Some(Counts {
+                passed: 12,
+                failed: 3,
+                skipped: 1
+            })
+        );
+        let line =
+            "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(parse_summary(line), Some(Counts::default()));
+        assert_eq!(parse_summary("test a ... ok"), None);
+        assert_eq!(
+            parse_test("test a  ... ok"),
+            Some(("a".to_owned(), Outcome::Passed))
+        );
+        assert_eq!(
+            parse_test("test b ... FAILED"),
+            Some(("b".to_owned(), Outcome::Failed))
+        );
+        assert_eq!(parse_test(line), None);
+    }
+
+    #[test]
+    fn every_machine_can_be_asked_for() {
+        for machine in MACHINES {
+            assert!(machine::find(machine.name).is_some());
+            assert_ne!(machine.name, HOST);
+        }
+    }
+}
