@@ -2,11 +2,11 @@
 //! and writes what they point to.
 //!
 //! ```text
-//! serve ── reads CommSize ──► Request::check ──► copy_message ──► (a transaction) ──► answer or refuse ──► writes back
+//! serve ── reads CommSize ──► Request::check ──► copy_message ──► (a transaction) ──► response or refuse ──► writes back
 //! ```
 //!
 //! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever reached through
-//! [`SharedRegion`]; the message is copied out before the transaction, and the answer copied in after it. What the transaction
+//! [`SharedRegion`]; the message is copied out before the transaction, and the response copied in after it. What the transaction
 //! wiped of the caller's is put back: the header, and after an error the message.
 //!
 //! Whoever offers the protocols calls this: the Patina component until `ExitBootServices`, and the runtime driver.
@@ -163,7 +163,7 @@ pub struct Buffer {
     pub virt: *mut c_void,
 }
 
-/// Serves a call of one of the protocols: reads CommSize, has `answer` serve the request, writes CommSize back.
+/// Serves a call of one of the protocols: reads CommSize, has `response` serve the request, writes CommSize back.
 ///
 /// `one_to_one` says that all memory is mapped so: then physical and virtual address must be the same.
 ///
@@ -176,7 +176,7 @@ pub unsafe fn serve(
     buffer: Buffer,
     comm_size: *mut usize,
     one_to_one: bool,
-    answer: impl FnOnce(Result<(Option<usize>, &Memory<'_>), RequestError>) -> Reply,
+    response: impl FnOnce(Result<(Option<usize>, &Memory<'_>), RequestError>) -> Reply,
 ) -> EfiStatus {
     let Buffer { physical, virt } = buffer;
     let error = match physical {
@@ -188,7 +188,7 @@ pub unsafe fn serve(
         _ => None,
     };
     if let Some(error) = error {
-        return answer(Err(error)).status;
+        return response(Err(error)).status;
     }
     let given = match comm_size.is_null() {
         true => None,
@@ -197,7 +197,7 @@ pub unsafe fn serve(
     };
     // SAFETY: the caller's promise: that many bytes are valid, and nobody has a reference to them while the call lasts.
     let memory = |len| unsafe { SharedRegion::new(virt.cast(), len) }.ok();
-    let reply = answer(Ok((given, &memory)));
+    let reply = response(Ok((given, &memory)));
     if let Some(size) = reply.comm_size.filter(|_| !comm_size.is_null()) {
         // SAFETY: the caller's promise for a pointer that is not null.
         unsafe { comm_size.write_unaligned(size) };
@@ -225,7 +225,7 @@ const fn length_offset(format: HeaderFormat) -> usize {
     }
 }
 
-/// Where the length field stands that MM reads and that tells an answer's length: MessageLength, or BufferSize.
+/// Where the length field stands that MM reads and that tells a response's length: MessageLength, or BufferSize.
 const TRANSACTION_OFFSET: usize = 16;
 
 impl Request {
@@ -317,7 +317,7 @@ impl Request {
         self.message_len
     }
 
-    /// Bytes that an answer may have.
+    /// Bytes that a response may have.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.region.len().saturating_sub(self.header_len())
@@ -337,31 +337,31 @@ impl Request {
         copied.then_some(()).ok_or_else(|| wraps(out.len()))
     }
 
-    /// Writes an answer that is no longer than [`Self::room`] into the caller's buffer.
+    /// Writes a response that is no longer than [`Self::room`] into the caller's buffer.
     #[must_use]
-    pub fn answer(&self, answer: &[u8]) -> Reply {
+    pub fn answer(&self, response: &[u8]) -> Reply {
         // The transaction wiped this where the caller's buffer is the comm buffer.
         put_back(&self.region, 0, self.raw.bytes());
         let header_len = self.header_len();
-        let total = header_len.saturating_add(answer.len());
-        let mut written = self.region.write(header_len, answer);
+        let total = header_len.saturating_add(response.len());
+        let mut written = self.region.write(header_len, response);
         if !self.has_comm_size {
             let told = match self.header.format() {
-                HeaderFormat::V1 => answer.len(),
+                HeaderFormat::V1 => response.len(),
                 HeaderFormat::V3 => total,
             };
             written &= self
                 .region
                 .write(TRANSACTION_OFFSET, &(told as u64).to_le_bytes());
         }
-        debug_assert!(written, "the answer was compared with the room for it");
+        debug_assert!(written, "the response was compared with the room for it");
         Reply {
             comm_size: Some(total),
             ..Reply::status(EfiStatus::SUCCESS)
         }
     }
 
-    /// Replies to a request that got no answer: header and message stand in the caller's buffer as before.
+    /// Replies to a request that got no response: header and message stand in the caller's buffer as before.
     #[must_use]
     pub fn refuse(&self, message: &[u8], status: EfiStatus) -> Reply {
         put_back(&self.region, 0, self.raw.bytes());
@@ -369,7 +369,7 @@ impl Request {
         Reply::status(status)
     }
 
-    /// Replies to a request whose answer of `needed` bytes is longer than [`Self::room`].
+    /// Replies to a request whose response of `needed` bytes is longer than [`Self::room`].
     #[must_use]
     pub fn refuse_for_want_of_room(&self, message: &[u8], needed: usize) -> Reply {
         Reply {

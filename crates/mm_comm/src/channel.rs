@@ -331,7 +331,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Takes what stands behind the header for an answer of `message_len` bytes. What an executor calls that was told the
+    /// Takes what stands behind the header for a response of `message_len` bytes. What an executor calls that was told the
     /// length in another way than through header or mailbox.
     ///
     /// # Errors

@@ -95,17 +95,17 @@ pub enum BeginError {
     },
 }
 
-/// Why what MM left behind is no answer. The request has been wiped from shared memory.
+/// Why what MM left behind is no response. The request has been wiped from shared memory.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum AnswerError {
+pub enum ResponseError {
     /// The mailbox still announces the request.
     #[error("MM did not process the request: the status mailbox still announces it")]
     NotProcessed,
     /// MM says that the request failed.
     #[error("MM answered {0}")]
     Mm(EfiStatus),
-    /// The mailbox claims an answer that does not even cover the header.
+    /// The mailbox claims a response that does not even cover the header.
     #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
     SizeBelowHeader {
         /// The value of ReturnBufferSize.
@@ -113,7 +113,7 @@ pub enum AnswerError {
         /// Bytes of the header.
         minimum: usize,
     },
-    /// The mailbox claims an answer that is larger than the buffer.
+    /// The mailbox claims a response that is larger than the buffer.
     #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
     SizeBeyondBuffer {
         /// The value of ReturnBufferSize.

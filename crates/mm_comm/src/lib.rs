@@ -3,11 +3,11 @@
 //! A message goes one way through this crate, and each step is a type:
 //!
 //! ```text
-//! Channel::begin ──► Staged ── (trigger raises the MMI, MM answers in place) ──► Staged::finish ──► Answer
+//! Channel::begin ──► Staged ── (trigger raises the MMI, MM answers in place) ──► Staged::finish ──► Response
 //! ```
 //!
 //! [`Channel`] is a region of memory shared with MM and, where the platform has one, its status mailbox. [`Staged`] and
-//! [`Answer`] hold the channel; when the last of them goes, whatever the transaction left in shared memory is wiped.
+//! [`Response`] hold the channel; when the last of them goes, whatever the transaction left in shared memory is wiped.
 //!
 //! | module | content |
 //! |---|---|
@@ -39,8 +39,8 @@ pub mod transaction;
 pub mod trigger;
 
 pub use channel::Channel;
-pub use error::{AnswerError, BeginError, ChannelError, TriggerError};
+pub use error::{BeginError, ChannelError, ResponseError, TriggerError};
 pub use ports::Ports;
 pub use region::SharedRegion;
-pub use transaction::{Answer, Staged};
+pub use transaction::{Response, Staged};
 pub use trigger::{PortTrigger, SmiCheck, SmiEnable, SmiEnableRegister};

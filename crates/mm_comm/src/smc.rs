@@ -102,10 +102,10 @@ pub enum SmcError {
     #[error("platform: the secure world offers neither FF-A 1.2 nor SPM_MM (MM_VERSION: {0})")]
     NoMm(SpmMmCode),
     /// The platform insists on FF-A, which is not there.
-    #[error("platform: the secure world does not offer FF-A 1.2 (FFA_VERSION: {answer:#x})")]
+    #[error("platform: the secure world does not offer FF-A 1.2 (FFA_VERSION: {response:#x})")]
     NoFfa {
         /// What FFA_VERSION answered, 32 bits.
-        answer: u32,
+        response: u32,
     },
     /// SPM_MM of another major version.
     #[error("platform: the secure world's SPM_MM is of version {major}.{minor}, 1.x is supported")]
@@ -165,13 +165,13 @@ pub enum SmcError {
     /// what MM still wrote to shared memory may have damaged it. The next one will be.
     #[error("MM: a request that was given up has ended only now; this one was not sent, it can be repeated")]
     EarlierEnded,
-    /// An answer that the interface does not know.
-    #[error("secure world: {call} was answered with {answer:#x}, which is no answer to it")]
+    /// A response that the interface does not know.
+    #[error("secure world: {call} was answered with {response:#x}, which is no response to it")]
     Protocol {
         /// The call.
         call: &'static str,
-        /// The answer's function identifier, or what it carries in the place where it is wrong.
-        answer: u32,
+        /// The response's function identifier, or what it carries in the place where it is wrong.
+        response: u32,
     },
 }
 
@@ -250,7 +250,7 @@ pub fn connect<C: Conduit>(
     }
     let found = match (ffa::version::<C>(), setup.interface) {
         (Ok(()), _) => Found::Ffa(ffa::find_mm::<C>(setup.patience.busy, rx_tx)?),
-        (Err(answer), Interface::Ffa) => return Err(SmcError::NoFfa { answer }),
+        (Err(response), Interface::Ffa) => return Err(SmcError::NoFfa { response }),
         (Err(_), Interface::Discover) => Found::SpmMm(spm_mm::version::<C>()?),
     };
     Ok(Connection {
@@ -405,7 +405,7 @@ mod tests {
             ..Setup::default()
         };
         let (result, seen) = connect_to(world, setup);
-        assert_eq!(result.unwrap_err(), SmcError::NoFfa { answer: u32::MAX });
+        assert_eq!(result.unwrap_err(), SmcError::NoFfa { response: u32::MAX });
         assert_eq!(seen.functions(), [0x8400_0063]);
     }
 
@@ -454,7 +454,7 @@ mod tests {
         for (error, status) in [
             (SmcError::NoConduit, EfiStatus::UNSUPPORTED),
             (SmcError::NoMm(SpmMmCode(-1)), EfiStatus::UNSUPPORTED),
-            (SmcError::NoFfa { answer: 0 }, EfiStatus::UNSUPPORTED),
+            (SmcError::NoFfa { response: 0 }, EfiStatus::UNSUPPORTED),
             (SmcError::Version { major: 2, minor: 0 }, EfiStatus::UNSUPPORTED),
             (SmcError::NoPartition, EfiStatus::NOT_FOUND),
             (SmcError::NoDirectRequests { id: 1 }, EfiStatus::UNSUPPORTED),
@@ -473,7 +473,10 @@ mod tests {
             (SmcError::EarlierUnfinished { attempts: 1 }, EfiStatus::NOT_READY),
             (SmcError::EarlierEnded, EfiStatus::NOT_READY),
             (
-                SmcError::Protocol { call: "", answer: 0 },
+                SmcError::Protocol {
+                    call: "",
+                    response: 0,
+                },
                 EfiStatus::DEVICE_ERROR,
             ),
         ] {

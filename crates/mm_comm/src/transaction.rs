@@ -1,16 +1,16 @@
-//! One exchange with MM, from the written request to the copied answer.
+//! One exchange with MM, from the written request to the copied response.
 //!
 //! | state | what holds |
 //! |---|---|
 //! | [`Staged`] | header and message stand in shared memory, the mailbox announces them, nobody else uses the channel |
-//! | [`Answer`] | MM processed the request; the answer's length was read once and fits the region |
+//! | [`Response`] | MM processed the request; the response's length was read once and fits the region |
 //!
 //! Dropping either ends the transaction and wipes shared memory, whatever happened in between, a panic included. Where
-//! all went well, that is as much as request and answer took; after an error it is the whole region, since nothing is
+//! all went well, that is as much as request and response took; after an error it is the whole region, since nothing is
 //! known about how far MM wrote.
 
 use crate::channel::Channel;
-use crate::error::AnswerError;
+use crate::error::ResponseError;
 use crate::mailbox::Mailbox;
 use core::cell::Cell;
 use mm_wire::{Header, ResponseLength};
@@ -64,7 +64,7 @@ impl<'c> Staged<'c> {
         wait(self.claim.channel, polls, pause)
     }
 
-    /// Whether there is an answer to be read: an executor wrote one by hand, or the mailbox does not announce the request any
+    /// Whether there is a response to be read: an executor wrote one by hand, or the mailbox does not announce the request any
     /// more. Without a mailbox only the former can be told.
     #[must_use]
     pub fn is_answered(&self) -> bool {
@@ -76,43 +76,43 @@ impl<'c> Staged<'c> {
     /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length.
     ///
     /// Where an executor answered by hand (through [`Channel::write_recipient`] and [`Channel::write_message`]) neither
-    /// mailbox nor header is asked: the answer is what was written, of the length that was written.
+    /// mailbox nor header is asked: the response is what was written, of the length that was written.
     ///
     /// # Errors
     ///
-    /// Each [`AnswerError`] ends the transaction and wipes the whole region.
-    pub fn finish(self) -> Result<Answer<'c>, AnswerError> {
+    /// Each [`ResponseError`] ends the transaction and wipes the whole region.
+    pub fn finish(self) -> Result<Response<'c>, ResponseError> {
         let channel = self.claim.channel;
         let (in_mailbox, found) = match channel.answered_by_hand() {
             Some(written) => (None, written),
             None => (
                 self.claimed_by_mailbox()?,
-                channel.read_header().map_err(AnswerError::HeaderDamaged)?,
+                channel.read_header().map_err(ResponseError::HeaderDamaged)?,
             ),
         };
         if found.recipient() != self.request.recipient() || found.format() != self.request.format() {
-            return Err(AnswerError::RecipientChanged {
+            return Err(ResponseError::RecipientChanged {
                 sent: self.request.recipient(),
             });
         }
         let capacity = channel.capacity(found.format());
         let fits = |claimed: u64| {
             let len = usize::try_from(claimed).ok().filter(|len| *len <= capacity);
-            len.ok_or(AnswerError::LengthBeyondBuffer { claimed, capacity })
+            len.ok_or(ResponseError::LengthBeyondBuffer { claimed, capacity })
         };
         // What the header counts has to fit even if a mailbox tells the length: it is wiped, too.
         let counted = fits(found.message_len())?;
         let in_header = self.request.response_length(&found);
         let message_len = match in_mailbox {
             Some(len) => len,
-            None => fits(in_header.map_err(AnswerError::HeaderDamaged)?.len)?,
+            None => fits(in_header.map_err(ResponseError::HeaderDamaged)?.len)?,
         };
 
         let header_len = found.format().header_len();
         let requested = usize::try_from(self.request.message_len()).unwrap_or(capacity);
         let touched = message_len.max(counted).max(requested);
         self.claim.wipe_len.set(Some(touched.saturating_add(header_len)));
-        Ok(Answer {
+        Ok(Response {
             claim: self.claim,
             header_len,
             message_len,
@@ -121,29 +121,29 @@ impl<'c> Staged<'c> {
         })
     }
 
-    /// The answer's message length according to the mailbox; `None` where there is none.
-    fn claimed_by_mailbox(&self) -> Result<Option<usize>, AnswerError> {
+    /// The response's message length according to the mailbox; `None` where there is none.
+    fn claimed_by_mailbox(&self) -> Result<Option<usize>, ResponseError> {
         let channel = self.claim.channel;
         let Some(mailbox) = channel.mailbox() else {
             return Ok(None);
         };
         let image = mailbox.read();
         if image.is_pending() {
-            return Err(AnswerError::NotProcessed);
+            return Err(ResponseError::NotProcessed);
         }
         if image.return_status().as_error().is_some() {
-            return Err(AnswerError::Mm(image.return_status()));
+            return Err(ResponseError::Mm(image.return_status()));
         }
         let claimed = image.return_buffer_size();
         let capacity = channel.region().len();
         let total = usize::try_from(claimed)
             .ok()
             .filter(|total| *total <= capacity)
-            .ok_or(AnswerError::SizeBeyondBuffer { claimed, capacity })?;
+            .ok_or(ResponseError::SizeBeyondBuffer { claimed, capacity })?;
         let minimum = self.request.format().header_len();
         let message_len = total
             .checked_sub(minimum)
-            .ok_or(AnswerError::SizeBelowHeader { claimed, minimum })?;
+            .ok_or(ResponseError::SizeBelowHeader { claimed, minimum })?;
         Ok(Some(message_len))
     }
 }
@@ -171,13 +171,13 @@ pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
     }
 }
 
-/// MM's answer, still in shared memory; its length has been read and checked.
+/// MM's response, still in shared memory; its length has been read and checked.
 ///
 /// There is no reference to it to be had, since MM may still write there. It is copied out, front to back, and no byte
 /// twice: what was checked once cannot be fetched again.
 #[derive(Debug)]
-#[must_use = "dropping it wipes the answer from shared memory"]
-pub struct Answer<'c> {
+#[must_use = "dropping it wipes the response from shared memory"]
+pub struct Response<'c> {
     claim: Claim<'c>,
     header_len: usize,
     message_len: usize,
@@ -185,7 +185,7 @@ pub struct Answer<'c> {
     taken: usize,
 }
 
-impl Answer<'_> {
+impl Response<'_> {
     /// What the header that MM left says about the response, beside a mailbox that counts more. `None` if it contradicts
     /// itself.
     #[must_use]
@@ -193,7 +193,7 @@ impl Answer<'_> {
         self.in_header
     }
 
-    /// Bytes of the answer, without the header.
+    /// Bytes of the response, without the header.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.message_len
@@ -223,7 +223,7 @@ impl Answer<'_> {
         out
     }
 
-    /// Copies the answer out, once, and ends the transaction. Returns the part of `out` that was filled; `None`, with
+    /// Copies the response out, once, and ends the transaction. Returns the part of `out` that was filled; `None`, with
     /// nothing copied, where `out` is shorter than [`Self::remaining`].
     pub fn copy_to(mut self, out: &mut [u8]) -> Option<&mut [u8]> {
         (out.len() >= self.remaining()).then(|| self.read(out))
@@ -273,9 +273,9 @@ mod tests {
         channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET).unwrap()
     }
 
-    fn mm_answers(channel: &Channel, answer: &[u8]) {
-        assert!(channel.region().write(24, answer));
-        let total = answer.len() as u64 + 24;
+    fn mm_answers(channel: &Channel, response: &[u8]) {
+        assert!(channel.region().write(24, response));
+        let total = response.len() as u64 + 24;
         channel
             .mailbox()
             .unwrap()
@@ -292,22 +292,22 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_has_the_length_that_mm_returned_whatever_the_request_had() {
+    fn the_response_has_the_length_that_mm_returned_whatever_the_request_had() {
         for len in [0, 1, 31, 32, 33, LEN - 24] {
             let channel = channel();
             let staged = begin(&channel);
             let sent: Vec<u8> = (0..=250).cycle().take(len).collect();
             mm_answers(&channel, &sent);
-            let answer = staged.finish().unwrap();
-            assert_eq!(answer.len(), len);
+            let response = staged.finish().unwrap();
+            assert_eq!(response.len(), len);
             let mut out = vec![0; LEN];
-            assert_eq!(answer.copy_to(&mut out).unwrap(), sent);
+            assert_eq!(response.copy_to(&mut out).unwrap(), sent);
             assert_clean_and_free(&channel);
         }
     }
 
     #[test]
-    fn an_answer_too_long_for_the_caller_copies_nothing_and_leaves_nothing() {
+    fn a_response_too_long_for_the_caller_copies_nothing_and_leaves_nothing() {
         let channel = channel();
         let staged = begin(&channel);
         mm_answers(&channel, &[1; 40]);
@@ -318,24 +318,24 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_front_to_back_and_no_byte_twice() {
+    fn a_response_is_read_front_to_back_and_no_byte_twice() {
         let channel = channel();
         let staged = begin(&channel);
         mm_answers(&channel, b"forward");
-        let mut answer = staged.finish().unwrap();
+        let mut response = staged.finish().unwrap();
         let mut out = [0; 4];
-        assert_eq!(answer.read(&mut out), b"forw");
+        assert_eq!(response.read(&mut out), b"forw");
         assert!(channel.region().write(24, b"FORWARD"));
-        assert_eq!(answer.remaining(), 3);
-        assert_eq!(answer.read(&mut out), b"ARD");
-        assert_eq!(answer.read(&mut out), b"");
-        assert_eq!(answer.len(), 7);
-        drop(answer);
+        assert_eq!(response.remaining(), 3);
+        assert_eq!(response.read(&mut out), b"ARD");
+        assert_eq!(response.read(&mut out), b"");
+        assert_eq!(response.len(), 7);
+        drop(response);
         assert_clean_and_free(&channel);
     }
 
     #[test]
-    fn an_answer_is_told_by_the_mailbox_or_by_whoever_wrote_it() {
+    fn a_response_is_told_by_the_mailbox_or_by_whoever_wrote_it() {
         for (channel, in_mailbox) in [(channel(), true), (without_mailbox(), false)] {
             let staged = begin(&channel);
             assert!(!staged.is_answered());
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mailbox_the_header_says_how_long_the_answer_is() {
+    fn without_a_mailbox_the_header_says_how_long_the_response_is() {
         let channel = without_mailbox();
         let staged = begin(&channel);
         assert!(channel.region().write(16, &3u64.to_le_bytes()));
@@ -396,11 +396,14 @@ mod tests {
         assert_eq!(len([Some(4096), None]), Ok(LEN - 56));
         for claimed in [33, 4096, u64::MAX] {
             let error = mm_wire::HeaderError::MessageBeyondBuffer { claimed, room: 32 };
-            assert_eq!(len([None, Some(claimed)]), Err(AnswerError::HeaderDamaged(error)));
+            assert_eq!(
+                len([None, Some(claimed)]),
+                Err(ResponseError::HeaderDamaged(error))
+            );
         }
         assert_eq!(
             len([Some(4097), Some(4)]),
-            Err(AnswerError::LengthBeyondBuffer {
+            Err(ResponseError::LengthBeyondBuffer {
                 claimed: 4041,
                 capacity: 4040
             })
@@ -452,7 +455,7 @@ mod tests {
             mm_answers(&channel, &SECRET);
             let answered = MailboxImage::answered(EfiStatus(status), 24 + 32);
             channel.mailbox().unwrap().write(&answered);
-            assert_eq!(staged.finish().unwrap_err(), AnswerError::Mm(EfiStatus(status)));
+            assert_eq!(staged.finish().unwrap_err(), ResponseError::Mm(EfiStatus(status)));
             assert_clean_and_free(&channel);
         }
     }
@@ -476,29 +479,29 @@ mod tests {
                 .unwrap()
                 .write(&MailboxImage::answered(status, size));
         }
-        let lies: [(Lie, AnswerError); 8] = [
-            (|_| {}, AnswerError::NotProcessed),
+        let lies: [(Lie, ResponseError); 8] = [
+            (|_| {}, ResponseError::NotProcessed),
             (
                 |channel| claim(channel, EfiStatus::NOT_FOUND, 56),
-                AnswerError::Mm(EfiStatus::NOT_FOUND),
+                ResponseError::Mm(EfiStatus::NOT_FOUND),
             ),
             (
                 |channel| claim(channel, EfiStatus::SUCCESS, 23),
-                AnswerError::SizeBelowHeader {
+                ResponseError::SizeBelowHeader {
                     claimed: 23,
                     minimum: 24,
                 },
             ),
             (
                 |channel| claim(channel, EfiStatus::SUCCESS, 4097),
-                AnswerError::SizeBeyondBuffer {
+                ResponseError::SizeBeyondBuffer {
                     claimed: 4097,
                     capacity: 4096,
                 },
             ),
             (
                 |channel| claim(channel, EfiStatus::SUCCESS, u64::MAX),
-                AnswerError::SizeBeyondBuffer {
+                ResponseError::SizeBeyondBuffer {
                     claimed: u64::MAX,
                     capacity: 4096,
                 },
@@ -508,14 +511,14 @@ mod tests {
                     mm_answers(channel, &[]);
                     assert!(channel.region().write(0, &[0x99; 16]));
                 },
-                AnswerError::RecipientChanged { sent: RECIPIENT },
+                ResponseError::RecipientChanged { sent: RECIPIENT },
             ),
             (
                 |channel| {
                     mm_answers(channel, &[]);
                     assert!(channel.region().write(16, &4073u64.to_le_bytes()));
                 },
-                AnswerError::LengthBeyondBuffer {
+                ResponseError::LengthBeyondBuffer {
                     claimed: 4073,
                     capacity: 4072,
                 },
@@ -525,13 +528,13 @@ mod tests {
                     mm_answers(channel, &[]);
                     assert!(channel.region().write(16, &u64::MAX.to_le_bytes()));
                 },
-                AnswerError::HeaderDamaged(mm_wire::HeaderError::LengthOverflows { claimed: u64::MAX }),
+                ResponseError::HeaderDamaged(mm_wire::HeaderError::LengthOverflows { claimed: u64::MAX }),
             ),
         ];
         for (lie, expected) in lies {
             let channel = channel();
             let staged = begin(&channel);
-            // Far behind the request, where an honest answer would not have been.
+            // Far behind the request, where an honest response would not have been.
             assert!(channel.region().write(2000, &SECRET));
             lie(&channel);
             assert_eq!(staged.finish().unwrap_err(), expected);
@@ -540,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_touches_no_more_than_request_and_answer_took() {
+    fn a_call_touches_no_more_than_request_and_response_took() {
         let channel = channel();
         let behind = 24 + 100;
         assert!(channel.region().write(behind, &[0x77; LEN - 124]));
@@ -554,16 +557,16 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_by_hand_is_wiped_as_far_as_it_ever_reached() {
+    fn a_response_by_hand_is_wiped_as_far_as_it_ever_reached() {
         let channel = channel();
         let staged = begin(&channel);
         channel.write_message(&[0x77; 3000]).unwrap();
         channel.write_message(b"short").unwrap();
         // Whoever writes to the memory behind an executor's back does not change what it answered.
         assert!(channel.region().write(16, &9u64.to_le_bytes()));
-        let answer = staged.finish().unwrap();
-        assert_eq!(answer.len(), 5);
-        drop(answer);
+        let response = staged.finish().unwrap();
+        assert_eq!(response.len(), 5);
+        drop(response);
         assert_clean_and_free(&channel);
     }
 
@@ -718,14 +721,14 @@ mod tests {
         channel.clear();
         channel.write_recipient(HeaderFormat::V1, RECIPIENT).unwrap();
         channel.write_message(b"").unwrap();
-        let answer = staged.finish().unwrap();
-        assert!(answer.is_empty());
-        drop(answer);
+        let response = staged.finish().unwrap();
+        assert!(response.is_empty());
+        drop(response);
         assert_clean_and_free(&channel);
     }
 
     #[test]
-    fn waiting_ends_with_the_answer_or_with_the_bound() {
+    fn waiting_ends_with_the_response_or_with_the_bound() {
         let channel = channel();
         let staged = begin(&channel);
         assert_eq!(staged.wait(7, || {}), 7);

@@ -6,7 +6,7 @@
 //! | TalkToSupervisor | 1 | 1 | with a mailbox that the MM supervisor shares with its users: the request is in the supervisor's comm buffer. Reserved otherwise |
 //! | Reserved | 2 | 6 | |
 //! | ReturnStatus | 8 | 8 | `EFI_STATUS` |
-//! | ReturnBufferSize | 16 | 8 | bytes of the answer, **communicate header included** |
+//! | ReturnBufferSize | 16 | 8 | bytes of the response, **communicate header included** |
 //!
 //! TalkToSupervisor is how Project Mu's supervisors v20.0.0 to v23.0.3 tell their two channels apart
 //! (`MmSupervisorPkg/Core/MmSupervisorCore.c`, `MmEntryPoint`). Later ones have a mailbox for each.
@@ -90,7 +90,7 @@ impl MailboxImage {
         EfiStatus(self.return_status.get())
     }
 
-    /// The bytes of the answer, communicate header included. A claim of the MM side: check it against the buffer.
+    /// The bytes of the response, communicate header included. A claim of the MM side: check it against the buffer.
     #[must_use]
     pub fn return_buffer_size(&self) -> u64 {
         self.return_buffer_size.get()

@@ -5,7 +5,7 @@
 //!
 //! | you want to | use |
 //! |---|---|
-//! | send a message and get the answer | [`service::MmCommunication`] |
+//! | send a message and get the response | [`service::MmCommunication`] |
 //! | raise a software MMI | [`service::SwMmiTrigger`] |
 //! | prepare the hardware before MMIs are used | [`service::PlatformMmControl`] |
 //! | set a platform up | [`config::MmCommunicationConfiguration`], [`component`] |
@@ -102,12 +102,12 @@
 //!             ..VersionRequest::new_zeroed()
 //!         };
 //!         let supervisor = patina::Guid::from_string("8c633b23-1260-4ea6-830f-7ddc97382111");
-//!         let answer = mm.communicate(0, request.as_bytes(), supervisor).inspect_err(|status| {
+//!         let response = mm.communicate(0, request.as_bytes(), supervisor).inspect_err(|status| {
 //!             log::error!("the MM supervisor did not answer: {status}");
 //!         })?;
 //!         // The supervisor refuses a request without room for the version.
-//!         assert_eq!(answer.len(), 40);
-//!         log::info!("MM supervisor version {:02x?}", &answer[24..28]);
+//!         assert_eq!(response.len(), 40);
+//!         log::info!("MM supervisor version {:02x?}", &response[24..28]);
 //!         Ok(())
 //!     }
 //! }
@@ -119,7 +119,7 @@
 //! # Logs
 //!
 //! Targets `mm_comm` (buffers, transactions, updates) and `sw_mmi` (the trigger). A transaction is one line at debug.
-//! No message byte is logged above trace, and at most 64 bytes of request and answer there.
+//! No message byte is logged above trace, and at most 64 bytes of request and response there.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -16,7 +16,7 @@ use patina_harness::events::{HostEvents, SharedEvents};
 use patina_harness::protocols::{HostProtocols, SharedProtocols};
 use patina_harness::tpl::SharedTpl;
 use patina_mm::component::communicator::{
-    AnswerReader, CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, Status,
+    CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, ResponseReader, Status,
 };
 use patina_mm::component::events::MmEventNotifier;
 use patina_mm::component::protocols::MmCommunicationProducer;
@@ -100,8 +100,8 @@ fn allocations_of<T>(run: impl FnOnce() -> T) -> (usize, T) {
 #[test]
 fn communicate_allocates_once() {
     let mm = communicator();
-    let (allocations, answer) = allocations_of(|| mm.communicate(0, b"x", RECIPIENT.as_guid()));
-    assert_eq!(answer.unwrap(), ANSWER);
+    let (allocations, response) = allocations_of(|| mm.communicate(0, b"x", RECIPIENT.as_guid()));
+    assert_eq!(response.unwrap(), ANSWER);
     assert_eq!(allocations, 1);
 }
 
@@ -120,10 +120,10 @@ fn communicate_with_allocates_nothing() {
     let v3 = CallOptions::new().with_header(HeaderFormat::V3);
     let mut sum = 0;
     let (allocations, result) = allocations_of(|| {
-        mm.communicate_with(0, b"x", RECIPIENT.as_guid(), v3, &mut |answer| {
+        mm.communicate_with(0, b"x", RECIPIENT.as_guid(), v3, &mut |response| {
             let mut chunk = [0; 64];
-            while answer.remaining() > 0 {
-                sum += answer
+            while response.remaining() > 0 {
+                sum += response
                     .read(&mut chunk)
                     .iter()
                     .map(|byte| usize::from(*byte))
@@ -138,8 +138,9 @@ fn communicate_with_allocates_nothing() {
 #[test]
 fn a_typed_request_allocates_nothing() {
     let mm = communicator();
-    let (allocations, answer) = allocations_of(|| mm.request::<u16, [u8; 1000]>(0, &7, RECIPIENT.as_guid()));
-    assert_eq!(answer, Ok(ANSWER));
+    let (allocations, response) =
+        allocations_of(|| mm.request::<u16, [u8; 1000]>(0, &7, RECIPIENT.as_guid()));
+    assert_eq!(response, Ok(ANSWER));
     assert_eq!(allocations, 0);
 }
 
@@ -344,7 +345,7 @@ fn requested_moves_take_constant_memory() {
     let mm = communicator();
     mm.set_test_comm_buffers(vec![at(1)]);
     let move_to = |n| {
-        let mut take = |answer: &mut AnswerReader<'_>| answer.remaining() == ANSWER.len();
+        let mut take = |response: &mut ResponseReader<'_>| response.remaining() == ANSWER.len();
         let moved = mm.communicate_and_move(0, b"x", RECIPIENT.as_guid(), &[at(n)], &mut take);
         assert_eq!(moved, Ok(()));
     };
@@ -392,14 +393,14 @@ impl Call for PagesOnly {
     }
 
     fn call64(function: u32, _: [u64; 17]) -> [u64; 18] {
-        let mut answer = [0; 18];
-        answer[0] = match function {
+        let mut response = [0; 18];
+        response[0] = match function {
             0x8400_0063 => 0x1_0002,
             0x8400_0069 => 0x8400_0061,
             0xc400_0066 => unreachable!("there are no pages to be mapped"),
             _ => u64::MAX,
         };
-        answer
+        response
     }
 }
 

@@ -48,7 +48,7 @@ impl TpmLock {
             platform.init()?;
         }
         match mm.communicate(self.buffer, b"lock", TPM.as_guid()) {
-            Ok(answer) if answer == b"locked" => Ok(()),
+            Ok(response) if response == b"locked" => Ok(()),
             Ok(_) => Err(EfiError::SecurityViolation),
             Err(Status::NoCommBuffer) => mmi.trigger_sw_mmi(0x7a, 1),
             Err(status) => Err(status.into()),
@@ -59,7 +59,7 @@ impl TpmLock {
 const LOCK: TpmLock = TpmLock { buffer: 3 };
 
 #[test]
-fn the_request_and_its_answer_can_be_expected() {
+fn the_request_and_its_response_can_be_expected() {
     let mut mm = MockMmCommunication::new();
     mm.expect_communicate()
         .withf(|id, message, recipient| *id == 3 && message == b"lock" && *recipient == TPM.as_guid())

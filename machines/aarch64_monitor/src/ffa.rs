@@ -81,18 +81,18 @@ pub struct Ffa {
     interrupted: Option<Interrupted>,
 }
 
-/// The registers of an answer that come first; the others are zero.
-type Answer = [u64; 9];
+/// The registers of a response that come first; the others are zero.
+type Response = [u64; 9];
 
-const fn answer(function: u64, x1: u64, x2: u64, x3: u64) -> Answer {
+const fn answer(function: u64, x1: u64, x2: u64, x3: u64) -> Response {
     [function, x1, x2, x3, 0, 0, 0, 0, 0]
 }
 
-const fn error(error: i32) -> Answer {
+const fn error(error: i32) -> Response {
     answer(ERROR, 0, code(error), 0)
 }
 
-const fn success() -> Answer {
+const fn success() -> Response {
     answer(SUCCESS, 0, 0, 0)
 }
 
@@ -110,7 +110,7 @@ impl Ffa {
     }
 
     /// Answers a call; `None` where it is none that this partition manager has.
-    pub fn call(&mut self, mm: &mut Mm<'_>, function: u32, arguments: [u64; 17]) -> Option<Answer> {
+    pub fn call(&mut self, mm: &mut Mm<'_>, function: u32, arguments: [u64; 17]) -> Option<Response> {
         let [x1, x2, x3, x4, ..] = arguments;
         Some(match (function, self.kind) {
             (VERSION, _) => answer(VERSION_1_2, 0, 0, 0),
@@ -139,7 +139,7 @@ impl Ffa {
     }
 
     /// Takes two pages of the caller's. They must be RAM that it can use itself, and not the same.
-    fn map(&mut self, mm: &Mm<'_>, tx: u64, rx: u64, pages: u64) -> Answer {
+    fn map(&mut self, mm: &Mm<'_>, tx: u64, rx: u64, pages: u64) -> Response {
         let page = |address: u64| {
             AddressRange::new(address, PAGE_LEN)
                 .filter(|page| address.is_multiple_of(PAGE_LEN) && Window::new(mm.ram(), *page).is_some())
@@ -157,7 +157,7 @@ impl Ffa {
         success()
     }
 
-    fn partition_in_page(&mut self, mm: &Mm<'_>, [a, b, c, d]: [u64; 4]) -> Answer {
+    fn partition_in_page(&mut self, mm: &Mm<'_>, [a, b, c, d]: [u64; 4]) -> Response {
         let Some(rx) = self.rx else {
             return error(DENIED);
         };
@@ -178,7 +178,7 @@ impl Ffa {
         answer(SUCCESS, 0, 1, DESCRIPTOR_LEN)
     }
 
-    fn request(&mut self, mm: &mut Mm<'_>, function: u32, buffer: u64) -> Answer {
+    fn request(&mut self, mm: &mut Mm<'_>, function: u32, buffer: u64) -> Response {
         if self.interrupted.is_some() {
             return error(BUSY);
         }
@@ -200,7 +200,7 @@ impl Ffa {
         }
     }
 
-    fn resume(&mut self, mm: &mut Mm<'_>, target: u64) -> Answer {
+    fn resume(&mut self, mm: &mut Mm<'_>, target: u64) -> Response {
         match self.interrupted.take() {
             Some(mut request) if target == VCPU => {
                 if request.resumed == 0 {
@@ -218,7 +218,7 @@ impl Ffa {
     }
 }
 
-fn serve(mm: &mut Mm<'_>, response: u64, buffer: u64) -> Answer {
+fn serve(mm: &mut Mm<'_>, response: u64, buffer: u64) -> Response {
     match mm.serve(buffer) {
         Ok(()) => answer(response, PARTITION << 16, 0, 0),
         Err(refusal) => error(refusal.ffa()),
@@ -230,7 +230,7 @@ const fn descriptor(takes: u64) -> [u64; 3] {
     [PARTITION | VCPUS << 16 | (IS_AARCH64 | takes) << 32, 0, 0]
 }
 
-fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Answer {
+fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Response {
     if uuid != SERVICE || index_and_tag != 0 {
         return error(INVALID_PARAMETERS);
     }

@@ -124,7 +124,7 @@ impl<'a> Mm<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal`] says why no answer stands in the buffer.
+    /// [`Refusal`] says why no response stands in the buffer.
     pub fn serve(&mut self, address: u64) -> Result<(), Refusal> {
         let region = self
             .buffers

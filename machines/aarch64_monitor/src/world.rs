@@ -25,7 +25,7 @@ const PSCI_FEATURES: u32 = 0x8400_000a;
 
 const SMCCC_1_2: u64 = 0x1_0002;
 const PSCI_1_1: u64 = 0x1_0001;
-/// The calling convention's answer to an unknown function.
+/// The calling convention's response to an unknown function.
 const UNKNOWN: u64 = u64::MAX;
 
 /// The interface that is presented, and its state.
@@ -78,9 +78,9 @@ impl<'a> World<'a> {
                 Service::Nobody => UNKNOWN,
                 Service::SpmMm => spm_mm::call(&mut self.mm, function, arguments).unwrap_or(UNKNOWN),
                 Service::Ffa(ffa) => match ffa.call(&mut self.mm, function, arguments) {
-                    Some(answer) => {
+                    Some(response) => {
                         *registers = [0; 18];
-                        for (register, value) in registers.iter_mut().zip(answer) {
+                        for (register, value) in registers.iter_mut().zip(response) {
                             *register = value;
                         }
                         return Effect::Return;

@@ -130,7 +130,7 @@ fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let found = connect::<C>(Wanted::Ffa).map(drop);
     let expected = match place.interface {
         Interface::Ffa | Interface::FfaWithoutRegs => Ok(()),
-        Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa { answer: u32::MAX }),
+        Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa { response: u32::MAX }),
         Interface::NoEl3 => Err(SmcError::NoConduit),
     };
     expect("FF-A", &found, &expected)
@@ -147,7 +147,7 @@ fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk>
     for function in foreign.iter().chain(&[0xc400_0040, 0xc300_1234]) {
         // Not through the tap: these are no requests.
         let [x0, ..] = C::call64(*function, [0; 17]);
-        expect("answer", &x0, &UNKNOWN)?;
+        expect("response", &x0, &UNKNOWN)?;
     }
     Ok(())
 }
@@ -267,9 +267,10 @@ fn vector_registers_survive<C: Conduit>(shared: &SharedRegion, vectors: Vectors<
 fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (_, buffer) = one_buffer::<C>(shared)?;
     let connection = connect_impatiently::<C>()?;
-    let communicate = |answer_len| {
+    let communicate = |response_len| {
         let header = Header::new(HeaderFormat::V1, mm::STRETCH, 8).ok_or("no header")?;
-        let written = shared.write(0, header.encode().as_ref()) && shared.write(24, &mm::stretch(answer_len));
+        let written =
+            shared.write(0, header.encode().as_ref()) && shared.write(24, &mm::stretch(response_len));
         expect("written", &written, &true)?;
         let result = connection.communicate(buffer);
         let mut length = [0; 8];
@@ -302,7 +303,7 @@ fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), 
     expect("requests that were served", &requests, &2)
 }
 
-/// The answer's length is what the callee leaves in MessageLength or in BufferSize.
+/// The response's length is what the callee leaves in MessageLength or in BufferSize.
 fn both_headers_are_served<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (connection, buffer) = one_buffer::<C>(shared)?;
     for (format, length_at_16) in [(HeaderFormat::V1, 300), (HeaderFormat::V3, 356)] {

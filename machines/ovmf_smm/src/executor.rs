@@ -1,6 +1,6 @@
 //! The ways into traditional SMM. An unsafe island (`docs/unsafe.md`).
 //!
-//! edk2's SMM core neither knows a status mailbox nor touches the header in the comm buffer: how long an answer is
+//! edk2's SMM core neither knows a status mailbox nor touches the header in the comm buffer: how long a response is
 //! stands elsewhere. So the executor that raises the SMI itself tells the communicator what the SMM core told it.
 
 use crate::smm_core::{RequestError, SmmCorePrivate};
@@ -51,12 +51,12 @@ impl MmExecutor for SmmCoreExecutor {
                 .inspect(|()| self.mmis.count())
         };
         let len = request_len(comm_buffer)?;
-        let answer = self
+        let response = self
             .block
             .request(self.boot, comm_buffer.as_ptr(), len, raise, || {
                 self.trigger.pause()
             });
-        hand_over(comm_buffer, answer.map_err(Status::from)?)
+        hand_over(comm_buffer, response.map_err(Status::from)?)
     }
 }
 
@@ -99,8 +99,8 @@ fn hand_over(comm_buffer: &mut CommunicateBuffer, claimed: u64) -> Result<(), St
     let total = usize::try_from(claimed)
         .ok()
         .filter(|total| *total <= capacity)
-        .ok_or(Status::AnswerBeyondBuffer { claimed, capacity })?;
-    let len = total.checked_sub(HEADER_LEN).ok_or(Status::AnswerBelowHeader {
+        .ok_or(Status::ResponseBeyondBuffer { claimed, capacity })?;
+    let len = total.checked_sub(HEADER_LEN).ok_or(Status::ResponseBelowHeader {
         claimed,
         minimum: HEADER_LEN,
     })?;

@@ -3,7 +3,7 @@
 //!
 //! The request's address and size are written into the block, then an SMI is raised through the chipset's ports. The
 //! SMM core, on every SMI, looks whether there is a request; when it has served it, it sets the address to null and
-//! writes the answer's size and status.
+//! writes the response's size and status.
 //!
 //! No table has the block's address. It is part of the image that installed `EFI_MM_COMMUNICATION_PROTOCOL`, and
 //! starts with a signature; the rest of its fields tell it from other places with the same bytes.
@@ -110,7 +110,7 @@ pub(crate) enum FindError {
     Region(#[from] ChannelError),
 }
 
-/// Why a request has no answer.
+/// Why a request has no response.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum RequestError<E> {
     /// The SMI could not be raised.
@@ -173,7 +173,7 @@ impl SmmCorePrivate {
         Ok(Self { region })
     }
 
-    /// Has the SMM core serve what stands at `buffer`, `len` bytes with their header. Returns the size of the answer in
+    /// Has the SMM core serve what stands at `buffer`, `len` bytes with their header. Returns the size of the response in
     /// the same place, header included, as the SMM core tells it: a claim.
     ///
     /// `raise` raises one SMI and `pause` lets it be taken. Nothing else runs meanwhile: a notification that talks to MM
@@ -194,7 +194,7 @@ impl SmmCorePrivate {
         self.write(Block::BUFFER_SIZE, len as u64);
         self.write(Block::COMMUNICATION_BUFFER, buffer.expose_provenance() as u64);
         let raised = raise().map_err(RequestError::Trigger);
-        let taken = raised.and_then(|()| self.await_answer(pause));
+        let taken = raised.and_then(|()| self.await_response(pause));
         self.write(Block::COMMUNICATION_BUFFER, 0);
         taken?;
         let status = EfiStatus(self.read(Block::RETURN_STATUS));
@@ -204,7 +204,7 @@ impl SmmCorePrivate {
         Ok(self.read(Block::BUFFER_SIZE))
     }
 
-    fn await_answer<E>(&self, pause: impl Fn()) -> Result<(), RequestError<E>> {
+    fn await_response<E>(&self, pause: impl Fn()) -> Result<(), RequestError<E>> {
         for _ in 0..MAX_PAUSES {
             pause();
             if self.read(Block::COMMUNICATION_BUFFER) == 0 {

@@ -94,15 +94,15 @@ impl Tests {
         );
         test("the_fault_tolerant_write_service_says_that_it_is_closed", &|| {
             // After the end of DXE the handler denies everything, in the message's status.
-            let answer = ask(mm, FAULT_TOLERANT_WRITE, BLOCK_SIZE_REQUEST.as_bytes())?;
-            equal(&answer[..], [1, EfiStatus::ACCESS_DENIED.0, 0].as_bytes())
+            let response = ask(mm, FAULT_TOLERANT_WRITE, BLOCK_SIZE_REQUEST.as_bytes())?;
+            equal(&response[..], [1, EfiStatus::ACCESS_DENIED.0, 0].as_bytes())
         });
-        test("an_answer_of_21_bytes_has_21_bytes", &|| {
+        test("a_response_of_21_bytes_has_21_bytes", &|| {
             // Signature, revision, command "is enabled", result u64, state u8; packed.
             let request = [b"VCPC\x01\0\0\0\x02\0\0\0".as_slice(), &[0xff; 8], &[0xff]].concat();
-            let answer = ask(mm, VARIABLE_POLICY, &request)?;
+            let response = ask(mm, VARIABLE_POLICY, &request)?;
             let enabled = [b"VCPC\x01\0\0\0\x02\0\0\0".as_slice(), &[0; 8], &[1]].concat();
-            equal(answer, enabled)
+            equal(response, enabled)
         });
         test("a_missing_handler_is_the_status_of_mm", &|| {
             equal(

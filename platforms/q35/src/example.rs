@@ -9,7 +9,7 @@
 //! | `8c633b23-1260-4ea6-830f7ddc97382111` | a hyphen more | that is no GUID |
 //! | `unsafe { mm_comm.communicate(..) }` | without `unsafe` | the method is safe |
 //! | `map_err` to `DeviceError`, "Map actual codes" | `?` | the status becomes the `EfiError` that fits |
-//! | `let _ =` | `let answer =` | a test asks for it |
+//! | `let _ =` | `let response =` | a test asks for it |
 
 use patina::component::{component, prelude::Service};
 use patina_mm::service::MmCommunication;
@@ -44,14 +44,14 @@ impl ExampleComponent {
         };
         let recipient = patina::Guid::from_string("8c633b23-1260-4ea6-830f-7ddc97382111");
 
-        let answer = mm_comm
+        let response = mm_comm
             .communicate(0, data.as_bytes(), recipient)
             .inspect_err(|status| {
                 log::error!("MM Communication failed: {status}");
             })?;
-        log::info!("MM answered {} bytes: {answer:02x?}", answer.len());
+        log::info!("MM answered {} bytes: {response:02x?}", response.len());
         #[cfg(feature = "conformance")]
-        crate::self_test::keep_the_examples_answer(answer);
+        crate::self_test::keep_the_examples_response(response);
         Ok(())
     }
 }

@@ -37,12 +37,12 @@ use site::Q35Site;
 use spin::Mutex;
 use traffic::Traffic;
 
-/// What MM answered to the example component; `None` until it was dispatched and got an answer.
+/// What MM answered to the example component; `None` until it was dispatched and got a response.
 static EXAMPLES_ANSWER: Mutex<Option<Vec<u8>>> = Mutex::new(None);
 
 /// Keeps what MM answered to the example component, for a test.
-pub(crate) fn keep_the_examples_answer(answer: Vec<u8>) {
-    *EXAMPLES_ANSWER.lock() = Some(answer);
+pub(crate) fn keep_the_examples_response(response: Vec<u8>) {
+    *EXAMPLES_ANSWER.lock() = Some(response);
 }
 
 /// Everything that the tests use.

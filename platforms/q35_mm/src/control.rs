@@ -1,6 +1,6 @@
 //! Messages to the image itself.
 //!
-//! | function | request behind it | answer | in which image |
+//! | function | request behind it | response | in which image |
 //! |---|---|---|---|
 //! | [`STATE`] | nothing | [`StateOfMm`] | each |
 //! | [`BUFFERS`] | up to 4 [`BufferEntry`] | u64 EFI status, then why not, as text | feature `conformance` |

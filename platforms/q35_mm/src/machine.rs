@@ -112,7 +112,7 @@ pub(crate) fn hand_off() -> HandOff {
 }
 
 /// Tells the launcher what became of the hand-off.
-pub(crate) fn answer_hand_off(state: State) {
+pub(crate) fn response_hand_off(state: State) {
     let at = pointer(HANDOFF.saturating_add(STATE_OFFSET));
     // SAFETY: as in `hand_off`.
     let region = unsafe { SharedRegion::new(at, size_of::<u64>()) };

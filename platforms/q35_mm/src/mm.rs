@@ -115,7 +115,7 @@ impl Mm {
             Some(()) => State::Ready,
             None => State::Refused,
         };
-        machine::answer_hand_off(state);
+        machine::response_hand_off(state);
     }
 
     fn take_over(&mut self) -> Option<()> {
@@ -154,7 +154,7 @@ impl Mm {
         #[cfg(feature = "conformance")]
         let mut test = crate::suite::Control::new(&self.suite, self.buffers.as_slice());
         let mut control = |request: &mut Request<'_>| match control::split(request.message()) {
-            Some((control::STATE, _)) => answer_state(request, smis, root.get()),
+            Some((control::STATE, _)) => response_state(request, smis, root.get()),
             #[cfg(feature = "conformance")]
             Some((function, _)) => test.handle(function, request),
             _ => Err(EfiStatus::UNSUPPORTED),
@@ -187,7 +187,7 @@ impl Mm {
     }
 }
 
-fn answer_state(request: &mut Request<'_>, smis: u64, root: Root) -> Result<(), EfiStatus> {
+fn response_state(request: &mut Request<'_>, smis: u64, root: Root) -> Result<(), EfiStatus> {
     let state = StateOfMm {
         smis: smis.into(),
         root_calls: root.calls.into(),
@@ -198,9 +198,9 @@ fn answer_state(request: &mut Request<'_>, smis: u64, root: Root) -> Result<(), 
     respond(request, state.as_bytes())
 }
 
-pub(crate) fn respond(request: &mut Request<'_>, answer: &[u8]) -> Result<(), EfiStatus> {
+pub(crate) fn respond(request: &mut Request<'_>, response: &[u8]) -> Result<(), EfiStatus> {
     request
-        .respond(answer)
+        .respond(response)
         .map_err(|_no_room| EfiStatus::BUFFER_TOO_SMALL)
 }
 

@@ -51,11 +51,11 @@ impl TestBench {
     ) -> Result<()> {
         let (mm, trigger) = (*mm, *trigger);
         let early = Rc::new(Cell::new(None));
-        let answer = Rc::clone(&early);
+        let response = Rc::clone(&early);
         protocols.register_install_notify(
             VARIABLE_WRITE_ARCH,
             Tpl::Callback,
-            Box::new(move |_handle| answer.set(Some(payload_size(mm).map_err(|why| format!("{why:?}"))))),
+            Box::new(move |_handle| response.set(Some(payload_size(mm).map_err(|why| format!("{why:?}"))))),
         )?;
         let bench = Bench::publishable(move |task, _findings| match task {
             Task::Test => run(mm, trigger, &runtime, early.take()),

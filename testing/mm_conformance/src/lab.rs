@@ -58,7 +58,7 @@ impl Abilities {
     }
 }
 
-/// Why a call had no answer, in words that do not depend on the client under test.
+/// Why a call had no response, in words that do not depend on the client under test.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Failure {
     /// No comm buffer is configured.
@@ -104,13 +104,13 @@ pub enum Failure {
     #[error("MM answered {0}")]
     Mm(EfiStatus),
     /// The mailbox claims less than a header.
-    #[error("answer of {claimed} bytes is below the header")]
+    #[error("response of {claimed} bytes is below the header")]
     SizeBelowHeader {
         /// What the mailbox claims.
         claimed: u64,
     },
     /// The mailbox claims more than the buffer.
-    #[error("answer of {claimed} bytes is beyond the buffer's {capacity}")]
+    #[error("response of {claimed} bytes is beyond the buffer's {capacity}")]
     SizeBeyondBuffer {
         /// What the mailbox claims.
         claimed: u64,
@@ -123,26 +123,26 @@ pub enum Failure {
     /// The comm buffer is no memory.
     #[error("no memory behind the comm buffer")]
     BadMemory,
-    /// The answer does not fit where the caller wanted it.
-    #[error("answer of {needed} bytes, room for {room}")]
-    AnswerTooLong {
-        /// Bytes of the answer.
+    /// The response does not fit where the caller wanted it.
+    #[error("response of {needed} bytes, room for {room}")]
+    ResponseTooLong {
+        /// Bytes of the response.
         needed: usize,
         /// Bytes that the caller gave.
         room: usize,
     },
-    /// The answer has not the size of the expected type.
-    #[error("answer of {returned} bytes, the type has {expected}")]
-    AnswerSize {
+    /// The response has not the size of the expected type.
+    #[error("response of {returned} bytes, the type has {expected}")]
+    ResponseSize {
         /// Bytes of the type.
         expected: usize,
-        /// Bytes of the answer.
+        /// Bytes of the response.
         returned: usize,
     },
     /// The client does not offer such a call.
     #[error("call not offered")]
     Unsupported,
-    /// The client has no memory for the answer.
+    /// The client has no memory for the response.
     #[error("out of memory")]
     OutOfMemory,
 }
@@ -433,9 +433,9 @@ impl Default for Setup {
     }
 }
 
-/// Where a call wants its answer.
+/// Where a call wants its response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AnswerTo {
+pub enum ResponseTo {
     /// Memory that the client allocates.
     #[default]
     Allocation,
@@ -452,8 +452,8 @@ pub enum AnswerTo {
 pub struct Call {
     /// The header; `None` for the comm buffer's own. Needs [`Abilities::V3_HEADERS`] where it is v3.
     pub header: Option<HeaderFormat>,
-    /// Where the answer goes. Into an allocation and a slice only the comm buffer's own header leads.
-    pub answer: AnswerTo,
+    /// Where the response goes. Into an allocation and a slice only the comm buffer's own header leads.
+    pub response: ResponseTo,
 }
 
 /// Where an announced buffer is, in an [`Update`].
@@ -519,7 +519,7 @@ pub enum BootEvent {
 /// A request to the MM supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SupervisorCall {
-    /// Its version; the answer is version, patch level and highest request, 32 bits each.
+    /// Its version; the response is version, patch level and highest request, 32 bits each.
     Version,
     /// To unblock memory.
     Unblock(UnblockMemory),
@@ -614,7 +614,7 @@ pub trait Lab {
 
 /// One client, and what an observer sees of the machine around it.
 pub trait Machine {
-    /// Sends a message and waits for the answer.
+    /// Sends a message and waits for the response.
     ///
     /// # Errors
     ///

@@ -65,7 +65,7 @@ pub struct State {
     /// `None` for all buffers at once, as an MM core serves them.
     channels: Option<Channels>,
     was_moved: bool,
-    late: LateAnswer,
+    late: LateResponse,
 }
 
 impl State {
@@ -73,11 +73,11 @@ impl State {
     pub const NEW: Self = Self {
         channels: None,
         was_moved: false,
-        late: LateAnswer(None),
+        late: LateResponse(None),
     };
 }
 
-/// The request that has [`STRETCH`] answer `len` bytes.
+/// The request that has [`STRETCH`] response `len` bytes.
 #[must_use]
 pub fn stretch(len: usize) -> [u8; 8] {
     (len as u64).to_le_bytes()
@@ -101,7 +101,7 @@ pub enum Lie {
     /// The header is of the other format.
     OtherFormat,
     /// The request still stands, as with [`Self::Ignore`]. But MM has kept it, and ends the next request in this buffer with
-    /// the answer to this one: header, message and mailbox.
+    /// the response to this one: header, message and mailbox.
     Late,
     /// The same, with the next request's header left as it is.
     LateMessage,
@@ -154,9 +154,9 @@ impl Lie {
     }
 }
 
-/// An answer that MM keeps from one MMI to another: [`Lie::Late`] and [`Lie::LateMessage`].
+/// A response that MM keeps from one MMI to another: [`Lie::Late`] and [`Lie::LateMessage`].
 #[derive(Clone, Copy, Debug, Default)]
-struct LateAnswer(Option<Late>);
+struct LateResponse(Option<Late>);
 
 #[derive(Clone, Copy, Debug)]
 struct Late {
@@ -165,8 +165,8 @@ struct Late {
     format: HeaderFormat,
 }
 
-impl LateAnswer {
-    /// Ends the request that stands in the answer's buffer now, which is another one.
+impl LateResponse {
+    /// Ends the request that stands in the response's buffer now, which is another one.
     fn deliver(&mut self, memory: &mut dyn SystemMemory) {
         let Some(Late { lie, buffer, format }) = self.0 else {
             return;
@@ -289,9 +289,9 @@ pub fn enter(
         mmi,
         &mut [
             (ECHO, &mut Echo),
-            (STRETCH, &mut answer_at_length),
+            (STRETCH, &mut response_at_length),
             (FAIL, &mut fail),
-            (PORTS, &mut answer_ports),
+            (PORTS, &mut response_ports),
             (LIAR, &mut liar),
             (PROJECT_MU, &mut project_mu),
             (HEADER, &mut Echo),
@@ -425,7 +425,7 @@ impl Channels {
     }
 }
 
-/// Where the answer to the request goes that had the buffers moved.
+/// Where the response to the request goes that had the buffers moved.
 #[derive(Clone, Copy)]
 struct Move {
     /// The supervisor's buffer, and where it starts now.
@@ -461,7 +461,7 @@ impl Move {
     }
 }
 
-/// Memory as the MM core sees it: of the requests only the one that is served, and the answer in its place.
+/// Memory as the MM core sees it: of the requests only the one that is served, and the response in its place.
 struct View<'v> {
     memory: &'v mut dyn SystemMemory,
     buffers: &'v [CommBuffer],
@@ -489,7 +489,7 @@ impl SystemMemory for View<'_> {
     }
 }
 
-fn answer_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
+fn response_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
     let bytes = request.message().try_into().ok().map(u64::from_le_bytes);
     let len = bytes
         .and_then(|len| usize::try_from(len).ok())
@@ -572,7 +572,7 @@ fn fail(_: &mut Request<'_>) -> Result<(), EfiStatus> {
     Err(EfiStatus::DEVICE_ERROR)
 }
 
-fn answer_ports(request: &mut Request<'_>) -> Result<(), EfiStatus> {
+fn response_ports(request: &mut Request<'_>) -> Result<(), EfiStatus> {
     let Mmi { command, data } = request.mmi();
     request
         .respond(&[command, data])

@@ -37,7 +37,6 @@ macro_rules! scenarios {
     };
 }
 
-mod answers;
 mod c_consumer;
 mod c_producer;
 mod calls;
@@ -51,6 +50,7 @@ mod moves;
 mod nesting;
 mod platform_control;
 mod refusals;
+mod responses;
 mod setup;
 mod supervisor;
 mod variables;
@@ -100,7 +100,7 @@ impl Scenario {
 #[must_use]
 pub fn all() -> Vec<&'static Scenario> {
     [
-        answers::ALL,
+        responses::ALL,
         calls::ALL,
         headers::ALL,
         variables::ALL,

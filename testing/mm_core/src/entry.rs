@@ -11,7 +11,7 @@
 //! 5. The mailbox gets its result, then `IsCommBufferValid` = 0.
 //!
 //! Then the root handlers run. A comm buffer without a mailbox (traditional SMM, SPM_MM) holds a request where its
-//! header has a GUID and a length that are not zero; the answer's length goes into the header's length field.
+//! header has a GUID and a length that are not zero; the response's length goes into the header's length field.
 
 use crate::request::{Registration, Request, RootHandler};
 use crate::setup::{self, CommBuffer, SetupError};
@@ -86,19 +86,19 @@ pub enum Outcome {
         recipient: Guid,
         /// Bytes of the request's message.
         request_len: usize,
-        /// Bytes of the answer's message.
+        /// Bytes of the response's message.
         response_len: usize,
-        /// `EFI_SUCCESS`, or with what the last handler failed. [`Outcome::answer`] is what the client was told.
+        /// `EFI_SUCCESS`, or with what the last handler failed. [`Outcome::response`] is what the client was told.
         status: EfiStatus,
     },
 }
 
 impl Outcome {
-    /// The status that the client was told, in the mailbox where there is one; `None` where it got no answer.
+    /// The status that the client was told, in the mailbox where there is one; `None` where it got no response.
     ///
     /// An MM core has two words only: `EFI_SUCCESS`, and `EFI_NOT_FOUND` for no handler as for a failed one.
     #[must_use]
-    pub fn answer(&self) -> Option<EfiStatus> {
+    pub fn response(&self) -> Option<EfiStatus> {
         match self {
             Self::NoRequest | Self::Refused(_) => None,
             Self::Dispatched {
@@ -126,7 +126,7 @@ impl fmt::Display for Outcome {
                 status,
             } => write!(
                 f,
-                "{recipient}: {request_len} bytes, answer {response_len} bytes, {status}"
+                "{recipient}: {request_len} bytes, response {response_len} bytes, {status}"
             ),
         }
     }
@@ -239,7 +239,7 @@ fn serve(
             status,
         },
     };
-    match (buffer.mailbox, outcome.answer()) {
+    match (buffer.mailbox, outcome.response()) {
         (Some(mailbox), Some(status)) => {
             let total = header_len.saturating_add(response_len as u64);
             complete(memory, mailbox, &MailboxImage::answered(status, total))?;
@@ -424,9 +424,9 @@ mod tests {
         *outcome
     }
 
-    fn answer(answer: &'static [u8]) -> impl FnMut(&mut Request<'_>) -> Result<(), EfiStatus> {
+    fn answering(response: &'static [u8]) -> impl FnMut(&mut Request<'_>) -> Result<(), EfiStatus> {
         move |request| {
-            request.respond(answer).unwrap();
+            request.respond(response).unwrap();
             Ok(())
         }
     }
@@ -444,7 +444,7 @@ mod tests {
                     seen.extend_from_slice(request.message());
                     assert_eq!((request.recipient(), request.mmi()), (OTHER, MMI));
                     assert_eq!(request.capacity(), 0x400 - header_len);
-                    answer(response)(request)
+                    answering(response)(request)
                 };
                 let outcome = enter(&mut memory, Some(MAILBOX), &mut [(OTHER, &mut handler)]);
                 assert_eq!(seen, b"a request");
@@ -465,7 +465,7 @@ mod tests {
                 let mut expected = before.bytes;
                 expected[header_len..header_len + response.len()].copy_from_slice(response);
                 assert_eq!(memory.bytes[..0x600], expected[..0x600]);
-                // The answer, the mailbox's result, and at last IsCommBufferValid.
+                // The response, the mailbox's result, and at last IsCommBufferValid.
                 let mut writes = vec![(header_len, response.len()), (0x608, 16), (0x600, 1)];
                 writes.retain(|(_, len)| *len > 0);
                 assert_eq!(memory.writes, writes);
@@ -485,7 +485,7 @@ mod tests {
 
         memory.put(MAILBOX, &[0x80]);
         let outcome = enter(&mut memory, Some(MAILBOX), &mut [(Echo::GUID, &mut Echo)]);
-        assert_eq!(outcome.answer(), Some(EfiStatus::SUCCESS));
+        assert_eq!(outcome.response(), Some(EfiStatus::SUCCESS));
     }
 
     #[test]
@@ -519,7 +519,7 @@ mod tests {
             Some(MAILBOX),
             &mut [(OTHER, &mut fails), (OTHER, &mut Echo), (OTHER, &mut never)],
         );
-        assert_eq!(outcome.answer(), Some(EfiStatus::SUCCESS));
+        assert_eq!(outcome.response(), Some(EfiStatus::SUCCESS));
         assert_eq!(memory.get(BASE + 24, 4), b"!234");
 
         memory.request(HeaderFormat::V1, OTHER, b"1234");
@@ -542,7 +542,7 @@ mod tests {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V1, Echo::GUID, &[7; 0x400 - 24]);
         let outcome = enter(&mut memory, Some(MAILBOX), &mut [(Echo::GUID, &mut Echo)]);
-        assert_eq!(outcome.answer(), Some(EfiStatus::SUCCESS));
+        assert_eq!(outcome.response(), Some(EfiStatus::SUCCESS));
 
         memory
             .put(BASE + LENGTH_OFFSET, &(LEN - 23).to_le_bytes())
@@ -571,12 +571,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mailbox_the_header_tells_the_answers_length() {
+    fn without_a_mailbox_the_header_tells_the_responses_length() {
         for (format, length) in [(HeaderFormat::V1, 6u64), (HeaderFormat::V3, 62)] {
             let mut memory = Memory::new();
             memory.request(format, OTHER, b"1234");
-            let outcome = enter(&mut memory, None, &mut [(OTHER, &mut answer(b"answer"))]);
-            assert_eq!(outcome.answer(), Some(EfiStatus::SUCCESS));
+            let outcome = enter(&mut memory, None, &mut [(OTHER, &mut answering(b"answer"))]);
+            assert_eq!(outcome.response(), Some(EfiStatus::SUCCESS));
             assert_eq!(memory.get(BASE + format.header_len() as u64, 6), b"answer");
             assert_eq!(memory.get(BASE + LENGTH_OFFSET, 8), length.to_le_bytes());
             assert_eq!(memory.mailbox(), MailboxImage::armed());
@@ -652,7 +652,7 @@ mod tests {
             Ok(())
         };
         let visit = core.enter(&mut racing, MMI, &mut [(Echo::GUID, &mut handler)], &mut []);
-        assert_eq!(visit.outcomes()[0].answer(), Some(EfiStatus::SUCCESS));
+        assert_eq!(visit.outcomes()[0].response(), Some(EfiStatus::SUCCESS));
         assert_eq!(racing.0.borrow().get(BASE + 24, 4), b"1234");
     }
 
@@ -686,7 +686,7 @@ mod tests {
             &mut [(OTHER, &mut handler), (Echo::GUID, &mut Echo)],
             &mut [&mut root],
         );
-        let answers: Vec<_> = visit.outcomes().iter().map(Outcome::answer).collect();
+        let answers: Vec<_> = visit.outcomes().iter().map(Outcome::response).collect();
         assert_eq!(answers, [Some(EfiStatus::SUCCESS); 2]);
         assert_eq!(*calls.borrow(), ["handler", "root"]);
     }
@@ -721,13 +721,13 @@ mod tests {
             if with_mailbox {
                 let header_len = if v3 { 56 } else { 24 };
                 prop_assert_eq!(&memory.bytes[..header_len], &before.bytes[..header_len]);
-                prop_assert_eq!(memory.mailbox().is_pending(), outcome.answer().is_none());
+                prop_assert_eq!(memory.mailbox().is_pending(), outcome.response().is_none());
                 let fits = memory.mailbox().return_buffer_size() <= LEN;
-                prop_assert!(fits || outcome.answer().is_none());
+                prop_assert!(fits || outcome.response().is_none());
             } else {
                 prop_assert_eq!(&memory.bytes[0x600..], &before.bytes[0x600..]);
             }
-            if outcome.answer().is_none() {
+            if outcome.response().is_none() {
                 prop_assert!(memory.writes.is_empty());
             }
         }

@@ -24,7 +24,7 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    /// Hands `message` to `handler` with room for `capacity` bytes. Returns the handler's result and the answer.
+    /// Hands `message` to `handler` with room for `capacity` bytes. Returns the handler's result and the response.
     pub(super) fn ask(
         handler: &mut dyn Handler,
         message: &[u8],
@@ -81,11 +81,11 @@ mod tests {
             let mut store = VariableStore::new(&mut memory, 128);
             let mut supervisor = Supervisor { version: 1, patch_level: 2 };
             for message in messages {
-                let (result, answer) = ask(&mut store, &message, message.len());
+                let (result, response) = ask(&mut store, &message, message.len());
                 prop_assert_eq!(result, Ok(()));
-                prop_assert_eq!(answer.len(), message.len());
-                let (_, answer) = ask(&mut supervisor, &message, message.len() + 16);
-                prop_assert_eq!(answer.len(), message.len());
+                prop_assert_eq!(response.len(), message.len());
+                let (_, response) = ask(&mut supervisor, &message, message.len() + 16);
+                prop_assert_eq!(response.len(), message.len());
             }
         }
     }

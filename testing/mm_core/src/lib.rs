@@ -1,7 +1,7 @@
 //! The MM side of Management Mode (MM) communication.
 //!
 //! What an MM core does when an MMI enters it: look at each comm buffer, copy a request into MMRAM, call the handlers
-//! of its GUID, copy the answer back, tell the status mailbox. The same code runs in a simulated machine, in SMRAM and
+//! of its GUID, copy the response back, tell the status mailbox. The same code runs in a simulated machine, in SMRAM and
 //! in an EL3 monitor; it neither allocates nor touches memory except through [`SystemMemory`].
 //!
 //! ```text

@@ -8,7 +8,7 @@ use thiserror::Error;
 ///
 /// Closures of the same signature are handlers.
 pub trait Handler {
-    /// Reads the request's message and leaves the answer in its place.
+    /// Reads the request's message and leaves the response in its place.
     ///
     /// # Errors
     ///
@@ -40,11 +40,11 @@ impl<F: FnMut(Mmi)> RootHandler for F {
     }
 }
 
-/// An answer that the comm buffer cannot take.
+/// A response that the comm buffer cannot take.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("MM handler: an answer of {len} bytes, the comm buffer has room for {capacity}")]
+#[error("MM handler: a response of {len} bytes, the comm buffer has room for {capacity}")]
 pub struct NoRoom {
-    /// Bytes of the answer.
+    /// Bytes of the response.
     pub len: usize,
     /// Bytes that the comm buffer can hold behind the header.
     pub capacity: usize,
@@ -64,7 +64,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Makes a request of the message in the first `len` bytes of `memory`; the rest is room for a longer answer.
+    /// Makes a request of the message in the first `len` bytes of `memory`; the rest is room for a longer response.
     ///
     /// [`crate::MmCore`] does it for requests in comm buffers. For other transports, and to test a handler.
     ///
@@ -111,7 +111,7 @@ impl<'a> Request<'a> {
         self.memory.get_mut(..self.len).unwrap_or_default()
     }
 
-    /// The most bytes that an answer may have.
+    /// The most bytes that a response may have.
     #[must_use]
     pub const fn capacity(&self) -> usize {
         self.memory.len()
@@ -133,14 +133,14 @@ impl<'a> Request<'a> {
         Ok(())
     }
 
-    /// Puts `answer` in the message's place.
+    /// Puts `response` in the message's place.
     ///
     /// # Errors
     ///
     /// [`NoRoom`], with the message as it was.
-    pub fn respond(&mut self, answer: &[u8]) -> Result<(), NoRoom> {
-        self.set_len(answer.len())?;
-        self.message_mut().copy_from_slice(answer);
+    pub fn respond(&mut self, response: &[u8]) -> Result<(), NoRoom> {
+        self.set_len(response.len())?;
+        self.message_mut().copy_from_slice(response);
         Ok(())
     }
 }

@@ -22,8 +22,8 @@
 //! let staged = channel.begin(HeaderFormat::V1, Echo::GUID, b"hello")?;
 //! machine.trigger(SmiCheck::Require).raise(&machine, 0xff, 0)?;
 //! staged.wait(10, || machine.pause());
-//! let mut answer = [0; 5];
-//! assert_eq!(staged.finish()?.copy_to(&mut answer).as_deref(), Some(b"hello".as_slice()));
+//! let mut response = [0; 5];
+//! assert_eq!(staged.finish()?.copy_to(&mut response).as_deref(), Some(b"hello".as_slice()));
 //! assert_eq!(machine.smis_taken(), 1);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -1,7 +1,7 @@
 //! The simulated machine, seen from outside: by the client core, and by MM.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use mm_comm::{AnswerError, Channel, PortTrigger, Ports, SmiCheck, SmiEnable, TriggerError};
+use mm_comm::{Channel, PortTrigger, Ports, ResponseError, SmiCheck, SmiEnable, TriggerError};
 use mm_core::handlers::Echo;
 use mm_core::setup::Purpose;
 use mm_core::{CommBuffer, Mmi, Outcome, Request, SetupError};
@@ -24,16 +24,16 @@ fn exchange(
     format: HeaderFormat,
     recipient: Guid,
     message: &[u8],
-) -> Result<Vec<u8>, AnswerError> {
+) -> Result<Vec<u8>, ResponseError> {
     let staged = channel.begin(format, recipient, message).unwrap();
     machine
         .trigger(SmiCheck::Require)
         .raise(machine, 0xff, 0)
         .unwrap();
     staged.wait(20, || machine.pause());
-    let answer = staged.finish()?;
-    let mut bytes = vec![0; answer.len()];
-    answer.copy_to(&mut bytes).unwrap();
+    let response = staged.finish()?;
+    let mut bytes = vec![0; response.len()];
+    response.copy_to(&mut bytes).unwrap();
     Ok(bytes)
 }
 
@@ -61,8 +61,8 @@ fn a_message_comes_back_from_mm_whatever_its_header_and_length() {
     for format in [V1, V3] {
         for len in [1, 17, 4096, channels[0].capacity(format)] {
             let message: Vec<u8> = (0..=250).cycle().take(len).collect();
-            let answer = exchange(&machine, &channels[0], format, Echo::GUID, &message);
-            assert_eq!(answer.unwrap(), message, "{format:?}, {len} bytes");
+            let response = exchange(&machine, &channels[0], format, Echo::GUID, &message);
+            assert_eq!(response.unwrap(), message, "{format:?}, {len} bytes");
         }
     }
     assert_eq!(machine.smis_taken(), 8);
@@ -72,14 +72,14 @@ fn a_message_comes_back_from_mm_whatever_its_header_and_length() {
 fn the_standard_supervisor_tells_its_version() {
     let (machine, channels) = standard(&[1]);
     let request = supervisor::version_request();
-    let answer = exchange(&machine, &channels[0], V1, supervisor::GUID, &request).unwrap();
-    assert_eq!(answer.len(), 40);
-    assert_eq!(answer[24..28], SUPERVISOR.version.to_le_bytes());
-    assert_eq!(answer[28..32], SUPERVISOR.patch_level.to_le_bytes());
+    let response = exchange(&machine, &channels[0], V1, supervisor::GUID, &request).unwrap();
+    assert_eq!(response.len(), 40);
+    assert_eq!(response[24..28], SUPERVISOR.version.to_le_bytes());
+    assert_eq!(response[28..32], SUPERVISOR.patch_level.to_le_bytes());
 }
 
 #[test]
-fn an_answer_may_be_longer_than_its_request() {
+fn a_response_may_be_longer_than_its_request() {
     let machine = Machine::new(Config::default());
     let buffer = machine.allocate_buffer(1, true).unwrap();
     let mut mm = StandardMm::new(machine.mmram(), &[buffer]).unwrap().with_handler(
@@ -118,26 +118,26 @@ fn variables_outlive_the_exchange_and_are_reached_through_each_buffer() {
         message
     };
     let set = message(variable::function::SET_VARIABLE, b"data");
-    let answer = exchange(&machine, &channels[0], V1, variable::GUID, &set).unwrap();
-    assert_eq!(answer[8..16], [0; 8]);
+    let response = exchange(&machine, &channels[0], V1, variable::GUID, &set).unwrap();
+    assert_eq!(response[8..16], [0; 8]);
     let get = message(variable::function::GET_VARIABLE, &[0; 4]);
-    let answer = exchange(&machine, &channels[1], V3, variable::GUID, &get).unwrap();
-    assert_eq!(answer[8..16], [0; 8]);
-    assert!(answer.ends_with(b"V\0\0\0data"));
+    let response = exchange(&machine, &channels[1], V3, variable::GUID, &get).unwrap();
+    assert_eq!(response[8..16], [0; 8]);
+    assert!(response.ends_with(b"V\0\0\0data"));
 
     let header = variable::FunctionHeader::new(variable::function::GET_PAYLOAD_SIZE);
     let mut payload_size = zerocopy::IntoBytes::as_bytes(&header).to_vec();
     payload_size.extend([0; 8]);
-    let answer = exchange(&machine, &channels[0], V1, variable::GUID, &payload_size).unwrap();
-    assert_eq!(answer[16..], (MAX_VARIABLE_LEN as u64 + 48).to_le_bytes());
+    let response = exchange(&machine, &channels[0], V1, variable::GUID, &payload_size).unwrap();
+    assert_eq!(response[16..], (MAX_VARIABLE_LEN as u64 + 48).to_le_bytes());
 }
 
 #[test]
-fn nobody_to_answer_is_an_error_from_mm() {
+fn nobody_to_response_is_an_error_from_mm() {
     let (machine, channels) = standard(&[1]);
     assert_eq!(
         exchange(&machine, &channels[0], V1, OTHER, b"anybody?"),
-        Err(AnswerError::Mm(EfiStatus::NOT_FOUND))
+        Err(ResponseError::Mm(EfiStatus::NOT_FOUND))
     );
 }
 
@@ -183,7 +183,7 @@ fn what_mm_did_can_be_watched_and_lied_about() {
     let channel = machine.channel(buffer).unwrap();
     assert_eq!(
         exchange(&machine, &channel, V1, Echo::GUID, b"12345"),
-        Err(AnswerError::SizeBeyondBuffer {
+        Err(ResponseError::SizeBeyondBuffer {
             claimed: 4097,
             capacity: 4096
         })
@@ -209,7 +209,7 @@ fn an_smi_is_taken_at_a_pause_and_not_by_the_port_write() {
         .unwrap();
     assert!(machine.is_smi_pending());
     assert_eq!(machine.smis_taken(), 0);
-    assert_eq!(staged.finish().unwrap_err(), AnswerError::NotProcessed);
+    assert_eq!(staged.finish().unwrap_err(), ResponseError::NotProcessed);
     machine.pause();
     machine.pause();
     assert_eq!(machine.smis_taken(), 1);
@@ -324,7 +324,7 @@ fn switched_off_smis_are_noticed_before_a_port_is_written() {
         [IoWrite::Byte(DATA, 0x5a), IoWrite::Byte(COMMAND, 0xff)]
     );
     assert_eq!(staged.wait(20, || machine.pause()), 20);
-    assert_eq!(staged.finish().unwrap_err(), AnswerError::NotProcessed);
+    assert_eq!(staged.finish().unwrap_err(), ResponseError::NotProcessed);
     assert_eq!(machine.smis_taken(), 0);
 
     machine.lock_smi_enable(SmiEnable::APMC.bits());

@@ -42,7 +42,7 @@ impl Task {
 pub struct Findings {
     /// The interface of the comm-buffer update protocol, or null.
     pub update: *const c_void,
-    /// How many of PI's three MM communication protocols brought a message to MM and its answer back.
+    /// How many of PI's three MM communication protocols brought a message to MM and its response back.
     pub answered: u32,
 }
 

@@ -38,13 +38,13 @@ impl<C: Call> Call for Tapped<C> {
         if is_request && let Some(code) = replace_code(None) {
             code();
         }
-        let answer = C::call64(function, arguments);
-        let [x0, _, x2, ..] = answer;
+        let response = C::call64(function, arguments);
+        let [x0, _, x2, ..] = response;
         if is_request && (x0, x2) != (FFA_ERROR, BUSY) {
             REQUESTS.fetch_add(1, Ordering::Relaxed);
             TOTAL.fetch_add(1, Ordering::Relaxed);
         }
-        answer
+        response
     }
 }
 

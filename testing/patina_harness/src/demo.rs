@@ -39,7 +39,7 @@ struct Question {
 ///
 /// # Errors
 ///
-/// What went wrong, where the lab's client does not come up or an answer is not what the demo expects.
+/// What went wrong, where the lab's client does not come up or a response is not what the demo expects.
 pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     out(format_args!(
         "A Patina component talks to Management Mode, {place}."
@@ -106,7 +106,7 @@ pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
 
 fn told(result: &Result<Vec<u8>, Failure>) -> String {
     match result {
-        Ok(answer) => format!("none, but {} bytes", answer.len()),
+        Ok(response) => format!("none, but {} bytes", response.len()),
         Err(failure) => failure.to_string(),
     }
 }
@@ -141,7 +141,7 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
             mailbox: machine.mailbox(0),
         });
     };
-    let answer = machine.communicate_around(0, &question.message, question.recipient, Box::new(look));
+    let response = machine.communicate_around(0, &question.message, question.recipient, Box::new(look));
     if let Some(staged) = staged.take() {
         let header = Header::parse(&staged.region).map_err(|error| error.to_string())?;
         out(format_args!(
@@ -175,11 +175,11 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
             mailbox.return_buffer_size()
         ));
     }
-    let answer = answer.map_err(|failure| format!("{}: {failure}", question.title))?;
-    out(format_args!("   answer        {} bytes", answer.len()));
-    dump(&answer, out);
-    let meaning = (question.explain)(&answer)
-        .ok_or_else(|| format!("{}: the answer makes no sense", question.title))?;
+    let response = response.map_err(|failure| format!("{}: {failure}", question.title))?;
+    out(format_args!("   response        {} bytes", response.len()));
+    dump(&response, out);
+    let meaning = (question.explain)(&response)
+        .ok_or_else(|| format!("{}: the response makes no sense", question.title))?;
     out(format_args!("   that is       {meaning}"));
     Ok(())
 }
@@ -221,8 +221,8 @@ fn questions(abilities: Abilities) -> Vec<Question> {
             recipient: supervisor::GUID,
             who: "the MM supervisor",
             message: supervisor::version_request().to_vec(),
-            explain: |answer| {
-                let (header, rest) = RequestHeader::read_from_prefix(answer).ok()?;
+            explain: |response| {
+                let (header, rest) = RequestHeader::read_from_prefix(response).ok()?;
                 let info = VersionInfo::read_from_bytes(rest).ok()?;
                 Some(format!(
                     "{}, version {:#x}, patch level {:#x}, requests up to {}",
@@ -245,8 +245,8 @@ fn questions(abilities: Abilities) -> Vec<Question> {
                 PayloadSize::default().as_bytes(),
             ]
             .concat(),
-            explain: |answer| {
-                let (header, rest) = FunctionHeader::read_from_prefix(answer).ok()?;
+            explain: |response| {
+                let (header, rest) = FunctionHeader::read_from_prefix(response).ok()?;
                 let size = PayloadSize::read_from_bytes(rest).ok()?.size;
                 Some(format!("{}, {size} bytes", EfiStatus(header.return_status.get())))
             },
@@ -256,8 +256,8 @@ fn questions(abilities: Abilities) -> Vec<Question> {
             recipient: variable::GUID,
             who,
             message: access(function::SET_VARIABLE, 2, TEXT.as_bytes()),
-            explain: |answer| {
-                let (header, _) = FunctionHeader::read_from_prefix(answer).ok()?;
+            explain: |response| {
+                let (header, _) = FunctionHeader::read_from_prefix(response).ok()?;
                 Some(EfiStatus(header.return_status.get()).to_string())
             },
         });
@@ -266,8 +266,8 @@ fn questions(abilities: Abilities) -> Vec<Question> {
             recipient: variable::GUID,
             who,
             message: access(function::GET_VARIABLE, 0, &vec![0; TEXT.len()]),
-            explain: |answer| {
-                let (header, rest) = FunctionHeader::read_from_prefix(answer).ok()?;
+            explain: |response| {
+                let (header, rest) = FunctionHeader::read_from_prefix(response).ok()?;
                 let (_, rest) = AccessVariable::read_from_prefix(rest).ok()?;
                 let data = rest.get(name().len()..)?;
                 let text = core::str::from_utf8(data).ok()?;

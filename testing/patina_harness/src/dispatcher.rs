@@ -94,15 +94,15 @@ mod tests {
 
     type Trace = Rc<RefCell<Vec<&'static str>>>;
 
-    trait Answer {
+    trait Response {
         fn answer(&self) -> u32;
     }
 
     #[derive(IntoService)]
-    #[service(dyn Answer)]
+    #[service(dyn Response)]
     struct FortyTwo;
 
-    impl Answer for FortyTwo {
+    impl Response for FortyTwo {
         fn answer(&self) -> u32 {
             42
         }
@@ -123,8 +123,8 @@ mod tests {
 
     #[component]
     impl Consumer {
-        fn entry_point(self, answer: Service<dyn Answer>) -> Result<()> {
-            assert_eq!(answer.answer(), 42);
+        fn entry_point(self, response: Service<dyn Response>) -> Result<()> {
+            assert_eq!(response.answer(), 42);
             self.0.borrow_mut().push("consumer");
             Err(EfiError::Aborted)
         }
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(outcome.not_run.len(), 1);
         let (name, missing) = &outcome.not_run[0];
         assert!(name.ends_with("Consumer"), "{name}");
-        assert!(missing.contains("Answer"), "{missing}");
+        assert!(missing.contains("Response"), "{missing}");
     }
 
     #[test]

@@ -17,9 +17,9 @@ use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
-    Abilities, AnswerTo, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, Failure,
-    HobSetup, Lab, LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Remains, Setup,
-    SetupFailure, SupervisorCall, Update, UpdatePlace,
+    Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, Failure, HobSetup, Lab,
+    LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Remains, ResponseTo, Setup, SetupFailure,
+    SupervisorCall, Update, UpdatePlace,
 };
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
@@ -654,28 +654,28 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         let options = call.header.map_or(CallOptions::new(), |header| {
             CallOptions::new().with_header(header)
         });
-        let answer = match call.answer {
-            AnswerTo::Allocation => mm.communicate(buffer, message, recipient),
-            AnswerTo::Slice(room) => {
+        let response = match call.response {
+            ResponseTo::Allocation => mm.communicate(buffer, message, recipient),
+            ResponseTo::Slice(room) => {
                 let mut out = alloc::vec![0; room];
                 mm.communicate_into(buffer, message, recipient, &mut out)
                     .map(|len| out.drain(..len).collect())
             }
-            AnswerTo::Closure(step) => {
-                let mut answer = Vec::new();
+            ResponseTo::Closure(step) => {
+                let mut response = Vec::new();
                 let mut chunk = alloc::vec![0; step];
                 mm.communicate_with(buffer, message, recipient, options, &mut |reader| {
                     while reader.remaining() > 0 {
-                        answer.extend_from_slice(reader.read(&mut chunk));
+                        response.extend_from_slice(reader.read(&mut chunk));
                     }
                 })
-                .map(|()| answer)
+                .map(|()| response)
             }
-            AnswerTo::Type16 => mm
+            ResponseTo::Type16 => mm
                 .request_with(buffer, message, recipient, options)
-                .map(|answer: [u8; 16]| answer.to_vec()),
+                .map(|response: [u8; 16]| response.to_vec()),
         };
-        answer.map_err(failure)
+        response.map_err(failure)
     }
 
     fn signal(&self, event: BootEvent) {
@@ -693,7 +693,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
 
     fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, Failure> {
         let supervisor = self.0.supervisor.as_ref().ok_or(Failure::Unsupported)?;
-        let answer = match call {
+        let response = match call {
             SupervisorCall::Version => supervisor.version().map(|version| {
                 let level = version.max_request_level.get().to_le_bytes();
                 let fields = [version.version.to_bytes(), version.patch_level.to_bytes()];
@@ -720,7 +720,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                     .map(|len| out.drain(..len).collect())
             }
         };
-        answer.map_err(supervisor_failure)
+        response.map_err(supervisor_failure)
     }
 
     fn notify(&self, code: Callback) {
@@ -981,10 +981,10 @@ fn failure(status: Status) -> Failure {
         Status::MmiNotRaised(_) | Status::SecureCall(_) => Failure::MmiNotRaised,
         Status::NotProcessed => Failure::NotProcessed,
         Status::MmReturned(status) => Failure::Mm(EfiStatus(status.as_usize() as u64)),
-        Status::AnswerBelowHeader { claimed, .. } => Failure::SizeBelowHeader { claimed },
-        Status::AnswerBeyondBuffer { claimed, capacity } => Failure::SizeBeyondBuffer { claimed, capacity },
-        Status::AnswerTooLong { needed, room } => Failure::AnswerTooLong { needed, room },
-        Status::AnswerSize { expected, returned } => Failure::AnswerSize { expected, returned },
+        Status::ResponseBelowHeader { claimed, .. } => Failure::SizeBelowHeader { claimed },
+        Status::ResponseBeyondBuffer { claimed, capacity } => Failure::SizeBeyondBuffer { claimed, capacity },
+        Status::ResponseTooLong { needed, room } => Failure::ResponseTooLong { needed, room },
+        Status::ResponseSize { expected, returned } => Failure::ResponseSize { expected, returned },
         Status::Unsupported => Failure::Unsupported,
         Status::OutOfMemory { .. } => Failure::OutOfMemory,
     }

@@ -40,16 +40,16 @@ impl VariableId {
     }
 }
 
-/// Why a request has no answer.
+/// Why a request has no response.
 #[derive(Debug, Error)]
 pub enum VariableError<E: fmt::Display> {
     /// The message did not come back.
     #[error("{0}")]
     Exchange(E),
-    /// The answer is too short for its function.
-    #[error("the answer has {len} bytes where {needed} were due")]
+    /// The response is too short for its function.
+    #[error("the response has {len} bytes where {needed} were due")]
     Short {
-        /// Bytes of the answer.
+        /// Bytes of the response.
         len: usize,
         /// Bytes of the fields that were to be read.
         needed: usize,
@@ -57,12 +57,12 @@ pub enum VariableError<E: fmt::Display> {
     /// The variable service returned an error.
     #[error("the variable service answered {0}")]
     Service(EfiStatus),
-    /// The name in the answer is none.
-    #[error("the answer has no name: {0:?}")]
+    /// The name in the response is none.
+    #[error("the response has no name: {0:?}")]
     Name(StringError),
 }
 
-/// The handler, behind a function that carries a message there and its answer back.
+/// The handler, behind a function that carries a message there and its response back.
 #[derive(Clone, Copy, Debug)]
 pub struct VariableService<F>(pub F);
 
@@ -73,8 +73,8 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
     ///
     /// [`VariableError`].
     pub fn payload_size(&self) -> Result<u64, VariableError<E>> {
-        let answer = self.call(function::GET_PAYLOAD_SIZE, PayloadSize::default().as_bytes())?;
-        let (payload, _) = split::<PayloadSize, E>(&answer)?;
+        let response = self.call(function::GET_PAYLOAD_SIZE, PayloadSize::default().as_bytes())?;
+        let (payload, _) = split::<PayloadSize, E>(&response)?;
         Ok(payload.size.get())
     }
 
@@ -101,8 +101,8 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
             attributes: 0.into(),
         };
         let request = [access.as_bytes(), name, &[0; DATA_ROOM]].concat();
-        let answer = self.call(function::GET_VARIABLE, &request)?;
-        let (access, rest) = split::<AccessVariable, E>(&answer)?;
+        let response = self.call(function::GET_VARIABLE, &request)?;
+        let (access, rest) = split::<AccessVariable, E>(&response)?;
         let data = rest.get(name.len()..).unwrap_or_default();
         let len = usize::try_from(access.data_size.get()).unwrap_or(usize::MAX);
         let data = data.get(..len).ok_or(VariableError::Short {
@@ -128,11 +128,11 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
             name_size: (NAME_ROOM as u64).into(),
         };
         let request = [next.as_bytes(), &name].concat();
-        let answer = match self.call(function::GET_NEXT_VARIABLE_NAME, &request) {
+        let response = match self.call(function::GET_NEXT_VARIABLE_NAME, &request) {
             Err(VariableError::Service(EfiStatus::NOT_FOUND)) => return Ok(None),
-            answer => answer?,
+            response => response?,
         };
-        let (next, rest) = split::<NextName, E>(&answer)?;
+        let (next, rest) = split::<NextName, E>(&response)?;
         let name = Char16String::from_le_bytes_until_nul(rest).map_err(VariableError::Name)?;
         Ok(Some(VariableId {
             vendor: efi::Guid::from_bytes(&next.vendor),
@@ -168,11 +168,11 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
         }
     }
 
-    /// Calls a function; returns what follows the function header of the answer.
+    /// Calls a function; returns what follows the function header of the response.
     fn call(&self, function: u64, payload: &[u8]) -> Result<Vec<u8>, VariableError<E>> {
         let request = [FunctionHeader::new(function).as_bytes(), payload].concat();
-        let answer = (self.0)(&request).map_err(VariableError::Exchange)?;
-        let (header, rest) = split::<FunctionHeader, E>(&answer)?;
+        let response = (self.0)(&request).map_err(VariableError::Exchange)?;
+        let (header, rest) = split::<FunctionHeader, E>(&response)?;
         match EfiStatus(header.return_status.get()) {
             EfiStatus::SUCCESS => Ok(rest.to_vec()),
             status => Err(VariableError::Service(status)),
@@ -180,11 +180,11 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
     }
 }
 
-/// Takes the fields `T` off the front of an answer.
+/// Takes the fields `T` off the front of a response.
 fn split<T: FromBytes + KnownLayout + Immutable, E: fmt::Display>(
-    answer: &[u8],
+    response: &[u8],
 ) -> Result<(T, &[u8]), VariableError<E>> {
-    T::read_from_prefix(answer).map_err(|rest| VariableError::Short {
+    T::read_from_prefix(response).map_err(|rest| VariableError::Short {
         len: rest.into_src().len(),
         needed: size_of::<T>(),
     })

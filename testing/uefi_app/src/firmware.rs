@@ -181,7 +181,7 @@ impl Firmware {
 ///
 /// # Errors
 ///
-/// What the variable service says, and [`EfiError::ProtocolError`] where its answer is not a name.
+/// What the variable service says, and [`EfiError::ProtocolError`] where its response is not a name.
 pub fn next_variable(
     name: &Char16Str,
     vendor: &efi::Guid,
@@ -224,7 +224,7 @@ fn loaded_image(handle: efi::Handle) -> Result<LoadedImage, EfiError> {
 
 /// The interface of protocol `P` on a handle, never null.
 fn interface<P: ProtocolInterface>(handle: efi::Handle) -> Result<*mut P, EfiError> {
-    // SAFETY: the answer has the type that belongs to the GUID, by the contract of `ProtocolInterface`.
+    // SAFETY: the response has the type that belongs to the GUID, by the contract of `ProtocolInterface`.
     let interface = unsafe { BOOT.handle_protocol_unchecked(handle, &P::PROTOCOL_GUID) }?;
     if interface.is_null() {
         return Err(EfiError::NotFound);

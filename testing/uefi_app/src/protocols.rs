@@ -117,7 +117,7 @@ impl ProtocolServices for BootProtocols {
 
     fn locate_interface(&self, protocol: BinaryGuid) -> Result<ProtocolPtr, ProtocolError> {
         let guid = self.guids.intern(protocol);
-        // SAFETY: a null registration asks for the first interface; the answer is handed on as an untyped pointer.
+        // SAFETY: a null registration asks for the first interface; the response is handed on as an untyped pointer.
         let interface = unsafe { self.boot.locate_protocol_unchecked(guid, ptr::null_mut()) };
         ProtocolPtr::from_raw(interface.map_err(to_protocol_error)?).ok_or(ProtocolError::NotFound)
     }
@@ -141,7 +141,7 @@ impl ProtocolServices for BootProtocols {
             efi::Status::UNSUPPORTED => ProtocolError::NotFound,
             other => to_protocol_error(other),
         };
-        // SAFETY: the answer is handed on as an untyped pointer. GET_PROTOCOL needs neither agent nor controller.
+        // SAFETY: the response is handed on as an untyped pointer. GET_PROTOCOL needs neither agent nor controller.
         let interface = unsafe {
             self.boot.open_protocol_unchecked(
                 handle.as_raw(),
@@ -162,7 +162,7 @@ impl ProtocolServices for BootProtocols {
         attributes: OpenAttributes,
     ) -> Result<ProtocolPtr, ProtocolError> {
         let controller = raw(attributes.controller(handle));
-        // SAFETY: the answer is handed on as an untyped pointer; boot services check the handles.
+        // SAFETY: the response is handed on as an untyped pointer; boot services check the handles.
         let interface = unsafe {
             self.boot.open_protocol_unchecked(
                 handle.as_raw(),

@@ -43,7 +43,7 @@ fn allocations(name: &str, client: &dyn Client, message: &[u8]) {
     let len = black_box(client.call(black_box(message)));
     let count = ALLOCATIONS.load(Ordering::Relaxed) - before.0;
     let bytes = BYTES.load(Ordering::Relaxed) - before.1;
-    println!("  {name:<28} {count:>2} allocations, {bytes:>7} bytes, answer {len} bytes");
+    println!("  {name:<28} {count:>2} allocations, {bytes:>7} bytes, response {len} bytes");
 }
 
 fn compare(criterion: &mut Criterion) {

@@ -1,6 +1,6 @@
 //! The same calls through this project's `patina_mm` and through the published one, each behind the same small trait.
 //!
-//! MM is played by an executor that leaves the request in the buffer, so that both crates return it as the answer, and
+//! MM is played by an executor that leaves the request in the buffer, so that both crates return it as the response, and
 //! only the client's own work is measured.
 
 use std::pin::Pin;
@@ -22,7 +22,7 @@ fn memory(len: usize) -> Pin<&'static mut [u8]> {
 
 /// A client with one comm buffer.
 pub trait Client {
-    /// Sends a message; returns the answer's length.
+    /// Sends a message; returns the response's length.
     fn call(&self, message: &[u8]) -> usize;
 }
 
@@ -54,8 +54,8 @@ macro_rules! clients {
 
             impl Client for Vector {
                 fn call(&self, message: &[u8]) -> usize {
-                    let answer = self.0.communicate(0, message, RECIPIENT.as_guid());
-                    answer.map_or(0, |answer| answer.len())
+                    let response = self.0.communicate(0, message, RECIPIENT.as_guid());
+                    response.map_or(0, |response| response.len())
                 }
             }
 
@@ -74,7 +74,7 @@ macro_rules! clients {
 clients!(ours, patina_mm);
 clients!(theirs, published);
 
-/// This project's client, with the answer in the caller's memory.
+/// This project's client, with the response in the caller's memory.
 pub struct Into<'a> {
     mm: patina_mm::component::communicator::MmCommunicator<Echo>,
     out: std::cell::RefCell<&'a mut [u8]>,
@@ -106,9 +106,9 @@ impl Client for Into<'_> {
     fn call(&self, message: &[u8]) -> usize {
         use patina_mm::service::MmCommunication;
         let mut out = self.out.borrow_mut();
-        let answer = self
+        let response = self
             .mm
             .communicate_into(0, message, RECIPIENT.as_guid(), &mut out);
-        answer.unwrap_or(0)
+        response.unwrap_or(0)
     }
 }

@@ -289,7 +289,7 @@ fn confirmed(list: &str) -> Result<bool> {
     }
     print!("Install {list} with apt-get? [y/N] ");
     std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    let mut response = String::new();
+    std::io::stdin().read_line(&mut response)?;
+    Ok(matches!(response.trim(), "y" | "Y" | "yes"))
 }

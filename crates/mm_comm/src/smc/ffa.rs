@@ -126,21 +126,21 @@ impl fmt::Display for Partition {
     }
 }
 
-/// Why a call has no answer of its own kind.
+/// Why a call has no response of its own kind.
 enum Failure {
     /// FFA_ERROR, or the calling convention's "unknown function".
     Code(FfaCode),
-    /// Something else that is no answer.
+    /// Something else that is no response.
     Foreign(u32),
 }
 
-/// Makes a call and decodes its answer. Beside it stands w1 as INTERRUPT and YIELD have it: what was interrupted. The crate
+/// Makes a call and decodes its response. Beside it stands w1 as INTERRUPT and YIELD have it: what was interrupted. The crate
 /// leaves it out of the latter.
 fn invoke<C: Call>(request: &Interface) -> Result<(Interface, TargetInfo), Failure> {
     let mut registers = [0; 18];
     request.to_regs(VERSION, &mut registers);
-    let answer = call::<C>(registers);
-    let [function, target, ..] = answer;
+    let response = call::<C>(registers);
+    let [function, target, ..] = response;
     let function = low(function);
     match FuncId::try_from(function) {
         Ok(
@@ -158,11 +158,11 @@ fn invoke<C: Call>(request: &Interface) -> Result<(Interface, TargetInfo), Failu
         }
         _ => return Err(Failure::Foreign(function)),
     }
-    match Interface::from_regs(VERSION, &answer) {
+    match Interface::from_regs(VERSION, &response) {
         Ok(Interface::Error { error_code, .. }) => Err(Failure::Code(FfaCode(error_code.into()))),
         // Such as -10, which the crate does not have.
         Err(Error::UnrecognisedErrorCode(code)) => Err(Failure::Code(FfaCode(code))),
-        Ok(answer) => Ok((answer, TargetInfo::from(low(target)))),
+        Ok(response) => Ok((response, TargetInfo::from(low(target)))),
         Err(_) => Err(Failure::Foreign(function)),
     }
 }
@@ -173,26 +173,26 @@ fn insist<C: Call>(call: &'static str, request: &Interface, attempts: u32) -> Re
     loop {
         made = made.saturating_add(1);
         match invoke::<C>(request) {
-            Ok((answer, _)) => return Ok(answer),
+            Ok((response, _)) => return Ok(response),
             Err(Failure::Code(FfaCode::BUSY)) if made < attempts => core::hint::spin_loop(),
             Err(Failure::Code(FfaCode::BUSY)) => {
                 return Err(SmcError::Timeout { call, attempts: made });
             }
             Err(Failure::Code(code)) => return Err(SmcError::Ffa { call, code }),
-            Err(Failure::Foreign(answer)) => return Err(SmcError::Protocol { call, answer }),
+            Err(Failure::Foreign(response)) => return Err(SmcError::Protocol { call, response }),
         }
     }
 }
 
-/// The function identifier of an answer that its call does not have.
-fn unexpected(call: &'static str, answer: &Interface) -> SmcError {
+/// The function identifier of a response that its call does not have.
+fn unexpected(call: &'static str, response: &Interface) -> SmcError {
     SmcError::Protocol {
         call,
-        answer: answer.function_id().map_or(0, u32::from),
+        response: response.function_id().map_or(0, u32::from),
     }
 }
 
-/// Asks for FF-A 1.2. The error is the answer that says otherwise.
+/// Asks for FF-A 1.2. The error is the response that says otherwise.
 pub(super) fn version<C: Call>() -> Result<(), u32> {
     let request = Interface::Version {
         input_version: VERSION,
@@ -202,11 +202,11 @@ pub(super) fn version<C: Call>() -> Result<(), u32> {
     };
     let mut registers = [0; 18];
     request.to_regs(VERSION, &mut registers);
-    let [answer, ..] = call::<C>(registers);
-    let answer = low(answer);
-    match VersionOut::try_from(answer) {
+    let [response, ..] = call::<C>(registers);
+    let response = low(response);
+    match VersionOut::try_from(response) {
         Ok(VersionOut::Version(theirs)) if VERSION.is_compatible_to(theirs) => Ok(()),
-        _ => Err(answer),
+        _ => Err(response),
     }
 }
 
@@ -243,13 +243,13 @@ pub(super) fn find_mm<C: Call>(
 
 fn own_id<C: Call>(attempts: u32) -> Result<u16, SmcError> {
     const CALL: &str = "FFA_ID_GET";
-    let answer = insist::<C>(CALL, &Interface::IdGet, attempts)?;
-    match answer {
+    let response = insist::<C>(CALL, &Interface::IdGet, attempts)?;
+    match response {
         Interface::Success { args, .. } => match SuccessArgsIdGet::try_from(args) {
             Ok(SuccessArgsIdGet { id }) => Ok(id),
-            Err(_) => Err(unexpected(CALL, &answer)),
+            Err(_) => Err(unexpected(CALL, &response)),
         },
-        _ => Err(unexpected(CALL, &answer)),
+        _ => Err(unexpected(CALL, &response)),
     }
 }
 
@@ -265,7 +265,7 @@ fn ask_for_list<C: Call>(
             code: FfaCode::INVALID_PARAMETERS,
             ..
         }) => Ok(None),
-        answer => answer.map(Some),
+        response => response.map(Some),
     }
 }
 
@@ -304,7 +304,7 @@ struct Part {
 }
 
 impl Part {
-    /// `None` where the answer has not these registers. The crate's own decoding is not used: it takes descriptors of 24 bytes
+    /// `None` where the response has not these registers. The crate's own decoding is not used: it takes descriptors of 24 bytes
     /// only.
     fn new(args: SuccessArgs) -> Option<Self> {
         let SuccessArgs::Args64([told, registers @ ..]) = args else {
@@ -342,7 +342,7 @@ fn by_registers<C: Call>(attempts: u32) -> Result<Option<PartitionInfo>, SmcErro
             start_index,
             info_tag,
         };
-        let answer = match ask_for_list::<C>(CALL, &request, attempts) {
+        let response = match ask_for_list::<C>(CALL, &request, attempts) {
             // The list has changed since its first part was told.
             Err(SmcError::Ffa {
                 code: FfaCode::RETRY, ..
@@ -351,16 +351,16 @@ fn by_registers<C: Call>(attempts: u32) -> Result<Option<PartitionInfo>, SmcErro
                 (start_index, info_tag) = (0, 0);
                 continue;
             }
-            answer => answer?,
+            response => response?,
         };
-        let Some(answer) = answer else { return Ok(None) };
-        let Interface::Success { args, .. } = answer else {
-            return Err(unexpected(CALL, &answer));
+        let Some(response) = response else { return Ok(None) };
+        let Interface::Success { args, .. } = response else {
+            return Err(unexpected(CALL, &response));
         };
-        let part = Part::new(args).ok_or_else(|| unexpected(CALL, &answer))?;
+        let part = Part::new(args).ok_or_else(|| unexpected(CALL, &response))?;
         let listed = part
             .starting_at(start_index)
-            .ok_or_else(|| unexpected(CALL, &answer))?;
+            .ok_or_else(|| unexpected(CALL, &response))?;
         if let Some(partition) = first_mm(listed) {
             return Ok(Some(partition));
         }
@@ -406,7 +406,7 @@ fn read_pages<C: Call>(attempts: u32, pages: &SharedRegion) -> Result<Option<Par
         uuid: MM_SERVICE,
         flags,
     };
-    let Some(answer) = ask_for_list::<C>(CALL, &request, attempts)? else {
+    let Some(response) = ask_for_list::<C>(CALL, &request, attempts)? else {
         // The RX page was not filled: it is not ours to release.
         return Ok(None);
     };
@@ -414,24 +414,24 @@ fn read_pages<C: Call>(attempts: u32, pages: &SharedRegion) -> Result<Option<Par
     let read = pages.read(0, &mut copy);
     expect_success::<C>("FFA_RX_RELEASE", &Interface::RxRelease { vm_id: 0 }, attempts)?;
 
-    let Interface::Success { args, .. } = answer else {
-        return Err(unexpected(CALL, &answer));
+    let Interface::Success { args, .. } = response else {
+        return Err(unexpected(CALL, &response));
     };
     let (count, len) = match SuccessArgsPartitionInfoGet::try_from((flags, args)) {
         Ok(SuccessArgsPartitionInfoGet { count, size }) => (count, size.unwrap_or_default()),
-        Err(_) => return Err(unexpected(CALL, &answer)),
+        Err(_) => return Err(unexpected(CALL, &response)),
     };
     let [count, len] = [count, len].map(|number| usize::try_from(number).unwrap_or(usize::MAX));
     match descriptors(&copy, count, len) {
         Some(listed) if read => Ok(first_mm(listed)),
-        _ => Err(unexpected(CALL, &answer)),
+        _ => Err(unexpected(CALL, &response)),
     }
 }
 
 fn expect_success<C: Call>(call: &'static str, request: &Interface, attempts: u32) -> Result<(), SmcError> {
     match insist::<C>(call, request, attempts)? {
         Interface::Success { .. } => Ok(()),
-        answer => Err(unexpected(call, &answer)),
+        response => Err(unexpected(call, &response)),
     }
 }
 
@@ -501,8 +501,8 @@ impl Partition {
                     self.in_request.store(IDLE, Ordering::Relaxed);
                     return Err(SmcError::Ffa { call, code });
                 }
-                Ok((answer, _)) => return Err(unexpected(call, &answer)),
-                Err(Failure::Foreign(answer)) => return Err(SmcError::Protocol { call, answer }),
+                Ok((response, _)) => return Err(unexpected(call, &response)),
+                Err(Failure::Foreign(response)) => return Err(SmcError::Protocol { call, response }),
             };
             let target = self.interrupted(named);
             self.in_request.store(target.into(), Ordering::Relaxed);
@@ -517,7 +517,7 @@ impl Partition {
         }
     }
 
-    /// The virtual processor to be resumed. An answer that names none of the partition's means the one that ran.
+    /// The virtual processor to be resumed. A response that names none of the partition's means the one that ran.
     fn interrupted(&self, named: Option<TargetInfo>) -> TargetInfo {
         let last = TargetInfo::from(self.in_request.load(Ordering::Relaxed));
         TargetInfo {
@@ -560,7 +560,7 @@ impl Partition {
 
 #[cfg(test)]
 mod tests {
-    use super::super::world::{self, Answer, Arguments, FakeConduit, Seen, World, answer, error};
+    use super::super::world::{self, Arguments, FakeConduit, Response, Seen, World, answer, error};
     use super::super::{Connection, SecureMm, Setup, connect};
     use super::*;
     use proptest::prelude::*;
@@ -611,7 +611,7 @@ mod tests {
     const DESCRIPTORS: [Descriptor; 2] = [descriptor, long_descriptor];
 
     /// FFA_SUCCESS of PARTITION_INFO_GET_REGS.
-    fn part(last: u16, current: u16, tag: u16, descriptors: &[Vec<u8>]) -> Answer {
+    fn part(last: u16, current: u16, tag: u16, descriptors: &[Vec<u8>]) -> Response {
         let [last, current, tag] = [last, current, tag].map(u64::from);
         let len = descriptors[0].len() as u64;
         let mut registers = answer(&[0xc400_0061, 0, last | current << 16 | tag << 32 | len << 48]);
@@ -621,11 +621,11 @@ mod tests {
         registers
     }
 
-    fn response(function: u64, source: u16) -> Answer {
+    fn response(function: u64, source: u16) -> Response {
         answer(&[function, u64::from(source) << 16 | OWN_ID])
     }
 
-    /// A kind of request: its call and the answer's, and the partition that takes it.
+    /// A kind of request: its call and the response's, and the partition that takes it.
     #[derive(Clone, Copy)]
     struct Kind {
         request: u32,
@@ -650,13 +650,13 @@ mod tests {
     ];
 
     impl Kind {
-        fn answered(self) -> Answer {
+        fn answered(self) -> Response {
             response(self.response, MM_ID)
         }
 
         /// A world with an MM partition, found by registers, whose requests and resumptions are answered from a list, the last
-        /// answer for ever.
-        fn serving(self, answers: Vec<Answer>) -> World {
+        /// response for ever.
+        fn serving(self, answers: Vec<Response>) -> World {
             let next = std::cell::Cell::new(0);
             ffa(move |function, _, _| {
                 if function == GET_REGS {
@@ -670,7 +670,7 @@ mod tests {
         }
     }
 
-    fn answered() -> Answer {
+    fn answered() -> Response {
         KINDS[0].answered()
     }
 
@@ -678,15 +678,15 @@ mod tests {
         u64::from(MM_ID) << 16 | vcpu
     }
 
-    fn interrupted(vcpu: u64) -> Answer {
+    fn interrupted(vcpu: u64) -> Response {
         answer(&[0x8400_0062, target(vcpu), 27])
     }
 
-    fn yielded(vcpu: u64) -> Answer {
+    fn yielded(vcpu: u64) -> Response {
         answer(&[0x8400_006c, target(vcpu)])
     }
 
-    fn ffa(answers: impl Fn(u32, &Arguments, usize) -> Option<Answer> + 'static) -> World {
+    fn ffa(answers: impl Fn(u32, &Arguments, usize) -> Option<Response> + 'static) -> World {
         World {
             ffa_version: 0x1_0002,
             ffa: Rc::new(answers),
@@ -874,7 +874,7 @@ mod tests {
             (part(1, 4, 0, &[one()]), answered()),
             // A success without the registers.
             (answer(&[0x8400_0061]), answered()),
-            // An answer of another call.
+            // A response of another call.
             (answered(), answered()),
         ] {
             let world = ffa(move |function, _, before| {
@@ -886,7 +886,7 @@ mod tests {
     }
 
     /// A world without GET_REGS that fills the RX page with descriptors, each of which claims to have `len` bytes.
-    fn with_pages(missing: Answer, count: u64, len: u64, descriptors: Vec<u8>) -> World {
+    fn with_pages(missing: Response, count: u64, len: u64, descriptors: Vec<u8>) -> World {
         let rx = Rc::new(std::cell::Cell::new(0));
         ffa(move |function, arguments, _| {
             let done = answer(&[0x8400_0061]);
@@ -941,7 +941,7 @@ mod tests {
     fn pages_are_given_back_whatever_stands_in_them() {
         let refused = SmcError::Protocol {
             call: "FFA_PARTITION_INFO_GET",
-            answer: 0x8400_0061,
+            response: 0x8400_0061,
         };
         let other = descriptor(3, TAKES_REQ, [9; 16]);
         for (count, len, expected) in [
@@ -1007,7 +1007,7 @@ mod tests {
     }
 
     /// What a call can be answered with instead of success, and the code that this is.
-    fn failures() -> Vec<(Answer, i32)> {
+    fn failures() -> Vec<(Response, i32)> {
         // FF-A 1.2 has -1 to -10.
         let coded = (-11..=1).chain([i32::MIN, i32::MAX]);
         let unknown_function = [u64::MAX, 0xffff_ffff].map(|x0| (answer(&[x0]), -1));
@@ -1018,7 +1018,7 @@ mod tests {
     }
 
     /// A world in which one call fails and everything else is as it was.
-    fn failing(failed: u32, failure: Answer, world: World) -> World {
+    fn failing(failed: u32, failure: Response, world: World) -> World {
         ffa(move |function, arguments, before| {
             if function == failed {
                 Some(failure)
@@ -1310,7 +1310,7 @@ mod tests {
         let (results, seen) = communicate_often(4, KINDS[0].serving(answers), patience(1, 1));
         let refused = SmcError::Protocol {
             call: "FFA_RUN",
-            answer: 0x8400_0061,
+            response: 0x8400_0061,
         };
         assert_eq!(
             results,
@@ -1331,7 +1331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_not_to_this_request_is_refused() {
+    fn a_response_that_is_not_to_this_request_is_refused() {
         for (kind, other) in [(KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])] {
             for wrong in [
                 response(kind.response, 0x8003),
@@ -1343,9 +1343,9 @@ mod tests {
                 answer(&[0]),
             ] {
                 let (result, _) = communicate(kind.serving(vec![wrong]), Patience::default());
-                let answer = low(wrong[0]);
+                let response = low(wrong[0]);
                 let call = kind.call;
-                assert_eq!(result, Err(SmcError::Protocol { call, answer }));
+                assert_eq!(result, Err(SmcError::Protocol { call, response }));
             }
         }
         // A framework message.
@@ -1354,7 +1354,7 @@ mod tests {
         assert!(matches!(
             result,
             Err(SmcError::Protocol {
-                answer: 0xc400_0070,
+                response: 0xc400_0070,
                 ..
             })
         ));
@@ -1363,7 +1363,7 @@ mod tests {
     proptest! {
         /// Also says that `arm-ffa` is never given what it panics on.
         #[test]
-        fn no_answer_of_the_secure_world_makes_the_client_panic_or_hang(
+        fn no_response_of_the_secure_world_makes_the_client_panic_or_hang(
             answers in proptest::collection::vec((0..12_usize, proptest::array::uniform17(any::<u64>())), 1..20),
         ) {
             const FUNCTIONS: [u64; 12] = [

@@ -69,11 +69,11 @@ impl fmt::Display for Version {
 
 /// Asks for the version.
 pub(super) fn version<C: Call>() -> Result<Version, SmcError> {
-    let answer = request::<C>(MM_VERSION, 0);
-    if answer < 0 {
-        return Err(SmcError::NoMm(SpmMmCode(answer)));
+    let response = request::<C>(MM_VERSION, 0);
+    if response < 0 {
+        return Err(SmcError::NoMm(SpmMmCode(response)));
     }
-    let [a, b, c, d] = answer.to_le_bytes();
+    let [a, b, c, d] = response.to_le_bytes();
     let (major, minor) = (u16::from_le_bytes([c, d]), u16::from_le_bytes([a, b]));
     if major == SUPPORTED_MAJOR {
         Ok(Version { major, minor })
@@ -90,14 +90,14 @@ pub(super) fn communicate<C: Call>(buffer: u64) -> Result<(), SmcError> {
     }
 }
 
-/// Makes a call with `x2` in its register, and returns the low 32 bits of the answer as a signed number.
+/// Makes a call with `x2` in its register, and returns the low 32 bits of the response as a signed number.
 fn request<C: Call>(function: u32, x2: u64) -> i32 {
     let mut registers = [0; 18];
     let [x0, _, argument, ..] = &mut registers;
     *x0 = function.into();
     *argument = x2;
-    let [answer, ..] = call::<C>(registers);
-    low(answer).cast_signed()
+    let [response, ..] = call::<C>(registers);
+    low(response).cast_signed()
 }
 
 #[cfg(test)]
@@ -107,8 +107,8 @@ mod tests {
     use std::rc::Rc;
 
     #[test]
-    fn every_version_answer_is_told_apart() {
-        for (answer, expected) in [
+    fn every_version_response_is_told_apart() {
+        for (response, expected) in [
             (0x1_0000, Ok((1, 0))),
             (0x1_0007, Ok((1, 7))),
             // The upper half is not looked at.
@@ -127,7 +127,7 @@ mod tests {
             (0x8001_0000, Err(SmcError::NoMm(SpmMmCode(-0x7fff_0000)))),
         ] {
             let world = World {
-                mm_version: answer,
+                mm_version: response,
                 ..World::default()
             };
             let (result, seen) = world::with(world, version::<FakeConduit>);
@@ -150,9 +150,9 @@ mod tests {
         ] {
             let short = u64::from(code.cast_unsigned());
             let long = i64::from(code).cast_unsigned();
-            for answer in [short, long] {
+            for response in [short, long] {
                 let world = World {
-                    communicate: Rc::new(move |_| world::answer(&[answer])),
+                    communicate: Rc::new(move |_| world::answer(&[response])),
                     ..World::default()
                 };
                 let (result, _) = world::with(world, || communicate::<FakeConduit>(0x6000_0000));

@@ -10,23 +10,23 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 pub(super) type Arguments = [u64; 17];
-pub(super) type Answer = [u64; 18];
+pub(super) type Response = [u64; 18];
 
 /// Answers FF-A calls: identifier, arguments, how often this identifier was called before.
-type Ffa = dyn Fn(u32, &Arguments, usize) -> Option<Answer>;
+type Ffa = dyn Fn(u32, &Arguments, usize) -> Option<Response>;
 
 /// What the secure world answers.
 #[derive(Clone)]
 pub(super) struct World {
     /// Whether there is an EL3.
     pub(super) el3: bool,
-    /// FFA_VERSION's answer.
+    /// FFA_VERSION's response.
     pub(super) ffa_version: u64,
-    /// MM_VERSION's answer.
+    /// MM_VERSION's response.
     pub(super) mm_version: u64,
-    /// MM_COMMUNICATE's answer.
-    pub(super) communicate: Rc<dyn Fn(&Arguments) -> Answer>,
-    /// The answer of an FF-A call; `None` for the usual one.
+    /// MM_COMMUNICATE's response.
+    pub(super) communicate: Rc<dyn Fn(&Arguments) -> Response>,
+    /// The response of an FF-A call; `None` for the usual one.
     pub(super) ffa: Rc<Ffa>,
 }
 
@@ -71,15 +71,15 @@ pub(super) fn with<T>(world: World, run: impl FnOnce() -> T) -> (T, Seen) {
     (result, seen)
 }
 
-/// The first registers of an answer; the rest is zero.
-pub(super) fn answer(registers: &[u64]) -> Answer {
-    let mut answer = [0; 18];
-    answer[..registers.len()].copy_from_slice(registers);
-    answer
+/// The first registers of a response; the rest is zero.
+pub(super) fn answer(registers: &[u64]) -> Response {
+    let mut response = [0; 18];
+    response[..registers.len()].copy_from_slice(registers);
+    response
 }
 
 /// FFA_ERROR.
-pub(super) fn error(code: i32) -> Answer {
+pub(super) fn error(code: i32) -> Response {
     answer(&[0x8400_0060, 0, u64::from(code.cast_unsigned())])
 }
 
@@ -100,7 +100,7 @@ impl Call for FakeConduit {
         unreachable!("calls are made with all registers")
     }
 
-    fn call64(function: u32, arguments: Arguments) -> Answer {
+    fn call64(function: u32, arguments: Arguments) -> Response {
         let (world, before) = HERE.with_borrow_mut(|here| {
             let (world, seen, counts) = here.as_mut().unwrap();
             seen.calls.push((function, arguments));

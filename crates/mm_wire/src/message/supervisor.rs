@@ -64,7 +64,7 @@ pub fn version_request() -> [u8; VERSION_REQUEST_LEN] {
     request
 }
 
-/// The fields that every request and every answer starts with.
+/// The fields that every request and every response starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RequestHeader {
@@ -76,7 +76,7 @@ pub struct RequestHeader {
     pub request: U32,
     /// Zero.
     pub reserved: U32,
-    /// The `EFI_STATUS` of the request, in the answer.
+    /// The `EFI_STATUS` of the request, in the response.
     pub result: U64,
 }
 
@@ -94,7 +94,7 @@ impl RequestHeader {
     }
 }
 
-/// What the answer to [`REQUEST_VERSION`] appends to the header.
+/// What the response to [`REQUEST_VERSION`] appends to the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct VersionInfo {

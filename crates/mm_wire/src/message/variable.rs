@@ -62,7 +62,7 @@ bitflags::bitflags! {
 pub struct FunctionHeader {
     /// One of [`function`].
     pub function: U64,
-    /// The `EFI_STATUS` of the function, in the answer.
+    /// The `EFI_STATUS` of the function, in the response.
     pub return_status: U64,
 }
 
@@ -97,7 +97,7 @@ pub struct AccessVariable {
 pub struct NextName {
     /// The vendor of the current, then of the next variable.
     pub vendor: [u8; 16],
-    /// In the request the room for a name in bytes, in the answer the name's bytes.
+    /// In the request the room for a name in bytes, in the response the name's bytes.
     pub name_size: U64,
 }
 

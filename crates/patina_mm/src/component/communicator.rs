@@ -1,21 +1,21 @@
 //! Carries messages to MM handlers and their answers back.
 
-mod answer;
 mod executor;
 #[cfg(test)]
 mod interruptions;
 mod relocation;
 mod request;
+mod response;
 mod status;
 mod tag;
 mod tpl;
 mod update;
 
-pub use answer::AnswerReader;
 #[cfg(any(test, feature = "mockall"))]
 pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
 pub use request::MmCommunicationExt;
+pub use response::ResponseReader;
 pub use status::Status;
 pub(crate) use tpl::{Raised, raise_to_notify};
 
@@ -26,7 +26,6 @@ use crate::config::{
 use crate::service::SwMmiTrigger;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use answer::trace_request;
 use core::cell::{BorrowError, Cell, RefCell};
 use core::fmt;
 use mm_comm::BeginError;
@@ -36,6 +35,7 @@ use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::component::service::uefi_services::tpl::TplServices;
 use patina::component::service::{IntoService, Service};
 use patina::{Guid, writelncrlf};
+use response::trace_request;
 use tag::{CallTag, Clock};
 
 /// How one call is made. The default is what the comm buffer says.
@@ -45,7 +45,7 @@ pub struct CallOptions {
     /// The communicate header; `None` for the comm buffer's own, see [`CommunicateBuffer::with_header`].
     pub header: Option<HeaderFormat>,
     /// What a v3 header says in MessageSize: how much of the message is meant to be read, where its end is room for the
-    /// answer. `None` for all of it. A v1 header has no such field.
+    /// response. `None` for all of it. A v1 header has no such field.
     pub message_size: Option<u64>,
 }
 
@@ -82,18 +82,18 @@ impl CallOptions {
 ///
 /// An implementation needs [`Self::communicate`] only; the provided methods then copy what it returns. Those of
 /// [`MmCommunicator`] do without that copy, and without an allocation of their own. [`MmCommunicationExt`] adds calls whose request
-/// and answer are types.
+/// and response are types.
 pub trait MmCommunication {
     /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
     /// answered, be they fewer or more than were sent.
     ///
     /// Where MM is entered through x86 ports and the comm buffer has no status mailbox, nothing tells whether a handler, or
     /// MM at all, took the message: then `data_buffer` itself comes back, as `Ok`. [`MmCommunicator`] warns of such
-    /// buffers when it is dispatched. A handler whose answer can be told from its request makes up for it.
+    /// buffers when it is dispatched. A handler whose response can be told from its request makes up for it.
     ///
     /// # Errors
     ///
-    /// Each [`Status`] is one cause, and says whose fault it is. Afterwards, as after success, neither request nor answer
+    /// Each [`Status`] is one cause, and says whose fault it is. Afterwards, as after success, neither request nor response
     /// stands in the comm buffer.
     ///
     /// # Example
@@ -110,14 +110,14 @@ pub trait MmCommunication {
     /// ```
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
 
-    /// As [`Self::communicate`], with the answer copied to the start of `out`; returns its length in bytes.
+    /// As [`Self::communicate`], with the response copied to the start of `out`; returns its length in bytes.
     ///
     /// [`MmCommunicator`] allocates nothing here, but where an announced move of a comm buffer is put into effect first.
     ///
     /// # Errors
     ///
-    /// As [`Self::communicate`], and [`Status::AnswerTooLong`] where `out` is too short. MM has done what it was asked
-    /// for by then, and the answer is gone.
+    /// As [`Self::communicate`], and [`Status::ResponseTooLong`] where `out` is too short. MM has done what it was asked
+    /// for by then, and the response is gone.
     fn communicate_into(
         &self,
         id: u8,
@@ -126,17 +126,17 @@ pub trait MmCommunication {
         out: &mut [u8],
     ) -> Result<usize, Status> {
         let mut result = Ok(0);
-        self.communicate_with(id, message, recipient, CallOptions::new(), &mut |answer| {
-            result = answer.read_rest(out);
+        self.communicate_with(id, message, recipient, CallOptions::new(), &mut |response| {
+            result = response.read_rest(out);
         })?;
         result
     }
 
-    /// As [`Self::communicate`], with the answer lent to `take`, which is called once, and only where there is an answer.
+    /// As [`Self::communicate`], with the response lent to `take`, which is called once, and only where there is a response.
     ///
     /// [`MmCommunicator`] allocates nothing here, as in [`Self::communicate_into`].
     ///
-    /// While `take` runs, the answer still stands in the comm buffer: another call through this buffer gives
+    /// While `take` runs, the response still stands in the comm buffer: another call through this buffer gives
     /// [`Status::Busy`].
     ///
     /// # Errors
@@ -153,14 +153,14 @@ pub trait MmCommunication {
     ///
     /// const ECHO: BinaryGuid = BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
     ///
-    /// /// Adds up an answer of any length, with 16 bytes of memory.
+    /// /// Adds up a response of any length, with 16 bytes of memory.
     /// fn sum(mm: &dyn MmCommunication, message: &[u8]) -> Result<u64, Status> {
     ///     let mut sum = 0;
     ///     let v3 = CallOptions::new().with_header(HeaderFormat::V3);
-    ///     mm.communicate_with(0, message, Guid::from_ref(&ECHO), v3, &mut |answer| {
+    ///     mm.communicate_with(0, message, Guid::from_ref(&ECHO), v3, &mut |response| {
     ///         let mut chunk = [0; 16];
-    ///         while answer.remaining() > 0 {
-    ///             sum += answer.read(&mut chunk).iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    ///         while response.remaining() > 0 {
+    ///             sum += response.read(&mut chunk).iter().map(|byte| u64::from(*byte)).sum::<u64>();
     ///         }
     ///     })?;
     ///     Ok(sum)
@@ -172,13 +172,13 @@ pub trait MmCommunication {
         message: &[u8],
         recipient: Guid<'_>,
         options: CallOptions,
-        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+        take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<(), Status> {
         if options.header.is_some_and(|header| header != HeaderFormat::V1) {
             return Err(Status::Unsupported);
         }
-        let answer = self.communicate(id, message, recipient)?;
-        take(&mut AnswerReader::copied(&answer, CallTag::of_buffer(id)));
+        let response = self.communicate(id, message, recipient)?;
+        take(&mut ResponseReader::copied(&response, CallTag::of_buffer(id)));
         Ok(())
     }
 
@@ -193,7 +193,7 @@ pub trait MmCommunication {
         Err(Status::Unsupported)
     }
 
-    /// Sends a message that has MM move comm buffers to `to`, through the one of them whose identifier is `id`. The answer is
+    /// Sends a message that has MM move comm buffers to `to`, through the one of them whose identifier is `id`. The response is
     /// lent to `take`, which says whether they moved; then `to` takes the place of the buffers with the same identifiers.
     ///
     /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header. A move that the
@@ -213,7 +213,7 @@ pub trait MmCommunication {
         message: &[u8],
         recipient: Guid<'_>,
         to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
+        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
     ) -> Result<(), Status> {
         let _ = (id, message, recipient, to, take);
         Err(Status::Unsupported)
@@ -239,7 +239,7 @@ pub trait MmCommunication {
     /// it interrupted is, and ends later.
     ///
     /// It runs at the TPL of whoever made the call, before that one has its result. For a driver in C that is `TPL_NOTIFY`,
-    /// and before its answer is written back; what `call` sends through C's protocols is refused there.
+    /// and before its response is written back; what `call` sends through C's protocols is refused there.
     ///
     /// `call` may send. It does not run once more for what is sent while it runs, unless somebody was told [`Status::Busy`] in
     /// the middle of that.
@@ -437,7 +437,7 @@ impl MmCommunicator {
     }
 }
 
-/// Says which comm buffers cannot tell an answer from none: an MMI through ports reports nothing, and where there is no
+/// Says which comm buffers cannot tell a response from none: an MMI through ports reports nothing, and where there is no
 /// mailbox MM has nowhere to.
 fn warn_of_silence(config: &MmCommunicationConfiguration) {
     let without = config
@@ -457,8 +457,8 @@ fn warn_of_silence(config: &MmCommunicationConfiguration) {
 impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
         let mut result = Ok(Vec::new());
-        self.communicate_with(id, data_buffer, recipient, CallOptions::new(), &mut |answer| {
-            result = answer.read_to_vec();
+        self.communicate_with(id, data_buffer, recipient, CallOptions::new(), &mut |response| {
+            result = response.read_to_vec();
         })?;
         result
     }
@@ -469,7 +469,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         message: &[u8],
         recipient: Guid<'_>,
         options: CallOptions,
-        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+        take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
         let tag = self.new_call(id);
@@ -492,7 +492,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         message: &[u8],
         recipient: Guid<'_>,
         to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
+        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
     ) -> Result<(), Status> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
         let tag = self.new_call(id);
@@ -645,14 +645,14 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         Ok(Some(turn))
     }
 
-    /// Makes one exchange. Returns the bytes of the answer.
+    /// Makes one exchange. Returns the bytes of the response.
     fn exchange(
         &self,
         tag: CallTag,
         message: &[u8],
         recipient: mm_wire::Guid,
         options: CallOptions,
-        take: &mut dyn FnMut(&mut AnswerReader<'_>),
+        take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<usize, Status> {
         let id = tag.buffer;
         // An interrupted call may be replacing the list; then it is not empty.
@@ -685,11 +685,11 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             };
             trace_request(tag, recipient, format, message);
             executor.execute_mm(&mut buffer)?;
-            let answer = staged.finish().inspect_err(
+            let response = staged.finish().inspect_err(
                 |error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"),
             )?;
-            let answered = answer.len();
-            take(&mut AnswerReader::in_place(answer, tag));
+            let answered = response.len();
+            take(&mut ResponseReader::in_place(response, tag));
             return Ok(answered);
         }
     }
@@ -791,7 +791,7 @@ mod tests {
 
     #[test]
     fn an_executor_answers_by_hand_with_any_length() {
-        for answer in [&b""[..], b"x", &[7; 4072]] {
+        for response in [&b""[..], b"x", &[7; 4072]] {
             let by_hand = communicator(
                 Play(move |buffer: &mut CommunicateBuffer| {
                     buffer.reset();
@@ -799,14 +799,14 @@ mod tests {
                         .set_message_info(RECIPIENT.as_guid())
                         .map_err(|_status| Status::CommBufferInitError)?;
                     buffer
-                        .set_message(answer)
+                        .set_message(response)
                         .map_err(|_status| Status::CommBufferInitError)
                 }),
                 &[0],
             );
             assert_eq!(
                 by_hand.communicate(0, b"request", RECIPIENT.as_guid()).as_deref(),
-                Ok(answer)
+                Ok(response)
             );
         }
     }

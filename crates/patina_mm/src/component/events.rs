@@ -241,7 +241,7 @@ impl Notifier {
             &MESSAGE,
             event.as_guid(),
             listener.options,
-            &mut |_answer| {},
+            &mut |_response| {},
         )
     }
 }

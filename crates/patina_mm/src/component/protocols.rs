@@ -28,7 +28,7 @@ use patina::standard::efi;
 #[repr(C)]
 pub struct Communication {
     /// Sends what stands at `comm_buffer`. `comm_size`, which may be null, points to the bytes with the header, and is
-    /// set to the answer's.
+    /// set to the response's.
     pub communicate: unsafe extern "efiapi" fn(
         this: *const Communication,
         comm_buffer: *mut c_void,

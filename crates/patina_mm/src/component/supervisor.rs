@@ -16,7 +16,7 @@
 //! }
 //! ```
 
-use super::communicator::{AnswerReader, CallOptions, Status};
+use super::communicator::{CallOptions, ResponseReader, Status};
 use crate::config::{CommunicateBuffer, HeaderFormat};
 use crate::service::MmCommunication;
 use alloc::vec::Vec;
@@ -46,17 +46,19 @@ pub enum SupervisorError {
     Refused {
         /// The request's number.
         request: u32,
-        /// What the answer says.
+        /// What the response says.
         result: EfiStatus,
     },
-    /// The answer is to something else.
-    #[error("MM: the answer to supervisor request {sent} is marked {signature:02x?} and to request {found}")]
-    NotAnAnswer {
+    /// The response is to something else.
+    #[error(
+        "MM: the response to supervisor request {sent} is marked {signature:02x?} and to request {found}"
+    )]
+    NotAResponse {
         /// The number of the request.
         sent: u32,
-        /// The number in the answer.
+        /// The number in the response.
         found: u32,
-        /// The signature in the answer.
+        /// The signature in the response.
         signature: [u8; 4],
     },
     /// The buffers of a move are not the supervisor's and the users', in this order. Nothing was sent.
@@ -88,12 +90,12 @@ pub enum SupervisorError {
     /// There is no way to reach it any more.
     #[error("MM: the supervisor moved its own comm buffer and then refused the rest of the move")]
     MovedInPart,
-    /// The policy's own size is not that of the answer.
+    /// The policy's own size is not that of the response.
     #[error("MM: the supervisor's policy says that it has {claimed} bytes, {returned} were returned")]
     PolicySize {
         /// What the policy says.
         claimed: u32,
-        /// Bytes of the answer behind its header.
+        /// Bytes of the response behind its header.
         returned: usize,
     },
 }
@@ -113,7 +115,7 @@ impl From<SupervisorError> for EfiError {
                 Self::InvalidParameter
             }
             SupervisorError::MovedInPart => Self::DeviceError,
-            SupervisorError::NotAnAnswer { .. } | SupervisorError::PolicySize { .. } => Self::ProtocolError,
+            SupervisorError::NotAResponse { .. } | SupervisorError::PolicySize { .. } => Self::ProtocolError,
         }
     }
 }
@@ -137,7 +139,7 @@ pub trait MmSupervisor {
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
 
     /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
-    /// its rules after this, be the answer the policy or a refusal.
+    /// its rules after this, be the response the policy or a refusal.
     ///
     /// # Errors
     ///
@@ -148,7 +150,7 @@ pub trait MmSupervisor {
     /// identifier, and is as long; its mailbox is at the start of a zeroed page of its own. Once only, and only until the
     /// platform is locked.
     ///
-    /// The answer is waited for in the new place. So a refusal costs one MMI more, and all of
+    /// The response is waited for in the new place. So a refusal costs one MMI more, and all of
     /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
     ///
     /// The communicator that this client sends through follows at once. Whoever else knows of the old buffers (a driver in
@@ -207,7 +209,7 @@ impl MmSupervisorClient {
 }
 
 impl MmSupervisorClient {
-    /// Sends a request with `body` behind its header, and with as much room as `out` has. Returns what the answer has
+    /// Sends a request with `body` behind its header, and with as much room as `out` has. Returns what the response has
     /// behind its own header, at the start of `out`.
     fn request<'o>(
         &self,
@@ -233,12 +235,12 @@ impl MmSupervisorClient {
             recipient,
             // Whatever the buffer's own header is: the supervisor takes no other (Project Mu, `MmSupervisorCore.c`).
             CallOptions::new().with_header(HeaderFormat::V1),
-            &mut |answer| {
-                result = answer
+            &mut |response| {
+                result = response
                     .read_value()
                     .map_err(SupervisorError::from)
                     .and_then(|header| check(request, &header))
-                    .and_then(|()| Ok(answer.read_rest(out)?));
+                    .and_then(|()| Ok(response.read_rest(out)?));
             },
         )?;
         let len = result?;
@@ -249,7 +251,7 @@ impl MmSupervisorClient {
 fn check(sent: u32, header: &RequestHeader) -> Result<(), SupervisorError> {
     let (signature, found) = (header.signature, header.request.get());
     if signature != SIGNATURE || found != sent {
-        return Err(SupervisorError::NotAnAnswer {
+        return Err(SupervisorError::NotAResponse {
             sent,
             found,
             signature,
@@ -267,9 +269,10 @@ fn check(sent: u32, header: &RequestHeader) -> Result<(), SupervisorError> {
 impl MmSupervisor for MmSupervisorClient {
     fn version(&self) -> Result<VersionInfo, SupervisorError> {
         let mut info = [0; size_of::<VersionInfo>()];
-        let answer = self.request(REQUEST_VERSION, &[], &mut info)?;
-        let (expected, returned) = (size_of::<VersionInfo>(), answer.len());
-        VersionInfo::read_from_bytes(answer).map_err(|_size| Status::AnswerSize { expected, returned }.into())
+        let response = self.request(REQUEST_VERSION, &[], &mut info)?;
+        let (expected, returned) = (size_of::<VersionInfo>(), response.len());
+        VersionInfo::read_from_bytes(response)
+            .map_err(|_size| Status::ResponseSize { expected, returned }.into())
     }
 
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError> {
@@ -282,7 +285,7 @@ impl MmSupervisor for MmSupervisorClient {
         let policy = self.request(REQUEST_FETCH_POLICY, &[], out)?;
         let (expected, returned) = (size_of::<PolicyHeader>(), policy.len());
         let (header, _) = PolicyHeader::read_from_prefix(policy)
-            .map_err(|_too_short| Status::AnswerSize { expected, returned })?;
+            .map_err(|_too_short| Status::ResponseSize { expected, returned })?;
         let claimed = header.size.get();
         if usize::try_from(claimed) != Ok(returned) {
             return Err(SupervisorError::PolicySize { claimed, returned });
@@ -323,8 +326,8 @@ impl MmSupervisor for MmSupervisorClient {
 
         let mut result = Ok(());
         let to = [supervisor, users];
-        let mut take = |answer: &mut AnswerReader<'_>| {
-            result = answer
+        let mut take = |response: &mut ResponseReader<'_>| {
+            result = response
                 .read_value()
                 .map_err(SupervisorError::from)
                 .and_then(|header| check(REQUEST_COMM_UPDATE, &header));
@@ -346,7 +349,7 @@ impl MmSupervisor for MmSupervisorClient {
 const IDENTIFIER: Guid = guid!("e83ce27d-8d8d-4434-99f9-b811944b0371");
 
 /// The result that a request to move has until it is answered: where the supervisor moved its buffer and not its mailbox, the
-/// answer is not where the status is.
+/// response is not where the status is.
 const NO_RESULT: EfiStatus = EfiStatus(u64::MAX);
 
 /// Where a new comm buffer is, if the supervisor takes it in the place of the one with its identifier.
@@ -378,9 +381,9 @@ mod tests {
     use super::*;
     use alloc::boxed::Box;
 
-    fn client(answer: Vec<u8>) -> MmSupervisorClient {
+    fn client(response: Vec<u8>) -> MmSupervisorClient {
         let mut mm = MockMmCommunication::new();
-        mm.expect_communicate().return_once(move |_, _, _| Ok(answer));
+        mm.expect_communicate().return_once(move |_, _, _| Ok(response));
         let mm: Box<dyn MmCommunication> = Box::new(mm);
         MmSupervisorClient {
             buffer: 0,
@@ -389,16 +392,16 @@ mod tests {
     }
 
     fn answer(request: u32, body: &[u8]) -> Vec<u8> {
-        let mut answer = RequestHeader::new(request).as_bytes().to_vec();
-        answer.extend_from_slice(body);
-        answer
+        let mut response = RequestHeader::new(request).as_bytes().to_vec();
+        response.extend_from_slice(body);
+        response
     }
 
     #[test]
-    fn an_answer_to_something_else_is_none() {
+    fn a_response_to_something_else_is_none() {
         assert_eq!(
             client(answer(4, &[0; 16])).version(),
-            Err(SupervisorError::NotAnAnswer {
+            Err(SupervisorError::NotAResponse {
                 sent: 3,
                 found: 4,
                 signature: *b"MSUP"
@@ -408,12 +411,12 @@ mod tests {
 
     #[test]
     fn sizes_are_checked_with_their_numbers() {
-        let short = |expected, returned| Err(Status::AnswerSize { expected, returned }.into());
+        let short = |expected, returned| Err(Status::ResponseSize { expected, returned }.into());
         assert_eq!(client(answer(3, &[0; 15])).version(), short(16, 15));
         assert_eq!(client(alloc::vec![0; 23]).version(), short(24, 23));
         assert_eq!(
             client(answer(3, &[0; 17])).version(),
-            Err(Status::AnswerTooLong { needed: 17, room: 16 }.into())
+            Err(Status::ResponseTooLong { needed: 17, room: 16 }.into())
         );
         assert_eq!(
             client(answer(2, &[0, 0, 1, 0, 9, 0, 0, 0])).fetch_policy(&mut [0; 100]),

@@ -122,7 +122,7 @@ pub unsafe trait SwMmiTrigger {
             .map(|()| MmProgress::Raised)
     }
 
-    /// Lets a raised MMI be taken: `pause` on a processor. Whoever awaits an answer calls this between looks.
+    /// Lets a raised MMI be taken: `pause` on a processor. Whoever awaits a response calls this between looks.
     fn pause(&self) {
         core::hint::spin_loop();
     }
@@ -332,13 +332,13 @@ mod tests {
         }
 
         fn call64(function: u32, _: [u64; 17]) -> [u64; 18] {
-            let mut answer = [0; 18];
-            answer[0] = match function {
+            let mut response = [0; 18];
+            response[0] = match function {
                 0x8400_0040 => 0x1_0000,
                 0xc400_0041 => u64::from((-3_i32).cast_unsigned()),
                 _ => u64::MAX,
             };
-            answer
+            response
         }
     }
 
@@ -372,7 +372,7 @@ mod tests {
         for function in [0xc400_006f, 0xc400_008d] {
             assert_eq!(
                 secure(function).unwrap_err(),
-                MmiError::Smc(SmcError::NoFfa { answer: u32::MAX })
+                MmiError::Smc(SmcError::NoFfa { response: u32::MAX })
             );
         }
         let command = MmiPort::Smc(0x8400_0000);

@@ -368,7 +368,7 @@ impl CommunicateBuffer {
     }
 
     /// Takes the `len` bytes that stand behind the header for the message. For an executor whose MM answers in place, and
-    /// which learns the answer's length in a way of its own.
+    /// which learns the response's length in a way of its own.
     ///
     /// # Errors
     ///

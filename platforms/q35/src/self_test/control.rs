@@ -29,20 +29,20 @@ impl Control {
 
     /// What MM knows of itself.
     pub(super) fn state(self) -> Result<StateOfMm, String> {
-        let answer = self
+        let response = self
             .ask(control::STATE, &[])
             .map_err(|status| alloc::format!("{status}"))?;
-        StateOfMm::read_from_bytes(&answer).map_err(|error| alloc::format!("{error}"))
+        StateOfMm::read_from_bytes(&response).map_err(|error| alloc::format!("{error}"))
     }
 
     /// Has MM serve these comm buffers; else its status and its words.
     pub(super) fn register(self, buffers: &[CommBuffer]) -> Result<(), (EfiStatus, String)> {
         let entries: Vec<BufferEntry> = buffers.iter().map(|buffer| (*buffer).into()).collect();
-        let answer = self.ask(control::BUFFERS, entries.as_bytes()).map_err(|status| {
+        let response = self.ask(control::BUFFERS, entries.as_bytes()).map_err(|status| {
             let text = alloc::format!("{status}");
             (EfiStatus::NO_RESPONSE, text)
         })?;
-        let (status, text) = control::split(&answer).unwrap_or((EfiStatus::NO_RESPONSE.0, &answer));
+        let (status, text) = control::split(&response).unwrap_or((EfiStatus::NO_RESPONSE.0, &response));
         if status == EfiStatus::SUCCESS.0 {
             return Ok(());
         }

@@ -68,10 +68,10 @@ pub(super) fn platform(
         equal(findings.answered, 3)
     });
     report.test("boot.the_example_component_was_dispatched_and_answered", || {
-        let answer = EXAMPLES_ANSWER.lock().take();
-        let answer = answer.ok_or_else(|| NotOk::Failed("it was not".into()))?;
-        equal(answer.len(), 28)?;
-        let (header, _) = RequestHeader::read_from_prefix(&answer).map_err(failed)?;
+        let response = EXAMPLES_ANSWER.lock().take();
+        let response = response.ok_or_else(|| NotOk::Failed("it was not".into()))?;
+        equal(response.len(), 28)?;
+        let (header, _) = RequestHeader::read_from_prefix(&response).map_err(failed)?;
         // Its message is none that the supervisor knows, which says so in the field for the result.
         equal(header.result.get(), EfiStatus::INVALID_PARAMETER.0)?;
         equal(header.signature, SIGNATURE)
@@ -380,12 +380,12 @@ fn calls_from_a_timer(services: Services) -> Verdict {
         .timers
         .on_timer_event(Tpl::Callback, move || {
             match echo(services, 0, b"from the timer") {
-                Ok(answer) if answer == b"from the timer" => {}
+                Ok(response) if response == b"from the timer" => {}
                 Ok(_) => inside.wrong.set(Some(Status::InvalidResponse)),
                 Err(Status::Busy) => {
                     inside.busy.set(inside.busy.get().saturating_add(1));
                     match echo(services, 1, b"through the other one") {
-                        Ok(answer) if answer == b"through the other one" => {
+                        Ok(response) if response == b"through the other one" => {
                             inside.served.set(inside.served.get().saturating_add(1));
                         }
                         other => inside.wrong.set(other.err().or(Some(Status::InvalidResponse))),

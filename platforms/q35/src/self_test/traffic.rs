@@ -53,7 +53,7 @@ impl Counts {
     fn send(&self, mm: &dyn MmCommunication) {
         let message = self.answered.get().to_le_bytes();
         match mm.communicate(0, &message, Guid::from_bytes(&ECHO.to_bytes())) {
-            Ok(answer) if answer == message => {
+            Ok(response) if response == message => {
                 increment(&self.answered);
                 if self.announced.get() {
                     increment(&self.after_the_move);

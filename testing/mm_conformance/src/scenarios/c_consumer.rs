@@ -10,7 +10,7 @@ use mm_wire::{EfiStatus, HeaderFormat};
 scenarios! {
     firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "messages and answers of any length go through protocol 2";
     firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
-    firmware_protocol_has_no_room_for_a_longer_answer: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "a request has to be as long as its answer, by padding, or the driver's refusal is the error";
+    firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "a request has to be as long as its response, by padding, or the driver's refusal is the error";
     firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "MM's refusal comes back through the protocol";
     firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler answers through protocol 2 as it does without it";
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
@@ -68,7 +68,7 @@ fn firmware_protocol3_carries_messages(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn firmware_protocol_has_no_room_for_a_longer_answer(lab: &dyn Lab) -> Seen {
+fn firmware_protocol_has_no_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
     for header in [HeaderFormat::V1, HeaderFormat::V3] {
         let machine = through_firmware(lab, header)?;
         ensure_eq!(

@@ -14,10 +14,10 @@ use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
 use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
-    c_call_returns_the_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "all three protocols carry a message and its answer";
-    c_call_has_room_for_a_longer_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a CommSize above the message is room for the answer, and becomes its size";
-    c_call_with_a_shorter_answer: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a short answer is told by CommSize, or by the header where there is none";
-    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "an answer beyond the caller's buffer is not written, and its size is told";
+    c_call_returns_the_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "all three protocols carry a message and its response";
+    c_call_has_room_for_a_longer_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a CommSize above the message is room for the response, and becomes its size";
+    c_call_with_a_shorter_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a short response is told by CommSize, or by the header where there is none";
+    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a response beyond the caller's buffer is not written, and its size is told";
     c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, as a component in Rust does";
     c_null_buffer_is_refused: PRODUCED_PROTOCOLS, "a null buffer is INVALID_PARAMETER";
     c_addresses_must_agree: PRODUCED_PROTOCOLS, "physical and virtual address must be the same before the operating system takes over";
@@ -36,7 +36,7 @@ scenarios! {
     c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "whatever interrupts even that is refused, and disturbs nothing";
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
-    c_answers_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
+    c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
 }
 
 fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
@@ -97,7 +97,7 @@ fn call(
         .ok_or_else(|| format!("{protocol:?} is not installed"))
 }
 
-fn c_call_returns_the_answer(lab: &dyn Lab) -> Seen {
+fn c_call_returns_the_response(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::ECHO, b"from C", 0);
     let v3 = request(HeaderFormat::V3, mm::ECHO, b"from C", 0);
@@ -120,7 +120,7 @@ fn c_call_returns_the_answer(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn c_call_has_room_for_a_longer_answer(lab: &dyn Lab) -> Seen {
+fn c_call_has_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 200);
     let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(v1.len()))?;
@@ -130,18 +130,18 @@ fn c_call_has_room_for_a_longer_answer(lab: &dyn Lab) -> Seen {
     ensure_eq!(reply.bytes.get(..24), v1.get(..24));
     ensure!(
         reply.bytes.iter().skip(124).all(|byte| *byte == 0),
-        "bytes behind the answer were written"
+        "bytes behind the response were written"
     );
     // A v3 message is all that BufferSize covers, so that the handler sees the room, too.
     let v3 = request(HeaderFormat::V3, mm::ECHO, b"four", 60);
     let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
-    // BufferSize is the answer's, MessageSize the request's.
+    // BufferSize is the response's, MessageSize the request's.
     ensure!(reply.bytes == v3, "not the request came back, but {reply:02x?}");
     Ok(())
 }
 
-fn c_call_with_a_shorter_answer(lab: &dyn Lab) -> Seen {
+fn c_call_with_a_shorter_response(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for len in [0, 3] {
         let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 0);
@@ -201,9 +201,10 @@ fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
         let bytes = request(format, variable::GUID, &message, 0);
         let reply = call(&*machine, protocol, bytes, comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
-        let answer = reply.bytes.get(format.header_len()..).unwrap_or_default();
-        ensure_eq!(answer, rust);
-        let (header, size) = FunctionHeader::read_from_prefix(answer).map_err(|error| format!("{error}"))?;
+        let response = reply.bytes.get(format.header_len()..).unwrap_or_default();
+        ensure_eq!(response, rust);
+        let (header, size) =
+            FunctionHeader::read_from_prefix(response).map_err(|error| format!("{error}"))?;
         ensure_eq!(header.return_status.get(), 0);
         let size = PayloadSize::read_from_bytes(size).map_err(|error| format!("{error}"))?;
         ensure!(size.size.get() > 0, "the payload size is zero");
@@ -511,7 +512,7 @@ fn c_call_during_a_call_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn c_answers_are_those_of_rust(lab: &dyn Lab) -> Seen {
+fn c_responses_are_those_of_rust(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for len in [1, 40, 5000, machine.capacity(0)] {
         let message = mm::stretch(len);
@@ -519,9 +520,9 @@ fn c_answers_are_those_of_rust(lab: &dyn Lab) -> Seen {
         let comm_size = Some(bytes.len());
         let reply = call(&*machine, CProtocol::Two, bytes, comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
-        let answer = reply.bytes.get(24..24 + len).map(<[u8]>::to_vec);
+        let response = reply.bytes.get(24..24 + len).map(<[u8]>::to_vec);
         ensure!(
-            machine.communicate(0, &message, mm::STRETCH).ok() == answer,
+            machine.communicate(0, &message, mm::STRETCH).ok() == response,
             "the answers of {len} bytes differ"
         );
     }

@@ -1,46 +1,46 @@
-//! The ways to make a call, and where each puts the answer.
+//! The ways to make a call, and where each puts the response.
 
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready};
-use crate::lab::{AnswerTo, Call, Failure, Lab, Machine};
+use crate::lab::{Call, Failure, Lab, Machine, ResponseTo};
 use crate::mm;
 use alloc::vec::Vec;
 
 scenarios! {
-    answer_into_slice_is_exact: CONTROLLED_MM, "an answer goes to the start of the caller's memory, with its length";
-    answer_into_short_slice_is_refused: CONTROLLED_MM, "an answer that does not fit there is an error with both lengths, and stays nowhere";
-    answer_to_closure_is_read_in_steps: CONTROLLED_MM, "an answer can be read where it stands, in steps of any length";
-    typed_answer_has_the_types_size: CONTROLLED_MM, "an answer becomes a value";
-    typed_answer_of_another_size_is_refused: CONTROLLED_MM, "one byte more or less is an error with both sizes";
+    response_into_slice_is_exact: CONTROLLED_MM, "a response goes to the start of the caller's memory, with its length";
+    response_into_short_slice_is_refused: CONTROLLED_MM, "a response that does not fit there is an error with both lengths, and stays nowhere";
+    response_to_closure_is_read_in_steps: CONTROLLED_MM, "a response can be read where it stands, in steps of any length";
+    typed_response_has_the_types_size: CONTROLLED_MM, "a response becomes a value";
+    typed_response_of_another_size_is_refused: CONTROLLED_MM, "one byte more or less is an error with both sizes";
     every_way_carries_mms_status: CONTROLLED_MM, "MM's refusal is the same error, however the call was made";
     every_way_refuses_before_the_mmi: MM, "what cannot be sent raises no MMI, however the call was made";
 }
 
-const WAYS: [AnswerTo; 4] = [
-    AnswerTo::Allocation,
-    AnswerTo::Slice(64),
-    AnswerTo::Closure(7),
-    AnswerTo::Type16,
+const WAYS: [ResponseTo; 4] = [
+    ResponseTo::Allocation,
+    ResponseTo::Slice(64),
+    ResponseTo::Closure(7),
+    ResponseTo::Type16,
 ];
 
 fn call(
     machine: &dyn Machine,
-    answer: AnswerTo,
+    response: ResponseTo,
     message: &[u8],
     recipient: mm_wire::Guid,
 ) -> Result<Vec<u8>, Failure> {
     let call = Call {
-        answer,
+        response,
         ..Call::default()
     };
     machine.communicate_as(call, 0, message, recipient)
 }
 
-fn answer_into_slice_is_exact(lab: &dyn Lab) -> Seen {
+fn response_into_slice_is_exact(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for (len, room) in [(0, 0), (0, 10), (5, 5), (5, 4096), (9000, 9000)] {
         ensure_eq!(
-            call(&*machine, AnswerTo::Slice(room), &mm::stretch(len), mm::STRETCH),
+            call(&*machine, ResponseTo::Slice(room), &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
         ensure_clean(&*machine, 0)?;
@@ -48,17 +48,17 @@ fn answer_into_slice_is_exact(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn answer_into_short_slice_is_refused(lab: &dyn Lab) -> Seen {
+fn response_into_short_slice_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for (needed, room) in [(1, 0), (100, 99), (9000, 64)] {
         ensure_eq!(
             call(
                 &*machine,
-                AnswerTo::Slice(room),
+                ResponseTo::Slice(room),
                 &mm::stretch(needed),
                 mm::STRETCH
             ),
-            Err(Failure::AnswerTooLong { needed, room })
+            Err(Failure::ResponseTooLong { needed, room })
         );
         ensure_clean(&*machine, 0)?;
         ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
@@ -66,11 +66,16 @@ fn answer_into_short_slice_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn answer_to_closure_is_read_in_steps(lab: &dyn Lab) -> Seen {
+fn response_to_closure_is_read_in_steps(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for step in [1, 3, 8, 499, 500, 501] {
         ensure_eq!(
-            call(&*machine, AnswerTo::Closure(step), &mm::stretch(500), mm::STRETCH),
+            call(
+                &*machine,
+                ResponseTo::Closure(step),
+                &mm::stretch(500),
+                mm::STRETCH
+            ),
             Ok(pattern(500))
         );
         ensure_clean(&*machine, 0)?;
@@ -78,21 +83,21 @@ fn answer_to_closure_is_read_in_steps(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn typed_answer_has_the_types_size(lab: &dyn Lab) -> Seen {
+fn typed_response_has_the_types_size(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(
-        call(&*machine, AnswerTo::Type16, &mm::stretch(16), mm::STRETCH),
+        call(&*machine, ResponseTo::Type16, &mm::stretch(16), mm::STRETCH),
         Ok(pattern(16))
     );
     ensure_clean(&*machine, 0)
 }
 
-fn typed_answer_of_another_size_is_refused(lab: &dyn Lab) -> Seen {
+fn typed_response_of_another_size_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for returned in [0, 15, 17, 4096] {
         ensure_eq!(
-            call(&*machine, AnswerTo::Type16, &mm::stretch(returned), mm::STRETCH),
-            Err(Failure::AnswerSize {
+            call(&*machine, ResponseTo::Type16, &mm::stretch(returned), mm::STRETCH),
+            Err(Failure::ResponseSize {
                 expected: 16,
                 returned
             })

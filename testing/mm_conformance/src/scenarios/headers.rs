@@ -2,7 +2,7 @@
 
 use super::nesting::look_during;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{AnswerTo, BufferSetup, Call, Failure, Lab, Machine, Setup};
+use crate::lab::{BufferSetup, Call, Failure, Lab, Machine, ResponseTo, Setup};
 use crate::mm::{self, Lie};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -12,19 +12,19 @@ use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
 
 scenarios! {
     v3_message_comes_back: CONTROLLED_MM | V3_HEADERS, "a message behind a v3 header is answered, for a call that asks for it";
-    v3_answers_have_any_length: CONTROLLED_MM | V3_HEADERS, "an answer may be shorter or longer than its request";
+    v3_responses_have_any_length: CONTROLLED_MM | V3_HEADERS, "a response may be shorter or longer than its request";
     v3_message_fills_the_buffer: CONTROLLED_MM | V3_HEADERS, "all of the buffer behind the 56 bytes can be used, and no more";
     v3_buffer_serves_plain_calls: CONTROLLED_MM | V3_HEADERS | CALLBACKS, "a comm buffer can have the v3 header as its own";
     v1_call_through_v3_buffer: CONTROLLED_MM | V3_HEADERS, "and a call can ask for the v1 header there";
     headers_alternate: CONTROLLED_MM | V3_HEADERS, "calls of both formats follow each other through one buffer";
     v3_no_handler_is_an_error: MM | V3_HEADERS, "a v3 message that nobody takes is an error with MM's status";
     v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "what MM says is checked as with v1, with the longer header";
-    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox BufferSize says how long the answer is";
+    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox BufferSize says how long the response is";
 }
 
 const V3: Call = Call {
     header: Some(HeaderFormat::V3),
-    answer: AnswerTo::Closure(64),
+    response: ResponseTo::Closure(64),
 };
 
 fn v3_setup(mailbox: crate::lab::MailboxSetup) -> Setup {
@@ -57,7 +57,7 @@ fn v3_message_comes_back(lab: &dyn Lab) -> Seen {
     ensure_clean(&*machine, 0)
 }
 
-fn v3_answers_have_any_length(lab: &dyn Lab) -> Seen {
+fn v3_responses_have_any_length(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for len in [0, 1, 7, 9, 31, 32, 33, 4096, 9000] {
         ensure_eq!(v3(&*machine, &mm::stretch(len), mm::STRETCH), Ok(pattern(len)));
@@ -93,8 +93,11 @@ fn v3_buffer_serves_plain_calls(lab: &dyn Lab) -> Seen {
         Header::parse(&during).ok(),
         Header::new(HeaderFormat::V3, mm::ECHO, 5)
     );
-    for answer in [AnswerTo::Slice(100), AnswerTo::Allocation] {
-        let call = Call { header: None, answer };
+    for response in [ResponseTo::Slice(100), ResponseTo::Allocation] {
+        let call = Call {
+            header: None,
+            response,
+        };
         ensure_eq!(
             machine.communicate_as(call, 1, &mm::stretch(77), mm::STRETCH),
             Ok(pattern(77))

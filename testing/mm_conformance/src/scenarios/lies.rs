@@ -15,15 +15,15 @@ scenarios! {
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
     ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
     late_mm_is_an_error_and_harms_nobody: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
-    late_answer_is_none_to_somebody_elses_request: CONTROLLED_MM | MAILBOX, "an answer that MM kept, header included, is not taken for that to a request for somebody else";
-    late_message_is_the_answer_that_mm_gave: CONTROLLED_MM | MAILBOX, "MM that ends a request with the message of another is believed, for that one call and no byte more";
-    size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "an answer that does not cover its header is refused with the number";
-    size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "an answer larger than the buffer is refused with the numbers";
+    late_response_is_none_to_somebody_elses_request: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for that to a request for somebody else";
+    late_message_is_the_response_that_mm_gave: CONTROLLED_MM | MAILBOX, "MM that ends a request with the message of another is believed, for that one call and no byte more";
+    size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "a response that does not cover its header is refused with the number";
+    size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "a response larger than the buffer is refused with the numbers";
     size_of_all_ones_is_refused: CONTROLLED_MM | MAILBOX, "so is one that would wrap";
-    changed_recipient_is_refused: CONTROLLED_MM, "a header for somebody else is no answer";
+    changed_recipient_is_refused: CONTROLLED_MM, "a header for somebody else is no response";
     changed_length_beyond_the_buffer_is_refused: CONTROLLED_MM, "a header length that does not fit is refused";
-    wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is no answer";
-    foreign_header_format_is_refused: CONTROLLED_MM, "an answer in another header format is no answer";
+    wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is no response";
+    foreign_header_format_is_refused: CONTROLLED_MM, "a response in another header format is no response";
     stale_status_is_not_believed: CONTROLLED_MM | MAILBOX | CALLBACKS, "the result of one call is gone from the mailbox before MM is entered for the next";
     failure_leaves_nothing_behind: MM, "after an error of MM's the buffer is clean";
     lies_leave_nothing_behind: CONTROLLED_MM | MAILBOX, "after every lie the whole buffer is clean and the next call is served";
@@ -35,8 +35,8 @@ fn lie(machine: &dyn Machine, lie: Lie) -> Result<Vec<u8>, Failure> {
 
 fn no_handler_is_an_error(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    let answer = machine.communicate(0, b"is anybody there?", super::refusals::NOBODY);
-    ensure_eq!(answer, Err(not_taken(lab)));
+    let response = machine.communicate(0, b"is anybody there?", super::refusals::NOBODY);
+    ensure_eq!(response, Err(not_taken(lab)));
     Ok(())
 }
 
@@ -112,7 +112,7 @@ fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn late_answer_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
+fn late_response_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(lie(&*machine, Lie::Late), Err(Failure::NotProcessed));
     ensure_clean(&*machine, 0)?;
@@ -130,10 +130,10 @@ fn late_answer_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
     ensure_clean(&*machine, 0)
 }
 
-/// Nothing on the wire ties an answer to its request. A client cannot tell an answer that is late from one that is wrong,
+/// Nothing on the wire ties a response to its request. A client cannot tell a response that is late from one that is wrong,
 /// and MM may answer what it likes. What the client sees to is that it takes no more than MM says it gave, and that none of
 /// it is left for the call after.
-fn late_message_is_the_answer_that_mm_gave(lab: &dyn Lab) -> Seen {
+fn late_message_is_the_response_that_mm_gave(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(lie(&*machine, Lie::LateMessage), Err(Failure::NotProcessed));
     ensure_clean(&*machine, 0)?;
@@ -223,9 +223,9 @@ fn stale_status_is_not_believed(lab: &dyn Lab) -> Seen {
             stale.is_some_and(|stale| stale.return_status().is_error() || stale.return_buffer_size() != 0),
             "there is no result that could be stale: {stale:?}"
         );
-        let (entered, answer) = look_during(&*machine, b"y", mm::ECHO, |machine| machine.mailbox(0));
+        let (entered, response) = look_during(&*machine, b"y", mm::ECHO, |machine| machine.mailbox(0));
         ensure_eq!(entered, Some(Some(MailboxImage::armed())));
-        ensure_eq!(answer, Ok(b"y".to_vec()));
+        ensure_eq!(response, Ok(b"y".to_vec()));
     }
     Ok(())
 }
@@ -254,7 +254,7 @@ fn lies_leave_nothing_behind(lab: &dyn Lab) -> Seen {
         Lie::WipeHeader,
         Lie::OtherFormat,
     ] {
-        // The liar also scribbles over the rest of the buffer, where no honest answer would be.
+        // The liar also scribbles over the rest of the buffer, where no honest response would be.
         ensure!(lie(&*machine, told).is_err(), "{told:?} was believed");
         ensure_clean(&*machine, 0)?;
         ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));

@@ -16,7 +16,7 @@ scenarios! {
     supervisor_client_unblocks_memory: CONTROLLED_MM | SUPERVISOR, "memory is unblocked, or the supervisor's reason is the error";
     supervisor_client_fetches_the_policy: CONTROLLED_MM | SUPERVISOR, "the policy arrives whole, or the supervisor says that there is no room";
     supervisor_client_sends_v1_headers: CONTROLLED_MM | SUPERVISOR, "the supervisor's channel takes v1 headers alone, whatever the buffer's header is";
-    supervisor_client_moves_comm_buffers: CONTROLLED_MM | SUPERVISOR, "both buffers move with one request, the answer is found in the new place, and calls go there";
+    supervisor_client_moves_comm_buffers: CONTROLLED_MM | SUPERVISOR, "both buffers move with one request, the response is found in the new place, and calls go there";
     supervisor_refuses_a_second_move: CONTROLLED_MM | SUPERVISOR, "a refused move is the supervisor's reason, and everything stays where it is";
     supervisor_move_of_another_size_is_not_sent: CONTROLLED_MM | SUPERVISOR, "buffers of another length raise no MMI";
     supervisor_move_of_mixed_up_buffers_is_not_sent: CONTROLLED_MM | SUPERVISOR, "the users' buffer in the place of the supervisor's raises no MMI";
@@ -127,7 +127,7 @@ const NOT_TAKEN: SupervisorCall = SupervisorCall::Move {
     is_taken: false,
 };
 
-/// Fails unless both channels answer.
+/// Fails unless both channels response.
 fn ensure_both_answer(machine: &dyn Machine) -> Seen {
     let version = machine.ask_supervisor(&SupervisorCall::Version);
     ensure!(version.is_ok(), "the supervisor answers {version:?}");

@@ -1,7 +1,7 @@
 //! edk2's variable service answers as its clients expect.
 
 use super::{Seen, ready};
-use crate::lab::{AnswerTo, Call, Failure, Lab, Machine};
+use crate::lab::{Call, Failure, Lab, Machine, ResponseTo};
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
@@ -20,8 +20,8 @@ scenarios! {
     deleted_variable_is_gone: VARIABLES, "setting a variable to nothing deletes it";
     variable_names_can_be_walked: VARIABLES, "the walk over all names finds one that was set, once, and ends";
     variable_storage_sizes_are_told: VARIABLES, "the store tells sizes that fit each other";
-    every_way_carries_the_variable_services_answer: VARIABLES, "slice, closure and allocation get the same answer of a real handler";
-    typed_answer_of_the_variable_service: VARIABLES, "its answer becomes a value of exactly its size, or an error with both sizes";
+    every_way_carries_the_variable_services_response: VARIABLES, "slice, closure and allocation get the same response of a real handler";
+    typed_response_of_the_variable_service: VARIABLES, "its response becomes a value of exactly its size, or an error with both sizes";
     many_calls_to_the_variable_service_work: VARIABLES, "the last of many calls to a real handler is answered like the first";
 }
 
@@ -40,11 +40,11 @@ fn utf16(name: &str) -> Vec<u8> {
 /// Sends a function's message and returns the service's status and what follows the header.
 fn ask(machine: &dyn Machine, function: u64, body: &[u8]) -> Result<(EfiStatus, Vec<u8>), String> {
     let message = [FunctionHeader::new(function).as_bytes(), body].concat();
-    let answer = machine
+    let response = machine
         .communicate(0, &message, variable::GUID)
         .map_err(|failure| format!("function {function}: {failure}"))?;
-    let (header, body) =
-        FunctionHeader::read_from_prefix(&answer).map_err(|error| format!("function {function}: {error}"))?;
+    let (header, body) = FunctionHeader::read_from_prefix(&response)
+        .map_err(|error| format!("function {function}: {error}"))?;
     Ok((EfiStatus(header.return_status.get()), body.to_vec()))
 }
 
@@ -154,7 +154,7 @@ fn deleted_variable_is_gone(lab: &dyn Lab) -> Seen {
 /// Vendor and name, with its NUL.
 type Name = ([u8; 16], Vec<u8>);
 
-/// The name that follows, as it stands in the answer; `None` at the end.
+/// The name that follows, as it stands in the response; `None` at the end.
 fn next(machine: &dyn Machine, vendor: [u8; 16], name: &[u8]) -> Result<Option<Name>, String> {
     const ROOM: usize = 1024;
     let fields = NextName {
@@ -217,61 +217,63 @@ fn variable_storage_sizes_are_told(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-/// The message that asks for the payload size, which is as long as its answer.
+/// The message that asks for the payload size, which is as long as its response.
 fn payload_size_request() -> Vec<u8> {
     let header = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
     [header.as_bytes(), PayloadSize::default().as_bytes()].concat()
 }
 
-/// Has an answer of the variable service put there.
-fn ask_into(machine: &dyn Machine, answer: AnswerTo, message: &[u8]) -> Result<Vec<u8>, Failure> {
+/// Has a response of the variable service put there.
+fn ask_into(machine: &dyn Machine, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Failure> {
     let call = Call {
-        answer,
+        response,
         ..Call::default()
     };
     machine.communicate_as(call, 0, message, variable::GUID)
 }
 
-fn every_way_carries_the_variable_services_answer(lab: &dyn Lab) -> Seen {
+fn every_way_carries_the_variable_services_response(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let message = payload_size_request();
-    let answer = machine.communicate(0, &message, variable::GUID);
+    let response = machine.communicate(0, &message, variable::GUID);
     ensure!(
-        answer.as_ref().is_ok_and(|answer| answer.len() == message.len()),
-        "the payload size is {answer:02x?}"
+        response
+            .as_ref()
+            .is_ok_and(|response| response.len() == message.len()),
+        "the payload size is {response:02x?}"
     );
     for way in [
-        AnswerTo::Slice(message.len()),
-        AnswerTo::Slice(4096),
-        AnswerTo::Closure(1),
-        AnswerTo::Closure(7),
-        AnswerTo::Closure(4096),
+        ResponseTo::Slice(message.len()),
+        ResponseTo::Slice(4096),
+        ResponseTo::Closure(1),
+        ResponseTo::Closure(7),
+        ResponseTo::Closure(4096),
     ] {
-        ensure_eq!(ask_into(&*machine, way, &message), answer);
+        ensure_eq!(ask_into(&*machine, way, &message), response);
         super::ensure_clean(&*machine, 0)?;
     }
     let (needed, room) = (message.len(), message.len() - 1);
     ensure_eq!(
-        ask_into(&*machine, AnswerTo::Slice(room), &message),
-        Err(Failure::AnswerTooLong { needed, room })
+        ask_into(&*machine, ResponseTo::Slice(room), &message),
+        Err(Failure::ResponseTooLong { needed, room })
     );
     super::ensure_clean(&*machine, 0)
 }
 
-fn typed_answer_of_the_variable_service(lab: &dyn Lab) -> Seen {
+fn typed_response_of_the_variable_service(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let unknown = FunctionHeader::new(99);
-    let answer = ask_into(&*machine, AnswerTo::Type16, unknown.as_bytes());
-    let header = answer
+    let response = ask_into(&*machine, ResponseTo::Type16, unknown.as_bytes());
+    let header = response
         .as_deref()
         .ok()
-        .and_then(|answer| FunctionHeader::read_from_bytes(answer).ok());
+        .and_then(|response| FunctionHeader::read_from_bytes(response).ok());
     let status = header.map(|header| EfiStatus(header.return_status.get()));
     ensure_eq!(status, Some(EfiStatus::UNSUPPORTED));
     let message = payload_size_request();
     ensure_eq!(
-        ask_into(&*machine, AnswerTo::Type16, &message),
-        Err(Failure::AnswerSize {
+        ask_into(&*machine, ResponseTo::Type16, &message),
+        Err(Failure::ResponseSize {
             expected: 16,
             returned: message.len()
         })
@@ -285,8 +287,11 @@ fn many_calls_to_the_variable_service_work(lab: &dyn Lab) -> Seen {
     let first = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
     let calls = lab.many_calls();
     for n in 1..calls {
-        let answer = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
-        ensure!(answer == first, "call {n}: {answer:?}, the first one: {first:?}");
+        let response = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
+        ensure!(
+            response == first,
+            "call {n}: {response:?}, the first one: {first:?}"
+        );
     }
     ensure_eq!(machine.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
     super::ensure_clean(&*machine, 0)

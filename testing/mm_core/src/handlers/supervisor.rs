@@ -77,9 +77,9 @@ mod tests {
     };
 
     fn result(message: &RequestHeader) -> u64 {
-        let (result, answer) = ask(&mut { SUPERVISOR }, message.as_bytes(), 64);
+        let (result, response) = ask(&mut { SUPERVISOR }, message.as_bytes(), 64);
         assert_eq!(result, Ok(()));
-        RequestHeader::ref_from_prefix(&answer).unwrap().0.result.get()
+        RequestHeader::ref_from_prefix(&response).unwrap().0.result.get()
     }
 
     #[test]
@@ -120,14 +120,14 @@ mod tests {
                 "request {request}"
             );
             for len in [0, 23, shortest - 1] {
-                let (result, answer) = ask(&mut { SUPERVISOR }, &message[..len], 512);
+                let (result, response) = ask(&mut { SUPERVISOR }, &message[..len], 512);
                 assert_eq!(
                     result,
                     Err(EfiStatus::INVALID_PARAMETER),
                     "request {request}, {len} bytes"
                 );
                 if len >= 24 {
-                    let header = RequestHeader::ref_from_prefix(&answer).unwrap().0;
+                    let header = RequestHeader::ref_from_prefix(&response).unwrap().0;
                     assert_eq!(header.result.get(), EfiStatus::ABORTED.0);
                 }
             }

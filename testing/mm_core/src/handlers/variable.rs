@@ -277,8 +277,8 @@ impl Handler for VariableStore<'_> {
             function::QUERY_VARIABLE_INFO => QueryInfo::mut_from_prefix(payload)
                 .ok()
                 .map(|(info, _)| self.query_info(info)),
-            function::GET_PAYLOAD_SIZE => PayloadSize::mut_from_prefix(payload).ok().map(|(answer, _)| {
-                answer.size = (self.payload_len() as u64).into();
+            function::GET_PAYLOAD_SIZE => PayloadSize::mut_from_prefix(payload).ok().map(|(response, _)| {
+                response.size = (self.payload_len() as u64).into();
                 Ok(())
             }),
             _ => Some(Err(EfiStatus::UNSUPPORTED)),
@@ -406,12 +406,12 @@ mod tests {
         message
     }
 
-    /// Sends a message; returns the status in the answer, and what follows it.
+    /// Sends a message; returns the status in the response, and what follows it.
     fn send(store: &mut VariableStore<'_>, message: &[u8]) -> (EfiStatus, Vec<u8>) {
-        let (result, answer) = ask(store, message, message.len());
+        let (result, response) = ask(store, message, message.len());
         assert_eq!(result, Ok(()));
-        assert_eq!(answer.len(), message.len());
-        let (header, payload) = FunctionHeader::ref_from_prefix(&answer).unwrap();
+        assert_eq!(response.len(), message.len());
+        let (header, payload) = FunctionHeader::ref_from_prefix(&response).unwrap();
         (EfiStatus(header.return_status.get()), payload.to_vec())
     }
 
@@ -428,8 +428,8 @@ mod tests {
         let name = utf16(name);
         let access = access(name.len(), data.len(), attributes);
         let sent = message(function::SET_VARIABLE, &[access.as_bytes(), &name, data]);
-        let (status, answer) = send(store, &sent);
-        assert_eq!(answer, sent[16..], "nothing but the status changes");
+        let (status, response) = send(store, &sent);
+        assert_eq!(response, sent[16..], "nothing but the status changes");
         status
     }
 
@@ -440,8 +440,8 @@ mod tests {
             function::GET_VARIABLE,
             &[access(name.len(), room, 0).as_bytes(), &name, &vec![0xee; room]],
         );
-        let (status, answer) = send(store, &sent);
-        let (access, rest) = AccessVariable::ref_from_prefix(&answer).unwrap();
+        let (status, response) = send(store, &sent);
+        let (access, rest) = AccessVariable::ref_from_prefix(&response).unwrap();
         let data = rest[name.len()..].to_vec();
         (status, access.attributes.get(), access.data_size.get(), data)
     }
@@ -459,11 +459,11 @@ mod tests {
         };
         let mut area = utf16(name);
         area.resize(area.len().max(room), 0);
-        let (status, answer) = send(
+        let (status, response) = send(
             store,
             &message(function::GET_NEXT_VARIABLE_NAME, &[next.as_bytes(), &area]),
         );
-        let (next, name) = NextName::ref_from_prefix(&answer).unwrap();
+        let (next, name) = NextName::ref_from_prefix(&response).unwrap();
         (status, next.name_size.get(), name.to_vec())
     }
 
@@ -493,8 +493,8 @@ mod tests {
             attributes: attributes.into(),
             ..QueryInfo::default()
         };
-        let (status, answer) = send(store, &message(function::QUERY_VARIABLE_INFO, &[info.as_bytes()]));
-        let info = QueryInfo::read_from_bytes(&answer).unwrap();
+        let (status, response) = send(store, &message(function::QUERY_VARIABLE_INFO, &[info.as_bytes()]));
+        let info = QueryInfo::read_from_bytes(&response).unwrap();
         let sizes = [
             info.maximum_storage,
             info.remaining_storage,

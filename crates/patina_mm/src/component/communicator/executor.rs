@@ -14,9 +14,9 @@ use patina::component::service::Service;
 /// The seam where host tests, and platforms whose MM is entered in another way, replace the MMI. When it is called,
 /// header and message stand in the buffer, and its mailbox announces them where it has one. An executor may
 ///
-/// - let real MM, or code that plays MM, answer in the buffer's memory and mailbox; or
-/// - answer by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
-///   [`set_message`](CommunicateBuffer::set_message): exactly those bytes are the answer, an empty message included, and
+/// - let real MM, or code that plays MM, response in the buffer's memory and mailbox; or
+/// - response by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
+///   [`set_message`](CommunicateBuffer::set_message): exactly those bytes are the response, an empty message included, and
 ///   the mailbox is not asked.
 #[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
 pub trait MmExecutor {
@@ -117,8 +117,8 @@ mod tests {
                 .returning_st(move |_, _| {
                     // MM takes the request of the first one after the last look.
                     if was_taken {
-                        let answer = MailboxImage::answered(EfiStatus::SUCCESS, 25);
-                        mm.channel().mailbox().unwrap().write(&answer);
+                        let response = MailboxImage::answered(EfiStatus::SUCCESS, 25);
+                        mm.channel().mailbox().unwrap().write(&response);
                     }
                     Err(EfiError::NotReady)
                 });

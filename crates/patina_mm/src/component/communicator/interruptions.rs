@@ -2,7 +2,7 @@
 //! a slow serial port makes long, and MM's turn.
 
 use super::update::Pending;
-use super::{AnswerReader, CallOptions, MmCommunication, MmCommunicator, MmExecutor, Status};
+use super::{CallOptions, MmCommunication, MmCommunicator, MmExecutor, ResponseReader, Status};
 use crate::config::CommunicateBuffer;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -69,8 +69,8 @@ impl MmExecutor for Echo {
             .channel()
             .tracked()
             .map_or(0, |header| header.total_len());
-        let answer = MailboxImage::answered(EfiStatus::SUCCESS, len);
-        comm_buffer.channel().mailbox().unwrap().write(&answer);
+        let response = MailboxImage::answered(EfiStatus::SUCCESS, len);
+        comm_buffer.channel().mailbox().unwrap().write(&response);
         Ok(())
     }
 }
@@ -138,15 +138,15 @@ impl Scene {
 }
 
 fn call(mm: &dyn MmCommunication, id: u8) -> Result<(), Status> {
-    let answer = mm.communicate(id, &[id, 7], RECIPIENT.as_guid())?;
-    assert_eq!(answer, [id, 7]);
+    let response = mm.communicate(id, &[id, 7], RECIPIENT.as_guid())?;
+    assert_eq!(response, [id, 7]);
     Ok(())
 }
 
 /// Moves through the first of these buffers.
 fn move_to(mm: &dyn MmCommunication, to: &[CommunicateBuffer]) -> Result<(), Status> {
-    let mut take = |answer: &mut AnswerReader<'_>| {
-        assert_eq!(answer.read_to_vec().as_deref(), Ok(&b"move"[..]));
+    let mut take = |response: &mut ResponseReader<'_>| {
+        assert_eq!(response.read_to_vec().as_deref(), Ok(&b"move"[..]));
         true
     };
     mm.communicate_and_move(to[0].id(), b"move", RECIPIENT.as_guid(), to, &mut take)
@@ -330,7 +330,7 @@ impl MmExecutor for ByHand {
 }
 
 #[test]
-fn an_answer_by_hand_to_a_request_to_move_is_found() {
+fn a_response_by_hand_to_a_request_to_move_is_found() {
     let mm = MmCommunicator::with_executor(ByHand);
     mm.set_comm_buffers(fresh(&[0])).unwrap();
     let to = fresh(&[0]);

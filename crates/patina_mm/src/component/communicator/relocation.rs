@@ -2,14 +2,14 @@
 //!
 //! MM takes it from the old place, and answers in the new one: header and message go to the new buffer, the status to the new
 //! mailbox, and the old ones are not touched any more (Project Mu, `UpdateCommBuffer.c`). Where MM refuses, it answers in the
-//! old place. So the request is put into both, and the mailbox that MM has cleared says where the answer is. Both places have
+//! old place. So the request is put into both, and the mailbox that MM has cleared says where the response is. Both places have
 //! one. An executor that answers by hand does so in the new place.
 //!
 //! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]).
 
-use super::answer::trace_request;
+use super::response::trace_request;
 use super::tag::CallTag;
-use super::{AnswerReader, MmCommunicator, MmExecutor, Status};
+use super::{MmCommunicator, MmExecutor, ResponseReader, Status};
 use crate::config::{CommunicateBuffer, check_buffers};
 use alloc::vec::Vec;
 use core::fmt;
@@ -30,7 +30,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         message: &[u8],
         recipient: mm_wire::Guid,
         to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut AnswerReader<'_>) -> bool,
+        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
     ) -> Result<usize, Status> {
         let id = tag.buffer;
         let executor = self.executor.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
@@ -43,7 +43,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             if !place.has_status_mailbox() {
                 log::error!(
                     target: "mm_comm",
-                    "caller: comm buffer {id} cannot move: its {which} place has no status mailbox, which would tell where the answer is"
+                    "caller: comm buffer {id} cannot move: its {which} place has no status mailbox, which would tell where the response is"
                 );
                 return Err(Status::InvalidDataBuffer);
             }
@@ -60,18 +60,18 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         executor.execute_mm(&mut new.clone())?;
         let has_arrived = there.is_answered();
         // The other place is done with before the list changes: nobody may be told of memory that is still to be wiped.
-        let answer = if has_arrived {
+        let response = if has_arrived {
             drop(here);
             there.finish()
         } else {
             drop(there);
             here.finish()
         };
-        let answer = answer.inspect_err(|error| {
+        let response = response.inspect_err(|error| {
             log::error!(target: "mm_comm", "comm buffer {id}, {recipient}, about to be moved: {error}");
         })?;
-        let answered = answer.len();
-        if take(&mut AnswerReader::in_place(answer, tag)) {
+        let answered = response.len();
+        if take(&mut ResponseReader::in_place(response, tag)) {
             // What is freed is freed once the list can be looked at again: a notification may come with that.
             let former = self
                 .buffers

@@ -1,4 +1,4 @@
-//! Calls whose request and answer are types.
+//! Calls whose request and response are types.
 
 use super::{CallOptions, MmCommunication, Status};
 use patina::Guid;
@@ -8,11 +8,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub trait MmCommunicationExt: MmCommunication {
     /// Sends a value to the handler `recipient` through the comm buffer `id` and returns the value that it answers.
     ///
-    /// Nothing is allocated, as in [`MmCommunication::communicate_into`]. The answer is copied into the value, so its alignment in the comm buffer does not matter.
+    /// Nothing is allocated, as in [`MmCommunication::communicate_into`]. The response is copied into the value, so its alignment in the comm buffer does not matter.
     ///
     /// # Errors
     ///
-    /// As [`MmCommunication::communicate`], and [`Status::AnswerSize`] where the answer has not exactly the bytes of `Resp`.
+    /// As [`MmCommunication::communicate`], and [`Status::ResponseSize`] where the response has not exactly the bytes of `Resp`.
     ///
     /// # Example
     ///
@@ -34,8 +34,8 @@ pub trait MmCommunicationExt: MmCommunication {
     ///
     /// fn payload_size(mm: Service<dyn MmCommunication>) -> patina::error::Result<u64> {
     ///     let request = PayloadSize { function: 11, return_status: 0, size: 0 };
-    ///     let answer: PayloadSize = mm.request(0, &request, Guid::from_ref(&VARIABLES))?;
-    ///     Ok(answer.size)
+    ///     let response: PayloadSize = mm.request(0, &request, Guid::from_ref(&VARIABLES))?;
+    ///     Ok(response.size)
     /// }
     /// ```
     fn request<Req, Resp>(&self, id: u8, request: &Req, recipient: Guid<'_>) -> Result<Resp, Status>
@@ -63,14 +63,14 @@ pub trait MmCommunicationExt: MmCommunication {
         Resp: FromBytes + IntoBytes,
     {
         let expected = size_of::<Resp>();
-        let mut result = Err(Status::AnswerSize {
+        let mut result = Err(Status::ResponseSize {
             expected,
             returned: 0,
         });
-        self.communicate_with(id, request.as_bytes(), recipient, options, &mut |answer| {
-            result = match answer.len() {
-                returned if returned == expected => answer.read_value(),
-                returned => Err(Status::AnswerSize { expected, returned }),
+        self.communicate_with(id, request.as_bytes(), recipient, options, &mut |response| {
+            result = match response.len() {
+                returned if returned == expected => response.read_value(),
+                returned => Err(Status::ResponseSize { expected, returned }),
             };
         })?;
         result
@@ -87,11 +87,11 @@ mod tests {
     const NOBODY: patina::BinaryGuid =
         patina::BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
-    fn answering(answer: &'static [u8]) -> MockMmCommunication {
+    fn answering(response: &'static [u8]) -> MockMmCommunication {
         let mut mm = MockMmCommunication::new();
         mm.expect_communicate()
             .withf(|id, message, _| *id == 3 && message == [7, 0])
-            .returning(|_, _, _| Ok(answer.to_vec()));
+            .returning(|_, _, _| Ok(response.to_vec()));
         mm
     }
 
@@ -105,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_size_is_an_error_with_both_sizes() {
+    fn a_response_of_another_size_is_an_error_with_both_sizes() {
         for returned in [0, 3, 5] {
-            let answer = &[0; 5][..returned];
+            let response = &[0; 5][..returned];
             assert_eq!(
-                ask(&answering(answer)),
-                Err(Status::AnswerSize {
+                ask(&answering(response)),
+                Err(Status::ResponseSize {
                     expected: 4,
                     returned
                 })

@@ -1,13 +1,13 @@
-//! What can come out of a call, other than an answer.
+//! What can come out of a call, other than a response.
 
 use crate::component::sw_mmi_manager::{MmiError, SmcError, efi_error, efi_status};
-use mm_comm::{AnswerError, BeginError, TriggerError};
+use mm_comm::{BeginError, ResponseError, TriggerError};
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
 use patina::standard::efi;
 use thiserror::Error;
 
-/// Why [`MmCommunication::communicate`](super::MmCommunication::communicate) has no answer.
+/// Why [`MmCommunication::communicate`](super::MmCommunication::communicate) has no response.
 ///
 /// Each message says whose fault it is. The numbers that a variant cannot carry are in the log (target `mm_comm`).
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub enum Status {
     /// The platform's own MMI trigger failed.
     #[error("platform: the software MMI trigger failed")]
     SwMmiFailed,
-    /// MM left a header that is not the answer to this request, or a length that does not fit the buffer.
+    /// MM left a header that is not the response to this request, or a length that does not fit the buffer.
     #[error("MM: the header in the comm buffer does not belong to this request, or its length does not fit")]
     InvalidResponse,
     /// The recipient is the marker GUID of v3 headers, and the message was to have a v1 header, which would read as v3.
@@ -60,45 +60,45 @@ pub enum Status {
     /// MM says that the request failed: `NOT_FOUND` where no handler took it, or its handler failed.
     #[error("MM answered {}", EfiStatus(.0.as_usize() as u64))]
     MmReturned(efi::Status),
-    /// The mailbox claims an answer of fewer bytes than the header has.
+    /// The mailbox claims a response of fewer bytes than the header has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
-    AnswerBelowHeader {
+    ResponseBelowHeader {
         /// The mailbox's ReturnBufferSize.
         claimed: u64,
         /// Bytes of the header.
         minimum: usize,
     },
-    /// The mailbox claims an answer of more bytes than the buffer has.
+    /// The mailbox claims a response of more bytes than the buffer has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
-    AnswerBeyondBuffer {
+    ResponseBeyondBuffer {
         /// The mailbox's ReturnBufferSize.
         claimed: u64,
         /// Bytes of the comm buffer.
         capacity: usize,
     },
-    /// The answer does not fit where the caller wanted it. MM did what it was asked for.
-    #[error("caller: the answer has {needed} bytes, there was room for {room}")]
-    AnswerTooLong {
-        /// Bytes of the answer.
+    /// The response does not fit where the caller wanted it. MM did what it was asked for.
+    #[error("caller: the response has {needed} bytes, there was room for {room}")]
+    ResponseTooLong {
+        /// Bytes of the response.
         needed: usize,
         /// Bytes that the caller gave.
         room: usize,
     },
-    /// The answer has not the size of the type that was asked for.
+    /// The response has not the size of the type that was asked for.
     #[error("MM answered {returned} bytes, the expected type has {expected}")]
-    AnswerSize {
+    ResponseSize {
         /// Bytes of the type.
         expected: usize,
-        /// Bytes of the answer.
+        /// Bytes of the response.
         returned: usize,
     },
     /// This implementation of the service does not offer what the call asks for.
     #[error("caller: this MM communication service does not offer what the call asks for")]
     Unsupported,
-    /// There is no memory for the answer.
-    #[error("platform: no memory to copy the {needed}-byte answer to")]
+    /// There is no memory for the response.
+    #[error("platform: no memory to copy the {needed}-byte response to")]
     OutOfMemory {
-        /// Bytes of the answer.
+        /// Bytes of the response.
         needed: usize,
     },
 }
@@ -128,16 +128,18 @@ impl From<BeginError> for Status {
     }
 }
 
-impl From<AnswerError> for Status {
-    fn from(error: AnswerError) -> Self {
+impl From<ResponseError> for Status {
+    fn from(error: ResponseError) -> Self {
         match error {
-            AnswerError::NotProcessed => Self::NotProcessed,
-            AnswerError::Mm(status) => Self::MmReturned(
+            ResponseError::NotProcessed => Self::NotProcessed,
+            ResponseError::Mm(status) => Self::MmReturned(
                 usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize),
             ),
-            AnswerError::SizeBelowHeader { claimed, minimum } => Self::AnswerBelowHeader { claimed, minimum },
-            AnswerError::SizeBeyondBuffer { claimed, capacity } => {
-                Self::AnswerBeyondBuffer { claimed, capacity }
+            ResponseError::SizeBelowHeader { claimed, minimum } => {
+                Self::ResponseBelowHeader { claimed, minimum }
+            }
+            ResponseError::SizeBeyondBuffer { claimed, capacity } => {
+                Self::ResponseBeyondBuffer { claimed, capacity }
             }
             // RecipientChanged, LengthBeyondBuffer, HeaderDamaged, and whatever is added to them.
             _ => Self::InvalidResponse,
@@ -170,10 +172,10 @@ impl From<Status> for EfiError {
             Status::InvalidDataBuffer | Status::InvalidRecipient => Self::InvalidParameter,
             Status::CommBufferInitError | Status::SwMmiFailed => Self::DeviceError,
             Status::InvalidResponse
-            | Status::AnswerBelowHeader { .. }
-            | Status::AnswerBeyondBuffer { .. }
-            | Status::AnswerSize { .. } => Self::ProtocolError,
-            Status::AnswerTooLong { .. } => Self::BufferTooSmall,
+            | Status::ResponseBelowHeader { .. }
+            | Status::ResponseBeyondBuffer { .. }
+            | Status::ResponseSize { .. } => Self::ProtocolError,
+            Status::ResponseTooLong { .. } => Self::BufferTooSmall,
             Status::Unsupported => Self::Unsupported,
             Status::CommBufferDisabled | Status::MailboxInUse => Self::AccessDenied,
             Status::Busy => Self::AlreadyStarted,
@@ -228,18 +230,18 @@ mod tests {
         Status::SecureCall(_) =>
             (Status::SecureCall(SmcError::NoConduit), EfiError::Unsupported),
             (Status::SecureCall(TIMEOUT), EfiError::Timeout),
-            (Status::SecureCall(SmcError::Protocol { call: "FFA_RUN", answer: 1 }), EfiError::DeviceError);
+            (Status::SecureCall(SmcError::Protocol { call: "FFA_RUN", response: 1 }), EfiError::DeviceError);
         Status::NotProcessed => (Status::NotProcessed, EfiError::NoResponse);
         Status::MmReturned(_) =>
             (Status::MmReturned(efi::Status::NOT_FOUND), EfiError::NotFound),
             (Status::MmReturned(efi::Status::ACCESS_DENIED), EfiError::AccessDenied),
             (Status::MmReturned(STRANGE), EfiError::Unknown(STRANGE));
-        Status::AnswerBelowHeader { .. } =>
-            (Status::AnswerBelowHeader { claimed: 1, minimum: 24 }, EfiError::ProtocolError);
-        Status::AnswerBeyondBuffer { .. } =>
-            (Status::AnswerBeyondBuffer { claimed: 9, capacity: 8 }, EfiError::ProtocolError);
-        Status::AnswerTooLong { .. } => (Status::AnswerTooLong { needed: 2, room: 1 }, EfiError::BufferTooSmall);
-        Status::AnswerSize { .. } => (Status::AnswerSize { expected: 2, returned: 1 }, EfiError::ProtocolError);
+        Status::ResponseBelowHeader { .. } =>
+            (Status::ResponseBelowHeader { claimed: 1, minimum: 24 }, EfiError::ProtocolError);
+        Status::ResponseBeyondBuffer { .. } =>
+            (Status::ResponseBeyondBuffer { claimed: 9, capacity: 8 }, EfiError::ProtocolError);
+        Status::ResponseTooLong { .. } => (Status::ResponseTooLong { needed: 2, room: 1 }, EfiError::BufferTooSmall);
+        Status::ResponseSize { .. } => (Status::ResponseSize { expected: 2, returned: 1 }, EfiError::ProtocolError);
         Status::Unsupported => (Status::Unsupported, EfiError::Unsupported);
         Status::OutOfMemory { .. } => (Status::OutOfMemory { needed: 1 }, EfiError::OutOfResources);
     }

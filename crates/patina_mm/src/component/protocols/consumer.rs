@@ -21,13 +21,13 @@ use patina::uefi::memory::EfiMemoryType;
 /// through `EFI_MM_COMMUNICATION2_PROTOCOL`.
 ///
 /// The protocol is looked up at each call, so that it may be installed at any time before. A comm buffer for this
-/// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest answer.
+/// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest response.
 ///
-/// Protocol 2 says how long the answer is. After protocol 3 its length is what BufferSize counts behind the header where the
+/// Protocol 2 says how long the response is. After protocol 3 its length is what BufferSize counts behind the header where the
 /// driver has changed that, as edk2's Arm driver does, else what MessageSize says. A driver that changes neither has
 /// answered as many bytes as were sent.
 ///
-/// Either way an answer is no longer than its request: that is all the room that the driver is told of, and a longer one is
+/// Either way a response is no longer than its request: that is all the room that the driver is told of, and a longer one is
 /// its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is padded by its caller.
 #[derive(Clone, Copy)]
 pub struct FirmwareMmExecutor {
@@ -41,7 +41,7 @@ impl FirmwareMmExecutor {
         Self { protocols }
     }
 
-    /// Sends through protocol 2. Returns the answer's bytes with the header: a claim.
+    /// Sends through protocol 2. Returns the response's bytes with the header: a claim.
     fn send2(&self, buffer: *mut c_void, len: usize) -> Result<u64, Status> {
         let mut comm_size = len;
         let status = self
@@ -110,15 +110,15 @@ impl MmExecutor for FirmwareMmExecutor {
         let total = usize::try_from(claimed)
             .ok()
             .filter(|total| *total <= capacity)
-            .ok_or(Status::AnswerBeyondBuffer { claimed, capacity })?;
+            .ok_or(Status::ResponseBeyondBuffer { claimed, capacity })?;
         let len = total
             .checked_sub(minimum)
-            .ok_or(Status::AnswerBelowHeader { claimed, minimum })?;
+            .ok_or(Status::ResponseBelowHeader { claimed, minimum })?;
         comm_buffer.accept_in_place(len).map_err(unusable)
     }
 }
 
-/// The bytes of the answer with its header, as the v3 header claims that stands in the buffer now.
+/// The bytes of the response with its header, as the v3 header claims that stands in the buffer now.
 fn v3_total(comm_buffer: &CommunicateBuffer, sent: Header) -> Result<u64, Status> {
     const BUFFER_SIZE: usize = 16;
     const MESSAGE_SIZE: usize = 48;
@@ -137,7 +137,7 @@ fn v3_total(comm_buffer: &CommunicateBuffer, sent: Header) -> Result<u64, Status
     if claimed > buffer_size {
         // A `u64` on a platform where that is longer than an address is more than any buffer has.
         let capacity = usize::try_from(buffer_size).unwrap_or(usize::MAX);
-        return Err(Status::AnswerBeyondBuffer { claimed, capacity });
+        return Err(Status::ResponseBeyondBuffer { claimed, capacity });
     }
     Ok(claimed)
 }
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(physical, virtual_);
         // SAFETY: the executor passes a pointer to its own variable.
         let request = unsafe { size.read() };
-        let (status, claim) = ANSWER.with_borrow(|answer| *answer);
+        let (status, claim) = ANSWER.with_borrow(|response| *response);
         // SAFETY: as above.
         unsafe { size.write(claim(request)) };
         status
@@ -263,21 +263,21 @@ mod tests {
     }
 
     #[test]
-    fn a_v3_answer_has_the_length_that_the_driver_changed() {
+    fn a_v3_response_has_the_length_that_the_driver_changed() {
         let v3 = |sizes| {
             SIZES.set(Some(sizes));
             communicate((efi::Status::SUCCESS, |size| size), HeaderFormat::V3)
         };
-        let beyond = |claimed, capacity| Err(Status::AnswerBeyondBuffer { claimed, capacity });
+        let beyond = |claimed, capacity| Err(Status::ResponseBeyondBuffer { claimed, capacity });
         assert_eq!(v3([None, None]), Ok(b"request".to_vec()));
         assert_eq!(v3([Some(59), None]), Ok(b"req".to_vec()));
         assert_eq!(v3([None, Some(3)]), Ok(b"req".to_vec()));
         assert_eq!(v3([Some(59), Some(100)]), Ok(b"req".to_vec()));
         assert_eq!(v3([Some(56), Some(3)]), Ok(vec![]));
-        assert_eq!(v3([Some(70), None]).map(|answer| answer.len()), Ok(14));
+        assert_eq!(v3([Some(70), None]).map(|response| response.len()), Ok(14));
         assert_eq!(
             v3([Some(55), Some(3)]),
-            Err(Status::AnswerBelowHeader {
+            Err(Status::ResponseBelowHeader {
                 claimed: 55,
                 minimum: 56
             })
@@ -287,10 +287,10 @@ mod tests {
         assert_eq!(v3([None, Some(u64::MAX)]), beyond(u64::MAX, 63));
     }
 
-    fn communicate(answer: Claim, header: HeaderFormat) -> Result<vec::Vec<u8>, Status> {
+    fn communicate(response: Claim, header: HeaderFormat) -> Result<vec::Vec<u8>, Status> {
         static DRIVER: Communication2 = Communication2 { communicate: driver };
         static DRIVER3: Communication3 = Communication3 { communicate: driver3 };
-        ANSWER.set(answer);
+        ANSWER.set(response);
         let mut protocols = MockProtocolServices::new();
         protocols.expect_locate_interface().returning(|guid| {
             let interface = match guid {
@@ -313,20 +313,20 @@ mod tests {
     #[test]
     fn what_the_driver_claims_is_checked() {
         const OK: efi::Status = efi::Status::SUCCESS;
-        let v1 = |answer| communicate(answer, HeaderFormat::V1);
+        let v1 = |response| communicate(response, HeaderFormat::V1);
         assert_eq!(v1((OK, |size| size)), Ok(b"request".to_vec()));
         assert_eq!(v1((OK, |size| size - 4)), Ok(b"req".to_vec()));
         assert_eq!(v1((OK, |_| 24)), Ok(vec![]));
         assert_eq!(
             v1((OK, |_| 23)),
-            Err(Status::AnswerBelowHeader {
+            Err(Status::ResponseBelowHeader {
                 claimed: 23,
                 minimum: 24
             })
         );
         assert_eq!(
             v1((OK, |_| 4097)),
-            Err(Status::AnswerBeyondBuffer {
+            Err(Status::ResponseBeyondBuffer {
                 claimed: 4097,
                 capacity: 4096
             })

@@ -1,7 +1,7 @@
 //! Offers the communicator to drivers in C. An unsafe island (`docs/unsafe.md`): they call it with
 //! their pointers.
 //!
-//! The rules of a request are those of [`c_request`]: it is copied out before the transaction, and the answer copied in after
+//! The rules of a request are those of [`c_request`]: it is copied out before the transaction, and the response copied in after
 //! it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`, when
 //! there is no allocator any more.
 
@@ -42,13 +42,13 @@ use patina::standard::efi;
 /// | the message's length is 0 or more than MM takes | `BAD_BUFFER_SIZE` | MessageLength (v3: MessageSize): the longest message; and `*CommSize` where given |
 /// | v3: BufferSize is less than header and MessageSize | `INVALID_PARAMETER` | nothing |
 /// | protocol 3: the header is not v3 | `INVALID_PARAMETER` | nothing |
-/// | the answer does not fit into the caller's buffer | `BUFFER_TOO_SMALL` | `*CommSize`: what it would take |
+/// | the response does not fit into the caller's buffer | `BUFFER_TOO_SMALL` | `*CommSize`: what it would take |
 /// | a call that this one interrupted has the comm buffer | `ALREADY_STARTED` | nothing |
 /// | no handler, or another refusal of MM's | MM's status | nothing |
-/// | an answer | `SUCCESS` | the answer; `*CommSize` with the header. Without `CommSize`: MessageLength; v3: BufferSize, with the header |
+/// | a response | `SUCCESS` | the response; `*CommSize` with the header. Without `CommSize`: MessageLength; v3: BufferSize, with the header |
 ///
 /// "Nothing" is true as well where the caller's buffer is the comm buffer: header and message stand there as before. After an
-/// answer the header does, but for the field that the table names.
+/// response the header does, but for the field that the table names.
 ///
 /// A v3 header's MessageSize reaches MM as it is, and comes back as it was. Its Reserved field is zero on the way to MM.
 ///
@@ -61,12 +61,12 @@ use patina::standard::efi;
 ///
 /// # Memory
 ///
-/// Room for the longest request and the longest answer is set aside when the protocols are installed; a call allocates nothing,
+/// Room for the longest request and the longest response is set aside when the protocols are installed; a call allocates nothing,
 /// but where an announced move of the comm buffer is put into effect with it, and the first one through a buffer that is longer
 /// than the one before: it makes room for all that the new one can hold.
 ///
 /// The caller's buffer has `*CommSize` bytes or, where that is not given, as many as its header counts (v3: BufferSize).
-/// Both header formats are taken by protocols 1 and 2. A `*CommSize` above header and message is room for the answer.
+/// Both header formats are taken by protocols 1 and 2. A `*CommSize` above header and message is room for the response.
 ///
 /// The component fails with [`EfiError::AlreadyStarted`] where one of the protocols is installed already.
 #[derive(Clone, Copy, Debug)]
@@ -162,19 +162,19 @@ impl Bridge {
 #[derive(Default)]
 struct Scratch {
     request: Vec<u8>,
-    answer: Vec<u8>,
+    response: Vec<u8>,
 }
 
 impl Scratch {
-    /// Has room for a request and an answer of this length each. Between calls, when they hold nothing.
+    /// Has room for a request and a response of this length each. Between calls, when they hold nothing.
     fn make_room(&mut self, longest: usize) -> Result<(), TryReserveError> {
         self.request.try_reserve_exact(longest)?;
-        self.answer.try_reserve_exact(longest)
+        self.response.try_reserve_exact(longest)
     }
 
     /// Leaves no byte of a message behind.
     fn wipe(&mut self) {
-        for memory in [&mut self.request, &mut self.answer] {
+        for memory in [&mut self.request, &mut self.response] {
             memory.fill(0);
             memory.clear();
         }
@@ -331,7 +331,7 @@ unsafe fn serve(
     let Some(bridge) = bridge else {
         return efi::Status::INVALID_PARAMETER;
     };
-    let answer = |given: Result<(Option<usize>, &Memory<'_>), RequestError>| match given {
+    let response = |given: Result<(Option<usize>, &Memory<'_>), RequestError>| match given {
         Ok((comm_size, memory)) => answer(bridge, comm_size, only, memory),
         Err(error) => {
             log::error!(target: "mm_comm", "{error}");
@@ -339,7 +339,7 @@ unsafe fn serve(
         }
     };
     // SAFETY: the caller's promise.
-    let status = unsafe { c_request::serve(buffer, comm_size, true, answer) };
+    let status = unsafe { c_request::serve(buffer, comm_size, true, response) };
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
@@ -362,7 +362,7 @@ fn answer(
     })
 }
 
-/// The status of a call that did not get its answer. The communicator's log has the numbers.
+/// The status of a call that did not get its response. The communicator's log has the numbers.
 fn failed(bridge: &Bridge, status: Status) -> EfiStatus {
     log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
     let status = match status {
@@ -372,7 +372,7 @@ fn failed(bridge: &Bridge, status: Status) -> EfiStatus {
     EfiStatus(status.as_usize() as u64)
 }
 
-/// Checks a request, sends its message, and writes the answer into the caller's buffer.
+/// Checks a request, sends its message, and writes the response into the caller's buffer.
 fn send(
     bridge: &Bridge,
     comm_size: Option<usize>,
@@ -398,7 +398,7 @@ fn send(
     let request = Request::check(comm_size, only, longest, memory)?;
     let Scratch {
         request: message,
-        answer,
+        response,
     } = scratch;
     let needed = request.message_len();
     if !hold(message, needed) {
@@ -418,19 +418,19 @@ fn send(
         .communicate_with(bridge.buffer, message, recipient, options, &mut |reader| {
             let needed = reader.remaining();
             taken = if needed > room {
-                Err(Status::AnswerTooLong { needed, room })
-            } else if hold(answer, needed) {
-                reader.read_rest(answer).map(drop)
+                Err(Status::ResponseTooLong { needed, room })
+            } else if hold(response, needed) {
+                reader.read_rest(response).map(drop)
             } else {
                 Err(Status::OutOfMemory { needed })
             };
         });
     Ok(match sent.and(taken) {
-        Ok(()) => request.answer(answer),
+        Ok(()) => request.answer(response),
         Err(status) => {
             let reported = failed(bridge, status);
             match status {
-                Status::AnswerTooLong { needed, .. } => request.refuse_for_want_of_room(message, needed),
+                Status::ResponseTooLong { needed, .. } => request.refuse_for_want_of_room(message, needed),
                 _ => request.refuse(message, reported),
             }
         }
@@ -541,7 +541,7 @@ mod tests {
         let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
         let room = || {
             let scratch = bridge.scratch.borrow();
-            (scratch.request.capacity(), scratch.answer.capacity())
+            (scratch.request.capacity(), scratch.response.capacity())
         };
         assert_eq!(room(), (100, 100));
         longest.set(4000);

@@ -1,4 +1,4 @@
-//! The answer is exactly what MM returned.
+//! The response is exactly what MM returned.
 
 use super::{Seen, ensure_clean, pattern, ready, up};
 use crate::lab::{BufferSetup, Lab, MailboxSetup, Setup};
@@ -9,17 +9,17 @@ use zerocopy::FromBytes;
 
 scenarios! {
     echo_returns_what_was_sent: CONTROLLED_MM, "a message comes back as it was sent";
-    answer_longer_than_request: CONTROLLED_MM, "a long answer to a short request arrives whole";
-    answer_shorter_than_request: CONTROLLED_MM, "a short answer does not end in bytes of the request";
-    empty_answer_has_no_bytes: CONTROLLED_MM, "an answer of no bytes is an empty one, not an error";
+    response_longer_than_request: CONTROLLED_MM, "a long response to a short request arrives whole";
+    response_shorter_than_request: CONTROLLED_MM, "a short response does not end in bytes of the request";
+    empty_response_has_no_bytes: CONTROLLED_MM, "a response of no bytes is an empty one, not an error";
     request_fills_the_buffer: CONTROLLED_MM, "a message may take all of the buffer behind the header";
-    answer_fills_the_buffer: CONTROLLED_MM, "so may an answer";
+    response_fills_the_buffer: CONTROLLED_MM, "so may a response";
     lengths_need_no_alignment: CONTROLLED_MM, "any number of bytes can be sent and answered";
-    rewritten_message_length_is_accepted: CONTROLLED_MM, "MM may write the answer's length into the header";
-    success_leaves_nothing_behind: CONTROLLED_MM, "neither request nor answer stays in shared memory";
-    answers_do_not_mix: CONTROLLED_MM, "each of many calls gets its own answer, through both buffers";
+    rewritten_message_length_is_accepted: CONTROLLED_MM, "MM may write the response's length into the header";
+    success_leaves_nothing_behind: CONTROLLED_MM, "neither request nor response stays in shared memory";
+    responses_do_not_mix: CONTROLLED_MM, "each of many calls gets its own response, through both buffers";
     supervisor_tells_its_version: CONTROLLED_MM, "a version request with room for the response is answered";
-    header_length_counts_without_mailbox: CONTROLLED_MM, "where there is no mailbox, the header says how long the answer is";
+    header_length_counts_without_mailbox: CONTROLLED_MM, "where there is no mailbox, the header says how long the response is";
     many_calls_work: CONTROLLED_MM, "the last of many calls works like the first, and each raised one MMI";
 }
 
@@ -32,7 +32,7 @@ fn echo_returns_what_was_sent(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn answer_longer_than_request(lab: &dyn Lab) -> Seen {
+fn response_longer_than_request(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for len in [9, 100, 4096, 9000] {
         ensure_eq!(
@@ -43,7 +43,7 @@ fn answer_longer_than_request(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn answer_shorter_than_request(lab: &dyn Lab) -> Seen {
+fn response_shorter_than_request(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for len in [1, 7] {
         ensure_eq!(
@@ -54,7 +54,7 @@ fn answer_shorter_than_request(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn empty_answer_has_no_bytes(lab: &dyn Lab) -> Seen {
+fn empty_response_has_no_bytes(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(
         machine.communicate(0, &mm::stretch(0), mm::STRETCH),
@@ -73,11 +73,11 @@ fn request_fills_the_buffer(lab: &dyn Lab) -> Seen {
     ensure_clean(&*machine, 0)
 }
 
-fn answer_fills_the_buffer(lab: &dyn Lab) -> Seen {
+fn response_fills_the_buffer(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let len = machine.capacity(0);
-    let answer = machine.communicate(0, &mm::stretch(len), mm::STRETCH);
-    ensure!(answer == Ok(pattern(len)), "the full buffer did not come back");
+    let response = machine.communicate(0, &mm::stretch(len), mm::STRETCH);
+    ensure!(response == Ok(pattern(len)), "the full buffer did not come back");
     ensure_clean(&*machine, 0)
 }
 
@@ -117,7 +117,7 @@ fn success_leaves_nothing_behind(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn answers_do_not_mix(lab: &dyn Lab) -> Seen {
+fn responses_do_not_mix(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     for n in 1..=100_u8 {
         let message = alloc::vec![n; n.into()];
@@ -130,16 +130,17 @@ fn supervisor_tells_its_version(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let header = RequestHeader::new(supervisor::REQUEST_VERSION);
     let request = supervisor::version_request();
-    let answer = machine
+    let response = machine
         .communicate(0, &request, supervisor::GUID)
         .map_err(|failure| alloc::format!("{failure}"))?;
-    ensure_eq!(answer.len(), request.len());
-    let (told, rest) = RequestHeader::read_from_prefix(&answer).map_err(|error| alloc::format!("{error}"))?;
+    ensure_eq!(response.len(), request.len());
+    let (told, rest) =
+        RequestHeader::read_from_prefix(&response).map_err(|error| alloc::format!("{error}"))?;
     ensure_eq!(told, header);
     let version = VersionInfo::read_from_bytes(rest).map_err(|error| alloc::format!("{error}"))?;
     ensure!(
         version.max_request_level.get() >= 3,
-        "the answer does not know its own request: {version:?}"
+        "the response does not know its own request: {version:?}"
     );
     Ok(())
 }
@@ -172,8 +173,8 @@ fn many_calls_work(lab: &dyn Lab) -> Seen {
     let calls = lab.many_calls();
     for n in 0..calls {
         let message = n.to_le_bytes();
-        let answer = machine.communicate(0, &message, mm::ECHO);
-        ensure!(answer.as_deref() == Ok(&message), "call {n}: {answer:?}");
+        let response = machine.communicate(0, &message, mm::ECHO);
+        ensure!(response.as_deref() == Ok(&message), "call {n}: {response:?}");
     }
     ensure_eq!(machine.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
     ensure_clean(&*machine, 0)

@@ -1,4 +1,4 @@
-//! Reading an answer where it stands.
+//! Reading a response where it stands.
 
 use super::Status;
 use super::tag::CallTag;
@@ -9,13 +9,13 @@ use zerocopy::{FromBytes, IntoBytes};
 /// How many bytes of a message the log shows at trace.
 const LOGGED_BYTES: usize = 64;
 
-/// MM's answer, lent to a closure for as long as the closure runs.
+/// MM's response, lent to a closure for as long as the closure runs.
 ///
-/// The answer stands in memory that MM may still write to, so there can be no `&[u8]` to it. It is read instead: front to
+/// The response stands in memory that MM may still write to, so there can be no `&[u8]` to it. It is read instead: front to
 /// back, each byte copied at most once, so that no byte that was checked is fetched a second time. When the closure
-/// returns, whatever of the answer was not read is wiped with the rest.
+/// returns, whatever of the response was not read is wiped with the rest.
 #[derive(Debug)]
-pub struct AnswerReader<'a> {
+pub struct ResponseReader<'a> {
     source: Source<'a>,
     /// The call, for the log.
     tag: CallTag,
@@ -24,31 +24,31 @@ pub struct AnswerReader<'a> {
 #[derive(Debug)]
 enum Source<'a> {
     /// In shared memory.
-    InPlace(mm_comm::Answer<'a>),
+    InPlace(mm_comm::Response<'a>),
     /// In memory of this program: all of it, and what has not been read yet.
     Copied(&'a [u8], &'a [u8]),
 }
 
-impl<'a> AnswerReader<'a> {
-    pub(super) const fn in_place(answer: mm_comm::Answer<'a>, tag: CallTag) -> Self {
+impl<'a> ResponseReader<'a> {
+    pub(super) const fn in_place(response: mm_comm::Response<'a>, tag: CallTag) -> Self {
         Self {
-            source: Source::InPlace(answer),
+            source: Source::InPlace(response),
             tag,
         }
     }
 
-    pub(super) const fn copied(answer: &'a [u8], tag: CallTag) -> Self {
+    pub(super) const fn copied(response: &'a [u8], tag: CallTag) -> Self {
         Self {
-            source: Source::Copied(answer, answer),
+            source: Source::Copied(response, response),
             tag,
         }
     }
 
-    /// Bytes of the answer, without the communicate header.
+    /// Bytes of the response, without the communicate header.
     #[must_use]
     pub const fn len(&self) -> usize {
         match &self.source {
-            Source::InPlace(answer) => answer.len(),
+            Source::InPlace(response) => response.len(),
             Source::Copied(all, _) => all.len(),
         }
     }
@@ -63,7 +63,7 @@ impl<'a> AnswerReader<'a> {
     #[must_use]
     pub const fn remaining(&self) -> usize {
         match &self.source {
-            Source::InPlace(answer) => answer.remaining(),
+            Source::InPlace(response) => response.remaining(),
             Source::Copied(_, rest) => rest.len(),
         }
     }
@@ -72,7 +72,7 @@ impl<'a> AnswerReader<'a> {
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let is_start = self.remaining() == self.len();
         let filled = match &mut self.source {
-            Source::InPlace(answer) => answer.read(out),
+            Source::InPlace(response) => response.read(out),
             Source::Copied(_, rest) => {
                 let (next, after) = rest.split_at(rest.len().min(out.len()));
                 *rest = after;
@@ -87,35 +87,35 @@ impl<'a> AnswerReader<'a> {
         filled
     }
 
-    /// Copies the rest of the answer to the start of `out`. Returns how many bytes that were.
+    /// Copies the rest of the response to the start of `out`. Returns how many bytes that were.
     ///
     /// # Errors
     ///
-    /// [`Status::AnswerTooLong`], with nothing copied, where `out` is too short.
+    /// [`Status::ResponseTooLong`], with nothing copied, where `out` is too short.
     pub fn read_rest(&mut self, out: &mut [u8]) -> Result<usize, Status> {
         let (needed, room) = (self.remaining(), out.len());
         if needed > room {
-            return Err(Status::AnswerTooLong { needed, room });
+            return Err(Status::ResponseTooLong { needed, room });
         }
         Ok(self.read(out).len())
     }
 
-    /// Copies the next bytes out as a value. It is made in place, so the answer's alignment does not matter.
+    /// Copies the next bytes out as a value. It is made in place, so the response's alignment does not matter.
     ///
     /// # Errors
     ///
-    /// [`Status::AnswerSize`], with nothing copied, where fewer bytes are left than the value has.
+    /// [`Status::ResponseSize`], with nothing copied, where fewer bytes are left than the value has.
     pub fn read_value<T: FromBytes + IntoBytes>(&mut self) -> Result<T, Status> {
         let (expected, returned) = (size_of::<T>(), self.remaining());
         if returned < expected {
-            return Err(Status::AnswerSize { expected, returned });
+            return Err(Status::ResponseSize { expected, returned });
         }
         let mut value = T::new_zeroed();
         self.read(value.as_mut_bytes());
         Ok(value)
     }
 
-    /// Copies the rest of the answer into an allocation of exactly its size.
+    /// Copies the rest of the response into an allocation of exactly its size.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl<'a> AnswerReader<'a> {
         let needed = self.remaining();
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(needed).map_err(|error| {
-            log::error!(target: "mm_comm", "no memory for an answer of {needed} bytes: {error}");
+            log::error!(target: "mm_comm", "no memory for a response of {needed} bytes: {error}");
             Status::OutOfMemory { needed }
         })?;
         bytes.resize(needed, 0);
@@ -159,22 +159,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copied_answer_is_read_like_one_in_place() {
-        let mut answer = AnswerReader::copied(&[1, 0, 0, 0, 2, 3], CallTag::of_buffer(0));
-        assert_eq!(answer.read_value::<u32>(), Ok(1));
+    fn a_copied_response_is_read_like_one_in_place() {
+        let mut response = ResponseReader::copied(&[1, 0, 0, 0, 2, 3], CallTag::of_buffer(0));
+        assert_eq!(response.read_value::<u32>(), Ok(1));
         assert_eq!(
-            answer.read_value::<u32>(),
-            Err(Status::AnswerSize {
+            response.read_value::<u32>(),
+            Err(Status::ResponseSize {
                 expected: 4,
                 returned: 2
             })
         );
         assert_eq!(
-            answer.read_rest(&mut [0]),
-            Err(Status::AnswerTooLong { needed: 2, room: 1 })
+            response.read_rest(&mut [0]),
+            Err(Status::ResponseTooLong { needed: 2, room: 1 })
         );
-        assert_eq!((answer.len(), answer.remaining()), (6, 2));
-        assert_eq!(answer.read_to_vec(), Ok(alloc::vec![2, 3]));
-        assert_eq!(answer.read(&mut [0; 4]), []);
+        assert_eq!((response.len(), response.remaining()), (6, 2));
+        assert_eq!(response.read_to_vec(), Ok(alloc::vec![2, 3]));
+        assert_eq!(response.read(&mut [0; 4]), []);
     }
 }
