@@ -66,8 +66,7 @@
 //!
 //! # A component
 //!
-//! It names the service as a parameter, and is dispatched once there is one. (The GUID in the published crate's example
-//! lacks a hyphen, so that the example does not compile; the right form is the one below.)
+//! It names the service as a parameter, and is dispatched once there is one.
 //!
 //! ```
 //! use patina::component::{component, prelude::Service};

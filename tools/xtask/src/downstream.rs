@@ -1,7 +1,11 @@
 //! Published code that is compiled and tested against this tree.
 //!
 //! A platform moves to this tree with one line, `[patch.crates-io] patina_mm = { path = … }`. So the crates of the registry
-//! that use `patina_mm` are copied into `target/downstream`, given that line, and tested.
+//! that use `patina_mm` are copied into `target/downstream`, given that line, and tested. Two more tests compare this tree
+//! with the published crate:
+//!
+//! - a consumer that uses everything the published crate offers passes its tests with both ([`both`]);
+//! - a lock file that names the published crate keeps it until `cargo update` ([`lock_file`]).
 
 use crate::report::{Counts, Failed, Report};
 use crate::test::cargo_test;
@@ -14,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
-/// Tests published crates that use `patina_mm` against this tree's.
+/// Tests published crates that use `patina_mm` against this tree's, and compares the two `patina_mm`.
 ///
 /// The crate `patina_performance` with its own tests, and what was published with `patina_mm` itself: its integration tests,
-/// and the two examples of its README. The sources come from cargo's registry.
+/// and the two examples of its README. Then a consumer that uses every corner of the published API, with both crates, and a lock file that names the published crate. The sources come from cargo's registry.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask downstream    fetch them, patch them, run their tests")]
@@ -103,22 +107,13 @@ const CONSUMERS: [Consumer; 3] = [
     },
 ];
 
-/// The GUID of the published README's second example, and what it should be.
-const GUID_AS_PUBLISHED: &str = "8c633b23-1260-4ea6-830f7ddc97382111";
-const GUID: &str = "8c633b23-1260-4ea6-830f-7ddc97382111";
-
-/// What the second example lacks: somebody who dispatches its component.
+/// Runs the component of the second example, which the page only defines.
 const DISPATCH: &str = "let outcome = patina_harness::sim::dispatch(ExampleComponent);
 assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), \"{outcome:?}\");
 ";
 
-/// Mends the published README's second example and has its component dispatched, on the simulated machine.
+/// Adds to the published README's last example that its component is dispatched, on the simulated machine.
 fn run_examples(page: &str) -> Result<String> {
-    ensure!(
-        page.matches(GUID_AS_PUBLISHED).count() == 1,
-        "the published README has not one GUID without a hyphen"
-    );
-    let page = page.replace(GUID_AS_PUBLISHED, GUID);
     let (before, last) = page.rsplit_once("```rust").context("no example")?;
     let (example, after) = last.split_once("```").context("an example without an end")?;
     Ok(format!("{before}```rust{example}{DISPATCH}```{after}"))
@@ -134,31 +129,111 @@ pub(crate) fn run(shell: &Shell) -> ExitCode {
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let dir = target_dir().join("downstream");
     let registry = fetch(shell, &dir)?;
-    let mut counts = Counts::default();
-    let mut failed = Vec::new();
+    let mut sum = Sum::default();
     for consumer in &CONSUMERS {
-        match test(shell, &dir, &registry, consumer) {
-            Ok(own) => counts.add(own),
+        sum.add(consumer.name, test(shell, &dir, &registry, consumer));
+    }
+    sum.add("every corner", both(shell, &dir));
+    sum.add("lock file", lock_file(shell, &dir));
+    sum.conclude()
+}
+
+/// What several tests came to, each of which runs whether those before it passed or not.
+#[derive(Default)]
+struct Sum {
+    counts: Counts,
+    failed: Vec<String>,
+}
+
+impl Sum {
+    fn add(&mut self, name: &str, result: Result<Counts>) {
+        match result {
+            Ok(counts) => self.counts.add(counts),
             Err(error) => {
-                counts.add(
-                    error
-                        .downcast_ref::<Failed>()
-                        .map(|failed| failed.counts)
-                        .unwrap_or_default(),
-                );
-                failed.push(format!("{}: {error:#}", consumer.name));
+                let counts = error.downcast_ref::<Failed>().map(|failed| failed.counts);
+                self.counts.add(counts.unwrap_or_default());
+                self.failed.push(format!("{name}: {error:#}"));
             }
         }
     }
-    if failed.is_empty() {
-        Ok(counts)
-    } else {
+
+    fn conclude(self) -> Result<Counts> {
+        if self.failed.is_empty() {
+            return Ok(self.counts);
+        }
         Err(Failed {
-            counts,
-            reason: failed.join("; "),
+            counts: self.counts,
+            reason: self.failed.join("; "),
         }
         .into())
     }
+}
+
+/// Runs one consumer's tests with the published `patina_mm` and with this tree's. What passes with the published one has to
+/// pass here.
+fn both(shell: &Shell, parent: &Path) -> Result<Counts> {
+    let tests = ours().join("tests/every_corner.rs");
+    let mut counts = Counts::default();
+    for (name, version, patch) in [
+        ("every_corner_published", format!("={RELEASE}"), String::new()),
+        ("every_corner", RELEASE.to_owned(), patch_line()),
+    ] {
+        let manifest = format!(
+            "[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dev-dependencies]\n\
+             log = \"0.4\"\nmockall = \"0.15\"\npatina = {{ version = \"{RELEASE}\", features = [\"alloc\", \"mockall\"] }}\n\
+             patina_mm = {{ version = \"{version}\", features = [\"ci_features\", \"mockall\", \"std\"] }}\n{patch}"
+        );
+        let dir = fresh(shell, parent, name, &manifest)?;
+        shell.write_file(dir.join("src/lib.rs"), "")?;
+        shell.copy_file(&tests, shell.create_dir(dir.join("tests"))?)?;
+        let is_ours = is_patched(&metadata(&dir)?)?;
+        ensure!(
+            is_ours != patch.is_empty(),
+            "{name} is built with the wrong patina_mm"
+        );
+        println!("  {name}:");
+        let command = cmd!(shell, "cargo test --tests --no-fail-fast --manifest-path")
+            .arg(dir.join("Cargo.toml"))
+            .env("CARGO_TARGET_DIR", parent.join("target"))
+            .env("CARGO_PROFILE_DEV_DEBUG", "0");
+        counts.add(cargo_test(command.into())?.0);
+    }
+    ensure!(counts.passed > 0, "the consumer has no tests");
+    Ok(counts)
+}
+
+/// A dependent's lock file that names the published crate keeps it, whatever is patched, until `cargo update` has been told.
+/// `docs/migration.md` warns of it, and names the two commands that this runs.
+fn lock_file(shell: &Shell, parent: &Path) -> Result<Counts> {
+    let manifest = format!(
+        "[package]\nname = \"lock_file\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\
+         patina_mm = {{ version = \"{RELEASE}\", features = [\"ci_features\"] }}\n"
+    );
+    let dir = fresh(shell, parent, "lock_file", &manifest)?;
+    shell.write_file(dir.join("src/lib.rs"), "")?;
+    let _dir = shell.push_dir(&dir);
+    metadata(&dir)?;
+    cmd!(shell, "cargo update --quiet -p patina_mm --precise {RELEASE}")
+        .quiet()
+        .run()?;
+    shell.write_file(dir.join("Cargo.toml"), manifest + &patch_line())?;
+    ensure!(
+        !is_patched(&metadata(&dir)?)?,
+        "cargo now uses a patch without `cargo update`: docs/migration.md warns of what is no more"
+    );
+    cmd!(shell, "cargo update --quiet -p patina_mm").quiet().run()?;
+    ensure!(
+        is_patched(&metadata(&dir)?)?,
+        "`cargo update -p patina_mm` did not lead to this tree's crate"
+    );
+    let tree = cmd!(shell, "cargo tree -i patina_mm").quiet().read()?;
+    let first = tree.lines().next().unwrap_or_default();
+    ensure!(
+        first.contains(&*ours().to_string_lossy()),
+        "`cargo tree -i patina_mm` does not show which one is used: {first:?}"
+    );
+    println!("  lock file: {first}");
+    Ok(Counts::ONE)
 }
 
 /// Makes cargo download the packages, and says what it knows about them.
@@ -207,27 +282,21 @@ fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) 
         tests,
         ..
     } = *consumer;
-    let ours = root().join("crates/patina_mm");
-    ensure!(
-        ours.join("Cargo.toml").is_file(),
-        "there is no crates/patina_mm in this tree"
-    );
-    let published = registry
-        .packages
-        .iter()
-        .find(|found| found.name == package && found.version.to_string() == RELEASE)
-        .and_then(|found| found.manifest_path.parent())
-        .with_context(|| format!("cargo did not download {package} {RELEASE}"))?;
+    let published = source(registry, package)?;
     let manifest = (consumer.manifest)(&shell.read_file(published.join("Cargo.toml"))?);
-    let patch = format!("[workspace]\n\n[patch.crates-io]\npatina_mm = {{ path = {ours:?} }}\n");
-    let dir = fresh(shell, parent, name, &format!("{manifest}\n{patch}"))?;
+    let patch = patch_line();
+    let dir = fresh(shell, parent, name, &format!("{manifest}\n[workspace]\n{patch}"))?;
     for source in consumer.sources {
-        copy(shell, published.join(source).as_std_path(), &dir.join(source))?;
+        copy(shell, &published.join(source), &dir.join(source))?;
     }
 
     (consumer.prepare)(shell, &dir)?;
 
-    require_patched(&metadata(&dir)?, &ours)?;
+    // A patch whose version does not fit is ignored with a warning only.
+    ensure!(
+        is_patched(&metadata(&dir)?)?,
+        "it is built with the published patina_mm"
+    );
     let command = cmd!(shell, "cargo test {select} --no-fail-fast --manifest-path")
         .arg(dir.join("Cargo.toml"))
         .env("CARGO_TARGET_DIR", parent.join("target"))
@@ -243,8 +312,29 @@ fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) 
     Ok(counts)
 }
 
-/// Fails where the published `patina_mm` is still in use: a patch whose version does not fit is ignored with a warning only.
-fn require_patched(metadata: &Metadata, ours: &Path) -> Result<()> {
+/// This tree's crate.
+fn ours() -> PathBuf {
+    root().join("crates/patina_mm")
+}
+
+/// What a dependent adds to its manifest.
+fn patch_line() -> String {
+    format!("\n[patch.crates-io]\npatina_mm = {{ path = {:?} }}\n", ours())
+}
+
+/// Where cargo has the sources of a published package.
+fn source(registry: &Metadata, package: &str) -> Result<PathBuf> {
+    registry
+        .packages
+        .iter()
+        .find(|found| found.name == package && found.version.to_string() == RELEASE)
+        .and_then(|found| found.manifest_path.parent())
+        .map(|dir| dir.as_std_path().to_owned())
+        .with_context(|| format!("cargo did not download {package} {RELEASE}"))
+}
+
+/// Whether the `patina_mm` in use is this tree's; `false` where it is the published one.
+fn is_patched(metadata: &Metadata) -> Result<bool> {
     let mut found = metadata
         .packages
         .iter()
@@ -252,9 +342,11 @@ fn require_patched(metadata: &Metadata, ours: &Path) -> Result<()> {
     let (Some(package), None) = (found.next(), found.next()) else {
         bail!("it is not exactly one patina_mm that the crate is built with");
     };
-    let is_ours = package.source.is_none() && package.manifest_path.starts_with(ours);
+    if package.source.is_some() {
+        return Ok(false);
+    }
     ensure!(
-        is_ours,
+        package.manifest_path.starts_with(ours()),
         "the crate is built with the patina_mm at {}",
         package.manifest_path
     );
@@ -263,7 +355,7 @@ fn require_patched(metadata: &Metadata, ours: &Path) -> Result<()> {
         found == version,
         "this tree's patina_mm has version {found}, not the workspace's {version}"
     );
-    Ok(())
+    Ok(true)
 }
 
 /// Copies a file, or a directory with all that is in it.
@@ -288,10 +380,10 @@ mod tests {
 
     #[test]
     fn only_the_last_example_is_run() {
-        let page = format!("a\n```rust\none\n```\nb\n```rust\n{GUID_AS_PUBLISHED}\n```\nc\n");
+        let page = "a\n```rust\none\n```\nb\n```rust\ntwo\n```\nc\n";
         assert_eq!(
-            run_examples(&page).unwrap(),
-            format!("a\n```rust\none\n```\nb\n```rust\n{GUID}\n{DISPATCH}```\nc\n")
+            run_examples(page).unwrap(),
+            format!("a\n```rust\none\n```\nb\n```rust\ntwo\n{DISPATCH}```\nc\n")
         );
         assert!(run_examples("").is_err());
     }
