@@ -6,12 +6,15 @@ use crate::region::SharedRegion;
 use crate::transaction::{Claim, Staged};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
-use mm_wire::header::MAX_HEADER_LEN;
+use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{Guid, Header, HeaderError, HeaderFormat};
 
 /// The smallest region that can carry a header.
 const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
+
+/// The size of the field at [`LENGTH_OFFSET`].
+const LENGTH_LEN: usize = size_of::<u64>();
 
 /// A comm buffer with its mailbox, where it has one.
 ///
@@ -23,6 +26,8 @@ pub struct Channel {
     mailbox: Option<Mailbox>,
     in_use: AtomicBool,
     retired: AtomicBool,
+    /// Counts the transactions: the number of the one under way, or of the last one.
+    transaction: Cell<u32>,
     tracked: Cell<Option<Header>>,
     written_in_flight: Cell<bool>,
     /// How far header and message reached, of all that were written since the region was last wiped.
@@ -91,6 +96,7 @@ impl Channel {
             mailbox: None,
             in_use: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            transaction: Cell::new(0),
             tracked: Cell::new(None),
             written_in_flight: Cell::new(false),
             reached: Cell::new(0),
@@ -98,7 +104,8 @@ impl Channel {
     }
 
     /// Makes a channel over memory that the platform set aside, and checks all that can be checked about it: in this
-    /// order its size, its address, its alignment, its end, then the mailbox. The region is wiped.
+    /// order its size, its address, its alignment, its end, then the mailbox. Then it is taken over, see
+    /// [`Self::take_over`].
     ///
     /// # Errors
     ///
@@ -114,12 +121,12 @@ impl Channel {
     ) -> Result<Self, ChannelError> {
         // SAFETY: the caller vouches for the memory, with the same contract.
         let channel = unsafe { Self::at_untouched_region(base, len, mailbox) }?;
-        channel.clear();
+        channel.take_over();
         Ok(channel)
     }
 
-    /// As [`Self::at_firmware_region`], with the memory left as it is, for whoever has more to check. [`Self::clear`] it
-    /// before it is used.
+    /// Like [`Self::at_firmware_region`], but leaves the memory as it is, for callers that have more to check.
+    /// [`Self::take_over`] has to come before the first transaction.
     ///
     /// # Errors
     ///
@@ -209,6 +216,30 @@ impl Channel {
         self.retired.load(Ordering::SeqCst)
     }
 
+    /// Makes memory that others used before fit for the first transaction: empties the mailbox, so that MM does not take an
+    /// old request, then wipes the region. RAM is not zero after a reset, and firmware does not clear each mailbox that it
+    /// announces (Project Mu's supervisor did not before mu_feature_mm_supv#657).
+    ///
+    /// Returns what was in the mailbox; `None` if it was empty or there is none.
+    pub fn take_over(&self) -> Option<MailboxImage> {
+        let found = self.mailbox.as_ref().and_then(Mailbox::take_over);
+        self.clear();
+        found
+    }
+
+    /// The number of the transaction that has begun last. See [`Self::may_write`].
+    #[must_use]
+    pub fn transaction(&self) -> u32 {
+        self.transaction.get()
+    }
+
+    /// Whether a holder may write to the region by hand: while a transaction uses the channel, only one that was told the
+    /// number of this transaction.
+    #[must_use]
+    pub fn may_write(&self, transaction: Option<u32>) -> bool {
+        !self.is_in_use() || transaction == Some(self.transaction.get())
+    }
+
     /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
     ///
     /// The next step is to raise the MMI, then [`Staged::finish`].
@@ -274,6 +305,7 @@ impl Channel {
             claim.release_untouched();
             return Err(BeginError::MailboxInUse);
         }
+        self.transaction.update(|number| number.wrapping_add(1));
         self.put(header, Some(message));
         self.written_in_flight.set(false);
         if self.read_header() != Ok(header) {
@@ -341,11 +373,12 @@ impl Channel {
     pub fn accept_in_place(&self, message_len: usize) -> Result<(), MismatchError> {
         let found = self.read_header().map_err(MismatchError::Damaged)?;
         let tracked = self.tracked.get();
-        let expected = tracked
-            .filter(|tracked| (tracked.recipient(), tracked.format()) == (found.recipient(), found.format()))
-            .ok_or(MismatchError::Recipient {
-                expected: tracked.map_or(Guid::ZERO, |tracked| tracked.recipient()),
-            })?;
+        let expected =
+            tracked
+                .filter(|tracked| tracked.is_of_same_kind(&found))
+                .ok_or(MismatchError::Recipient {
+                    expected: tracked.map_or(Guid::ZERO, |tracked| tracked.recipient()),
+                })?;
         let capacity = self.capacity(expected.format());
         let too_long = MismatchError::Length {
             expected: capacity as u64,
@@ -375,7 +408,7 @@ impl Channel {
                 _ => Err(MismatchError::Recipient { expected: Guid::ZERO }),
             };
         };
-        if found.recipient() != expected.recipient() || found.format() != expected.format() {
+        if !found.is_of_same_kind(&expected) {
             return Err(MismatchError::Recipient {
                 expected: expected.recipient(),
             });
@@ -389,12 +422,29 @@ impl Channel {
         Ok(Some(expected))
     }
 
-    /// Wipes the whole region and forgets what was written. The mailbox is left alone.
+    /// Wipes the whole region and forgets what was written. The mailbox is left alone. During a transaction this is a
+    /// response of no bytes, if nothing is written by hand afterwards.
     pub fn clear(&self) {
-        let wiped = self.region.wipe(0, self.region.len());
-        debug_assert!(wiped, "a region holds its own length");
+        self.wipe(self.region.len());
         self.reached.set(0);
         self.tracked.set(None);
+        self.written_in_flight.set(true);
+    }
+
+    /// Withdraws the request from a region without a mailbox: there MM looks for a header with a length. Both formats have
+    /// their length at the same place, and it is one aligned word: MM finds all of the request, or none.
+    pub(crate) fn withdraw_from_region(&self) {
+        if self.mailbox.is_none() {
+            // Regions that are too small for a header hold no request.
+            let _ = self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
+        }
+    }
+
+    /// Wipes the first `len` bytes, at most all. Whatever MM could take for a request goes first.
+    fn wipe(&self, len: usize) {
+        self.withdraw_from_region();
+        let wiped = self.region.wipe(0, len.min(self.region.len()));
+        debug_assert!(wiped, "the length was limited to the region's");
     }
 
     /// Copies and parses the header that stands in shared memory now.
@@ -407,10 +457,10 @@ impl Channel {
         Header::parse(copy)
     }
 
-    /// The header that was written by hand since the transaction began, where an executor answered so. It is not read from
-    /// shared memory.
-    pub(crate) fn answered_by_hand(&self) -> Option<Header> {
-        self.tracked.get().filter(|_| self.written_in_flight.get())
+    /// Whether an executor responded by hand since the transaction began, and the header that it wrote; `Some(None)` if it
+    /// wiped the region and wrote nothing. It is not read from shared memory.
+    pub(crate) fn written_by_hand(&self) -> Option<Option<Header>> {
+        self.written_in_flight.get().then_some(self.tracked.get())
     }
 
     /// Ends a transaction: withdraws a request that still stands, so that MM does not take one that is half wiped; wipes the
@@ -419,9 +469,7 @@ impl Channel {
         if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.is_pending()) {
             mailbox.withdraw();
         }
-        let len = len.max(self.reached.replace(0)).min(self.region.len());
-        let wiped = self.region.wipe(0, len);
-        debug_assert!(wiped, "the length was limited to the region's");
+        self.wipe(len.max(self.reached.replace(0)));
         self.tracked.set(None);
         self.free();
     }
@@ -431,11 +479,23 @@ impl Channel {
         self.in_use.store(false, Ordering::Release);
     }
 
-    /// Callers checked that header and message fit.
+    /// Callers checked that header and message fit. Without a mailbox the length, which announces the request, is written
+    /// last.
     fn put(&self, header: Header, message: Option<&[u8]>) {
-        let mut written = self.region.write(0, header.encode().as_ref());
+        self.withdraw_from_region();
+        let mut written = true;
         if let Some(message) = message {
             written &= self.region.write(header.format().header_len(), message);
+        }
+        let encoded = header.encode();
+        if let Some((start, (length, rest))) = encoded
+            .as_ref()
+            .split_at_checked(LENGTH_OFFSET)
+            .and_then(|(start, rest)| Some((start, rest.split_at_checked(LENGTH_LEN)?)))
+        {
+            written &= self.region.write(LENGTH_OFFSET.saturating_add(LENGTH_LEN), rest)
+                && self.region.write(0, start)
+                && self.region.write(LENGTH_OFFSET, length);
         }
         debug_assert!(written, "the callers checked that header and message fit");
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);

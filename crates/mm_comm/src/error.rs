@@ -87,6 +87,15 @@ pub enum BeginError {
     /// The mailbox already announces a request that is not ours.
     #[error("platform: the status mailbox already announces a request that MM has not taken")]
     MailboxInUse,
+    /// The request was overwritten before the MMI was raised.
+    #[error(
+        "platform: another driver overwrote the request for {recipient} in the comm buffer before the MMI: it uses the same \
+         buffer, and a notification called it meanwhile"
+    )]
+    Overwritten {
+        /// The recipient of the request.
+        recipient: Guid,
+    },
     /// What was written could not be read back.
     #[error("platform: the comm buffer at {address:#x} does not hold what is written to it")]
     NotMemory {

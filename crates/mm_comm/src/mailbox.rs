@@ -72,6 +72,15 @@ impl Mailbox {
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
     }
 
+    /// Empties a mailbox that others used before: what it announces first, then the rest. Returns what was there; `None` if
+    /// it was empty.
+    pub fn take_over(&self) -> Option<MailboxImage> {
+        let found = self.read();
+        self.withdraw();
+        self.write(&MailboxImage::default());
+        (found != MailboxImage::default()).then_some(found)
+    }
+
     /// Withdraws a request that MM has not taken. The result fields stay as they are.
     pub fn withdraw(&self) {
         let written = self.region.write(VALID_OFFSET, &[0]);

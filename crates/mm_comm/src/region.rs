@@ -112,6 +112,8 @@ impl SharedRegion {
         if watch::swallows(self.base.addr().get().wrapping_add(offset), bytes.len()) {
             return true;
         }
+        #[cfg(test)]
+        watch::interrupt();
         let mut to = self.base.as_ptr().wrapping_add(offset);
         let (head, words) = bytes.split_at(bytes.len().min(to.align_offset(WORD)));
         for byte in head {
@@ -176,10 +178,14 @@ fn store(to: *mut u8, value: u8) {
 /// What a test sees of a thread's writes to shared memory.
 #[cfg(test)]
 pub(crate) mod watch {
+    use std::boxed::Box;
     use std::cell::{Cell, RefCell};
     use std::vec::Vec;
 
+    type Interrupt = Box<dyn FnMut()>;
+
     std::thread_local! {
+        static INTERRUPT: RefCell<Option<Interrupt>> = const { RefCell::new(None) };
         static WRITES: RefCell<Vec<(usize, usize)>> = const { RefCell::new(Vec::new()) };
         static SWALLOW: Cell<bool> = const { Cell::new(false) };
     }
@@ -187,6 +193,18 @@ pub(crate) mod watch {
     pub(super) fn swallows(address: usize, len: usize) -> bool {
         WRITES.with_borrow_mut(|writes| writes.push((address, len)));
         SWALLOW.get()
+    }
+
+    pub(super) fn interrupt() {
+        INTERRUPT.with_borrow_mut(|interrupt| interrupt.as_mut().map(|interrupt| interrupt()));
+    }
+
+    /// Runs `run`, and `interrupt` before each write to shared memory.
+    pub(crate) fn interrupted<T>(interrupt: impl FnMut() + 'static, run: impl FnOnce() -> T) -> T {
+        INTERRUPT.set(Some(Box::new(interrupt)));
+        let result = run();
+        INTERRUPT.set(None);
+        result
     }
 
     /// Takes the record of all writes since the last call, oldest first: where, and how many bytes.

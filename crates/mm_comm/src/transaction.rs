@@ -10,7 +10,7 @@
 //! known about how far MM wrote.
 
 use crate::channel::Channel;
-use crate::error::ResponseError;
+use crate::error::{BeginError, ResponseError};
 use crate::mailbox::Mailbox;
 use core::cell::Cell;
 use mm_wire::{Header, ResponseLength};
@@ -70,27 +70,51 @@ impl<'c> Staged<'c> {
     pub fn is_answered(&self) -> bool {
         let channel = self.claim.channel;
         let is_taken = |mailbox: &Mailbox| !mailbox.is_pending();
-        channel.answered_by_hand().is_some() || channel.mailbox().is_some_and(is_taken)
+        channel.written_by_hand().is_some() || channel.mailbox().is_some_and(is_taken)
     }
 
-    /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length.
+    /// The number of this transaction, with which an executor may write to the region by hand: see
+    /// [`Channel::may_write`].
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.claim.channel.transaction()
+    }
+
+    /// Looks whether the region still has the header of this request, before the MMI is raised. Firmware may have a driver
+    /// that uses the same comm buffer, and a notification may have called it since. The length does not count: an MMI for
+    /// another comm buffer may have served this request already.
     ///
-    /// Where an executor answered by hand (through [`Channel::write_recipient`] and [`Channel::write_message`]) neither
-    /// mailbox nor header is asked: the response is what was written, of the length that was written.
+    /// # Errors
+    ///
+    /// [`BeginError::Overwritten`].
+    pub fn check(&self) -> Result<(), BeginError> {
+        match self.claim.channel.read_header() {
+            Ok(found) if self.request.is_of_same_kind(&found) => Ok(()),
+            _ => Err(BeginError::Overwritten {
+                recipient: self.request.recipient(),
+            }),
+        }
+    }
+
+    /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length. If there is no mailbox, this
+    /// also takes the header's length away, before the response is read: MM must not take a response for a request if
+    /// another MMI comes now.
+    ///
+    /// If an executor responded by hand (through [`Channel::write_recipient`], [`Channel::write_message`] or
+    /// [`Channel::clear`]), its response is trusted: neither mailbox nor header is read, and the recipient does not matter.
     ///
     /// # Errors
     ///
     /// Each [`ResponseError`] ends the transaction and wipes the whole region.
     pub fn finish(self) -> Result<Response<'c>, ResponseError> {
         let channel = self.claim.channel;
-        let (in_mailbox, found) = match channel.answered_by_hand() {
-            Some(written) => (None, written),
-            None => (
-                self.claimed_by_mailbox()?,
-                channel.read_header().map_err(ResponseError::HeaderDamaged)?,
-            ),
-        };
-        if found.recipient() != self.request.recipient() || found.format() != self.request.format() {
+        if let Some(written) = channel.written_by_hand() {
+            return Ok(self.finish_by_hand(written));
+        }
+        let in_mailbox = self.claimed_by_mailbox()?;
+        let found = channel.read_header().map_err(ResponseError::HeaderDamaged)?;
+        channel.withdraw_from_region();
+        if !self.request.is_of_same_kind(&found) {
             return Err(ResponseError::RecipientChanged {
                 sent: self.request.recipient(),
             });
@@ -119,6 +143,22 @@ impl<'c> Staged<'c> {
             in_header: in_header.ok(),
             taken: 0,
         })
+    }
+
+    /// The response that an executor wrote, with its header; `None` if it wiped the region and wrote nothing.
+    fn finish_by_hand(self, written: Option<Header>) -> Response<'c> {
+        self.claim.channel.withdraw_from_region();
+        // As much is wiped as was written, so only what the request took has to be told.
+        let requested = usize::try_from(self.request.total_len()).unwrap_or(usize::MAX);
+        self.claim.wipe_len.set(Some(requested));
+        let message_len = written.map_or(0, |header| header.message_len());
+        Response {
+            claim: self.claim,
+            header_len: written.map_or(0, |header| header.format().header_len()),
+            message_len: usize::try_from(message_len).unwrap_or(usize::MAX),
+            in_header: written.and_then(|header| self.request.response_length(&header).ok()),
+            taken: 0,
+        }
     }
 
     /// The response's message length according to the mailbox; `None` where there is none.
@@ -234,7 +274,7 @@ impl Response<'_> {
 mod tests {
     use super::*;
     use crate::channel::WriteError;
-    use crate::error::{BeginError, ChannelError};
+    use crate::error::ChannelError;
     use crate::region::watch;
     use mm_wire::mailbox::MailboxImage;
     use mm_wire::{EfiStatus, Guid, HeaderFormat, guid};
@@ -594,6 +634,120 @@ mod tests {
         assert_clean_and_free(&channel);
     }
 
+    /// What an MM core without a mailbox takes for a request (`mm_core`, `pending`), with the message.
+    fn found_by_mm(channel: &Channel) -> Option<(Guid, Vec<u8>)> {
+        let bytes = contents(channel);
+        let header = Header::parse(&bytes).ok()?;
+        let is_request = header.recipient() != Guid::ZERO && header.message_len() > 0;
+        let message =
+            bytes[header.format().header_len()..usize::try_from(header.total_len()).unwrap()].to_vec();
+        is_request.then(|| (header.recipient(), message))
+    }
+
+    #[test]
+    fn without_a_mailbox_an_mmi_at_any_moment_finds_all_of_the_request_or_none() {
+        for format in [HeaderFormat::V1, HeaderFormat::V3] {
+            for finish in [true, false] {
+                let channel: &Channel = Box::leak(Box::new(without_mailbox()));
+                let seen = std::rc::Rc::new(core::cell::RefCell::new(vec![]));
+                let mmi = std::rc::Rc::clone(&seen);
+                let begin = || channel.begin(format, RECIPIENT, &SECRET).unwrap();
+                let staged = watch::interrupted(move || mmi.borrow_mut().push(found_by_mm(channel)), begin);
+                // Only what is written last announces it.
+                assert!(seen.take().iter().all(Option::is_none));
+                assert_eq!(found_by_mm(channel), Some((RECIPIENT, SECRET.to_vec())));
+
+                let mmi = std::rc::Rc::clone(&seen);
+                watch::interrupted(
+                    move || mmi.borrow_mut().push(found_by_mm(channel)),
+                    || {
+                        if finish {
+                            let mut response = staged.finish().unwrap();
+                            assert_eq!(found_by_mm(channel), None);
+                            assert_eq!(response.read(&mut [0; 64]), SECRET);
+                        } else {
+                            drop(staged);
+                        }
+                    },
+                );
+                let seen = seen.take();
+                let (first, rest) = seen.split_first().unwrap();
+                assert_eq!(*first, Some((RECIPIENT, SECRET.to_vec())));
+                assert!(rest.iter().all(Option::is_none), "{rest:?}");
+                assert_clean_and_free(channel);
+            }
+        }
+    }
+
+    #[test]
+    fn request_without_a_mailbox_is_withdrawn_before_it_is_wiped() {
+        let channel = without_mailbox();
+        let staged = begin(&channel);
+        watch::take_writes();
+        drop(staged);
+        let length = channel.region().as_ptr().addr() + 16;
+        assert_eq!(watch::take_writes()[0], (length, 8));
+    }
+
+    #[test]
+    fn taking_over_empties_mailbox_and_region_and_tells_what_was_there() {
+        let memory = Box::leak(Box::new(Memory([0xff; LEN], [0xff; 4096])));
+        let (base, mailbox): (*mut u8, *mut u8) = ((&raw mut memory.0).cast(), (&raw mut memory.1).cast());
+        let take_over = || {
+            // SAFETY: the memory is leaked, and reached through this channel only.
+            let channel = unsafe { Channel::at_untouched_region(base, LEN, Some(mailbox)) }.unwrap();
+            watch::take_writes();
+            (channel.take_over(), channel)
+        };
+        let (found, channel) = take_over();
+        // What MM looks at is written first.
+        assert_eq!(watch::take_writes()[0], (mailbox.addr(), 1));
+        let found = found.unwrap();
+        assert!(found.is_pending());
+        assert_eq!(found.return_status(), EfiStatus(u64::MAX));
+        assert_eq!(channel.mailbox().unwrap().read(), MailboxImage::default());
+        assert_clean_and_free(&channel);
+        let staged = begin(&channel);
+        mm_answers(&channel, b"ok");
+        assert_eq!(staged.finish().unwrap().len(), 2);
+        channel.mailbox().unwrap().take_over();
+        assert_eq!(take_over().0, None);
+    }
+
+    #[test]
+    fn only_who_knows_the_number_of_the_transaction_writes_during_it() {
+        let channel = channel();
+        assert!(channel.may_write(None));
+        let first = begin(&channel);
+        let number = first.number();
+        assert!(channel.may_write(Some(number)));
+        assert!(!channel.may_write(None));
+        drop(first);
+        let second = begin(&channel);
+        assert!(!channel.may_write(Some(number)));
+        assert!(channel.may_write(Some(second.number())));
+    }
+
+    #[test]
+    fn request_that_another_driver_overwrote_is_noticed_before_the_mmi() {
+        for channel in [channel(), without_mailbox()] {
+            let staged = begin(&channel);
+            assert_eq!(staged.check(), Ok(()));
+            // An MMI for another comm buffer may have served it.
+            assert!(channel.region().write(16, &3u64.to_le_bytes()));
+            assert_eq!(staged.check(), Ok(()));
+            for (offset, bytes) in [(0, [0x99; 16]), (0, mm_wire::header::V3_MARKER.to_bytes())] {
+                assert!(channel.region().write(offset, &bytes));
+                assert_eq!(
+                    staged.check(),
+                    Err(BeginError::Overwritten { recipient: RECIPIENT })
+                );
+            }
+            drop(staged);
+            assert_clean_and_free(&channel);
+        }
+    }
+
     #[test]
     fn memory_that_keeps_nothing_is_an_error_with_its_address() {
         let channel = channel();
@@ -725,6 +879,36 @@ mod tests {
         assert!(response.is_empty());
         drop(response);
         assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn response_by_hand_is_trusted_whatever_its_recipient_and_format() {
+        let other = guid!("99999999-2222-3333-4444-555555555555");
+        type ByHand = fn(&Channel, Guid);
+        let cases: [(ByHand, &[u8]); 3] = [
+            (
+                |channel, other| {
+                    channel.write_recipient(HeaderFormat::V3, other).unwrap();
+                    channel.write_message(b"other").unwrap();
+                },
+                b"other",
+            ),
+            (
+                |channel, other| channel.write_recipient(HeaderFormat::V1, other).unwrap(),
+                &SECRET,
+            ),
+            (|channel, _| channel.clear(), b""),
+        ];
+        for (by_hand, expected) in cases {
+            for channel in [channel(), without_mailbox()] {
+                let staged = begin(&channel);
+                by_hand(&channel, other);
+                assert!(staged.is_answered());
+                let mut out = vec![0; LEN];
+                assert_eq!(staged.finish().unwrap().copy_to(&mut out).unwrap(), expected);
+                assert_clean_and_free(&channel);
+            }
+        }
     }
 
     #[test]

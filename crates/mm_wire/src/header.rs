@@ -268,6 +268,12 @@ impl Header {
         }
     }
 
+    /// Whether `other` has the same layout and names the same recipient, whatever its length is.
+    #[must_use]
+    pub fn is_of_same_kind(&self, other: &Self) -> bool {
+        self.format == other.format && self.recipient == other.recipient
+    }
+
     /// Which layout the header has.
     #[must_use]
     pub const fn format(&self) -> HeaderFormat {

@@ -85,6 +85,9 @@ pub enum Failure {
     /// The mailbox announces a foreign request.
     #[error("mailbox in use")]
     MailboxInUse,
+    /// Another driver overwrote the request before the MMI.
+    #[error("request overwritten")]
+    Overwritten,
     /// The machine delivers no MMIs.
     #[error("MMI not raised")]
     MmiNotRaised,

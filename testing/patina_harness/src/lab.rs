@@ -63,9 +63,15 @@ pub trait Site {
         let _ = latency;
     }
 
-    /// Memory, zeroed, aligned to a page, mapped one to one, and nobody else's until the next [`Self::power_on`]; what is
+    /// Memory, aligned to a page, with anything in it, mapped one to one, and nobody else's until the next [`Self::power_on`]; what is
     /// allocated before the first one stays. `None` where there is no more.
     fn allocate(&self, pages: usize) -> Option<*mut u8>;
+
+    /// Puts back what memory had in it before the client took it over, for what firmware announces after the lab has seen
+    /// it. A site with memory that is zero has nothing to do.
+    fn make_stale(&self, memory: &SharedRegion) {
+        let _ = memory;
+    }
 
     /// The way into MM where it is by secure monitor calls; the x86 ports below are then nobody's.
     fn secure_calls(&self) -> Option<&dyn SecureCalls> {
@@ -227,6 +233,14 @@ struct Observed {
 }
 
 impl Observed {
+    /// Makes it memory that was never taken over.
+    fn make_stale(&self, site: &impl Site) {
+        site.make_stale(&self.region);
+        if let Some(mailbox) = &self.mailbox {
+            site.make_stale(mailbox.region());
+        }
+    }
+
     fn place(&self) -> Place {
         let mailbox = self.mailbox.as_ref().map(|mailbox| mailbox.region().as_ptr());
         (self.region.as_ptr(), mailbox)
@@ -439,8 +453,10 @@ fn move_early(site: &impl Site, setup: &Setup, pages: usize) -> Result<Observed,
         number_of_pages: pages as u64,
         status: mailbox.expose_provenance() as u64,
     };
+    let observed = observe(id, base, pages * PAGE_LEN, Some(mailbox))?;
+    observed.make_stale(site);
     install_update(site, 1, place)?;
-    observe(id, base, pages * PAGE_LEN, Some(mailbox))
+    Ok(observed)
 }
 
 fn install_ready_to_lock(site: &impl Site) {
@@ -492,6 +508,7 @@ fn prepare(site: &impl Site, setup: &Setup, buffers: &[Observed], tap: &Tap) -> 
         storage.add_config(configuration(site, setup, buffers));
     }
     if let Some(hobs) = &setup.hobs {
+        buffers.iter().for_each(|buffer| buffer.make_stale(site));
         add_hob_configuration(&mut dispatcher, setup, hobs, buffers, tap);
     }
     let manager = site
@@ -926,6 +943,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 .filter_map(Observed::comm_buffer)
                 .collect();
             let moved = observe(id, base, pages * PAGE_LEN, Some(mailbox))?;
+            moved.make_stale(&*self.0.site);
             self.0.buffers.borrow_mut().retain(|buffer| buffer.id != id);
             let kept: Vec<AddressRange> = self
                 .0
@@ -977,6 +995,7 @@ fn failure(status: Status) -> Failure {
         Status::InvalidResponse => Failure::BadHeader,
         Status::Busy => Failure::Busy,
         Status::MailboxInUse => Failure::MailboxInUse,
+        Status::RequestOverwritten => Failure::Overwritten,
         Status::MmiNotRaised(TriggerError::EnableRefused { .. }) => Failure::MmisLocked,
         Status::MmiNotRaised(_) | Status::SecureCall(_) => Failure::MmiNotRaised,
         Status::NotProcessed => Failure::NotProcessed,
@@ -987,6 +1006,7 @@ fn failure(status: Status) -> Failure {
         Status::ResponseSize { expected, returned } => Failure::ResponseSize { expected, returned },
         Status::Unsupported => Failure::Unsupported,
         Status::OutOfMemory { .. } => Failure::OutOfMemory,
+        other => unreachable!("the suite has no word for: {other}"),
     }
 }
 

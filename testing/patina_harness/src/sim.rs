@@ -11,16 +11,50 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt::Write;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use mm_comm::Ports;
+use mm_comm::{Ports, SharedRegion};
 use mm_conformance::lab::{Abilities, LogLevel};
 use mm_conformance::mm::ConformanceMm;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, Outcome, Visit};
 use mm_sim::{Config, MAX_VARIABLE_LEN, Machine, VARIABLE_STORE_LEN};
+use mm_wire::PAGE_LEN;
 use patina::component::IntoComponent;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use std::thread_local;
+
+/// What is in a machine's memory before anybody uses it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ram {
+    /// Zeros.
+    #[default]
+    Zero,
+    /// 0xFF in each byte.
+    Ones,
+    /// Bytes of a pseudo-random sequence with this seed.
+    Random(u64),
+}
+
+impl Ram {
+    /// What is in `len` bytes at this address; `None` if they are zero.
+    fn contents(self, address: usize, len: usize) -> Option<Vec<u8>> {
+        match self {
+            Self::Zero => None,
+            Self::Ones => Some(alloc::vec![0xff; len]),
+            Self::Random(seed) => {
+                let mut state = (seed ^ address as u64) | 1;
+                let words = (0..len.div_ceil(8)).flat_map(|_| {
+                    // Xorshift.
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state.to_le_bytes()
+                });
+                Some(words.take(len).collect())
+            }
+        }
+    }
+}
 
 /// A simulated machine with the suite's own MM side in its MMRAM.
 ///
@@ -30,17 +64,25 @@ pub struct SimSite {
     protocols: Cell<&'static HostProtocols>,
     events: Cell<&'static HostEvents>,
     last_visit: Rc<Cell<Option<Visit>>>,
+    ram: Ram,
 }
 
 impl SimSite {
     /// Switches a machine on.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_ram(Ram::Zero)
+    }
+
+    /// Switches a machine on whose memory has this in it.
+    #[must_use]
+    pub fn with_ram(ram: Ram) -> Self {
         Self {
             machine: RefCell::new(Machine::new(Config::default())),
             protocols: Cell::new(Box::leak(Box::default())),
             events: Cell::new(Box::leak(Box::default())),
             last_visit: Rc::default(),
+            ram,
         }
     }
 
@@ -51,7 +93,17 @@ impl SimSite {
     /// Never: the host's allocator aborts before memory is refused.
     #[must_use]
     pub fn lab() -> PatinaLab<Self> {
-        PatinaLab::new(Self::new()).unwrap_or_else(|| unreachable!("a simulated machine has memory"))
+        Self::new().into_lab()
+    }
+
+    /// Opens a lab in this machine.
+    ///
+    /// # Panics
+    ///
+    /// Never: the host's allocator aborts before memory is refused.
+    #[must_use]
+    pub fn into_lab(self) -> PatinaLab<Self> {
+        PatinaLab::new(self).unwrap_or_else(|| unreachable!("a simulated machine has memory"))
     }
 }
 
@@ -66,6 +118,14 @@ pub fn dispatch<I>(component: impl IntoComponent<I>) -> dispatcher::Outcome {
     match lab::dispatch_beside(SimSite::new(), component) {
         Ok(outcome) => outcome,
         Err(failure) => unreachable!("the default setup works: {failure}"),
+    }
+}
+
+impl SimSite {
+    fn fill(&self, address: usize, len: usize) {
+        if let Some(contents) = self.ram.contents(address, len) {
+            self.machine.borrow().write_outside(address as u64, &contents);
+        }
     }
 }
 
@@ -90,7 +150,13 @@ impl Site for SimSite {
     }
 
     fn allocate(&self, pages: usize) -> Option<*mut u8> {
-        Some(self.machine.borrow().allocate_pages(pages)).filter(|memory| !memory.is_null())
+        let memory = self.machine.borrow().allocate_pages(pages);
+        self.fill(memory.addr(), pages * PAGE_LEN);
+        Some(memory).filter(|memory| !memory.is_null())
+    }
+
+    fn make_stale(&self, memory: &SharedRegion) {
+        self.fill(memory.as_ptr().addr(), memory.len());
     }
 
     fn ports(&self) -> Box<dyn Ports> {

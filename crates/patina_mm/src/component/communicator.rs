@@ -358,8 +358,11 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// Finds an enabled buffer. A copy of the handle, so that nothing is borrowed while MM runs.
     fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Status> {
         let find = |buffers: &[CommunicateBuffer]| {
-            let buffer = buffers.iter().find(|buffer| buffer.id() == id);
-            buffer.cloned().ok_or(buffers.len())
+            let mut of_id = buffers.iter().filter(|buffer| buffer.id() == id);
+            let first = of_id.clone().next();
+            // A disabled buffer does not hide the one that replaces it.
+            let enabled = of_id.find(|buffer| buffer.is_enabled());
+            enabled.or(first).cloned().ok_or(buffers.len())
         };
         let found = self.look(find).map_err(|error| {
             log::error!(target: "mm_comm", "comm buffer {id}: the list is being replaced: {error}");
@@ -669,11 +672,9 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             Status::SwMmiServiceNotAvailable
         })?;
         loop {
-            let mut buffer = self.buffer(id)?;
-            // The transaction borrows one handle, the executor gets another one to the same buffer.
-            let handle = buffer.clone();
-            let format = options.header.unwrap_or(handle.header());
-            let staged = match handle
+            let buffer = self.buffer(id)?;
+            let format = options.header.unwrap_or(buffer.header());
+            let staged = match buffer
                 .channel()
                 .begin_sized(format, recipient, message, options.message_size)
             {
@@ -684,7 +685,15 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
                 }
             };
             trace_request(tag, recipient, format, message);
-            executor.execute_mm(&mut buffer)?;
+            staged
+                .check()
+                .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
+            let mut lent = buffer.lend(staged.number(), format);
+            executor.execute_mm(&mut lent)?;
+            if !lent.is_same(&buffer) {
+                drop(staged);
+                return take_from_another(&lent, tag, take);
+            }
             let response = staged.finish().inspect_err(
                 |error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"),
             )?;
@@ -693,6 +702,19 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             return Ok(answered);
         }
     }
+}
+
+/// An executor may respond by putting another comm buffer, with a message in it, in the place of the one that it was lent.
+/// Returns the bytes of the response.
+fn take_from_another(
+    buffer: &CommunicateBuffer,
+    tag: CallTag,
+    take: &mut dyn FnMut(&mut ResponseReader<'_>),
+) -> Result<usize, Status> {
+    // Why not is logged there.
+    let message = buffer.get_message().map_err(|_damaged| Status::InvalidResponse)?;
+    take(&mut ResponseReader::copied(&message, tag));
+    Ok(message.len())
 }
 
 impl Default for MmCommunicator {
@@ -724,6 +746,7 @@ impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CommunicateBufferStatus;
     use alloc::boxed::Box;
     use alloc::{format, vec};
     use core::pin::Pin;
@@ -811,20 +834,147 @@ mod tests {
         }
     }
 
+    /// Responds to `request` by hand, in a call with this header.
+    fn respond(
+        header: HeaderFormat,
+        by_hand: impl Fn(&mut CommunicateBuffer) -> Result<(), Status> + 'static,
+    ) -> Result<Vec<u8>, Status> {
+        let communicator = communicator(Play(by_hand), &[0]);
+        let handle = communicator.buffer(0).unwrap();
+        let options = CallOptions::new().with_header(header);
+        let mut response = Ok(vec![]);
+        communicator.communicate_with(0, b"request", RECIPIENT.as_guid(), options, &mut |reader| {
+            response = reader.read_to_vec();
+        })?;
+        let mut all = [0xff; 4096];
+        assert!(handle.channel().region().read(0, &mut all));
+        assert_eq!(all, [0; 4096]);
+        response
+    }
+
     #[test]
-    fn an_executor_that_answers_for_somebody_else_is_not_believed() {
-        let other = communicator(
-            Play(|buffer: &mut CommunicateBuffer| {
-                let other = Guid::from_string("00000000-0000-0000-0000-000000000001");
-                buffer
-                    .set_message_info(other)
-                    .map_err(|_status| Status::CommBufferInitError)
-            }),
-            &[0],
-        );
+    fn response_by_hand_is_trusted_as_in_the_published_crate() {
+        let other = || Guid::from_string("00000000-0000-0000-0000-000000000001");
+        for header in [HeaderFormat::V1, HeaderFormat::V3] {
+            let usual = respond(header, |buffer| {
+                buffer.reset();
+                buffer.set_message_info(RECIPIENT.as_guid())?;
+                Ok(buffer.set_message(b"response")?)
+            });
+            assert_eq!(usual, Ok(b"response".to_vec()));
+            let for_another = respond(header, move |buffer| {
+                buffer.set_message_info(other())?;
+                Ok(buffer.set_message(b"other")?)
+            });
+            assert_eq!(for_another, Ok(b"other".to_vec()));
+            let length_kept = respond(header, move |buffer| Ok(buffer.set_message_info(other())?));
+            assert_eq!(length_kept, Ok(b"request".to_vec()));
+            let only_reset = respond(header, |buffer| {
+                buffer.reset();
+                Ok(())
+            });
+            assert_eq!(only_reset, Ok(vec![]));
+        }
+    }
+
+    #[test]
+    fn executor_may_put_another_buffer_in_the_place_of_the_one_it_was_lent() {
+        let by_another = |message: &'static [u8]| {
+            respond(HeaderFormat::V1, move |lent| {
+                let mut other = buffer(7);
+                if !message.is_empty() {
+                    other.set_message_info(RECIPIENT.as_guid())?;
+                    other.set_message(message)?;
+                }
+                *lent = other;
+                Ok(())
+            })
+        };
+        assert_eq!(by_another(b"elsewhere"), Ok(b"elsewhere".to_vec()));
+        assert_eq!(by_another(b""), Ok(vec![]));
+        let by_clone = respond(HeaderFormat::V1, |lent| {
+            let mut clone = lent.clone();
+            clone.set_message(b"clone")?;
+            *lent = clone;
+            Ok(())
+        });
+        assert_eq!(by_clone, Ok(b"clone".to_vec()));
+        let damaged = respond(HeaderFormat::V1, |lent| {
+            let other = buffer(7);
+            assert!(other.channel().region().write(0, &[7; 24]));
+            *lent = other;
+            Ok(())
+        });
+        assert_eq!(damaged, Err(Status::InvalidResponse));
+    }
+
+    #[test]
+    fn executors_question_mark_takes_errors_of_comm_buffers() {
+        use CommunicateBufferStatus as Buffer;
+        let too_large = respond(HeaderFormat::V1, |buffer| Ok(buffer.set_message(&[0; 5000])?));
+        assert_eq!(too_large, Err(Status::CommBufferTooSmall));
+        for (status, expected) in [
+            (Buffer::TooSmallForHeader, Status::CommBufferTooSmall),
+            (Buffer::InvalidRecipient, Status::InvalidResponse),
+            (Buffer::NoBuffer, Status::CommBufferInitError),
+            (Buffer::NotAligned, Status::CommBufferInitError),
+            (Buffer::AddressValidationFailed, Status::CommBufferInitError),
+        ] {
+            assert_eq!(Status::from(status), expected);
+        }
+    }
+
+    /// What another handle of a buffer in use is told by the functions that write.
+    fn write_with_another_handle(mut other: CommunicateBuffer) {
+        let refused = Err(CommunicateBufferStatus::NoBuffer);
+        other.reset();
+        assert_eq!(other.set_message_info(RECIPIENT.as_guid()), refused);
+        assert_eq!(other.set_message(b"not MM's"), refused);
+        assert_eq!(other.accept_in_place(3), refused);
+        assert_eq!(other.set_comm_buffer_valid(), refused);
+    }
+
+    #[test]
+    fn other_handles_neither_respond_in_mms_place_nor_wipe_a_request() {
+        let shared = CommunicateBuffer::of_a_page(0);
+        let (other, stale) = (shared.clone(), RefCell::new(None));
+        let communicator = MmCommunicator::with_executor(Play(move |lent: &mut CommunicateBuffer| {
+            write_with_another_handle(other.clone());
+            // One that was lent for an earlier call.
+            stale.take().into_iter().for_each(write_with_another_handle);
+            stale.replace(Some(lent.clone()));
+            let mut request = [0; 7];
+            assert!(other.channel().region().read(24, &mut request));
+            assert_eq!(&request, b"request");
+            let refused = mm_wire::MailboxImage::answered(mm_wire::EfiStatus::ACCESS_DENIED, 0);
+            other.channel().mailbox().unwrap().write(&refused);
+            Ok(())
+        }));
+        communicator.set_comm_buffers(vec![shared]).unwrap();
+        for _ in 0..3 {
+            let denied = Status::MmReturned(patina::standard::efi::Status::ACCESS_DENIED);
+            let response = communicator.communicate(0, b"request", RECIPIENT.as_guid());
+            assert_eq!(response, Err(denied));
+        }
+    }
+
+    #[test]
+    fn disabled_buffer_does_not_hide_the_one_that_replaces_it() {
+        let (mut old, new) = (buffer(4), buffer(4));
+        old.disable();
+        for buffers in [vec![old.clone(), new.clone()], vec![new.clone(), old.clone()]] {
+            let echo = MmCommunicator::with_executor(Play(|_: &mut CommunicateBuffer| Ok(())));
+            echo.set_comm_buffers(buffers).unwrap();
+            assert_eq!(
+                echo.communicate(4, b"x", RECIPIENT.as_guid()).as_deref(),
+                Ok(&b"x"[..])
+            );
+        }
+        let communicator = MmCommunicator::with_executor(Play(|_: &mut CommunicateBuffer| Ok(())));
+        communicator.set_comm_buffers(vec![old.clone(), old]).unwrap();
         assert_eq!(
-            other.communicate(0, b"request", RECIPIENT.as_guid()),
-            Err(Status::InvalidResponse)
+            communicator.communicate(4, b"x", RECIPIENT.as_guid()),
+            Err(Status::CommBufferDisabled)
         );
     }
 

@@ -240,7 +240,7 @@ impl MmHobConfiguration {
         let comm_buffers = [given.comm_buffers.as_slice(), &announced].concat();
         check_buffers(&comm_buffers)?;
         // Only now is memory written to: what was announced wrongly may be somebody else's.
-        announced.iter_mut().for_each(CommunicateBuffer::reset);
+        announced.iter().for_each(CommunicateBuffer::take_over);
         let unset = MmCommunicationConfiguration::default();
         let given_or = |given: MmiPort, unset, intel| if given == unset { intel } else { given };
         Ok(MmCommunicationConfiguration {

@@ -2,8 +2,8 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::Cell;
 use core::fmt;
+use core::panic::{RefUnwindSafe, UnwindSafe};
 use core::pin::Pin;
 use mm_comm::channel::{MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, SharedRegion};
@@ -74,21 +74,33 @@ impl From<WriteError> for CommunicateBufferStatus {
 
 /// Memory that is shared with MM, tracked by an identifier.
 ///
-/// A clone is a second handle to the same buffer: memory, identifier, tracked header and `disable` are shared.
+/// A clone is a second handle to the same buffer: memory, identifier, tracked header and `disable` are shared. Each handle
+/// has its own [`Self::header`].
 ///
-/// What stands in the memory is never trusted: recipient and length of the message that was last written are kept
-/// outside it, and every read compares the two.
+/// The memory is never trusted: recipient and length of the message that was last written are kept outside it, and every
+/// read compares the two.
+///
+/// While a call uses the buffer, only the handle that its executor is lent, and clones of that one, can write to it. With
+/// any other handle [`Self::reset`] does nothing, and the functions that write return
+/// [`NoBuffer`](CommunicateBufferStatus::NoBuffer).
 #[derive(Clone)]
-pub struct CommunicateBuffer(
+pub struct CommunicateBuffer {
     /// Counted atomically: a notification in the middle of a call makes and drops handles, and may keep one.
-    Arc<Shared>,
-);
+    shared: Arc<Shared>,
+    header: HeaderFormat,
+    is_shared_with_firmware: bool,
+    /// The number of the transaction during which this handle may write.
+    lent_for: Option<u32>,
+}
 
 struct Shared {
     channel: Channel,
     id: u8,
-    header: Cell<HeaderFormat>,
 }
+
+// A call that panics ends its transaction on the way out (`mm_comm::transaction`), and so leaves nothing half done.
+impl UnwindSafe for CommunicateBuffer {}
+impl RefUnwindSafe for CommunicateBuffer {}
 
 /// Logs why something was refused, with the numbers that the status cannot carry.
 fn refused<E>(id: u8) -> impl FnOnce(E) -> CommunicateBufferStatus
@@ -107,33 +119,87 @@ impl CommunicateBuffer {
         reason = "shared with notifications, which interrupt this processor, and not with other processors"
     )]
     fn over(channel: Channel, id: u8) -> Self {
-        Self(Arc::new(Shared {
-            channel,
-            id,
-            header: Cell::new(HeaderFormat::V1),
-        }))
+        Self {
+            shared: Arc::new(Shared { channel, id }),
+            header: HeaderFormat::V1,
+            is_shared_with_firmware: false,
+            lent_for: None,
+        }
     }
 
-    /// Has messages through this buffer carry this header where a call does not say otherwise. [`HeaderFormat::V1`] is
-    /// what every MM environment reads; PI 1.9 added [`HeaderFormat::V3`].
+    /// Makes messages through this handle carry this header if a call does not ask for another one. [`HeaderFormat::V1`]
+    /// is what every MM environment reads; PI 1.9 added [`HeaderFormat::V3`].
     #[must_use]
     pub fn with_header(self, header: HeaderFormat) -> Self {
-        self.0.header.set(header);
-        self
+        Self { header, ..self }
     }
 
-    /// The header that messages through this buffer carry where a call does not say otherwise.
+    /// The header that messages through this handle carry if a call does not ask for another one.
     #[must_use]
     pub fn header(&self) -> HeaderFormat {
-        self.0.header.get()
+        self.header
     }
 
-    /// The header of the message that stands in the buffer; without one, the buffer's own.
+    /// Says that the firmware may have a driver that uses this memory, too, as edk2's MmCommunicationDxe uses the buffer of
+    /// the comm-buffer HOB. [`MmCommunicator`](crate::component::communicator::MmCommunicator) then makes calls through it
+    /// at `TPL_NOTIFY`, so that no notification calls that driver in the middle of one.
+    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) says this of each buffer from a HOB.
+    #[must_use]
+    pub fn shared_with_firmware(self) -> Self {
+        Self {
+            is_shared_with_firmware: true,
+            ..self
+        }
+    }
+
+    /// Whether [`Self::shared_with_firmware`] was said.
+    #[must_use]
+    pub fn is_shared_with_firmware(&self) -> bool {
+        self.is_shared_with_firmware
+    }
+
+    /// A buffer in the place of `old`: other memory, used in the same way.
+    pub(crate) fn in_place_of(self, old: &Self) -> Self {
+        Self {
+            header: old.header,
+            is_shared_with_firmware: old.is_shared_with_firmware,
+            ..self
+        }
+    }
+
+    /// The handle for the executor of a transaction whose messages carry this header.
+    pub(crate) fn lend(&self, transaction: u32, header: HeaderFormat) -> Self {
+        Self {
+            header,
+            lent_for: Some(transaction),
+            ..self.clone()
+        }
+    }
+
+    /// Whether both are handles of one buffer.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// The channel, for a handle that may write to it by hand now.
+    fn writable(&self) -> Result<&Channel, CommunicateBufferStatus> {
+        let channel = self.channel();
+        if channel.may_write(self.lent_for) {
+            return Ok(channel);
+        }
+        log::error!(
+            target: "mm_comm",
+            "caller: comm buffer {} is in use by a call: only the handle that its executor was given can write to it now",
+            self.id()
+        );
+        Err(CommunicateBufferStatus::NoBuffer)
+    }
+
+    /// The header of the message in the buffer; without one, that of new messages.
     fn header_in_use(&self) -> HeaderFormat {
-        self.0
-            .channel
+        self.channel()
             .tracked()
-            .map_or(self.header(), |header| header.format())
+            .map_or(self.header, |header| header.format())
     }
 
     /// Takes over memory of this program, without a mailbox, and wipes it. Meant for host tests and for memory that was
@@ -141,7 +207,7 @@ impl CommunicateBuffer {
     #[must_use]
     pub fn new(buffer: Pin<&'static mut [u8]>, id: u8) -> Self {
         let channel = Channel::over(SharedRegion::over_static(Pin::into_inner(buffer)));
-        channel.clear();
+        channel.take_over();
         Self::over(channel, id)
     }
 
@@ -188,10 +254,30 @@ impl CommunicateBuffer {
         status_mailbox_address: Option<u64>,
     ) -> Result<Self, CommunicateBufferStatus> {
         // SAFETY: the caller vouches for both pieces of memory, with the same contract.
-        let mut buffer =
+        let buffer =
             unsafe { Self::at_untouched_region(address, size_bytes, buffer_id, status_mailbox_address) }?;
-        buffer.reset();
+        buffer.take_over();
         Ok(buffer)
+    }
+
+    /// Empties the mailbox and wipes the memory, whatever others left there, and logs what was in the mailbox.
+    pub(crate) fn take_over(&self) {
+        let Some(found) = self.channel().take_over() else {
+            return;
+        };
+        let announced = if found.is_pending() {
+            "a request"
+        } else {
+            "no request"
+        };
+        log::info!(
+            target: "mm_comm",
+            "comm buffer {}: its status mailbox was not empty: it announced {announced}, ReturnStatus {}, ReturnBufferSize \
+             {:#x}; it is now",
+            self.id(),
+            found.return_status(),
+            found.return_buffer_size()
+        );
     }
 
     /// As [`Self::from_firmware_region`], with the memory left as it is.
@@ -230,7 +316,8 @@ impl CommunicateBuffer {
             .map_err(refused(buffer_id))
     }
 
-    /// Takes over memory that firmware announced, and leaves it as it is: [`Self::reset`] it before it is used.
+    /// Describes memory that firmware announced, and leaves it as it is: [`Self::take_over`] has to come before its first
+    /// use.
     ///
     /// # Errors
     ///
@@ -262,7 +349,7 @@ impl CommunicateBuffer {
     /// The size of the memory in bytes, header included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.channel.region().len()
+        self.channel().region().len()
     }
 
     /// Whether there is no memory at all.
@@ -274,25 +361,25 @@ impl CommunicateBuffer {
     /// The identifier that callers name the buffer by.
     #[must_use]
     pub fn id(&self) -> u8 {
-        self.0.id
+        self.shared.id
     }
 
     /// Whether messages may be sent through the buffer.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
-        !self.0.channel.is_retired()
+        !self.channel().is_retired()
     }
 
     /// Takes the buffer out of use, for every clone. There is no way back: a platform that moves a buffer adds a new one.
     pub fn disable(&mut self) {
         log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
-        self.0.channel.retire();
+        self.channel().retire();
     }
 
     /// Where the memory starts. Reads and writes through it must be volatile; MM may change it at any time.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.0.channel.region().as_ptr()
+        self.channel().region().as_ptr()
     }
 
     /// Announces a request to MM: resets the mailbox and sets `IsCommBufferValid`. A communicator has done this before an
@@ -302,12 +389,10 @@ impl CommunicateBuffer {
     ///
     /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
     pub fn set_comm_buffer_valid(&mut self) -> Result<(), CommunicateBufferStatus> {
-        let mailbox = self
-            .0
-            .channel
-            .mailbox()
-            .ok_or(CommunicateBufferStatus::NoBuffer)?;
-        mailbox.write(&MailboxImage::armed());
+        let mailbox = self.writable()?.mailbox();
+        mailbox
+            .ok_or(CommunicateBufferStatus::NoBuffer)?
+            .write(&MailboxImage::armed());
         Ok(())
     }
 
@@ -318,8 +403,7 @@ impl CommunicateBuffer {
     /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
     pub fn get_mm_return_status(&self) -> Result<(u64, u64), CommunicateBufferStatus> {
         let image = self
-            .0
-            .channel
+            .channel()
             .mailbox()
             .ok_or(CommunicateBufferStatus::NoBuffer)?
             .read();
@@ -329,21 +413,25 @@ impl CommunicateBuffer {
     /// Whether the platform gave the buffer a status mailbox.
     #[must_use]
     pub fn has_status_mailbox(&self) -> bool {
-        self.0.channel.mailbox().is_some()
+        self.channel().mailbox().is_some()
     }
 
-    /// Wipes the memory and forgets what was written.
+    /// Wipes the memory and forgets what was written. By the handle that an executor is lent, this is a response of no
+    /// bytes if nothing is written afterwards.
     pub fn reset(&mut self) {
-        self.0.channel.clear();
+        // Why not is logged there.
+        if let Ok(channel) = self.writable() {
+            channel.clear();
+        }
     }
 
     /// How many message bytes fit behind the buffer's [`Self::header`]; zero where not even that fits.
     #[must_use]
     pub fn message_capacity(&self) -> usize {
-        self.0.channel.capacity(self.header())
+        self.channel().capacity(self.header())
     }
 
-    /// Writes a header for `recipient`, of the format that stands in the buffer; the message's length stays what it was.
+    /// Writes a header for `recipient`, of the format of the header in the buffer; the message's length stays what it was.
     ///
     /// # Errors
     ///
@@ -351,8 +439,7 @@ impl CommunicateBuffer {
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) for the v3 header's marker GUID in a v1 header.
     pub fn set_message_info(&mut self, recipient: Guid) -> Result<(), CommunicateBufferStatus> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        self.0
-            .channel
+        self.writable()?
             .write_recipient(self.header_in_use(), recipient)
             .map_err(refused(self.id()))
     }
@@ -364,7 +451,9 @@ impl CommunicateBuffer {
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`], then
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where no recipient was set.
     pub fn set_message(&mut self, message: &[u8]) -> Result<(), CommunicateBufferStatus> {
-        self.0.channel.write_message(message).map_err(refused(self.id()))
+        self.writable()?
+            .write_message(message)
+            .map_err(refused(self.id()))
     }
 
     /// Takes the `len` bytes that stand behind the header for the message. For an executor whose MM answers in place, and
@@ -375,7 +464,7 @@ impl CommunicateBuffer {
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where the header is not the one that was written,
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond the memory.
     pub fn accept_in_place(&mut self, len: usize) -> Result<(), CommunicateBufferStatus> {
-        self.0.channel.accept_in_place(len).map_err(refused(self.id()))
+        self.writable()?.accept_in_place(len).map_err(refused(self.id()))
     }
 
     /// Copies the message out, after the header was compared with what was written.
@@ -397,8 +486,7 @@ impl CommunicateBuffer {
         })?;
         message.resize(len, 0);
         let copied = self
-            .0
-            .channel
+            .channel()
             .region()
             .read(header.format().header_len(), &mut message);
         copied
@@ -426,12 +514,12 @@ impl CommunicateBuffer {
     }
 
     fn verified(&self) -> Result<Option<Header>, CommunicateBufferStatus> {
-        self.0.channel.verify().map_err(refused(self.id()))
+        self.channel().verify().map_err(refused(self.id()))
     }
 
     /// The memory, its mailbox, and what is known about a transaction under way.
     pub(crate) fn channel(&self) -> &Channel {
-        &self.0.channel
+        &self.shared.channel
     }
 
     /// The addresses that the buffer and its mailbox cover.
@@ -509,6 +597,35 @@ mod tests {
         assert!(!first.is_enabled());
         first.reset();
         assert_eq!(second.get_header_guid(), Ok(None));
+    }
+
+    #[test]
+    fn each_handle_has_its_own_header() {
+        let original = buffer(4096);
+        let clone = original.clone().with_header(HeaderFormat::V3);
+        assert_eq!(clone.header(), HeaderFormat::V3);
+        assert_eq!(original.header(), HeaderFormat::V1);
+        assert_eq!(
+            (original.message_capacity(), clone.message_capacity()),
+            (4096 - 24, 4096 - 56)
+        );
+    }
+
+    #[test]
+    fn mailbox_with_anything_in_it_is_taken_over() {
+        for byte in [0xff, 0xaf, 0x01] {
+            #[repr(C, align(4096))]
+            struct Pages([u8; 4096], [u8; 4096]);
+            let pages = Box::leak(Box::new(Pages([byte; 4096], [byte; 4096])));
+            let address = (&raw mut pages.0).expose_provenance() as u64;
+            // SAFETY: the memory is leaked, and reached through comm buffers only.
+            let buffer =
+                unsafe { CommunicateBuffer::from_firmware_region(address, 4096, 0, Some(address + 4096)) }
+                    .unwrap();
+            assert_eq!(buffer.get_mm_return_status(), Ok((0, 0)));
+            assert!(!buffer.channel().mailbox().unwrap().is_pending());
+            assert_eq!(buffer.get_message(), Ok(vec![]));
+        }
     }
 
     #[test]

@@ -169,14 +169,16 @@ impl From<ConfigurationError> for patina::error::EfiError {
     }
 }
 
-/// Checks that comm buffers can be told apart and do not share memory.
+/// Checks that comm buffers can be told apart and do not share memory. Disabled ones do not count: a platform that replaces a
+/// buffer disables the old one.
 ///
 /// # Errors
 ///
 /// [`ConfigurationError::DuplicateBufferId`] or [`ConfigurationError::SharedMemory`] for the first pair found.
 pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), ConfigurationError> {
-    for (index, second) in buffers.iter().enumerate() {
-        for first in buffers.iter().take(index) {
+    let enabled = || buffers.iter().filter(|buffer| buffer.is_enabled());
+    for (index, second) in enabled().enumerate() {
+        for first in enabled().take(index) {
             if first.id() == second.id() {
                 return Err(ConfigurationError::DuplicateBufferId { id: first.id() });
             }

@@ -10,7 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::pin::Pin;
-use mm_wire::{EfiStatus, MailboxImage};
+use mm_wire::{EfiStatus, HeaderFormat, MailboxImage};
 use patina::component::service::Service;
 use patina::component::service::uefi_services::tpl::{Tpl, TplServices};
 use patina_harness::tpl::{HostTpl, SharedTpl};
@@ -252,6 +252,21 @@ fn a_requested_move_waits_for_an_update_that_cannot_be_applied_yet() {
     assert_eq!(call(scene.mm, 1), Ok(()));
     assert_eq!(scene.inner(), [Ok(()), Err(Status::Busy)]);
     assert_eq!(scene.move_to(&fresh(&[0, 1])), Ok(()));
+}
+
+#[test]
+fn refused_move_changes_nothing_of_the_new_buffer() {
+    struct Failing;
+    impl MmExecutor for Failing {
+        fn execute_mm(&self, _: &mut CommunicateBuffer) -> Result<(), Status> {
+            Err(Status::SwMmiFailed)
+        }
+    }
+    let mm = MmCommunicator::with_executor(Failing);
+    mm.set_comm_buffers(fresh(&[0])).unwrap();
+    let to = [CommunicateBuffer::of_a_page(0).with_header(HeaderFormat::V3)];
+    assert_eq!(move_to(&mm, &to), Err(Status::SwMmiFailed));
+    assert_eq!(to[0].header(), HeaderFormat::V3);
 }
 
 /// Counts how often calls end.

@@ -57,7 +57,12 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         let there = begin(new)?;
         trace_request(tag, recipient, HeaderFormat::V1, message);
         // The wait is for the new mailbox: a refusal is the rare case, and costs one more MMI and the rest of the wait.
-        executor.execute_mm(&mut new.clone())?;
+        let mut lent = new.lend(there.number(), HeaderFormat::V1);
+        executor.execute_mm(&mut lent)?;
+        if !lent.is_same(new) {
+            log::error!(target: "mm_comm", "caller: the executor put another comm buffer in the place of buffer {id}, about to be moved");
+            return Err(Status::InvalidResponse);
+        }
         let has_arrived = there.is_answered();
         // The other place is done with before the list changes: nobody may be told of memory that is still to be wiped.
         let response = if has_arrived {
@@ -114,8 +119,10 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             return Err(Status::Busy);
         }
         for new in to {
-            let old = leaving.iter().find(|old| old.id() == new.id());
-            all.push(old.map_or_else(|| new.clone(), |old| new.clone().with_header(old.header())));
+            let old = leaving
+                .iter()
+                .find(|old| old.id() == new.id() && old.is_enabled());
+            all.push(old.map_or_else(|| new.clone(), |old| new.clone().in_place_of(old)));
         }
         let ranges = |buffers: &[CommunicateBuffer]| -> Vec<_> {
             let ranges = buffers.iter().flat_map(CommunicateBuffer::ranges);

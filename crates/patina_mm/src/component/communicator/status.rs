@@ -1,6 +1,7 @@
 //! What can come out of a call, other than a response.
 
 use crate::component::sw_mmi_manager::{MmiError, SmcError, efi_error, efi_status};
+use crate::config::CommunicateBufferStatus;
 use mm_comm::{BeginError, ResponseError, TriggerError};
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
@@ -11,6 +12,7 @@ use thiserror::Error;
 ///
 /// Each message says whose fault it is. The numbers that a variant cannot carry are in the log (target `mm_comm`).
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Status {
     /// The platform configured no comm buffer.
     #[error("platform: no comm buffer is configured")]
@@ -48,6 +50,10 @@ pub enum Status {
     /// The mailbox announces a request that is not from here. It was left alone.
     #[error("platform: the status mailbox already announces somebody else's request")]
     MailboxInUse,
+    /// A driver of the firmware that uses the same comm buffer was called in the middle of this call, before the MMI was
+    /// raised, and overwrote the request. See [`CommunicateBuffer::shared_with_firmware`](crate::config::CommunicateBuffer::shared_with_firmware).
+    #[error("platform: another driver overwrote the request in the comm buffer before the MMI was raised")]
+    RequestOverwritten,
     /// The machine does not deliver MMIs; nothing was sent.
     #[error(transparent)]
     MmiNotRaised(TriggerError),
@@ -122,6 +128,7 @@ impl From<BeginError> for Status {
             BeginError::MessageTooLarge { .. } => Self::CommBufferTooSmall,
             BeginError::RecipientIsMarker(_) => Self::InvalidRecipient,
             BeginError::MailboxInUse => Self::MailboxInUse,
+            BeginError::Overwritten { .. } => Self::RequestOverwritten,
             // NotMemory, and whatever is added to it.
             _ => Self::CommBufferInitError,
         }
@@ -143,6 +150,21 @@ impl From<ResponseError> for Status {
             }
             // RecipientChanged, LengthBeyondBuffer, HeaderDamaged, and whatever is added to them.
             _ => Self::InvalidResponse,
+        }
+    }
+}
+
+/// For the `?` of executors that respond by hand.
+impl From<CommunicateBufferStatus> for Status {
+    fn from(status: CommunicateBufferStatus) -> Self {
+        match status {
+            CommunicateBufferStatus::TooSmallForHeader | CommunicateBufferStatus::TooSmallForMessage => {
+                Self::CommBufferTooSmall
+            }
+            CommunicateBufferStatus::InvalidRecipient => Self::InvalidResponse,
+            CommunicateBufferStatus::NoBuffer
+            | CommunicateBufferStatus::NotAligned
+            | CommunicateBufferStatus::AddressValidationFailed => Self::CommBufferInitError,
         }
     }
 }
@@ -179,6 +201,7 @@ impl From<Status> for EfiError {
             Status::Unsupported => Self::Unsupported,
             Status::CommBufferDisabled | Status::MailboxInUse => Self::AccessDenied,
             Status::Busy => Self::AlreadyStarted,
+            Status::RequestOverwritten => Self::Aborted,
             Status::MmiNotRaised(error) => MmiError::Trigger(error).into(),
             Status::SecureCall(error) => efi_error(error),
             Status::NotProcessed => Self::NoResponse,
@@ -226,6 +249,7 @@ mod tests {
         Status::CommBufferDisabled => (Status::CommBufferDisabled, EfiError::AccessDenied);
         Status::Busy => (Status::Busy, EfiError::AlreadyStarted);
         Status::MailboxInUse => (Status::MailboxInUse, EfiError::AccessDenied);
+        Status::RequestOverwritten => (Status::RequestOverwritten, EfiError::Aborted);
         Status::MmiNotRaised(_) => (Status::MmiNotRaised(TriggerError::NoPortIo), EfiError::Unsupported);
         Status::SecureCall(_) =>
             (Status::SecureCall(SmcError::NoConduit), EfiError::Unsupported),

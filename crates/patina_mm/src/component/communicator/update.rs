@@ -149,9 +149,9 @@ impl Pending {
         // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps. A request to
         // move uses memory that is not in the list yet: it has the turn until that is in the list, or wiped.
         let mut new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
-        new.reset();
-        if let Some(old) = old.first() {
-            new = new.with_header(old.header());
+        new.take_over();
+        if let Some(old) = old.iter().find(|old| old.is_enabled()) {
+            new = new.in_place_of(old);
         }
         all.push(new.clone());
         // What is freed is freed once the list can be looked at again: a notification may come with that.
