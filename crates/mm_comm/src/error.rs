@@ -1,6 +1,5 @@
 //! What can go wrong, whose fault it is, and with which numbers.
 
-use crate::trigger::SmiEnable;
 use mm_wire::{AddressRange, EfiStatus, Guid};
 use thiserror::Error;
 
@@ -148,39 +147,4 @@ pub enum ResponseError {
     /// The bytes at the start of the buffer are no header any more.
     #[error("MM: the communicate header is damaged: {0}")]
     HeaderDamaged(mm_wire::HeaderError),
-}
-
-/// Why no MMI was raised.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TriggerError {
-    /// This target has no x86 port instructions that the running code may use.
-    #[error("platform: there is no x86 port I/O on this target, an MMI cannot be raised through ports")]
-    NoPortIo,
-    /// SMIs do not reach the processor.
-    #[error("platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing")]
-    SmisDisabled {
-        /// Address or port of SMI_EN.
-        register: usize,
-        /// Its value.
-        value: u32,
-        /// The bits that would have to be set.
-        missing: SmiEnable,
-    },
-    /// SMIs were to be switched on, and the chipset did not take it.
-    #[error("platform: SMI_EN at {register:#x} stays {value:#010x} after {missing} was written to it")]
-    EnableRefused {
-        /// Address or port of SMI_EN.
-        register: usize,
-        /// Its value after the write.
-        value: u32,
-        /// The bits that did not stick.
-        missing: SmiEnable,
-    },
-    /// The ACPI base leaves no room for SMI_EN behind it.
-    #[error("platform: the ACPI base {base:#x} has no SMI_EN at +0x30")]
-    NoRegister {
-        /// The configured base.
-        base: usize,
-    },
 }

@@ -39,8 +39,8 @@ pub mod transaction;
 pub mod trigger;
 
 pub use channel::Channel;
-pub use error::{BeginError, ChannelError, ResponseError, TriggerError};
+pub use error::{BeginError, ChannelError, ResponseError};
 pub use ports::Ports;
 pub use region::SharedRegion;
 pub use transaction::{Response, Staged};
-pub use trigger::{PortTrigger, SmiCheck, SmiEnable, SmiEnableRegister};
+pub use trigger::{PortTrigger, SmiCheck, SmiEnable, SmiEnableRegister, TriggerError};

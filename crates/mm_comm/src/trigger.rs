@@ -3,9 +3,86 @@
 //! Data first, then command: the write to the command port (APM_CNT, 0xB2 on Intel chipsets) is what raises the SMI, and
 //! the handler reads the data port (APM_STS, 0xB3). edk2's `SmmControl2Dxe` for Q35 writes them in this order.
 
-use crate::error::TriggerError;
 use crate::ports::Ports;
 use core::fmt;
+use thiserror::Error;
+
+/// Why no MMI was raised.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TriggerError {
+    /// This target has no x86 port instructions that the running code may use.
+    #[error(
+        "platform: this build has no x86 port I/O to raise an MMI with; in host tests give the trigger ports of your own \
+         (`with_ports`)"
+    )]
+    NoPortIo,
+    /// SMIs do not reach the processor.
+    #[error(
+        "platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing; set them in the chipset's \
+         code, or use SmiCheck::Enable"
+    )]
+    SmisDisabled {
+        /// Address or port of SMI_EN.
+        register: usize,
+        /// Its value.
+        value: u32,
+        /// The bits that would have to be set.
+        missing: SmiEnable,
+    },
+    /// SMIs were to be switched on, and the chipset did not take it.
+    #[error(
+        "platform: SMI_EN at {register:#x} stays {value:#010x} after {missing} was written to it; it may be locked \
+         (SMI_LOCK)"
+    )]
+    EnableRefused {
+        /// Address or port of SMI_EN.
+        register: usize,
+        /// Its value after the write.
+        value: u32,
+        /// The bits that did not stick.
+        missing: SmiEnable,
+    },
+    /// The ACPI base leaves no room for SMI_EN behind it.
+    #[error("platform: the ACPI base {base:#x} has no SMI_EN at +0x30")]
+    NoRegister {
+        /// The configured base.
+        base: usize,
+    },
+    /// The ACPI base is an I/O port that PMBASE cannot hold: its low 7 bits are zero.
+    #[error(
+        "platform: acpi_base {base:#x} is not PMBASE, which is a multiple of 0x80; SMI_EN is base+0x30, so PMBASE may be \
+         {likely:#x}. For a chipset whose SMI_EN is elsewhere use SmiCheck::Off"
+    )]
+    NotPmBase {
+        /// The configured base.
+        base: u16,
+        /// The multiple of 0x80 below it.
+        likely: u16,
+    },
+    /// SMI_EN reads as all ones, like an address that no device decodes.
+    #[error(
+        "platform: SMI_EN at {register:#x} reads 0xFFFFFFFF: nothing answers there; acpi_base must be PMBASE (SMI_EN is \
+         base+0x30), or use SmiCheck::Off"
+    )]
+    NothingAnswers {
+        /// Address or port of SMI_EN.
+        register: usize,
+    },
+    /// What is read has bits that are reserved in every SMI_EN: it is another register.
+    #[error(
+        "platform: {value:#010x} at {register:#x} is not SMI_EN, whose bits {reserved:#x} are reserved; acpi_base must be \
+         PMBASE (SMI_EN is base+0x30), or use SmiCheck::Off"
+    )]
+    NotSmiEnable {
+        /// Address or port of what was taken for SMI_EN.
+        register: usize,
+        /// Its value.
+        value: u32,
+        /// The reserved bits that are set.
+        reserved: u32,
+    },
+}
 
 bitflags::bitflags! {
     /// The bits of SMI_EN that a software SMI needs (Intel ICH9, 13.8.3.8; same place on every later PCH).
@@ -15,6 +92,14 @@ bitflags::bitflags! {
         const GLOBAL = 1 << 0;
         /// APMC_EN: a write to the command port generates one.
         const APMC = 1 << 5;
+    }
+}
+
+impl SmiEnable {
+    /// What an SMI needs and `value` does not have.
+    #[must_use]
+    pub const fn missing_in(value: u32) -> Self {
+        Self::all().difference(Self::from_bits_truncate(value))
     }
 }
 
@@ -30,8 +115,18 @@ impl fmt::Display for SmiEnable {
     }
 }
 
-/// How far SMI_EN stands behind the ACPI base.
+/// The distance of SMI_EN from PMBASE.
 const SMI_EN_OFFSET: u8 = 0x30;
+
+/// PMBASE is a multiple of this (Intel ICH9, 13.1.13: bits 15:7).
+const PMBASE_ALIGN: u16 = 0x80;
+
+/// Bits of SMI_EN that no chipset uses which has it at PMBASE + 0x30: reserved in the Intel ICH9 (13.8.3.8), and without
+/// a name in coreboot's headers of later ones (`SMI_EN` in `pm.h` under `src/southbridge/intel` and `src/soc/intel`).
+const RESERVED: u32 = 0b111 << 8 | 1 << 12 | 0b11 << 15;
+
+/// The value of an address that no device decodes.
+const NOTHING_THERE: u32 = u32::MAX;
 
 /// Where SMI_EN is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,19 +142,24 @@ impl SmiEnableRegister {
     ///
     /// # Errors
     ///
-    /// [`TriggerError::NoRegister`] where the port number would wrap.
+    /// [`TriggerError::NoRegister`] if the port number would wrap, [`TriggerError::NotPmBase`] if the base is not a
+    /// multiple of 0x80, like SMI_EN's own port.
     pub fn behind_io_base(base: u16) -> Result<Self, TriggerError> {
-        base.checked_add(SMI_EN_OFFSET.into())
-            .filter(|port| port.is_multiple_of(4))
-            .map(Self::Io)
-            .ok_or(TriggerError::NoRegister { base: base.into() })
+        let port = base
+            .checked_add(SMI_EN_OFFSET.into())
+            .ok_or(TriggerError::NoRegister { base: base.into() })?;
+        if base.is_multiple_of(PMBASE_ALIGN) {
+            return Ok(Self::Io(port));
+        }
+        let likely = base & !(PMBASE_ALIGN - 1);
+        Err(TriggerError::NotPmBase { base, likely })
     }
 
     /// SMI_EN behind a memory-mapped ACPI base.
     ///
     /// # Errors
     ///
-    /// [`TriggerError::NoRegister`] where the address would wrap or is not aligned to 4 bytes.
+    /// [`TriggerError::NoRegister`] if the address would wrap or is not aligned to 4 bytes.
     pub fn behind_mmio_base(base: usize) -> Result<Self, TriggerError> {
         base.checked_add(SMI_EN_OFFSET.into())
             .filter(|address| address.is_multiple_of(4))
@@ -67,14 +167,35 @@ impl SmiEnableRegister {
             .ok_or(TriggerError::NoRegister { base })
     }
 
-    fn address(self) -> usize {
+    /// The port's number, or the register's address.
+    #[must_use]
+    pub fn address(self) -> usize {
         match self {
             Self::Io(port) => port.into(),
             Self::Mmio(address) => address,
         }
     }
 
-    fn read(self, ports: &dyn Ports) -> u32 {
+    /// Reads the register.
+    ///
+    /// # Errors
+    ///
+    /// [`TriggerError::NothingAnswers`] and [`TriggerError::NotSmiEnable`] if what is read cannot be SMI_EN.
+    pub fn read_checked(self, ports: &dyn Ports) -> Result<u32, TriggerError> {
+        let (register, value) = (self.address(), self.read(ports));
+        match value & RESERVED {
+            _ if value == NOTHING_THERE => Err(TriggerError::NothingAnswers { register }),
+            0 => Ok(value),
+            reserved => Err(TriggerError::NotSmiEnable {
+                register,
+                value,
+                reserved,
+            }),
+        }
+    }
+
+    /// Reads the register, whatever it is.
+    pub fn read(self, ports: &dyn Ports) -> u32 {
         match self {
             Self::Io(port) => ports.read_u32(port),
             Self::Mmio(address) => ports.read_mmio_u32(address),
@@ -89,17 +210,20 @@ impl SmiEnableRegister {
     }
 }
 
-/// What to do where SMI_EN says that SMIs are off.
+/// Whether SMI_EN is looked at before an MMI, and what to do if SMIs are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SmiCheck {
     /// Raise nothing and report it.
     #[default]
     Require,
-    /// Switch them on; report it where the chipset refuses.
+    /// Switch them on; report it if the chipset refuses.
     ///
     /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names, with GBL_SMI_EN and APMC_EN added to
-    /// what was read there. Whoever asks for it answers for the register: it must be the chipset's SMI_EN.
+    /// what was read there. A platform that asks for it promises that the register is the chipset's SMI_EN.
     Enable,
+    /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE + 0x30: AMD's
+    /// FCH, Intel's Apollo Lake (+0x40). The MMI is raised whatever the chipset makes of it.
+    Off,
 }
 
 /// The ports of one platform, and what is known about its SMI_EN.
@@ -109,38 +233,59 @@ pub struct PortTrigger {
     pub command_port: u16,
     /// The port whose value the MM side can read.
     pub data_port: u16,
-    /// SMI_EN, where the platform named its ACPI base. It is read before each MMI, as it stands: nothing can tell whether a
-    /// register is there.
+    /// SMI_EN, if the platform named its ACPI base.
     pub smi_enable: Option<SmiEnableRegister>,
-    /// What to do where SMIs are off.
+    /// What to do about SMI_EN.
     pub check: SmiCheck,
 }
 
 impl PortTrigger {
+    /// SMI_EN, if it is to be looked at.
+    #[must_use]
+    pub fn checked_register(&self) -> Option<SmiEnableRegister> {
+        self.smi_enable.filter(|_| self.check != SmiCheck::Off)
+    }
+
     /// Raises one MMI. It need not have been taken when this returns: see [`Ports::pause`].
     ///
     /// # Errors
     ///
-    /// [`TriggerError::SmisDisabled`] or [`TriggerError::EnableRefused`] where the platform named SMI_EN and SMIs are off.
-    /// Neither port was written then.
+    /// If the platform named SMI_EN: [`TriggerError::SmisDisabled`] or [`TriggerError::EnableRefused`] if SMIs are off,
+    /// [`TriggerError::NothingAnswers`] or [`TriggerError::NotSmiEnable`] if the register is not SMI_EN. Neither port was
+    /// written then.
     pub fn raise(&self, ports: &dyn Ports, command: u8, data: u8) -> Result<(), TriggerError> {
-        if let Some(register) = self.smi_enable {
-            self.ensure_enabled(ports, register)?;
-        }
-        // Whatever was put into shared memory is there before MM looks.
+        self.raise_observed(ports, command, data).map(drop)
+    }
+
+    /// Like [`Self::raise`], but returns the value of SMI_EN just before the MMI; `None` if it was not read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::raise`].
+    pub fn raise_observed(
+        &self,
+        ports: &dyn Ports,
+        command: u8,
+        data: u8,
+    ) -> Result<Option<u32>, TriggerError> {
+        let enabled = self
+            .checked_register()
+            .map(|register| self.ensure_enabled(ports, register))
+            .transpose()?;
+        // What was put into shared memory is there before MM looks.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         ports.write_u8(self.data_port, data);
         ports.write_u8(self.command_port, command);
-        Ok(())
+        Ok(enabled)
     }
 
-    fn ensure_enabled(&self, ports: &dyn Ports, register: SmiEnableRegister) -> Result<(), TriggerError> {
-        let value = register.read(ports);
-        let missing = SmiEnable::all().difference(SmiEnable::from_bits_truncate(value));
+    fn ensure_enabled(&self, ports: &dyn Ports, register: SmiEnableRegister) -> Result<u32, TriggerError> {
+        let value = register.read_checked(ports)?;
+        let missing = SmiEnable::missing_in(value);
         if missing.is_empty() {
-            return Ok(());
+            return Ok(value);
         }
-        if self.check == SmiCheck::Require {
+        if self.check != SmiCheck::Enable {
             return Err(TriggerError::SmisDisabled {
                 register: register.address(),
                 value,
@@ -149,16 +294,15 @@ impl PortTrigger {
         }
         register.write(ports, value | missing.bits());
         let value = register.read(ports);
-        let missing = SmiEnable::all().difference(SmiEnable::from_bits_truncate(value));
+        let missing = SmiEnable::missing_in(value);
         if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(TriggerError::EnableRefused {
-                register: register.address(),
-                value,
-                missing,
-            })
+            return Ok(value);
         }
+        Err(TriggerError::EnableRefused {
+            register: register.address(),
+            value,
+            missing,
+        })
     }
 }
 
@@ -251,7 +395,8 @@ mod tests {
         );
         assert_eq!(
             error.to_string(),
-            "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing"
+            "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing; set them in the chipset's code, or \
+             use SmiCheck::Enable"
         );
         assert!(chipset.bytes_written.borrow().is_empty());
     }
@@ -299,5 +444,85 @@ mod tests {
             SmiEnableRegister::behind_mmio_base(0x602),
             Err(TriggerError::NoRegister { base: 0x602 })
         );
+    }
+
+    #[test]
+    fn smi_en_given_as_the_base_is_noticed() {
+        for (base, likely) in [(0x630, 0x600), (0x604, 0x600), (0xb0b0, 0xb080)] {
+            let error = SmiEnableRegister::behind_io_base(base).unwrap_err();
+            assert_eq!(error, TriggerError::NotPmBase { base, likely });
+        }
+        let error = SmiEnableRegister::behind_io_base(0x630).unwrap_err().to_string();
+        assert!(error.contains("SMI_EN is base+0x30"), "{error}");
+        assert!(error.contains("PMBASE may be 0x600"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_smi_en_is_refused_and_no_port_is_written() {
+        let register = SmiEnableRegister::Io(0x630);
+        for check in [SmiCheck::Require, SmiCheck::Enable] {
+            let nothing = Chipset::new(u32::MAX, u32::MAX, register);
+            let error = trigger(Some(register), check)
+                .raise(&nothing, 0xff, 0)
+                .unwrap_err();
+            assert_eq!(error, TriggerError::NothingAnswers { register: 0x630 });
+            let text = error.to_string();
+            let expected = "nothing answers there; acpi_base must be PMBASE (SMI_EN is base+0x30)";
+            assert!(text.contains(expected), "{text}");
+
+            // A timer, say.
+            let other = Chipset::new(0x0003_9521, u32::MAX, register);
+            assert_eq!(
+                trigger(Some(register), check).raise(&other, 0xff, 0),
+                Err(TriggerError::NotSmiEnable {
+                    register: 0x630,
+                    value: 0x0003_9521,
+                    reserved: 0x0001_9500,
+                })
+            );
+            assert_eq!(other.smi_en.get(), 0x0003_9521, "it was written to");
+            assert!(nothing.bytes_written.borrow().is_empty() && other.bytes_written.borrow().is_empty());
+        }
+        // Every bit that has a name on some chipset.
+        let named = Chipset::new(!RESERVED, 0, register);
+        assert_eq!(
+            trigger(Some(register), SmiCheck::Require).raise(&named, 0, 0),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn without_the_check_smi_en_is_neither_read_nor_written() {
+        struct Ports(RefCell<Vec<(u16, u8)>>);
+        impl super::Ports for Ports {
+            fn write_u8(&self, port: u16, value: u8) {
+                self.0.borrow_mut().push((port, value));
+            }
+            fn read_u32(&self, _: u16) -> u32 {
+                unreachable!()
+            }
+            fn write_u32(&self, _: u16, _: u32) {
+                unreachable!()
+            }
+            fn read_mmio_u32(&self, _: usize) -> u32 {
+                unreachable!()
+            }
+            fn write_mmio_u32(&self, _: usize, _: u32) {
+                unreachable!()
+            }
+            fn pause(&self) {}
+        }
+        let ports = Ports(RefCell::default());
+        let unchecked = trigger(Some(SmiEnableRegister::Io(0x630)), SmiCheck::Off);
+        assert_eq!(unchecked.raise_observed(&ports, 0xff, 1), Ok(None));
+        assert_eq!(ports.0.take(), [(0xb3, 1), (0xb2, 0xff)]);
+    }
+
+    #[test]
+    fn the_value_of_smi_en_at_the_mmi_is_returned() {
+        let register = SmiEnableRegister::Io(0x630);
+        let chipset = Chipset::new(0x20, u32::MAX, register);
+        let enabling = trigger(Some(register), SmiCheck::Enable);
+        assert_eq!(enabling.raise_observed(&chipset, 0, 0), Ok(Some(0x21)));
     }
 }

@@ -1,6 +1,8 @@
 //! Carries messages to MM handlers and their answers back.
 
 mod executor;
+mod failure;
+mod ids;
 #[cfg(test)]
 mod interruptions;
 mod relocation;
@@ -28,6 +30,8 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{BorrowError, Cell, RefCell};
 use core::fmt;
+use failure::Failure;
+use ids::Ids;
 use mm_comm::BeginError;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
@@ -356,25 +360,21 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     }
 
     /// Finds an enabled buffer. A copy of the handle, so that nothing is borrowed while MM runs.
-    fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Status> {
+    fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Failure> {
         let find = |buffers: &[CommunicateBuffer]| {
             let mut of_id = buffers.iter().filter(|buffer| buffer.id() == id);
             let first = of_id.clone().next();
             // A disabled buffer does not hide the one that replaces it.
             let enabled = of_id.find(|buffer| buffer.is_enabled());
-            enabled.or(first).cloned().ok_or(buffers.len())
+            enabled.or(first).cloned().ok_or(Ids::of(buffers))
         };
-        let found = self.look(find).map_err(|error| {
-            log::error!(target: "mm_comm", "comm buffer {id}: the list is being replaced: {error}");
-            Status::Busy
+        let found = self.look(find).map_err(|_replaced| {
+            let why = "the list of comm buffers is being replaced by a call that this one interrupted";
+            Failure::also(Status::Busy, why)
         })?;
-        let buffer = found.map_err(|count| {
-            log::error!(target: "mm_comm", "caller: no comm buffer has the identifier {id}, {count} are configured");
-            Status::CommBufferNotFound
-        })?;
+        let buffer = found.map_err(Failure::unknown_buffer)?;
         if !buffer.is_enabled() {
-            log::error!(target: "mm_comm", "caller: comm buffer {id} is disabled");
-            return Err(Status::CommBufferDisabled);
+            return Err(Status::CommBufferDisabled.into());
         }
         Ok(buffer)
     }
@@ -429,14 +429,42 @@ impl MmCommunicator {
                     log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
                 })?;
                 self.updates = Some(updates);
-            } else {
-                log::warn!(target: "mm_comm", "platform: comm buffer updates are enabled, but updatable_buffer_id is None");
             }
         }
         log::info!(target: "mm_comm", "{}", *config);
+        warn_of_missing_buffers(&config);
         warn_of_silence(&config);
         commands.add_service(self);
         Ok(())
+    }
+}
+
+/// Says which calls and moves cannot work with the comm buffers that there are.
+fn warn_of_missing_buffers(config: &MmCommunicationConfiguration) {
+    let ids = Ids::of(&config.comm_buffers);
+    match (config.enable_comm_buffer_updates, config.updatable_buffer_id) {
+        (true, Some(id)) if !ids.has(id) => log::warn!(
+            target: "mm_comm",
+            "platform: updatable_buffer_id is {id}, and no comm buffer has this identifier; {ids}. Calls through it fail \
+             until a place for it is announced"
+        ),
+        (true, Some(_)) | (false, None) => {}
+        (true, None) => log::warn!(
+            target: "mm_comm",
+            "platform: enable_comm_buffer_updates is set, but updatable_buffer_id is None: no comm buffer will move"
+        ),
+        (false, Some(id)) => log::warn!(
+            target: "mm_comm",
+            "platform: updatable_buffer_id is {id}, but enable_comm_buffer_updates is not set: no comm buffer will move"
+        ),
+    }
+    let may_come = config.enable_comm_buffer_updates && config.updatable_buffer_id.is_some();
+    if config.comm_buffers.is_empty() && !may_come {
+        log::error!(
+            target: "mm_comm",
+            "platform: MmCommunicationConfiguration has no comm buffer: every call will fail with NoCommBuffer. Add \
+             comm_buffers, or the component MmHobConfiguration"
+        );
     }
 }
 
@@ -482,7 +510,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
             .settle(id)
             .and_then(|()| self.exchange(tag, message, recipient, options, take));
         drop(raised);
-        log_end(tag, message, recipient, &result);
+        let result = self.log_end(tag, message.len(), recipient, result);
         if !self.is_refused(&result) {
             self.call_has_ended(refusals);
         }
@@ -510,7 +538,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
             result
         });
         drop(raised);
-        log_end(tag, message, recipient, &result);
+        let result = self.log_end(tag, message.len(), recipient, result);
         if !self.is_refused(&result) {
             self.call_has_ended(refusals);
         }
@@ -519,7 +547,11 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
         let refusals = self.refusals.get();
-        let result = self.settle(id).and_then(|()| self.buffer(id));
+        let result = self.settle(id).and_then(|()| self.buffer(id)).map_err(|failure| {
+            let why = self.explain(&failure);
+            log::error!(target: "mm_comm", "{}: {why}", CallTag::of_buffer(id));
+            failure.status
+        });
         // No call, but whoever came while it put a move into effect waits for its end.
         if !self.is_refused(&result) && self.refusals.get() != refusals {
             self.call_has_ended(refusals);
@@ -553,18 +585,32 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     }
 }
 
-/// Logs what became of a call.
-fn log_end(tag: CallTag, message: &[u8], recipient: mm_wire::Guid, result: &Result<usize, Status>) {
-    let sent = message.len();
-    match result {
-        Ok(answered) => {
-            log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {answered} bytes back");
-        }
-        Err(status) => log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {status}"),
-    }
-}
-
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
+    /// Logs what became of a call, in one line.
+    fn log_end(
+        &self,
+        tag: CallTag,
+        sent: usize,
+        recipient: mm_wire::Guid,
+        result: Result<usize, Failure>,
+    ) -> Result<usize, Status> {
+        match &result {
+            Ok(answered) => {
+                log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {answered} bytes back");
+            }
+            Err(failure) => {
+                let why = self.explain(failure);
+                log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
+            }
+        }
+        result.map_err(|failure| failure.status)
+    }
+
+    /// A failure for the log.
+    fn explain(&self, failure: &Failure) -> impl fmt::Display {
+        fmt::from_fn(|f| failure.explain(self.executor.as_ref(), f))
+    }
+
     /// Counts a call, and names it for the log.
     fn new_call(&self, buffer: u8) -> CallTag {
         self.calls.update(|calls| calls.wrapping_add(1));
@@ -617,35 +663,42 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     }
 
     /// Puts announced moves into effect. [`Status::Busy`] where that has to wait and `id` is the buffer that moves.
-    fn settle(&self, id: u8) -> Result<(), Status> {
+    fn settle(&self, id: u8) -> Result<(), Failure> {
         let Some(updates) = &self.updates else {
             return Ok(());
         };
         let _raised = self.raise_for_updates();
         let is_settled = updates.turn().is_some_and(|turn| turn.apply(&self.buffers));
         if !is_settled && updates.id() == id {
-            log::error!(target: "mm_comm", "comm buffer {id}: it is being moved by a call that this one interrupted");
-            return Err(Status::Busy);
+            let why = "it is being moved by a call that this one interrupted";
+            return Err(Failure::also(Status::Busy, why));
         }
         Ok(())
     }
 
     /// Puts announced moves into effect, and keeps others from coming while `to` is moved to. [`Status::Busy`] where a call
     /// that this one interrupted does the same, or has to end before a buffer of `to` can be where it was announced.
-    fn hold_updates(&self, to: &[CommunicateBuffer]) -> Result<Option<update::Turn<'_>>, Status> {
+    fn hold_updates(&self, to: &[CommunicateBuffer]) -> Result<Option<update::Turn<'_>>, Failure> {
         let Some(updates) = &self.updates else {
             return Ok(None);
         };
         let id = updates.id();
-        let turn = updates.turn().ok_or_else(|| {
-            log::error!(target: "mm_comm", "comm buffer {id} is being moved by a call that this one interrupted");
-            Status::Busy
-        })?;
+        let busy = |why| Failure::also(Status::Busy, why);
+        let turn = updates
+            .turn()
+            .ok_or_else(|| busy("a comm buffer is being moved by a call that this one interrupted"))?;
         if !turn.apply(&self.buffers) && to.iter().any(|new| new.id() == id) {
-            log::error!(target: "mm_comm", "comm buffer {id} cannot move: its announced move waits for a call that this one interrupted");
-            return Err(Status::Busy);
+            return Err(busy(
+                "the announced move of one of them waits for a call that this one interrupted",
+            ));
         }
         Ok(Some(turn))
+    }
+
+    /// The way into MM.
+    fn executor(&self) -> Result<&E, Failure> {
+        let executor = self.executor.as_ref();
+        executor.ok_or_else(|| not_dispatched(Status::SwMmiServiceNotAvailable))
     }
 
     /// Makes one exchange. Returns the bytes of the response.
@@ -656,23 +709,20 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         recipient: mm_wire::Guid,
         options: CallOptions,
         take: &mut dyn FnMut(&mut ResponseReader<'_>),
-    ) -> Result<usize, Status> {
-        let id = tag.buffer;
+    ) -> Result<usize, Failure> {
         // An interrupted call may be replacing the list; then it is not empty.
         if self.look(<[_]>::is_empty).is_ok_and(|is_empty| is_empty) {
-            log::error!(target: "mm_comm", "{}", Status::NoCommBuffer);
-            return Err(Status::NoCommBuffer);
+            return Err(match self.executor {
+                Some(_) => Status::NoCommBuffer.into(),
+                None => not_dispatched(Status::NoCommBuffer),
+            });
         }
         if message.is_empty() {
-            log::error!(target: "mm_comm", "comm buffer {id}: {}", Status::InvalidDataBuffer);
-            return Err(Status::InvalidDataBuffer);
+            return Err(Status::InvalidDataBuffer.into());
         }
-        let executor = self.executor.as_ref().ok_or_else(|| {
-            log::error!(target: "mm_comm", "{}", Status::SwMmiServiceNotAvailable);
-            Status::SwMmiServiceNotAvailable
-        })?;
+        let executor = self.executor()?;
         loop {
-            let buffer = self.buffer(id)?;
+            let buffer = self.buffer(tag.buffer)?;
             let format = options.header.unwrap_or(buffer.header());
             let staged = match buffer
                 .channel()
@@ -680,23 +730,21 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             {
                 // It moved after it was looked up: nothing was written, so this starts again in the new place.
                 Err(BeginError::Retired) => continue,
-                staged => {
-                    staged.inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?
-                }
+                staged => staged?,
             };
             trace_request(tag, recipient, format, message);
-            staged
-                .check()
-                .inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))?;
+            staged.check()?;
             let mut lent = buffer.lend(staged.number(), format);
-            executor.execute_mm(&mut lent)?;
+            executor
+                .execute_mm(&mut lent)
+                .map_err(|status| Failure::executor(status, &buffer))?;
             if !lent.is_same(&buffer) {
                 drop(staged);
                 return take_from_another(&lent, tag, take);
             }
-            let response = staged.finish().inspect_err(
-                |error| log::error!(target: "mm_comm", "comm buffer {id}, {recipient}: {error}"),
-            )?;
+            let response = staged
+                .finish()
+                .map_err(|error| Failure::response(error, &buffer))?;
             let answered = response.len();
             take(&mut ResponseReader::in_place(response, tag));
             return Ok(answered);
@@ -710,11 +758,32 @@ fn take_from_another(
     buffer: &CommunicateBuffer,
     tag: CallTag,
     take: &mut dyn FnMut(&mut ResponseReader<'_>),
-) -> Result<usize, Status> {
-    // Why not is logged there.
-    let message = buffer.get_message().map_err(|_damaged| Status::InvalidResponse)?;
+) -> Result<usize, Failure> {
+    let message = buffer.get_message().map_err(|_damaged| {
+        let why = "the executor put another comm buffer in the place of the one that it was lent, without a message";
+        Failure::also(Status::InvalidResponse, why)
+    })?;
     take(&mut ResponseReader::copied(&message, tag));
     Ok(message.len())
+}
+
+/// A call came before the component was dispatched.
+const fn not_dispatched(status: Status) -> Failure {
+    let why = "MmCommunicator was not dispatched yet; take the Service<dyn MmCommunication> as a parameter";
+    Failure::also(status, why)
+}
+
+/// Refuses a component that sends through a comm buffer that does not exist. An implementation that does not tell is
+/// believed to have it.
+pub(crate) fn require_buffer(mm: &dyn MmCommunication, id: u8, user: &str) -> patina::error::Result<()> {
+    match mm.message_capacity(id, CallOptions::new()) {
+        // The line before this one lists those that there are.
+        Err(status @ (Status::CommBufferNotFound | Status::NoCommBuffer)) => {
+            log::error!(target: "mm_comm", "platform: {user} cannot work: comm buffer {id} does not exist");
+            Err(status.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Default for MmCommunicator {
@@ -1004,7 +1073,7 @@ mod tests {
             patina::error::EfiError::from(error),
             patina::error::EfiError::AlreadyStarted
         );
-        assert_eq!(communicator.buffer(4).map(|buffer| buffer.id()), Ok(4));
+        assert_eq!(communicator.buffer(4).map(|buffer| buffer.id()).ok(), Some(4));
     }
 
     #[test]

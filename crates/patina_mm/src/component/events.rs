@@ -1,6 +1,6 @@
 //! Tells MM how far the boot has come.
 
-use super::communicator::{CallOptions, Status};
+use super::communicator::{CallOptions, Status, require_buffer};
 use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::boxed::Box;
@@ -71,6 +71,9 @@ impl MmEventNotifier {
         events: Service<dyn EventServices>,
         protocols: Service<dyn ProtocolServices>,
     ) -> patina::error::Result<()> {
+        for buffer in core::iter::once(self.buffer).chain(self.supervisor) {
+            require_buffer(*mm, buffer, "MmEventNotifier")?;
+        }
         let users = Listener::new("MM", self.buffer, CallOptions::new(), ALL);
         // The supervisor takes no other header (Project Mu, `MmSupervisorCore.c`).
         let v1 = CallOptions::new().with_header(HeaderFormat::V1);

@@ -60,7 +60,11 @@ pub enum AcpiBaseSource {
 #[non_exhaustive]
 pub enum HobConfigurationError {
     /// There is neither a comm-buffer HOB nor a comm-region HOB.
-    #[error("platform: there is no HOB that announces a comm buffer")]
+    #[error(
+        "platform: there is no HOB that announces a comm buffer: neither edk2's comm-buffer HOB {comm_buffer} nor Project Mu's comm-region \
+         HOB {comm_region}; add the buffers to MmCommunicationConfiguration by hand, or have the PEI phase build one",
+        comm_buffer = CommBufferHob::HOB_GUID, comm_region = CommRegionHob::HOB_GUID
+    )]
     NoHob,
     /// A HOB announces no possible comm buffer.
     #[error(transparent)]

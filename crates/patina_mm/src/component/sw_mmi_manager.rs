@@ -2,9 +2,10 @@
 
 mod entry;
 
-use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions};
+use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions, SmiCheck};
 use crate::service::PlatformMmControl;
 use alloc::boxed::Box;
+use core::cell::Cell;
 use core::fmt;
 use entry::{Connect, Entry, Plan};
 use mm_comm::Ports;
@@ -122,9 +123,26 @@ pub unsafe trait SwMmiTrigger {
             .map(|()| MmProgress::Raised)
     }
 
-    /// Lets a raised MMI be taken: `pause` on a processor. Whoever awaits a response calls this between looks.
+    /// Lets a raised MMI be taken: `pause` on a processor. Code that waits for a response calls this between looks.
     fn pause(&self) {
         core::hint::spin_loop();
+    }
+
+    /// Writes for the log what this trigger wrote for the last MMI, and what it knows about why none came.
+    ///
+    /// # Errors
+    ///
+    /// Those of the formatter.
+    fn describe_mmi(
+        &self,
+        cmd_port_value: u8,
+        data_port_value: u8,
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
+        write!(
+            f,
+            "the platform's own SwMmiTrigger was given command {cmd_port_value:#04x} and data {data_port_value:#04x}"
+        )
     }
 }
 
@@ -147,6 +165,8 @@ pub struct SwMmiManager {
     ports: Option<Box<dyn Ports>>,
     connect: Option<Connect>,
     entry: Option<Entry>,
+    /// SMI_EN just before the last MMI, for the log.
+    last_smi_enable: Cell<Option<u32>>,
 }
 
 #[component]
@@ -158,6 +178,7 @@ impl SwMmiManager {
             ports: native_ports(),
             connect: entry::NATIVE,
             entry: None,
+            last_smi_enable: Cell::new(None),
         }
     }
 
@@ -168,6 +189,7 @@ impl SwMmiManager {
             ports: Some(Box::new(ports)),
             connect: None,
             entry: None,
+            last_smi_enable: Cell::new(None),
         }
     }
 
@@ -178,6 +200,7 @@ impl SwMmiManager {
             ports: None,
             connect: Some(entry::connect::<C>),
             entry: None,
+            last_smi_enable: Cell::new(None),
         }
     }
 
@@ -196,13 +219,35 @@ impl SwMmiManager {
                 |error| log::error!(target: "sw_mmi", "platform: PlatformMmControl::init failed: {error:?}"),
             )?;
         }
-        let entry = plan.open().map_err(|error| {
-            log::error!(target: "sw_mmi", "no software MMIs: {error}");
-            MmiError::from(error)
-        })?;
+        let entry = plan
+            .open()
+            .map_err(MmiError::from)
+            .and_then(|entry| self.require_smi_enable(&entry).map(|()| entry))
+            .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
         log::info!(target: "sw_mmi", "software MMIs through {entry}");
         self.entry = Some(entry);
         commands.add_service(self);
+        Ok(())
+    }
+
+    /// Refuses a register that cannot be SMI_EN. Only now: the platform's hook may set PMBASE up. SMIs that are off are no
+    /// error yet, since they may be switched on before the first MMI.
+    fn require_smi_enable(&self, entry: &Entry) -> Result<(), MmiError> {
+        let (Entry::Ports(trigger), Some(ports)) = (entry, self.ports.as_deref()) else {
+            return Ok(());
+        };
+        let Some(register) = trigger.checked_register() else {
+            return Ok(());
+        };
+        let value = register.read_checked(ports)?;
+        let missing = SmiEnable::missing_in(value);
+        if !missing.is_empty() && trigger.check == SmiCheck::Require {
+            let at = register.address();
+            log::warn!(
+                target: "sw_mmi",
+                "platform: SMIs are off until SMI_EN at {at:#x}, now {value:#010x}, has {missing}; each call fails until then"
+            );
+        }
         Ok(())
     }
 }
@@ -227,7 +272,8 @@ impl SwMmiManager {
         match self.entry.as_ref().ok_or(MmiError::NotConfigured)? {
             Entry::Ports(trigger) => {
                 let ports = self.ports.as_deref().ok_or(TriggerError::NoPortIo)?;
-                trigger.raise(ports, command, data)?;
+                self.last_smi_enable
+                    .set(trigger.raise_observed(ports, command, data)?);
                 log::trace!(target: "sw_mmi", "MMI raised: command {command:#04x}, data {data:#04x}");
                 Ok(MmProgress::Raised)
             }
@@ -268,6 +314,27 @@ unsafe impl SwMmiTrigger for SwMmiManager {
         match self.ports.as_deref() {
             Some(ports) => ports.pause(),
             None => core::hint::spin_loop(),
+        }
+    }
+
+    fn describe_mmi(&self, command: u8, data: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Some(Entry::Ports(trigger)), Some(ports)) = (&self.entry, self.ports.as_deref()) else {
+            return match &self.entry {
+                Some(entry) => write!(f, "MM was entered by {entry}"),
+                None => f.write_str("the trigger was not dispatched"),
+            };
+        };
+        let (command_port, data_port) = (trigger.command_port, trigger.data_port);
+        write!(
+            f,
+            "wrote data {data:#04x} to port {data_port:#x}, then command {command:#04x} to port {command_port:#x}; SMI_EN "
+        )?;
+        match (trigger.checked_register(), self.last_smi_enable.get()) {
+            (Some(register), Some(before)) => {
+                let (at, now) = (register.address(), register.read(ports));
+                write!(f, "at {at:#x} was {before:#010x} before, is {now:#010x} now")
+            }
+            _ => f.write_str(entry::why_unread(trigger)),
         }
     }
 }

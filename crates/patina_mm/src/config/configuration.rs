@@ -13,12 +13,13 @@ use thiserror::Error;
 /// neither port may be the default's.
 #[derive(Clone, Debug)]
 pub struct MmCommunicationConfiguration {
-    /// The base of the ACPI fixed registers, behind which SMI_EN says whether SMIs reach the processor. Where it is
-    /// not zero, it is checked before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
+    /// Intel's PMBASE: SMI_EN, 0x30 above it, says whether SMIs reach the processor. If it is not zero, SMI_EN is checked
+    /// before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
     ///
-    /// It is believed: 32 bits at the base + 0x30 are read before each MMI, and written with
-    /// [`SmiCheck::Enable`](crate::config::SmiCheck::Enable). So it must be the chipset's base, mapped one to one where it
-    /// is [`AcpiBase::Mmio`]. Ordinary memory there would be read, and written, behind Rust's back.
+    /// It is trusted: 32 bits at the base + 0x30 are read before each MMI, and written with
+    /// [`SmiCheck::Enable`](crate::config::SmiCheck::Enable). So it must be the chipset's base, mapped one to one if it
+    /// is [`AcpiBase::Mmio`]. Ordinary memory there would be read, and written, behind Rust's back. A value that no SMI_EN
+    /// has (all ones, or reserved bits) is an error.
     pub acpi_base: AcpiBase,
     /// The port whose write raises the MMI; on AArch64 the secure monitor call, see [`MmiPort::Smc`].
     pub cmd_port: MmiPort,
@@ -80,6 +81,16 @@ pub enum ConfigurationError {
         /// The configured port.
         port: MmiPort,
     },
+    /// The ports are those of every PC, the wrong way round.
+    #[error(
+        "platform: command port {command} and data port {data} are swapped: a write to 0xB2 raises the MMI, 0xB3 carries the data"
+    )]
+    PortsSwapped {
+        /// The configured command port.
+        command: MmiPort,
+        /// The configured data port.
+        data: MmiPort,
+    },
     /// Two comm buffers have the same identifier.
     #[error("platform: two comm buffers have the identifier {id}")]
     DuplicateBufferId {
@@ -119,7 +130,8 @@ pub enum ConfigurationError {
     },
     /// The ports are x86 ports, and this build's target has no port instructions that its code may use.
     #[error(
-        "platform: command port {command} is an x86 I/O port, which this build cannot reach; use MmiPort::Smc on AArch64"
+        "platform: command port {command} is an x86 I/O port, which this build cannot reach; use MmiPort::Smc on AArch64, \
+         SwMmiManager::with_ports in host tests"
     )]
     PortsUnsupported {
         /// The configured command port.
@@ -159,6 +171,7 @@ impl From<ConfigurationError> for patina::error::EfiError {
             ConfigurationError::CommandPortUnset { .. }
             | ConfigurationError::DataPortUnset { .. }
             | ConfigurationError::SamePort { .. }
+            | ConfigurationError::PortsSwapped { .. }
             | ConfigurationError::TwoSmcFunctions { .. }
             | ConfigurationError::DuplicateBufferId { .. }
             | ConfigurationError::SharedMemory { .. }

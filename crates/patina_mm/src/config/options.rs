@@ -7,7 +7,7 @@ pub use mm_comm::SmiCheck;
 /// ```
 /// use patina_mm::config::{MmCommunicationOptions, SmiCheck};
 ///
-/// // edk2's own callers use command 0; let the trigger switch SMIs on where the firmware left them off.
+/// // edk2's own callers use command 0; let the trigger switch SMIs on if the firmware left them off.
 /// let options =
 ///     MmCommunicationOptions { command_value: 0x00, smi_check: SmiCheck::Enable, ..Default::default() };
 /// assert_eq!(options.data_value, 0);
@@ -19,8 +19,9 @@ pub struct MmCommunicationOptions {
     pub command_value: u8,
     /// What is written to the data port before. Default 0.
     pub data_value: u8,
-    /// What to do where the configuration gives an ACPI base and SMI_EN says that SMIs are off. Default: an error.
-    /// [`SmiCheck::Enable`] writes to SMI_EN, so that a wrong ACPI base is not only read.
+    /// What to do if the configuration gives an ACPI base and SMI_EN says that SMIs are off. Default: an error.
+    /// [`SmiCheck::Enable`] writes to SMI_EN, so that a wrong ACPI base is not only read. [`SmiCheck::Off`] is for chipsets
+    /// whose SMI_EN is not at Intel's PMBASE + 0x30: the ACPI base is then not used at all.
     pub smi_check: SmiCheck,
     /// How often the status mailbox is looked at, with a `pause` before each look, until a request counts as not
     /// processed. Default 100,000. Processors stand still while MM runs, so this bounds only the wait for MM's entry.

@@ -1,10 +1,11 @@
 //! How a communicator enters MM.
 
 use super::Status;
-use crate::component::sw_mmi_manager::MmProgress;
+use crate::component::sw_mmi_manager::{MmProgress, MmiError};
 use crate::config::{CommunicateBuffer, MmCommunicationOptions};
 use crate::service::SwMmiTrigger;
-use core::fmt;
+use core::cell::Cell;
+use core::fmt::{self, Display as _};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::transaction;
 use patina::component::service::Service;
@@ -18,28 +19,64 @@ use patina::component::service::Service;
 /// - response by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
 ///   [`set_message`](CommunicateBuffer::set_message): exactly those bytes are the response, an empty message included, and
 ///   the mailbox is not asked.
-#[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
 pub trait MmExecutor {
-    /// Has MM process the request in `comm_buffer`.
+    /// Makes MM process the request in `comm_buffer`.
     ///
     /// # Errors
     ///
-    /// Whatever is returned becomes the caller's error; the request is then wiped from the buffer.
+    /// What is returned becomes the caller's error; the request is then wiped from the buffer.
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
+
+    /// Writes for the log why the call that was just made through `comm_buffer` failed with `status`. The communicator
+    /// logs each failed call in one line, of which this is the end.
+    ///
+    /// # Errors
+    ///
+    /// Those of the formatter.
+    fn explain(
+        &self,
+        status: Status,
+        comm_buffer: &CommunicateBuffer,
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
+        let _ = comm_buffer;
+        status.fmt(f)
+    }
+}
+
+#[cfg(any(test, feature = "mockall"))]
+mockall::mock! {
+    /// A [`MmExecutor`] that expects calls. The trait's provided method keeps its body.
+    pub MmExecutor {}
+    impl MmExecutor for MmExecutor {
+        fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
+    }
 }
 
 /// After how many looks at a mailbox that still announces its request another MMI is raised.
 const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
 
-/// Enters MM through the [`SwMmiTrigger`] service. Where that only raises an MMI, waits until the mailbox shows that MM took
+/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, waits until the mailbox shows that MM took
 /// the request.
 ///
-/// Where it does not for a while, one more MMI is raised: some MM cores serve one request at an MMI (Project Mu's supervisor
-/// the users' before its own), and that may have been the request of a call that this one interrupted. Where that one fails, the
-/// wait goes on: the first one was raised, so that nobody can say that nothing was sent.
+/// If it does not for a while, one more MMI is raised: some MM cores serve one request at an MMI (Project Mu's supervisor
+/// the users' before its own), and that may have been the request of a call that this one interrupted. If the second MMI
+/// cannot be raised the wait goes on, because the first one may already have been delivered.
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
+    /// What the last call came to, for the log.
+    last: Cell<Last>,
+}
+
+/// What a call came to. One that interrupts another may overwrite it, before the other one's log line is written: then the
+/// numbers are the inner call's.
+#[derive(Clone, Copy)]
+enum Last {
+    /// MM was not entered.
+    NotEntered(MmiError),
+    /// So many MMIs were raised, and the mailbox was looked at so often.
+    Waited { mmis: u32, polls: u32 },
 }
 
 impl RealMmExecutor {
@@ -52,39 +89,72 @@ impl RealMmExecutor {
     /// Makes an executor with the platform's options: the command and data values, and how long to wait.
     #[must_use]
     pub fn with_options(trigger: Service<dyn SwMmiTrigger>, options: MmCommunicationOptions) -> Self {
-        Self { trigger, options }
+        Self {
+            trigger,
+            options,
+            last: Cell::new(Last::Waited { mmis: 0, polls: 0 }),
+        }
     }
 }
 
 impl MmExecutor for RealMmExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
         let (id, address) = (comm_buffer.id(), comm_buffer.as_ptr().addr() as u64);
-        let progress = self
-            .trigger
-            .enter_mm(address, self.options.command_value, self.options.data_value)
-            .inspect_err(
-                |error| log::error!(target: "mm_comm", "comm buffer {id}: MM did not take the request: {error}"),
-            )?;
+        let enter = || {
+            self.trigger
+                .enter_mm(address, self.options.command_value, self.options.data_value)
+        };
+        let progress = enter().inspect_err(|error| self.last.set(Last::NotEntered(*error)))?;
         if progress == MmProgress::Returned {
             return Ok(());
         }
+        let mut mmis = 1;
         let channel = comm_buffer.channel();
         let polls = self.options.completion_polls;
         let first = POLLS_UNTIL_ANOTHER_MMI.min(polls.div_ceil(2));
         let mut pauses = transaction::wait(channel, first, || self.trigger.pause());
         let left = polls.saturating_sub(pauses);
         if left > 0 && channel.mailbox().is_some_and(Mailbox::is_pending) {
-            let another = self
-                .trigger
-                .enter_mm(address, self.options.command_value, self.options.data_value);
             // The first one was raised: MM may have taken the request, or may yet. The mailbox has the last word.
-            if let Err(error) = another {
-                log::error!(target: "mm_comm", "comm buffer {id}: no other MMI was raised: {error}");
+            match enter() {
+                Ok(_) => mmis = 2,
+                Err(error) => {
+                    log::warn!(target: "mm_comm", "comm buffer {id}: no second MMI was raised: {error}");
+                }
             }
             pauses = pauses.saturating_add(transaction::wait(channel, left, || self.trigger.pause()));
         }
+        self.last.set(Last::Waited { mmis, polls: pauses });
         log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
         Ok(())
+    }
+
+    fn explain(
+        &self,
+        status: Status,
+        comm_buffer: &CommunicateBuffer,
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
+        match (status, self.last.get()) {
+            (Status::NotProcessed, Last::Waited { mmis, polls }) => {
+                let (len, at) = (comm_buffer.len(), comm_buffer.as_ptr());
+                write!(
+                    f,
+                    "{status}. The comm buffer has {len} bytes at {at:p}, its mailbox is "
+                )?;
+                match comm_buffer.channel().mailbox() {
+                    Some(mailbox) => write!(f, "at {:p} and", mailbox.region().as_ptr())?,
+                    None => f.write_str("nowhere and")?,
+                }
+                write!(f, " was looked at {polls} times; {mmis} MMIs: ")?;
+                let (command, data) = (self.options.command_value, self.options.data_value);
+                self.trigger.describe_mmi(command, data, f)?;
+                f.write_str(". See docs/troubleshooting.md, \"NotProcessed\"")
+            }
+            // The status cannot carry the trigger's own error.
+            (Status::SwMmiFailed, Last::NotEntered(error)) => error.fmt(f),
+            _ => status.fmt(f),
+        }
     }
 }
 

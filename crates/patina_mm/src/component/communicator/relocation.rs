@@ -7,12 +7,12 @@
 //!
 //! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]).
 
+use super::failure::Failure;
 use super::response::trace_request;
 use super::tag::CallTag;
 use super::{MmCommunicator, MmExecutor, ResponseReader, Status};
 use crate::config::{CommunicateBuffer, check_buffers};
 use alloc::vec::Vec;
-use core::fmt;
 use mm_wire::HeaderFormat;
 
 /// The comm buffers as they will be, and those that are then out of use.
@@ -31,37 +31,32 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         recipient: mm_wire::Guid,
         to: &[CommunicateBuffer],
         take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
-    ) -> Result<usize, Status> {
+    ) -> Result<usize, Failure> {
         let id = tag.buffer;
-        let executor = self.executor.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
+        let executor = self.executor()?;
         let old = self.buffer(id)?;
         let new = to
             .iter()
             .find(|new| new.id() == id)
             .ok_or(Status::CommBufferNotFound)?;
-        for (which, place) in [("old", &old), ("new", new)] {
-            if !place.has_status_mailbox() {
-                log::error!(
-                    target: "mm_comm",
-                    "caller: comm buffer {id} cannot move: its {which} place has no status mailbox, which would tell where the response is"
-                );
-                return Err(Status::InvalidDataBuffer);
-            }
+        if !(old.has_status_mailbox() && new.has_status_mailbox()) {
+            let why = "its old and its new place need a status mailbox, which tells where the response is";
+            return Err(Failure::also(Status::InvalidDataBuffer, why));
         }
         let plan = self.plan(to)?;
-        let begin = |buffer| {
-            let staged = CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
-            staged.inspect_err(|error| log::error!(target: "mm_comm", "comm buffer {id}: {error}"))
-        };
+        let begin = |buffer| CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
         let here = begin(&old)?;
         let there = begin(new)?;
         trace_request(tag, recipient, HeaderFormat::V1, message);
         // The wait is for the new mailbox: a refusal is the rare case, and costs one more MMI and the rest of the wait.
         let mut lent = new.lend(there.number(), HeaderFormat::V1);
-        executor.execute_mm(&mut lent)?;
+        executor
+            .execute_mm(&mut lent)
+            .map_err(|status| Failure::executor(status, new))?;
         if !lent.is_same(new) {
-            log::error!(target: "mm_comm", "caller: the executor put another comm buffer in the place of buffer {id}, about to be moved");
-            return Err(Status::InvalidResponse);
+            let why =
+                "the executor put another comm buffer in the place of the one that is about to be moved";
+            return Err(Failure::also(Status::InvalidResponse, why));
         }
         let has_arrived = there.is_answered();
         // The other place is done with before the list changes: nobody may be told of memory that is still to be wiped.
@@ -72,9 +67,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             drop(there);
             here.finish()
         };
-        let response = response.inspect_err(|error| {
-            log::error!(target: "mm_comm", "comm buffer {id}, {recipient}, about to be moved: {error}");
-        })?;
+        let response = response.map_err(|error| Failure::response(error, new))?;
         let answered = response.len();
         if take(&mut ResponseReader::in_place(response, tag)) {
             // What is freed is freed once the list can be looked at again: a notification may come with that.
@@ -82,9 +75,11 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
                 .buffers
                 .try_borrow_mut()
                 .map(|mut buffers| core::mem::replace(&mut *buffers, plan.all));
-            drop(former.map_err(|error| {
-                log::error!(target: "mm_comm", "the comm buffers moved, and the list could not follow: {error}");
-                Status::Busy
+            drop(former.map_err(|_looked_at| {
+                Failure::also(
+                    Status::Busy,
+                    "the comm buffers moved, and the list could not follow",
+                )
             })?);
             plan.leaving.iter().for_each(|old| old.channel().retire());
             for new in to {
@@ -96,27 +91,27 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
 
     /// Checks that `to` can be moved to: none of it is disabled, no memory is shared with a buffer of now, and none that leaves
     /// is in use.
-    fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, Status> {
-        let in_use = |error: &dyn fmt::Display| {
-            log::error!(target: "mm_comm", "the list of comm buffers is in use by a call that this one interrupted: {error}");
-            Status::Busy
+    fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, Failure> {
+        let in_use = || {
+            let why = "the list of comm buffers is in use by a call that this one interrupted";
+            Failure::also(Status::Busy, why)
         };
         // Once exclusively, so that the list can be replaced later on: whatever interrupts this gives its borrow back.
         self.buffers
             .try_borrow_mut()
             .map(drop)
-            .map_err(|error| in_use(&error))?;
+            .map_err(|_in_use| in_use())?;
         let is_leaving = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
         let (leaving, mut all): (Vec<_>, Vec<_>) = self
             .look(|buffers| buffers.iter().cloned().partition(is_leaving))
-            .map_err(|error| in_use(&error))?;
-        if let Some(disabled) = to.iter().find(|new| !new.is_enabled()) {
-            log::error!(target: "mm_comm", "caller: comm buffer {} cannot move to a buffer that is disabled", disabled.id());
-            return Err(Status::CommBufferDisabled);
+            .map_err(|_in_use| in_use())?;
+        if to.iter().any(|new| !new.is_enabled()) {
+            let why = "a comm buffer cannot move to one that is disabled";
+            return Err(Failure::also(Status::CommBufferDisabled, why));
         }
-        if let Some(busy) = leaving.iter().find(|buffer| buffer.channel().is_in_use()) {
-            log::error!(target: "mm_comm", "comm buffer {} cannot move: a call that this one interrupted uses it", busy.id());
-            return Err(Status::Busy);
+        if leaving.iter().any(|buffer| buffer.channel().is_in_use()) {
+            let why = "a call that this one interrupted uses one of the comm buffers that are to move";
+            return Err(Failure::also(Status::Busy, why));
         }
         for new in to {
             let old = leaving
@@ -130,13 +125,9 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         };
         let (new, old) = (ranges(to), ranges(&leaving));
         if let Some(range) = new.iter().find(|new| old.iter().any(|old| old.overlaps(**new))) {
-            log::error!(target: "mm_comm", "caller: comm buffers cannot move to {range}, where they are");
-            return Err(Status::InvalidDataBuffer);
+            return Err(Failure::move_over(*range));
         }
-        check_buffers(&all).map_err(|error| {
-            log::error!(target: "mm_comm", "caller: comm buffers cannot move: {error}");
-            Status::InvalidDataBuffer
-        })?;
+        check_buffers(&all).map_err(Failure::of_move)?;
         Ok(Plan { all, leaving })
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::component::sw_mmi_manager::{MmiError, SmcError, efi_error, efi_status};
 use crate::config::CommunicateBufferStatus;
+use core::fmt;
 use mm_comm::{BeginError, ResponseError, TriggerError};
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
@@ -10,14 +11,15 @@ use thiserror::Error;
 
 /// Why [`MmCommunication::communicate`](super::MmCommunication::communicate) has no response.
 ///
-/// Each message says whose fault it is. The numbers that a variant cannot carry are in the log (target `mm_comm`).
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+/// Each message says whose fault it is. The numbers that a variant cannot carry are in the log (target `mm_comm`);
+/// `docs/troubleshooting.md` says for each what to check first.
+#[derive(Clone, Copy, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
-    /// The platform configured no comm buffer.
+    /// The platform configured no comm buffer, or the communicator was not dispatched yet.
     #[error("platform: no comm buffer is configured")]
     NoCommBuffer,
-    /// No comm buffer has this identifier.
+    /// No comm buffer has this identifier. The log lists those that there are.
     #[error("caller: no comm buffer has this identifier")]
     CommBufferNotFound,
     /// The message does not fit into the comm buffer.
@@ -60,11 +62,12 @@ pub enum Status {
     /// The secure monitor call did not get through to MM, or did not come back from it in time.
     #[error("{whose}{0}", whose = whose(.0))]
     SecureCall(SmcError),
-    /// The MMI was raised, and MM did not take the request. It has been withdrawn.
+    /// The MMI was raised, and MM did not take the request. It has been withdrawn. The log says what was written to which
+    /// ports, how long it was waited, and what SMI_EN says.
     #[error("MM did not process the request; it has been withdrawn")]
     NotProcessed,
-    /// MM says that the request failed: `NOT_FOUND` where no handler took it, or its handler failed.
-    #[error("MM answered {}", EfiStatus(.0.as_usize() as u64))]
+    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed.
+    #[error("MM answered {}{}", EfiStatus(.0.as_usize() as u64), meaning(*.0))]
     MmReturned(efi::Status),
     /// The mailbox claims a response of fewer bytes than the header has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
@@ -107,6 +110,61 @@ pub enum Status {
         /// Bytes of the response.
         needed: usize,
     },
+}
+
+/// What a status of MM means, if its name does not tell.
+fn meaning(status: efi::Status) -> &'static str {
+    match status {
+        // edk2 `StandaloneMmPkg/Core/Mmi.c` and `MdeModulePkg/Core/PiSmmCore/Smi.c`, MmiManage and SmiManage; the core turns a
+        // handler's failure into this status.
+        efi::Status::NOT_FOUND => ": it has no handler for the GUID, or the handler failed",
+        _ => "",
+    }
+}
+
+impl fmt::Debug for Status {
+    /// Like the derived form, but with the name of MM's status.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::MmReturned(status) => write!(f, "MmReturned({})", EfiStatus(status.as_usize() as u64)),
+            Self::MmiNotRaised(error) => write!(f, "MmiNotRaised({error:?})"),
+            Self::SecureCall(error) => write!(f, "SecureCall({error:?})"),
+            Self::ResponseBelowHeader { claimed, minimum } => {
+                write!(
+                    f,
+                    "ResponseBelowHeader {{ claimed: {claimed}, minimum: {minimum} }}"
+                )
+            }
+            Self::ResponseBeyondBuffer { claimed, capacity } => {
+                write!(
+                    f,
+                    "ResponseBeyondBuffer {{ claimed: {claimed}, capacity: {capacity} }}"
+                )
+            }
+            Self::ResponseTooLong { needed, room } => {
+                write!(f, "ResponseTooLong {{ needed: {needed}, room: {room} }}")
+            }
+            Self::ResponseSize { expected, returned } => {
+                write!(f, "ResponseSize {{ expected: {expected}, returned: {returned} }}")
+            }
+            Self::OutOfMemory { needed } => write!(f, "OutOfMemory {{ needed: {needed} }}"),
+            Self::NoCommBuffer => f.write_str("NoCommBuffer"),
+            Self::CommBufferNotFound => f.write_str("CommBufferNotFound"),
+            Self::CommBufferTooSmall => f.write_str("CommBufferTooSmall"),
+            Self::CommBufferInitError => f.write_str("CommBufferInitError"),
+            Self::InvalidDataBuffer => f.write_str("InvalidDataBuffer"),
+            Self::SwMmiServiceNotAvailable => f.write_str("SwMmiServiceNotAvailable"),
+            Self::SwMmiFailed => f.write_str("SwMmiFailed"),
+            Self::InvalidResponse => f.write_str("InvalidResponse"),
+            Self::InvalidRecipient => f.write_str("InvalidRecipient"),
+            Self::CommBufferDisabled => f.write_str("CommBufferDisabled"),
+            Self::Busy => f.write_str("Busy"),
+            Self::MailboxInUse => f.write_str("MailboxInUse"),
+            Self::NotProcessed => f.write_str("NotProcessed"),
+            Self::RequestOverwritten => f.write_str("RequestOverwritten"),
+            Self::Unsupported => f.write_str("Unsupported"),
+        }
+    }
 }
 
 /// Whose fault it is, where the error's own words do not say so.
@@ -217,8 +275,8 @@ impl From<Status> for EfiError {
 mod tests {
     use super::*;
     use alloc::string::ToString;
-    use alloc::vec;
     use alloc::vec::Vec;
+    use alloc::{format, vec};
 
     /// Lists an example of every variant, and the error of the SDK that it becomes. A variant that is missing does not
     /// compile.
@@ -306,7 +364,11 @@ mod tests {
     fn an_mm_status_is_told_by_name() {
         assert_eq!(
             Status::MmReturned(efi::Status::NOT_FOUND).to_string(),
-            "MM answered EFI_NOT_FOUND (0x800000000000000e)"
+            "MM answered EFI_NOT_FOUND (0x800000000000000e): it has no handler for the GUID, or the handler failed"
+        );
+        assert_eq!(
+            format!("{:?}", Status::MmReturned(efi::Status::ACCESS_DENIED)),
+            "MmReturned(EFI_ACCESS_DENIED (0x800000000000000f))"
         );
     }
 }

@@ -25,10 +25,12 @@ const LOOKS: u32 = 16;
 #[non_exhaustive]
 pub enum Ich9Error {
     /// This target has no x86 port instructions that the running code may use.
-    #[error("platform: there is no x86 port I/O on this target to read PMBASE with")]
+    #[error(
+        "platform: this build has no x86 port I/O to read PMBASE with; in host tests use MmHobConfiguration::with_ports"
+    )]
     NoPortIo,
     /// No device answers at 0:1F.0.
-    #[error("platform: no LPC bridge answers at PCI 0:1f.0")]
+    #[error("platform: no LPC bridge answers at PCI 0:1f.0; give the base with AcpiBaseSource::Fixed")]
     NoBridge,
     /// Somebody who interrupts this code uses the same two ports, again and again.
     #[error(
@@ -41,7 +43,10 @@ pub enum Ich9Error {
         found: u32,
     },
     /// PMBASE was never programmed.
-    #[error("platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which names no base")]
+    #[error(
+        "platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which names no base: firmware has not set it, or the \
+         chipset keeps it elsewhere (PCHs since Skylake: 0:1f.2); give the base with AcpiBaseSource::Fixed"
+    )]
     NotProgrammed {
         /// The register's value.
         value: u32,

@@ -6,7 +6,7 @@
 //! there is no allocator any more.
 
 use super::{Communication, Communication2, Communication3};
-use crate::component::communicator::{CallOptions, Status, raise_to_notify};
+use crate::component::communicator::{CallOptions, Status, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::boxed::Box;
@@ -68,7 +68,8 @@ use patina::standard::efi;
 /// The caller's buffer has `*CommSize` bytes or, where that is not given, as many as its header counts (v3: BufferSize).
 /// Both header formats are taken by protocols 1 and 2. A `*CommSize` above header and message is room for the response.
 ///
-/// The component fails with [`EfiError::AlreadyStarted`] where one of the protocols is installed already.
+/// The component fails with [`EfiError::AlreadyStarted`] if one of the protocols is installed already, and with
+/// [`EfiError::NotFound`] if the comm buffer does not exist.
 #[derive(Clone, Copy, Debug)]
 pub struct MmCommunicationProducer {
     buffer: u8,
@@ -125,6 +126,7 @@ impl Bridge {
         buffer: u8,
         tpl: Option<Service<dyn TplServices>>,
     ) -> patina::error::Result<Self> {
+        require_buffer(*mm, buffer, "the MM communication protocols")?;
         let longest = mm.message_capacity(buffer, V1).unwrap_or_else(|status| {
             log::warn!(target: "mm_comm", "no memory is set aside for messages through comm buffer {buffer}: {status}");
             0

@@ -2,6 +2,7 @@
 
 use crate::config::{
     AcpiBase, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmcOptions,
+    SmiCheck,
 };
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -31,6 +32,10 @@ pub(super) enum Entry {
     Secure(Box<dyn SecureMm>),
 }
 
+/// The command and data port of PCs, the wrong way round: APM_CNT is 0xB2 and APM_STS 0xB3 (Intel ICH9, 13.7), and so are
+/// AMD's ports once coreboot has set them up (`PM_ACPI_SMI_CMD`).
+const SWAPPED: (MmiPort, MmiPort) = (MmiPort::Smi(0xb3), MmiPort::Smi(0xb2));
+
 impl Plan {
     /// Checks the configuration's ports. `has_ports` says whether this machine has x86 ports, `connect` is `None` where it
     /// has no secure monitor calls.
@@ -56,6 +61,7 @@ impl Plan {
             (MmiPort::Smi(_), MmiPort::Smi(_)) if command == data => {
                 Err(ConfigurationError::SamePort { port: command })
             }
+            SWAPPED => Err(ConfigurationError::PortsSwapped { command, data }),
             (MmiPort::Smi(command), MmiPort::Smi(data)) => {
                 port_trigger(command, data, config.acpi_base, options).map(Self::Ports)
             }
@@ -101,6 +107,7 @@ fn port_trigger(
     options: &MmCommunicationOptions,
 ) -> Result<PortTrigger, ConfigurationError> {
     let smi_enable = match acpi_base {
+        _ if options.smi_check == SmiCheck::Off => None,
         AcpiBase::Io(0) | AcpiBase::Mmio(0) => None,
         AcpiBase::Io(base) => Some(SmiEnableRegister::behind_io_base(base)?),
         AcpiBase::Mmio(base) => Some(SmiEnableRegister::behind_mmio_base(base)?),
@@ -111,6 +118,14 @@ fn port_trigger(
         smi_enable,
         check: options.smi_check,
     })
+}
+
+/// Why SMI_EN is not read.
+pub(super) const fn why_unread(trigger: &PortTrigger) -> &'static str {
+    match trigger.check {
+        SmiCheck::Off => "not read: SmiCheck::Off",
+        _ => "not read: no ACPI base was given",
+    }
 }
 
 /// Finds MM through the conduit `C`.
@@ -156,10 +171,10 @@ impl fmt::Display for Entry {
             Self::Ports(trigger) => {
                 let (command, data) = (trigger.command_port, trigger.data_port);
                 write!(f, "command port {command:#06x}, data port {data:#06x}, SMI_EN ")?;
-                f.write_str(match trigger.smi_enable {
-                    Some(_) => "checked",
-                    None => "unknown: no ACPI base was given",
-                })
+                match trigger.checked_register() {
+                    Some(register) => write!(f, "checked at {:#x}", register.address()),
+                    None => f.write_str(why_unread(trigger)),
+                }
             }
             Self::Secure(connection) => write!(f, "secure monitor calls: {connection}"),
         }
