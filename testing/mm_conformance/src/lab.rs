@@ -658,6 +658,15 @@ pub trait Machine {
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
     fn call_c(&self, call: &CCall) -> Option<CReply>;
 
+    /// Sends a message as the firmware's own driver for this comm buffer does. Needs [`Abilities::PORTS`] and
+    /// [`Abilities::MAILBOX`].
+    ///
+    /// # Errors
+    ///
+    /// The status that the driver's function returns.
+    fn call_firmware_driver(&self, buffer: u8, message: &[u8], recipient: Guid)
+    -> Result<Vec<u8>, EfiStatus>;
+
     /// Signals an event of the boot. Needs [`Abilities::EVENTS`].
     fn signal(&self, event: BootEvent);
 

@@ -22,7 +22,7 @@ use mm_conformance::lab::{
     SupervisorCall, Update, UpdatePlace,
 };
 use mm_core::CommBuffer;
-use mm_wire::{AddressRange, EfiStatus, Guid, HeaderFormat, MailboxImage, PAGE_LEN};
+use mm_wire::{AddressRange, EfiStatus, Guid, Header, HeaderFormat, MailboxImage, PAGE_LEN};
 use patina::BinaryGuid;
 use patina::component::params::{Commands, ConfigMut};
 use patina::component::service::uefi_services::event::EventServices;
@@ -743,6 +743,41 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
     fn notify(&self, code: Callback) {
         let machine = self.clone();
         self.0.tpl.notify(Tpl::Callback, Box::new(move || code(&machine)));
+    }
+
+    /// edk2, `ProcessCommunicationBuffer` in StandaloneMmPkg/Drivers/MmCommunicationDxe/MmCommunicationDxe.c: the driver does
+    /// not look whether its buffer is in use, trusts that the trigger returns after MM, and leaves the message behind.
+    fn call_firmware_driver(
+        &self,
+        buffer: u8,
+        message: &[u8],
+        recipient: Guid,
+    ) -> Result<Vec<u8>, EfiStatus> {
+        let header = Header::new(HeaderFormat::V1, recipient, message.len() as u64);
+        let sent = [
+            header.ok_or(EfiStatus::INVALID_PARAMETER)?.encode().as_ref(),
+            message,
+        ]
+        .concat();
+        self.with_buffer(buffer, |buffer| {
+            let mailbox = buffer.mailbox.as_ref()?;
+            let announced = buffer.region.write(0, &sent) && mailbox.region().write(0, &[1]);
+            let (command, data) = self.0.site.mmi_ports();
+            self.0.tap.write_u8(data, 0);
+            self.0.tap.write_u8(command, 0);
+            (0..16).for_each(|_| self.0.tap.pause());
+            let result = mailbox.read();
+            let len = usize::try_from(result.return_buffer_size()).ok()?;
+            let mut received = alloc::vec![0; len];
+            let copied = buffer.region.read(0, &mut received) && mailbox.region().write(0, &[0]);
+            (announced && copied).then_some(())?;
+            Some(match result.return_status() {
+                EfiStatus::SUCCESS => Ok(received.split_off(len.min(24))),
+                status => Err(status),
+            })
+        })
+        .flatten()
+        .unwrap_or(Err(EfiStatus::UNSUPPORTED))
     }
 
     fn call_c(&self, call: &CCall) -> Option<CReply> {

@@ -415,13 +415,14 @@ impl MmCommunicator {
         options: Config<MmCommunicationOptions>,
         trigger: Service<dyn SwMmiTrigger>,
         protocols: Service<dyn ProtocolServices>,
-        clock: Option<Clock>,
+        (tpl, clock): (Option<Service<dyn TplServices>>, Option<Clock>),
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         self.set_comm_buffers(config.comm_buffers.clone())
             .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
         self.executor = Some(RealMmExecutor::with_options(trigger, *options));
         self.clock = clock;
+        self.keep_firmware_out(&config.comm_buffers, tpl);
         if config.enable_comm_buffer_updates {
             if let Some(id) = config.updatable_buffer_id {
                 let updates = update::Pending::about(id);
@@ -436,6 +437,26 @@ impl MmCommunicator {
         warn_of_silence(&config);
         commands.add_service(self);
         Ok(())
+    }
+}
+
+impl MmCommunicator {
+    /// Makes calls through buffers that the firmware's own MM driver may use run at `TPL_NOTIFY`: that driver is not
+    /// re-entrant, and a notification that calls it in the middle of a call would overwrite the request.
+    fn keep_firmware_out(&mut self, buffers: &[CommunicateBuffer], tpl: Option<Service<dyn TplServices>>) {
+        let shared = buffers
+            .iter()
+            .filter(|buffer| buffer.is_enabled() && buffer.is_shared_with_firmware());
+        let ids: Vec<u8> = shared.map(CommunicateBuffer::id).collect();
+        match tpl {
+            Some(tpl) => self.at_notify.get_mut().extend(ids.iter().map(|id| (*id, tpl))),
+            None if ids.is_empty() => {}
+            None => log::warn!(
+                target: "mm_comm",
+                "platform: there are no TplServices: a notification that calls the firmware's MM driver in the middle of a call \
+                 through comm buffers {ids:?} will overwrite the request"
+            ),
+        }
     }
 }
 

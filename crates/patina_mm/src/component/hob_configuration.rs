@@ -152,6 +152,7 @@ pub struct MmHobConfiguration {
     acpi_base: AcpiBaseSource,
     comm_buffer_id: u8,
     updatable: Option<u8>,
+    is_exclusive: bool,
 }
 
 #[component]
@@ -164,6 +165,7 @@ impl MmHobConfiguration {
             acpi_base: AcpiBaseSource::Configuration,
             comm_buffer_id: 0,
             updatable: None,
+            is_exclusive: false,
         }
     }
 
@@ -196,6 +198,17 @@ impl MmHobConfiguration {
     pub fn with_updatable_buffer(self, id: u8) -> Self {
         Self {
             updatable: Some(id),
+            ..self
+        }
+    }
+
+    /// Says that no driver of the firmware uses the announced buffers. Without this they count as
+    /// [shared with the firmware](CommunicateBuffer::shared_with_firmware), and calls through them run at `TPL_NOTIFY`: edk2's
+    /// MmCommunicationDxe and Project Mu's MmDxeSupport use the buffers of these HOBs.
+    #[must_use]
+    pub fn with_exclusive_buffers(self) -> Self {
+        Self {
+            is_exclusive: true,
             ..self
         }
     }
@@ -236,10 +249,14 @@ impl MmHobConfiguration {
             // SAFETY: the HOB's producer set this memory aside for MM communication, mapped one to one as all memory is
             // in DXE, and gave it to the owner of this HOB.
             let buffer = unsafe { CommunicateBuffer::at_place(place, id) };
-            announced.push(buffer.map_err(|status| HobConfigurationError::Buffer {
+            let buffer = buffer.map_err(|status| HobConfigurationError::Buffer {
                 region: place.region(),
                 status,
-            })?);
+            })?;
+            announced.push(match self.is_exclusive {
+                true => buffer,
+                false => buffer.shared_with_firmware(),
+            });
         }
         let comm_buffers = [given.comm_buffers.as_slice(), &announced].concat();
         check_buffers(&comm_buffers)?;

@@ -1,9 +1,13 @@
 //! The configuration comes from HOBs.
 
+use super::nesting::look_during;
 use super::{Refused, Seen, ensure_clean, ensure_refused, pattern, up};
 use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Setup};
 use crate::mm;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use mm_wire::EfiStatus;
 
 scenarios! {
@@ -13,6 +17,8 @@ scenarios! {
     buffer_and_region_hob_of_one_buffer_agree: CONTROLLED_MM | HOBS | MAILBOX, "two HOBs of one buffer make one buffer, with the mailbox";
     acpi_base_is_read_from_the_chipset: CONTROLLED_MM | HOBS | SMI_SWITCH | MAILBOX, "where PMBASE is read from the LPC bridge, switched-off SMIs are noticed";
     hob_buffer_can_move: CONTROLLED_MM | HOBS | UPDATES | MAILBOX, "a buffer from a HOB can move";
+    firmware_driver_waits_for_the_call_under_way: CONTROLLED_MM | HOBS | MAILBOX | PORTS | CALLBACKS, "a notification that calls the firmware's driver of a HOB's buffer waits for the end of a call through it";
+    firmware_driver_in_the_middle_of_a_call_is_noticed: CONTROLLED_MM | HOBS | MAILBOX | PORTS | CALLBACKS, "a call of the firmware's driver that nothing keeps out is an error of the outer call, and not its response";
     missing_hob_is_refused: HOBS, "without a HOB there is an error, and not an empty configuration";
     short_or_long_hob_is_refused: HOBS | MAILBOX, "a HOB of another length is refused";
     unknown_region_owner_is_refused: HOBS | MAILBOX, "a region that is neither the supervisor's nor the user's is refused";
@@ -159,6 +165,36 @@ fn hob_buffer_can_move(lab: &dyn Lab) -> Seen {
         machine.communicate(1, &large, mm::ECHO) == Ok(large),
         "the buffer did not move"
     );
+    Ok(())
+}
+
+fn firmware_driver_waits_for_the_call_under_way(lab: &dyn Lab) -> Seen {
+    for hobs in [[BUFFER, USER], [SUPERVISOR, USER]] {
+        let machine = up(lab, &setup(&hobs))?;
+        let drivers = Rc::new(RefCell::new(None));
+        let seen = Rc::clone(&drivers);
+        let (_, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+            machine.notify(Box::new(move |machine| {
+                *seen.borrow_mut() = Some(machine.call_firmware_driver(0, b"driver's", mm::ECHO));
+            }));
+        });
+        ensure_eq!(outer, Ok(b"outer".to_vec()));
+        ensure_eq!(drivers.take(), Some(Ok(b"driver's".to_vec())));
+        // What the driver left in the buffer disturbs nobody.
+        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
+    Ok(())
+}
+
+fn firmware_driver_in_the_middle_of_a_call_is_noticed(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(&[BUFFER]))?;
+    let (driver, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.call_firmware_driver(0, &mm::stretch(300), mm::STRETCH)
+    });
+    ensure_eq!(driver, Some(Ok(pattern(300))));
+    ensure_eq!(outer, Err(Failure::BadHeader));
+    ensure_clean(&*machine, 0)?;
+    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())
 }
 
