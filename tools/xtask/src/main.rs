@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            process::stopped().map_or(ExitCode::FAILURE, |stopped| stopped.exit_code().into())
         }
     }
 }

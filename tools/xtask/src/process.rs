@@ -1,28 +1,94 @@
 //! Running a command: its lines as they come, a progress line, no orphans.
 
 use anyhow::{Context as _, Result, bail};
+#[cfg(unix)]
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
+use thiserror::Error;
 
-/// A child that does not outlive its handle.
+/// A child that does not outlive its handle, nor does what it started.
 struct KillOnDrop(Child);
+
+impl KillOnDrop {
+    /// Starts `command` as the first process of a group of its own.
+    fn start(command: &mut Command) -> Result<Self> {
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(command, 0);
+        command
+            .spawn()
+            .map(Self)
+            .with_context(|| format!("`{}` cannot be started", command.get_program().display()))
+    }
+}
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Both fail only where the child has ended and was waited for, which is what is wanted.
+        // Each of these fails only where nothing is left to be killed or waited for, which is what is wanted.
+        #[cfg(unix)]
+        if let Some(group) = i32::try_from(self.0.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs `command` to its end, or kills it at the deadline. Each line of its output goes to `on_line` as it comes; what that
-/// returns is printed. The result is `None` where the command was killed.
+/// The signal that asked this process to end.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("stopped by signal {0}")]
+pub(crate) struct Stopped(u8);
+
+impl Stopped {
+    /// What a shell reports of a process that ended by this signal.
+    pub(crate) const fn exit_code(self) -> u8 {
+        self.0.saturating_add(128)
+    }
+}
+
+/// The number of the signal that came, 0 where none did.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| {
+    let signal = Arc::new(AtomicUsize::new(0));
+    #[cfg(unix)]
+    for number in [SIGHUP, SIGINT, SIGTERM] {
+        let value = usize::try_from(number).unwrap_or(usize::MAX);
+        // Where it cannot be registered the signal ends this process as it always does.
+        let _ = signal_hook::flag::register_usize(number, Arc::clone(&signal), value);
+    }
+    signal
+});
+
+/// The signal that came since the first command was run. From then on it does not end this process: the command is killed, files
+/// of the run are removed, and what waits for either gets this error.
+pub(crate) fn stopped() -> Option<Stopped> {
+    match SIGNAL.load(Ordering::Relaxed) {
+        0 => None,
+        signal => Some(Stopped(u8::try_from(signal).unwrap_or(u8::MAX))),
+    }
+}
+
+/// How often the child, the deadline and signals are looked at while the child says nothing.
+const POLL: Duration = Duration::from_millis(100);
+/// How long output is awaited after the child has ended, where something that it started holds the other end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Runs `command` to its end, or kills it at the deadline; what it started ends with it. Each line of its output goes to `on_line`
+/// as it comes; what that returns is printed. The result is `None` where the command was killed.
 ///
 /// Standard output and standard error are one stream, which keeps their order.
+///
+/// # Errors
+///
+/// [`Stopped`] where a signal came; the command is killed then, too.
 pub(crate) fn run(
     label: &str,
     mut command: Command,
@@ -30,29 +96,40 @@ pub(crate) fn run(
     mut on_line: impl FnMut(&str) -> Option<String>,
 ) -> Result<Option<ExitStatus>> {
     let start = Instant::now();
+    let is_late = || deadline.is_some_and(|deadline| start.elapsed() >= deadline);
+    LazyLock::force(&SIGNAL);
     let (output, input) = std::io::pipe().context("there is no pipe to be had")?;
     command
         .stdin(Stdio::null())
         .stdout(input.try_clone()?)
         .stderr(input);
-    let mut child = command
-        .spawn()
-        .map(KillOnDrop)
-        .with_context(|| format!("`{}` cannot be started", command.get_program().display()))?;
+    let mut child = KillOnDrop::start(&mut command)?;
     // It holds the pipe's other end, which would keep the output open.
     drop(command);
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || forward(output, &sender));
 
     let mut progress = Progress::new(label, start);
-    loop {
-        progress.renew();
-        let left = deadline.map(|deadline| deadline.saturating_sub(start.elapsed()));
-        if left.is_some_and(|left| left.is_zero()) {
-            progress.clear();
-            return Ok(None);
+    let mut is_open = true;
+    let mut end = None;
+    while is_open || end.is_none() {
+        if let Some(stopped) = stopped() {
+            return Err(stopped.into());
         }
-        match lines.recv_timeout(left.unwrap_or(TICK).min(TICK)) {
+        if end.is_none() {
+            let status = child.0.try_wait().context("the command cannot be observed")?;
+            end = status.map(|status| (status, Instant::now()));
+        }
+        match end {
+            None if is_late() => return Ok(None),
+            Some((_, since)) if since.elapsed() >= LAST_WORDS => break,
+            _ => progress.renew(),
+        }
+        if !is_open {
+            thread::sleep(POLL);
+            continue;
+        }
+        match lines.recv_timeout(POLL) {
             Ok(line) => {
                 if let Some(text) = on_line(&line) {
                     progress.clear();
@@ -62,15 +139,10 @@ pub(crate) fn run(
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Disconnected) => is_open = false,
         }
     }
-    progress.clear();
-    child
-        .0
-        .wait()
-        .map(Some)
-        .context("the end of the command cannot be observed")
+    Ok(end.map(|(status, _)| status))
 }
 
 /// Runs `command` without a deadline; its output is shown only where it fails, which is then an error.
@@ -117,10 +189,13 @@ pub(crate) fn require_success(what: &str, status: Option<ExitStatus>) -> Result<
 const TICK: Duration = Duration::from_millis(500);
 /// What takes less than this needs no progress line.
 const QUIET: Duration = Duration::from_secs(2);
-/// How often a log that nobody watches gets a sign of life.
+/// When a log, or whatever reads in the place of a terminal, gets its first sign of life.
+const FIRST_SIGN: Duration = Duration::from_secs(10);
+/// How often it gets one afterwards.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 
-/// A line that says what runs and for how long: rewritten in place on a terminal, once a minute elsewhere.
+/// A line that says what runs, for how long, and what it said last: rewritten in place on a terminal, once a minute elsewhere.
+/// It goes when the command ends.
 struct Progress<'a> {
     label: &'a str,
     start: Instant,
@@ -145,27 +220,37 @@ impl<'a> Progress<'a> {
 
     fn renew(&mut self) {
         let elapsed = self.start.elapsed();
-        let due = if self.terminal { TICK } else { SIGN_OF_LIFE };
+        let due = match (self.terminal, self.shown) {
+            (true, _) => TICK,
+            (false, false) => FIRST_SIGN,
+            (false, true) => SIGN_OF_LIFE,
+        };
         if elapsed < QUIET || self.last.elapsed() < due {
             return;
         }
         self.last = Instant::now();
+        let detail: String = self.detail.trim().chars().take(60).collect();
         if self.terminal {
-            let detail: String = self.detail.trim().chars().take(60).collect();
             eprint!("\r\x1b[2K  {}: {} s  {detail}", self.label, elapsed.as_secs());
             // A progress line that cannot be shown is no reason to stop.
             let _ = std::io::stderr().flush();
-            self.shown = true;
         } else {
-            println!("  {}: running for {} s", self.label, elapsed.as_secs());
+            println!("  {}: running for {} s  {detail}", self.label, elapsed.as_secs());
         }
+        self.shown = true;
     }
 
     fn clear(&mut self) {
-        if self.shown {
+        if self.terminal && self.shown {
             eprint!("\r\x1b[2K");
             self.shown = false;
         }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -205,6 +290,125 @@ mod tests {
         .unwrap();
         assert_eq!(status, None);
         assert!(start.elapsed() >= deadline && start.elapsed() < Duration::from_secs(60));
-        assert!(!std::path::Path::new("/proc").join(pid).exists());
+        assert!(!is_alive(&pid));
+    }
+
+    #[test]
+    fn the_deadline_holds_for_a_command_that_has_closed_its_output() {
+        let start = Instant::now();
+        let deadline = Duration::from_millis(300);
+        let status = run(
+            "test",
+            shell("exec >&- 2>&-; exec sleep 600"),
+            Some(deadline),
+            |_| None,
+        )
+        .unwrap();
+        assert_eq!(status, None);
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_command_that_has_closed_its_output_is_waited_for() {
+        let script = "exec >&- 2>&-; sleep 1; exit 7";
+        let status = run("test", shell(script), Some(Duration::from_secs(60)), |_| None).unwrap();
+        assert_eq!(status.unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn a_command_has_ended_although_something_that_it_started_holds_its_output() {
+        let start = Instant::now();
+        let mut pid = String::new();
+        let script = "sleep 600 & echo $!; exit 5";
+        let status = run("test", shell(script), Some(Duration::from_secs(60)), |line| {
+            line.clone_into(&mut pid);
+            None
+        })
+        .unwrap();
+        assert_eq!(status.unwrap().code(), Some(5));
+        assert!(start.elapsed() < Duration::from_secs(30));
+        wait_for(|| !is_alive(&pid));
+    }
+
+    #[test]
+    fn what_a_command_says_at_its_end_is_not_lost() {
+        let mut lines = 0;
+        let script = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; sleep 600 & exit 0";
+        let status = run("test", shell(script), Some(Duration::from_secs(60)), |_| {
+            lines += 1;
+            None
+        })
+        .unwrap();
+        assert!(status.unwrap().success());
+        assert_eq!(lines, 2000);
+    }
+
+    /// Whether a process runs; one that ended and was not waited for yet does not.
+    fn is_alive(pid: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    /// Tells the process that is sent signals where to put its files.
+    #[cfg(unix)]
+    const FOLDER: &str = "XTASK_TEST_FOLDER";
+
+    /// Not a test of its own: the process that the next test sends signals to.
+    #[cfg(unix)]
+    #[test]
+    #[ignore = "run by a_signal_ends_the_command_and_removes_the_runs_files"]
+    fn hangs_until_a_signal_comes() {
+        let Ok(folder) = std::env::var(FOLDER) else { return };
+        let files = tempfile::tempdir_in(&folder).unwrap();
+        std::fs::write(files.path().join("a_file"), "").unwrap();
+        let script = "sleep 600 & echo $! $$; wait";
+        let result = run("test", shell(script), None, |line| {
+            std::fs::write(format!("{folder}/pids"), line).unwrap();
+            None
+        });
+        let stopped = result.unwrap_err().downcast::<Stopped>().unwrap();
+        drop(files);
+        std::fs::write(format!("{folder}/code"), stopped.exit_code().to_string()).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_signal_ends_the_command_and_removes_the_runs_files() {
+        use rustix::process::{Pid, Signal, kill_process};
+        for (signal, code) in [(Signal::HUP, "129"), (Signal::INT, "130"), (Signal::TERM, "143")] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut xtask = Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "process::tests::hangs_until_a_signal_comes",
+                    "--ignored",
+                ])
+                .env(FOLDER, folder.path())
+                .stdout(Stdio::null())
+                .spawn()
+                .map(KillOnDrop)
+                .unwrap();
+            let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+            wait_for(|| read("pids").split_whitespace().count() == 2);
+            let pids = read("pids");
+            assert!(pids.split_whitespace().all(is_alive));
+            kill_process(Pid::from_child(&xtask.0), signal).unwrap();
+            assert!(xtask.0.wait().unwrap().success());
+            wait_for(|| !pids.split_whitespace().any(is_alive));
+            assert_eq!(read("code"), code);
+            let left: Vec<_> = std::fs::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            assert_eq!(left.len(), 2, "{left:?}");
+        }
+    }
+
+    fn wait_for(is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(30), "it takes too long");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }

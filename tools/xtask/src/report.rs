@@ -1,6 +1,6 @@
 //! Stages, counts, the closing table.
 
-use crate::is_ci;
+use crate::{is_ci, process};
 use anyhow::Result;
 use std::fmt;
 use std::process::ExitCode;
@@ -97,8 +97,12 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Runs one stage. What it returns or fails with becomes a row; the next stage runs in any case.
+    /// Runs one stage. What it returns or fails with becomes a row; the next stage runs in any case, unless a signal asked
+    /// this process to end.
     pub(crate) fn stage(&mut self, name: &str, run: impl FnOnce() -> Result<Counts>) {
+        if process::stopped().is_some() {
+            return;
+        }
         println!("==> {name}");
         let start = Instant::now();
         let result = run();
@@ -139,7 +143,10 @@ impl Report {
     /// Prints the table and the closing line.
     pub(crate) fn conclude(&self) -> ExitCode {
         print!("\n{self}");
-        if self.is_success() {
+        if let Some(stopped) = process::stopped() {
+            println!("{stopped}: the stages after it did not run");
+            stopped.exit_code().into()
+        } else if self.is_success() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
