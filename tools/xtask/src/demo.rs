@@ -1,6 +1,6 @@
 //! Demonstrations for people.
 
-use crate::{machine, qemu};
+use crate::{machine, process, qemu};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use std::process::ExitCode;
@@ -29,6 +29,9 @@ pub(crate) struct Demo {
 
 pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
     if options.machine == SIM {
+        // By itself first, since it takes minutes where nothing is built yet, and says what it is at.
+        let build = cmd!(shell, "cargo build --package patina_harness --example demo");
+        process::run_quietly("build of the demo", build.into())?;
         simulated(shell).quiet().run()?;
     } else {
         let machine = machine::find(&options.machine).context("the machine is not in the table")?;

@@ -122,7 +122,7 @@ pub(crate) fn build(
     let ovmf = ovmf_file(platform.ovmf);
     let tool = cmd!(
         shell,
-        "cargo run --quiet --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output}"
+        "cargo run --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output}"
     );
     process::run_quietly("flash image", tool.into())?;
     Ok(output)

@@ -48,9 +48,19 @@ pub(crate) struct Machine {
     pub(crate) command: fn(&Shell, &Boot<'_>) -> Result<Command>,
     /// QEMU's exit code after a success.
     pub(crate) exit_code: i32,
-    /// Where the machine has SMIs: the end of the serial text with which the firmware starts our code. Those before are the
-    /// firmware's own. Such a machine has the arguments [`qemu::log_smis`].
-    pub(crate) smis_since: Option<&'static str>,
+    /// Whether its tests raise SMIs, and who counts how many were taken.
+    pub(crate) smis: Smis,
+}
+
+/// The SMIs of a machine's tests.
+pub(crate) enum Smis {
+    /// It has none.
+    None,
+    /// A test in the guest compares what it raised with what MM counted.
+    CountedByTheGuest,
+    /// Those in QEMU's log ([`qemu::log_smis`]) since the end of this serial text, with which the firmware starts our code. Those
+    /// before are the firmware's own.
+    LoggedSince(&'static str),
 }
 
 /// A way to boot a machine.
@@ -114,7 +124,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         build: |shell| build_uefi(shell, OVMF_APP),
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
-        smis_since: Some("BdsDxe: starting "),
+        smis: Smis::LoggedSince("BdsDxe: starting "),
     },
     Machine {
         name: PATINA_Q35.name,
@@ -138,8 +148,8 @@ pub(crate) const MACHINES: &[Machine] = &[
         },
         command: patina_q35,
         exit_code: DEBUG_EXIT_SUCCESS,
-        // Twice 100,000 calls are too many for QEMU's log. MM counts them itself, and a test compares.
-        smis_since: None,
+        // Twice 100,000 calls are too many for QEMU's log.
+        smis: Smis::CountedByTheGuest,
     },
     Machine {
         name: PATINA_SMM.name,
@@ -155,7 +165,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         },
         command: patina_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
-        smis_since: Some("BdsDxe: starting "),
+        smis: Smis::LoggedSince("BdsDxe: starting "),
     },
     Machine {
         name: "aarch64",
@@ -172,7 +182,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         build: build_aarch64,
         command: aarch64,
         exit_code: DEBUG_EXIT_SUCCESS,
-        smis_since: None,
+        smis: Smis::None,
     },
 ];
 

@@ -1,6 +1,6 @@
 //! One run of a machine: files, command line, deadline, exit code.
 
-use crate::machine::{Boot, DEBUG_EXIT_FAILURE, Machine, Mode, Variant};
+use crate::machine::{Boot, DEBUG_EXIT_FAILURE, Machine, Mode, Smis, Variant};
 use crate::process;
 use crate::report::{Counts, Failed};
 use crate::scenarios::Scenarios;
@@ -50,9 +50,10 @@ pub(crate) fn test(
         words.take(line);
         is_protocol(line)
     })?;
-    let taken = machine
-        .smis_since
-        .map(|since| count_smis(&run.dir.path().join(SMI_LOG), since));
+    let taken = match machine.smis {
+        Smis::LoggedSince(since) => Some(count_smis(&run.dir.path().join(SMI_LOG), since)),
+        Smis::None | Smis::CountedByTheGuest => None,
+    };
     if let Some(Ok(taken)) = taken {
         println!("  SMIs taken since the firmware started this code: {taken}");
     }
@@ -64,6 +65,10 @@ pub(crate) fn test(
                 .map_err(|error| VerdictError::NotCounted(format!("{error:#}")))
         })
         .and_then(|taken| transcript.judge(taken, variant))
+        .and_then(|()| match machine.smis {
+            Smis::CountedByTheGuest => transcript.require_smis(),
+            Smis::None | Smis::LoggedSince(_) => Ok(()),
+        })
         .and_then(|()| words.judge())
         .and_then(|()| run.exit_code());
     println!("  from power-on to the verdict: {:.1} s", run.time.as_secs_f64());

@@ -6,6 +6,7 @@ use crate::qemu;
 use crate::report::{Counts, Failed, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
+use crate::verdict::VerdictError;
 use crate::{asm, bench, demo, downstream, image, lints};
 use anyhow::{Result, bail};
 use clap::Args;
@@ -16,6 +17,10 @@ use xshell::{Shell, cmd};
 
 /// The name of the stages that need no machine but this one.
 const HOST: &str = "host";
+
+/// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that is no longer built would not
+/// be missed otherwise.
+const HOST_LEAST: u64 = 543;
 
 /// Runs all tests: on this host, then on each machine whose programs are installed.
 ///
@@ -43,11 +48,6 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     let mut scenarios = Scenarios::default();
     if wanted(HOST) {
         report.stage("format", || check(cmd!(shell, "cargo fmt --all --check").into()));
-        let lints = cmd!(
-            shell,
-            "cargo clippy --workspace --all-targets --features patina_mm/mockall -- -D warnings"
-        );
-        report.stage("lints", || check(lints.into()));
         let tests = cmd!(
             shell,
             "cargo test --workspace --features patina_mm/mockall --no-fail-fast"
@@ -55,11 +55,16 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("tests", || {
             let (counts, outcomes) = cargo_test(tests.into())?;
             scenarios.add("simulated", &outcomes);
-            Ok(counts)
+            require_all(counts, &outcomes)
         });
+        report.stage("demo", || check(demo::simulated(shell).into()));
+        let lints = cmd!(
+            shell,
+            "cargo clippy --workspace --all-targets --features patina_mm/mockall -- -D warnings"
+        );
+        report.stage("lints", || check(lints.into()));
         let docs = cmd!(shell, "cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings");
         report.stage("docs", || check(docs.into()));
-        report.stage("demo", || check(demo::simulated(shell).into()));
     }
     if options.machine.is_empty() {
         report.stage("deny", || {
@@ -88,6 +93,30 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     }
     print!("\n{scenarios}");
     Ok(report.conclude())
+}
+
+/// Fails if a scenario of the suite did not run on this host, or fewer tests passed than did before.
+fn require_all(counts: Counts, outcomes: &BTreeMap<String, Outcome>) -> Result<Counts> {
+    let missing: Vec<_> = mm_conformance::all()
+        .into_iter()
+        .map(|scenario| scenario.name)
+        .filter(|name| !outcomes.contains_key(*name))
+        .collect();
+    let reason = if !missing.is_empty() {
+        VerdictError::ScenariosMissing(missing)
+    } else if counts.passed < HOST_LEAST {
+        VerdictError::TooFew {
+            passed: counts.passed,
+            least: HOST_LEAST,
+        }
+    } else {
+        return Ok(counts);
+    };
+    Err(Failed {
+        counts,
+        reason: reason.to_string(),
+    }
+    .into())
 }
 
 /// A command that succeeds or fails as a whole; its output matters only where it fails.
@@ -204,6 +233,28 @@ mod tests {
             Some(("b".to_owned(), Outcome::Failed))
         );
         assert_eq!(parse_test(line), None);
+    }
+
+    #[test]
+    fn a_host_that_runs_less_than_before_fails() {
+        let names = mm_conformance::all()
+            .into_iter()
+            .map(|scenario| scenario.name.to_owned());
+        let mut outcomes: BTreeMap<_, _> = names.map(|name| (name, Outcome::Passed)).collect();
+        let counts = |passed| Counts {
+            passed,
+            ..Counts::default()
+        };
+        assert!(require_all(counts(HOST_LEAST), &outcomes).is_ok());
+        let reason = require_all(counts(HOST_LEAST - 1), &outcomes)
+            .unwrap_err()
+            .to_string();
+        assert!(reason.contains("did before"), "{reason}");
+        let (lost, _) = outcomes.pop_first().unwrap();
+        let reason = require_all(counts(HOST_LEAST), &outcomes)
+            .unwrap_err()
+            .to_string();
+        assert!(reason.contains(&lost), "{reason}");
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! DONE <passed>/<total>
 //! ```
 //!
-//! Where the conformance suite runs, each of its scenarios has a line, and as many tests pass as ever did.
+//! If the conformance suite runs, each of its scenarios has a line, and as many tests pass as ever did. If the machine's SMIs
+//! are counted, the guest raises some, and the machine takes as many.
 //!
 //! The guest then ends QEMU with an exact code. Whatever is missing, or contradicts the rest, is a failure: a guest that
 //! died half-way must not look like one that had less to do.
@@ -57,6 +58,10 @@ pub(crate) enum VerdictError {
     TooFew { passed: u64, least: u64 },
     #[error("the SMIS line is missing")]
     NoSmis,
+    #[error("SMIS reported twice: {0}, then {1}")]
+    SmisTwice(u64, u64),
+    #[error("the guest raised no SMI")]
+    NoSmiRaised,
     #[error("the guest raised {raised} SMIs, the machine took {taken}")]
     SmisNotTaken { raised: u64, taken: u64 },
     #[error("{0}")]
@@ -106,8 +111,10 @@ impl Transcript {
             }
             Said::Skipped(name) => (name, Outcome::Skipped, &mut self.counts.skipped),
             Said::Smis(n) => {
-                self.smis = Some(n);
-                return Ok(());
+                return match self.smis.replace(n) {
+                    None => Ok(()),
+                    Some(before) => Err(VerdictError::SmisTwice(before, n)),
+                };
             }
             Said::Done { passed, total } => {
                 self.done = Some((passed, total));
@@ -134,7 +141,7 @@ impl Transcript {
     }
 
     /// Judges the run by its lines, by what is expected of this way to boot, and by the SMIs that the machine took for it;
-    /// `None` where nobody counted them.
+    /// `None` if the machine has none, or if the guest itself counts them. A guest whose SMIs are counted has to raise some.
     ///
     /// `total` in the DONE line counts the tests that ran: skipped ones are not among them.
     pub(crate) fn judge(&self, taken: Option<u64>, expected: &Variant) -> Result<(), VerdictError> {
@@ -156,10 +163,11 @@ impl Transcript {
             return Err(VerdictError::NoTests);
         }
         let raised = self.smis.ok_or(VerdictError::NoSmis)?;
-        if let Some(taken) = taken
-            && taken < raised
-        {
-            return Err(VerdictError::SmisNotTaken { raised, taken });
+        if let Some(taken) = taken {
+            self.require_smis()?;
+            if taken < raised {
+                return Err(VerdictError::SmisNotTaken { raised, taken });
+            }
         }
         if !self.failed.is_empty() {
             return Err(VerdictError::TestsFailed(self.failed.clone()));
@@ -177,6 +185,15 @@ impl Transcript {
             return Err(VerdictError::TooFew { passed, least });
         }
         Ok(())
+    }
+
+    /// Fails if the guest raised no SMI.
+    pub(crate) fn require_smis(&self) -> Result<(), VerdictError> {
+        match self.smis {
+            None => Err(VerdictError::NoSmis),
+            Some(0) => Err(VerdictError::NoSmiRaised),
+            Some(_) => Ok(()),
+        }
     }
 }
 
@@ -283,6 +300,29 @@ mod tests {
         let error = transcript(GOOD).judge(Some(6), &TWO);
         assert_eq!(error, Err(VerdictError::SmisNotTaken { raised: 7, taken: 6 }));
         assert_eq!(transcript(GOOD).judge(None, &TWO), Ok(()));
+    }
+
+    #[test]
+    fn a_machine_with_smis_raises_some() {
+        let lines = "TEST a ok\nTEST c ok\nSMIS 0\nDONE 2/2";
+        assert_eq!(
+            transcript(lines).judge(Some(0), &TWO),
+            Err(VerdictError::NoSmiRaised)
+        );
+        assert_eq!(transcript(lines).judge(None, &TWO), Ok(()));
+        assert_eq!(transcript(lines).require_smis(), Err(VerdictError::NoSmiRaised));
+        assert_eq!(transcript(GOOD).require_smis(), Ok(()));
+    }
+
+    #[test]
+    fn a_second_smis_line_is_a_contradiction() {
+        for (lines, before, then) in [("SMIS 700\nSMIS 0", 700, 0), ("SMIS 7\nSMIS 7", 7, 7)] {
+            let lines = format!("TEST a ok\nTEST c ok\n{lines}\nDONE 2/2");
+            assert_eq!(
+                transcript(&lines).judge(Some(7), &TWO),
+                Err(VerdictError::SmisTwice(before, then))
+            );
+        }
     }
 
     #[test]
