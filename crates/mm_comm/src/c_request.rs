@@ -13,8 +13,8 @@
 
 use crate::region::SharedRegion;
 use core::ffi::c_void;
-use mm_wire::header::{MAX_HEADER_LEN, V3_MARKER};
-use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat};
+use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MARKER};
+use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
 
 /// The caller's buffer, as far as it is asked for: gives that many bytes of it, or `None` where they do not exist.
@@ -98,26 +98,27 @@ pub enum RequestError {
     /// A header of another format than the protocol's.
     #[error("caller: the header does not start with the GUID of v3 headers")]
     NotV3,
-    /// There is no message, or more of it than MM takes.
+    /// The message is longer than MM takes.
     #[error(
-        "caller: the message has {message_size} bytes, its header claims {claimed}; MM takes 1 to {longest} bytes"
+        "caller: the message has {message_size} bytes, its header claims {claimed}; MM takes {longest} bytes at most"
     )]
     MessageLength {
-        /// The length of the message.
+        /// MessageLength, or MessageSize.
         message_size: u64,
-        /// MessageLength, or BufferSize.
+        /// MessageLength, or what BufferSize counts behind the header.
         claimed: u64,
         /// The longest message.
         longest: usize,
     },
     /// Header and message are longer than the buffer.
     #[error(
-        "caller: header and message of {message_size} bytes do not fit into BufferSize {claimed} and CommSize {comm_size:?}"
+        "caller: a message of {message_size} bytes does not fit into the {claimed} bytes that its header claims, \
+         or these do not fit into CommSize {comm_size:?}"
     )]
     BufferSize {
-        /// The length of the message.
+        /// MessageLength, or MessageSize.
         message_size: u64,
-        /// MessageLength, or BufferSize.
+        /// MessageLength, or what BufferSize counts behind the header.
         claimed: u64,
         /// The value of CommSize, where there is one.
         comm_size: Option<usize>,
@@ -213,20 +214,22 @@ pub struct Request {
     raw: RawHeader,
     /// The caller's buffer.
     region: SharedRegion,
-    has_comm_size: bool,
     message_len: usize,
 }
 
-/// Where the length of the message stands in a header: MessageLength, or MessageSize.
-const fn length_offset(format: HeaderFormat) -> usize {
+/// The field of a header that the maximum is written to: MessageLength, or MessageSize.
+const fn maximum_offset(format: HeaderFormat) -> usize {
     match format {
-        HeaderFormat::V1 => 16,
-        HeaderFormat::V3 => 48,
+        HeaderFormat::V1 => LENGTH_OFFSET,
+        HeaderFormat::V3 => MESSAGE_SIZE_OFFSET,
     }
 }
 
-/// Where the length field stands that MM reads and that tells a response's length: MessageLength, or BufferSize.
-const TRANSACTION_OFFSET: usize = 16;
+/// The first refusal whose condition holds.
+fn first_that_applies<const N: usize>(table: [(bool, Refused); N]) -> Result<(), Refused> {
+    let first = table.into_iter().find(|(applies, _)| *applies);
+    first.map_or(Ok(()), |(_, refused)| Err(refused))
+}
 
 impl Request {
     /// Checks a request. `only` is the one format that the protocol takes.
@@ -241,66 +244,63 @@ impl Request {
         memory: &Memory<'_>,
     ) -> Result<Self, Refused> {
         let largest = longest.buffer();
-        match comm_size {
-            Some(size) if size == 0 || size > largest => {
-                return Err(Refused::bad_size(
-                    RequestError::CommSize { size, largest },
-                    longest,
-                ));
-            }
-            Some(size) if size < HeaderFormat::V1.header_len() => {
-                return Err(Refused::invalid(RequestError::BelowHeader { size }));
-            }
-            _ => {}
+        if let Some(size) = comm_size {
+            let not_taken = Refused::bad_size(RequestError::CommSize { size, largest }, longest);
+            let below_header = Refused::invalid(RequestError::BelowHeader { size });
+            first_that_applies([
+                (size == 0, not_taken),
+                (size > largest, not_taken),
+                (size < HeaderFormat::V1.header_len(), below_header),
+            ])?;
         }
 
         let raw = RawHeader::read(comm_size, memory)?;
+        let damaged = |error| Refused::invalid(RequestError::Header(error));
         let parsed = Header::parse(raw.bytes());
-        let format = match parsed {
-            Ok(header) => header.format(),
-            // A length beyond 64 bits.
-            Err(HeaderError::LengthOverflows { .. }) => HeaderFormat::V1,
+        let (format, claimed, message_size) = match parsed {
+            Ok(header) => (header.format(), header.message_len(), header.message_size()),
+            // Beyond 64 bits together with the header, and so too long.
+            Err(HeaderError::LengthOverflows { claimed }) => (HeaderFormat::V1, claimed, claimed),
             // BufferSize below the header, or a CommSize that ends inside it.
-            Err(error) => return Err(Refused::invalid(RequestError::Header(error))),
+            Err(error) => return Err(damaged(error)),
         };
-        if only.is_some_and(|only| only != format) {
-            return Err(Refused::invalid(RequestError::NotV3));
-        }
-        let message_size = raw.field(length_offset(format));
-        let claimed = raw.field(TRANSACTION_OFFSET);
-        let header = parsed.ok().filter(|header| {
-            let fits = usize::try_from(header.message_len()).is_ok_and(|len| len <= longest.of(format));
-            fits && message_size != 0
+        // Neither loses anything after the table: the longest message is a `usize`.
+        let message_len = usize::try_from(claimed).unwrap_or(usize::MAX);
+        let total = message_len.saturating_add(format.header_len());
+        let longest_message = longest.of(format);
+        let too_long = RequestError::MessageLength {
+            message_size,
+            claimed,
+            longest: longest_message,
+        };
+        let no_room = Refused::invalid(RequestError::BufferSize {
+            message_size,
+            claimed,
+            comm_size,
         });
-        let header = header.ok_or_else(|| {
-            let longest_message = longest.of(format);
-            let offset = length_offset(format);
-            // The field is in the header, which was read.
-            let _ = memory(offset.saturating_add(size_of::<u64>()))
-                .map(|header| header.write(offset, &(longest_message as u64).to_le_bytes()));
-            let error = RequestError::MessageLength {
-                message_size,
-                claimed,
-                longest: longest_message,
-            };
-            Refused::bad_size(error, longest)
+        first_that_applies([
+            (
+                only.is_some_and(|only| only != format),
+                Refused::invalid(RequestError::NotV3),
+            ),
+            (
+                message_len > longest_message,
+                Refused::bad_size(too_long, longest),
+            ),
+            (message_size > claimed, no_room),
+            (comm_size.is_some_and(|size| size < total), no_room),
+        ])
+        .inspect_err(|refused| {
+            if refused.reply.status == EfiStatus::BAD_BUFFER_SIZE {
+                // The header was read, so its field is in the caller's buffer.
+                let _ =
+                    memory(format.header_len()).map(|header| write_maximum(&header, format, longest_message));
+            }
         })?;
-        // Neither loses anything: the longest message is a `usize`.
-        let message_len = usize::try_from(header.message_len()).unwrap_or(largest);
-        let total = usize::try_from(header.total_len()).unwrap_or(largest);
-        if message_size > header.message_len() || comm_size.is_some_and(|size| size < total) {
-            return Err(Refused::invalid(RequestError::BufferSize {
-                message_size,
-                claimed,
-                comm_size,
-            }));
-        }
-        let region = memory(comm_size.unwrap_or(total)).ok_or_else(|| wraps(total))?;
         Ok(Self {
-            header,
+            header: parsed.map_err(damaged)?,
             raw,
-            region,
-            has_comm_size: comm_size.is_some(),
+            region: memory(comm_size.unwrap_or(total)).ok_or_else(|| wraps(total))?,
             message_len,
         })
     }
@@ -338,25 +338,27 @@ impl Request {
     }
 
     /// Writes a response that is no longer than [`Self::room`] into the caller's buffer.
+    ///
+    /// The header there stays as the caller wrote it, so that it serves again, but for the field of `in_header` that MM changed
+    /// to tell the response's length. edk2's drivers give their caller the header that MM left, too; its MM cores for x86 leave it
+    /// as it was, the one for Arm writes MessageLength or MessageSize.
     #[must_use]
-    pub fn answer(&self, response: &[u8]) -> Reply {
+    pub fn answer(&self, response: &[u8], in_header: Option<ResponseLength>) -> Reply {
         // The transaction wiped this where the caller's buffer is the comm buffer.
         put_back(&self.region, 0, self.raw.bytes());
         let header_len = self.header_len();
-        let total = header_len.saturating_add(response.len());
         let mut written = self.region.write(header_len, response);
-        if !self.has_comm_size {
-            let told = match self.header.format() {
-                HeaderFormat::V1 => response.len(),
-                HeaderFormat::V3 => total,
-            };
-            written &= self
-                .region
-                .write(TRANSACTION_OFFSET, &(told as u64).to_le_bytes());
+        let room = self.room() as u64;
+        // What does not fit into the caller's buffer would make it read beyond that.
+        let changed = in_header
+            .filter(|told| told.len <= room)
+            .and_then(|told| told.changed);
+        if let Some((offset, value)) = changed {
+            written &= self.region.write(offset, &value.to_le_bytes());
         }
         debug_assert!(written, "the response was compared with the room for it");
         Reply {
-            comm_size: Some(total),
+            comm_size: Some(header_len.saturating_add(response.len())),
             ..Reply::status(EfiStatus::SUCCESS)
         }
     }
@@ -369,6 +371,18 @@ impl Request {
         Reply::status(status)
     }
 
+    /// Replies to a request without message bytes for MM that takes none.
+    #[must_use]
+    pub fn refuse_empty(&self, message: &[u8], longest: Longest) -> Reply {
+        let format = self.header.format();
+        let reply = self.refuse(message, EfiStatus::BAD_BUFFER_SIZE);
+        write_maximum(&self.region, format, longest.of(format));
+        Reply {
+            comm_size: Some(longest.buffer()),
+            ..reply
+        }
+    }
+
     /// Replies to a request whose response of `needed` bytes is longer than [`Self::room`].
     #[must_use]
     pub fn refuse_for_want_of_room(&self, message: &[u8], needed: usize) -> Reply {
@@ -377,6 +391,12 @@ impl Request {
             ..self.refuse(message, EfiStatus::BUFFER_TOO_SMALL)
         }
     }
+}
+
+/// Tells the caller the longest message, in the header.
+fn write_maximum(header: &SharedRegion, format: HeaderFormat, longest: usize) {
+    let written = header.write(maximum_offset(format), &(longest as u64).to_le_bytes());
+    debug_assert!(written, "the field is in the header");
 }
 
 const fn wraps(len: usize) -> Refused {
@@ -423,10 +443,5 @@ impl RawHeader {
 
     fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    fn field(&self, offset: usize) -> u64 {
-        let field = self.bytes.get(offset..).and_then(<[u8]>::first_chunk);
-        field.map_or(0, |field| u64::from_le_bytes(*field))
     }
 }

@@ -253,11 +253,14 @@ impl Channel {
         recipient: Guid,
         message: &[u8],
     ) -> Result<Staged<'_>, BeginError> {
+        if message.is_empty() {
+            return Err(BeginError::EmptyMessage);
+        }
         self.begin_sized(format, recipient, message, None)
     }
 
-    /// Like [`Self::begin`], but MessageSize of a v3 header is `message_size` if that is given: less than `message` has, if the
-    /// end of that is room for the response.
+    /// Like [`Self::begin`], but the message may be empty, and MessageSize of a v3 header is `message_size` if that is given:
+    /// less than `message` has, if the end of that is room for the response.
     ///
     /// # Errors
     ///
@@ -270,9 +273,6 @@ impl Channel {
         message_size: Option<u64>,
     ) -> Result<Staged<'_>, BeginError> {
         let capacity = self.capacity(format);
-        if message.is_empty() {
-            return Err(BeginError::EmptyMessage);
-        }
         let too_large = BeginError::MessageTooLarge {
             len: message.len(),
             capacity,

@@ -156,7 +156,7 @@ impl<'c> Staged<'c> {
             claim: self.claim,
             header_len: written.map_or(0, |header| header.format().header_len()),
             message_len: usize::try_from(message_len).unwrap_or(usize::MAX),
-            in_header: written.and_then(|header| self.request.response_length(&header).ok()),
+            in_header: None,
             taken: 0,
         }
     }
@@ -226,8 +226,8 @@ pub struct Response<'c> {
 }
 
 impl Response<'_> {
-    /// What the header that MM left says about the response, beside a mailbox that counts more. `None` if it contradicts
-    /// itself.
+    /// What the header that MM left says about the response; a mailbox counts more. `None` if the header contradicts itself, or
+    /// if an executor answered by hand.
     #[must_use]
     pub const fn in_header(&self) -> Option<ResponseLength> {
         self.in_header

@@ -17,8 +17,10 @@
 
 use core::cell::Cell;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
-use mm_core::{CommBuffer, Handler, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit};
-use mm_wire::header::{HeaderFormat, MAX_HEADER_LEN, V3_MARKER};
+use mm_core::{
+    CommBuffer, Handler, MAX_BUFFERS, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit,
+};
+use mm_wire::header::{HeaderFormat, LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MARKER};
 use mm_wire::message::supervisor::{CommUpdate, RequestHeader, UnblockMemory};
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, MailboxImage, guid};
@@ -96,6 +98,8 @@ pub enum Lie {
     Recipient,
     /// The header's MessageLength is this. In a v3 header it is what BufferSize counts behind the header.
     MessageLength(u64),
+    /// The MessageSize of a v3 header is this. A v1 header has no such field, and stays as it is.
+    MessageSize(u64),
     /// The header is all zeroes.
     WipeHeader,
     /// The header is of the other format.
@@ -121,6 +125,7 @@ impl Lie {
             Self::OtherFormat => (7, 0),
             Self::Late => (8, 0),
             Self::LateMessage => (9, 0),
+            Self::MessageSize(value) => (10, value),
         };
         let mut request = [0; 16];
         [code, value]
@@ -144,13 +149,18 @@ impl Lie {
             7 => Self::OtherFormat,
             8 => Self::Late,
             9 => Self::LateMessage,
+            10 => Self::MessageSize(value),
             _ => return None,
         })
     }
 
     /// Whether the buffer is left in a state that an honest MM never leaves it in.
     fn spoils(self, buffer: CommBuffer) -> bool {
-        !matches!(self, Self::MessageLength(len) if len <= buffer.region.len())
+        match self {
+            Self::MessageLength(len) => len > buffer.region.len(),
+            Self::MessageSize(_) => false,
+            _ => true,
+        }
     }
 }
 
@@ -278,6 +288,11 @@ pub fn enter(
         lie.set(Lie::of_request(request.message()));
         Ok(())
     };
+    // The core may write a length to the header: the handler of `HEADER` shows it as it came.
+    let mut headers = [[0; MAX_HEADER_LEN]; MAX_BUFFERS];
+    for (buffer, header) in buffers.iter().zip(&mut headers) {
+        memory.read(buffer.region.start(), header);
+    }
     let mut view = View {
         memory,
         buffers,
@@ -308,12 +323,12 @@ pub fn enter(
     if is_project_mu.get() {
         state.channels = Some(Channels::FIRST);
     }
-    for (buffer, outcome) in buffers.iter().zip(visit.outcomes()) {
+    for ((buffer, outcome), header) in buffers.iter().zip(visit.outcomes()).zip(&headers) {
         if let Outcome::Dispatched {
             recipient: HEADER, ..
         } = outcome
         {
-            show_header(*buffer, memory);
+            show_header(*buffer, header, memory);
         }
     }
     if let Some(lie) = lie.get() {
@@ -559,12 +574,11 @@ fn supervise(
 }
 
 /// Copies the header over the start of the message.
-fn show_header(buffer: CommBuffer, memory: &mut dyn SystemMemory) {
-    let mut bytes = [0; MAX_HEADER_LEN];
-    let start = buffer.region.start();
-    if let (true, Ok(header)) = (memory.read(start, &mut bytes), Header::parse(&bytes)) {
+fn show_header(buffer: CommBuffer, bytes: &[u8], memory: &mut dyn SystemMemory) {
+    if let Ok(header) = Header::parse(bytes) {
         let len = header.format().header_len();
-        memory.write(start + len as u64, bytes.get(..len).unwrap_or_default());
+        let message = buffer.region.start() + len as u64;
+        memory.write(message, bytes.get(..len).unwrap_or_default());
     }
 }
 
@@ -613,7 +627,15 @@ fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn Syst
         }
         Lie::MessageLength(len) => {
             let header_len = if is_v3 { format.header_len() as u64 } else { 0 };
-            memory.write(start + 16, &len.wrapping_add(header_len).to_le_bytes());
+            memory.write(
+                start + LENGTH_OFFSET as u64,
+                &len.wrapping_add(header_len).to_le_bytes(),
+            );
+        }
+        Lie::MessageSize(size) => {
+            if is_v3 {
+                memory.write(start + MESSAGE_SIZE_OFFSET as u64, &size.to_le_bytes());
+            }
         }
         Lie::WipeHeader => {
             memory.write(start, &[0; MAX_HEADER_LEN]);

@@ -11,13 +11,14 @@
 //! 5. The mailbox gets its result, then `IsCommBufferValid` = 0.
 //!
 //! Then the root handlers run. A comm buffer without a mailbox (traditional SMM, SPM_MM) holds a request where its
-//! header has a GUID and a length that are not zero; the response's length goes into the header's length field.
+//! header has a GUID and a length that are not zero; the response's length goes into MessageLength or, as with edk2's Standalone MM on
+//! Arm, into MessageSize (`PiMmCpuTpFwRootMmiHandler` in EventHandle.c). Only a response that is longer than BufferSize allows changes that.
 
 use crate::request::{Registration, Request, RootHandler};
 use crate::setup::{self, CommBuffer, SetupError};
 use crate::{AddressRange, Mmi, SystemMemory};
 use core::fmt;
-use mm_wire::header::MAX_HEADER_LEN;
+use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET};
 use mm_wire::mailbox::{MailboxImage, VALID_OFFSET};
 use mm_wire::{EfiStatus, Guid, Header, HeaderError, HeaderFormat};
 use thiserror::Error;
@@ -25,9 +26,6 @@ use zerocopy::IntoBytes;
 
 /// The most comm buffers that one MM core serves.
 pub const MAX_BUFFERS: usize = 8;
-
-/// Where the length field stands, in both header formats.
-const LENGTH_OFFSET: u64 = 16;
 
 /// Where the mailbox's result fields start.
 const RESULT_OFFSET: usize = 8;
@@ -245,12 +243,27 @@ fn serve(
             complete(memory, mailbox, &MailboxImage::answered(status, total))?;
         }
         (None, _) if handled.is_some() => {
-            let length = match header.format() {
-                HeaderFormat::V1 => response_len as u64,
-                HeaderFormat::V3 => header_len.saturating_add(response_len as u64),
+            let field = |memory: &mut dyn SystemMemory, offset: usize, value: u64| {
+                write(
+                    memory,
+                    region.start().saturating_add(offset as u64),
+                    &value.to_le_bytes(),
+                )
             };
-            let at = region.start().saturating_add(LENGTH_OFFSET);
-            write(memory, at, &length.to_le_bytes())?;
+            let (len, total) = (
+                response_len as u64,
+                header_len.saturating_add(response_len as u64),
+            );
+            match header.format() {
+                HeaderFormat::V1 => field(memory, LENGTH_OFFSET, len)?,
+                // BufferSize is the client's, but it has to grow with a response that is longer.
+                HeaderFormat::V3 => {
+                    if len > header.message_len() {
+                        field(memory, LENGTH_OFFSET, total)?;
+                    }
+                    field(memory, MESSAGE_SIZE_OFFSET, len)?;
+                }
+            }
         }
         _ => {}
     }
@@ -545,7 +558,7 @@ mod tests {
         assert_eq!(outcome.response(), Some(EfiStatus::SUCCESS));
 
         memory
-            .put(BASE + LENGTH_OFFSET, &(LEN - 23).to_le_bytes())
+            .put(BASE + LENGTH_OFFSET as u64, &(LEN - 23).to_le_bytes())
             .put(MAILBOX, MailboxImage::armed().as_bytes());
         memory.writes.clear();
         let outcome = enter(&mut memory, Some(MAILBOX), &mut [(Echo::GUID, &mut Echo)]);
@@ -559,7 +572,7 @@ mod tests {
         assert!(memory.writes.is_empty());
         assert_eq!(memory.mailbox(), MailboxImage::armed());
 
-        memory.put(BASE + LENGTH_OFFSET, &u64::MAX.to_le_bytes());
+        memory.put(BASE + LENGTH_OFFSET as u64, &u64::MAX.to_le_bytes());
         let outcome = enter(&mut memory, Some(MAILBOX), &mut [(Echo::GUID, &mut Echo)]);
         assert_eq!(
             outcome,
@@ -572,13 +585,25 @@ mod tests {
 
     #[test]
     fn without_a_mailbox_the_header_tells_the_responses_length() {
-        for (format, length) in [(HeaderFormat::V1, 6u64), (HeaderFormat::V3, 62)] {
+        // The field, and what it is after a response of six bytes; of a v3 header also BufferSize.
+        let cases: [(_, &[u8], _); 3] = [
+            (HeaderFormat::V1, b"1234", [(16, 6_u64), (16, 6)]),
+            (HeaderFormat::V3, b"1234", [(16, 62), (48, 6)]),
+            (HeaderFormat::V3, b"12345678", [(16, 64), (48, 6)]),
+        ];
+        for (format, request, fields) in cases {
             let mut memory = Memory::new();
-            memory.request(format, OTHER, b"1234");
+            memory.request(format, OTHER, request);
             let outcome = enter(&mut memory, None, &mut [(OTHER, &mut answering(b"answer"))]);
             assert_eq!(outcome.response(), Some(EfiStatus::SUCCESS));
             assert_eq!(memory.get(BASE + format.header_len() as u64, 6), b"answer");
-            assert_eq!(memory.get(BASE + LENGTH_OFFSET, 8), length.to_le_bytes());
+            for (offset, value) in fields {
+                assert_eq!(
+                    memory.get(BASE + offset, 8),
+                    value.to_le_bytes(),
+                    "{format:?} at {offset}"
+                );
+            }
             assert_eq!(memory.mailbox(), MailboxImage::armed());
         }
     }
@@ -589,7 +614,7 @@ mod tests {
             let mut memory = Memory::new();
             memory
                 .put(BASE, &recipient.to_bytes())
-                .put(BASE + LENGTH_OFFSET, &length.to_le_bytes());
+                .put(BASE + LENGTH_OFFSET as u64, &length.to_le_bytes());
             let outcome = enter(&mut memory, None, &mut [(recipient, &mut Echo)]);
             assert_eq!(outcome, Outcome::NoRequest);
             assert!(memory.writes.is_empty());
@@ -701,7 +726,7 @@ mod tests {
             with_mailbox in any::<bool>(),
         ) {
             let mut memory = Memory::new();
-            memory.put(BASE, &noise).put(BASE + LENGTH_OFFSET, &length.to_le_bytes());
+            memory.put(BASE, &noise).put(BASE + LENGTH_OFFSET as u64, &length.to_le_bytes());
             if v3 {
                 memory.put(BASE, &mm_wire::header::V3_MARKER.to_bytes());
             }

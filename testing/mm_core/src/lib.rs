@@ -51,7 +51,7 @@ pub mod handlers;
 pub mod request;
 pub mod setup;
 
-pub use entry::{MmCore, Outcome, Refusal, Visit};
+pub use entry::{MAX_BUFFERS, MmCore, Outcome, Refusal, Visit};
 pub use mm_wire::AddressRange;
 pub use request::{Handler, NoRoom, Registration, Request, RootHandler};
 pub use setup::{CommBuffer, SetupError};

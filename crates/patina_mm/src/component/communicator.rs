@@ -51,6 +51,9 @@ pub struct CallOptions {
     /// What a v3 header says in MessageSize: how much of the message is meant to be read, where its end is room for the
     /// response. `None` for all of it. A v1 header has no such field.
     pub message_size: Option<u64>,
+    /// Whether the message may be empty: a handler may need no more than its GUID. MM that is entered by secure monitor calls
+    /// takes no empty message even then, like edk2's driver for it.
+    pub may_be_empty: bool,
 }
 
 impl CallOptions {
@@ -60,6 +63,7 @@ impl CallOptions {
         Self {
             header: None,
             message_size: None,
+            may_be_empty: false,
         }
     }
 
@@ -77,6 +81,15 @@ impl CallOptions {
     pub const fn with_message_size(self, message_size: u64) -> Self {
         Self {
             message_size: Some(message_size),
+            ..self
+        }
+    }
+
+    /// Sends an empty message, too.
+    #[must_use]
+    pub const fn with_empty_message(self) -> Self {
+        Self {
+            may_be_empty: true,
             ..self
         }
     }
@@ -300,6 +313,8 @@ pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
     /// Borrowed only to look up or replace a buffer, never while MM or an executor runs.
     buffers: RefCell<Vec<CommunicateBuffer>>,
     executor: Option<E>,
+    /// Whether MM is entered by secure monitor calls, and so takes no message without bytes.
+    by_secure_calls: bool,
     /// How many calls there were; log lines name a call by this number.
     calls: Cell<u32>,
     clock: Option<Clock>,
@@ -323,6 +338,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         Self {
             buffers: RefCell::default(),
             executor: Some(executor),
+            by_secure_calls: false,
             calls: Cell::default(),
             clock: None,
             updates: None,
@@ -398,6 +414,7 @@ impl MmCommunicator {
         Self {
             buffers: RefCell::default(),
             executor: None,
+            by_secure_calls: false,
             calls: Cell::default(),
             clock: None,
             updates: None,
@@ -421,6 +438,7 @@ impl MmCommunicator {
         self.set_comm_buffers(config.comm_buffers.clone())
             .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
         self.executor = Some(RealMmExecutor::with_options(trigger, *options));
+        self.by_secure_calls = matches!(config.cmd_port, MmiPort::Smc(_));
         self.clock = clock;
         self.keep_firmware_out(&config.comm_buffers, tpl);
         if config.enable_comm_buffer_updates {
@@ -738,7 +756,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
                 None => not_dispatched(Status::NoCommBuffer),
             });
         }
-        if message.is_empty() {
+        let has_no_bytes = options.message_size.map_or(message.is_empty(), |size| size == 0);
+        if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && self.by_secure_calls) {
             return Err(Status::InvalidDataBuffer.into());
         }
         let executor = self.executor()?;

@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, IntoBytes};
 scenarios! {
     c_call_returns_the_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "all three protocols carry a message and its response";
     c_call_has_room_for_a_longer_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a CommSize above the message is room for the response, and becomes its size";
-    c_call_with_a_shorter_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a short response is told by CommSize, or by the header where there is none";
+    c_call_with_a_shorter_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "CommSize is the length of a short response, and the header comes back as MM left it";
     c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a response beyond the caller's buffer is not written, and its size is told";
     c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, as a component in Rust does";
     c_null_buffer_is_refused: PRODUCED_PROTOCOLS, "a null buffer is INVALID_PARAMETER";
@@ -24,7 +24,8 @@ scenarios! {
     c_comm_size_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS, "a CommSize of zero is set to the largest buffer";
     c_comm_size_too_large_tells_the_maximum: PRODUCED_PROTOCOLS, "so is one that is too large";
     c_comm_size_below_its_message_is_refused: PRODUCED_PROTOCOLS, "a CommSize below header and message is INVALID_PARAMETER";
-    c_message_length_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS, "a MessageLength of zero is set to the longest message";
+    c_message_without_bytes_is_delivered: PRODUCED_PROTOCOLS | PORTS | MM, "a header without message bytes reaches its handler, as with edk2's drivers for x86";
+    c_message_length_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS | SECURE_CALLS, "a MessageLength of zero is set to the longest message, as by edk2's driver for Arm";
     c_message_length_too_large_tells_the_maximum: PRODUCED_PROTOCOLS, "so is one that is too large, or that overflows";
     c_v3_sizes_are_checked: PRODUCED_PROTOCOLS, "BufferSize covers header and message, MessageSize is not zero, the marker is there";
     c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS, "nothing of that enters MM";
@@ -34,6 +35,9 @@ scenarios! {
     c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS, "MessageSize is the caller's on the way to MM";
     c_call_from_a_notification_waits_for_the_call_under_way: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
     c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "whatever interrupts even that is refused, and disturbs nothing";
+    c_header_that_is_written_once_serves_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, whatever the length of the responses";
+    c_header_comes_back_as_mm_left_it: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a length that MM itself changed in the header is the caller's to see, unless it exceeds the caller's buffer";
+    c_status_without_error_bit_is_an_error: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a warning, or an error of a 32-bit MM core, is an EFI_ERROR to a driver in C";
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
     c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
@@ -127,7 +131,9 @@ fn c_call_has_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
     ensure_eq!(reply.comm_size, Some(124));
     ensure_eq!(reply.bytes.get(24..124), Some(pattern(100).as_slice()));
-    ensure_eq!(reply.bytes.get(..24), v1.get(..24));
+    // An MM core with a mailbox leaves the header alone; one without has to tell the length there.
+    let has_mailbox = lab.abilities().contains(Abilities::MAILBOX);
+    ensure_eq!(field(&reply.bytes, 16), Some(if has_mailbox { 8 } else { 100 }));
     ensure!(
         reply.bytes.iter().skip(124).all(|byte| *byte == 0),
         "bytes behind the response were written"
@@ -136,29 +142,46 @@ fn c_call_has_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
     let v3 = request(HeaderFormat::V3, mm::ECHO, b"four", 60);
     let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
-    // BufferSize is the response's, MessageSize the request's.
-    ensure!(reply.bytes == v3, "not the request came back, but {reply:02x?}");
+    let mut expected = v3;
+    if !has_mailbox {
+        put(&mut expected, 48, 64);
+    }
+    ensure!(
+        reply.bytes == expected,
+        "not the request came back, but {reply:02x?}"
+    );
     Ok(())
 }
 
 fn c_call_with_a_shorter_response(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
+    // An MM core with a mailbox leaves the header alone; one without has to tell the length there.
+    let has_mailbox = lab.abilities().contains(Abilities::MAILBOX);
     for len in [0, 3] {
         let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 0);
-        let reply = call(&*machine, CProtocol::One, v1.clone(), Some(32))?;
-        ensure_eq!(reply.comm_size, Some(24 + len));
-        ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
-        ensure_eq!(field(&reply.bytes, 16), Some(8));
-        let reply = call(&*machine, CProtocol::One, v1, None)?;
-        ensure_eq!(reply.status, EfiStatus::SUCCESS);
-        ensure_eq!(field(&reply.bytes, 16), Some(len as u64));
+        let left = if has_mailbox { 8 } else { len as u64 };
+        for comm_size in [Some(32), None] {
+            let reply = call(&*machine, CProtocol::One, v1.clone(), comm_size)?;
+            ensure_eq!(reply.status, EfiStatus::SUCCESS);
+            ensure_eq!(reply.comm_size, comm_size.map(|_| 24 + len));
+            ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
+            ensure_eq!(field(&reply.bytes, 16), Some(left));
+        }
 
         let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(len), 0);
-        let reply = call(&*machine, CProtocol::Three, v3, None)?;
-        ensure_eq!(reply.status, EfiStatus::SUCCESS);
-        ensure_eq!(field(&reply.bytes, 16), Some(56 + len as u64));
-        ensure_eq!(field(&reply.bytes, 48), Some(8));
-        ensure_eq!(reply.bytes.get(56..56 + len), Some(pattern(len).as_slice()));
+        for (protocol, comm_size) in [
+            (CProtocol::Three, None),
+            (CProtocol::Two, Some(64)),
+            (CProtocol::One, None),
+        ] {
+            let reply = call(&*machine, protocol, v3.clone(), comm_size)?;
+            ensure_eq!(reply.status, EfiStatus::SUCCESS);
+            ensure_eq!(reply.comm_size, comm_size.map(|_| 56 + len));
+            ensure_eq!(reply.bytes.get(56..56 + len), Some(pattern(len).as_slice()));
+            if has_mailbox {
+                ensure_eq!(reply.bytes.get(..56), v3.get(..56));
+            }
+        }
     }
     Ok(())
 }
@@ -326,6 +349,46 @@ fn with_length(
     (bytes, told)
 }
 
+fn c_message_without_bytes_is_delivered(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let empty = |format, recipient, room| {
+        let mut bytes = request(format, recipient, &[], room);
+        // The room behind a v1 header is none of the header's.
+        bytes.truncate(format.header_len() + if format == HeaderFormat::V3 { room } else { 0 });
+        bytes
+    };
+    let mut calls = [
+        (CProtocol::One, HeaderFormat::V1, Some(24), 0),
+        (CProtocol::Two, HeaderFormat::V1, Some(24), 0),
+        (CProtocol::Two, HeaderFormat::V1, None, 0),
+    ]
+    .to_vec();
+    if lab.abilities().contains(Abilities::V3_HEADERS) {
+        // MessageSize is zero in all three; in the last one BufferSize counts 40 bytes, and MM gets these.
+        calls.push((CProtocol::Three, HeaderFormat::V3, None, 0));
+        calls.push((CProtocol::Two, HeaderFormat::V3, Some(56), 0));
+        calls.push((CProtocol::Three, HeaderFormat::V3, None, 40));
+    }
+    for (protocol, format, comm_size, room) in calls {
+        let before = machine.mmis();
+        // MM was asked: nobody else knows whether there is a handler.
+        let bytes = empty(format, NOBODY, room);
+        let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+        ensure_eq!(
+            reply,
+            unchanged(super::refusals::not_taken_status(lab), &bytes, comm_size)
+        );
+        if lab.abilities().contains(Abilities::CONTROLLED_MM) {
+            let bytes = empty(format, mm::ECHO, room);
+            let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+            ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &bytes, comm_size));
+            ensure_eq!(machine.mmis() - before, 2);
+        }
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
 fn c_message_length_of_zero_tells_the_maximum(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let largest = machine.region(0).len();
@@ -371,7 +434,7 @@ fn c_refusals_raise_no_mmi(lab: &dyn Lab) -> Seen {
     for (protocol, bytes, comm_size) in [
         (CProtocol::One, Vec::new(), Some(0)),
         (CProtocol::One, alloc::vec![0; 23], Some(23)),
-        (CProtocol::Two, alloc::vec![0; 24], None),
+        (CProtocol::Two, alloc::vec![0xff; 24], None),
         (CProtocol::Three, alloc::vec![0; 56], None),
     ] {
         let reply = call(&*machine, protocol, bytes, comm_size)?;
@@ -415,8 +478,12 @@ fn c_calls_in_the_comm_buffer_leave_the_header(lab: &dyn Lab) -> Seen {
         });
         ensure_eq!(again, Some(unchanged(EfiStatus::SUCCESS, &v1, comm_size)));
     }
-    let v3 = request(HeaderFormat::V3, mm::ECHO, &pattern(60), 40);
+    let mut v3 = request(HeaderFormat::V3, mm::ECHO, &pattern(60), 40);
     let reply = call(&*machine, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
+    if !lab.abilities().contains(Abilities::MAILBOX) {
+        // MM told the length there.
+        put(&mut v3, 48, 100);
+    }
     ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &v3, None));
     ensure_eq!(machine.mmis(), 4);
     Ok(())
@@ -480,6 +547,78 @@ fn c_call_from_above_the_notifications_is_refused(lab: &dyn Lab) -> Seen {
     let seen = c_during_rust(&*machine, |machine, c_call| c_call(machine))?;
     ensure_eq!(seen, (Some(EfiStatus::ALREADY_STARTED), 0));
     ensure_eq!(machine.mmis(), 1);
+    Ok(())
+}
+
+fn c_header_that_is_written_once_serves_again(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(3), 40);
+    let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(3), 0);
+    for (protocol, first) in [
+        (CProtocol::One, v1.clone()),
+        (CProtocol::Two, v1),
+        (CProtocol::Three, v3),
+    ] {
+        let header_len = first.len() - 8;
+        let header_len = if protocol == CProtocol::Three {
+            header_len
+        } else {
+            24
+        };
+        let mut bytes = first;
+        for len in [3, 0, 8, 1] {
+            // The message is written anew, the header is not.
+            if let Some(message) = bytes.get_mut(header_len..header_len + 8) {
+                message.copy_from_slice(&mm::stretch(len));
+            }
+            let reply = call(&*machine, protocol, bytes, None)?;
+            ensure_eq!(reply.status, EfiStatus::SUCCESS);
+            ensure_eq!(
+                reply.bytes.get(header_len..header_len + len),
+                Some(pattern(len).as_slice())
+            );
+            bytes = reply.bytes;
+        }
+    }
+    Ok(())
+}
+
+fn c_header_comes_back_as_mm_left_it(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let told = |lie: mm::Lie, format: HeaderFormat, protocol| -> Result<Vec<u8>, String> {
+        let bytes = request(format, mm::LIAR, &lie.request(), 0);
+        let reply = call(&*machine, protocol, bytes, None)?;
+        ensure_eq!(reply.status, EfiStatus::SUCCESS);
+        Ok(reply.bytes)
+    };
+    let v1 = told(mm::Lie::MessageLength(5), HeaderFormat::V1, CProtocol::Two)?;
+    ensure_eq!(field(&v1, 16), Some(5));
+    let v3 = told(mm::Lie::MessageLength(5), HeaderFormat::V3, CProtocol::Three)?;
+    ensure_eq!((field(&v3, 16), field(&v3, 48)), (Some(61), Some(16)));
+    let v3 = told(mm::Lie::MessageSize(5), HeaderFormat::V3, CProtocol::Three)?;
+    ensure_eq!((field(&v3, 16), field(&v3, 48)), (Some(72), Some(5)));
+    // The caller's buffer has 16 bytes behind the header.
+    let v1 = told(mm::Lie::MessageLength(17), HeaderFormat::V1, CProtocol::Two)?;
+    ensure_eq!(field(&v1, 16), Some(16));
+    let v3 = told(mm::Lie::MessageLength(17), HeaderFormat::V3, CProtocol::Three)?;
+    ensure_eq!((field(&v3, 16), field(&v3, 48)), (Some(72), Some(16)));
+    ensure_clean(&*machine, 0)
+}
+
+fn c_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (status, told) in super::lies::STATUSES_WITHOUT_ERROR_BIT {
+        for (format, protocol, comm_size) in [
+            (HeaderFormat::V1, CProtocol::One, Some(40)),
+            (HeaderFormat::V1, CProtocol::Two, None),
+            (HeaderFormat::V3, CProtocol::Three, None),
+        ] {
+            let bytes = request(format, mm::LIAR, &mm::Lie::Status(status).request(), 0);
+            let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+            ensure_eq!(reply, unchanged(told, &bytes, comm_size));
+            ensure_clean(&*machine, 0)?;
+        }
+    }
     Ok(())
 }
 

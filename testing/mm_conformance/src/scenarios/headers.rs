@@ -19,7 +19,9 @@ scenarios! {
     headers_alternate: CONTROLLED_MM | V3_HEADERS, "calls of both formats follow each other through one buffer";
     v3_no_handler_is_an_error: MM | V3_HEADERS, "a v3 message that nobody takes is an error with MM's status";
     v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "what MM says is checked as with v1, with the longer header";
-    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox BufferSize says how long the response is";
+    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox the header says how long the response is";
+    v3_message_size_is_the_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "that is MessageSize if MM leaves BufferSize alone, as edk2's Standalone MM on Arm does, and at most what BufferSize allows";
+    v3_message_size_is_not_looked_at_beside_a_mailbox: CONTROLLED_MM | V3_HEADERS | MAILBOX, "beside a mailbox MessageSize says nothing";
 }
 
 const V3: Call = Call {
@@ -185,6 +187,34 @@ fn v3_without_mailbox(lab: &dyn Lab) -> Seen {
             machine.communicate(0, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn v3_message_size_is_the_length_without_mailbox(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
+    for len in [0, 1, 4, 15, 16] {
+        let request = Lie::MessageSize(len).request();
+        ensure_eq!(
+            machine.communicate(0, &request, mm::LIAR),
+            Ok(request.iter().copied().take(usize::from(len as u8)).collect())
+        );
+        ensure_clean(&*machine, 0)?;
+    }
+    for len in [17, 16384, u64::MAX] {
+        let claimed = machine.communicate(0, &Lie::MessageSize(len).request(), mm::LIAR);
+        ensure_eq!(claimed, Err(Failure::BadHeader));
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn v3_message_size_is_not_looked_at_beside_a_mailbox(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for len in [0, 4, 17, u64::MAX] {
+        let request = Lie::MessageSize(len).request();
+        ensure_eq!(v3(&*machine, &request, mm::LIAR), Ok(request.to_vec()));
         ensure_clean(&*machine, 0)?;
     }
     Ok(())

@@ -13,6 +13,7 @@ scenarios! {
     failed_handler_is_an_error: CONTROLLED_MM, "a handler that fails is an error with MM's status";
     without_mailbox_over_ports_nobody_says_no: CONTROLLED_MM | PORTS | LATENCY, "what cannot be told: without a mailbox a message that nobody takes, or MM never sees, comes back as if it was answered";
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
+    mm_status_without_error_bit_is_an_error: CONTROLLED_MM | MAILBOX, "a status that is neither success nor an EFI_ERROR, a warning or an error of a 32-bit MM core, comes without a response";
     ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
     late_mm_is_an_error_and_harms_nobody: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
     late_response_is_none_to_somebody_elses_request: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for that to a request for somebody else";
@@ -80,6 +81,33 @@ fn mm_status_is_carried(lab: &dyn Lab) -> Seen {
         EfiStatus(0x8000_0000_0000_7777),
     ] {
         ensure_eq!(lie(&*machine, Lie::Status(status.0)), Err(Failure::Mm(status)));
+    }
+    Ok(())
+}
+
+/// Statuses that are neither success nor an `EFI_ERROR` on a 64-bit machine, and the error that each means.
+pub(super) const STATUSES_WITHOUT_ERROR_BIT: [(u64, EfiStatus); 7] = [
+    // EFI_WARN_UNKNOWN_GLYPH and EFI_WARN_STALE_DATA.
+    (1, EfiStatus::NOT_FOUND),
+    (5, EfiStatus::NOT_FOUND),
+    // PI's EFI_WARN_INTERRUPT_SOURCE_PENDING and a vendor's warning.
+    (0x2000_0000_0000_0000, EfiStatus::NOT_FOUND),
+    (0x4000_0000_0000_0001, EfiStatus::NOT_FOUND),
+    // EFI_ACCESS_DENIED, EFI_INTERRUPT_PENDING and EFI_WARN_INTERRUPT_SOURCE_PENDING of a 32-bit MM core.
+    (0x8000_000f, EfiStatus::ACCESS_DENIED),
+    (0xa000_0000, EfiStatus::INTERRUPT_PENDING),
+    (0x2000_0000, EfiStatus::NOT_FOUND),
+];
+
+fn mm_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for (status, _) in STATUSES_WITHOUT_ERROR_BIT {
+        ensure_eq!(
+            lie(&*machine, Lie::Status(status)),
+            Err(Failure::Mm(EfiStatus(status)))
+        );
+        ensure_clean(&*machine, 0)?;
+        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }

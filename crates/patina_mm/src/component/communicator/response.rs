@@ -3,6 +3,7 @@
 use super::Status;
 use super::tag::CallTag;
 use alloc::vec::Vec;
+use mm_wire::ResponseLength;
 use mm_wire::{Guid, HeaderFormat};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -41,6 +42,14 @@ impl<'a> ResponseReader<'a> {
         Self {
             source: Source::Copied(response, response),
             tag,
+        }
+    }
+
+    /// What the header that MM left says about the response.
+    pub(crate) const fn in_header(&self) -> Option<ResponseLength> {
+        match &self.source {
+            Source::InPlace(response) => response.in_header(),
+            Source::Copied(..) => None,
         }
     }
 

@@ -66,7 +66,8 @@ pub enum Status {
     /// ports, how long it was waited, and what SMI_EN says.
     #[error("MM did not process the request; it has been withdrawn")]
     NotProcessed,
-    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed.
+    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed. Any status but success is a
+    /// failure, also one without the error bit: a warning, or an error of a 32-bit MM core.
     #[error("MM answered {}{}", EfiStatus(.0.as_usize() as u64), meaning(*.0))]
     MmReturned(efi::Status),
     /// The mailbox claims a response of fewer bytes than the header has.
@@ -263,12 +264,20 @@ impl From<Status> for EfiError {
             Status::MmiNotRaised(error) => MmiError::Trigger(error).into(),
             Status::SecureCall(error) => efi_error(error),
             Status::NotProcessed => Self::NoResponse,
-            Status::MmReturned(status) => Self::status_to_result(status)
-                .err()
-                .unwrap_or(Self::Unknown(status)),
+            Status::MmReturned(status) => error_of(status),
             Status::OutOfMemory { .. } => Self::OutOfResources,
         }
     }
+}
+
+/// The error that MM's status means, also if it has no error bit: an `EfiError` of a warning would be no error to C.
+fn error_of(status: efi::Status) -> EfiError {
+    let error = EfiStatus(status.as_usize() as u64).as_error();
+    let error = error.and_then(|error| usize::try_from(error.0).ok());
+    let status = error.map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
+    EfiError::status_to_result(status)
+        .err()
+        .unwrap_or(EfiError::Unknown(status))
 }
 
 #[cfg(test)]
@@ -317,7 +326,10 @@ mod tests {
         Status::MmReturned(_) =>
             (Status::MmReturned(efi::Status::NOT_FOUND), EfiError::NotFound),
             (Status::MmReturned(efi::Status::ACCESS_DENIED), EfiError::AccessDenied),
-            (Status::MmReturned(STRANGE), EfiError::Unknown(STRANGE));
+            (Status::MmReturned(STRANGE), EfiError::Unknown(STRANGE)),
+            (Status::MmReturned(efi::Status::from_usize(5)), EfiError::NotFound),
+            (Status::MmReturned(efi::Status::from_usize(0x8000_000f)), EfiError::AccessDenied),
+            (Status::MmReturned(efi::Status::SUCCESS), EfiError::DeviceError);
         Status::ResponseBelowHeader { .. } =>
             (Status::ResponseBelowHeader { claimed: 1, minimum: 24 }, EfiError::ProtocolError);
         Status::ResponseBeyondBuffer { .. } =>
@@ -328,7 +340,7 @@ mod tests {
         Status::OutOfMemory { .. } => (Status::OutOfMemory { needed: 1 }, EfiError::OutOfResources);
     }
 
-    const STRANGE: efi::Status = efi::Status::from_usize(77);
+    const STRANGE: efi::Status = efi::Status::from_usize(1 << 63 | 0x7777);
     const TIMEOUT: SmcError = SmcError::Timeout {
         call: "FFA_RUN",
         attempts: 1,
@@ -337,7 +349,9 @@ mod tests {
     #[test]
     fn every_status_has_its_efi_error() {
         for (status, expected) in every_status() {
-            assert_eq!(EfiError::from(status), expected, "{status:?}");
+            let error = EfiError::from(status);
+            assert_eq!(error, expected, "{status:?}");
+            assert!(efi::Status::from(error).is_error(), "{status:?} is success to C");
         }
     }
 

@@ -39,18 +39,21 @@ use patina::standard::efi;
 /// | `*CommSize` is 0 | `BAD_BUFFER_SIZE` | `*CommSize`: the largest buffer with header |
 /// | `*CommSize` is less than the header, or than header and message | `INVALID_PARAMETER` | nothing |
 /// | `*CommSize` is more than MM takes | `BAD_BUFFER_SIZE` | `*CommSize`, as above |
-/// | the message's length is 0 or more than MM takes | `BAD_BUFFER_SIZE` | MessageLength (v3: MessageSize): the longest message; and `*CommSize` where given |
+/// | the message is longer than MM takes (v3: BufferSize counts) | `BAD_BUFFER_SIZE` | MessageLength (v3: MessageSize): the longest message; and `*CommSize` where given |
+/// | the message has no bytes, and MM is entered by secure monitor calls | `BAD_BUFFER_SIZE` | the same |
 /// | v3: BufferSize is less than header and MessageSize | `INVALID_PARAMETER` | nothing |
 /// | protocol 3: the header is not v3 | `INVALID_PARAMETER` | nothing |
 /// | the response does not fit into the caller's buffer | `BUFFER_TOO_SMALL` | `*CommSize`: what it would take |
 /// | a call that this one interrupted has the comm buffer | `ALREADY_STARTED` | nothing |
-/// | no handler, or another refusal of MM's | MM's status | nothing |
-/// | a response | `SUCCESS` | the response; `*CommSize` with the header. Without `CommSize`: MessageLength; v3: BufferSize, with the header |
+/// | no handler, or another refusal of MM's | MM's status if it is an `EFI_ERROR`; a 32-bit core's error as the same one in 64 bits; `NOT_FOUND` for a warning | nothing |
+/// | a response | `SUCCESS` | the response; `*CommSize` with the header |
 ///
 /// "Nothing" is true as well where the caller's buffer is the comm buffer: header and message stand there as before. After an
-/// response the header does, but for the field that the table names.
+/// response the header does, so that a driver which wrote it once can call again. Only a field that MM itself changed to tell the
+/// response's length comes back as MM left it: edk2's MM for Arm writes MessageLength or MessageSize, its MM for x86 neither. So on
+/// x86 `*CommSize` alone tells the length, and a caller of protocol 3 has to know it from the message, as with edk2.
 ///
-/// A v3 header's MessageSize reaches MM as it is, and comes back as it was. Its Reserved field is zero on the way to MM.
+/// BufferSize and MessageSize of a v3 header reach MM as they are. Its Reserved field is zero on the way to MM.
 ///
 /// # Which comm buffer
 ///
@@ -367,11 +370,7 @@ fn answer(
 /// The status of a call that did not get its response. The communicator's log has the numbers.
 fn failed(bridge: &Bridge, status: Status) -> EfiStatus {
     log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
-    let status = match status {
-        Status::MmReturned(status) => status,
-        status => EfiError::from(status).into(),
-    };
-    EfiStatus(status.as_usize() as u64)
+    EfiStatus(efi::Status::from(EfiError::from(status)).as_usize() as u64)
 }
 
 /// Checks a request, sends its message, and writes the response into the caller's buffer.
@@ -412,13 +411,16 @@ fn send(
     let recipient = patina::Guid::from_bytes(&header.recipient().to_bytes());
     let options = CallOptions::new()
         .with_header(header.format())
-        .with_message_size(header.message_size());
+        .with_message_size(header.message_size())
+        .with_empty_message();
     let room = request.room();
     let mut taken = Ok(());
+    let mut in_header = None;
     let sent = bridge
         .mm
         .communicate_with(bridge.buffer, message, recipient, options, &mut |reader| {
             let needed = reader.remaining();
+            in_header = reader.in_header();
             taken = if needed > room {
                 Err(Status::ResponseTooLong { needed, room })
             } else if hold(response, needed) {
@@ -428,11 +430,14 @@ fn send(
             };
         });
     Ok(match sent.and(taken) {
-        Ok(()) => request.answer(response),
+        Ok(()) => request.answer(response, in_header),
         Err(status) => {
             let reported = failed(bridge, status);
             match status {
                 Status::ResponseTooLong { needed, .. } => request.refuse_for_want_of_room(message, needed),
+                Status::InvalidDataBuffer if header.message_size() == 0 => {
+                    request.refuse_empty(message, longest)
+                }
                 _ => request.refuse(message, reported),
             }
         }
