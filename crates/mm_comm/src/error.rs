@@ -148,3 +148,38 @@ pub enum ResponseError {
     #[error("MM: the communicate header is damaged: {0}")]
     HeaderDamaged(mm_wire::HeaderError),
 }
+
+/// What C is told: the statuses that `patina_mm` gives its callers for the same.
+impl BeginError {
+    /// The same as an `EFI_STATUS`.
+    #[must_use]
+    pub const fn status(self) -> EfiStatus {
+        match self {
+            Self::Busy => EfiStatus::ALREADY_STARTED,
+            Self::Retired | Self::MailboxInUse => EfiStatus::ACCESS_DENIED,
+            Self::EmptyMessage | Self::RecipientIsMarker(_) => EfiStatus::INVALID_PARAMETER,
+            Self::MessageTooLarge { .. } => EfiStatus::BAD_BUFFER_SIZE,
+            Self::NotMemory { .. } => EfiStatus::DEVICE_ERROR,
+            Self::Overwritten { .. } => EfiStatus::ABORTED,
+        }
+    }
+}
+
+impl ResponseError {
+    /// The same as an `EFI_STATUS`, which is an error: MM's own, or that MM did not take the request or broke the protocol.
+    #[must_use]
+    pub const fn status(self) -> EfiStatus {
+        match self {
+            Self::NotProcessed => EfiStatus::NO_RESPONSE,
+            Self::Mm(status) => match status.as_error() {
+                Some(error) => error,
+                None => EfiStatus::PROTOCOL_ERROR,
+            },
+            Self::SizeBelowHeader { .. }
+            | Self::SizeBeyondBuffer { .. }
+            | Self::RecipientChanged { .. }
+            | Self::LengthBeyondBuffer { .. }
+            | Self::HeaderDamaged(_) => EfiStatus::PROTOCOL_ERROR,
+        }
+    }
+}

@@ -211,6 +211,31 @@ pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
     }
 }
 
+/// After how many looks at a mailbox that still announces its request another MMI is raised.
+const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
+
+/// Like [`wait`], after an MMI was raised, but one more is raised with `again` if MM does not take the request for a while: some
+/// MM cores serve one request at an MMI (Project Mu's supervisor the users' before its own), and that may have been the request
+/// of a call that this one interrupted.
+///
+/// Returns the pauses made. `again` tells by itself if it fails; the wait goes on all the same: the first MMI was raised, so that
+/// MM may have taken the request, or may yet. The mailbox has the last word.
+pub fn wait_and_raise_again(
+    channel: &Channel,
+    polls: u32,
+    again: impl FnOnce(),
+    mut pause: impl FnMut(),
+) -> u32 {
+    let first = POLLS_UNTIL_ANOTHER_MMI.min(polls.div_ceil(2));
+    let pauses = wait(channel, first, &mut pause);
+    let left = polls.saturating_sub(pauses);
+    if left == 0 || !channel.mailbox().is_some_and(Mailbox::is_pending) {
+        return pauses;
+    }
+    again();
+    pauses.saturating_add(wait(channel, left, pause))
+}
+
 /// MM's response, still in shared memory; its length has been read and checked.
 ///
 /// There is no reference to it to be had, since MM may still write there. It is copied out, front to back, and no byte

@@ -5,6 +5,7 @@
 
 use crate::ports::Ports;
 use core::fmt;
+use mm_wire::EfiStatus;
 use thiserror::Error;
 
 /// Why no MMI was raised.
@@ -82,6 +83,22 @@ pub enum TriggerError {
         /// The reserved bits that are set.
         reserved: u32,
     },
+}
+
+impl TriggerError {
+    /// The same as an `EFI_STATUS`.
+    #[must_use]
+    pub const fn status(self) -> EfiStatus {
+        match self {
+            Self::NoPortIo => EfiStatus::UNSUPPORTED,
+            Self::SmisDisabled { .. } => EfiStatus::NOT_READY,
+            Self::EnableRefused { .. } => EfiStatus::ACCESS_DENIED,
+            Self::NoRegister { .. }
+            | Self::NotPmBase { .. }
+            | Self::NothingAnswers { .. }
+            | Self::NotSmiEnable { .. } => EfiStatus::INVALID_PARAMETER,
+        }
+    }
 }
 
 bitflags::bitflags! {

@@ -46,6 +46,7 @@ statuses! {
     ALREADY_STARTED = ERROR_BIT | 20, "the protocol has already been started";
     ABORTED = ERROR_BIT | 21, "the operation was aborted";
     INCOMPATIBLE_VERSION = ERROR_BIT | 25, "the version does not fit";
+    PROTOCOL_ERROR = ERROR_BIT | 24, "the other side broke the protocol";
     SECURITY_VIOLATION = ERROR_BIT | 26, "a security rule forbids the operation";
     COMPROMISED_DATA = ERROR_BIT | 33, "the data cannot be trusted";
     INTERRUPT_PENDING = ERROR_BIT | 1 << 61, "an interrupt has to be handled first (PI 1.9, volume 1, status codes)";

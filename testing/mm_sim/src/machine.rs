@@ -2,7 +2,7 @@
 
 use crate::memory::{Memory, MmView};
 use crate::{SimError, StandardMm};
-use mm_comm::{Channel, PortTrigger, Ports, SmiCheck, SmiEnable, SmiEnableRegister};
+use mm_comm::{Channel, PortTrigger, Ports, SharedRegion, SmiCheck, SmiEnable, SmiEnableRegister};
 use mm_core::{CommBuffer, Mmi, SystemMemory};
 use mm_wire::{AddressRange, PAGE_LEN};
 use std::cell::{Cell, RefCell};
@@ -150,6 +150,12 @@ impl Machine {
     #[must_use]
     pub fn allocate_pages(&self, pages: usize) -> *mut u8 {
         self.0.memory.allocate(pages)
+    }
+
+    /// Adds RAM at a physical address, which MM and bus masters reach through `bytes`. A test so maps memory elsewhere for the
+    /// code under test, and takes that mapping away again.
+    pub fn add_ram(&self, start: u64, bytes: SharedRegion) {
+        self.0.memory.add(start, bytes);
     }
 
     /// Allocates a comm buffer and, on request, a mailbox on a page of its own.

@@ -16,12 +16,27 @@ const NOTHING_THERE: u8 = 0xff;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_LEN]);
 
+/// A piece of RAM.
+#[derive(Debug)]
+struct Ram {
+    /// Its physical address.
+    start: u64,
+    /// Where this process reaches it. The same address, unless a test mapped the memory twice.
+    bytes: SharedRegion,
+}
+
+impl Ram {
+    fn addresses(&self) -> Option<AddressRange> {
+        AddressRange::new(self.start, self.bytes.len() as u64)
+    }
+}
+
 /// All memory of a machine.
 ///
-/// Invariant: each region in `ram` is leaked, and so is valid until the process ends, whoever holds a pointer to it.
+/// Invariant: each piece of `ram` is valid until the process ends, whoever holds a pointer to it.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    ram: RefCell<Vec<SharedRegion>>,
+    ram: RefCell<Vec<Ram>>,
     mmram: AddressRange,
     mmram_bytes: RefCell<Vec<u8>>,
     pub(crate) mmram_open: Cell<bool>,
@@ -50,8 +65,16 @@ impl Memory {
         // was `memory`, which is not used any more.
         let region = unsafe { SharedRegion::new(base, len) };
         // Never an error: an allocation is not null, does not wrap and is at most `isize::MAX` long.
-        self.ram.borrow_mut().extend(region);
+        let start = base.addr() as u64;
+        self.ram
+            .borrow_mut()
+            .extend(region.map(|bytes| Ram { start, bytes }));
         base
+    }
+
+    /// See [`crate::Machine::add_ram`].
+    pub(crate) fn add(&self, start: u64, bytes: SharedRegion) {
+        self.ram.borrow_mut().push(Ram { start, bytes });
     }
 
     /// A client's view of a comm buffer in this RAM.
@@ -80,12 +103,11 @@ impl Memory {
 
     /// Hands the region that all of `range` lies in to `access`, with the offset; `false` where there is none.
     fn in_ram(&self, range: AddressRange, mut access: impl FnMut(&SharedRegion, usize) -> bool) -> bool {
-        self.ram.borrow().iter().any(|region| {
-            region
-                .range()
+        self.ram.borrow().iter().any(|ram| {
+            ram.addresses()
                 .filter(|addresses| addresses.contains(range))
                 .and_then(|addresses| usize::try_from(range.start().checked_sub(addresses.start())?).ok())
-                .is_some_and(|offset| access(region, offset))
+                .is_some_and(|offset| access(&ram.bytes, offset))
         })
     }
 

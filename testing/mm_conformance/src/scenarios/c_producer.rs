@@ -39,6 +39,7 @@ scenarios! {
     c_header_comes_back_as_mm_left_it: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a length that MM itself changed in the header is the caller's to see, unless it exceeds the caller's buffer";
     c_status_without_error_bit_is_an_error: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a warning, or an error of a 32-bit MM core, is an EFI_ERROR to a driver in C";
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
+    c_call_is_told_of_every_lie: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "what cannot be a response is PROTOCOL_ERROR to C, and the buffer stays as it was";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
     c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
 }
@@ -638,6 +639,26 @@ fn c_call_carries_mms_status(lab: &dyn Lab) -> Seen {
     let reply = call(&*machine, CProtocol::Two, v1, Some(40))?;
     ensure_eq!(reply.status, EfiStatus::NO_RESPONSE);
     ensure_clean(&*machine, 0)
+}
+
+fn c_call_is_told_of_every_lie(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    for lie in [
+        mm::Lie::Size(0),
+        mm::Lie::Size(23),
+        mm::Lie::Size(1 << 20),
+        mm::Lie::Size(u64::MAX),
+        mm::Lie::Recipient,
+        mm::Lie::WipeHeader,
+        mm::Lie::OtherFormat,
+        mm::Lie::MessageLength(u64::MAX),
+    ] {
+        let v1 = request(HeaderFormat::V1, mm::LIAR, &lie.request(), 0);
+        let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(40))?;
+        ensure_eq!(reply, unchanged(EfiStatus::PROTOCOL_ERROR, &v1, Some(40)));
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
 }
 
 fn c_call_during_a_call_is_refused(lab: &dyn Lab) -> Seen {

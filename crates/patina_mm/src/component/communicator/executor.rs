@@ -6,7 +6,6 @@ use crate::config::{CommunicateBuffer, MmCommunicationOptions};
 use crate::service::SwMmiTrigger;
 use core::cell::Cell;
 use core::fmt::{self, Display as _};
-use mm_comm::mailbox::Mailbox;
 use mm_comm::transaction;
 use patina::component::service::Service;
 
@@ -53,15 +52,8 @@ mockall::mock! {
     }
 }
 
-/// After how many looks at a mailbox that still announces its request another MMI is raised.
-const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
-
 /// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, waits until the mailbox shows that MM took
-/// the request.
-///
-/// If it does not for a while, one more MMI is raised: some MM cores serve one request at an MMI (Project Mu's supervisor
-/// the users' before its own), and that may have been the request of a call that this one interrupted. If the second MMI
-/// cannot be raised the wait goes on, because the first one may already have been delivered.
+/// the request. If it does not for a while, one more MMI is raised: see [`transaction::wait_and_raise_again`].
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
@@ -109,21 +101,14 @@ impl MmExecutor for RealMmExecutor {
             return Ok(());
         }
         let mut mmis = 1;
-        let channel = comm_buffer.channel();
-        let polls = self.options.completion_polls;
-        let first = POLLS_UNTIL_ANOTHER_MMI.min(polls.div_ceil(2));
-        let mut pauses = transaction::wait(channel, first, || self.trigger.pause());
-        let left = polls.saturating_sub(pauses);
-        if left > 0 && channel.mailbox().is_some_and(Mailbox::is_pending) {
-            // The first one was raised: MM may have taken the request, or may yet. The mailbox has the last word.
-            match enter() {
-                Ok(_) => mmis = 2,
-                Err(error) => {
-                    log::warn!(target: "mm_comm", "comm buffer {id}: no second MMI was raised: {error}");
-                }
+        let again = || match enter() {
+            Ok(_) => mmis = 2,
+            Err(error) => {
+                log::warn!(target: "mm_comm", "comm buffer {id}: no second MMI was raised: {error}");
             }
-            pauses = pauses.saturating_add(transaction::wait(channel, left, || self.trigger.pause()));
-        }
+        };
+        let (channel, polls) = (comm_buffer.channel(), self.options.completion_polls);
+        let pauses = transaction::wait_and_raise_again(channel, polls, again, || self.trigger.pause());
         self.last.set(Last::Waited { mmis, polls: pauses });
         log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
         Ok(())

@@ -1,0 +1,123 @@
+//! The ways into MM, as a runtime driver keeps them.
+
+use core::fmt;
+use mm_comm::smc::{Conduit, Connection, SecureMm};
+use mm_comm::{PortTrigger, Ports, SmiEnableRegister};
+use mm_wire::EfiStatus;
+
+/// How far MM has come when it was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// An MMI was raised; the mailbox tells when MM took the request.
+    Raised,
+    /// MM ran and has returned.
+    Returned,
+}
+
+/// A way into MM.
+///
+/// It lives in the driver's memory, which moves to another address with `SetVirtualAddressMap`. So it must not hold references
+/// or pointers that [`Self::convert`] does not convert; `dyn` objects neither.
+pub trait Entry {
+    /// Whether MM takes a header without a message, as edk2's MM cores for x86 do and the one for Arm does not.
+    const TAKES_EMPTY_MESSAGES: bool = true;
+
+    /// Enters MM with the request in the comm buffer at this physical address.
+    ///
+    /// # Errors
+    ///
+    /// The status for the caller, where MM was not entered or refused; `sink` is told why.
+    fn enter(&self, comm_buffer: u64, sink: &dyn crate::Sink) -> Result<Progress, EfiStatus>;
+
+    /// Lets a raised MMI be taken.
+    fn pause(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// The address of a memory-mapped register that is used, where there is one.
+    fn register(&self) -> Option<usize> {
+        None
+    }
+
+    /// Converts every address that is kept; `false` where one cannot be. The new addresses are not mapped yet: they must not
+    /// be used here.
+    fn convert(&mut self, convert: &mut dyn FnMut(usize) -> Option<usize>) -> bool {
+        let _ = convert;
+        true
+    }
+}
+
+/// x86 ports.
+#[derive(Clone, Copy, Debug)]
+pub struct PortEntry<P> {
+    /// The processor's I/O.
+    pub ports: P,
+    /// The ports, and SMI_EN.
+    pub trigger: PortTrigger,
+    /// What is written to the command port.
+    pub command: u8,
+    /// What is written to the data port.
+    pub data: u8,
+}
+
+impl<P: Ports> Entry for PortEntry<P> {
+    fn enter(&self, _: u64, sink: &dyn crate::Sink) -> Result<Progress, EfiStatus> {
+        let raised = self.trigger.raise(&self.ports, self.command, self.data);
+        raised.map_err(|error| {
+            sink.error(format_args!("no MMI was raised: {error}"));
+            error.status()
+        })?;
+        Ok(Progress::Raised)
+    }
+
+    fn pause(&self) {
+        self.ports.pause();
+    }
+
+    fn register(&self) -> Option<usize> {
+        match self.trigger.smi_enable {
+            Some(SmiEnableRegister::Mmio(address)) => Some(address),
+            Some(SmiEnableRegister::Io(_)) | None => None,
+        }
+    }
+
+    fn convert(&mut self, convert: &mut dyn FnMut(usize) -> Option<usize>) -> bool {
+        let Some(address) = self.register() else {
+            return true;
+        };
+        let converted = convert(address);
+        // What was not converted must not be read any more. The MMI itself needs no memory.
+        self.trigger.smi_enable = converted.map(SmiEnableRegister::Mmio);
+        converted.is_some()
+    }
+}
+
+/// Secure monitor calls.
+#[derive(Debug)]
+pub struct SecureEntry<C>(Connection<C>);
+
+impl<C> SecureEntry<C> {
+    /// Uses a connection that [`mm_comm::smc::connect`] made.
+    #[must_use]
+    pub const fn new(connection: Connection<C>) -> Self {
+        Self(connection)
+    }
+}
+
+impl<C> fmt::Display for SecureEntry<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<C: Conduit> Entry for SecureEntry<C> {
+    const TAKES_EMPTY_MESSAGES: bool = false;
+
+    fn enter(&self, comm_buffer: u64, sink: &dyn crate::Sink) -> Result<Progress, EfiStatus> {
+        self.0.communicate(comm_buffer).map_err(|error| {
+            sink.error(format_args!("MM did not take the request: {error}"));
+            error.status()
+        })?;
+        Ok(Progress::Returned)
+    }
+}

@@ -1,0 +1,116 @@
+//! Management Mode communication after `ExitBootServices`: the reusable part of a DXE runtime driver.
+//!
+//! A platform's runtime driver calls [`install`] from its entry point and returns. From then on drivers in C find
+//! `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3` and send through them, before `ExitBootServices`, after it, and after
+//! `SetVirtualAddressMap`. edk2's `VariableSmmRuntimeDxe` works above them unchanged, where [`Configuration::markers`] says
+//! that MM's variable service is ready.
+//!
+//! ```text
+//! entry point ── hobs::find or constants ──► Configuration ─┐
+//!                PortEntry or SecureEntry ──────────────────┴─► install ──► three protocols, two events
+//!
+//!          at boot                    after ExitBootServices        after SetVirtualAddressMap
+//! calls    at TPL_NOTIFY              no boot services              comm buffer by its virtual address
+//! MM       is told the comm buffer's physical address, always
+//! ```
+//!
+//! | module | content |
+//! |---|---|
+//! | [`hobs`] | the comm buffer that the PEI phase announced |
+//! | [`entry`] | the ways into MM: x86 ports, secure monitor calls |
+//! | `driver` | one call, and the change of addresses |
+//! | `install` | protocols, events, memory |
+//!
+//! # What the crate keeps, and where
+//!
+//! One block of RuntimeServicesData, which [`install`] allocates: the three interfaces, the pointers to comm buffer and mailbox,
+//! and room to copy the longest request and the longest response. Nothing is allocated later, and there is no static that
+//! changes. When the operating system moves the firmware to virtual addresses, the block converts its pointers; the code is
+//! relocated by the firmware, as every runtime image.
+//!
+//! # Calls inside of calls
+//!
+//! While boot services last, a call runs at `TPL_NOTIFY`, so that no notification of a driver in C comes between. What comes
+//! between all the same (`TPL_HIGH_LEVEL`, another processor, a machine check) gets `EFI_ALREADY_STARTED`, and the call that it
+//! interrupted goes on undisturbed. That is so after `ExitBootServices` too.
+//!
+//! # Statuses
+//!
+//! What each parameter may be, and what is written back, is the same as with `patina_mm`'s `MmCommunicationProducer`: both call
+//! [`mm_comm::c_request`]. After `SetVirtualAddressMap` physical and virtual address may differ; the virtual one counts.
+#![no_std]
+#![deny(missing_docs)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+#[cfg(test)]
+extern crate std;
+
+mod driver;
+pub mod entry;
+pub mod hobs;
+mod install;
+pub mod protocols;
+
+pub use entry::{Entry, PortEntry, Progress, SecureEntry};
+pub use install::{InstallError, install};
+
+use core::fmt;
+use mm_wire::hob::CommBufferPlace;
+
+/// What a platform says about its MM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// The comm buffer and its mailbox, which nobody else uses. Both are RuntimeServicesData, mapped one to one at boot, and
+    /// MM knows the buffer.
+    pub buffer: CommBufferPlace,
+    /// How often the mailbox is looked at before a request is withdrawn. MM's slowest handler decides.
+    pub completion_polls: u32,
+    /// Whether to install the two protocols without an interface that edk2's variable driver waits for. Only where MM has a
+    /// variable service: that driver asserts that it answers.
+    pub markers: bool,
+    /// Whether to add EFI_MEMORY_RUNTIME to the page of a memory-mapped SMI_EN, so that the operating system maps it. Not
+    /// where the platform has done so.
+    pub map_registers: bool,
+}
+
+impl Configuration {
+    /// As many looks as `patina_mm` takes by default.
+    pub const DEFAULT_POLLS: u32 = 1_000_000;
+
+    /// A comm buffer, and defaults: no markers, no mapping.
+    #[must_use]
+    pub const fn new(buffer: CommBufferPlace) -> Self {
+        Self {
+            buffer,
+            completion_polls: Self::DEFAULT_POLLS,
+            markers: false,
+            map_registers: false,
+        }
+    }
+
+    /// The same with [`Self::markers`].
+    #[must_use]
+    pub const fn with_markers(self) -> Self {
+        Self {
+            markers: true,
+            ..self
+        }
+    }
+}
+
+/// Where a driver says what went wrong with a call.
+///
+/// It is also called after `ExitBootServices` and after `SetVirtualAddressMap`. So it must not use boot services, nor memory or
+/// registers whose address it has not converted: an I/O port will do. Where a platform has none, [`Silent`] it is.
+pub trait Sink {
+    /// Takes one line, which has no bytes of messages in it.
+    fn error(&self, line: fmt::Arguments<'_>);
+}
+
+/// Says nothing. Statuses tell what went wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Sink for Silent {
+    fn error(&self, _: fmt::Arguments<'_>) {}
+}

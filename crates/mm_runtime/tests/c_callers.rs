@@ -1,0 +1,102 @@
+//! The conformance scenarios for callers in C through a runtime driver, in each of its lives: at boot, after
+//! `ExitBootServices`, and after `SetVirtualAddressMap`, with nothing but faults left at the old addresses. Then what is the
+//! driver's own.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests without the harness that allows it"
+)]
+
+mod driver;
+mod lab;
+
+use lab::{Life, RuntimeLab};
+use libtest_mimic::{Arguments, Failed, Trial};
+use mm_conformance::{Abilities, Outcome};
+
+/// Scenarios that are not about callers in C, but can be played by one with a single comm buffer. The statuses of C tell less
+/// than the errors that other scenarios ask for.
+const OTHERS: &[&str] = &[
+    "response_fills_the_buffer",
+    "response_longer_than_request",
+    "response_shorter_than_request",
+    "callback_during_call_is_busy",
+    "callback_leaves_the_outer_request_alone",
+    "changed_length_beyond_the_buffer_is_refused",
+    "changed_recipient_is_refused",
+    "command_value_defaults_to_ff",
+    "command_value_is_configurable",
+    "data_port_is_written_before_the_command_port",
+    "deleted_variable_is_gone",
+    "echo_returns_what_was_sent",
+    "empty_response_has_no_bytes",
+    "failed_handler_is_an_error",
+    "failure_leaves_nothing_behind",
+    "foreign_header_format_is_refused",
+    "header_length_counts_without_mailbox",
+    "ignored_request_is_an_error",
+    "late_message_is_the_response_that_mm_gave",
+    "late_mm_is_an_error_and_harms_nobody",
+    "lengths_need_no_alignment",
+    "lies_leave_nothing_behind",
+    "many_calls_work",
+    "message_too_large_is_refused",
+    "missing_variable_is_not_found",
+    "mm_reads_the_data_value",
+    "no_handler_is_an_error",
+    "one_call_raises_one_mmi",
+    "request_fills_the_buffer",
+    "rewritten_message_length_is_accepted",
+    "short_read_tells_the_needed_size",
+    "smi_after_many_pauses_is_awaited",
+    "smis_are_not_switched_on_unasked",
+    "smis_are_switched_on_on_request",
+    "stale_status_is_not_believed",
+    "success_leaves_nothing_behind",
+    "switched_off_smis_are_an_error",
+    "unknown_variable_function_is_unsupported",
+    "variable_names_can_be_walked",
+    "variable_payload_size_is_answered",
+    "variable_reads_back_as_written",
+    "variable_storage_sizes_are_told",
+    "wiped_header_is_refused",
+];
+
+/// What cannot be played in a life.
+fn is_playable(life: Life, name: &str) -> bool {
+    match name {
+        // Physical and virtual address differ once the operating system has chosen them: see `driver`.
+        "c_addresses_must_agree" => life.is_one_to_one(),
+        // Notifications are boot services.
+        "c_call_from_a_notification_waits_for_the_call_under_way" => life == Life::Boot,
+        _ => name.starts_with("c_") || OTHERS.contains(&name),
+    }
+}
+
+fn main() {
+    if driver::plays_a_stale_pointer() {
+        return;
+    }
+    let known = mm_conformance::all();
+    let missing = OTHERS
+        .iter()
+        .find(|name| !known.iter().any(|scenario| scenario.name == **name));
+    assert_eq!(missing, None, "a scenario is gone");
+    let mut trials = driver::trials();
+    for life in Life::ALL {
+        for scenario in &known {
+            // The simulated machine is one of x86.
+            let others = Abilities::SECURE_CALLS | Abilities::NO_MM;
+            if scenario.needs.intersects(others) || !is_playable(life, scenario.name) {
+                continue;
+            }
+            let (name, scenario) = (format!("{life:?}::{}", scenario.name), *scenario);
+            trials.push(Trial::test(name, move || match scenario.run(&RuntimeLab(life)) {
+                Outcome::Passed => Ok(()),
+                Outcome::Failed(seen) => Err(Failed::from(format!("{}, but {seen}", scenario.shows))),
+                Outcome::Skipped(why) => Err(Failed::from(why)),
+            }));
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}

@@ -1,0 +1,233 @@
+//! What is a runtime driver's own: the change of addresses, and what happens where something fails.
+
+use crate::lab::memory::Block;
+use crate::lab::{Life, RuntimeMachine, power_on};
+use libtest_mimic::{Failed, Trial};
+use mm_conformance::lab::{CCall, CProtocol, CReply, Machine, Setup};
+use mm_conformance::mm;
+use mm_runtime::InstallError;
+use mm_runtime::protocols::{
+    COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
+};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
+use r_efi::efi;
+use std::cell::Cell;
+use std::process::Command;
+use std::rc::Rc;
+
+const ALL: [(&str, fn()); 9] = [
+    (
+        "calls_are_served_in_every_life_of_one_driver",
+        calls_are_served_in_every_life_of_one_driver,
+    ),
+    (
+        "physical_address_is_the_callers_once_addresses_changed",
+        physical_address_is_the_callers_once_addresses_changed,
+    ),
+    ("mm_is_told_the_physical_address", mm_is_told_the_physical_address),
+    (
+        "unmapped_comm_buffer_is_not_ready",
+        unmapped_comm_buffer_is_not_ready,
+    ),
+    (
+        "address_change_during_a_call_ends_the_service",
+        address_change_during_a_call_ends_the_service,
+    ),
+    (
+        "failed_installation_leaves_nothing",
+        failed_installation_leaves_nothing,
+    ),
+    (
+        "protocols_of_another_driver_are_left_alone",
+        protocols_of_another_driver_are_left_alone,
+    ),
+    (
+        "markers_are_installed_on_request",
+        markers_are_installed_on_request,
+    ),
+    ("stale_pointer_faults", stale_pointer_faults),
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    ALL.into_iter()
+        .map(|(name, test)| {
+            Trial::test(format!("driver::{name}"), move || {
+                test();
+                Ok::<(), Failed>(())
+            })
+        })
+        .collect()
+}
+
+fn up(life: Life) -> RuntimeMachine {
+    let machine = power_on(life, &Setup::default());
+    machine.install(&Setup::default()).unwrap();
+    machine
+}
+
+fn message(recipient: Guid, message: &[u8]) -> Vec<u8> {
+    let header = Header::new(HeaderFormat::V1, recipient, message.len() as u64).unwrap();
+    [header.encode().as_ref(), message].concat()
+}
+
+fn call(machine: &RuntimeMachine, protocol: CProtocol) -> CReply {
+    let bytes = message(mm::ECHO, b"from C");
+    let call = CCall {
+        protocol,
+        comm_size: Some(bytes.len()),
+        bytes: Some(bytes),
+    };
+    machine.call_c(&call).unwrap()
+}
+
+fn assert_served(machine: &RuntimeMachine) {
+    for protocol in [CProtocol::One, CProtocol::Two] {
+        let reply = call(machine, protocol);
+        assert_eq!(reply.status, EfiStatus::SUCCESS);
+        assert_eq!(reply.bytes, message(mm::ECHO, b"from C"));
+    }
+}
+
+fn calls_are_served_in_every_life_of_one_driver() {
+    let machine = up(Life::Boot);
+    let firmware = &machine.0.firmware;
+    assert_served(&machine);
+    firmware.exit_boot_services();
+    assert_served(&machine);
+    firmware.set_virtual_address_map(|_| true);
+    // The caller's two addresses still agree, as with a map that moves nothing of the caller's.
+    assert_served(&machine);
+    assert_eq!(machine.mmis(), 6);
+}
+
+fn physical_address_is_the_callers_once_addresses_changed() {
+    for life in Life::ALL {
+        let machine = up(life);
+        machine.live();
+        let expected = match life.is_one_to_one() {
+            true => EfiStatus::INVALID_PARAMETER,
+            false => EfiStatus::SUCCESS,
+        };
+        assert_eq!(call(&machine, CProtocol::TwoApart).status, expected, "{life:?}");
+    }
+}
+
+fn mm_is_told_the_physical_address() {
+    // MM of the simulated machine looks for requests at the physical address alone. Nothing else is there any more after the
+    // move, so a response shows both: where MM looked, and where the driver wrote.
+    let machine = up(Life::Moved);
+    machine.live();
+    let buffer: &Block = &machine.0.buffer;
+    assert_ne!(buffer.translate(buffer.physical), Some(buffer.physical));
+    assert_served(&machine);
+}
+
+fn unmapped_comm_buffer_is_not_ready() {
+    for forget_mailbox in [false, true] {
+        let machine = up(Life::Boot);
+        let parts = &machine.0;
+        parts.firmware.exit_boot_services();
+        match (forget_mailbox, &parts.mailbox) {
+            (true, Some(mailbox)) => parts.firmware.forget(mailbox),
+            _ => parts.firmware.forget(&parts.buffer),
+        }
+        parts.firmware.set_virtual_address_map(|_| true);
+        parts.buffer.forbid();
+        let reply = call(&machine, CProtocol::Two);
+        assert_eq!(reply.status, EfiStatus::NOT_READY);
+        assert_eq!(reply.bytes, message(mm::ECHO, b"from C"));
+        assert_eq!(machine.mmis(), 0);
+    }
+}
+
+fn address_change_during_a_call_ends_the_service() {
+    let machine = up(Life::Boot);
+    machine.0.firmware.exit_boot_services();
+    let (inside, during) = (machine.clone(), Rc::new(Cell::new(None)));
+    let seen = Rc::clone(&during);
+    machine.0.tap.before_next_write(Box::new(move || {
+        inside.0.firmware.signal_address_change();
+        seen.set(Some(call(&inside, CProtocol::Two).status));
+    }));
+    // The call that was under way ends where it began; nothing moved here.
+    assert_eq!(call(&machine, CProtocol::Two).status, EfiStatus::SUCCESS);
+    assert_eq!(during.take(), Some(EfiStatus::NOT_READY));
+    assert_eq!(call(&machine, CProtocol::Two).status, EfiStatus::NOT_READY);
+}
+
+fn failed_installation_leaves_nothing() {
+    for failing in [
+        "AllocatePages",
+        "CreateEvent ExitBootServices",
+        "CreateEvent SetVirtualAddressMap",
+        "InstallProtocolInterface",
+    ] {
+        let machine = power_on(Life::Boot, &Setup::default());
+        let firmware = &machine.0.firmware;
+        let blocks = firmware.blocks.borrow().len();
+        firmware.failing.borrow_mut().push(failing);
+        let result = machine.install(&Setup::default());
+        let status = efi::Status::OUT_OF_RESOURCES;
+        let function = failing.split(' ').next().unwrap();
+        assert_eq!(result, Err(InstallError::Firmware { function, status }));
+        assert_eq!(firmware.event_count(), 0);
+        assert_eq!(
+            firmware.blocks.borrow().len(),
+            blocks,
+            "{failing}: memory is lost"
+        );
+        for guid in [COMMUNICATION, COMMUNICATION2, COMMUNICATION3] {
+            assert_eq!(firmware.interface(guid), None);
+        }
+        // And another attempt succeeds.
+        firmware.failing.borrow_mut().clear();
+        machine.install(&Setup::default()).unwrap();
+        assert_served(&machine);
+    }
+}
+
+fn protocols_of_another_driver_are_left_alone() {
+    let machine = up(Life::Boot);
+    let blocks = machine.0.firmware.blocks.borrow().len();
+    assert_eq!(
+        machine.install(&Setup::default()),
+        Err(InstallError::AlreadyInstalled)
+    );
+    assert_eq!(machine.0.firmware.blocks.borrow().len(), blocks);
+    assert_served(&machine);
+}
+
+fn markers_are_installed_on_request() {
+    for markers in [false, true] {
+        let machine = power_on(Life::Boot, &Setup::default());
+        machine.install_with(&Setup::default(), markers).unwrap();
+        let firmware = &machine.0.firmware;
+        for marker in [VARIABLES_READABLE, VARIABLES_WRITABLE] {
+            assert_eq!(firmware.interface(marker), markers.then_some(0));
+        }
+        assert!(firmware.interface(COMMUNICATION3).is_some());
+    }
+}
+
+/// Tells a child process of this test to use a stale pointer.
+const STALE: &str = "MM_RUNTIME_TEST_STALE_POINTER";
+
+/// That the other tests would not survive a stale pointer.
+fn stale_pointer_faults() {
+    let itself = std::env::current_exe().unwrap();
+    let child = Command::new(itself).env(STALE, "1").status().unwrap();
+    // SIGSEGV.
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child), Some(11));
+}
+
+/// Plays the child, if this process is it.
+pub(crate) fn plays_a_stale_pointer() -> bool {
+    if std::env::var_os(STALE).is_none() {
+        return false;
+    }
+    let machine = up(Life::Moved);
+    let old = machine.0.buffer.physical;
+    machine.live();
+    crate::lab::memory::read_byte(old);
+    true
+}

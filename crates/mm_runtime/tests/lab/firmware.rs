@@ -1,0 +1,375 @@
+//! A firmware: as much of the boot and runtime services as a runtime driver uses. An unsafe island (`docs/unsafe.md`).
+//!
+//! It does what edk2's does: `CoreRaiseTpl` and `CoreRestoreTpl` (MdeModulePkg/Core/Dxe/Event/Tpl.c) assert that a raise does not
+//! lower the level, and dispatch what is pending on a restore; `RuntimeDriverConvertPointer` and
+//! `RuntimeDriverSetVirtualAddressMap` (MdeModulePkg/Core/RuntimeDxe/Runtime.c) convert only inside of the event, and call the
+//! events' functions with the context that they were created with. Whatever boot service is called after `ExitBootServices` is
+//! memory without access.
+
+use super::memory::Block;
+use mm_wire::PAGE_LEN;
+use r_efi::efi;
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::mem::offset_of;
+use std::ptr;
+use std::rc::Rc;
+
+thread_local! {
+    /// The firmware whose functions are called: they have no other way to it.
+    static FIRMWARE: RefCell<Option<Rc<Firmware>>> = const { RefCell::new(None) };
+}
+
+type Waiting = (efi::Tpl, Box<dyn FnOnce()>);
+
+/// What the functions work on.
+pub(crate) struct Firmware {
+    pub(crate) blocks: RefCell<Vec<Rc<Block>>>,
+    protocols: RefCell<Vec<(efi::Guid, usize)>>,
+    events: RefCell<Vec<(u32, efi::EventNotify, usize)>>,
+    level: Cell<efi::Tpl>,
+    waiting: RefCell<Vec<Waiting>>,
+    converting: Cell<bool>,
+    /// The functions that are to fail.
+    pub(crate) failing: RefCell<Vec<&'static str>>,
+    system: Block,
+    boot: Block,
+    runtime: Block,
+}
+
+/// Writes a table's field through its outside view.
+fn put(block: &Block, offset: usize, value: usize) {
+    assert!(block.seen_from_outside().write(offset, &value.to_ne_bytes()));
+}
+
+impl Firmware {
+    /// Makes it the firmware of this thread.
+    pub(crate) fn boot() -> Rc<Self> {
+        let firmware = Rc::new(Self {
+            blocks: RefCell::default(),
+            protocols: RefCell::default(),
+            events: RefCell::default(),
+            level: Cell::new(efi::TPL_APPLICATION),
+            waiting: RefCell::default(),
+            converting: Cell::new(false),
+            failing: RefCell::default(),
+            system: Block::new(1),
+            boot: Block::new(1),
+            runtime: Block::new(1),
+        });
+        let boot = |offset, function| put(&firmware.boot, offset, function);
+        boot(
+            offset_of!(efi::BootServices, raise_tpl),
+            raise_tpl as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, restore_tpl),
+            restore_tpl as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, allocate_pages),
+            allocate_pages as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, free_pages),
+            free_pages as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, create_event),
+            create_event as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, close_event),
+            close_event as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, install_protocol_interface),
+            install_protocol_interface as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, uninstall_protocol_interface),
+            uninstall_protocol_interface as *const () as usize,
+        );
+        boot(
+            offset_of!(efi::BootServices, locate_protocol),
+            locate_protocol as *const () as usize,
+        );
+        put(
+            &firmware.runtime,
+            offset_of!(efi::RuntimeServices, convert_pointer),
+            convert_pointer as *const () as usize,
+        );
+        let system = |offset, value| put(&firmware.system, offset, value);
+        system(
+            offset_of!(efi::SystemTable, boot_services),
+            firmware.boot.physical,
+        );
+        system(
+            offset_of!(efi::SystemTable, runtime_services),
+            firmware.runtime.physical,
+        );
+        FIRMWARE.set(Some(Rc::clone(&firmware)));
+        firmware
+    }
+
+    pub(crate) fn system_table(&self) -> *mut efi::SystemTable {
+        ptr::with_exposed_provenance_mut(self.system.physical)
+    }
+
+    /// Sets runtime memory aside.
+    pub(crate) fn allocate(&self, pages: usize) -> Rc<Block> {
+        let block = Rc::new(Block::new(pages));
+        self.blocks.borrow_mut().push(Rc::clone(&block));
+        block
+    }
+
+    /// Where an interface is now; `None` if the protocol is not installed.
+    pub(crate) fn interface(&self, guid: efi::Guid) -> Option<usize> {
+        let protocols = self.protocols.borrow();
+        let (_, interface) = protocols.iter().find(|(installed, _)| *installed == guid)?;
+        let blocks = self.blocks.borrow();
+        Some(
+            blocks
+                .iter()
+                .find_map(|block| block.translate(*interface))
+                .unwrap_or(*interface),
+        )
+    }
+
+    pub(crate) fn event_count(&self) -> usize {
+        self.events.borrow().len()
+    }
+
+    /// Runs a notification at its level: at once, or as soon as the level is below that.
+    pub(crate) fn notify(&self, level: efi::Tpl, code: Box<dyn FnOnce()>) {
+        self.waiting.borrow_mut().push((level, code));
+        self.run_waiting();
+    }
+
+    fn run_waiting(&self) {
+        loop {
+            let level = self.level.get();
+            let next = self.waiting.borrow().iter().position(|(at, _)| *at > level);
+            let Some(next) = next else {
+                return;
+            };
+            let (at, code) = self.waiting.borrow_mut().remove(next);
+            self.level.set(at);
+            code();
+            self.level.set(level);
+        }
+    }
+
+    fn signal(&self, kind: u32) {
+        let events = self.events.borrow().clone();
+        for (_, function, context) in events.iter().filter(|(of, ..)| *of == kind) {
+            // SAFETY: the driver's function, with its context.
+            unsafe { function(ptr::null_mut(), ptr::with_exposed_provenance_mut(*context)) };
+        }
+    }
+
+    /// Ends boot services: whoever uses them still faults.
+    pub(crate) fn exit_boot_services(&self) {
+        self.signal(efi::EVT_SIGNAL_EXIT_BOOT_SERVICES);
+        self.boot.forbid();
+        self.system.forbid();
+    }
+
+    /// Moves those blocks that `moves` picks; what was at the old addresses is gone.
+    pub(crate) fn set_virtual_address_map(&self, moves: impl Fn(&Block) -> bool) {
+        let blocks: Vec<_> = self
+            .blocks
+            .borrow()
+            .iter()
+            .filter(|block| moves(block))
+            .cloned()
+            .collect();
+        blocks.iter().for_each(|block| {
+            block.announce_move();
+        });
+        self.signal_address_change();
+        blocks.iter().for_each(|block| block.finish_move());
+        self.runtime.forbid();
+    }
+
+    /// The event alone, as in the middle of a call.
+    pub(crate) fn signal_address_change(&self) {
+        self.converting.set(true);
+        self.signal(efi::EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE);
+        self.converting.set(false);
+    }
+
+    /// Has ConvertPointer not know a block.
+    pub(crate) fn forget(&self, block: &Rc<Block>) {
+        self.blocks.borrow_mut().retain(|known| !Rc::ptr_eq(known, block));
+    }
+
+    fn fails(&self, function: &'static str) -> bool {
+        self.failing.borrow().contains(&function)
+    }
+}
+
+fn with<T>(use_it: impl FnOnce(&Firmware) -> T) -> T {
+    let firmware = FIRMWARE.with_borrow(|firmware| firmware.clone());
+    use_it(&firmware.unwrap())
+}
+
+unsafe extern "efiapi" fn raise_tpl(tpl: efi::Tpl) -> efi::Tpl {
+    with(|firmware| {
+        let old = firmware.level.get();
+        assert!(tpl >= old, "raised from TPL {old} to {tpl}");
+        firmware.level.replace(tpl)
+    })
+}
+
+unsafe extern "efiapi" fn restore_tpl(tpl: efi::Tpl) {
+    with(|firmware| {
+        let old = firmware.level.get();
+        assert!(tpl <= old, "restored from TPL {old} to {tpl}");
+        firmware.level.set(tpl);
+        firmware.run_waiting();
+    });
+}
+
+unsafe extern "efiapi" fn allocate_pages(
+    _: efi::AllocateType,
+    kind: efi::MemoryType,
+    pages: usize,
+    address: *mut efi::PhysicalAddress,
+) -> efi::Status {
+    with(|firmware| {
+        if firmware.fails("AllocatePages") {
+            return efi::Status::OUT_OF_RESOURCES;
+        }
+        assert_eq!(
+            kind,
+            efi::RUNTIME_SERVICES_DATA,
+            "memory that the operating system does not keep"
+        );
+        let block = firmware.allocate(pages);
+        // SAFETY: the caller's place.
+        unsafe { address.write(block.physical as u64) };
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn free_pages(address: efi::PhysicalAddress, _: usize) -> efi::Status {
+    with(|firmware| {
+        let mut blocks = firmware.blocks.borrow_mut();
+        let at = blocks
+            .iter()
+            .position(|block| block.physical as u64 == address)
+            .unwrap();
+        blocks.remove(at).forbid();
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn create_event(
+    kind: u32,
+    _: efi::Tpl,
+    function: Option<efi::EventNotify>,
+    context: *mut c_void,
+    event: *mut efi::Event,
+) -> efi::Status {
+    with(|firmware| {
+        let name = match kind {
+            efi::EVT_SIGNAL_EXIT_BOOT_SERVICES => "CreateEvent ExitBootServices",
+            _ => "CreateEvent SetVirtualAddressMap",
+        };
+        if firmware.fails(name) {
+            return efi::Status::OUT_OF_RESOURCES;
+        }
+        let mut events = firmware.events.borrow_mut();
+        events.push((kind, function.unwrap(), context.expose_provenance()));
+        // SAFETY: the caller's place. The number of an event is its kind.
+        unsafe { event.write(ptr::without_provenance_mut(kind as usize)) };
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn close_event(event: efi::Event) -> efi::Status {
+    with(|firmware| {
+        let mut events = firmware.events.borrow_mut();
+        events.retain(|(kind, ..)| *kind as usize != event.addr());
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn install_protocol_interface(
+    handle: *mut efi::Handle,
+    guid: *mut efi::Guid,
+    _: efi::InterfaceType,
+    interface: *mut c_void,
+) -> efi::Status {
+    with(|firmware| {
+        let mut protocols = firmware.protocols.borrow_mut();
+        if firmware.fails("InstallProtocolInterface") && protocols.len() == 2 {
+            return efi::Status::OUT_OF_RESOURCES;
+        }
+        // SAFETY: the caller's pointers.
+        let guid = unsafe { guid.read() };
+        protocols.push((guid, interface.expose_provenance()));
+        // SAFETY: as above.
+        unsafe { handle.write(ptr::without_provenance_mut(1)) };
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn uninstall_protocol_interface(
+    _: efi::Handle,
+    guid: *mut efi::Guid,
+    interface: *mut c_void,
+) -> efi::Status {
+    with(|firmware| {
+        // SAFETY: the caller's pointer.
+        let gone = (unsafe { guid.read() }, interface.addr());
+        firmware
+            .protocols
+            .borrow_mut()
+            .retain(|installed| *installed != gone);
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn locate_protocol(
+    guid: *mut efi::Guid,
+    _: *mut c_void,
+    interface: *mut *mut c_void,
+) -> efi::Status {
+    with(|firmware| {
+        // SAFETY: the caller's pointer.
+        match firmware.interface(unsafe { guid.read() }) {
+            None => efi::Status::NOT_FOUND,
+            Some(address) => {
+                // SAFETY: the caller's place.
+                unsafe { interface.write(ptr::with_exposed_provenance_mut(address)) };
+                efi::Status::SUCCESS
+            }
+        }
+    })
+}
+
+unsafe extern "efiapi" fn convert_pointer(_: usize, address: *mut *mut c_void) -> efi::Status {
+    with(|firmware| {
+        if !firmware.converting.get() {
+            return efi::Status::UNSUPPORTED;
+        }
+        // SAFETY: the caller's place.
+        let physical = unsafe { address.read() }.addr();
+        let blocks = firmware.blocks.borrow();
+        let converted = blocks.iter().find_map(|block| block.translate(physical));
+        // Code stays where it is: this process does not move.
+        let is_code = physical.abs_diff(convert_pointer as *const () as usize) < 1 << 30;
+        match converted.or(is_code.then_some(physical)) {
+            None => efi::Status::NOT_FOUND,
+            Some(converted) => {
+                // SAFETY: the caller's place.
+                unsafe { address.write(ptr::with_exposed_provenance_mut(converted)) };
+                efi::Status::SUCCESS
+            }
+        }
+    })
+}
+
+const _: () = assert!(size_of::<efi::BootServices>() < PAGE_LEN);
