@@ -8,7 +8,7 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::mailbox::MailboxImage;
-use mm_wire::{Guid, Header, HeaderError, HeaderFormat};
+use mm_wire::{Guid, Header, HeaderError, HeaderFormat, ResponseLength};
 
 /// The smallest region that can carry a header.
 const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
@@ -391,6 +391,21 @@ impl Channel {
             Header::new(expected.format(), expected.recipient(), message_len as u64).ok_or(too_long)?;
         self.put(header, None);
         Ok(())
+    }
+
+    /// What the header in shared memory says about the response to the message that was written: [`Header::response_length`].
+    /// It is read once, and has to be for the same recipient.
+    ///
+    /// # Errors
+    ///
+    /// [`MismatchError`] says what is wrong with it.
+    pub fn response_in_header(&self) -> Result<ResponseLength, MismatchError> {
+        let found = self.read_header().map_err(MismatchError::Damaged)?;
+        let sent = self.tracked.get().filter(|sent| sent.is_of_same_kind(&found));
+        let sent = sent.ok_or(MismatchError::Recipient {
+            expected: self.tracked.get().map_or(Guid::ZERO, |sent| sent.recipient()),
+        })?;
+        sent.response_length(&found).map_err(MismatchError::Damaged)
     }
 
     /// Compares the header in shared memory with the tracked one. `None` where none was written; then the memory must

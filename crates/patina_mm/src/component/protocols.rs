@@ -13,6 +13,7 @@
 //! pointer to it; hence these.
 
 mod consumer;
+mod driver_lock;
 mod producer;
 
 pub use consumer::{FirmwareMmCommunication, FirmwareMmExecutor};

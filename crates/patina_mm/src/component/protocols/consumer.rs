@@ -1,10 +1,12 @@
 //! Sends through the protocol that the firmware has. An unsafe island (`docs/unsafe.md`): it calls a C function.
 
+use super::driver_lock::DriverLock;
 use super::{Communication2, Communication3};
-use crate::component::communicator::{MmCommunicator, MmExecutor, Status};
-use crate::config::{CommunicateBuffer, CommunicateBufferStatus, HeaderFormat};
+use crate::component::communicator::{MmCommunicator, MmExecutor, Status, raise_to_notify};
+use crate::config::{CommunicateBuffer, HeaderFormat};
 use core::ffi::c_void;
 use core::fmt;
+#[cfg(doc)]
 use mm_wire::Header;
 use patina::component::component;
 use patina::component::params::Commands;
@@ -14,35 +16,81 @@ use patina::component::service::memory::{AllocationOptions, MemoryManager};
 use patina::component::service::uefi_services::protocol::{
     ProtocolError, ProtocolServices, ProtocolServicesExt,
 };
+use patina::component::service::uefi_services::tpl::TplServices;
 use patina::error::EfiError;
+use patina::standard::efi;
 use patina::uefi::memory::EfiMemoryType;
 
-/// Has the firmware's own driver enter MM: messages with a v3 header go through `EFI_MM_COMMUNICATION3_PROTOCOL`, all others
+/// Lets the firmware's own driver enter MM: messages with a v3 header go through `EFI_MM_COMMUNICATION3_PROTOCOL`, all others
 /// through `EFI_MM_COMMUNICATION2_PROTOCOL`.
 ///
 /// The protocol is looked up at each call, so that it may be installed at any time before. A comm buffer for this
 /// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest response.
 ///
-/// Protocol 2 says how long the response is. After protocol 3 its length is what BufferSize counts behind the header where the
-/// driver has changed that, as edk2's Arm driver does, else what MessageSize says. A driver that changes neither has
-/// answered as many bytes as were sent.
+/// # The response
+///
+/// | told by | length |
+/// |---|---|
+/// | CommSize, if the driver changed it: edk2's drivers for x86 do | CommSize without the header |
+/// | else the header: edk2's driver for Arm leaves CommSize alone | what [`Header::response_length`] says |
+///
+/// A driver that changes neither has responded as many bytes as were sent. Protocol 3 has no CommSize, and edk2's drivers for x86
+/// leave the header alone: there each response has its request's length.
 ///
 /// Either way a response is no longer than its request: that is all the room that the driver is told of, and a longer one is
-/// its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is padded by its caller.
+/// its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is padded by its caller. Any status but success is an
+/// error, with or without the error bit ([`EfiStatus::as_error`](mm_wire::EfiStatus::as_error)).
+///
+/// # One call at a time
+///
+/// A driver is not re-entrant: `MmCommunicationDxe` of edk2's StandaloneMmPkg has one shared buffer, and if a second call
+/// comes in the middle of the first one, the first one copies the second one's response, as long as that is, over its caller's
+/// buffer (tianocore/edk2#12463). So a call that interrupts one through the same driver gets [`Status::Busy`], whatever comm
+/// buffer or executor it goes through. With [`Self::with_tpl`] notifications wait until the driver is done.
+///
+/// What cannot be noticed is a call of ours that interrupts a call that a driver in C makes for itself. Call from a notification
+/// at `TPL_NOTIFY` only if the platform's C drivers raise the TPL to that level for their own calls, as edk2's variable driver
+/// does.
 #[derive(Clone, Copy)]
 pub struct FirmwareMmExecutor {
     protocols: Service<dyn ProtocolServices>,
+    tpl: Option<Service<dyn TplServices>>,
 }
 
 impl FirmwareMmExecutor {
     /// Makes an executor that looks the protocols up here.
     #[must_use]
     pub const fn new(protocols: Service<dyn ProtocolServices>) -> Self {
-        Self { protocols }
+        Self { protocols, tpl: None }
     }
 
-    /// Sends through protocol 2. Returns the response's bytes with the header: a claim.
-    fn send2(&self, buffer: *mut c_void, len: usize) -> Result<u64, Status> {
+    /// Calls the driver at `TPL_NOTIFY`, so that no notification comes while it works: neither one that would make a call of
+    /// ours, and get [`Status::Busy`], nor a driver in C that calls it directly, and is let in.
+    #[must_use]
+    pub const fn with_tpl(self, tpl: Service<dyn TplServices>) -> Self {
+        Self {
+            tpl: Some(tpl),
+            ..self
+        }
+    }
+
+    /// Locks the driver. It has both protocols, so that the address of one names it.
+    fn lock(&self) -> Result<DriverLock, Status> {
+        let two = |protocol: &Communication2| core::ptr::from_ref(protocol).addr();
+        let three = |protocol: &Communication3| core::ptr::from_ref(protocol).addr();
+        let interface = self
+            .protocols
+            .with_protocol(two)
+            .or_else(|_missing| self.protocols.with_protocol(three))
+            .map_err(unavailable)?;
+        DriverLock::take(interface).ok_or_else(|| {
+            log::debug!(target: "mm_comm", "the firmware's MM communication driver is in use by a call that this one interrupted");
+            Status::Busy
+        })
+    }
+
+    /// Sends through protocol 2. Returns CommSize.
+    fn send2(&self, buffer: *mut c_void, len: usize) -> Result<usize, Status> {
         let mut comm_size = len;
         let status = self
             .protocols
@@ -53,11 +101,8 @@ impl FirmwareMmExecutor {
                 unsafe { (protocol.communicate)(this, buffer, buffer, &raw mut comm_size) }
             })
             .map_err(unavailable)?;
-        if status.is_error() {
-            log::error!(target: "mm_comm", "the firmware's EFI_MM_COMMUNICATION2_PROTOCOL answered {status:?}");
-            return Err(Status::MmReturned(status));
-        }
-        Ok(comm_size as u64)
+        succeeded("EFI_MM_COMMUNICATION2_PROTOCOL", status)?;
+        Ok(comm_size)
     }
 
     /// Sends through protocol 3.
@@ -66,16 +111,22 @@ impl FirmwareMmExecutor {
             .protocols
             .with_protocol(|protocol: &Communication3| {
                 let this = core::ptr::from_ref(protocol);
-                // SAFETY: as in `send2`.
+                // SAFETY: `this` is the interface that the function belongs to. A comm buffer is memory for MM without
+                // references into it, by its own contract, and mapped one to one until the operating system takes over.
                 unsafe { (protocol.communicate)(this, buffer, buffer) }
             })
             .map_err(unavailable)?;
-        if status.is_error() {
-            log::error!(target: "mm_comm", "the firmware's EFI_MM_COMMUNICATION3_PROTOCOL answered {status:?}");
-            return Err(Status::MmReturned(status));
-        }
-        Ok(())
+        succeeded("EFI_MM_COMMUNICATION3_PROTOCOL", status)
     }
+}
+
+/// A driver returns what its MM core says, and a response comes with success only.
+fn succeeded(protocol: &str, status: efi::Status) -> Result<(), Status> {
+    if status == efi::Status::SUCCESS {
+        return Ok(());
+    }
+    log::debug!(target: "mm_comm", "the firmware's {protocol} returned {:#x}", status.as_usize());
+    Err(Status::MmReturned(status))
 }
 
 fn unavailable(error: ProtocolError) -> Status {
@@ -83,7 +134,7 @@ fn unavailable(error: ProtocolError) -> Status {
     Status::SwMmiServiceNotAvailable
 }
 
-fn unusable(error: CommunicateBufferStatus) -> Status {
+fn unusable<E: fmt::Display>(error: E) -> Status {
     log::error!(target: "mm_comm", "{error}");
     Status::InvalidResponse
 }
@@ -97,49 +148,44 @@ impl MmExecutor for FirmwareMmExecutor {
         let buffer = comm_buffer.as_ptr().cast::<c_void>();
         let capacity = comm_buffer.len();
         let minimum = sent.format().header_len();
-        let claimed = match sent.format() {
-            HeaderFormat::V1 => {
-                let len = usize::try_from(sent.total_len()).unwrap_or(capacity);
-                self.send2(buffer, len)?
-            }
+        let told = usize::try_from(sent.total_len()).unwrap_or(capacity);
+        let raised = self.tpl.and_then(raise_to_notify);
+        let lock = self.lock()?;
+        let comm_size = match sent.format() {
+            HeaderFormat::V1 => self.send2(buffer, told)?,
             HeaderFormat::V3 => {
                 self.send3(buffer)?;
-                v3_total(comm_buffer, sent)?
+                told
             }
+        };
+        drop(lock);
+        drop(raised);
+
+        let (claimed, room) = if comm_size == told {
+            let left = comm_buffer.channel().response_in_header().map_err(unusable)?;
+            let claimed = left.len.saturating_add(minimum as u64);
+            // A v1 header that claims more than was sent counts bytes that the driver did not have from MM: edk2's MM for Arm
+            // copies no more back.
+            let room = match sent.format() {
+                HeaderFormat::V1 => told,
+                HeaderFormat::V3 => capacity,
+            };
+            (claimed, room)
+        } else {
+            (comm_size as u64, capacity)
         };
         let total = usize::try_from(claimed)
             .ok()
-            .filter(|total| *total <= capacity)
-            .ok_or(Status::ResponseBeyondBuffer { claimed, capacity })?;
+            .filter(|total| *total <= room)
+            .ok_or(Status::ResponseBeyondBuffer {
+                claimed,
+                capacity: room,
+            })?;
         let len = total
             .checked_sub(minimum)
             .ok_or(Status::ResponseBelowHeader { claimed, minimum })?;
         comm_buffer.accept_in_place(len).map_err(unusable)
     }
-}
-
-/// The bytes of the response with its header, as the v3 header claims that stands in the buffer now.
-fn v3_total(comm_buffer: &CommunicateBuffer, sent: Header) -> Result<u64, Status> {
-    const BUFFER_SIZE: usize = 16;
-    const MESSAGE_SIZE: usize = 48;
-    let field = |offset| {
-        let mut bytes = [0; 8];
-        let is_read = comm_buffer.channel().region().read(offset, &mut bytes);
-        is_read.then(|| u64::from_le_bytes(bytes))
-    };
-    let total = sent.total_len();
-    let buffer_size = field(BUFFER_SIZE).unwrap_or(total);
-    if buffer_size != total {
-        return Ok(buffer_size);
-    }
-    let message_size = field(MESSAGE_SIZE).unwrap_or(sent.message_len());
-    let claimed = message_size.saturating_add(sent.format().header_len() as u64);
-    if claimed > buffer_size {
-        // A `u64` on a platform where that is longer than an address is more than any buffer has.
-        let capacity = usize::try_from(buffer_size).unwrap_or(usize::MAX);
-        return Err(Status::ResponseBeyondBuffer { claimed, capacity });
-    }
-    Ok(claimed)
 }
 
 impl fmt::Debug for FirmwareMmExecutor {
@@ -151,7 +197,8 @@ impl fmt::Debug for FirmwareMmExecutor {
 /// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM belongs to a driver in C.
 ///
 /// It stands in the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
-/// itself, from RuntimeServicesData. It is dispatched once the driver has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so
+/// itself, from RuntimeServicesData. It sends like [`FirmwareMmExecutor`], at `TPL_NOTIFY` if the SDK's `TplServices` are there.
+/// It is dispatched once the driver has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so
 /// are the components that ask for the service.
 #[derive(Clone, Copy, Debug)]
 pub struct FirmwareMmCommunication {
@@ -172,6 +219,7 @@ impl FirmwareMmCommunication {
         _driver: Protocol<Communication2>,
         protocols: Service<dyn ProtocolServices>,
         memory: Service<dyn MemoryManager>,
+        tpl: Option<Service<dyn TplServices>>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         let options = AllocationOptions::new().with_memory_type(EfiMemoryType::RuntimeServicesData);
@@ -188,7 +236,15 @@ impl FirmwareMmCommunication {
             log::error!(target: "mm_comm", "the allocated pages are no comm buffer: {error}");
             EfiError::InvalidParameter
         })?;
-        let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
+        if tpl.is_none() {
+            log::warn!(
+                target: "mm_comm",
+                "platform: without TplServices a driver in C that sends from a notification can enter the firmware's MM \
+                 communication driver in the middle of a call"
+            );
+        }
+        let executor = FirmwareMmExecutor { protocols, tpl };
+        let communicator = MmCommunicator::with_executor(executor);
         communicator.set_comm_buffers([buffer].into())?;
         commands.add_service(communicator);
         Ok(())
@@ -209,19 +265,36 @@ mod tests {
     use patina::component::service::uefi_services::protocol::{MockProtocolServices, ProtocolPtr};
     use patina::component::{IntoComponent, Storage};
     use patina::protocol::ProtocolInterface;
-    use patina::standard::efi;
 
     const RECIPIENT: patina::BinaryGuid =
         patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
 
-    /// What the driver returns: its status, and the size that it claims for that of the request.
+    /// What the driver returns: its status, and the CommSize that it writes for that of the request.
     type Claim = (efi::Status, fn(usize) -> usize);
 
+    const OK: efi::Status = efi::Status::SUCCESS;
+
     std::thread_local! {
-        static ANSWER: RefCell<Claim> = RefCell::new((efi::Status::SUCCESS, |size| size));
+        static CLAIM: Cell<Claim> = const { Cell::new((OK, |size| size)) };
+        /// What runs in the middle of the next call of a driver.
+        static HOOK: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
+        /// What a driver writes to a header at 16 (MessageLength or BufferSize) and at 48 (MessageSize); `None` if it has no
+        /// protocol 3 and writes nothing.
+        static FIELDS: Cell<Option<[Option<u64>; 2]>> = const { Cell::new(None) };
     }
 
-    /// A driver that leaves the buffer as it is.
+    /// Writes what the test wants to the header in the comm buffer.
+    fn write_fields(buffer: *mut c_void) {
+        for (offset, value) in [16, 48].into_iter().zip(FIELDS.get().unwrap_or_default()) {
+            if let Some(value) = value {
+                let field = buffer.wrapping_byte_add(offset).cast::<u64>();
+                // SAFETY: the executor passes a comm buffer, which is longer than any header.
+                unsafe { field.write_unaligned(value) };
+            }
+        }
+    }
+
+    /// A driver that leaves all but those fields as it is.
     unsafe extern "efiapi" fn driver(
         _: *const Communication2,
         physical: *mut c_void,
@@ -231,44 +304,32 @@ mod tests {
         assert_eq!(physical, virtual_);
         // SAFETY: the executor passes a pointer to its own variable.
         let request = unsafe { size.read() };
-        let (status, claim) = ANSWER.with_borrow(|response| *response);
-        // SAFETY: as above.
+        if let Some(hook) = HOOK.take() {
+            hook();
+        }
+        let (status, claim) = CLAIM.get();
+        write_fields(virtual_);
+        // SAFETY: the executor passes a pointer to its own variable.
         unsafe { size.write(claim(request)) };
         status
     }
 
-    std::thread_local! {
-        /// What the driver writes to BufferSize and to MessageSize; `None` where there is no such driver.
-        static SIZES: Cell<Option<[Option<u64>; 2]>> = const { Cell::new(None) };
-    }
-
-    /// A driver that changes a v3 header's sizes.
+    /// The same driver's protocol 3.
     unsafe extern "efiapi" fn driver3(
         _: *const Communication3,
         _: *mut c_void,
         buffer: *mut c_void,
     ) -> efi::Status {
-        for (offset, size) in [16, 48].into_iter().zip(SIZES.get().unwrap_or_default()) {
-            if let Some(size) = size {
-                // SAFETY: the executor passes a buffer that starts with a v3 header.
-                unsafe {
-                    buffer
-                        .wrapping_byte_add(offset)
-                        .cast::<u64>()
-                        .write_unaligned(size)
-                };
-            }
-        }
-        efi::Status::SUCCESS
+        write_fields(buffer);
+        CLAIM.get().0
     }
 
     #[test]
-    fn a_v3_response_has_the_length_that_the_driver_changed() {
-        let v3 = |sizes| {
-            SIZES.set(Some(sizes));
-            communicate((efi::Status::SUCCESS, |size| size), HeaderFormat::V3)
+    fn v3_response_has_the_length_that_the_driver_changed() {
+        let v3 = |fields| {
+            FIELDS.set(Some(fields));
+            communicate((OK, |size| size), HeaderFormat::V3)
         };
-        let beyond = |claimed, capacity| Err(Status::ResponseBeyondBuffer { claimed, capacity });
         assert_eq!(v3([None, None]), Ok(b"request".to_vec()));
         assert_eq!(v3([Some(59), None]), Ok(b"req".to_vec()));
         assert_eq!(v3([None, Some(3)]), Ok(b"req".to_vec()));
@@ -276,44 +337,145 @@ mod tests {
         assert_eq!(v3([Some(56), Some(3)]), Ok(vec![]));
         assert_eq!(v3([Some(70), None]).map(|response| response.len()), Ok(14));
         assert_eq!(
-            v3([Some(55), Some(3)]),
-            Err(Status::ResponseBelowHeader {
-                claimed: 55,
-                minimum: 56
+            v3([Some(4097), Some(3)]),
+            Err(Status::ResponseBeyondBuffer {
+                claimed: 4097,
+                capacity: 4096
             })
         );
-        assert_eq!(v3([Some(4097), Some(3)]), beyond(4097, 4096));
-        assert_eq!(v3([None, Some(8)]), beyond(64, 63));
-        assert_eq!(v3([None, Some(u64::MAX)]), beyond(u64::MAX, 63));
+        for impossible in [[Some(55), Some(3)], [None, Some(8)], [None, Some(u64::MAX)]] {
+            assert_eq!(v3(impossible), Err(Status::InvalidResponse));
+        }
     }
 
-    fn communicate(response: Claim, header: HeaderFormat) -> Result<vec::Vec<u8>, Status> {
-        static DRIVER: Communication2 = Communication2 { communicate: driver };
-        static DRIVER3: Communication3 = Communication3 { communicate: driver3 };
-        ANSWER.set(response);
+    /// `MmCommunicationCommon` in edk2's ArmPkg/Drivers/MmCommunicationDxe gives its caller the header that MM left, and does
+    /// not write CommSize.
+    #[test]
+    fn v1_response_has_the_length_in_the_header_if_comm_size_is_unchanged() {
+        let arm = |message_length| {
+            FIELDS.set(Some([Some(message_length), None]));
+            communicate((OK, |size| size), HeaderFormat::V1)
+        };
+        assert_eq!(arm(7), Ok(b"request".to_vec()));
+        assert_eq!(arm(3), Ok(b"req".to_vec()));
+        assert_eq!(arm(0), Ok(vec![]));
+        assert_eq!(
+            arm(8),
+            Err(Status::ResponseBeyondBuffer {
+                claimed: 32,
+                capacity: 31
+            })
+        );
+        assert_eq!(arm(u64::MAX), Err(Status::InvalidResponse));
+        // A driver that writes CommSize as well is believed about that.
+        FIELDS.set(Some([Some(5), None]));
+        assert_eq!(
+            communicate((OK, |size| size - 4), HeaderFormat::V1),
+            Ok(b"req".to_vec())
+        );
+    }
+
+    /// An executor over a driver of its own.
+    fn executor() -> FirmwareMmExecutor {
+        let two: &'static Communication2 = Box::leak(Box::new(Communication2 { communicate: driver }));
+        let three: &'static Communication3 = Box::leak(Box::new(Communication3 { communicate: driver3 }));
         let mut protocols = MockProtocolServices::new();
-        protocols.expect_locate_interface().returning(|guid| {
+        protocols.expect_locate_interface().returning(move |guid| {
             let interface = match guid {
-                Communication2::PROTOCOL_GUID => (&raw const DRIVER).cast_mut().cast(),
-                Communication3::PROTOCOL_GUID if SIZES.get().is_some() => {
-                    (&raw const DRIVER3).cast_mut().cast()
+                Communication2::PROTOCOL_GUID => core::ptr::from_ref(two).cast_mut().cast(),
+                Communication3::PROTOCOL_GUID if FIELDS.get().is_some() => {
+                    core::ptr::from_ref(three).cast_mut().cast()
                 }
                 _ => core::ptr::null_mut(),
             };
             ProtocolPtr::from_raw(interface).ok_or(ProtocolError::NotFound)
         });
-        let executor = FirmwareMmExecutor::new(Service::mock(Box::new(protocols)));
+        FirmwareMmExecutor::new(Service::mock(Box::new(protocols)))
+    }
+
+    /// A communicator with one comm buffer.
+    fn communicator(
+        executor: FirmwareMmExecutor,
+        header: HeaderFormat,
+    ) -> MmCommunicator<FirmwareMmExecutor> {
         let communicator = MmCommunicator::with_executor(executor);
         let memory: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
         let buffer = CommunicateBuffer::new(Pin::new(memory), 0).with_header(header);
         communicator.set_test_comm_buffers(vec![buffer]);
-        communicator.communicate(0, b"request", RECIPIENT.as_guid())
+        communicator
+    }
+
+    fn communicate(claim: Claim, header: HeaderFormat) -> Result<vec::Vec<u8>, Status> {
+        CLAIM.set(claim);
+        communicator(executor(), header).communicate(0, b"request", RECIPIENT.as_guid())
+    }
+
+    /// Makes a call through `outer`, and one through `inner` in the middle of it. Returns what came of each.
+    fn nested(
+        outer: FirmwareMmExecutor,
+        inner: FirmwareMmExecutor,
+        header: HeaderFormat,
+    ) -> [Result<vec::Vec<u8>, Status>; 2] {
+        CLAIM.set((OK, |size| size));
+        FIELDS.set(Some([None, None]));
+        let seen = Rc::new(RefCell::new(Err(Status::NoCommBuffer)));
+        let (called, inner) = (Rc::clone(&seen), communicator(inner, header));
+        HOOK.set(Some(Box::new(move || {
+            *called.borrow_mut() = inner.communicate(0, b"inner", RECIPIENT.as_guid());
+        })));
+        let outer = communicator(outer, HeaderFormat::V1).communicate(0, b"outer", RECIPIENT.as_guid());
+        [outer, seen.replace(Err(Status::NoCommBuffer))]
+    }
+
+    #[test]
+    fn a_driver_is_entered_once_at_a_time_whatever_executor_and_protocol_lead_to_it() {
+        for header in [HeaderFormat::V1, HeaderFormat::V3] {
+            let first = executor();
+            let same_driver = FirmwareMmExecutor::new(first.protocols);
+            assert_eq!(
+                nested(first, same_driver, header),
+                [Ok(b"outer".to_vec()), Err(Status::Busy)]
+            );
+            // Nothing stays locked, and another driver is another matter.
+            assert_eq!(
+                nested(first, executor(), header),
+                [Ok(b"outer".to_vec()), Ok(b"inner".to_vec())]
+            );
+        }
+    }
+
+    #[test]
+    fn a_driver_works_at_notify_and_its_response_is_read_at_the_callers_level() {
+        use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl, Tpl};
+        let level = Rc::new(Cell::new(efi::TPL_APPLICATION));
+        let mut tpl = MockTplServices::new();
+        let raised = Rc::clone(&level);
+        tpl.expect_raise_tpl().returning_st(move |to| {
+            let to = if to == Tpl::Notify {
+                efi::TPL_NOTIFY
+            } else {
+                efi::TPL_HIGH_LEVEL
+            };
+            PreviousTpl::from_raw(raised.replace(to))
+        });
+        let restored = Rc::clone(&level);
+        tpl.expect_restore_tpl()
+            .returning_st(move |previous| restored.set(previous.as_raw()));
+        let tpl: Box<dyn TplServices> = Box::new(tpl);
+        let executor = executor().with_tpl(Service::mock(tpl));
+        let seen = Rc::new(Cell::new(0));
+        let (in_driver, now) = (Rc::clone(&seen), Rc::clone(&level));
+        HOOK.set(Some(Box::new(move || in_driver.set(now.get()))));
+        CLAIM.set((OK, |size| size));
+        let response =
+            communicator(executor, HeaderFormat::V1).communicate(0, b"request", RECIPIENT.as_guid());
+        assert_eq!(response, Ok(b"request".to_vec()));
+        assert_eq!((seen.get(), level.get()), (efi::TPL_NOTIFY, efi::TPL_APPLICATION));
     }
 
     #[test]
     fn what_the_driver_claims_is_checked() {
-        const OK: efi::Status = efi::Status::SUCCESS;
-        let v1 = |response| communicate(response, HeaderFormat::V1);
+        let v1 = |claim| communicate(claim, HeaderFormat::V1);
         assert_eq!(v1((OK, |size| size)), Ok(b"request".to_vec()));
         assert_eq!(v1((OK, |size| size - 4)), Ok(b"req".to_vec()));
         assert_eq!(v1((OK, |_| 24)), Ok(vec![]));
@@ -331,10 +493,20 @@ mod tests {
                 capacity: 4096
             })
         );
-        assert_eq!(
-            v1((efi::Status::NOT_FOUND, |size| size)),
-            Err(Status::MmReturned(efi::Status::NOT_FOUND))
-        );
+    }
+
+    #[test]
+    fn any_status_of_the_driver_but_success_is_an_error() {
+        FIELDS.set(Some([None, None]));
+        for value in [1, 5, 1 << 61, 1 << 62 | 1, 0x8000_000e, 1 << 63 | 14, usize::MAX] {
+            let status = efi::Status::from_usize(value);
+            for header in [HeaderFormat::V1, HeaderFormat::V3] {
+                assert_eq!(
+                    communicate((status, |size| size), header),
+                    Err(Status::MmReturned(status))
+                );
+            }
+        }
     }
 
     /// A service that the SDK only has as a value.
@@ -380,7 +552,7 @@ mod tests {
     impl User {
         fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
             assert_eq!(mm.message_capacity(3, CallOptions::new()), Ok(8192 - 24));
-            ANSWER.set((efi::Status::SUCCESS, |size| size));
+            CLAIM.set((OK, |size| size));
             assert_eq!(mm.communicate(3, b"x", RECIPIENT.as_guid()), Ok(b"x".to_vec()));
             Ok(())
         }
