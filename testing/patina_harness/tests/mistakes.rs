@@ -370,7 +370,7 @@ const IN_VAIN: [&str; 5] = [
     "5 bytes to f2090a29-5433-4fda-9dc4-bcebb1ba2ed3",
     "MM did not process the request; it has been withdrawn",
     "16384 bytes at 0x",
-    "2000 times; 2 MMIs",
+    "2000 times; 2 MMIs were raised. ",
     "docs/troubleshooting.md",
 ];
 
@@ -394,7 +394,7 @@ fn a_request_that_mm_does_not_take_is_told_with_all_numbers() {
     // The chipset keeps the command to itself.
     in_vain(
         &|platform| platform.options.command_value = 2,
-        "wrote data 0x00 to port 0xb3, then command 0x02 to port 0xb2",
+        "Wrote data 0x00 to port 0xb3, then command 0x02 to port 0xb2",
     );
     // MM does not know the buffer, or its mailbox.
     in_vain(
@@ -425,7 +425,7 @@ fn a_wait_of_no_polls_is_told_as_one() {
     platform.config.cmd_port = MmiPort::Smi(0xb0);
     platform
         .run(ask_echo)
-        .failed_call(Status::NotProcessed, &["looked at 1 times; 1 MMIs"]);
+        .failed_call(Status::NotProcessed, &["looked at 1 times; 1 MMIs were raised"]);
 }
 
 #[test]

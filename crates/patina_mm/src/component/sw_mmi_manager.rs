@@ -141,7 +141,7 @@ pub unsafe trait SwMmiTrigger {
     ) -> fmt::Result {
         write!(
             f,
-            "the platform's own SwMmiTrigger was given command {cmd_port_value:#04x} and data {data_port_value:#04x}"
+            "The platform's own SwMmiTrigger was given command {cmd_port_value:#04x} and data {data_port_value:#04x}"
         )
     }
 }
@@ -321,13 +321,13 @@ unsafe impl SwMmiTrigger for SwMmiManager {
         let (Some(Entry::Ports(trigger)), Some(ports)) = (&self.entry, self.ports.as_deref()) else {
             return match &self.entry {
                 Some(entry) => write!(f, "MM was entered by {entry}"),
-                None => f.write_str("the trigger was not dispatched"),
+                None => f.write_str("The trigger was not dispatched"),
             };
         };
         let (command_port, data_port) = (trigger.command_port, trigger.data_port);
         write!(
             f,
-            "wrote data {data:#04x} to port {data_port:#x}, then command {command:#04x} to port {command_port:#x}; SMI_EN "
+            "Wrote data {data:#04x} to port {data_port:#x}, then command {command:#04x} to port {command_port:#x}; SMI_EN "
         )?;
         match (trigger.checked_register(), self.last_smi_enable.get()) {
             (Some(register), Some(before)) => {

@@ -123,18 +123,14 @@ impl MmExecutor for RealMmExecutor {
         match (status, self.last.get()) {
             (Status::NotProcessed, Last::Waited { mmis, polls }) => {
                 let (len, at) = (comm_buffer.len(), comm_buffer.as_ptr());
-                write!(
-                    f,
-                    "{status}. The comm buffer has {len} bytes at {at:p}, its mailbox is "
-                )?;
-                match comm_buffer.channel().mailbox() {
-                    Some(mailbox) => write!(f, "at {:p} and", mailbox.region().as_ptr())?,
-                    None => f.write_str("nowhere and")?,
+                write!(f, "{status}. The comm buffer has {len} bytes at {at:p}")?;
+                if let Some(mailbox) = comm_buffer.channel().mailbox() {
+                    write!(f, ", its mailbox at {:p}", mailbox.region().as_ptr())?;
                 }
-                write!(f, " was looked at {polls} times; {mmis} MMIs: ")?;
+                write!(f, " was looked at {polls} times; {mmis} MMIs were raised. ")?;
                 let (command, data) = (self.options.command_value, self.options.data_value);
                 self.trigger.describe_mmi(command, data, f)?;
-                f.write_str(". See docs/troubleshooting.md, \"NotProcessed\"")
+                f.write_str(". See docs/troubleshooting.md#mmi-but-no-response")
             }
             // The status cannot carry the trigger's own error.
             (Status::SwMmiFailed, Last::NotEntered(error)) => error.fmt(f),
