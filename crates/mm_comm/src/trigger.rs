@@ -4,6 +4,8 @@
 //! the handler reads the data port (APM_STS, 0xB3). edk2's `SmmControl2Dxe` for Q35 writes them in this order.
 
 use crate::ports::Ports;
+use crate::transaction::PAUSES_WITHOUT_MAILBOX;
+use core::cell::Cell;
 use core::fmt;
 use mm_wire::EfiStatus;
 use thiserror::Error;
@@ -230,7 +232,7 @@ impl SmiEnableRegister {
 /// Whether SMI_EN is looked at before an MMI, and what to do if SMIs are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SmiCheck {
-    /// Raise nothing and report it.
+    /// Raise nothing and report it. A register that reads as zero counts as none: then the MMI is raised.
     #[default]
     Require,
     /// Switch them on; report it if the chipset refuses.
@@ -242,6 +244,10 @@ pub enum SmiCheck {
     /// FCH, Intel's Apollo Lake (+0x40). The MMI is raised whatever the chipset makes of it.
     Off,
 }
+
+/// What the data port has to hold for the call whose two writes are under way; nothing if there is none.
+#[derive(Debug, Default)]
+pub struct Pair(Cell<Option<u8>>);
 
 /// The ports of one platform, and what is known about its SMI_EN.
 #[derive(Clone, Copy, Debug)]
@@ -271,10 +277,14 @@ impl PortTrigger {
     /// [`TriggerError::NothingAnswers`] or [`TriggerError::NotSmiEnable`] if the register is not SMI_EN. Neither port was
     /// written then.
     pub fn raise(&self, ports: &dyn Ports, command: u8, data: u8) -> Result<(), TriggerError> {
-        self.raise_observed(ports, command, data).map(drop)
+        self.raise_observed(ports, &Pair::default(), command, data)
+            .map(drop)
     }
 
     /// Like [`Self::raise`], but returns the value of SMI_EN just before the MMI; `None` if it was not read.
+    ///
+    /// All calls for the same two ports give the same `pair`. One that comes between the two writes of another call puts the
+    /// other's value back into the data port, so that MM finds the data that belongs to each command.
     ///
     /// # Errors
     ///
@@ -282,6 +292,7 @@ impl PortTrigger {
     pub fn raise_observed(
         &self,
         ports: &dyn Ports,
+        pair: &Pair,
         command: u8,
         data: u8,
     ) -> Result<Option<u32>, TriggerError> {
@@ -291,15 +302,30 @@ impl PortTrigger {
             .transpose()?;
         // What was put into shared memory is there before MM looks.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+        let interrupted = pair.0.replace(Some(data));
         ports.write_u8(self.data_port, data);
         ports.write_u8(self.command_port, command);
+        pair.0.set(interrupted);
+        if let Some(data) = interrupted {
+            // MM reads the data port when it takes this MMI, so that comes first.
+            (0..PAUSES_WITHOUT_MAILBOX).for_each(|_| ports.pause());
+            ports.write_u8(self.data_port, data);
+        }
         Ok(enabled)
+    }
+
+    /// Whether this value means that there is no SMI_EN, rather than that SMIs are off: Intel's has EOS set outside of SMM
+    /// (ICH9, 13.8.3.8: 2 after a reset), so that zero is what a chipset of another kind returns for a register that it does
+    /// not have. QEMU's has no EOS; there zero may also mean that SMIs are off.
+    #[must_use]
+    pub fn is_absent(&self, value: u32) -> bool {
+        value == 0 && self.check == SmiCheck::Require
     }
 
     fn ensure_enabled(&self, ports: &dyn Ports, register: SmiEnableRegister) -> Result<u32, TriggerError> {
         let value = register.read_checked(ports)?;
         let missing = SmiEnable::missing_in(value);
-        if missing.is_empty() {
+        if missing.is_empty() || self.is_absent(value) {
             return Ok(value);
         }
         if self.check != SmiCheck::Enable {
@@ -386,6 +412,66 @@ mod tests {
         }
     }
 
+    /// Runs code before each byte that is written to the command port, and records which data MM finds at each command.
+    struct Interrupted<'a> {
+        chipset: Chipset,
+        before_command: RefCell<Vec<&'a dyn Fn(&dyn Ports)>>,
+        found_by_mm: RefCell<Vec<(u8, u8)>>,
+    }
+
+    impl Ports for Interrupted<'_> {
+        fn write_u8(&self, port: u16, value: u8) {
+            if port == 0xb2 {
+                let interrupt = self.before_command.borrow_mut().pop();
+                interrupt.into_iter().for_each(|interrupt| interrupt(self));
+                let data = self.chipset.bytes_written.borrow();
+                let (_, data) = data.iter().rev().find(|(port, _)| *port == 0xb3).unwrap();
+                self.found_by_mm.borrow_mut().push((value, *data));
+            }
+            self.chipset.write_u8(port, value);
+        }
+        fn read_u32(&self, port: u16) -> u32 {
+            self.chipset.read_u32(port)
+        }
+        fn write_u32(&self, port: u16, value: u32) {
+            self.chipset.write_u32(port, value);
+        }
+        fn read_mmio_u32(&self, address: usize) -> u32 {
+            self.chipset.read_mmio_u32(address)
+        }
+        fn write_mmio_u32(&self, address: usize, value: u32) {
+            self.chipset.write_mmio_u32(address, value);
+        }
+        fn pause(&self) {}
+    }
+
+    #[test]
+    fn mm_finds_the_data_of_each_command_whatever_comes_between_the_two_writes() {
+        let (trigger, pair) = (trigger(None, SmiCheck::Require), Pair::default());
+        let raise = |ports: &dyn Ports, command, data| {
+            trigger.raise_observed(ports, &pair, command, data).unwrap();
+        };
+        let innermost = |ports: &dyn Ports| raise(ports, 3, 0xc);
+        let twice = |ports: &dyn Ports| {
+            raise(ports, 2, 0xb);
+            raise(ports, 4, 0xd);
+        };
+        let ports = Interrupted {
+            chipset: Chipset::new(0, 0, SmiEnableRegister::Io(0)),
+            before_command: RefCell::new(std::vec![&innermost, &twice]),
+            found_by_mm: RefCell::default(),
+        };
+        raise(&ports, 1, 0xa);
+        assert_eq!(
+            *ports.found_by_mm.borrow(),
+            [(3, 0xc), (2, 0xb), (4, 0xd), (1, 0xa)]
+        );
+        // Nothing is written once more where nothing was interrupted.
+        ports.chipset.bytes_written.take();
+        raise(&ports, 5, 0xe);
+        assert_eq!(*ports.chipset.bytes_written.borrow(), [(0xb3, 0xe), (0xb2, 5)]);
+    }
+
     #[test]
     fn data_is_written_before_the_command() {
         let chipset = Chipset::new(0, 0, SmiEnableRegister::Io(0));
@@ -464,6 +550,22 @@ mod tests {
     }
 
     #[test]
+    fn register_that_reads_as_zero_is_no_smi_en() {
+        let register = SmiEnableRegister::behind_io_base(0x800).unwrap();
+        let chipset = Chipset::new(0, 0, register);
+        trigger(Some(register), SmiCheck::Require)
+            .raise(&chipset, 0x10, 0x20)
+            .unwrap();
+        assert_eq!(*chipset.bytes_written.borrow(), [(0xb3, 0x20), (0xb2, 0x10)]);
+        // To be told to switch SMIs on is to be told that it is there.
+        let enable = trigger(Some(register), SmiCheck::Enable).raise(&chipset, 0, 0);
+        assert!(
+            matches!(enable, Err(TriggerError::EnableRefused { .. })),
+            "{enable:?}"
+        );
+    }
+
+    #[test]
     fn smi_en_given_as_the_base_is_noticed() {
         for (base, likely) in [(0x630, 0x600), (0x604, 0x600), (0xb0b0, 0xb080)] {
             let error = SmiEnableRegister::behind_io_base(base).unwrap_err();
@@ -531,7 +633,10 @@ mod tests {
         }
         let ports = Ports(RefCell::default());
         let unchecked = trigger(Some(SmiEnableRegister::Io(0x630)), SmiCheck::Off);
-        assert_eq!(unchecked.raise_observed(&ports, 0xff, 1), Ok(None));
+        assert_eq!(
+            unchecked.raise_observed(&ports, &Pair::default(), 0xff, 1),
+            Ok(None)
+        );
         assert_eq!(ports.0.take(), [(0xb3, 1), (0xb2, 0xff)]);
     }
 
@@ -540,6 +645,9 @@ mod tests {
         let register = SmiEnableRegister::Io(0x630);
         let chipset = Chipset::new(0x20, u32::MAX, register);
         let enabling = trigger(Some(register), SmiCheck::Enable);
-        assert_eq!(enabling.raise_observed(&chipset, 0, 0), Ok(Some(0x21)));
+        assert_eq!(
+            enabling.raise_observed(&chipset, &Pair::default(), 0, 0),
+            Ok(Some(0x21))
+        );
     }
 }

@@ -20,7 +20,9 @@ use patina_mm::config::{
 use patina_mm::service::platform_mm_control::MockPlatformMmControl;
 use patina_mm::service::{MmCommunication, PlatformMmControl, SwMmiTrigger};
 use std::cell::{Cell, RefCell};
+use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -95,6 +97,24 @@ fn each_name_is_in_both_its_places() {
     );
 }
 
+#[test]
+fn types_have_the_auto_traits_that_they_had() {
+    fn unwinds<T: UnwindSafe + RefUnwindSafe + Unpin>() {}
+    fn mock<T: UnwindSafe + RefUnwindSafe + Unpin + Send + Sync + Debug + Default>() {}
+    unwinds::<CommunicateBuffer>();
+    unwinds::<MmCommunicationConfiguration>();
+    unwinds::<SwMmiManager>();
+    unwinds::<Status>();
+    mock::<MockMmExecutor>();
+    mock::<MockMmCommunication>();
+    mock::<MockSwMmiTrigger>();
+    mock::<MockPlatformMmControl>();
+    fn moves_and_unwinds<T: UnwindSafe + Unpin>() {}
+    moves_and_unwinds::<MmCommunicator<MockMmExecutor>>();
+    fn shared<T: Send + Sync>() {}
+    shared::<RealMmExecutor>();
+}
+
 // --- configuration ------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -138,6 +158,24 @@ fn the_default_configuration_is_what_it_was() {
     assert!(default.comm_buffers.is_empty());
     assert!(!default.enable_comm_buffer_updates);
     assert_eq!(default.updatable_buffer_id, None);
+}
+
+#[test]
+fn a_configuration_prints_as_it_did() {
+    let none = "MM Communication Configuration:\r\n  ACPI Base: MMIO(0x0)\r\n  Command Port: SMI(0x00FF)\r\n  \
+                Data Port: SMI(0x0000)\r\n  Communication Buffers (0):\r\n    <none>\r\n";
+    assert_eq!(MmCommunicationConfiguration::default().to_string(), none);
+    let one = MmCommunicationConfiguration {
+        comm_buffers: vec![buffer(26)],
+        ..Default::default()
+    };
+    let text = one.to_string();
+    let at = one.comm_buffers[0].as_ptr();
+    assert!(text.contains("Communication Buffers (1):\r\n"), "{text}");
+    assert!(
+        text.ends_with(&format!("    Buffer 0x1A: ptr={at:p}, len=0x1000\r\n")),
+        "{text}"
+    );
 }
 
 #[test]
@@ -310,6 +348,54 @@ fn an_executor_that_does_nothing_leaves_the_request() {
 }
 
 #[test]
+fn executor_may_name_another_recipient() {
+    let other = || Guid::from_ref(&OTHER);
+    let mm = communicator(Handler(move |buffer: &mut CommunicateBuffer| {
+        buffer.set_message_info(other()).unwrap();
+        buffer.set_message(b"for another").unwrap();
+        Ok(())
+    }));
+    assert_eq!(mm.communicate(0, b"request", echo()), Ok(b"for another".to_vec()));
+    let mm = communicator(Handler(move |buffer: &mut CommunicateBuffer| {
+        buffer.set_message_info(other()).unwrap();
+        Ok(())
+    }));
+    assert_eq!(mm.communicate(0, b"request", echo()), Ok(b"request".to_vec()));
+}
+
+#[test]
+fn executor_that_only_resets_responds_with_no_bytes() {
+    let mm = communicator(Handler(|buffer: &mut CommunicateBuffer| {
+        buffer.reset();
+        Ok(())
+    }));
+    assert_eq!(mm.communicate(0, b"request", echo()), Ok(vec![]));
+}
+
+#[test]
+fn executor_may_put_another_buffer_in_the_place_of_its_own() {
+    let mm = communicator(Handler(|lent: &mut CommunicateBuffer| {
+        let mut other = buffer(0);
+        other.set_message_info(echo()).unwrap();
+        other.set_message(b"elsewhere").unwrap();
+        *lent = other;
+        Ok(())
+    }));
+    for _ in 0..2 {
+        assert_eq!(mm.communicate(0, b"request", echo()), Ok(b"elsewhere".to_vec()));
+    }
+}
+
+#[test]
+fn a_disabled_buffer_is_passed_over_for_one_of_the_same_identifier() {
+    let mut disabled = buffer(0);
+    disabled.disable();
+    let mm = MmCommunicator::with_executor(Handler(|_: &mut CommunicateBuffer| Ok(())));
+    mm.set_test_comm_buffers(vec![disabled, buffer(0)]);
+    assert_eq!(mm.communicate(0, b"request", echo()), Ok(b"request".to_vec()));
+}
+
+#[test]
 fn an_executors_error_is_the_callers() {
     for status in [
         Status::NoCommBuffer,
@@ -393,6 +479,16 @@ fn a_boards_trigger_is_raised_once_a_call() {
         assert!(mm.communicate(0, b"x", echo()).is_ok());
         assert_eq!(raised.get(), call);
     }
+}
+
+#[test]
+fn a_boards_trigger_is_raised_once_even_if_mm_does_not_respond() {
+    let mut trigger = MockSwMmiTrigger::new();
+    trigger.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));
+    let mm = MmCommunicator::with_executor(RealMmExecutor::new(Service::mock(Box::new(trigger))));
+    mm.set_test_comm_buffers(vec![buffer_with_mailbox(0).0]);
+    // What the call returns is different, and has a row in docs/migration.md.
+    let _ = mm.communicate(0, b"x", echo());
 }
 
 #[test]

@@ -5,6 +5,8 @@ mod failure;
 mod ids;
 #[cfg(test)]
 mod interruptions;
+#[cfg(any(test, feature = "mockall"))]
+mod mock;
 mod relocation;
 mod request;
 mod response;
@@ -16,6 +18,8 @@ mod update;
 #[cfg(any(test, feature = "mockall"))]
 pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
+#[cfg(any(test, feature = "mockall"))]
+pub use mock::MockMmCommunication;
 pub use request::MmCommunicationExt;
 pub use response::ResponseReader;
 pub use status::Status;
@@ -30,6 +34,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{BorrowError, Cell, RefCell};
 use core::fmt;
+use core::panic::UnwindSafe;
 use failure::Failure;
 use ids::Ids;
 use mm_comm::BeginError;
@@ -270,16 +275,6 @@ pub trait MmCommunication {
     }
 }
 
-#[cfg(any(test, feature = "mockall"))]
-mockall::mock! {
-    /// A [`MmCommunication`] that expects calls of `communicate`. The trait's provided methods keep their bodies, and so
-    /// arrive there.
-    pub MmCommunication {}
-    impl MmCommunication for MmCommunication {
-        fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
-    }
-}
-
 /// Component and service: carries messages through the configured comm buffers.
 ///
 /// As a component it waits for the locked [`MmCommunicationConfiguration`], for [`SwMmiTrigger`] and for the SDK's
@@ -450,7 +445,7 @@ impl MmCommunicator {
                 self.updates = Some(updates);
             }
         }
-        log::info!(target: "mm_comm", "{}", *config);
+        log::info!(target: "mm_comm", "{}", config.summary());
         warn_of_missing_buffers(&config);
         warn_of_silence(&config);
         commands.add_service(self);
@@ -523,6 +518,11 @@ fn warn_of_silence(config: &MmCommunicationConfiguration) {
         );
     }
 }
+
+// A call that panics ends its transaction, and lowers the TPL, on its way out; no borrow of a list outlives a look at it.
+impl<E: MmExecutor + UnwindSafe> UnwindSafe for MmCommunicator<E> {}
+// The executor is the only part of it that a pin could matter to.
+impl<E: MmExecutor + Unpin> Unpin for MmCommunicator<E> {}
 
 impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
@@ -777,14 +777,12 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             let mut lent = buffer.lend(staged.number(), format);
             executor
                 .execute_mm(&mut lent)
-                .map_err(|status| Failure::executor(status, &buffer))?;
+                .map_err(|status| Failure::executor(status, &lent))?;
             if !lent.is_same(&buffer) {
                 drop(staged);
                 return take_from_another(&lent, tag, take);
             }
-            let response = staged
-                .finish()
-                .map_err(|error| Failure::response(error, &buffer))?;
+            let response = staged.finish().map_err(|error| Failure::response(error, &lent))?;
             let answered = response.len();
             take(&mut ResponseReader::in_place(response, tag));
             return Ok(answered);

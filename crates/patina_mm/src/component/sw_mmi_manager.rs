@@ -7,9 +7,9 @@ use crate::service::PlatformMmControl;
 use alloc::boxed::Box;
 use core::cell::Cell;
 use core::fmt;
+use core::panic::{RefUnwindSafe, UnwindSafe};
 use entry::{Connect, Entry, Plan};
-use mm_comm::Ports;
-use mm_comm::smc::Conduit;
+use mm_comm::trigger::Pair;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::{IntoService, Service};
@@ -18,6 +18,8 @@ use patina::standard::efi;
 use thiserror::Error;
 
 pub use entry::SmcError;
+pub use mm_comm::Ports;
+pub use mm_comm::smc::{Call, Conduit};
 pub use mm_comm::{SmiEnable, TriggerError};
 
 /// Why no MMI was raised.
@@ -74,6 +76,8 @@ pub(crate) fn efi_status(error: SmcError) -> efi::Status {
 pub enum MmProgress {
     /// An MMI was raised. Whether MM took the request has to be observed; see [`SwMmiTrigger::pause`].
     Raised,
+    /// The same, and another MMI may be raised for the same request if MM does not take it for a while.
+    RaisedRepeatable,
     /// MM ran and has returned.
     Returned,
 }
@@ -108,6 +112,9 @@ pub unsafe trait SwMmiTrigger {
     ///
     /// On x86 this is [`Self::raise_mmi`]: MM knows its buffers. A secure monitor call is told the address, and MM has run
     /// when it returns; both values are then of no use.
+    ///
+    /// An implementation that leaves this as it is raises one MMI a call. One that returns
+    /// [`MmProgress::RaisedRepeatable`] is called once more if MM does not take the request for a while.
     ///
     /// # Errors
     ///
@@ -155,6 +162,13 @@ mockall::mock! {
     }
 }
 
+#[cfg(any(test, feature = "mockall"))]
+impl fmt::Debug for MockSwMmiTrigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MockSwMmiTrigger").finish_non_exhaustive()
+    }
+}
+
 /// Component and service: enters MM in the configured way.
 ///
 /// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] where the platform
@@ -167,7 +181,12 @@ pub struct SwMmiManager {
     entry: Option<Entry>,
     /// SMI_EN just before the last MMI, for the log.
     last_smi_enable: Cell<Option<u32>>,
+    pair: Pair,
 }
+
+// Nothing is half changed after a panic: the cells hold single values, and the ports are the machine's.
+impl UnwindSafe for SwMmiManager {}
+impl RefUnwindSafe for SwMmiManager {}
 
 #[component]
 impl SwMmiManager {
@@ -179,6 +198,7 @@ impl SwMmiManager {
             connect: entry::NATIVE,
             entry: None,
             last_smi_enable: Cell::new(None),
+            pair: Pair::default(),
         }
     }
 
@@ -190,6 +210,7 @@ impl SwMmiManager {
             connect: None,
             entry: None,
             last_smi_enable: Cell::new(None),
+            pair: Pair::default(),
         }
     }
 
@@ -201,6 +222,7 @@ impl SwMmiManager {
             connect: Some(entry::connect::<C>),
             entry: None,
             last_smi_enable: Cell::new(None),
+            pair: Pair::default(),
         }
     }
 
@@ -241,8 +263,14 @@ impl SwMmiManager {
         };
         let value = register.read_checked(ports)?;
         let missing = SmiEnable::missing_in(value);
-        if !missing.is_empty() && trigger.check == SmiCheck::Require {
-            let at = register.address();
+        let at = register.address();
+        if trigger.is_absent(value) {
+            log::warn!(
+                target: "sw_mmi",
+                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN; MMIs are raised without a check. If there \
+                 is none use SmiCheck::Off, else SmiCheck::Enable"
+            );
+        } else if !missing.is_empty() && trigger.check == SmiCheck::Require {
             log::warn!(
                 target: "sw_mmi",
                 "platform: SMIs are off until SMI_EN at {at:#x}, now {value:#010x}, has {missing}; each call fails until then"
@@ -272,10 +300,10 @@ impl SwMmiManager {
         match self.entry.as_ref().ok_or(MmiError::NotConfigured)? {
             Entry::Ports(trigger) => {
                 let ports = self.ports.as_deref().ok_or(TriggerError::NoPortIo)?;
-                self.last_smi_enable
-                    .set(trigger.raise_observed(ports, command, data)?);
+                let smi_enable = trigger.raise_observed(ports, &self.pair, command, data)?;
+                self.last_smi_enable.set(smi_enable);
                 log::trace!(target: "sw_mmi", "MMI raised: command {command:#04x}, data {data:#04x}");
-                Ok(MmProgress::Raised)
+                Ok(MmProgress::RaisedRepeatable)
             }
             Entry::Secure(connection) => {
                 let address = comm_buffer.ok_or(MmiError::NeedsCommBuffer)?;

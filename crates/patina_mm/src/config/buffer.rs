@@ -10,6 +10,7 @@ use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{AddressRange, Header, HeaderFormat};
+use patina::error::EfiError;
 use patina::{Guid, OwnedGuid};
 use thiserror::Error;
 
@@ -91,6 +92,19 @@ pub struct CommunicateBuffer {
     is_shared_with_firmware: bool,
     /// The number of the transaction during which this handle may write.
     lent_for: Option<u32>,
+    /// What the executor that this handle was lent to did, for the log.
+    pub(crate) attempt: Attempt,
+}
+
+/// How an executor tried to enter MM.
+#[derive(Clone, Copy)]
+pub(crate) enum Attempt {
+    /// Not yet, or another executor than this crate's.
+    Unknown,
+    /// The platform's trigger failed.
+    Failed(EfiError),
+    /// So many MMIs were raised, and the mailbox was looked at so often.
+    Waited { mmis: u32, polls: u32 },
 }
 
 struct Shared {
@@ -124,6 +138,7 @@ impl CommunicateBuffer {
             header: HeaderFormat::V1,
             is_shared_with_firmware: false,
             lent_for: None,
+            attempt: Attempt::Unknown,
         }
     }
 

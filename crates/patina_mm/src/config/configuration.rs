@@ -213,36 +213,65 @@ pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), Configu
     Ok(())
 }
 
-impl fmt::Display for MmCommunicationConfiguration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writelncrlf!(
-            f,
-            "MM communication: command {}, data {}, ACPI base {}",
-            self.cmd_port,
-            self.data_port,
-            self.acpi_base
-        )?;
-        match (self.enable_comm_buffer_updates, self.updatable_buffer_id) {
-            (true, Some(id)) => writelncrlf!(f, "  comm buffer {id} may move")?,
-            (true, None) => writelncrlf!(f, "  updates are enabled, but no comm buffer may move")?,
-            (false, _) => {}
-        }
-        if self.comm_buffers.is_empty() {
-            writelncrlf!(f, "  no comm buffer")?;
-        }
-        for buffer in &self.comm_buffers {
-            let mailbox = if buffer.has_status_mailbox() {
-                "with"
-            } else {
-                "without"
-            };
+impl MmCommunicationConfiguration {
+    /// For the log: what [`fmt::Display`] writes, and which comm buffers have a mailbox or may move.
+    pub(crate) fn summary(&self) -> impl fmt::Display + '_ {
+        fmt::from_fn(|f| {
             writelncrlf!(
                 f,
-                "  comm buffer {}: {} bytes at {:p}, {mailbox} mailbox",
-                buffer.id(),
-                buffer.len(),
-                buffer.as_ptr()
+                "MM communication: command {}, data {}, ACPI base {}",
+                self.cmd_port,
+                self.data_port,
+                self.acpi_base
             )?;
+            match (self.enable_comm_buffer_updates, self.updatable_buffer_id) {
+                (true, Some(id)) => writelncrlf!(f, "  comm buffer {id} may move")?,
+                (true, None) => writelncrlf!(f, "  updates are enabled, but no comm buffer may move")?,
+                (false, _) => {}
+            }
+            if self.comm_buffers.is_empty() {
+                writelncrlf!(f, "  no comm buffer")?;
+            }
+            for buffer in &self.comm_buffers {
+                let (id, len, at) = (buffer.id(), buffer.len(), buffer.as_ptr());
+                let mailbox = match buffer.has_status_mailbox() {
+                    true => "with",
+                    false => "without",
+                };
+                let shared = match buffer.is_shared_with_firmware() {
+                    true => ", shared with the firmware",
+                    false => "",
+                };
+                writelncrlf!(
+                    f,
+                    "  comm buffer {id}: {len} bytes at {at:p}, {mailbox} mailbox{shared}"
+                )?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The text is that of the published crate, for consumers that compare it.
+impl fmt::Display for MmCommunicationConfiguration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fields: [(&str, &dyn fmt::Display); 3] = [
+            ("ACPI Base", &self.acpi_base),
+            ("Command Port", &self.cmd_port),
+            ("Data Port", &self.data_port),
+        ];
+        writelncrlf!(f, "MM Communication Configuration:")?;
+        for (name, value) in fields {
+            writelncrlf!(f, "  {name}: {value}")?;
+        }
+        let buffers = &self.comm_buffers;
+        writelncrlf!(f, "  Communication Buffers ({}):", buffers.len())?;
+        if buffers.is_empty() {
+            writelncrlf!(f, "    <none>")?;
+        }
+        for buffer in buffers {
+            let (id, at, len) = (buffer.id(), buffer.as_ptr(), buffer.len());
+            writelncrlf!(f, "    Buffer {id:#04X}: ptr={at:p}, len=0x{len:X}")?;
         }
         Ok(())
     }
@@ -280,7 +309,7 @@ mod tests {
             enable_comm_buffer_updates: true,
             updatable_buffer_id: Some(7),
         };
-        let text = config.to_string();
+        let text = config.summary().to_string();
         assert!(
             text.contains("command SMI(0x00B2), data SMI(0x00B3), ACPI base IO(0x0600)"),
             "{text}"
@@ -289,6 +318,7 @@ mod tests {
         assert!(text.contains("comm buffer 7: 64 bytes at 0x"), "{text}");
         assert!(
             MmCommunicationConfiguration::default()
+                .summary()
                 .to_string()
                 .contains("no comm buffer")
         );

@@ -2,9 +2,8 @@
 
 use super::Status;
 use crate::component::sw_mmi_manager::{MmProgress, MmiError};
-use crate::config::{CommunicateBuffer, MmCommunicationOptions};
+use crate::config::{Attempt, CommunicateBuffer, MmCommunicationOptions};
 use crate::service::SwMmiTrigger;
-use core::cell::Cell;
 use core::fmt::{self, Display as _};
 use mm_comm::transaction;
 use patina::component::service::Service;
@@ -14,10 +13,11 @@ use patina::component::service::Service;
 /// The seam where host tests, and platforms whose MM is entered in another way, replace the MMI. When it is called,
 /// header and message stand in the buffer, and its mailbox announces them where it has one. An executor may
 ///
-/// - let real MM, or code that plays MM, response in the buffer's memory and mailbox; or
-/// - response by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
-///   [`set_message`](CommunicateBuffer::set_message): exactly those bytes are the response, an empty message included, and
-///   the mailbox is not asked.
+/// - let real MM, or code that plays MM, write the response to the buffer's memory and mailbox; or
+/// - respond by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
+///   [`set_message`](CommunicateBuffer::set_message), or with [`reset`](CommunicateBuffer::reset) alone: exactly those bytes
+///   are the response, an empty message included, and the mailbox is not read; or
+/// - put another comm buffer in the place of the one that it was lent: the response is that buffer's message.
 pub trait MmExecutor {
     /// Makes MM process the request in `comm_buffer`.
     ///
@@ -52,23 +52,19 @@ mockall::mock! {
     }
 }
 
+#[cfg(any(test, feature = "mockall"))]
+impl fmt::Debug for MockMmExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MockMmExecutor").finish_non_exhaustive()
+    }
+}
+
 /// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, waits until the mailbox shows that MM took
-/// the request. If it does not for a while, one more MMI is raised: see [`transaction::wait_and_raise_again`].
+/// the request. If it does not for a while, and the trigger allows it ([`MmProgress::RaisedRepeatable`]), one more MMI is
+/// raised: see [`transaction::wait_and_raise_again`].
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
-    /// What the last call came to, for the log.
-    last: Cell<Last>,
-}
-
-/// What a call came to. One that interrupts another may overwrite it, before the other one's log line is written: then the
-/// numbers are the inner call's.
-#[derive(Clone, Copy)]
-enum Last {
-    /// MM was not entered.
-    NotEntered(MmiError),
-    /// So many MMIs were raised, and the mailbox was looked at so often.
-    Waited { mmis: u32, polls: u32 },
 }
 
 impl RealMmExecutor {
@@ -81,11 +77,7 @@ impl RealMmExecutor {
     /// Makes an executor with the platform's options: the command and data values, and how long to wait.
     #[must_use]
     pub fn with_options(trigger: Service<dyn SwMmiTrigger>, options: MmCommunicationOptions) -> Self {
-        Self {
-            trigger,
-            options,
-            last: Cell::new(Last::Waited { mmis: 0, polls: 0 }),
-        }
+        Self { trigger, options }
     }
 }
 
@@ -96,7 +88,11 @@ impl MmExecutor for RealMmExecutor {
             self.trigger
                 .enter_mm(address, self.options.command_value, self.options.data_value)
         };
-        let progress = enter().inspect_err(|error| self.last.set(Last::NotEntered(*error)))?;
+        let progress = enter().inspect_err(|error| {
+            if let MmiError::Failed(error) = error {
+                comm_buffer.attempt = Attempt::Failed(*error);
+            }
+        })?;
         if progress == MmProgress::Returned {
             return Ok(());
         }
@@ -108,8 +104,12 @@ impl MmExecutor for RealMmExecutor {
             }
         };
         let (channel, polls) = (comm_buffer.channel(), self.options.completion_polls);
-        let pauses = transaction::wait_and_raise_again(channel, polls, again, || self.trigger.pause());
-        self.last.set(Last::Waited { mmis, polls: pauses });
+        let pause = || self.trigger.pause();
+        let pauses = match progress {
+            MmProgress::RaisedRepeatable => transaction::wait_and_raise_again(channel, polls, again, pause),
+            _ => transaction::wait(channel, polls, pause),
+        };
+        comm_buffer.attempt = Attempt::Waited { mmis, polls: pauses };
         log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
         Ok(())
     }
@@ -120,8 +120,8 @@ impl MmExecutor for RealMmExecutor {
         comm_buffer: &CommunicateBuffer,
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
-        match (status, self.last.get()) {
-            (Status::NotProcessed, Last::Waited { mmis, polls }) => {
+        match (status, comm_buffer.attempt) {
+            (Status::NotProcessed, Attempt::Waited { mmis, polls }) => {
                 let (len, at) = (comm_buffer.len(), comm_buffer.as_ptr());
                 write!(f, "{status}. The comm buffer has {len} bytes at {at:p}")?;
                 if let Some(mailbox) = comm_buffer.channel().mailbox() {
@@ -133,7 +133,7 @@ impl MmExecutor for RealMmExecutor {
                 f.write_str(". See docs/troubleshooting.md#mmi-but-no-response")
             }
             // The status cannot carry the trigger's own error.
-            (Status::SwMmiFailed, Last::NotEntered(error)) => error.fmt(f),
+            (Status::SwMmiFailed, Attempt::Failed(error)) => MmiError::Failed(error).fmt(f),
             _ => status.fmt(f),
         }
     }
@@ -152,36 +152,76 @@ mod tests {
     use super::*;
     use crate::component::sw_mmi_manager::MockSwMmiTrigger;
     use alloc::boxed::Box;
+    use alloc::string::{String, ToString};
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use core::cell::RefCell;
     use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
     use patina::error::EfiError;
+
+    /// Raises MMIs by running the next of these, and says whether they may be repeated.
+    struct Script {
+        progress: MmProgress,
+        mmis: RefCell<Vec<Mmi>>,
+    }
+
+    type Mmi = Box<dyn FnOnce() -> Result<(), EfiError>>;
+
+    // SAFETY: MM is never entered.
+    unsafe impl SwMmiTrigger for Script {
+        fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
+            let next = self.mmis.borrow_mut().remove(0);
+            next()
+        }
+        fn enter_mm(&self, _: u64, command: u8, data: u8) -> Result<MmProgress, MmiError> {
+            self.raise_mmi(command, data).map(|()| self.progress)
+        }
+    }
+
+    /// Sends a message to `buffer`, and returns whether the mailbox shows that it was taken, and what the log says.
+    fn run(buffer: &CommunicateBuffer, trigger: impl SwMmiTrigger + 'static) -> (bool, String) {
+        let trigger: Box<dyn SwMmiTrigger> = Box::new(trigger);
+        let executor = RealMmExecutor::new(Service::mock(trigger));
+        let staged = buffer
+            .channel()
+            .begin(HeaderFormat::V1, Guid::ZERO, b"x")
+            .unwrap();
+        let mut lent = buffer.lend(staged.number(), HeaderFormat::V1);
+        assert_eq!(executor.execute_mm(&mut lent), Ok(()));
+        let said = fmt::from_fn(|f| executor.explain(Status::NotProcessed, &lent, f)).to_string();
+        (staged.finish().is_ok(), said)
+    }
 
     #[test]
     fn another_mmi_that_fails_does_not_undo_the_first() {
         for was_taken in [true, false] {
             let buffer = CommunicateBuffer::of_a_page(0);
-            let mut trigger = MockSwMmiTrigger::new();
-            trigger.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));
             let mm = buffer.clone();
-            trigger
-                .expect_trigger_sw_mmi()
-                .times(1)
-                .returning_st(move |_, _| {
-                    // MM takes the request of the first one after the last look.
-                    if was_taken {
-                        let response = MailboxImage::answered(EfiStatus::SUCCESS, 25);
-                        mm.channel().mailbox().unwrap().write(&response);
-                    }
-                    Err(EfiError::NotReady)
-                });
-            let trigger: Box<dyn SwMmiTrigger> = Box::new(trigger);
-            let executor = RealMmExecutor::new(Service::mock(trigger));
-            let staged = buffer
-                .channel()
-                .begin(HeaderFormat::V1, Guid::ZERO, b"x")
-                .unwrap();
-            assert_eq!(executor.execute_mm(&mut buffer.clone()), Ok(()));
+            let second: Mmi = Box::new(move || {
+                // MM takes the request of the first one after the last look.
+                if was_taken {
+                    let response = MailboxImage::answered(EfiStatus::SUCCESS, 25);
+                    mm.channel().mailbox().unwrap().write(&response);
+                }
+                Err(EfiError::NotReady)
+            });
+            let first: Mmi = Box::new(|| Ok(()));
+            let script = Script {
+                progress: MmProgress::RaisedRepeatable,
+                mmis: RefCell::new(vec![first, second]),
+            };
             // The mailbox decides.
-            assert_eq!(staged.finish().is_ok(), was_taken);
+            assert_eq!(run(&buffer, script).0, was_taken);
         }
+    }
+
+    #[test]
+    fn trigger_of_the_platforms_own_raises_one_mmi_a_call() {
+        let buffer = CommunicateBuffer::of_a_page(0);
+        let mut trigger = MockSwMmiTrigger::new();
+        trigger.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));
+        let (was_taken, said) = run(&buffer, trigger);
+        assert!(!was_taken);
+        assert!(said.contains("looked at 100000 times; 1 MMIs"), "{said}");
     }
 }

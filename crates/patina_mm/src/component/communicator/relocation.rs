@@ -52,7 +52,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         let mut lent = new.lend(there.number(), HeaderFormat::V1);
         executor
             .execute_mm(&mut lent)
-            .map_err(|status| Failure::executor(status, new))?;
+            .map_err(|status| Failure::executor(status, &lent))?;
         if !lent.is_same(new) {
             let why =
                 "the executor put another comm buffer in the place of the one that is about to be moved";
@@ -67,7 +67,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             drop(there);
             here.finish()
         };
-        let response = response.map_err(|error| Failure::response(error, new))?;
+        let response = response.map_err(|error| Failure::response(error, &lent))?;
         let answered = response.len();
         if take(&mut ResponseReader::in_place(response, tag)) {
             // What is freed is freed once the list can be looked at again: a notification may come with that.

@@ -1,0 +1,167 @@
+//! The service for tests of components.
+
+use super::{MmCommunication, Status};
+use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
+use patina::Guid;
+
+mockall::mock! {
+    /// The calls that a [`MockMmCommunication`] expects.
+    pub Calls {}
+    impl MmCommunication for Calls {
+        fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
+    }
+}
+
+/// A [`MmCommunication`] that expects calls of `communicate`. The trait's provided methods keep their bodies, and so arrive
+/// there. What was given to [`MmCommunication::after_calls`] runs after each call, as it does with the real service.
+pub struct MockMmCommunication {
+    calls: MockCalls,
+    number: u64,
+}
+
+/// What runs after the calls of one mock. It is kept here and not in the mock, which tests may send to another thread.
+#[derive(Default)]
+struct AfterCalls {
+    callbacks: Vec<Rc<dyn Fn()>>,
+    are_running: bool,
+}
+
+std::thread_local! {
+    static AFTER_CALLS: RefCell<BTreeMap<u64, AfterCalls>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+impl MockMmCommunication {
+    /// Makes a mock that expects no call yet.
+    #[must_use]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            calls: MockCalls::new(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn call_has_ended(&self) {
+        let start = |all: &mut BTreeMap<_, AfterCalls>| {
+            let of_this = all.get_mut(&self.number)?;
+            // What they send themselves does not run them once more.
+            let callbacks = (!of_this.are_running).then(|| of_this.callbacks.clone())?;
+            of_this.are_running = true;
+            Some(callbacks)
+        };
+        if let Some(callbacks) = AFTER_CALLS.with_borrow_mut(start) {
+            callbacks.iter().for_each(|callback| callback());
+            AFTER_CALLS.with_borrow_mut(|all| {
+                if let Some(of_this) = all.get_mut(&self.number) {
+                    of_this.are_running = false;
+                }
+            });
+        }
+    }
+}
+
+impl MmCommunication for MockMmCommunication {
+    fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
+        let result = self.calls.communicate(id, data_buffer, recipient);
+        if result != Err(Status::Busy) {
+            self.call_has_ended();
+        }
+        result
+    }
+
+    fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
+        AFTER_CALLS.with_borrow_mut(|all| all.entry(self.number).or_default().callbacks.push(call));
+        Ok(())
+    }
+}
+
+/// For `expect_communicate` and `checkpoint`.
+impl Deref for MockMmCommunication {
+    type Target = MockCalls;
+
+    fn deref(&self) -> &MockCalls {
+        &self.calls
+    }
+}
+
+impl DerefMut for MockMmCommunication {
+    fn deref_mut(&mut self) -> &mut MockCalls {
+        &mut self.calls
+    }
+}
+
+impl Drop for MockMmCommunication {
+    fn drop(&mut self) {
+        // Nothing is left to do if this thread is ending, or dropped on another one.
+        let _ = AFTER_CALLS.try_with(|all| all.borrow_mut().remove(&self.number));
+    }
+}
+
+impl Default for MockMmCommunication {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MockMmCommunication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MockMmCommunication").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+
+    const NOBODY: patina::BinaryGuid =
+        patina::BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+
+    #[test]
+    fn callbacks_run_after_each_call_that_was_not_refused() {
+        let mut mock = MockMmCommunication::new();
+        mock.expect_communicate().returning(|id, _, _| {
+            if id == 7 {
+                Err(Status::Busy)
+            } else {
+                Ok(Vec::new())
+            }
+        });
+        let mock: Rc<dyn MmCommunication> = Rc::new(mock);
+        let (ends, inner) = (Rc::new(Cell::new(0)), Rc::downgrade(&mock));
+        let count = Rc::clone(&ends);
+        let callback = move || {
+            count.set(count.get() + 1);
+            // It may send, and is not run once more for that.
+            let sent = inner.upgrade().unwrap().communicate(1, b"x", NOBODY.as_guid());
+            assert_eq!(sent, Ok(Vec::new()));
+        };
+        mock.after_calls(Rc::new(callback)).unwrap();
+        assert_eq!(ends.get(), 0);
+        for (id, expected) in [(0, 1), (7, 1), (0, 2)] {
+            let _ = mock.communicate(id, b"x", NOBODY.as_guid());
+            assert_eq!(ends.get(), expected);
+        }
+        // Provided methods arrive at `communicate`.
+        assert_eq!(mock.communicate_into(0, b"x", NOBODY.as_guid(), &mut []), Ok(0));
+        assert_eq!(ends.get(), 3);
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_mock_that_is_gone() {
+        let mock = MockMmCommunication::new();
+        let kept = Rc::new(());
+        let callback = Rc::clone(&kept);
+        mock.after_calls(Rc::new(move || drop(Rc::clone(&callback))))
+            .unwrap();
+        assert_eq!(Rc::strong_count(&kept), 2);
+        drop(mock);
+        assert_eq!(Rc::strong_count(&kept), 1);
+    }
+}
