@@ -1,7 +1,6 @@
 //! Why an image or a driver was refused.
 
 use crate::image::FileId;
-use patina::BinaryGuid;
 use patina_ffs::FirmwareFileSystemError;
 use thiserror::Error;
 
@@ -69,6 +68,16 @@ pub enum ImageError {
         /// Bytes of the dictionary, 0 where there is no header.
         dictionary_len: u32,
     },
+    /// The content is larger than any that a flash image has.
+    #[error("the LZMA section of {len} bytes claims a content of {claimed} bytes, the limit is {limit}")]
+    PayloadTooLarge {
+        /// Bytes of the stream.
+        len: usize,
+        /// The length in the stream's header, in bytes.
+        claimed: u64,
+        /// The largest length accepted, in bytes.
+        limit: u64,
+    },
     /// The new payload cannot be encoded.
     #[error("{len} bytes cannot be encoded with LZMA: {cause:?}")]
     Compress {
@@ -78,7 +87,9 @@ pub enum ImageError {
         cause: lzma_rust2::Error,
     },
     /// The changed content does not fit its volume.
-    #[error("{volume} has {capacity} bytes, its new content needs {needed}")]
+    #[error(
+        "{volume} has {capacity} bytes, its new content needs {needed}: drop files that the platform can do without"
+    )]
     TooLarge {
         /// Which volume.
         volume: &'static str,
@@ -86,14 +97,6 @@ pub enum ImageError {
         capacity: usize,
         /// Bytes that its content needs.
         needed: usize,
-    },
-    /// There is not exactly one file to be changed.
-    #[error("DXEFV has {found} files {name}, one is expected")]
-    Files {
-        /// The name looked for.
-        name: BinaryGuid,
-        /// How many files have it.
-        found: usize,
     },
     /// There is not exactly one DXE core to be replaced.
     #[error("DXEFV has {found} DXE cores, one is expected")]
@@ -164,6 +167,18 @@ pub enum PeError {
         end: u64,
         /// How many bytes there are.
         len: usize,
+    },
+    /// The headers are not where a loader has them in memory.
+    #[error(
+        "NT headers and section table take bytes {start:#x}..{end:#x}; a loader has them behind the DOS header, before SizeOfHeaders {size_of_headers:#x}"
+    )]
+    HeadersOutside {
+        /// Where the NT headers start.
+        start: u64,
+        /// Where the section table ends.
+        end: u64,
+        /// The value in the header.
+        size_of_headers: u32,
     },
     /// The image is larger than any driver may be.
     #[error("SizeOfImage is {size:#x}, the limit is {limit:#x}")]

@@ -1,4 +1,4 @@
-//! Names of the files that a platform may want to name.
+//! Names of the files that a platform may want to name, and of a file system.
 
 use patina::BinaryGuid;
 
@@ -7,6 +7,12 @@ pub const PATINA_DXE_CORE: BinaryGuid = BinaryGuid::from_string("23C9322F-2AF2-4
 
 /// edk2 `UefiCpuPkg/CpuDxe`.
 pub const CPU_DXE: BinaryGuid = BinaryGuid::from_string("1A1E4886-9517-440E-9FDE-3BE44CEE2136");
+
+/// The same for one processor, which OVMF has beside it since edk2-stable202205 (`UP_CPU_DXE_GUID` in `OvmfPkgX64.dsc`).
+pub const CPU_DXE_FOR_ONE: BinaryGuid = BinaryGuid::from_string("6490F1C5-EBCC-4665-8892-0075B9BB49B7");
+
+/// The file system of a volume for variables, `gEfiSystemNvDataFvGuid`.
+pub const VARIABLE_STORE: BinaryGuid = BinaryGuid::from_string("FFF12B8D-7696-4C8B-A985-2747075B4F50");
 
 /// edk2 `MdeModulePkg/Universal/Acpi/BootScriptExecutorDxe`.
 pub const BOOT_SCRIPT_EXECUTOR_DXE: BinaryGuid =

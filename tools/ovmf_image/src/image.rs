@@ -2,11 +2,12 @@
 
 use crate::{
     error::ImageError,
+    guids,
     lzma::{self, Encoding},
     pe,
     volume::{ExactVolume, require_same},
 };
-use core::fmt;
+use core::{fmt, ops::Range};
 use patina::{
     BinaryGuid,
     pi::fw_fs::{
@@ -28,9 +29,16 @@ const PAYLOAD: &str = "the content of the LZMA section";
 /// Sections start at multiples of this many bytes (PI 1.9, volume 3, 2.1.5).
 const SECTION_ALIGN: usize = 4;
 
+/// Where a volume's header has the GUID of its file system, its length and its signature (PI 1.9, volume 3, 3.2.1).
+const FILE_SYSTEM_AT: Range<usize> = 16..32;
+const LENGTH_AT: Range<usize> = 32..40;
+const SIGNATURE_AT: Range<usize> = 40..44;
+
 /// A flash image whose DXE files can be changed. It keeps its length.
 pub struct Image {
     original: Vec<u8>,
+    /// Bytes of the variable store before `main`.
+    before: usize,
     main: ExactVolume,
     /// Where in `main` the LZMA section is: index of the file, index of the section in it.
     payload_at: (usize, usize),
@@ -43,14 +51,17 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads a flash image: FVMAIN_COMPACT, then SECFV up to the end.
+    /// Reads a flash image: FVMAIN_COMPACT, then SECFV up to the end. A variable store may precede them, as in an image that
+    /// is both code and variables; it stays as it is.
     ///
     /// # Errors
     ///
     /// [`ImageError`] where the image is damaged, or of a form that this crate would not write back unchanged.
     pub fn open(bytes: &[u8]) -> Result<Self, ImageError> {
-        let main = ExactVolume::open(bytes, MAIN)?;
-        require_one_volume(bytes.get(main.len()..).unwrap_or_default(), SEC)?;
+        let before = variable_store_len(bytes);
+        let flash = bytes.get(before..).unwrap_or_default();
+        let main = ExactVolume::open(flash, MAIN)?;
+        require_one_volume(flash.get(main.len()..).unwrap_or_default(), SEC)?;
         let (payload_at, section) = find_payload(&main)?;
         let (content, encoding) = lzma::decompress(section)?;
         let payload = SectionIterator::new(&content)
@@ -64,6 +75,7 @@ impl Image {
         let (dxe_at, dxe) = find_dxe(&payload)?;
         Ok(Self {
             original: bytes.to_vec(),
+            before,
             main,
             payload_at,
             encoding,
@@ -111,19 +123,20 @@ impl Image {
         Ok(self)
     }
 
-    /// Takes the file called `name` out of DXEFV.
-    ///
-    /// # Errors
-    ///
-    /// [`ImageError::Files`] where none or several files have that name.
-    pub fn drop_file(&mut self, name: BinaryGuid) -> Result<&mut Self, ImageError> {
-        let at = only(self.dxe.files(), |file| file.name() == name)
-            .map_err(|found| ImageError::Files { name, found })?;
-        let file = self.dxe.files_mut().remove(at);
-        self.changes.push(Change::Dropped {
-            file: FileId::of(&file),
+    /// Takes the files that are `wanted` out of DXEFV; how many there were. A build may lack a file, or have it twice: edk2
+    /// builds CpuDxe once for one processor and once for several, for instance.
+    pub fn drop_files(&mut self, wanted: impl Fn(&FileId) -> bool) -> usize {
+        let changes = &mut self.changes;
+        let before = changes.len();
+        self.dxe.files_mut().retain(|file| {
+            let file = FileId::of(file);
+            let stays = !wanted(&file);
+            if !stays {
+                changes.push(Change::Dropped { file });
+            }
+            stays
         });
-        Ok(self)
+        changes.len().saturating_sub(before)
     }
 
     /// Lays out every driver and application of DXEFV whose sections do not start on pages, as [`pe::flatten`] does.
@@ -189,8 +202,11 @@ impl Image {
         if let Some(section) = file.and_then(|file| file.sections_mut().get_mut(section_at)) {
             *section = new_section("the LZMA section", section.header().clone(), stream)?;
         }
-        let mut bytes = self.main.serialize()?;
-        bytes.extend_from_slice(self.original.get(self.main.len()..).unwrap_or_default());
+        let (start, len) = (self.before, self.main.len());
+        let mut bytes = self.original;
+        if let Some(main) = bytes.get_mut(start..).and_then(|flash| flash.get_mut(..len)) {
+            main.copy_from_slice(&self.main.serialize()?);
+        }
         Ok(bytes)
     }
 }
@@ -260,6 +276,12 @@ pub struct FileId {
 }
 
 impl FileId {
+    /// Whether `name` is its GUID, or its name for people.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        self.name.as_deref() == Some(name) || BinaryGuid::try_from_string(name) == Ok(self.guid)
+    }
+
     fn of(file: &File) -> Self {
         let ui = file
             .sections()
@@ -302,6 +324,18 @@ fn only<'a>(files: impl Iterator<Item = &'a File>, wanted: impl Fn(&File) -> boo
         [at] => Ok(at),
         _ => Err(found.len()),
     }
+}
+
+/// Bytes of the volume for variables at the start of `flash`; 0 where there is another one.
+fn variable_store_len(flash: &[u8]) -> usize {
+    let is = |place, expected: &[u8]| flash.get(place) == Some(expected);
+    if !is(SIGNATURE_AT, b"_FVH") || !is(FILE_SYSTEM_AT, guids::VARIABLE_STORE.as_bytes()) {
+        return 0;
+    }
+    let len = flash
+        .get(LENGTH_AT)
+        .and_then(|len| Some(u64::from_le_bytes(len.try_into().ok()?)));
+    len.and_then(|len| usize::try_from(len).ok()).unwrap_or_default()
 }
 
 /// Checks that `bytes` are a volume's header and as many bytes as it claims.

@@ -14,10 +14,9 @@
 //! use ovmf_image::{Image, guids};
 //!
 //! let mut image = Image::open(&std::fs::read("OVMF_CODE_4M.fd")?)?;
-//! image
-//!     .replace_dxe_core(&std::fs::read("q35.efi")?, guids::PATINA_DXE_CORE)?
-//!     .drop_file(guids::CPU_DXE)?
-//!     .flatten_drivers()?;
+//! image.replace_dxe_core(&std::fs::read("q35.efi")?, guids::PATINA_DXE_CORE)?;
+//! image.drop_files(|file| file.guid == guids::CPU_DXE);
+//! image.flatten_drivers()?;
 //! for change in image.changes() {
 //!     println!("{change}");
 //! }

@@ -1,15 +1,32 @@
-//! Puts a Patina DXE core into OVMF's flash image. `cargo xtask image patina-q35` calls it.
+//! Puts a Patina DXE core into an OVMF flash image. `cargo xtask image` calls it.
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use ovmf_image::{Image, guids};
+use ovmf_image::{BinaryGuid, FileId, Image, guids};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Puts a Patina DXE core into a stock OVMF flash image.
+/// What does not work with Patina's core, or has no place beside it.
+const DROPPED: [BinaryGuid; 4] = [
+    // Patina's core has the CPU protocol built in.
+    guids::CPU_DXE,
+    guids::CPU_DXE_FOR_ONE,
+    // S3, which no platform of this repository has.
+    guids::BOOT_SCRIPT_EXECUTOR_DXE,
+    // Reads at address zero, which Patina does not map. The VGA device stays: it covers SMRAM.
+    guids::QEMU_VIDEO_DXE,
+];
+
+/// Puts a Patina DXE core into an OVMF flash image.
+///
+/// The image is Debian's or another build of edk2's OvmfPkg, with or without SMM, of 2 or 4 MiB, with a variable store at its
+/// start or without. CpuDxe, BootScriptExecutorDxe and QemuVideoDxe are dropped where they are in it.
 #[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  ovmf_image --core q35.efi --output q35.fd
+  ovmf_image --ovmf OVMF.fd --core q35.efi --output q35.fd --drop TlsDxe --drop HttpBootDxe --keep QemuVideoDxe")]
 struct Options {
-    /// The flash image to start from, without SMM.
+    /// The flash image to start from.
     #[arg(long, value_name = "FILE", default_value = "/usr/share/OVMF/OVMF_CODE_4M.fd")]
     ovmf: PathBuf,
     /// The DXE core: a UEFI boot service driver.
@@ -18,20 +35,28 @@ struct Options {
     /// Where to write the flash image.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+    /// Drops this file too: a GUID, or a name such as TlsDxe. Can be given more than once; one that is not there is named.
+    #[arg(long, value_name = "NAME")]
+    drop: Vec<String>,
+    /// Keeps this file, whatever else is said.
+    #[arg(long, value_name = "NAME")]
+    keep: Vec<String>,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let mut image = Image::open(&read(&options.ovmf)?).with_context(|| options.ovmf.display().to_string())?;
-    image
-        .replace_dxe_core(&read(&options.core)?, guids::PATINA_DXE_CORE)?
-        // Patina's core has the CPU protocol built in.
-        .drop_file(guids::CPU_DXE)?
-        // S3, which this platform does not have.
-        .drop_file(guids::BOOT_SCRIPT_EXECUTOR_DXE)?
-        // Reads at address zero, which Patina does not map. The VGA device stays: it covers SMRAM.
-        .drop_file(guids::QEMU_VIDEO_DXE)?
-        .flatten_drivers()?;
+    image.replace_dxe_core(&read(&options.core)?, guids::PATINA_DXE_CORE)?;
+    let stays = |file: &FileId| options.keep.iter().any(|name| file.is(name));
+    for guid in DROPPED {
+        image.drop_files(|file| file.guid == guid && !stays(file));
+    }
+    for name in &options.drop {
+        if image.drop_files(|file| file.is(name) && !stays(file)) == 0 {
+            println!("nothing to drop: no {name} in this image");
+        }
+    }
+    image.flatten_drivers()?;
     for change in image.changes() {
         println!("{change}");
     }

@@ -135,6 +135,29 @@ fn require_machine(headers: &ImageNtHeaders64) -> Result<(), PeError> {
     })
 }
 
+/// Checks that all headers are where a loader has them in memory: behind the DOS header, within SizeOfHeaders.
+fn require_headers(pe: &PeFile64<'_>) -> Result<(), PeError> {
+    let headers = pe.nt_headers();
+    let sections = pe
+        .section_table()
+        .len()
+        .saturating_mul(size_of::<ImageSectionHeader>());
+    let start = pe.dos_header().e_lfanew.get(LE);
+    let len = OPTIONAL_HEADER_AT
+        .saturating_add(usize::from(headers.file_header.size_of_optional_header.get(LE)))
+        .saturating_add(sections);
+    let end = u64::from(start).saturating_add(wide(len));
+    let size_of_headers = headers.optional_header.size_of_headers.get(LE);
+    if index(start) < size_of::<ImageDosHeader>() || end > u64::from(size_of_headers) {
+        return Err(PeError::HeadersOutside {
+            start: u64::from(start),
+            end,
+            size_of_headers,
+        });
+    }
+    Ok(())
+}
+
 fn pages_only(headers: &ImageNtHeaders64) -> bool {
     let alignment = headers.optional_header.section_alignment.get(LE);
     alignment != 0 && alignment.is_multiple_of(PAGE_LEN)
@@ -142,6 +165,7 @@ fn pages_only(headers: &ImageNtHeaders64) -> bool {
 
 /// Lays out the image in whole pages, as a loader does.
 fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
+    require_headers(pe)?;
     let optional = &pe.nt_headers().optional_header;
     let size = optional.size_of_image.get(LE);
     if size > MAX_IMAGE_LEN {

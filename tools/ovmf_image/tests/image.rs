@@ -139,23 +139,79 @@ fn the_core_is_replaced_and_nothing_else() {
 fn a_dropped_file_is_gone() {
     let bytes = image();
     let mut image = Image::open(&bytes).unwrap();
-    image.drop_file(guids::CPU_DXE).unwrap();
+    assert_eq!(image.drop_files(|file| file.guid == guids::CPU_DXE), 1);
     assert_eq!(
         image.changes()[0].to_string(),
         format!("dropped CpuDxe ({})", guids::CPU_DXE)
     );
-    let again = image.drop_file(guids::CPU_DXE);
-    assert!(matches!(
-        again,
-        Err(ImageError::Files {
-            name: guids::CPU_DXE,
-            found: 0
-        })
-    ));
-
     let mut expected = dxe_of(&bytes);
     expected.remove(1);
     assert_eq!(dxe_of(&image.finish().unwrap()), expected);
+}
+
+#[test]
+fn a_file_that_is_absent_is_no_error_and_one_that_is_in_it_twice_goes_twice() {
+    let pe = || TinyPe::driver().build();
+    let mut image = image_with(ffs_file(
+        guids::CPU_DXE_FOR_ONE,
+        file_type::DRIVER,
+        pe(),
+        "CpuDxe",
+    ));
+    assert_eq!(image.drop_files(|file| file.is("TlsDxe")), 0);
+    assert_eq!(image.changes(), []);
+    assert_eq!(image.drop_files(|file| file.is("CpuDxe")), 2);
+    assert_eq!(image.drop_files(|file| file.is("CpuDxe")), 0);
+    let left = dxe_of(&image.finish().unwrap());
+    assert_eq!(left.len(), dxe_files().len() - 1);
+
+    let mut image = image_with(ffs_file(guids::CPU_DXE, file_type::DRIVER, pe(), "CpuDxe again"));
+    assert_eq!(image.drop_files(|file| file.is(&guids::CPU_DXE.to_string())), 2);
+}
+
+#[test]
+fn a_variable_store_before_the_code_stays() {
+    let code = image();
+    let mut store = vec![0x5a; 0x2000];
+    store[16..32].copy_from_slice(guids::VARIABLE_STORE.as_bytes());
+    store[32..40].copy_from_slice(&0x2000_u64.to_le_bytes());
+    store[40..44].copy_from_slice(b"_FVH");
+    let bytes = [&store[..], &code].concat();
+    assert_eq!(Image::open(&bytes).unwrap().finish().unwrap(), bytes);
+    let mut image = Image::open(&bytes).unwrap();
+    image.drop_files(|file| file.is("CpuDxe"));
+    let written = image.finish().unwrap();
+    assert_eq!(written.len(), bytes.len());
+    assert_eq!(written[..0x2000], store);
+    let mut alone = Image::open(&code).unwrap();
+    alone.drop_files(|file| file.is("CpuDxe"));
+    assert_eq!(written[0x2000..], alone.finish().unwrap());
+
+    for wrong in [0x1fff, 0x2001, u64::try_from(bytes.len()).unwrap(), u64::MAX] {
+        let mut bytes = bytes.clone();
+        bytes[32..40].copy_from_slice(&wrong.to_le_bytes());
+        assert!(Image::open(&bytes).is_err(), "{wrong:#x}");
+    }
+}
+
+#[test]
+fn content_that_no_flash_image_has_is_refused_before_it_is_decoded() {
+    let section = lzma_section(b"short");
+    let mut stream = section.try_content_as_slice().unwrap().to_vec();
+    stream[5..13].copy_from_slice(&0x400_0001_u64.to_le_bytes());
+    let section = Section::new_from_header_with_data(section.header().clone(), stream).unwrap();
+    let refused = Image::open(&image_of(vec![section])).map(|_| ());
+    assert!(
+        matches!(
+            refused,
+            Err(ImageError::PayloadTooLarge {
+                claimed: 0x400_0001,
+                limit: 0x400_0000,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
 }
 
 /// The image with one more driver in DXEFV.
@@ -167,20 +223,6 @@ fn image_with(file: File) -> Image {
 #[test]
 fn nothing_is_changed_where_it_is_unclear_what_is_meant() {
     let pe = || TinyPe::driver().build();
-    let mut image = image_with(ffs_file(guids::CPU_DXE, file_type::DRIVER, pe(), "CpuDxe again"));
-    let refused = image.drop_file(guids::CPU_DXE).map(|_| ());
-    assert!(
-        matches!(
-            refused,
-            Err(ImageError::Files {
-                name: guids::CPU_DXE,
-                found: 2
-            })
-        ),
-        "{refused:?}"
-    );
-    assert_eq!(image.changes(), []);
-
     let core = TinyPe::core().build();
     let mut image = image_with(ffs_file(PEI_CORE, file_type::DXE_CORE, pe(), "DxeCore again"));
     let refused = image.replace_dxe_core(&core, guids::PATINA_DXE_CORE).map(|_| ());

@@ -1,5 +1,5 @@
 //! Laying out PE files made by hand.
-#![expect(clippy::unwrap_used, reason = "tests may panic")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may panic")]
 
 mod common;
 
@@ -13,6 +13,7 @@ use ovmf_image::{
     PeError,
     pe::{Flattened, flatten, require_dxe_core},
 };
+use proptest::prelude::*;
 
 fn flat(pe: &TinyPe) -> Flattened {
     flatten(&pe.build()).unwrap().unwrap()
@@ -291,4 +292,83 @@ fn a_core_has_to_be_one_that_can_be_started() {
     ));
 
     assert!(matches!(require_dxe_core(b"MZ"), Err(PeError::Parse(_))));
+}
+
+/// Puts `value` where the optional header of a [`TinyPe`] has a field.
+fn with_field(pe: &TinyPe, at: usize, value: u32) -> Vec<u8> {
+    let mut file = pe.build();
+    file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    file
+}
+
+/// Where a [`TinyPe`] has its NT headers, SizeOfHeaders, and the section table.
+const NT_AT: usize = 0x80;
+const SIZE_OF_HEADERS_AT: usize = NT_AT + 24 + 60;
+const TABLE_AT: usize = NT_AT + 24 + 0xf0;
+
+#[test]
+fn headers_that_a_loader_does_not_have_in_memory_are_refused() {
+    let sections = TinyPe::driver().sections.len();
+    let table_end = TABLE_AT + sections * size_of::<ImageSectionHeader>();
+    for end in [0, NT_AT, TABLE_AT, table_end - 1] {
+        let file = with_field(&TinyPe::driver(), SIZE_OF_HEADERS_AT, u32::try_from(end).unwrap());
+        let refused = flatten(&file);
+        assert!(
+            matches!(refused, Err(PeError::HeadersOutside { start, end: needed, size_of_headers })
+                if (start, needed, size_of_headers) == (NT_AT as u64, table_end as u64, u32::try_from(end).unwrap())),
+            "{refused:?}"
+        );
+        let core = with_field(
+            &TinyPe::core(),
+            SIZE_OF_HEADERS_AT,
+            u32::try_from(end.min(TABLE_AT)).unwrap(),
+        );
+        assert!(matches!(
+            require_dxe_core(&core),
+            Err(PeError::HeadersOutside { .. })
+        ));
+    }
+    let file = with_field(
+        &TinyPe::driver(),
+        SIZE_OF_HEADERS_AT,
+        u32::try_from(table_end).unwrap(),
+    );
+    assert!(flatten(&file).unwrap().is_some());
+}
+
+#[test]
+fn nt_headers_behind_size_of_headers_or_in_the_dos_header_are_refused() {
+    let good = TinyPe::driver().build();
+    let headers = &good[NT_AT..HEADERS_LEN as usize];
+    for at in [4_usize, 0x3c, 0x600] {
+        let mut file = vec![0; 0x1000];
+        file[..0x40].copy_from_slice(&good[..0x40]);
+        file[at..at + headers.len()].copy_from_slice(headers);
+        file[0x3c..0x40].copy_from_slice(&u32::try_from(at).unwrap().to_le_bytes());
+        // Where the two overlap the field at 0x3c is also one of the NT headers; what counts is that nothing is made of it.
+        let refused = flatten(&file);
+        assert!(refused.is_err(), "{at:#x}: {refused:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_result_is_a_pe_file_with_each_byte_where_it_was(
+        changes in proptest::collection::vec((0..HEADERS_LEN as usize, any::<u8>()), 1..6),
+    ) {
+        let mut file = TinyPe::driver_with_resources().build();
+        for (at, value) in changes {
+            file[at] = value;
+        }
+        if let Ok(Some(flat)) = flatten(&file) {
+            let old = PeFile64::parse(file.as_slice()).unwrap();
+            let new = PeFile64::parse(flat.bytes.as_slice()).unwrap();
+            prop_assert!(new.section_table().len() <= old.section_table().len());
+            prop_assert_eq!(loaded(&flat.bytes), flat.bytes.clone());
+            let headers = old.nt_headers().optional_header.size_of_headers.get(LE) as usize;
+            let before = loaded(&file);
+            prop_assert_eq!(&flat.bytes[headers..before.len()], &before[headers..]);
+            prop_assert_eq!(flatten(&flat.bytes).unwrap(), None);
+        }
+    }
 }
