@@ -102,7 +102,8 @@ fn run(firmware: Firmware) -> bool {
 
 /// Holds the demo's conversation.
 fn tell(firmware: Firmware, memory: *mut u8) -> bool {
-    log::set_max_level(log::LevelFilter::Off);
+    // `cargo xtask demo --html` draws it; what else is shown are not log lines.
+    log::set_max_level(log::LevelFilter::Trace);
     let place = "which is edk2's SMM core in C, inside OVMF";
     let told = match lab::open(firmware, MmiCount::default(), memory) {
         Some(lab) => patina_harness::demo::run(&lab, place, &mut print),

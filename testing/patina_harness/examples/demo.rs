@@ -1,12 +1,28 @@
-//! The demo's conversation on the simulated machine: `cargo xtask demo`.
+//! The demo's conversation on the simulated machine: `cargo xtask demo`. With a file's name behind it, the log at trace goes
+//! there.
 
+use patina_harness::demo::{self, LOG};
 use patina_harness::sim::SimSite;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let lab = SimSite::lab();
     let place = "on a machine that is simulated in this process";
-    match patina_harness::demo::run(&lab, place, &mut |line| println!("{line}")) {
+    let mut log = String::new();
+    let told = demo::run(&lab, place, &mut |line| {
+        let line = line.to_string();
+        match line.strip_prefix(LOG) {
+            // Writing to a string does not fail.
+            Some(line) => drop(writeln!(log, "{line}")),
+            None => println!("{line}"),
+        }
+    });
+    let kept = match std::env::args_os().nth(1) {
+        Some(file) => std::fs::write(file, log).map_err(|error| error.to_string()),
+        None => Ok(()),
+    };
+    match told.and(kept) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("error: {why}");

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::cell::RefCell;
 use core::fmt;
-use mm_conformance::lab::{Abilities, Failure, Lab, Machine, Setup};
+use mm_conformance::lab::{Abilities, Failure, Lab, LogLevel, Machine, Setup};
 use mm_wire::message::supervisor::{self, RequestHeader, VersionInfo};
 use mm_wire::message::variable::{self, AccessVariable, FunctionHeader, PayloadSize, function};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, guid};
@@ -35,12 +35,25 @@ struct Question {
     explain: fn(&[u8]) -> Option<String>,
 }
 
-/// Holds the conversation.
+/// What a line of the log starts with.
+pub const LOG: &str = "LOG ";
+
+/// Holds the conversation. If the lab can read the client's log, what it says at trace follows, each line behind [`LOG`].
 ///
 /// # Errors
 ///
-/// What went wrong, where the lab's client does not come up or a response is not what the demo expects.
+/// What went wrong, if the lab's client does not come up or a response is not what the demo expects.
 pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
+    if !lab.abilities().contains(Abilities::LOGS) {
+        return talk(lab, place, out);
+    }
+    let mut result = Ok(());
+    let log = lab.with_log(LogLevel::Trace, &mut || result = talk(lab, place, &mut *out));
+    log.lines().for_each(|line| out(format_args!("{LOG}{line}")));
+    result
+}
+
+fn talk(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     out(format_args!(
         "A Patina component talks to Management Mode, {place}."
     ));
@@ -85,6 +98,14 @@ pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     out(format_args!("   request       14 bytes to {NOBODY}"));
     out(format_args!("   error         {}", told(&nobody)));
     number += 1;
+    if lab
+        .abilities()
+        .contains(Abilities::CALLBACKS | Abilities::VARIABLES)
+    {
+        out(format_args!(""));
+        interrupt(lab, &*machine, number, out);
+        number += 1;
+    }
     if lab.abilities().contains(Abilities::SMI_SWITCH) {
         out(format_args!(""));
         out(format_args!("{number}  What if the chipset delivers no SMIs?"));
@@ -102,6 +123,45 @@ pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
         remains(&*machine)
     ));
     Ok(())
+}
+
+/// A call that others interrupt: through its own buffer and, if MM has two of them, through the other one.
+fn interrupt(lab: &dyn Lab, machine: &dyn Machine, number: u32, out: Out<'_>) {
+    out(format_args!(
+        "{number}  What if a timer asks, too, in the middle of a call?"
+    ));
+    let message = payload_size();
+    let buffers: &[u8] = if lab.abilities().contains(Abilities::CONTROLLED_MM) {
+        &[0, 1]
+    } else {
+        &[0]
+    };
+    let inner = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&inner);
+    let ask = message.clone();
+    let callback = move |machine: &dyn Machine| {
+        for buffer in buffers {
+            let result = machine.communicate(*buffer, &ask, variable::GUID);
+            seen.borrow_mut().push((*buffer, outcome(&result)));
+        }
+    };
+    let outer = machine.communicate_around(0, &message, variable::GUID, Box::new(callback));
+    for (buffer, outcome) in inner.take() {
+        out(format_args!(
+            "   inside it     through comm buffer {buffer}: {outcome}"
+        ));
+    }
+    out(format_args!(
+        "   the call      through comm buffer 0: {}",
+        outcome(&outer)
+    ));
+}
+
+fn outcome(result: &Result<Vec<u8>, Failure>) -> String {
+    match result {
+        Ok(response) => format!("{} bytes", response.len()),
+        Err(failure) => failure.to_string(),
+    }
 }
 
 fn told(result: &Result<Vec<u8>, Failure>) -> String {
@@ -240,11 +300,7 @@ fn questions(abilities: Abilities) -> Vec<Question> {
             title: "How large may a variable message be?",
             recipient: variable::GUID,
             who,
-            message: [
-                FunctionHeader::new(function::GET_PAYLOAD_SIZE).as_bytes(),
-                PayloadSize::default().as_bytes(),
-            ]
-            .concat(),
+            message: payload_size(),
             explain: |response| {
                 let (header, rest) = FunctionHeader::read_from_prefix(response).ok()?;
                 let size = PayloadSize::read_from_bytes(rest).ok()?.size;
@@ -276,6 +332,15 @@ fn questions(abilities: Abilities) -> Vec<Question> {
         });
     }
     questions
+}
+
+/// The request for the longest payload that the variable service takes.
+fn payload_size() -> Vec<u8> {
+    [
+        FunctionHeader::new(function::GET_PAYLOAD_SIZE).as_bytes(),
+        PayloadSize::default().as_bytes(),
+    ]
+    .concat()
 }
 
 /// The variable's name in UTF-16, with its NUL.

@@ -1,11 +1,17 @@
 //! Demonstrations for people.
 
 use crate::{machine, process, qemu};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use mm_trace::calls::{Event, Sink as _};
+use mm_trace::page::{self, Page};
+use mm_trace::read::{Format, read};
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use xshell::{Cmd, Shell, cmd};
+use xshell::{Shell, cmd};
 
 /// The simulated machine, which is a program of this host.
 const SIM: &str = "sim";
@@ -17,6 +23,7 @@ const SIM: &str = "sim";
   cargo xtask demo --machine ovmf-smm    on stock UEFI firmware under QEMU, with real SMIs
   cargo xtask demo --machine patina-q35  on a Patina firmware under QEMU, with an MM core in Rust
   cargo xtask demo --machine patina-smm  on a Patina firmware under QEMU, with edk2's SMM core
+  cargo xtask demo --html demo.html      draws it, too: a page for a browser
   cargo xtask demo --machine aarch64     on stock UEFI firmware above a secure world, by FF-A")]
 pub(crate) struct Demo {
     /// Where to run it.
@@ -25,22 +32,55 @@ pub(crate) struct Demo {
     /// How long a machine may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     deadline: u64,
+    /// Draws what was logged, as a page for a browser.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
-    if options.machine == SIM {
+    let log = if options.machine == SIM {
         // By itself first, since it takes minutes where nothing is built yet, and says what it is at.
         let build = cmd!(shell, "cargo build --package patina_harness --example demo");
         process::run_quietly("build of the demo", build.into())?;
-        simulated(shell).quiet().run()?;
+        simulated_log(shell, false)?
     } else {
         let machine = machine::find(&options.machine).context("the machine is not in the table")?;
-        qemu::demo(shell, machine, Duration::from_secs(options.deadline), true)?;
+        qemu::demo(shell, machine, Duration::from_secs(options.deadline), true)?
+    };
+    if let Some(html) = &options.html {
+        draw(&log, &options.machine, html)?;
+        println!("drawn: {}", html.display());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The demo on the simulated machine.
-pub(crate) fn simulated(shell: &Shell) -> Cmd<'_> {
-    cmd!(shell, "cargo run --quiet --package patina_harness --example demo")
+/// Holds the conversation on the simulated machine. Returns what was logged.
+pub(crate) fn simulated_log(shell: &Shell, quietly: bool) -> Result<String> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("demo.log");
+    let demo = cmd!(
+        shell,
+        "cargo run --quiet --package patina_harness --example demo -- {file}"
+    );
+    if quietly {
+        process::run_quietly("demo", demo.into())?;
+    } else {
+        demo.quiet().run()?;
+    }
+    Ok(std::fs::read_to_string(&file)?)
+}
+
+/// Draws a demo's log. It is an error if there is no call in it.
+pub(crate) fn draw(log: &str, name: &str, html: &Path) -> Result<()> {
+    let file = File::create(html).with_context(|| format!("{} cannot be written", html.display()))?;
+    let mut page = Page::new(BufWriter::new(file), None, page::CALLS)?;
+    let mut calls: usize = 0;
+    let mut sink = |event: &Event<'_>| {
+        calls = calls.saturating_add(usize::from(matches!(event, Event::End(_))));
+        page.event(event)
+    };
+    read(log.as_bytes(), name, Some(Format::Log), None, &mut sink)?;
+    page.finish()?;
+    ensure!(calls > 0, "machine {name} logged no call at trace");
+    Ok(())
 }

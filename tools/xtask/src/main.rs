@@ -12,6 +12,7 @@
 //! | [`qemu`] | one run of a machine: files, command line, deadline, exit code |
 //! | [`verdict`] | what a guest says on its serial line, and whether to believe it |
 //! | [`toolchain`] | how to compile for firmware targets with what is installed |
+//! | [`page`] | the page that `mm_trace` writes, in a real browser |
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
 //! | [`scenarios`] | which scenario of the conformance suite ran where |
 //! | [`lints`] | Clippy over the code that only firmware targets have |
@@ -24,6 +25,7 @@ mod downstream;
 mod image;
 mod lints;
 mod machine;
+mod page;
 mod process;
 mod qemu;
 mod report;
@@ -56,6 +58,7 @@ enum Command {
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
     Lints(lints::Lints),
+    Page(page::Options),
     Bench(bench::Bench),
 }
 
@@ -80,6 +83,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),
+        Command::Page(_) => Ok(page::run(&shell)),
         Command::Bench(options) => bench::run(&shell, &options),
     }
 }

@@ -124,12 +124,28 @@ impl Words {
     }
 }
 
-/// Builds and boots a machine for its demo; `show` has what it says printed.
-pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: bool) -> Result<()> {
+/// Builds and boots a machine for its demo; `show` prints what it says. Returns what it logged.
+pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: bool) -> Result<String> {
     let variant = machine.variants.first().map_or("", |variant| variant.name);
-    let run = Run::start(shell, machine, variant, Mode::Demo, deadline, |_| show)?;
+    let mut log = String::new();
+    let run = Run::start(shell, machine, variant, Mode::Demo, deadline, |line| {
+        let logged = logged(line);
+        for text in logged.iter().flat_map(|line| [line, "\n"]) {
+            log.push_str(text);
+        }
+        show && logged.is_none()
+    })?;
     let verdict = run.in_time().and_then(|()| run.exit_code());
-    run.conclude(verdict, Counts::ONE).map(drop)
+    run.conclude(verdict, Counts::ONE).map(|_| log)
+}
+
+/// What a line of a demo's log says: behind the demo's own mark, or as Patina's serial logger writes it.
+fn logged(line: &str) -> Option<&str> {
+    let is_logged = || {
+        let levels = ["TRACE - ", "DEBUG - ", "INFO - ", "WARN - ", "ERROR - "];
+        levels.iter().any(|level| line.starts_with(level))
+    };
+    line.strip_prefix("LOG ").or_else(|| is_logged().then_some(line))
 }
 
 /// A run that has ended.

@@ -114,6 +114,13 @@ pub(crate) const CLIPPY: Tool = Tool {
     },
 };
 
+/// A browser.
+pub(crate) const CHROMIUM: Tool = Tool {
+    name: "chromium",
+    why: "looks at the page that mm_trace writes",
+    find: |_| program("chromium", "chromium"),
+};
+
 const TOOLS: &[&Tool] = &[
     &QEMU_X86,
     &OVMF,
@@ -124,6 +131,7 @@ const TOOLS: &[&Tool] = &[
     &ARM_UEFI,
     &RUST_ARM,
     &CLIPPY,
+    &CHROMIUM,
 ];
 
 /// The image of the distribution's package `qemu-efi-aarch64` that runs from RAM.

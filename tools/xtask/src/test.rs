@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, demo, downstream, image, lints};
+use crate::{asm, bench, demo, downstream, image, lints, page};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -57,7 +57,10 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
             scenarios.add("simulated", &outcomes);
             require_all(counts, &outcomes)
         });
-        report.stage("demo", || check(demo::simulated(shell).into()));
+        report.stage("demo", || {
+            demo::simulated_log(shell, true)?;
+            Ok(Counts::ONE)
+        });
         let lints = cmd!(
             shell,
             "cargo clippy --workspace --all-targets --features patina_mm/mockall -- -D warnings"
@@ -85,6 +88,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         });
     }
     if options.machine.is_empty() {
+        report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
