@@ -28,6 +28,8 @@ pub struct Channel {
     retired: AtomicBool,
     /// Counts the transactions: the number of the one under way, or of the last one.
     transaction: Cell<u32>,
+    /// Whether the mailbox is shared with another channel, and requests here are for the MM supervisor.
+    is_supervisors: AtomicBool,
     tracked: Cell<Option<Header>>,
     written_in_flight: Cell<bool>,
     /// How far header and message reached, of all that were written since the region was last wiped.
@@ -86,6 +88,17 @@ pub enum WriteError {
     },
 }
 
+/// A channel that no transaction can begin in.
+#[derive(Debug)]
+#[must_use = "dropping it lets transactions begin"]
+pub struct Hold<'c>(&'c Channel);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.free();
+    }
+}
+
 impl Channel {
     /// Makes a channel over a region whose owner promises that it is fit for MM; only its memory is checked. For host
     /// tests and for memory whose alignment does not matter. See [`Self::at_firmware_region`] for the real thing.
@@ -97,6 +110,7 @@ impl Channel {
             in_use: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             transaction: Cell::new(0),
+            is_supervisors: AtomicBool::new(false),
             tracked: Cell::new(None),
             written_in_flight: Cell::new(false),
             reached: Cell::new(0),
@@ -240,6 +254,39 @@ impl Channel {
         !self.is_in_use() || transaction == Some(self.transaction.get())
     }
 
+    /// From now on requests say that they are for the MM supervisor, in a mailbox that it shares with its users (see
+    /// [`mm_wire::mailbox`]). Who makes requests through both channels keeps the other one with [`Self::hold`] meanwhile.
+    pub fn share_mailbox_as_supervisors(&self) {
+        self.is_supervisors.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether [`Self::share_mailbox_as_supervisors`] was called.
+    #[must_use]
+    pub fn shares_mailbox_as_supervisors(&self) -> bool {
+        self.is_supervisors.load(Ordering::SeqCst)
+    }
+
+    /// The mailbox with a request of this channel.
+    #[must_use]
+    pub fn armed(&self) -> MailboxImage {
+        match self.shares_mailbox_as_supervisors() {
+            true => MailboxImage::armed_for_supervisor(),
+            false => MailboxImage::armed(),
+        }
+    }
+
+    /// Keeps the channel without a request: no transaction begins until the result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`BeginError::Busy`] if a transaction, or somebody else, has it.
+    pub fn hold(&self) -> Result<Hold<'_>, BeginError> {
+        if self.in_use.swap(true, Ordering::SeqCst) {
+            return Err(BeginError::Busy);
+        }
+        Ok(Hold(self))
+    }
+
     /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
     ///
     /// The next step is to raise the MMI, then [`Staged::finish`].
@@ -314,7 +361,7 @@ impl Channel {
             });
         }
         if let Some(mailbox) = &self.mailbox {
-            mailbox.write(&MailboxImage::armed());
+            mailbox.write(&self.armed());
         }
         Ok(Staged::new(claim, header))
     }
@@ -483,6 +530,14 @@ impl Channel {
     pub(crate) fn end(&self, len: usize) {
         if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.is_pending()) {
             mailbox.withdraw();
+        }
+        // The next request in a shared mailbox may be of a driver that does not write this byte.
+        if let Some(mailbox) = self
+            .mailbox
+            .as_ref()
+            .filter(|_| self.shares_mailbox_as_supervisors())
+        {
+            mailbox.clear_talk_to_supervisor();
         }
         self.wipe(len.max(self.reached.replace(0)));
         self.tracked.set(None);

@@ -2,7 +2,7 @@
 
 use crate::error::ChannelError;
 use crate::region::SharedRegion;
-use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN, MailboxImage, VALID_OFFSET};
+use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// The mailbox of one comm buffer.
@@ -84,6 +84,12 @@ impl Mailbox {
     /// Withdraws a request that MM has not taken. The result fields stay as they are.
     pub fn withdraw(&self) {
         let written = self.region.write(VALID_OFFSET, &[0]);
+        debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
+    }
+
+    /// Says that the next request is not for the MM supervisor, in a mailbox that it shares with its users.
+    pub fn clear_talk_to_supervisor(&self) {
+        let written = self.region.write(TALK_TO_SUPERVISOR_OFFSET, &[0]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
     }
 }

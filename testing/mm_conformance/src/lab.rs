@@ -1,5 +1,6 @@
 //! What a host of the suite provides.
 
+use crate::mm::Release;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -141,6 +142,14 @@ pub enum Failure {
         expected: usize,
         /// Bytes of the response.
         returned: usize,
+    },
+    /// The supervisor moved comm buffers, and then refused the rest.
+    #[error("moved in part: {refusal}")]
+    MovedInPart {
+        /// Why it refused.
+        refusal: EfiStatus,
+        /// Whether the users' buffer moved, too.
+        users_moved: bool,
     },
     /// The client does not offer such a call.
     #[error("call not offered")]
@@ -402,10 +411,16 @@ pub struct Setup {
     pub events: Option<u8>,
     /// The buffer through which the MM supervisor is told of them, too.
     pub supervisor_events: Option<u8>,
+    /// The events that MM's handlers are not told of, because the platform's drivers do that.
+    pub events_left_out: Vec<BootEvent>,
+    /// Whether Project Mu's own driver is there: its protocol is installed before the client comes up.
+    pub supervisors_driver: bool,
     /// Whether `DXE_MM_READY_TO_LOCK` is installed before the client comes up.
     pub locked_early: bool,
     /// The buffer that the MM supervisor's client uses.
     pub supervisor: Option<u8>,
+    /// Which of Project Mu's supervisors serves comm buffers 0 and 1; `None` for an MM core that serves all alike.
+    pub project_mu: Option<Release>,
 }
 
 impl Default for Setup {
@@ -430,8 +445,11 @@ impl Default for Setup {
             through_firmware: false,
             events: None,
             supervisor_events: None,
+            events_left_out: Vec::new(),
+            supervisors_driver: false,
             locked_early: false,
             supervisor: None,
+            project_mu: None,
         }
     }
 }
@@ -528,17 +546,47 @@ pub enum SupervisorCall {
     Unblock(UnblockMemory),
     /// Its policy, into so many bytes.
     Policy(usize),
-    /// To move its own comm buffer and the other one, to fresh memory of so many pages.
-    Move {
-        /// Pages of the supervisor's new buffer.
-        supervisor: usize,
-        /// Pages of the other one.
-        users: usize,
-        /// Whether MM takes the memory.
-        is_taken: bool,
-    },
+    /// To move its own comm buffer and the other one, to fresh memory.
+    Move(Move),
     /// The same, to fresh memory of 4 pages each that MM does not take, with the two mixed up.
     MoveMixedUp,
+}
+
+/// A move of the MM supervisor's comm buffer and the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Pages of the supervisor's new buffer.
+    pub supervisor: usize,
+    /// Pages of the other one.
+    pub users: usize,
+    /// Whether MM is told of the memory first, so that it can serve it. It then starts anew.
+    pub is_told: bool,
+    /// The piece of memory that MM refuses, because it was unblocked before.
+    pub refused: Option<Piece>,
+    /// What is in the new mailboxes: zeros, or what looks like a request.
+    pub are_mailboxes_stale: bool,
+}
+
+impl Move {
+    /// One that MM takes, of buffers with 4 pages.
+    pub const TAKEN: Self = Self {
+        supervisor: 4,
+        users: 4,
+        is_told: true,
+        refused: None,
+        are_mailboxes_stale: false,
+    };
+}
+
+/// A piece of the memory that comm buffers move to, in the order in which a supervisor looks at them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// The supervisor's buffer.
+    Supervisor,
+    /// The users' buffer.
+    Users,
+    /// The users' mailbox.
+    UsersMailbox,
 }
 
 /// Which of the protocols for C, and the addresses that it is given.

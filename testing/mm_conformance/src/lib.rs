@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`lab`] | the traits that a host implements, and the words that client and suite share |
 //! | [`mm`] | the MM side: handlers to talk to, and the lies that MM can tell |
+//! | [`project_mu`] | a double of Project Mu's MM supervisor |
 //! | [`scenarios`] | the scenarios, a file per subject |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ extern crate alloc;
 #[cfg(feature = "client")]
 pub mod lab;
 pub mod mm;
+pub mod project_mu;
 #[cfg(feature = "client")]
 pub mod scenarios;
 

@@ -11,20 +11,22 @@
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
 //! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
 //! | [`HEADER`] | the communicate header of the request, at the start of the message |
-//! | [`PROJECT_MU`] | nothing; from then on comm buffers are served as by Project Mu's supervisor: one request at an MMI, the users' before the supervisor's, and that with a v1 header |
-//! | the MM supervisor's | as `mm_core`'s handler does; memory is unblocked where it starts on a page and names who asks, comm buffers are moved as Project Mu's supervisor does, and the policy is [`POLICY`] |
+//! | [`PROJECT_MU`] | nothing; from then on comm buffers 0 and 1 are served by a double of Project Mu's supervisor ([`project_mu`](crate::project_mu)), of the [`Release`] that the message names |
+//! | the MM supervisor's | as `mm_core`'s handler does |
 //! | the variable service's | as `mm_core`'s handler does |
 
+use crate::project_mu::{self, ProjectMu, Serving};
 use core::cell::Cell;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
 use mm_core::{
-    CommBuffer, Handler, MAX_BUFFERS, MmCore, Mmi, Outcome, Request, SetupError, SystemMemory, Visit,
+    CommBuffer, MAX_BUFFERS, MmCore, Mmi, Outcome, Registration, Request, SetupError, SystemMemory, Visit,
 };
 use mm_wire::header::{HeaderFormat, LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MARKER};
-use mm_wire::message::supervisor::{CommUpdate, RequestHeader, UnblockMemory};
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, MailboxImage, guid};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
+
+pub use crate::project_mu::{POLICY, Release};
 
 /// Answers what it is sent.
 pub const ECHO: Guid = Echo::GUID;
@@ -37,44 +39,29 @@ pub const PORTS: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a04");
 /// Answers what it is sent, then lies about it.
 pub const LIAR: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a05");
 
-/// Has comm buffers served as by Project Mu's supervisor.
+/// `gEfiDxeMmReadyToLockProtocolGuid`.
+const READY_TO_LOCK: Guid = guid!("60ff8964-e906-41d0-afed-f241e974e08e");
+/// `gEfiEventExitBootServicesGuid`.
+const EXIT_BOOT_SERVICES: Guid = guid!("27abf055-b1b8-4c26-8048-748f37baa2df");
+
+/// Makes MM serve comm buffers like Project Mu's supervisor.
 pub const PROJECT_MU: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a06");
 
 /// Answers the communicate header that it found, at the start of a message of at least that length.
 pub const HEADER: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a07");
 
-/// The comm buffers of Project Mu's supervisor, as indices of those that MM was told of.
-///
-/// One MMI serves one request: the users', else the supervisor's, which must have a v1 header (`MmSupervisorCore.c`). All
-/// other buffers, and those that were moved away from, are not looked at.
-#[derive(Clone, Copy, Debug)]
-struct Channels {
-    /// `None` where the supervisor has moved its buffer and not its mailbox, so that nobody can reach it.
-    supervisor: Option<usize>,
-    users: usize,
-}
-
-impl Channels {
-    const FIRST: Self = Self {
-        supervisor: Some(0),
-        users: 1,
-    };
-}
-
 /// What the MM side keeps from one MMI to the next, for as long as it is told of the same comm buffers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct State {
     /// `None` for all buffers at once, as an MM core serves them.
-    channels: Option<Channels>,
-    was_moved: bool,
+    project_mu: Option<ProjectMu>,
     late: LateResponse,
 }
 
 impl State {
     /// That of an MM side that was just told of its comm buffers.
     pub const NEW: Self = Self {
-        channels: None,
-        was_moved: false,
+        project_mu: None,
         late: LateResponse(None),
     };
 }
@@ -263,25 +250,11 @@ pub fn enter(
 ) -> Visit {
     state.late.deliver(memory);
     let lie = Cell::new(None);
-    let is_project_mu = Cell::new(false);
-    let moved = Cell::new(None);
-    let served = state.channels.map(|channels| channels.choose(buffers, memory));
-    let mut supervisor = Supervisor {
-        version: 1,
-        patch_level: 0,
-    };
-    let update = |update: &CommUpdate| {
-        let channels = state.channels.unwrap_or(Channels::FIRST);
-        let (result, how_far) = match state.was_moved {
-            true => (EfiStatus::ACCESS_DENIED, None),
-            false => channels.move_to(update, buffers),
-        };
-        moved.set(how_far);
-        result
-    };
-    let mut supervisor = |request: &mut Request<'_>| supervise(request, &mut supervisor, &update);
-    let mut project_mu = |_: &mut Request<'_>| {
-        is_project_mu.set(true);
+    let order = Cell::new(None);
+    let serving = Cell::new(state.project_mu.and_then(|mu| mu.choose(buffers, memory)));
+    let mut project_mu = |request: &mut Request<'_>| {
+        let release = Release::of_request(request.message()).ok_or(EfiStatus::INVALID_PARAMETER)?;
+        order.set(Some(release));
         Ok(())
     };
     let mut liar = |request: &mut Request<'_>| {
@@ -293,35 +266,59 @@ pub fn enter(
     for (buffer, header) in buffers.iter().zip(&mut headers) {
         memory.read(buffer.region.start(), header);
     }
+    let mut version = Supervisor {
+        version: 1,
+        patch_level: 0,
+    };
     let mut view = View {
         memory,
         buffers,
-        served,
-        moved: &moved,
+        is_project_mu: state.project_mu.is_some(),
+        serving: &serving,
     };
-    let visit = core.enter(
-        &mut view,
-        mmi,
-        &mut [
-            (ECHO, &mut Echo),
-            (STRETCH, &mut response_at_length),
-            (FAIL, &mut fail),
-            (PORTS, &mut response_ports),
-            (LIAR, &mut liar),
-            (PROJECT_MU, &mut project_mu),
-            (HEADER, &mut Echo),
-            (supervisor::GUID, &mut supervisor),
-            (variable::GUID, variables),
-        ],
-        &mut [],
-    );
-    if let Some(moved) = moved.get() {
-        moved.copy_header(memory);
-        state.channels = Some(moved.channels);
-        state.was_moved = moved.mailbox.is_some();
+    let mut handlers: [Registration<'_>; 9] = [
+        (supervisor::GUID, &mut version),
+        (ECHO, &mut Echo),
+        (STRETCH, &mut response_at_length),
+        (FAIL, &mut fail),
+        (PORTS, &mut response_ports),
+        (LIAR, &mut liar),
+        (PROJECT_MU, &mut project_mu),
+        (HEADER, &mut Echo),
+        (variable::GUID, variables),
+    ];
+    let visit = match (&mut state.project_mu, serving.get()) {
+        (Some(mu), Some(chosen)) if chosen.is_for_supervisor() => {
+            let mu_now = Cell::new(*mu);
+            let channel = project_mu::Channel {
+                mu: &mu_now,
+                serving: &serving,
+                buffers,
+            };
+            let mut lock = |_: &mut Request<'_>| channel.lock();
+            let mut close = |_: &mut Request<'_>| channel.close();
+            let visit = core.enter(
+                &mut view,
+                mmi,
+                &mut [
+                    (READY_TO_LOCK, &mut lock),
+                    (EXIT_BOOT_SERVICES, &mut close),
+                    (supervisor::GUID, &mut { channel }),
+                ],
+                &mut [],
+            );
+            *mu = mu_now.get();
+            visit
+        }
+        // The users' channel does not lead to the supervisor's handler.
+        (Some(_), _) => core.enter(&mut view, mmi, handlers.split_at_mut(1).1, &mut []),
+        (None, _) => core.enter(&mut view, mmi, &mut handlers, &mut []),
+    };
+    if let Some(served) = serving.get() {
+        served.copy_header(memory);
     }
-    if is_project_mu.get() {
-        state.channels = Some(Channels::FIRST);
+    if let Some(release) = order.get() {
+        state.project_mu = Some(ProjectMu::new(release));
     }
     for ((buffer, outcome), header) in buffers.iter().zip(visit.outcomes()).zip(&headers) {
         if let Outcome::Dispatched {
@@ -350,157 +347,35 @@ pub fn enter(
     visit
 }
 
-/// The request that an MMI serves.
-#[derive(Clone, Copy)]
-struct Served(Option<usize>);
-
-impl Channels {
-    /// Which request is served now. A v3 header in the supervisor's buffer is answered here.
-    fn choose(self, buffers: &[CommBuffer], memory: &mut dyn SystemMemory) -> Served {
-        let pending = |index: &usize| {
-            let mut valid = [0];
-            let mailbox = buffers.get(*index).and_then(|buffer| buffer.mailbox);
-            mailbox.is_some_and(|mailbox| memory.read(mailbox, &mut valid)) && valid != [0]
-        };
-        let users = Some(self.users).filter(pending);
-        let Some(index) = users.or(self.supervisor.filter(pending)) else {
-            return Served(None);
-        };
-        let buffer = buffers.get(index).filter(|_| users.is_none());
-        let mut marker = [0; 16];
-        if let Some(CommBuffer {
-            region,
-            mailbox: Some(mailbox),
-        }) = buffer
-            && memory.read(region.start(), &mut marker)
-            && marker == V3_MARKER.to_bytes()
-        {
-            let unsupported = MailboxImage::answered(EfiStatus::UNSUPPORTED, 0);
-            memory.write(*mailbox, unsupported.as_bytes());
-            return Served(None);
-        }
-        Served(Some(index))
-    }
-
-    /// Moves the buffers and then the mailboxes as long as nothing is wrong (`UpdateCommBuffer.c`). Returns the result, and
-    /// how far it came where that is anywhere.
-    fn move_to(self, update: &CommUpdate, buffers: &[CommBuffer]) -> (EfiStatus, Option<Move>) {
-        let fit = |memory: &UnblockMemory, pages: u64| {
-            if memory.pages.get() != pages
-                || memory.attributes.get() != supervisor::COMM_BUFFER_ATTRIBUTES
-                || memory.memory_type != 6
-                || !memory.physical_start.get().is_multiple_of(4096)
-            {
-                Err(EfiStatus::SECURITY_VIOLATION)
-            } else if memory.identifier == [0; 16] {
-                Err(EfiStatus::INVALID_PARAMETER)
-            } else {
-                Ok(memory.physical_start.get())
-            }
-        };
-        let arrived = |start: u64| buffers.iter().position(|buffer| buffer.region.start() == start);
-        let [new_supervisor, new_users] = &update.buffers;
-        let [supervisor_mailbox, users_mailbox] = &update.mailboxes;
-        let pages = |buffer: &CommBuffer| buffer.region.len() / 4096;
-        let old = self.supervisor.and_then(|index| buffers.get(index));
-        let (Some(old), Some(old_users)) = (old, buffers.get(self.users)) else {
-            return (EfiStatus::ACCESS_DENIED, None);
-        };
-        let start = match fit(new_supervisor, pages(old)) {
-            Ok(start) => start,
-            Err(refusal) => return (refusal, None),
-        };
-        let mut moved = Move {
-            region: (old.region, start),
-            mailbox: None,
-            channels: Channels {
-                supervisor: None,
-                ..self
-            },
-        };
-        let rest = fit(new_users, pages(old_users))
-            .and_then(|users| Ok((users, fit(users_mailbox, 1)?, fit(supervisor_mailbox, 1)?)));
-        let (users, users_mailbox, mailbox) = match rest {
-            Ok(rest) => rest,
-            Err(refusal) => return (refusal, Some(moved)),
-        };
-        // This MM side serves only what it was told of.
-        let at = |start, mailbox| {
-            arrived(start).filter(|index| buffers.get(*index).and_then(|new| new.mailbox) == Some(mailbox))
-        };
-        let (Some(supervisor), Some(users)) = (at(start, mailbox), at(users, users_mailbox)) else {
-            return (EfiStatus::SECURITY_VIOLATION, Some(moved));
-        };
-        moved.mailbox = old.mailbox.map(|old| (old, mailbox));
-        moved.channels = Channels {
-            supervisor: Some(supervisor),
-            users,
-        };
-        (EfiStatus::SUCCESS, Some(moved))
-    }
-}
-
-/// Where the response to the request goes that had the buffers moved.
-#[derive(Clone, Copy)]
-struct Move {
-    /// The supervisor's buffer, and where it starts now.
-    region: (AddressRange, u64),
-    /// Its mailbox before and now; `None` where that did not move.
-    mailbox: Option<(u64, u64)>,
-    channels: Channels,
-}
-
-impl Move {
-    fn place(&self, address: u64) -> u64 {
-        let (region, start) = self.region;
-        if let Some(offset) = address
-            .checked_sub(region.start())
-            .filter(|offset| *offset < region.len())
-        {
-            return start.saturating_add(offset);
-        }
-        match self.mailbox {
-            Some((old, new)) if (old..old.saturating_add(24)).contains(&address) => {
-                new.saturating_add(address.saturating_sub(old))
-            }
-            _ => address,
-        }
-    }
-
-    fn copy_header(&self, memory: &mut dyn SystemMemory) {
-        let mut header = [0; HeaderFormat::V1.header_len()];
-        let (region, start) = self.region;
-        if memory.read(region.start(), &mut header) {
-            memory.write(start, &header);
-        }
-    }
-}
-
-/// Memory as the MM core sees it: of the requests only the one that is served, and the response in its place.
+/// Memory as the MM core sees it. For Project Mu's supervisor that has one request, the one that is served, and the response
+/// goes where that says.
 struct View<'v> {
     memory: &'v mut dyn SystemMemory,
     buffers: &'v [CommBuffer],
-    /// `None` for all.
-    served: Option<Served>,
-    moved: &'v Cell<Option<Move>>,
+    is_project_mu: bool,
+    serving: &'v Cell<Option<Serving>>,
 }
 
 impl SystemMemory for View<'_> {
     fn read(&self, address: u64, out: &mut [u8]) -> bool {
-        let is_read = self.memory.read(address, out);
-        if let Some(Served(served)) = self.served {
-            let is_mailbox = |buffer: &CommBuffer| buffer.mailbox == Some(address);
-            let mailbox_of = self.buffers.iter().position(is_mailbox);
-            if mailbox_of.is_some() && mailbox_of != served {
+        let is_mailbox = |buffer: &CommBuffer| buffer.mailbox == Some(address);
+        if !self.is_project_mu || !self.buffers.iter().any(is_mailbox) {
+            return self.memory.read(address, out);
+        }
+        match self.serving.get() {
+            Some(serving) => serving.read_mailbox(address, self.memory, out),
+            None => {
                 out.fill(0);
+                true
             }
         }
-        is_read
     }
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
-        let address = self.moved.get().map_or(address, |moved| moved.place(address));
-        self.memory.write(address, bytes)
+        match self.serving.get() {
+            Some(serving) => serving.write(address, bytes, self.memory),
+            None => self.memory.write(address, bytes),
+        }
     }
 }
 
@@ -517,59 +392,6 @@ fn response_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
         .iter_mut()
         .zip((1..=251).cycle())
         .for_each(|(byte, value)| *byte = value);
-    Ok(())
-}
-
-/// The policy that the supervisor tells: version 1.0, 16 bytes.
-pub const POLICY: [u8; 16] = [
-    0, 0, 1, 0, 16, 0, 0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88,
-];
-
-/// Answers the requests that `mm_core`'s supervisor leaves out, as Project Mu's does
-/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`): too short a message fails, everything else is told in the result.
-fn supervise(
-    request: &mut Request<'_>,
-    version: &mut Supervisor,
-    update: &dyn Fn(&CommUpdate) -> EfiStatus,
-) -> Result<(), EfiStatus> {
-    let (header, body) = RequestHeader::ref_from_prefix(request.message())
-        .map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
-    let is_known = header.signature == supervisor::SIGNATURE && header.revision == supervisor::REVISION;
-    let result = match header.request.get() {
-        supervisor::REQUEST_UNBLOCK_MEMORY if is_known => {
-            let (memory, _) =
-                UnblockMemory::ref_from_prefix(body).map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
-            if memory.physical_start.get() % 4096 != 0 {
-                EfiStatus::SECURITY_VIOLATION
-            } else if memory.identifier == [0; 16] {
-                EfiStatus::INVALID_PARAMETER
-            } else {
-                EfiStatus::SUCCESS
-            }
-        }
-        supervisor::REQUEST_COMM_UPDATE if is_known => {
-            let (new, _) =
-                CommUpdate::ref_from_prefix(body).map_err(|_too_short| EfiStatus::INVALID_PARAMETER)?;
-            update(new)
-        }
-        supervisor::REQUEST_FETCH_POLICY if is_known => match body.len() {
-            ..8 => EfiStatus::BUFFER_TOO_SMALL,
-            8..16 => EfiStatus::OUT_OF_RESOURCES,
-            _ => {
-                let policy_at = size_of::<RequestHeader>();
-                request
-                    .set_len(policy_at + POLICY.len())
-                    .map_err(|_no_room| EfiStatus::INVALID_PARAMETER)?;
-                let policy = request.message_mut().iter_mut().skip(policy_at);
-                policy.zip(POLICY).for_each(|(to, from)| *to = from);
-                EfiStatus::SUCCESS
-            }
-        },
-        _ => return version.handle(request),
-    };
-    if let Ok((header, _)) = RequestHeader::mut_from_prefix(request.message_mut()) {
-        header.result = result.0.into();
-    }
     Ok(())
 }
 

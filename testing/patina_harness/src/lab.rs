@@ -18,9 +18,10 @@ use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
     Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, Failure, HobSetup, Lab,
-    LockSetup, LogLevel, Machine, MailboxSetup, PortSetup, Refusal, Remains, ResponseTo, Setup, SetupFailure,
-    SupervisorCall, Update, UpdatePlace,
+    LockSetup, LogLevel, Machine, MailboxSetup, Move, Piece, PortSetup, Refusal, Remains, ResponseTo, Setup,
+    SetupFailure, SupervisorCall, Update, UpdatePlace,
 };
+use mm_conformance::mm::{self, Release};
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, HeaderFormat, MailboxImage, PAGE_LEN};
 use patina::BinaryGuid;
@@ -39,7 +40,7 @@ use patina::pi::event::END_OF_DXE_EVENT_GROUP_GUID;
 use patina::standard::efi;
 use patina::uefi::event::{EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, READY_TO_BOOT_EVENT_GROUP_GUID};
 use patina_mm::component::communicator::{CallOptions, MmCommunicator, Status};
-use patina_mm::component::events::MmEventNotifier;
+use patina_mm::component::events::{MmEvent, MmEventNotifier};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
 use patina_mm::component::supervisor::MmSupervisorClient;
@@ -50,6 +51,7 @@ use patina_mm::config::{
 };
 use patina_mm::service::{
     MmCommunication, MmCommunicationExt, MmSupervisor, PlatformMmControl, SupervisorError, SwMmiTrigger,
+    UnblockMemory,
 };
 
 /// The machine that clients are set up on.
@@ -229,6 +231,8 @@ struct Observed {
     id: u8,
     region: SharedRegion,
     mailbox: Option<Mailbox>,
+    /// The mailbox that the MM side is told of: a spare one where the client's is shared with another buffer.
+    told_mailbox: Option<*mut u8>,
     handle: CommunicateBuffer,
 }
 
@@ -247,13 +251,11 @@ impl Observed {
     }
 
     fn comm_buffer(&self) -> Option<CommBuffer> {
-        let mailbox = self
-            .mailbox
-            .as_ref()
-            .map(|mailbox| mailbox.region().as_ptr().expose_provenance() as u64);
         Some(CommBuffer {
             region: self.region.range()?,
-            mailbox,
+            mailbox: self
+                .told_mailbox
+                .map(|mailbox| mailbox.expose_provenance() as u64),
         })
     }
 }
@@ -271,6 +273,7 @@ struct Client<S> {
     first_places: Vec<(u8, Place)>,
     updatable: Option<u8>,
     supervisor: Option<Service<dyn MmSupervisor>>,
+    serves_like: Option<Release>,
     tpl: Rc<HostTpl>,
 }
 
@@ -291,6 +294,7 @@ fn observe(id: u8, base: *mut u8, len: usize, mailbox: Option<*mut u8>) -> Resul
     // it through the handle, the observer through the region; both use volatile accesses only.
     let handle =
         unsafe { CommunicateBuffer::from_firmware_region(address(base), len, id, mailbox.map(address)) };
+    let told_mailbox = mailbox;
     // SAFETY: as above.
     let region = unsafe { SharedRegion::new(base, len) };
     // SAFETY: as above.
@@ -302,16 +306,60 @@ fn observe(id: u8, base: *mut u8, len: usize, mailbox: Option<*mut u8>) -> Resul
             id,
             region,
             mailbox,
+            told_mailbox,
             handle,
         }),
         _ => Err(impossible),
     }
 }
 
+/// Gives a supervisor's comm buffer the mailbox of its users.
+fn share_mailbox(supervisor: Observed, users: &Observed) -> Result<Observed, SetupFailure> {
+    let (base, told_mailbox) = supervisor.place();
+    let (_, mailbox) = users.place();
+    let header = supervisor.handle.header();
+    let shared = observe(supervisor.id, base, supervisor.region.len(), mailbox)?;
+    Ok(Observed {
+        told_mailbox,
+        handle: shared.handle.with_shared_mailbox().with_header(header),
+        ..shared
+    })
+}
+
+/// Makes the MM side serve like a supervisor of Project Mu, by a message through the users' comm buffer.
+fn serve_like(site: &impl Site, release: Release, buffers: &[Observed]) -> Result<(), SetupFailure> {
+    let refused = || SetupFailure::Impossible("the MM side does not serve like Project Mu's supervisor");
+    let users = buffers.iter().find(|buffer| buffer.id == 1).ok_or_else(refused)?;
+    let mailbox = users.mailbox.as_ref().ok_or_else(refused)?;
+    let message = release.request();
+    let header = Header::new(HeaderFormat::V1, mm::PROJECT_MU, message.len() as u64).ok_or_else(refused)?;
+    let header_len = HeaderFormat::V1.header_len();
+    let is_written =
+        users.region.write(0, header.encode().as_ref()) && users.region.write(header_len, &message);
+    mailbox.write(&MailboxImage::armed());
+    let (ports, (command, data)) = (site.ports(), site.mmi_ports());
+    ports.write_u8(data, 0);
+    ports.write_u8(command, MmCommunicationOptions::DEFAULT.command_value);
+    let is_pending = |_: &u32| {
+        ports.pause();
+        mailbox.is_pending()
+    };
+    (0..100_000)
+        .find(|looks| !is_pending(looks))
+        .ok_or_else(refused)?;
+    let result = mailbox.read().return_status();
+    mailbox.write(&MailboxImage::default());
+    let is_wiped = users.region.wipe(0, header_len + message.len());
+    (is_written && is_wiped && result == EfiStatus::SUCCESS)
+        .then_some(())
+        .ok_or_else(refused)
+}
+
 impl<S: Site + 'static> PatinaMachine<S> {
     fn bring_up(site: Rc<S>, setup: &Setup) -> Result<Self, SetupFailure> {
         site.power_on(setup.latency);
         let mut buffers = lay_out(&*site, setup)?;
+        let serves_like = setup.project_mu;
         let moved = setup
             .moved_early
             .map(|pages| move_early(&*site, setup, pages))
@@ -344,17 +392,22 @@ impl<S: Site + 'static> PatinaMachine<S> {
             }
             if setup.locked_early {
                 install_ready_to_lock(&*site);
-                tell_mm(&*site, &buffers, &[])?;
+                tell_mm(&*site, serves_like, &buffers, &[])?;
             }
             let notifier = MmEventNotifier::new(buffer);
-            dispatcher.add(match setup.supervisor_events {
+            let notifier = match setup.supervisor_events {
                 Some(supervisor) => notifier.with_supervisor_buffer(supervisor),
                 None => notifier,
-            });
+            };
+            let left_out = setup.events_left_out.iter();
+            dispatcher.add(left_out.fold(notifier, |notifier, event| notifier.without(mm_event(*event))));
         }
         let supervisor = Rc::new(Cell::new(None));
+        if setup.supervisors_driver {
+            install_marker(&*site, SUPERVISOR_PROTOCOL_GUID);
+        }
         if let Some(buffer) = setup.supervisor {
-            tell_mm(&*site, &buffers, &[])?;
+            tell_mm(&*site, serves_like, &buffers, &[])?;
             dispatcher.add(MmSupervisorClient::new(buffer));
             dispatcher.add(SupervisorCatcher(Rc::clone(&supervisor)));
         }
@@ -405,9 +458,10 @@ impl<S: Site + 'static> PatinaMachine<S> {
             control_calls,
             updatable: setup.updatable,
             supervisor: supervisor.take(),
+            serves_like,
             tpl,
         }));
-        tell_mm(&*machine.0.site, &machine.0.buffers.borrow(), &[])?;
+        tell_mm(&*machine.0.site, serves_like, &machine.0.buffers.borrow(), &[])?;
         Ok(machine)
     }
 
@@ -459,10 +513,15 @@ fn move_early(site: &impl Site, setup: &Setup, pages: usize) -> Result<Observed,
     Ok(observed)
 }
 
+/// `gMmSupervisorCommunicationProtocolGuid`.
+const SUPERVISOR_PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("495b267c-fc7f-4f03-ad1f-d86769e325b5");
+
 fn install_ready_to_lock(site: &impl Site) {
-    let installed = site
-        .protocols()
-        .install_marker(None, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID);
+    install_marker(site, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID);
+}
+
+fn install_marker(site: &impl Site, protocol: BinaryGuid) {
+    let installed = site.protocols().install_marker(None, protocol);
     if let Err(error) = installed {
         log::error!("the marker was not installed: {error:?}");
     }
@@ -568,18 +627,24 @@ pub fn dispatch_beside<I>(
     let buffers = lay_out(&site, &setup)?;
     let mut dispatcher = prepare(&site, &setup, &buffers, &Tap::new(site.ports()));
     dispatcher.add(component);
-    tell_mm(&site, &buffers, &[])?;
+    tell_mm(&site, None, &buffers, &[])?;
     Ok(dispatcher.dispatch())
 }
 
-/// Tells the MM side about all buffers, and those that were there before.
-fn tell_mm(site: &impl Site, buffers: &[Observed], former: &[CommBuffer]) -> Result<(), SetupFailure> {
+/// Tells the MM side about all buffers, and those that were there before. It starts anew.
+fn tell_mm(
+    site: &impl Site,
+    serves_like: Option<Release>,
+    buffers: &[Observed],
+    former: &[CommBuffer],
+) -> Result<(), SetupFailure> {
     let mut told: Vec<_> = buffers.iter().filter_map(Observed::comm_buffer).collect();
     told.extend(former);
     site.tell_mm(&told).map_err(|why| {
         log::error!("the MM side refused the comm buffers: {why}");
         SetupFailure::Impossible("the MM side refused the comm buffers")
-    })
+    })?;
+    serves_like.map_or(Ok(()), |release| serve_like(site, release, buffers))
 }
 
 /// Sets memory aside for the comm buffers of a setup. Each gets more than it needs, so that an overlapping one still lies
@@ -603,6 +668,11 @@ fn lay_out(site: &impl Site, setup: &Setup) -> Result<Vec<Observed>, SetupFailur
         let mut observed = observe(buffer.id, base, buffer.pages * PAGE_LEN, mailbox)?;
         observed.handle = observed.handle.with_header(buffer.header);
         buffers.push(observed);
+    }
+    if setup.project_mu == Some(Release::V20ToV23) && buffers.len() > 1 {
+        let supervisor = buffers.remove(0);
+        let users = buffers.first().ok_or_else(no_memory)?;
+        buffers.insert(0, share_mailbox(supervisor, users)?);
     }
     Ok(buffers)
 }
@@ -716,12 +786,10 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                 let fields = [version.version.to_bytes(), version.patch_level.to_bytes()];
                 [fields.concat().as_slice(), level.get(..4).unwrap_or_default()].concat()
             }),
-            SupervisorCall::Unblock(memory) => supervisor.unblock_memory(memory).map(|()| Vec::new()),
-            SupervisorCall::Move {
-                supervisor: own,
-                users,
-                is_taken,
-            } => return self.move_both(**supervisor, *own, *users, *is_taken),
+            SupervisorCall::Unblock(memory) => {
+                supervisor.unblock_memory(&(*memory).into()).map(|()| Vec::new())
+            }
+            SupervisorCall::Move(to) => return self.move_both(**supervisor, *to),
             SupervisorCall::MoveMixedUp => {
                 let [Some(own), Some(users)] = [self.fresh(0, 4), self.fresh(1, 4)] else {
                     return Err(Failure::OutOfMemory);
@@ -913,33 +981,58 @@ impl<S: Site + 'static> PatinaMachine<S> {
         observe(id, base, pages * PAGE_LEN, Some(mailbox)).ok()
     }
 
-    /// Has the supervisor move the comm buffers 0, its own, and 1.
-    fn move_both(
-        &self,
-        supervisor: &dyn MmSupervisor,
-        own: usize,
-        users: usize,
-        is_taken: bool,
-    ) -> Result<Vec<u8>, Failure> {
-        let new = [self.fresh(0, own), self.fresh(1, users)];
-        let [Some(own), Some(users)] = new else {
+    /// Makes the supervisor move the comm buffers 0, its own, and 1.
+    fn move_both(&self, supervisor: &dyn MmSupervisor, to: Move) -> Result<Vec<u8>, Failure> {
+        let impossible = |_failure| Failure::OutOfMemory;
+        let new = [self.fresh(0, to.supervisor), self.fresh(1, to.users)];
+        let [Some(mut own), Some(users)] = new else {
             return Err(Failure::OutOfMemory);
         };
-        if is_taken {
+        if self.0.serves_like == Some(Release::V20ToV23) {
+            own = share_mailbox(own, &users).map_err(impossible)?;
+        }
+        if to.is_told {
             let arriving: Vec<_> = [&own, &users]
                 .into_iter()
                 .filter_map(Observed::comm_buffer)
                 .collect();
-            tell_mm(&*self.0.site, &self.0.buffers.borrow(), &arriving)
-                .map_err(|_told_already| Failure::OutOfMemory)?;
+            let buffers = self.0.buffers.borrow();
+            tell_mm(&*self.0.site, self.0.serves_like, &buffers, &arriving).map_err(impossible)?;
         }
-        supervisor
+        if let Some(piece) = to.refused {
+            let memory = match piece {
+                Piece::Supervisor => Some(own.region.as_ptr()),
+                Piece::Users => Some(users.region.as_ptr()),
+                Piece::UsersMailbox => users.told_mailbox,
+            };
+            let address = memory.map_or(0, |memory| memory.expose_provenance() as u64);
+            let memory = UnblockMemory::runtime_data(address, 1, PROTOCOL_GUID);
+            supervisor.unblock_memory(&memory).map_err(supervisor_failure)?;
+        }
+        if to.are_mailboxes_stale {
+            let mailboxes = [&own, &users].into_iter().filter_map(|new| new.mailbox.as_ref());
+            mailboxes.for_each(|mailbox| mailbox.write(&MailboxImage::armed()));
+        }
+        let moved = supervisor
             .move_comm_buffers(own.handle.clone(), users.handle.clone())
-            .map_err(supervisor_failure)?;
+            .map_err(supervisor_failure);
         let mut buffers = self.0.buffers.borrow_mut();
-        buffers.retain(|buffer| buffer.id > 1);
-        buffers.extend([own, users]);
-        Ok(Vec::new())
+        // In part: the memory moved, and the mailboxes stay.
+        let (own_moved, users_moved) = match moved {
+            Ok(()) => (true, true),
+            Err(Failure::MovedInPart { users_moved, .. }) => (true, users_moved),
+            Err(_) => (false, false),
+        };
+        for (mut new, has_moved) in [(own, own_moved), (users, users_moved)] {
+            if let Some(old) = buffers.iter_mut().find(|old| old.id == new.id && has_moved) {
+                if moved.is_err() {
+                    core::mem::swap(&mut old.mailbox, &mut new.mailbox);
+                    core::mem::swap(&mut old.told_mailbox, &mut new.told_mailbox);
+                }
+                *old = new;
+            }
+        }
+        moved.map(|()| Vec::new())
     }
 
     fn move_buffer(&self, update: Update) -> Result<(), SetupFailure> {
@@ -993,7 +1086,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 .into_iter()
                 .filter(|old| !kept.contains(&old.region))
                 .collect();
-            tell_mm(&*self.0.site, &self.0.buffers.borrow(), &old)?;
+            tell_mm(&*self.0.site, self.0.serves_like, &self.0.buffers.borrow(), &old)?;
         }
         let place = MmCommBuffer {
             physical_start: base.expose_provenance() as u64,
@@ -1004,13 +1097,28 @@ impl<S: Site + 'static> PatinaMachine<S> {
     }
 }
 
+/// The notifier's name of an event.
+const fn mm_event(event: BootEvent) -> MmEvent {
+    match event {
+        BootEvent::EndOfDxe => MmEvent::EndOfDxe,
+        BootEvent::ReadyToLock => MmEvent::ReadyToLock,
+        BootEvent::ReadyToBoot => MmEvent::ReadyToBoot,
+        BootEvent::ExitBootServices => MmEvent::ExitBootServices,
+    }
+}
+
 fn supervisor_failure(error: SupervisorError) -> Failure {
     match error {
         SupervisorError::Communication(status) => failure(status),
         SupervisorError::Refused { result, .. } => Failure::Mm(result),
         SupervisorError::WrongBuffers { .. } => Failure::UnknownBuffer,
         SupervisorError::UnfitBuffer { .. } => Failure::BadMemory,
-        SupervisorError::MovedInPart => Failure::NotProcessed,
+        SupervisorError::MovedInPart { result, users_moved } => Failure::MovedInPart {
+            refusal: result,
+            users_moved,
+        },
+        SupervisorError::NoWholePages { .. } => Failure::BadMemory,
+        SupervisorError::NotTaken { .. } => Failure::NotProcessed,
         _ => Failure::BadHeader,
     }
 }

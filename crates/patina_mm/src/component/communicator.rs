@@ -218,9 +218,12 @@ pub trait MmCommunication {
     /// Sends a message that has MM move comm buffers to `to`, through the one of them whose identifier is `id`. The response is
     /// lent to `take`, which says whether they moved; then `to` takes the place of the buffers with the same identifiers.
     ///
-    /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header. A move that the
-    /// platform announces meanwhile is put into effect afterwards; a call through the buffer that it is about gives
-    /// [`Status::Busy`] until then.
+    /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header, and must be such that no
+    /// response is the same as the message. A move that the platform announces meanwhile is put into effect afterwards; a
+    /// call through a buffer that moves gives [`Status::Busy`] until then.
+    ///
+    /// MM may move a buffer and then refuse the rest. Then `take` is lent the refusal, and what has moved is used in its new
+    /// place with its old mailbox. [`Self::is_at`] says what that is.
     ///
     /// # Errors
     ///
@@ -239,6 +242,23 @@ pub trait MmCommunication {
     ) -> Result<(), Status> {
         let _ = (id, message, recipient, to, take);
         Err(Status::Unsupported)
+    }
+
+    /// Whether the comm buffer with the identifier of `place` has the memory of `place`. Its mailbox may be another one.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::CommBufferNotFound`], and [`Status::Unsupported`] where an implementation does not know.
+    fn is_at(&self, place: &CommunicateBuffer) -> Result<bool, Status> {
+        let _ = place;
+        Err(Status::Unsupported)
+    }
+
+    /// Whether success of a call through the comm buffer `id` shows that MM took the message. Not so if MM is entered through
+    /// x86 ports and the buffer has no status mailbox.
+    fn confirms(&self, id: u8) -> bool {
+        let _ = id;
+        true
     }
 
     /// Has calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one to make another one
@@ -324,6 +344,10 @@ pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
     wake_again: Cell<bool>,
     /// The buffers whose calls run at `TPL_NOTIFY`. Borrowed as the one before.
     at_notify: RefCell<Vec<(u8, Service<dyn TplServices>)>>,
+    /// The MM supervisor's and the users' comm buffer, if they share their mailbox.
+    one_mailbox: Cell<Option<[u8; 2]>>,
+    /// Whether MM is entered through x86 ports, which tell nothing about it.
+    enters_by_ports: bool,
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
@@ -342,6 +366,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             waking: Cell::default(),
             wake_again: Cell::default(),
             at_notify: RefCell::default(),
+            one_mailbox: Cell::default(),
+            enters_by_ports: false,
         }
     }
 
@@ -357,10 +383,24 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         let Ok(mut current) = self.buffers.try_borrow_mut() else {
             return Err(ConfigurationError::BuffersBusy);
         };
+        let one_mailbox = buffers.iter().find_map(|first| {
+            let second = buffers.iter().find(|second| first.shares_mailbox_with(second))?;
+            Some([first.id(), second.id()])
+        });
+        self.one_mailbox.set(one_mailbox);
         let former = core::mem::replace(&mut *current, buffers);
         drop(current);
         drop(former);
         Ok(())
+    }
+
+    /// The identifier of the buffer that shares its mailbox with the buffer `id`.
+    fn beside(&self, id: u8) -> Option<u8> {
+        match self.one_mailbox.get()? {
+            [first, second] if first == id => Some(second),
+            [first, second] if second == id => Some(first),
+            _ => None,
+        }
     }
 
     /// Replaces the comm buffers; a set that [`Self::set_comm_buffers`] refuses is logged and changes nothing.
@@ -418,6 +458,8 @@ impl MmCommunicator {
             waking: Cell::default(),
             wake_again: Cell::default(),
             at_notify: RefCell::default(),
+            one_mailbox: Cell::default(),
+            enters_by_ports: false,
         }
     }
 
@@ -434,6 +476,7 @@ impl MmCommunicator {
             .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
         self.executor = Some(RealMmExecutor::with_options(trigger, *options));
         self.by_secure_calls = matches!(config.cmd_port, MmiPort::Smc(_));
+        self.enters_by_ports = matches!(config.cmd_port, MmiPort::Smi(_));
         self.clock = clock;
         self.keep_firmware_out(&config.comm_buffers, tpl);
         if config.enable_comm_buffer_updates {
@@ -584,6 +627,17 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         result.map(drop)
     }
 
+    fn confirms(&self, id: u8) -> bool {
+        let has_mailbox = |buffer: CommunicateBuffer| buffer.has_status_mailbox();
+        !self.enters_by_ports || self.buffer(id).is_ok_and(has_mailbox)
+    }
+
+    fn is_at(&self, place: &CommunicateBuffer) -> Result<bool, Status> {
+        let buffer = self.buffer(place.id()).map_err(|failure| failure.status)?;
+        let [[at, _], [expected, _]] = [buffer.ranges(), place.ranges()];
+        Ok(at == expected)
+    }
+
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
         let refusals = self.refusals.get();
         let result = self.settle(id).and_then(|()| self.buffer(id)).map_err(|failure| {
@@ -663,7 +717,11 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// The services that raise the TPL, where calls through this buffer run at `TPL_NOTIFY`.
     fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
         let at_notify = self.at_notify.try_borrow().ok()?;
-        at_notify.iter().find(|(at, _)| *at == id).map(|(_, tpl)| *tpl)
+        let ids = [Some(id), self.beside(id)];
+        let mut raised = at_notify.iter();
+        raised
+            .find(|(at, _)| ids.contains(&Some(*at)))
+            .map(|(_, tpl)| *tpl)
     }
 
     /// Raises the TPL where calls through the buffer that may move run at `TPL_NOTIFY`.
@@ -763,6 +821,13 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         let executor = self.executor()?;
         loop {
             let buffer = self.buffer(tag.buffer)?;
+            // One mailbox for two buffers announces one request at a time.
+            let beside = self.beside(tag.buffer).and_then(|other| self.buffer(other).ok());
+            let _held = beside
+                .as_ref()
+                .filter(|other| other.shares_mailbox_with(&buffer))
+                .map(|other| other.channel().hold())
+                .transpose()?;
             let format = options.header.unwrap_or(buffer.header());
             let staged = match buffer
                 .channel()

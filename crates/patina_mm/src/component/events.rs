@@ -1,6 +1,7 @@
 //! Tells MM how far the boot has come.
 
 use super::communicator::{CallOptions, Status, require_buffer};
+use super::supervisor::SUPERVISOR_PROTOCOL_GUID;
 use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::boxed::Box;
@@ -27,7 +28,12 @@ const MESSAGE: [u8; 1] = [0];
 /// | end of DXE (event group) | `02ce967a-dd7e-4ffc-9ee7-810cf0470880` | each time | |
 /// | ready to lock: the protocol `EFI_DXE_MM_READY_TO_LOCK` is installed, ready to boot at the latest | `60ff8964-e906-41d0-afed-f241e974e08e` | once | yes |
 /// | ready to boot (event group) | `7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b` | each time, after ready to lock | |
-/// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes |
+/// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes, once |
+///
+/// The supervisor is told of exit boot services once: told again, Project Mu's `main` leaves the request announced, and each
+/// later MMI that serves no user refuses it once more (`MmSupervisorCore.c`, `MmEntryPoint`). It is not told at all where
+/// Project Mu's own driver does that (`gMmSupervisorCommunicationProtocolGuid` is installed). What other drivers of the
+/// platform tell MM is left out with [`Self::without`].
 ///
 /// An event is not lost where MM could not be told of it. One that came in the middle of a call through the same buffer is
 /// told when that call has ended. One that failed otherwise (SMIs are off, nobody took the message, MM refused it) is told
@@ -39,6 +45,32 @@ const MESSAGE: [u8; 1] = [0];
 pub struct MmEventNotifier {
     buffer: u8,
     supervisor: Option<u8>,
+    left_out: u8,
+}
+
+/// An event that MM is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MmEvent {
+    /// The end of DXE.
+    EndOfDxe,
+    /// Ready to lock.
+    ReadyToLock,
+    /// Ready to boot.
+    ReadyToBoot,
+    /// Exit boot services.
+    ExitBootServices,
+}
+
+impl MmEvent {
+    const fn bit(self) -> u8 {
+        match self {
+            Self::EndOfDxe => END_OF_DXE,
+            Self::ReadyToLock => READY_TO_LOCK,
+            Self::ReadyToBoot => READY_TO_BOOT,
+            Self::ExitBootServices => EXIT_BOOT_SERVICES,
+        }
+    }
 }
 
 #[component]
@@ -49,6 +81,17 @@ impl MmEventNotifier {
         Self {
             buffer,
             supervisor: None,
+            left_out: 0,
+        }
+    }
+
+    /// Leaves out an event that a driver of the platform tells MM's handlers of, such as edk2's `MmCommunicationNotifyDxe`. Each
+    /// call adds one. What the supervisor is told does not change.
+    #[must_use]
+    pub const fn without(self, event: MmEvent) -> Self {
+        Self {
+            left_out: self.left_out | event.bit(),
+            ..self
         }
     }
 
@@ -74,22 +117,22 @@ impl MmEventNotifier {
         for buffer in core::iter::once(self.buffer).chain(self.supervisor) {
             require_buffer(*mm, buffer, "MmEventNotifier")?;
         }
-        let users = Listener::new("MM", self.buffer, CallOptions::new(), ALL);
+        let users = Listener::new("MM", self.buffer, CallOptions::new(), ALL & !self.left_out);
         // The supervisor takes no other header (Project Mu, `MmSupervisorCore.c`).
         let v1 = CallOptions::new().with_header(HeaderFormat::V1);
         let supervisor = self.supervisor.map(|buffer| {
-            Listener::new(
-                "the MM supervisor",
-                buffer,
-                v1,
-                READY_TO_LOCK | EXIT_BOOT_SERVICES,
-            )
+            let wanted = READY_TO_LOCK | EXIT_BOOT_SERVICES;
+            Listener {
+                once: EXIT_BOOT_SERVICES,
+                ..Listener::new("the MM supervisor", buffer, v1, wanted)
+            }
         });
         let notifier = Rc::new(Notifier {
             mm,
             listeners: [Some(users), supervisor],
             was_locked: AtomicBool::new(false),
             is_cut_off: AtomicBool::new(false),
+            has_supervisors_driver: AtomicBool::new(false),
         });
         listen(&notifier, &events, &protocols).inspect_err(
             |error| log::error!(target: "mm_comm", "MM will not be told of the boot's events: {error:?}"),
@@ -118,7 +161,11 @@ struct Listener {
     options: CallOptions,
     /// The events that it wants to know.
     wanted: u8,
+    /// Those of them that it must not be told of a second time.
+    once: u8,
     untold: AtomicU8,
+    /// The events that it was told of and must not be told of again.
+    over: AtomicU8,
 }
 
 impl Listener {
@@ -128,7 +175,9 @@ impl Listener {
             buffer,
             options,
             wanted,
+            once: 0,
             untold: AtomicU8::new(0),
+            over: AtomicU8::new(0),
         }
     }
 }
@@ -141,6 +190,8 @@ struct Notifier {
     was_locked: AtomicBool,
     /// Whether something is untold because a call is under way.
     is_cut_off: AtomicBool,
+    /// Whether the platform has a driver that tells the supervisor.
+    has_supervisors_driver: AtomicBool,
 }
 
 fn listen(
@@ -156,6 +207,17 @@ fn listen(
             .create_event_for_group(group, Tpl::Callback, callback)
             .map(drop)
     };
+    let [_, supervisor] = &notifier.listeners;
+    if supervisor.is_some() {
+        let of_driver = Rc::clone(notifier);
+        protocols
+            .register_install_notify(
+                SUPERVISOR_PROTOCOL_GUID,
+                Tpl::Callback,
+                Box::new(move |_handle| of_driver.leave_the_supervisor()),
+            )
+            .map_err(EfiError::from)?;
+    }
     at(END_OF_DXE_EVENT_GROUP_GUID, END_OF_DXE)?;
     at(READY_TO_BOOT_EVENT_GROUP_GUID, READY_TO_BOOT)?;
     at(EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, EXIT_BOOT_SERVICES)?;
@@ -192,12 +254,30 @@ impl Notifier {
         } else if event == READY_TO_BOOT {
             log::warn!(target: "mm_comm", "platform: ready to boot came before ready to lock");
         }
-        for listener in self.listeners.iter().flatten() {
+        for listener in self.told() {
+            let over = listener.over.load(Ordering::Acquire);
             listener
                 .untold
-                .fetch_or(events & listener.wanted, Ordering::AcqRel);
+                .fetch_or(events & listener.wanted & !over, Ordering::AcqRel);
         }
         self.tell();
+    }
+
+    /// The platform's driver tells the supervisor from now on.
+    fn leave_the_supervisor(&self) {
+        if !self.has_supervisors_driver.swap(true, Ordering::AcqRel) {
+            log::info!(
+                target: "mm_comm",
+                "gMmSupervisorCommunicationProtocolGuid is installed: its driver tells the MM supervisor of the boot's events"
+            );
+        }
+    }
+
+    /// Who is told of events now.
+    fn told(&self) -> impl Iterator<Item = &Listener> {
+        let [users, supervisor] = &self.listeners;
+        let is_left = self.has_supervisors_driver.load(Ordering::Acquire);
+        users.iter().chain(supervisor.iter().filter(move |_| !is_left))
     }
 
     /// A call that an event may have interrupted has ended.
@@ -209,16 +289,29 @@ impl Notifier {
 
     /// Sends what is untold, to one listener after the other. Where a call is under way this stops, so that the order stays.
     fn tell(&self) {
-        for listener in self.listeners.iter().flatten() {
+        for listener in self.told() {
             for (bit, event) in EVENTS {
                 // Taken before it is sent: what interrupts the sending does not send it again.
                 if listener.untold.fetch_and(!bit, Ordering::AcqRel) & bit == 0 {
                     continue;
                 }
-                match self.send(listener, event) {
-                    Ok(()) => log::info!(target: "mm_comm", "{} was told of {event}", listener.name),
+                let result = self.send(listener, event);
+                let is_over = matches!(result, Ok(()) | Err(Status::MmReturned(efi::Status::NOT_FOUND)));
+                if is_over && listener.once & bit != 0 {
+                    listener.over.fetch_or(bit, Ordering::AcqRel);
+                }
+                match result {
+                    Ok(()) if self.mm.confirms(listener.buffer) => {
+                        log::info!(target: "mm_comm", "{} was told of {event}", listener.name);
+                    }
+                    Ok(()) => log::info!(
+                        target: "mm_comm",
+                        "{event} was sent to {}; comm buffer {} has no status mailbox, so nothing shows that it arrived",
+                        listener.name,
+                        listener.buffer
+                    ),
                     Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
-                        log::info!(target: "mm_comm", "{} was told of {event}, and nobody there waits for it", listener.name);
+                        log::info!(target: "mm_comm", "{} was told of {event} and has no handler for it", listener.name);
                     }
                     Err(status) => {
                         listener.untold.fetch_or(bit, Ordering::AcqRel);

@@ -31,8 +31,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use mm_comm::Ports;
-use mm_wire::AddressRange;
-use mm_wire::hob::{CommBufferPlace, CommRegion, PlaceError};
+use mm_wire::hob::{CommBufferPlace, CommRegion, Owner, PlaceError};
+use mm_wire::{AddressRange, PAGE_LEN};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::hob::{FromHob, Hob, HobParseError};
@@ -137,8 +137,13 @@ impl FromHob for CommRegionHob {
 ///
 /// | HOB | comm buffer |
 /// |---|---|
-/// | comm-region HOB | identifier 0 for the supervisor's region, 1 for the user's |
-/// | comm-buffer HOB | identifier 0, or [`Self::with_comm_buffer_id`]; where it announces the same memory as a region HOB, the two are one buffer |
+/// | comm-region HOB of four fields | identifier 0 for the supervisor's region, 1 for the user's |
+/// | the same of three fields, for the supervisor | identifier 0; its mailbox is the comm-buffer HOB's, which it shares ([`CommunicateBuffer::with_shared_mailbox`]); without a comm-buffer HOB it has none |
+/// | the same of three fields, for the user | identifier 1, without a mailbox |
+/// | comm-buffer HOB | identifier 1 beside a supervisor's region, else 0, or [`Self::with_comm_buffer_id`]; if it announces the same memory as a region HOB, the two are one buffer |
+///
+/// So Project Mu's MM supervisor has comm buffer 0 and its users have 1, from the HOBs of its releases v20.0.0 to v23.0.3 (three
+/// fields, one mailbox) and from those of `main` since May 2026 (four fields, two mailboxes).
 ///
 /// What the platform set by hand stays: its comm buffers, and each port that is not the default's. A command port that
 /// nobody set becomes 0xB2, such a data port 0xB3.
@@ -150,7 +155,7 @@ impl FromHob for CommRegionHob {
 pub struct MmHobConfiguration {
     ports: Option<Box<dyn Ports>>,
     acpi_base: AcpiBaseSource,
-    comm_buffer_id: u8,
+    comm_buffer_id: Option<u8>,
     updatable: Option<u8>,
     is_exclusive: bool,
 }
@@ -163,7 +168,7 @@ impl MmHobConfiguration {
         Self {
             ports: super::sw_mmi_manager::native_ports(),
             acpi_base: AcpiBaseSource::Configuration,
-            comm_buffer_id: 0,
+            comm_buffer_id: None,
             updatable: None,
             is_exclusive: false,
         }
@@ -184,11 +189,11 @@ impl MmHobConfiguration {
         Self { acpi_base, ..self }
     }
 
-    /// Gives the comm-buffer HOB's buffer an identifier other than 0.
+    /// Gives the comm-buffer HOB's buffer this identifier, instead of 0 or, beside an MM supervisor's region, 1.
     #[must_use]
     pub fn with_comm_buffer_id(self, comm_buffer_id: u8) -> Self {
         Self {
-            comm_buffer_id,
+            comm_buffer_id: Some(comm_buffer_id),
             ..self
         }
     }
@@ -245,7 +250,7 @@ impl MmHobConfiguration {
             AcpiBaseSource::Ich9 => AcpiBase::Io(ich9::pm_base(self.ports.as_deref())?),
         };
         let mut announced = Vec::new();
-        for (id, place) in places {
+        for Announced { id, place, is_shared } in places {
             // SAFETY: the HOB's producer set this memory aside for MM communication, mapped one to one as all memory is
             // in DXE, and gave it to the owner of this HOB.
             let buffer = unsafe { CommunicateBuffer::at_place(place, id) };
@@ -253,6 +258,10 @@ impl MmHobConfiguration {
                 region: place.region(),
                 status,
             })?;
+            let buffer = match is_shared {
+                true => buffer.with_shared_mailbox(),
+                false => buffer,
+            };
             announced.push(match self.is_exclusive {
                 true => buffer,
                 false => buffer.shared_with_firmware(),
@@ -274,28 +283,77 @@ impl MmHobConfiguration {
         })
     }
 
-    /// The announced comm buffers with their identifiers, each once.
+    /// The announced comm buffers, each once.
     fn places(
         &self,
         buffers: impl Iterator<Item = Result<CommBufferPlace, PlaceError>>,
         regions: impl Iterator<Item = Result<CommRegion, PlaceError>>,
-    ) -> Result<Vec<(u8, CommBufferPlace)>, HobConfigurationError> {
-        let mut places: Vec<(u8, CommBufferPlace)> = Vec::new();
+    ) -> Result<Vec<Announced>, HobConfigurationError> {
+        let mut places: Vec<Announced> = Vec::new();
         for region in regions {
-            let region = region?;
-            places.push((region.owner.number(), region.place));
+            let CommRegion { owner, place } = region?;
+            places.push(Announced::new(owner.number(), place));
         }
+        let supervisors = Owner::Supervisor.number();
+        let has_supervisor = places.iter().any(|region| region.id == supervisors);
+        let users = if has_supervisor { Owner::User.number() } else { 0 };
+        let mut users_mailbox = None;
         for buffer in buffers {
             let buffer = buffer?;
-            match places
+            let known = places
                 .iter_mut()
-                .find(|(_, place)| place.region() == buffer.region())
-            {
-                Some((_, place)) => *place = same_buffer(*place, buffer)?,
-                None => places.push((self.comm_buffer_id, buffer)),
+                .find(|region| region.place.region() == buffer.region());
+            let id = match known {
+                Some(region) => {
+                    region.place = same_buffer(region.place, buffer)?;
+                    region.id
+                }
+                None => {
+                    let id = self.comm_buffer_id.unwrap_or(users);
+                    places.push(Announced::new(id, buffer));
+                    id
+                }
+            };
+            if id != supervisors {
+                users_mailbox = users_mailbox.or(buffer.mailbox());
             }
         }
+        // A supervisor that has no mailbox of its own shares that of its users.
+        if let Some(supervisor) = places
+            .iter_mut()
+            .find(|region| region.id == supervisors && has_supervisor)
+            && supervisor.place.mailbox().is_none()
+            && users_mailbox.is_some()
+        {
+            let region = supervisor.place.region();
+            let pages = region.len().div_ceil(PAGE_LEN as u64);
+            supervisor.place = CommBufferPlace::new(region.start(), pages, users_mailbox)?;
+            supervisor.is_shared = true;
+            log::info!(
+                target: "mm_comm",
+                "comm buffer {supervisors} is that of an MM supervisor without a mailbox of its own (v20.0.0 to v23.0.3): it \
+                 shares that of its users"
+            );
+        }
         Ok(places)
+    }
+}
+
+/// A comm buffer that HOBs announce.
+struct Announced {
+    id: u8,
+    place: CommBufferPlace,
+    /// Whether its mailbox is that of the users of the MM supervisor.
+    is_shared: bool,
+}
+
+impl Announced {
+    const fn new(id: u8, place: CommBufferPlace) -> Self {
+        Self {
+            id,
+            place,
+            is_shared: false,
+        }
     }
 }
 

@@ -22,17 +22,19 @@ use crate::service::MmCommunication;
 use alloc::vec::Vec;
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::message::supervisor::{
-    CommUpdate, GUID, PolicyHeader, REQUEST_COMM_UPDATE, REQUEST_FETCH_POLICY, REQUEST_UNBLOCK_MEMORY,
-    REQUEST_VERSION, RequestHeader, SIGNATURE, UnblockMemory, VersionInfo,
+    CommUpdate, GUID, POLICY_SLACK, PolicyHeader, REQUEST_COMM_UPDATE, REQUEST_FETCH_POLICY,
+    REQUEST_UNBLOCK_MEMORY, REQUEST_VERSION, RequestHeader, SIGNATURE, SharedCommUpdate, VersionInfo,
 };
-use mm_wire::{EfiStatus, Guid, PAGE_LEN, guid};
+use mm_wire::{AddressRange, EfiStatus, PAGE_LEN, guid};
 use patina::component::component;
 use patina::component::params::Commands;
+use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolServices};
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
 use patina::standard::efi;
+use patina::{BinaryGuid, Guid};
 use thiserror::Error;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
 /// Why the supervisor did not do what it was asked for.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -86,12 +88,51 @@ pub enum SupervisorError {
         /// Bytes of the new one.
         new: usize,
     },
-    /// The supervisor moved its own buffer, then refused the rest: it takes requests in the new buffer with the old mailbox.
-    /// There is no way to reach it any more.
-    #[error("MM: the supervisor moved its own comm buffer and then refused the rest of the move")]
-    MovedInPart,
-    /// The policy's own size is not that of the response.
-    #[error("MM: the supervisor's policy says that it has {claimed} bytes, {returned} were returned")]
+    /// The supervisor moved its own buffer, then refused the rest. The communicator follows: requests go to the supervisor's new
+    /// buffer with its old mailbox, and messages for the users to where `users_moved` says, with the old mailbox. Both work.
+    #[error(
+        "MM: the supervisor refused half of the move with {result}: its own comm buffer moved, the users' {}, the mailboxes stay; \
+         they are used like that from now on",
+        match .users_moved { true => "moved too", false => "did not" }
+    )]
+    MovedInPart {
+        /// Why it refused the rest.
+        result: EfiStatus,
+        /// Whether the users' buffer moved too.
+        users_moved: bool,
+    },
+    /// The response is the request as it was sent: MM was not entered, or no supervisor took the request. Only a comm buffer
+    /// without a status mailbox can hide that.
+    #[error(
+        "MM: request {request} came back as it was sent: no supervisor took it, or MM was never entered (the comm buffer has no \
+         status mailbox that would tell)"
+    )]
+    NotTaken {
+        /// The request's number.
+        request: u32,
+    },
+    /// The response to the version request says that the supervisor does not know that request.
+    #[error(
+        "MM: the supervisor answered request {REQUEST_VERSION} and says that it knows requests up to {claimed}"
+    )]
+    RequestLevel {
+        /// The highest request, according to the response.
+        claimed: u64,
+    },
+    /// What is to be unblocked are no whole pages. Nothing was sent: releases of the supervisor say that they unblocked such
+    /// memory, and map nothing.
+    #[error(
+        "caller: {pages} pages at {address:#x} cannot be unblocked: memory starts on a page of 4096 bytes, has at least one, and \
+         ends inside the address space"
+    )]
+    NoWholePages {
+        /// Where the memory starts.
+        address: u64,
+        /// Its pages.
+        pages: u64,
+    },
+    /// The policy says that it is longer than the response, or too short to say so.
+    #[error("MM: the supervisor's policy says that it has {claimed} bytes, of {returned} that were returned")]
     PolicySize {
         /// What the policy says.
         claimed: u32,
@@ -111,11 +152,14 @@ impl From<SupervisorError> for EfiError {
                     .err()
                     .unwrap_or(Self::Unknown(status))
             }
-            SupervisorError::WrongBuffers { .. } | SupervisorError::UnfitBuffer { .. } => {
-                Self::InvalidParameter
-            }
-            SupervisorError::MovedInPart => Self::DeviceError,
-            SupervisorError::NotAResponse { .. } | SupervisorError::PolicySize { .. } => Self::ProtocolError,
+            SupervisorError::WrongBuffers { .. }
+            | SupervisorError::UnfitBuffer { .. }
+            | SupervisorError::NoWholePages { .. } => Self::InvalidParameter,
+            SupervisorError::MovedInPart { .. } => Self::DeviceError,
+            SupervisorError::NotTaken { .. } => Self::NoResponse,
+            SupervisorError::NotAResponse { .. }
+            | SupervisorError::RequestLevel { .. }
+            | SupervisorError::PolicySize { .. } => Self::ProtocolError,
         }
     }
 }
@@ -134,8 +178,9 @@ pub trait MmSupervisor {
     ///
     /// # Errors
     ///
-    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory does not start on a page, `ACCESS_DENIED`
-    /// after the lock, `INVALID_PARAMETER` without an identifier.
+    /// With nothing sent: [`SupervisorError::NoWholePages`]. [`SupervisorError::Refused`] with `ACCESS_DENIED` after the lock,
+    /// `INVALID_PARAMETER` without an identifier, `SECURITY_VIOLATION` for memory of MM, of a comm buffer or mailbox, or that
+    /// overlaps what was unblocked before, `NO_MAPPING` for memory around such memory.
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
 
     /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
@@ -143,27 +188,31 @@ pub trait MmSupervisor {
     ///
     /// # Errors
     ///
-    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` where `out` has no room for it.
+    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` if `out`, or the comm buffer, has no room for
+    /// it. The supervisor wants 24 bytes more than the policy has: so much of the comm buffer is offered beside `out`.
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
-    /// Has the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
-    /// identifier, and is as long; its mailbox is at the start of a zeroed page of its own. Once only, and only until the
-    /// platform is locked.
+    /// Makes the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
+    /// identifier, and is as long; its mailbox is at the start of a page of its own. Once only, and only until the platform
+    /// is locked.
+    ///
+    /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has that of the users', by
+    /// [`CommunicateBuffer::with_shared_mailbox`], in its new place as in its old one.
     ///
     /// The response is waited for in the new place. So a refusal costs one MMI more, and all of
     /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
     ///
     /// The communicator that this client sends through follows at once. Whoever else knows of the old buffers (a driver in
-    /// C, another communicator) learns it through the comm-buffer update protocol, which is the caller's to install. Best
-    /// called before others use the users' buffer: a call that comes while the supervisor moves it is not processed.
+    /// C, another communicator) learns it through the comm-buffer update protocol, which is the caller's to install. A call of
+    /// this communicator that comes while the supervisor moves the buffers gets [`Status::Busy`].
     ///
     /// # Errors
     ///
     /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`],
     /// [`Status::CommBufferDisabled`] where a buffer, old or new, is disabled, and [`Status::Busy`] where one is in use.
     /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory is not what the supervisor wants,
-    /// `ACCESS_DENIED` after the lock, or where they were moved before: everything is as it was.
-    /// [`SupervisorError::MovedInPart`].
+    /// `ACCESS_DENIED` after the lock, or if they were moved before: everything is as it was.
+    /// [`SupervisorError::MovedInPart`] if it refuses something behind its own buffer.
     fn move_comm_buffers(
         &self,
         supervisor: CommunicateBuffer,
@@ -171,28 +220,91 @@ pub trait MmSupervisor {
     ) -> Result<(), SupervisorError>;
 }
 
+/// Memory to be unblocked, and who asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnblockMemory(mm_wire::message::supervisor::UnblockMemory);
+
+impl UnblockMemory {
+    /// Describes memory of the type `EfiRuntimeServicesData`, for `identifier`: a [`Guid`], a
+    /// [`BinaryGuid`](patina::BinaryGuid), or a reference to one.
+    #[must_use]
+    pub fn runtime_data<'g>(physical_start: u64, pages: u64, identifier: impl Into<Guid<'g>>) -> Self {
+        let identifier = mm_wire::Guid::from_bytes(identifier.into().as_bytes());
+        Self(mm_wire::message::supervisor::UnblockMemory::runtime_data(
+            physical_start,
+            pages,
+            identifier,
+        ))
+    }
+
+    /// Describes the memory with these `EFI_MEMORY_...` attributes. The supervisor looks at `EFI_MEMORY_SP` alone, which
+    /// makes the memory its own instead of its users'.
+    #[must_use]
+    pub fn with_attributes(self, attributes: u64) -> Self {
+        Self(mm_wire::message::supervisor::UnblockMemory {
+            attributes: attributes.into(),
+            ..self.0
+        })
+    }
+
+    /// Where the memory starts.
+    #[must_use]
+    pub fn physical_start(&self) -> u64 {
+        self.0.physical_start.get()
+    }
+
+    /// Its length in pages of 4096 bytes.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.0.pages.get()
+    }
+}
+
+impl From<mm_wire::message::supervisor::UnblockMemory> for UnblockMemory {
+    fn from(memory: mm_wire::message::supervisor::UnblockMemory) -> Self {
+        Self(memory)
+    }
+}
+
+/// `gMmSupervisorCommunicationProtocolGuid`, which Project Mu's MmDxeSupport installs.
+pub(super) const SUPERVISOR_PROTOCOL_GUID: BinaryGuid =
+    BinaryGuid::from_string("495b267c-fc7f-4f03-ad1f-d86769e325b5");
+
 /// Component and service: asks the supervisor for its version, and then offers [`MmSupervisor`].
+///
+/// It speaks to Project Mu's supervisors v20.0.0 to v23.0.3, whose comm buffer shares the users' mailbox
+/// ([`CommunicateBuffer::with_shared_mailbox`]), and to `main` since May 2026.
 #[derive(Clone, Copy, IntoService)]
 #[service(dyn MmSupervisor)]
 pub struct MmSupervisorClient {
     buffer: u8,
     mm: Option<Service<dyn MmCommunication>>,
+    protocols: Option<Service<dyn ProtocolServices>>,
 }
 
 #[component]
 impl MmSupervisorClient {
-    /// Makes the component for the supervisor's comm buffer: 0 where the buffers come from region HOBs.
+    /// Makes the component for the supervisor's comm buffer: 0 if the buffers come from HOBs.
     #[must_use]
     pub const fn new(buffer: u8) -> Self {
-        Self { buffer, mm: None }
+        Self {
+            buffer,
+            mm: None,
+            protocols: None,
+        }
     }
 
     fn entry_point(
         self,
         mm: Service<dyn MmCommunication>,
+        protocols: Service<dyn ProtocolServices>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
-        let client = Self { mm: Some(mm), ..self };
+        let client = Self {
+            mm: Some(mm),
+            protocols: Some(protocols),
+            ..self
+        };
         let version = client.version().inspect_err(
             |error| log::error!(target: "mm_comm", "the MM supervisor did not tell its version: {error}"),
         )?;
@@ -208,43 +320,75 @@ impl MmSupervisorClient {
     }
 }
 
+/// What reads the rest of a response, behind its header.
+type TakeBody<'t> = &'t mut dyn FnMut(&mut ResponseReader<'_>) -> Result<(), SupervisorError>;
+
 impl MmSupervisorClient {
-    /// Sends a request with `body` behind its header, and with as much room as `out` has. Returns what the response has
-    /// behind its own header, at the start of `out`.
-    fn request<'o>(
+    /// Sends a request with `body` behind its header, and with room for as many bytes of the response. `take` gets what the
+    /// response has behind its own header.
+    fn request(
         &self,
         request: u32,
         body: &[u8],
-        out: &'o mut [u8],
-    ) -> Result<&'o mut [u8], SupervisorError> {
+        room: usize,
+        take: TakeBody<'_>,
+    ) -> Result<(), SupervisorError> {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
-        let needed = size_of::<RequestHeader>().saturating_add(out.len().max(body.len()));
+        let needed = size_of::<RequestHeader>().saturating_add(room.max(body.len()));
         let mut message = Vec::new();
         if message.try_reserve_exact(needed).is_err() {
             return Err(Status::OutOfMemory { needed }.into());
         }
-        message.extend_from_slice(RequestHeader::new(request).as_bytes());
+        message.extend_from_slice(header(request).as_bytes());
         message.extend_from_slice(body);
         message.resize(needed, 0);
 
-        let mut result = Ok(0);
-        let recipient = patina::Guid::from_bytes(&GUID.to_bytes());
-        mm.communicate_with(
-            self.buffer,
-            &message,
-            recipient,
-            // Whatever the buffer's own header is: the supervisor takes no other (Project Mu, `MmSupervisorCore.c`).
-            CallOptions::new().with_header(HeaderFormat::V1),
-            &mut |response| {
-                result = response
-                    .read_value()
-                    .map_err(SupervisorError::from)
-                    .and_then(|header| check(request, &header))
-                    .and_then(|()| Ok(response.read_rest(out)?));
-            },
-        )?;
-        let len = result?;
-        Ok(out.get_mut(..len).unwrap_or_default())
+        let mut result = Err(SupervisorError::NotTaken { request });
+        let sent = mm.communicate_with(self.buffer, &message, RECIPIENT.as_guid(), V1, &mut |response| {
+            result = response
+                .read_value()
+                .map_err(SupervisorError::from)
+                .and_then(|header| check(request, &header))
+                .and_then(|()| take(response));
+        });
+        if let Err(status) = sent {
+            self.look_for_the_platforms_driver(status);
+            return Err(status.into());
+        }
+        result
+    }
+
+    /// Says so if it may be the platform's driver that a request did not reach the supervisor.
+    fn look_for_the_platforms_driver(&self, status: Status) {
+        let is_there = |protocols: &Service<dyn ProtocolServices>| {
+            protocols.locate_interface(SUPERVISOR_PROTOCOL_GUID) != Err(ProtocolError::NotFound)
+        };
+        let could_be = matches!(
+            status,
+            Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
+        );
+        if could_be && self.protocols.as_ref().is_some_and(is_there) {
+            log::error!(
+                target: "mm_comm",
+                "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) moves the \
+                 supervisor's comm buffer and does not announce it, so that comm buffer {} is not the supervisor's any more. \
+                 Send through that protocol, or leave that driver out",
+                self.buffer
+            );
+        }
+    }
+}
+
+/// The supervisor takes no other header, whatever the buffer's own is (Project Mu, `MmSupervisorCore.c`).
+const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
+
+const RECIPIENT: BinaryGuid = BinaryGuid::from_bytes(&GUID.to_bytes());
+
+/// The header of a request, with [`NO_RESULT`].
+fn header(request: u32) -> RequestHeader {
+    RequestHeader {
+        result: NO_RESULT.0.into(),
+        ..RequestHeader::new(request)
     }
 }
 
@@ -259,6 +403,7 @@ fn check(sent: u32, header: &RequestHeader) -> Result<(), SupervisorError> {
     }
     match EfiStatus(header.result.get()) {
         EfiStatus::SUCCESS => Ok(()),
+        NO_RESULT => Err(SupervisorError::NotTaken { request: sent }),
         result => Err(SupervisorError::Refused {
             request: sent,
             result,
@@ -268,29 +413,69 @@ fn check(sent: u32, header: &RequestHeader) -> Result<(), SupervisorError> {
 
 impl MmSupervisor for MmSupervisorClient {
     fn version(&self) -> Result<VersionInfo, SupervisorError> {
-        let mut info = [0; size_of::<VersionInfo>()];
-        let response = self.request(REQUEST_VERSION, &[], &mut info)?;
-        let (expected, returned) = (size_of::<VersionInfo>(), response.len());
-        VersionInfo::read_from_bytes(response)
-            .map_err(|_size| Status::ResponseSize { expected, returned }.into())
+        let expected = size_of::<VersionInfo>();
+        let mut version = VersionInfo::new_zeroed();
+        self.request(REQUEST_VERSION, &[], expected, &mut |response| {
+            let returned = response.remaining();
+            if returned < expected {
+                return Err(Status::ResponseSize { expected, returned }.into());
+            }
+            response.read_rest(version.as_mut_bytes())?;
+            Ok(())
+        })?;
+        match version.max_request_level.get() {
+            claimed if claimed < u64::from(REQUEST_VERSION) => Err(SupervisorError::RequestLevel { claimed }),
+            _ => Ok(version),
+        }
     }
 
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError> {
-        let mut echo = [0; size_of::<UnblockMemory>()];
-        self.request(REQUEST_UNBLOCK_MEMORY, memory.as_bytes(), &mut echo)
-            .map(drop)
+        let (address, pages) = (memory.physical_start(), memory.pages());
+        let len = pages.checked_mul(PAGE_LEN as u64).filter(|len| *len > 0);
+        len.and_then(|len| AddressRange::new(address, len))
+            .filter(|range| range.start().is_multiple_of(PAGE_LEN as u64))
+            .ok_or(SupervisorError::NoWholePages { address, pages })?;
+        self.request(
+            REQUEST_UNBLOCK_MEMORY,
+            memory.0.as_bytes(),
+            0,
+            &mut |_echo| Ok(()),
+        )
     }
 
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError> {
-        let policy = self.request(REQUEST_FETCH_POLICY, &[], out)?;
-        let (expected, returned) = (size_of::<PolicyHeader>(), policy.len());
-        let (header, _) = PolicyHeader::read_from_prefix(policy)
-            .map_err(|_too_short| Status::ResponseSize { expected, returned })?;
-        let claimed = header.size.get();
-        if usize::try_from(claimed) != Ok(returned) {
-            return Err(SupervisorError::PolicySize { claimed, returned });
-        }
-        Ok(returned)
+        let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
+        let expected = size_of::<PolicyHeader>();
+        let wanted = out.len().saturating_add(POLICY_SLACK);
+        // Less where the comm buffer ends; `out` alone is what the caller asks for.
+        let room = mm
+            .message_capacity(self.buffer, V1)
+            .map_or(wanted, |capacity| {
+                capacity.saturating_sub(size_of::<RequestHeader>())
+            })
+            .clamp(out.len(), wanted);
+        let mut len = 0;
+        self.request(REQUEST_FETCH_POLICY, &[], room, &mut |response| {
+            let returned = response.remaining();
+            let header: PolicyHeader = response.read_value()?;
+            // Without a mailbox only the policy says how long it is.
+            let claimed = header.size.get();
+            let is_whole = |len: &usize| (expected..=returned).contains(len);
+            let needed = usize::try_from(claimed)
+                .ok()
+                .filter(is_whole)
+                .ok_or(SupervisorError::PolicySize { claimed, returned })?;
+            let room = out.len();
+            let policy = out
+                .get_mut(..needed)
+                .ok_or(Status::ResponseTooLong { needed, room })?;
+            let (start, rest) = policy.split_at_mut(expected);
+            start.copy_from_slice(header.as_bytes());
+            response.read(rest);
+            len = needed;
+            Ok(())
+        })?;
+        Ok(len)
     }
 
     fn move_comm_buffers(
@@ -310,19 +495,15 @@ impl MmSupervisor for MmSupervisorClient {
             log::error!(target: "mm_comm", "the comm buffers did not move: {error}");
             return Err(error);
         }
-        let update = CommUpdate::to(place(**mm, &supervisor)?, place(**mm, &users)?, IDENTIFIER)
-            .ok_or_else(|| unfit(**mm, &supervisor))?;
-        let header = RequestHeader {
-            result: NO_RESULT.0.into(),
-            ..RequestHeader::new(REQUEST_COMM_UPDATE)
-        };
-        let mut message = [0; size_of::<RequestHeader>() + size_of::<CommUpdate>()];
-        header
-            .as_bytes()
-            .iter()
-            .chain(update.as_bytes())
-            .zip(&mut message)
-            .for_each(|(from, to)| *to = *from);
+        let (to_own, to_theirs) = (place(**mm, &supervisor)?, place(**mm, &users)?);
+        let mut message = Vec::from(header(REQUEST_COMM_UPDATE).as_bytes());
+        if supervisor.has_shared_mailbox() {
+            let update = SharedCommUpdate::to(to_own, to_theirs, IDENTIFIER);
+            message.extend_from_slice(update.ok_or_else(|| unfit(**mm, &supervisor))?.as_bytes());
+        } else {
+            let update = CommUpdate::to(to_own, to_theirs, IDENTIFIER);
+            message.extend_from_slice(update.ok_or_else(|| unfit(**mm, &supervisor))?.as_bytes());
+        }
 
         let mut result = Ok(());
         let to = [supervisor, users];
@@ -331,31 +512,36 @@ impl MmSupervisor for MmSupervisorClient {
                 .read_value()
                 .map_err(SupervisorError::from)
                 .and_then(|header| check(REQUEST_COMM_UPDATE, &header));
-            if let Err(SupervisorError::Refused {
-                result: NO_RESULT, ..
-            }) = result
-            {
-                result = Err(SupervisorError::MovedInPart);
-            }
             result.is_ok()
         };
-        let recipient = patina::Guid::from_bytes(&GUID.to_bytes());
-        mm.communicate_and_move(self.buffer, &message, recipient, &to, &mut take)?;
-        result.inspect_err(|error| log::error!(target: "mm_comm", "the comm buffers did not move: {error}"))
+        mm.communicate_and_move(self.buffer, &message, RECIPIENT.as_guid(), &to, &mut take)
+            .inspect_err(|status| self.look_for_the_platforms_driver(*status))?;
+        let [supervisor, users] = &to;
+        let is_at = |place| mm.is_at(place) == Ok(true);
+        if let Err(SupervisorError::Refused { result: refusal, .. }) = result
+            && is_at(supervisor)
+        {
+            result = Err(SupervisorError::MovedInPart {
+                result: refusal,
+                users_moved: is_at(users),
+            });
+        }
+        result.inspect_err(
+            |error| log::error!(target: "mm_comm", "the comm buffers did not move as asked: {error}"),
+        )
     }
 }
 
 /// In whose name memory is unblocked for a move.
-const IDENTIFIER: Guid = guid!("e83ce27d-8d8d-4434-99f9-b811944b0371");
+const IDENTIFIER: mm_wire::Guid = guid!("e83ce27d-8d8d-4434-99f9-b811944b0371");
 
-/// The result that a request to move has until it is answered: where the supervisor moved its buffer and not its mailbox, the
-/// response is not where the status is.
+/// The result that a request has until it is answered. The supervisor overwrites it in all that it takes
+/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`), so that what still has it is no response.
 const NO_RESULT: EfiStatus = EfiStatus(u64::MAX);
 
 /// Where a new comm buffer is, if the supervisor takes it in the place of the one with its identifier.
 fn place(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> Result<CommBufferPlace, SupervisorError> {
-    let v1 = CallOptions::new().with_header(HeaderFormat::V1);
-    let old = mm.message_capacity(new.id(), v1)?;
+    let old = mm.message_capacity(new.id(), V1)?;
     let [region, mailbox] = new.ranges();
     let pages = (new.len() / PAGE_LEN) as u64;
     region
@@ -366,8 +552,7 @@ fn place(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> Result<CommBuffer
 }
 
 fn unfit(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> SupervisorError {
-    let v1 = CallOptions::new().with_header(HeaderFormat::V1);
-    let old = mm.message_capacity(new.id(), v1).unwrap_or(0);
+    let old = mm.message_capacity(new.id(), V1).unwrap_or(0);
     SupervisorError::UnfitBuffer {
         id: new.id(),
         old: old.saturating_add(HeaderFormat::V1.header_len()),
@@ -380,14 +565,15 @@ mod tests {
     use super::super::communicator::MockMmCommunication;
     use super::*;
     use alloc::boxed::Box;
+    use alloc::string::ToString;
 
     fn client(response: Vec<u8>) -> MmSupervisorClient {
         let mut mm = MockMmCommunication::new();
         mm.expect_communicate().return_once(move |_, _, _| Ok(response));
         let mm: Box<dyn MmCommunication> = Box::new(mm);
         MmSupervisorClient {
-            buffer: 0,
             mm: Some(Service::mock(mm)),
+            ..MmSupervisorClient::new(0)
         }
     }
 
@@ -425,6 +611,123 @@ mod tests {
                 returned: 8
             })
         );
+    }
+
+    /// A client whose MM does nothing: through a comm buffer without a mailbox that looks like success.
+    fn without_mm() -> MmSupervisorClient {
+        let mut mm = MockMmCommunication::new();
+        mm.expect_communicate()
+            .returning(|_, message, _| Ok(message.to_vec()));
+        let mm: Box<dyn MmCommunication> = Box::new(mm);
+        MmSupervisorClient {
+            mm: Some(Service::mock(mm)),
+            ..MmSupervisorClient::new(0)
+        }
+    }
+
+    const WHO: BinaryGuid = BinaryGuid::from_string("5f1c1d0e-33a5-4f7e-9d1b-6b0c2f2a7f10");
+
+    #[test]
+    fn a_request_that_comes_back_as_it_was_sent_is_no_success() {
+        let not_taken = |request| SupervisorError::NotTaken { request };
+        assert_eq!(without_mm().version(), Err(not_taken(3)));
+        let memory = UnblockMemory::runtime_data(0x7e00_0000, 4, WHO);
+        assert_eq!(without_mm().unblock_memory(&memory), Err(not_taken(1)));
+        assert_eq!(without_mm().fetch_policy(&mut [0; 64]), Err(not_taken(2)));
+        assert_eq!(EfiError::from(not_taken(1)), EfiError::NoResponse);
+    }
+
+    #[test]
+    fn a_supervisor_that_does_not_know_its_own_request_is_none() {
+        for claimed in [0, 1, 2] {
+            let mut body = [0; 16];
+            body[8] = claimed;
+            let claimed = claimed.into();
+            assert_eq!(
+                client(answer(3, &body)).version(),
+                Err(SupervisorError::RequestLevel { claimed })
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_mailbox_the_policy_says_how_long_it_is() {
+        let mut body = alloc::vec![0; 100];
+        body[..16].copy_from_slice(&[0, 0, 1, 0, 16, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let mut out = [0xee; 20];
+        assert_eq!(client(answer(2, &body)).fetch_policy(&mut out), Ok(16));
+        assert_eq!(out[..16], body[..16]);
+        assert_eq!(out[16..], [0xee; 4]);
+        assert_eq!(
+            client(answer(2, &body)).fetch_policy(&mut [0; 15]),
+            Err(Status::ResponseTooLong { needed: 16, room: 15 }.into())
+        );
+        // Not even its own header.
+        body[4] = 7;
+        assert_eq!(
+            client(answer(2, &body)).fetch_policy(&mut out),
+            Err(SupervisorError::PolicySize {
+                claimed: 7,
+                returned: 100
+            })
+        );
+    }
+
+    #[test]
+    fn memory_that_is_no_whole_pages_is_not_sent() {
+        let mut mm = MockMmCommunication::new();
+        mm.expect_communicate().never();
+        let mm: Box<dyn MmCommunication> = Box::new(mm);
+        let client = MmSupervisorClient {
+            mm: Some(Service::mock(mm)),
+            ..MmSupervisorClient::new(0)
+        };
+        for (address, pages) in [
+            (0x7e00_0800, 1),
+            (0x7e00_0001, 4),
+            (0x7e00_0000, 0),
+            (0x7e00_0000, 1 << 52),
+            (u64::MAX - 0xfff, 2),
+        ] {
+            let error = SupervisorError::NoWholePages { address, pages };
+            let memory = UnblockMemory::runtime_data(address, pages, WHO);
+            assert_eq!(client.unblock_memory(&memory), Err(error));
+            assert_eq!(EfiError::from(error), EfiError::InvalidParameter);
+        }
+    }
+
+    #[test]
+    fn who_unblocks_is_named_by_each_of_the_sdks_guids() {
+        let owned: patina::OwnedGuid = WHO.into();
+        let all = [
+            UnblockMemory::runtime_data(0x1000, 1, WHO),
+            UnblockMemory::runtime_data(0x1000, 1, &WHO),
+            UnblockMemory::runtime_data(0x1000, 1, WHO.as_guid()),
+            UnblockMemory::runtime_data(0x1000, 1, owned),
+        ];
+        for memory in all {
+            assert_eq!(memory.0.identifier, *WHO.as_bytes());
+        }
+        assert_eq!(all[0].with_attributes(0x4_0000).0.attributes.get(), 0x4_0000);
+    }
+
+    #[test]
+    fn the_guid_of_the_platforms_driver_is_project_mus() {
+        assert_eq!(
+            SUPERVISOR_PROTOCOL_GUID.to_string(),
+            "495B267C-FC7F-4F03-AD1F-D86769E325B5"
+        );
+    }
+
+    #[test]
+    fn half_a_move_is_told_with_its_reason() {
+        let error = SupervisorError::MovedInPart {
+            result: EfiStatus::SECURITY_VIOLATION,
+            users_moved: false,
+        };
+        let text = error.to_string();
+        assert!(text.contains("EFI_SECURITY_VIOLATION"), "{text}");
+        assert!(text.contains("the users' did not"), "{text}");
     }
 
     #[test]

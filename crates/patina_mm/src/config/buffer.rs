@@ -8,7 +8,6 @@ use core::pin::Pin;
 use mm_comm::channel::{MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_wire::hob::CommBufferPlace;
-use mm_wire::mailbox::MailboxImage;
 use mm_wire::{AddressRange, Header, HeaderFormat};
 use patina::error::EfiError;
 use patina::{Guid, OwnedGuid};
@@ -217,6 +216,56 @@ impl CommunicateBuffer {
             .map_or(self.header, |header| header.format())
     }
 
+    /// Makes this the comm buffer of an MM supervisor that shares its mailbox with its users: Project Mu's v20.0.0 to v23.0.3.
+    ///
+    /// Its mailbox is the one of the users' comm buffer. Requests through this buffer set TalkToSupervisor in it, and a call
+    /// through either buffer in the middle of one through the other gets
+    /// [`Status::Busy`](crate::component::communicator::Status::Busy). All handles of the buffer are meant.
+    ///
+    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) does this by itself.
+    #[must_use]
+    pub fn with_shared_mailbox(self) -> Self {
+        self.channel().share_mailbox_as_supervisors();
+        self
+    }
+
+    /// Whether [`Self::with_shared_mailbox`] made this an MM supervisor's comm buffer.
+    #[must_use]
+    pub fn has_shared_mailbox(&self) -> bool {
+        self.channel().shares_mailbox_as_supervisors()
+    }
+
+    /// Whether this buffer and `other` are an MM supervisor's and its users', with one mailbox.
+    pub(crate) fn shares_mailbox_with(&self, other: &Self) -> bool {
+        let mailbox = |buffer: &Self| {
+            buffer
+                .channel()
+                .mailbox()
+                .map(|mailbox| mailbox.region().as_ptr())
+        };
+        self.has_shared_mailbox() != other.has_shared_mailbox()
+            && mailbox(self).is_some()
+            && mailbox(self) == mailbox(other)
+    }
+
+    /// A buffer over the memory of this one, with the mailbox of `other`; both are left as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_firmware_region`].
+    pub(crate) fn with_mailbox_of(&self, other: &Self) -> Result<Self, CommunicateBufferStatus> {
+        let region = self.channel().region();
+        let mailbox = other.channel().mailbox().map(|mailbox| mailbox.region().as_ptr());
+        // SAFETY: who made the two buffers vouched for the memory of both, with the same contract.
+        let channel = unsafe { Channel::at_untouched_region(region.as_ptr(), region.len(), mailbox) }
+            .map_err(refused(self.id()))?;
+        let buffer = Self::over(channel, self.id()).in_place_of(self);
+        Ok(match self.has_shared_mailbox() {
+            true => buffer.with_shared_mailbox(),
+            false => buffer,
+        })
+    }
+
     /// Takes over memory of this program, without a mailbox, and wipes it. Meant for host tests and for memory that was
     /// allocated by the caller; MM environments want it aligned to 4096 bytes.
     #[must_use]
@@ -361,6 +410,14 @@ impl CommunicateBuffer {
         unsafe { Self::from_firmware_region(buffer, 4096, id, Some(mailbox)) }.unwrap()
     }
 
+    /// A page of memory that is never freed, with the mailbox of `users`.
+    #[cfg(test)]
+    pub(crate) fn of_a_page_beside(id: u8, users: &Self) -> Self {
+        let [region, mailbox] = [Self::of_a_page(id).ranges()[0], users.ranges()[1]].map(Option::unwrap);
+        // SAFETY: the memory of both is leaked, and reached through comm buffers only.
+        unsafe { Self::from_firmware_region(region.start(), 4096, id, Some(mailbox.start())) }.unwrap()
+    }
+
     /// The size of the memory in bytes, header included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -404,10 +461,11 @@ impl CommunicateBuffer {
     ///
     /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
     pub fn set_comm_buffer_valid(&mut self) -> Result<(), CommunicateBufferStatus> {
-        let mailbox = self.writable()?.mailbox();
-        mailbox
+        let channel = self.writable()?;
+        channel
+            .mailbox()
             .ok_or(CommunicateBufferStatus::NoBuffer)?
-            .write(&MailboxImage::armed());
+            .write(&channel.armed());
         Ok(())
     }
 

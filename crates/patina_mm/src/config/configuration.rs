@@ -97,7 +97,8 @@ pub enum ConfigurationError {
         /// The identifier.
         id: u8,
     },
-    /// Two comm buffers, or one and the mailbox of another, share memory.
+    /// Two comm buffers, or one and the mailbox of another, share memory. One mailbox for two is meant only if one of them
+    /// says so, see [`CommunicateBuffer::with_shared_mailbox`].
     #[error("platform: comm buffers {first} and {second} share memory: {first_range} and {second_range}")]
     SharedMemory {
         /// The identifier of one.
@@ -195,8 +196,10 @@ pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), Configu
             if first.id() == second.id() {
                 return Err(ConfigurationError::DuplicateBufferId { id: first.id() });
             }
+            let [region, mailbox] = second.ranges();
+            let mailbox = mailbox.filter(|_| !first.shares_mailbox_with(second));
             for first_range in first.ranges().into_iter().flatten() {
-                for second_range in second.ranges().into_iter().flatten() {
+                for second_range in [region, mailbox].into_iter().flatten() {
                     if first_range.overlaps(second_range) {
                         let (first, second) = (first.id(), second.id());
                         return Err(ConfigurationError::SharedMemory {
@@ -234,18 +237,16 @@ impl MmCommunicationConfiguration {
             }
             for buffer in &self.comm_buffers {
                 let (id, len, at) = (buffer.id(), buffer.len(), buffer.as_ptr());
-                let mailbox = match buffer.has_status_mailbox() {
-                    true => "with",
-                    false => "without",
+                let mailbox = match (buffer.has_status_mailbox(), buffer.has_shared_mailbox()) {
+                    (true, false) => "with mailbox",
+                    (true, true) => "with the mailbox of the supervisor's users",
+                    (false, _) => "without mailbox",
                 };
                 let shared = match buffer.is_shared_with_firmware() {
                     true => ", shared with the firmware",
                     false => "",
                 };
-                writelncrlf!(
-                    f,
-                    "  comm buffer {id}: {len} bytes at {at:p}, {mailbox} mailbox{shared}"
-                )?;
+                writelncrlf!(f, "  comm buffer {id}: {len} bytes at {at:p}, {mailbox}{shared}")?;
             }
             Ok(())
         })
@@ -297,6 +298,25 @@ mod tests {
             Err(ConfigurationError::DuplicateBufferId { id: 1 })
         );
         assert_eq!(check_buffers(&buffers[..2]), Ok(()));
+    }
+
+    #[test]
+    fn one_mailbox_for_two_buffers_is_refused_unless_one_is_the_supervisors() {
+        let users = CommunicateBuffer::of_a_page(1);
+        let supervisors = |id| CommunicateBuffer::of_a_page_beside(id, &users);
+        let shared_memory = |buffers: &[CommunicateBuffer]| {
+            matches!(
+                check_buffers(buffers),
+                Err(ConfigurationError::SharedMemory { .. })
+            )
+        };
+        assert!(shared_memory(&[supervisors(0), users.clone()]));
+        let supervisor = supervisors(0).with_shared_mailbox();
+        assert_eq!(check_buffers(&[supervisor.clone(), users.clone()]), Ok(()));
+        assert_eq!(check_buffers(&[users.clone(), supervisor.clone()]), Ok(()));
+        // There is one supervisor.
+        let two = [supervisor, users.clone(), supervisors(2).with_shared_mailbox()];
+        assert!(shared_memory(&two));
     }
 
     #[test]

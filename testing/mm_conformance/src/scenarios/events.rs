@@ -2,8 +2,8 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::BootEvent::{self, EndOfDxe, ExitBootServices, ReadyToBoot, ReadyToLock};
-use crate::lab::{BufferSetup, Lab, Machine, Setup};
-use crate::mm;
+use crate::lab::{BufferSetup, Failure, Lab, LogLevel, Machine, MailboxSetup, Setup, SupervisorCall};
+use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::string::String;
 use mm_wire::HeaderFormat;
@@ -15,7 +15,11 @@ scenarios! {
     ready_to_lock_before_the_client_is_told: CONTROLLED_MM | EVENTS, "ready to lock that came before the client reaches MM as soon as that is up";
     failed_ready_to_lock_is_told_at_ready_to_boot: CONTROLLED_MM | EVENTS | SMI_SWITCH, "ready to lock that did not get through is told with the next event, before it";
     event_during_a_call_through_its_buffer_is_told_after_it: CONTROLLED_MM | EVENTS | CALLBACKS, "events in the middle of a call through their own buffer are told when it has ended, in their order";
-    supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
+    supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS | SUPERVISOR, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
+    supervisor_is_told_of_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "a second exit boot services is for the users alone";
+    supervisor_with_a_driver_of_its_own_is_not_told: CONTROLLED_MM | EVENTS | SUPERVISOR, "where Project Mu's driver is there, the supervisor is left to it";
+    events_that_the_platforms_drivers_tell_are_left_out: CONTROLLED_MM | EVENTS | SUPERVISOR, "what a driver in C tells MM is not told twice";
+    without_a_mailbox_nothing_is_called_told: CONTROLLED_MM | EVENTS | LOGS | PORTS, "the log does not say that MM was told where nothing shows it";
     each_boot_event_is_one_mmi: MM | EVENTS, "each event is one message, whoever is in MM";
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";
 }
@@ -155,24 +159,100 @@ fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &dyn Lab) -> See
     ensure_clean(&*machine, 0)
 }
 
-fn supervisor_is_told_after_the_users(lab: &dyn Lab) -> Seen {
+fn with_supervisor(release: Release) -> Setup {
     let v3 = BufferSetup {
         header: HeaderFormat::V3,
         ..BufferSetup::new(0)
     };
-    let setup = Setup {
+    Setup {
         buffers: [v3, BufferSetup::new(1)].to_vec(),
         events: Some(1),
         supervisor_events: Some(0),
+        project_mu: Some(release),
+        ..Setup::default()
+    }
+}
+
+fn supervisor_is_told_after_the_users(lab: &dyn Lab) -> Seen {
+    for release in Release::ALL {
+        let machine = up(lab, &with_supervisor(release))?;
+        told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+        told(&*machine, ReadyToLock, 2, READY_TO_LOCK)?;
+        told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+        told(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
+        ensure_eq!(machine.mmis(), 6);
+        ensure_clean(&*machine, 0)?;
+    }
+    Ok(())
+}
+
+fn supervisor_is_told_of_exit_boot_services_once(lab: &dyn Lab) -> Seen {
+    for release in Release::ALL {
+        let setup = Setup {
+            supervisor: Some(0),
+            ..with_supervisor(release)
+        };
+        let machine = up(lab, &setup)?;
+        told(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
+        told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
+        let version = machine.ask_supervisor(&SupervisorCall::Version);
+        match release {
+            // Releases serve on.
+            Release::V20ToV23 => ensure!(version.is_ok(), "the supervisor answers {version:?}"),
+            Release::Main => ensure_eq!(version, Err(Failure::NotProcessed)),
+        }
+        // Nothing stays announced that each later MMI would have to refuse.
+        ensure_clean(&*machine, 0)?;
+        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    }
+    Ok(())
+}
+
+fn supervisor_with_a_driver_of_its_own_is_not_told(lab: &dyn Lab) -> Seen {
+    for release in Release::ALL {
+        let setup = Setup {
+            supervisors_driver: true,
+            ..with_supervisor(release)
+        };
+        let machine = up(lab, &setup)?;
+        told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
+        told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
+    }
+    Ok(())
+}
+
+fn events_that_the_platforms_drivers_tell_are_left_out(lab: &dyn Lab) -> Seen {
+    let setup = Setup {
+        events_left_out: [ReadyToLock, ExitBootServices].to_vec(),
+        ..with_supervisor(Release::Main)
+    };
+    let machine = up(lab, &setup)?;
+    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+    // These are the supervisor's.
+    told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
+    told(&*machine, ExitBootServices, 0, EXIT_BOOT_SERVICES)
+}
+
+fn without_a_mailbox_nothing_is_called_told(lab: &dyn Lab) -> Seen {
+    let without_mailbox = BufferSetup {
+        mailbox: MailboxSetup::None,
+        ..BufferSetup::new(1)
+    };
+    let setup = Setup {
+        buffers: [BufferSetup::new(0), without_mailbox].to_vec(),
+        events: Some(1),
         ..Setup::default()
     };
     let machine = up(lab, &setup)?;
-    super::supervisor::as_project_mu(&*machine)?;
-    let before = machine.mmis();
-    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    told(&*machine, ReadyToLock, 2, READY_TO_LOCK)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    told(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
-    ensure_eq!(machine.mmis(), before + 6);
-    ensure_clean(&*machine, 0)
+    let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(EndOfDxe));
+    ensure!(
+        log.contains("nothing shows that it arrived") && !log.contains("was told of"),
+        "the log says {log}"
+    );
+    let machine = ready(lab)?;
+    let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(EndOfDxe));
+    ensure!(log.contains("MM was told of"), "the log says {log}");
+    Ok(())
 }

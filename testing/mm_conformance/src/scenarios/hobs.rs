@@ -2,8 +2,8 @@
 
 use super::nesting::look_during;
 use super::{Refused, Seen, ensure_clean, ensure_refused, pattern, up};
-use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Setup};
-use crate::mm;
+use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Move, Setup, SupervisorCall};
+use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -15,6 +15,8 @@ scenarios! {
     region_hobs_configure: CONTROLLED_MM | HOBS | MAILBOX, "Project Mu's region HOBs give the supervisor's buffer 0 and the user's 1";
     three_field_region_hob_configures: CONTROLLED_MM | HOBS, "the older region HOB knows no mailbox";
     buffer_and_region_hob_of_one_buffer_agree: CONTROLLED_MM | HOBS | MAILBOX, "two HOBs of one buffer make one buffer, with the mailbox";
+    project_mus_hobs_configure_both_channels: CONTROLLED_MM | HOBS | MAILBOX | SUPERVISOR, "the HOBs of each of Project Mu's supervisors are all that a client needs: the supervisor has buffer 0, its users 1";
+    supervisor_without_its_users_hob_has_no_mailbox: CONTROLLED_MM | HOBS, "a supervisor's region of three fields shares the mailbox of a comm-buffer HOB only";
     acpi_base_is_read_from_the_chipset: CONTROLLED_MM | HOBS | SMI_SWITCH | MAILBOX, "where PMBASE is read from the LPC bridge, switched-off SMIs are noticed";
     hob_buffer_can_move: CONTROLLED_MM | HOBS | UPDATES | MAILBOX, "a buffer from a HOB can move";
     firmware_driver_waits_for_the_call_under_way: CONTROLLED_MM | HOBS | MAILBOX | PORTS | CALLBACKS, "a notification that calls the firmware's driver of a HOB's buffer waits for the end of a call through it";
@@ -135,6 +137,54 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
         EfiStatus::INVALID_PARAMETER,
         "is announced with mailboxes at",
     )
+}
+
+fn project_mus_hobs_configure_both_channels(lab: &dyn Lab) -> Seen {
+    for (release, kind) in [
+        (Release::V20ToV23, HobKind::Region3(0)),
+        (Release::Main, HobKind::Region4(0)),
+    ] {
+        let hobs = [HobSetup::new(HobKind::CommBuffer, 1), HobSetup::new(kind, 0)];
+        let setup = Setup {
+            project_mu: Some(release),
+            supervisor: Some(0),
+            ..setup(&hobs)
+        };
+        let machine = up(lab, &setup).map_err(|seen| alloc::format!("{release:?}: {seen}"))?;
+        let version = machine.ask_supervisor(&SupervisorCall::Version);
+        ensure!(version.is_ok(), "{release:?}: the supervisor answers {version:?}");
+        let message = pattern(machine.capacity(1));
+        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+        ensure_eq!(
+            machine.communicate(1, b"x", super::refusals::NOBODY),
+            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        );
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::Move(Move::TAKEN)),
+            Ok(Vec::new())
+        );
+        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_clean(&*machine, 0)?;
+        ensure_clean(&*machine, 1)?;
+    }
+    Ok(())
+}
+
+fn supervisor_without_its_users_hob_has_no_mailbox(lab: &dyn Lab) -> Seen {
+    let without_mailbox = |id| BufferSetup {
+        mailbox: MailboxSetup::None,
+        ..BufferSetup::new(id)
+    };
+    let setup = Setup {
+        buffers: [without_mailbox(0)].to_vec(),
+        ..setup(&[HobSetup::new(HobKind::Region3(0), 0)])
+    };
+    let machine = up(lab, &setup)?;
+    ensure_eq!(
+        machine.communicate(0, &mm::stretch(300), mm::STRETCH),
+        Ok(pattern(300))
+    );
+    Ok(())
 }
 
 fn acpi_base_is_read_from_the_chipset(lab: &dyn Lab) -> Seen {

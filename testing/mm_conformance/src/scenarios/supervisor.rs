@@ -1,93 +1,219 @@
-//! The MM supervisor's client.
+//! The MM supervisor's client, with the double of each supervisor that there is.
 
 use super::{Seen, ensure_clean, up};
-use crate::lab::{BufferSetup, Failure, Lab, Machine, Setup, SupervisorCall};
-use crate::mm;
+use crate::lab::{BufferSetup, Failure, Lab, Machine, Move, Piece, Setup, SupervisorCall};
+use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use mm_wire::message::supervisor::{GUID, UnblockMemory};
+use mm_wire::message::supervisor::{GUID, RequestHeader, UnblockMemory, version_request};
 use mm_wire::{EfiStatus, Guid, HeaderFormat};
+use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
     supervisor_client_asks_the_version: CONTROLLED_MM | SUPERVISOR, "the client comes up by asking for the version, and tells it";
+    supervisor_refuses_requests_without_room: CONTROLLED_MM | SUPERVISOR, "a supervisor that is as strict as Project Mu's fails short requests, and says in the message what else is wrong";
+    supervisor_has_a_channel_of_its_own: CONTROLLED_MM | SUPERVISOR, "neither channel leads to the other's handlers";
     supervisor_client_unblocks_memory: CONTROLLED_MM | SUPERVISOR, "memory is unblocked, or the supervisor's reason is the error";
+    memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor: CONTROLLED_MM | SUPERVISOR, "what a supervisor would call unblocked without mapping it raises no MMI";
     supervisor_client_fetches_the_policy: CONTROLLED_MM | SUPERVISOR, "the policy arrives whole, or the supervisor says that there is no room";
+    supervisor_is_locked_by_its_policy: CONTROLLED_MM | SUPERVISOR, "after the policy was asked for, nothing is unblocked or moved";
     supervisor_client_sends_v1_headers: CONTROLLED_MM | SUPERVISOR, "the supervisor's channel takes v1 headers alone, whatever the buffer's header is";
     supervisor_client_moves_comm_buffers: CONTROLLED_MM | SUPERVISOR, "both buffers move with one request, the response is found in the new place, and calls go there";
+    stale_mailboxes_are_moved_to: CONTROLLED_MM | SUPERVISOR, "what stands in the new mailboxes is not taken for a request";
     supervisor_refuses_a_second_move: CONTROLLED_MM | SUPERVISOR, "a refused move is the supervisor's reason, and everything stays where it is";
+    supervisor_refuses_a_whole_move: CONTROLLED_MM | SUPERVISOR, "so is one that is refused at its first piece";
     supervisor_move_of_another_size_is_not_sent: CONTROLLED_MM | SUPERVISOR, "buffers of another length raise no MMI";
     supervisor_move_of_mixed_up_buffers_is_not_sent: CONTROLLED_MM | SUPERVISOR, "the users' buffer in the place of the supervisor's raises no MMI";
-    supervisor_move_in_part_is_told: CONTROLLED_MM | SUPERVISOR, "a supervisor that moves its own buffer and refuses the rest is an error of its own";
+    supervisor_move_in_part_is_followed: CONTROLLED_MM | SUPERVISOR, "a move that is refused half-way is told with its reason, and both channels work";
     supervisor_move_of_a_buffer_in_use_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a buffer that a call uses does not move";
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
+    nested_call_through_a_shared_mailbox_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "one mailbox for two channels announces one request at a time";
+    supervisor_whose_mailbox_moved_away_is_disabled: CONTROLLED_MM | SUPERVISOR | UPDATES, "where the users' buffer takes the shared mailbox with it, the supervisor's buffer is out of use";
 }
 
-fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
-    up(
-        lab,
-        &Setup {
-            supervisor: Some(0),
-            ..Setup::default()
-        },
-    )
+fn setup(release: Release) -> Setup {
+    Setup {
+        supervisor: Some(0),
+        project_mu: Some(release),
+        ..Setup::default()
+    }
+}
+
+/// Runs `look` at a client of each supervisor.
+fn with_each(lab: &dyn Lab, look: impl Fn(&dyn Machine, Release) -> Seen) -> Seen {
+    Release::ALL.into_iter().try_for_each(|release| {
+        let machine = up(lab, &setup(release))?;
+        look(&*machine, release).map_err(|seen| alloc::format!("{release:?}: {seen}"))
+    })
 }
 
 fn supervisor_client_asks_the_version(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(machine.mmis(), 1);
-    ensure_eq!(
-        machine.ask_supervisor(&SupervisorCall::Version),
-        Ok([1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0].to_vec())
-    );
-    ensure_eq!(machine.mmis(), 2);
-    ensure_clean(&*machine, 0)
+    with_each(lab, |machine, _| {
+        ensure_eq!(machine.mmis(), 1);
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::Version),
+            Ok([1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0].to_vec())
+        );
+        ensure_eq!(machine.mmis(), 2);
+        ensure_clean(machine, 0)
+    })
+}
+
+fn supervisor_refuses_requests_without_room(lab: &dyn Lab) -> Seen {
+    with_each(lab, |machine, release| {
+        let move_len = match release {
+            Release::V20ToV23 => 192,
+            Release::Main => 248,
+        };
+        for (request, shortest) in [(1, 80), (2, 24), (3, 40), (4, move_len), (77, 24)] {
+            let mut message = RequestHeader::new(request).as_bytes().to_vec();
+            message.resize(shortest, 0);
+            let response = machine.communicate(0, &message, GUID);
+            ensure!(
+                response.as_ref().is_ok_and(|response| response.len() == shortest),
+                "request {request} of {shortest} bytes: {response:?}"
+            );
+            message.truncate(shortest - 1);
+            ensure_eq!(
+                machine.communicate(0, &message, GUID),
+                Err(Failure::Mm(EfiStatus::NOT_FOUND))
+            );
+        }
+        for spoiled in [0, 4] {
+            let mut message = version_request();
+            if let Some(byte) = message.get_mut(spoiled) {
+                *byte = 0xff;
+            }
+            let response = machine.communicate(0, &message, GUID);
+            let result = response.map(|response| {
+                let header = RequestHeader::read_from_prefix(&response).ok();
+                header.map(|(header, _)| header.result.get())
+            });
+            ensure_eq!(result, Ok(Some(EfiStatus::INVALID_PARAMETER.0)));
+        }
+        ensure_clean(machine, 0)
+    })
+}
+
+fn supervisor_has_a_channel_of_its_own(lab: &dyn Lab) -> Seen {
+    with_each(lab, |machine, _| {
+        let nobody = Err(Failure::Mm(EfiStatus::NOT_FOUND));
+        ensure_eq!(machine.communicate(1, &version_request(), GUID), nobody);
+        ensure_eq!(machine.communicate(0, b"x", mm::ECHO), nobody);
+        ensure_both_answer(machine)
+    })
 }
 
 fn supervisor_client_unblocks_memory(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let unblock = |address, identifier| {
-        machine.ask_supervisor(&SupervisorCall::Unblock(UnblockMemory::runtime_data(
-            address, 4, identifier,
-        )))
-    };
-    ensure_eq!(unblock(0x1000_0000, GUID), Ok(Vec::new()));
-    ensure_eq!(
-        unblock(0x1000_0800, GUID),
-        Err(Failure::Mm(EfiStatus::SECURITY_VIOLATION))
-    );
-    ensure_eq!(
-        unblock(0x1000_0000, Guid::ZERO),
-        Err(Failure::Mm(EfiStatus::INVALID_PARAMETER))
-    );
-    ensure_clean(&*machine, 0)
+    with_each(lab, |machine, _| {
+        let unblock = |address, pages, identifier| {
+            let memory = UnblockMemory::runtime_data(address, pages, identifier);
+            machine.ask_supervisor(&SupervisorCall::Unblock(memory))
+        };
+        let refused = |status| Err(Failure::Mm(status));
+        // The same memory once more is no error.
+        for _ in 0..2 {
+            ensure_eq!(unblock(0x1000_0000, 4, GUID), Ok(Vec::new()));
+        }
+        for (address, pages) in [(0x1000_0000, 3), (0x1000_3000, 2), (0x0fff_f000, 2)] {
+            ensure_eq!(
+                unblock(address, pages, GUID),
+                refused(EfiStatus::SECURITY_VIOLATION)
+            );
+        }
+        ensure_eq!(unblock(0x0fff_f000, 6, GUID), refused(EfiStatus::NO_MAPPING));
+        ensure_eq!(
+            unblock(0x2000_0000, 4, Guid::ZERO),
+            refused(EfiStatus::INVALID_PARAMETER)
+        );
+        ensure_clean(machine, 0)
+    })
+}
+
+fn memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor(lab: &dyn Lab) -> Seen {
+    with_each(lab, |machine, _| {
+        let mmis = machine.mmis();
+        for (address, pages) in [
+            (0x1000_0800, 4),
+            (0x1000_0001, 1),
+            (0x1000_0000, 0),
+            (0x1000_0000, 1 << 52),
+            (u64::MAX - 0xfff, 2),
+        ] {
+            let memory = UnblockMemory::runtime_data(address, pages, GUID);
+            ensure_eq!(
+                machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
+                Err(Failure::BadMemory)
+            );
+        }
+        ensure_eq!(machine.mmis(), mmis);
+        Ok(())
+    })
 }
 
 fn supervisor_client_fetches_the_policy(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    for room in [16, 17, 4096] {
+    with_each(lab, |machine, _| {
+        let capacity = machine.capacity(0);
+        for room in [16, 17, 4096, capacity - 48, capacity - 24] {
+            ensure_eq!(
+                machine.ask_supervisor(&SupervisorCall::Policy(room)),
+                Ok(mm::POLICY.to_vec())
+            );
+        }
+        for room in [0, 7, 15] {
+            ensure_eq!(
+                machine.ask_supervisor(&SupervisorCall::Policy(room)),
+                Err(Failure::Mm(EfiStatus::BUFFER_TOO_SMALL))
+            );
+        }
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Policy(room)),
-            Ok(mm::POLICY.to_vec())
+            machine.ask_supervisor(&SupervisorCall::Policy(capacity)),
+            Err(Failure::MessageTooLarge)
         );
-    }
-    for (room, status) in [
-        (0, EfiStatus::BUFFER_TOO_SMALL),
-        (7, EfiStatus::BUFFER_TOO_SMALL),
-        (15, EfiStatus::OUT_OF_RESOURCES),
-    ] {
+        ensure_clean(machine, 0)
+    })?;
+    with_each(lab, |machine, _| {
+        // What is unblocked is in the policy, too: 24 bytes each.
+        for address in [0x1000_0000, 0x2000_0000] {
+            let memory = UnblockMemory::runtime_data(address, 4, GUID);
+            ensure_eq!(
+                machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
+                Ok(Vec::new())
+            );
+        }
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Policy(room)),
-            Err(Failure::Mm(status))
+            machine.ask_supervisor(&SupervisorCall::Policy(39)),
+            Err(Failure::Mm(EfiStatus::OUT_OF_RESOURCES))
         );
-    }
-    ensure_eq!(
-        machine.ask_supervisor(&SupervisorCall::Policy(machine.capacity(0))),
-        Err(Failure::MessageTooLarge)
-    );
-    ensure_clean(&*machine, 0)
+        // The supervisor has room in the comm buffer, and the caller has not.
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::Policy(63)),
+            Err(Failure::ResponseTooLong { needed: 64, room: 63 })
+        );
+        let policy = machine.ask_supervisor(&SupervisorCall::Policy(64));
+        ensure!(
+            policy.as_ref().is_ok_and(|policy| policy.len() == 64),
+            "the policy is {policy:?}"
+        );
+        ensure_clean(machine, 0)
+    })
+}
+
+fn supervisor_is_locked_by_its_policy(lab: &dyn Lab) -> Seen {
+    with_each(lab, |machine, _| {
+        let denied = Err(Failure::Mm(EfiStatus::ACCESS_DENIED));
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::Policy(0)),
+            Err(Failure::Mm(EfiStatus::BUFFER_TOO_SMALL))
+        );
+        let memory = UnblockMemory::runtime_data(0x1000_0000, 4, GUID);
+        ensure_eq!(machine.ask_supervisor(&SupervisorCall::Unblock(memory)), denied);
+        ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), denied);
+        ensure_both_answer(machine)
+    })
 }
 
 fn supervisor_client_sends_v1_headers(lab: &dyn Lab) -> Seen {
@@ -95,39 +221,41 @@ fn supervisor_client_sends_v1_headers(lab: &dyn Lab) -> Seen {
         header: HeaderFormat::V3,
         ..BufferSetup::new(id)
     };
-    let setup = Setup {
-        buffers: [v3(0), v3(1)].to_vec(),
-        supervisor: Some(0),
-        ..Setup::default()
-    };
-    let machine = up(lab, &setup)?;
-    as_project_mu(&*machine)?;
-    ensure!(
-        machine.ask_supervisor(&SupervisorCall::Version).is_ok(),
-        "the version was not told"
-    );
-    // A message with the buffer's own header shows that this supervisor does not take it.
-    ensure_eq!(
-        machine.communicate(0, b"x", mm::ECHO),
-        Err(Failure::Mm(EfiStatus::UNSUPPORTED))
-    );
-    ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    for release in Release::ALL {
+        let setup = Setup {
+            buffers: [v3(0), v3(1)].to_vec(),
+            ..setup(release)
+        };
+        let machine = up(lab, &setup)?;
+        ensure!(
+            machine.ask_supervisor(&SupervisorCall::Version).is_ok(),
+            "the version was not told"
+        );
+        // A message with the buffer's own header shows that this supervisor does not take it.
+        ensure_eq!(
+            machine.communicate(0, b"x", mm::ECHO),
+            Err(Failure::Mm(EfiStatus::UNSUPPORTED))
+        );
+        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    }
     Ok(())
 }
 
-const MOVE: SupervisorCall = SupervisorCall::Move {
-    supervisor: 4,
-    users: 4,
-    is_taken: true,
-};
+const MOVE: SupervisorCall = SupervisorCall::Move(Move::TAKEN);
 
-const NOT_TAKEN: SupervisorCall = SupervisorCall::Move {
-    supervisor: 4,
-    users: 4,
-    is_taken: false,
-};
+const NOT_TAKEN: SupervisorCall = SupervisorCall::Move(Move {
+    is_told: false,
+    ..Move::TAKEN
+});
 
-/// Fails unless both channels response.
+const fn refused_at(piece: Piece) -> SupervisorCall {
+    SupervisorCall::Move(Move {
+        refused: Some(piece),
+        ..Move::TAKEN
+    })
+}
+
+/// Fails unless both channels answer.
 fn ensure_both_answer(machine: &dyn Machine) -> Seen {
     let version = machine.ask_supervisor(&SupervisorCall::Version);
     ensure!(version.is_ok(), "the supervisor answers {version:?}");
@@ -138,95 +266,173 @@ fn ensure_both_answer(machine: &dyn Machine) -> Seen {
 }
 
 fn supervisor_client_moves_comm_buffers(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (before, mmis) = (machine.describe_buffers(), machine.mmis());
-    ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
-    ensure_eq!(machine.mmis(), mmis + 1);
-    let after = machine.describe_buffers();
-    ensure!(
-        after.len() == before.len() && after.iter().all(|buffer| !before.contains(buffer)),
-        "from {before:?} to {after:?}"
-    );
-    ensure_both_answer(&*machine)
+    with_each(lab, |machine, _| {
+        let (before, mmis) = (machine.describe_buffers(), machine.mmis());
+        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
+        ensure_eq!(machine.mmis(), mmis + 1);
+        let after = machine.describe_buffers();
+        ensure!(
+            after.len() == before.len() && after.iter().all(|buffer| !before.contains(buffer)),
+            "from {before:?} to {after:?}"
+        );
+        ensure_both_answer(machine)
+    })
+}
+
+fn stale_mailboxes_are_moved_to(lab: &dyn Lab) -> Seen {
+    with_each(lab, |machine, _| {
+        let stale = Move {
+            are_mailboxes_stale: true,
+            ..Move::TAKEN
+        };
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::Move(stale)),
+            Ok(Vec::new())
+        );
+        for id in [0, 1] {
+            let mailbox = machine.mailbox(id);
+            ensure!(
+                mailbox.is_some_and(|mailbox| !mailbox.is_pending()),
+                "mailbox {id} has {mailbox:?}"
+            );
+        }
+        ensure_both_answer(machine)
+    })
 }
 
 fn supervisor_refuses_a_second_move(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
-    let before = machine.describe_buffers();
-    ensure_eq!(
-        machine.ask_supervisor(&NOT_TAKEN),
-        Err(Failure::Mm(EfiStatus::ACCESS_DENIED))
-    );
-    ensure_eq!(machine.describe_buffers(), before);
-    ensure_both_answer(&*machine)
+    with_each(lab, |machine, _| {
+        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
+        let before = machine.describe_buffers();
+        ensure_eq!(
+            machine.ask_supervisor(&NOT_TAKEN),
+            Err(Failure::Mm(EfiStatus::ACCESS_DENIED))
+        );
+        ensure_eq!(machine.describe_buffers(), before);
+        ensure_both_answer(machine)
+    })
+}
+
+fn supervisor_refuses_a_whole_move(lab: &dyn Lab) -> Seen {
+    with_each(lab, |machine, _| {
+        let before = machine.describe_buffers();
+        ensure_eq!(
+            machine.ask_supervisor(&refused_at(Piece::Supervisor)),
+            Err(Failure::Mm(EfiStatus::SECURITY_VIOLATION))
+        );
+        ensure_eq!(machine.describe_buffers(), before);
+        ensure_both_answer(machine)
+    })
 }
 
 fn supervisor_move_of_another_size_is_not_sent(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let mmis = machine.mmis();
-    for (supervisor, users) in [(3, 4), (4, 5)] {
-        let other = SupervisorCall::Move {
-            supervisor,
-            users,
-            is_taken: true,
-        };
-        ensure_eq!(machine.ask_supervisor(&other), Err(Failure::BadMemory));
-    }
-    ensure_eq!(machine.mmis(), mmis);
-    ensure_both_answer(&*machine)
+    with_each(lab, |machine, _| {
+        let mmis = machine.mmis();
+        for (supervisor, users) in [(3, 4), (4, 5)] {
+            let other = SupervisorCall::Move(Move {
+                supervisor,
+                users,
+                ..Move::TAKEN
+            });
+            ensure_eq!(machine.ask_supervisor(&other), Err(Failure::BadMemory));
+        }
+        ensure_eq!(machine.mmis(), mmis);
+        ensure_both_answer(machine)
+    })
 }
 
 fn supervisor_move_of_mixed_up_buffers_is_not_sent(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let mmis = machine.mmis();
-    ensure_eq!(
-        machine.ask_supervisor(&SupervisorCall::MoveMixedUp),
-        Err(Failure::UnknownBuffer)
-    );
-    ensure_eq!(machine.mmis(), mmis);
-    ensure_both_answer(&*machine)?;
-    ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
-    ensure_both_answer(&*machine)
+    with_each(lab, |machine, _| {
+        let mmis = machine.mmis();
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::MoveMixedUp),
+            Err(Failure::UnknownBuffer)
+        );
+        ensure_eq!(machine.mmis(), mmis);
+        ensure_both_answer(machine)?;
+        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
+        ensure_both_answer(machine)
+    })
 }
 
-fn supervisor_move_in_part_is_told(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), Err(Failure::NotProcessed));
-    ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
-    ensure_clean(&*machine, 0)
+fn supervisor_move_in_part_is_followed(lab: &dyn Lab) -> Seen {
+    for (piece, users_moved) in [(Piece::Users, false), (Piece::UsersMailbox, true)] {
+        with_each(lab, |machine, _| {
+            let before = machine.describe_buffers();
+            ensure_eq!(
+                machine.ask_supervisor(&refused_at(piece)),
+                Err(Failure::MovedInPart {
+                    refusal: EfiStatus::SECURITY_VIOLATION,
+                    users_moved
+                })
+            );
+            let after = machine.describe_buffers();
+            let stayed = before.iter().zip(&after).map(|(before, after)| before == after);
+            ensure_eq!(stayed.collect::<Vec<_>>(), [false, !users_moved]);
+            ensure_both_answer(machine)
+        })
+        .map_err(|seen| alloc::format!("{piece:?}: {seen}"))?;
+    }
+    Ok(())
 }
 
 fn supervisor_move_of_a_buffer_in_use_is_busy(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (inner, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        machine.ask_supervisor(&NOT_TAKEN)
-    });
-    ensure_eq!(inner, Some(Err(Failure::Busy)));
-    ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure_both_answer(&*machine)
+    with_each(lab, |machine, _| {
+        let (inner, outer) = super::nesting::look_during(machine, b"outer", mm::ECHO, |machine| {
+            machine.ask_supervisor(&NOT_TAKEN)
+        });
+        ensure_eq!(inner, Some(Err(Failure::Busy)));
+        // The outer call is through the supervisor's buffer.
+        ensure_eq!(outer, Err(Failure::Mm(EfiStatus::NOT_FOUND)));
+        ensure_both_answer(machine)
+    })
 }
 
-fn nested_call_to_project_mus_supervisor(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    as_project_mu(&*machine)?;
+/// Asks for the version in the middle of a call through the users' buffer.
+fn ask_during_a_users_call(machine: &dyn Machine) -> Result<Result<Vec<u8>, Failure>, String> {
     let seen = Rc::new(Cell::new(None));
     let inner = Rc::clone(&seen);
     let callback = Box::new(move |machine: &dyn Machine| {
         inner.set(Some(machine.ask_supervisor(&SupervisorCall::Version)));
     });
-    let before = machine.mmis();
     let outer = machine.communicate_around(1, b"outer", mm::ECHO, callback);
-    let inner = seen.take();
-    ensure!(matches!(inner, Some(Ok(_))), "the inner call gave {inner:?}");
-    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    if outer != Ok(b"outer".to_vec()) {
+        return Err(alloc::format!("the outer call gave {outer:?}"));
+    }
+    seen.take().ok_or_else(|| String::from("there was no inner call"))
+}
+
+fn nested_call_to_project_mus_supervisor(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(Release::Main))?;
+    let before = machine.mmis();
+    let inner = ask_during_a_users_call(&*machine)?;
+    ensure!(inner.is_ok(), "the inner call gave {inner:?}");
     // Two of the inner call, since the first one served the outer request.
     ensure_eq!(machine.mmis(), before + 3);
     ensure_both_answer(&*machine)
 }
 
-/// Has MM serve comm buffer 0 as the supervisor's and 1 as the users', as Project Mu does.
-pub(super) fn as_project_mu(machine: &dyn Machine) -> Seen {
-    ensure_eq!(machine.communicate(1, b"x", mm::PROJECT_MU), Ok(b"x".to_vec()));
+fn nested_call_through_a_shared_mailbox_is_busy(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &setup(Release::V20ToV23))?;
+    let before = machine.mmis();
+    ensure_eq!(ask_during_a_users_call(&*machine)?, Err(Failure::Busy));
+    ensure_eq!(machine.mmis(), before + 1);
+    ensure_both_answer(&*machine)
+}
+
+fn supervisor_whose_mailbox_moved_away_is_disabled(lab: &dyn Lab) -> Seen {
+    let setup = Setup {
+        updatable: Some(1),
+        ..setup(Release::V20ToV23)
+    };
+    let machine = up(lab, &setup)?;
+    machine.announce(crate::lab::Update::to_pages(4));
+    ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    let mmis = machine.mmis();
+    ensure_eq!(
+        machine.ask_supervisor(&SupervisorCall::Version),
+        Err(Failure::BufferDisabled)
+    );
+    ensure_eq!(machine.mmis(), mmis);
     Ok(())
 }

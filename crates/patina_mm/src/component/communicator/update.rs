@@ -153,6 +153,9 @@ impl Pending {
         if let Some(old) = old.iter().find(|old| old.is_enabled()) {
             new = new.in_place_of(old);
         }
+        let shares_old_mailbox =
+            |other: &&CommunicateBuffer| old.iter().any(|old| old.shares_mailbox_with(other));
+        let orphan = all.iter().find(shares_old_mailbox).cloned();
         all.push(new.clone());
         // What is freed is freed once the list can be looked at again: a notification may come with that.
         let former = match buffers.try_borrow_mut() {
@@ -167,6 +170,18 @@ impl Pending {
             }
         }
         log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
+        if let Some(orphan) = orphan {
+            orphan.channel().retire();
+            log::error!(
+                target: "mm_comm",
+                "platform: comm buffer {}, the MM supervisor's, is disabled: its mailbox was that of comm buffer {}, which \
+                 moved away. The driver that moved it (MmDxeSupport) moved the supervisor's buffer too and does not \
+                 announce where: send to the supervisor through gMmSupervisorCommunicationProtocolGuid, or leave that \
+                 driver out",
+                orphan.id(),
+                self.id
+            );
+        }
         Ok(())
     }
 }
