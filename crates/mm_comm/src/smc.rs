@@ -6,45 +6,48 @@
 //! ```
 //!
 //! The conduit is a type ([`Conduit`], over [`smccc::Call`]), so that a test can put a secure world of its own behind
-//! it. A request stands in shared memory as it does on x86 ([`crate::Channel`]); [`SecureMm::communicate`] is what takes the
-//! place of the port write. It is synchronous: when it returns, MM has answered in the buffer or has said why not.
+//! it. A request is in shared memory as it is on x86 ([`crate::Channel`]); [`SecureMm::communicate`] takes the place of the port
+//! write. It is synchronous: when it returns, MM has responded in the buffer or has said why not.
 //!
 //! | module | content | source |
 //! |---|---|---|
 //! | [`spm_mm`] | MM_VERSION, MM_COMMUNICATE | Arm DEN0060A; edk2 `MdePkg/Include/IndustryStandard/ArmStdSmc.h` |
-//! | [`ffa`] | FF-A 1.2: version, discovery, direct requests | Arm DEN0077A; edk2 `MdePkg/Include/IndustryStandard/ArmFfaSvc.h` |
+//! | [`ffa`] | FF-A 1.2: direct requests | Arm DEN0077A; edk2 `MdePkg/Include/IndustryStandard/ArmFfaSvc.h` |
+//! | [`ffa::discovery`] | FF-A 1.2: the version, and the partition that offers MM | the same |
+//! | `codes` | the return codes of both, with their `EFI_STATUS` | the same |
+//! | `conduit` | the `smc` instruction | Arm DEN0028 |
+//! | `patience` | how long a busy or interrupted partition is waited for | edk2 `MmCommunicationDxe` |
+//! | `error` | why MM was not reached | |
 
+mod codes;
+mod conduit;
+mod error;
 pub mod ffa;
+mod patience;
 pub mod spm_mm;
 #[cfg(test)]
 mod world;
 
-use crate::region::SharedRegion;
+#[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
+pub use conduit::Smc;
+pub use conduit::{Call, Conduit};
+pub use error::SmcError;
+pub use ffa::discovery::RxTxMemory;
+pub use patience::{Counter, Patience, TimeLimit};
+
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
-use ffa::FfaCode;
-use mm_wire::EfiStatus;
-pub use smccc::Call;
-/// The `smc` instruction of this processor.
-#[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
-pub use smccc::Smc;
-use spm_mm::SpmMmCode;
-use thiserror::Error;
-
-/// The instruction that reaches the secure world, and whether there is one to reach.
-pub trait Conduit: Call {
-    /// Whether the processor implements EL3 (`ID_AA64PFR0_EL1`, bits 15:12, are not zero).
-    fn el3_is_implemented() -> bool;
-}
+use ffa::NamedPartition;
+use patience::Limits;
 
 /// How the platform calls PSCI (device tree `/psci` `method`; ACPI FADT `ARM_BOOT_ARCH`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PsciConduit {
-    /// Nobody said. An SMC is then made only where the processor has an EL3.
+    /// Not known. An SMC is then made only if the processor has an EL3.
     #[default]
     Unknown,
-    /// By `smc`: whoever takes PSCI calls takes every SMC, an EL3 or a hypervisor that hides it.
+    /// By `smc`: what takes PSCI calls takes every SMC, an EL3 or a hypervisor that hides it.
     Smc,
     /// By `hvc`. Without an EL3 an SMC is then undefined.
     Hvc,
@@ -53,160 +56,47 @@ pub enum PsciConduit {
 /// Which interface to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Interface {
-    /// FF-A where FFA_VERSION says 1.2 or later, else SPM_MM.
+    /// FF-A if FFA_VERSION says 1.2 or later, else SPM_MM.
     #[default]
     Discover,
     /// FF-A or nothing.
     Ffa,
 }
 
-/// How patient a caller is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// How often a call is made that is answered with BUSY.
-    pub busy: u32,
-    /// How often an interrupted or yielding partition is resumed within one call. Each interrupt of the non-secure world
-    /// costs one.
-    pub resumes: u32,
-}
-
-/// As patient as edk2, which takes 500,000 answers of BUSY for some five seconds; its patience with interrupts has no end.
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            busy: 500_000,
-            resumes: 1_000_000,
-        }
-    }
-}
-
 /// What a platform says about its secure world.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// How PSCI is called.
     pub psci: PsciConduit,
     /// Which interface to use.
     pub interface: Interface,
-    /// How patient to be.
+    /// How patient to be on a processor without a counter.
     pub patience: Patience,
+    /// How patient to be on a processor with a counter. `None` to count calls there, too.
+    pub time_limit: Option<TimeLimit>,
+    /// The partition that offers MM over FF-A; `None` to look for it.
+    pub partition: Option<NamedPartition>,
 }
 
-/// Why MM could not be reached, or did not do what it was asked to.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SmcError {
-    /// An SMC would be undefined. None was made.
-    #[error("platform: there is no EL3 and PSCI is not called by smc, a secure monitor call would trap")]
-    NoConduit,
-    /// Nobody knows MM_VERSION.
-    #[error("platform: the secure world offers neither FF-A 1.2 nor SPM_MM (MM_VERSION: {0})")]
-    NoMm(SpmMmCode),
-    /// The platform insists on FF-A, which is not there.
-    #[error("platform: the secure world does not offer FF-A 1.2 (FFA_VERSION: {response:#x})")]
-    NoFfa {
-        /// What FFA_VERSION answered, 32 bits.
-        response: u32,
-    },
-    /// SPM_MM of another major version.
-    #[error("platform: the secure world's SPM_MM is of version {major}.{minor}, 1.x is supported")]
-    Version {
-        /// Major version.
-        major: u16,
-        /// Minor version.
-        minor: u16,
-    },
-    /// FF-A is there, and no partition has the MM service.
-    #[error("platform: FF-A is there, but no partition offers the MM communication service")]
-    NoPartition,
-    /// The MM partition takes no direct requests.
-    #[error("platform: the MM partition {id:#06x} does not take direct requests")]
-    NoDirectRequests {
-        /// The partition's identifier.
-        id: u16,
-    },
-    /// Discovery needs two pages, and there are none.
-    #[error("platform: no {needed} bytes of page-aligned memory for FF-A's RX and TX buffers")]
-    NoRxTxMemory {
-        /// Bytes that were needed.
-        needed: usize,
-    },
-    /// An outer call has not returned. The secure world serves one request at a time.
-    #[error("caller: the secure world is serving a call that this one interrupted")]
-    Busy,
-    /// MM_COMMUNICATE failed.
-    #[error("MM_COMMUNICATE: {0}")]
-    SpmMm(SpmMmCode),
-    /// An FF-A call failed.
-    #[error("{call}: {code}")]
-    Ffa {
-        /// The call.
-        call: &'static str,
-        /// What FFA_ERROR said.
-        code: FfaCode,
-    },
-    /// A call was answered with BUSY again and again, or MM was interrupted again and again.
-    #[error("{call}: not done after {attempts} attempts")]
-    Timeout {
-        /// The call.
-        call: &'static str,
-        /// How often it was made.
-        attempts: u32,
-    },
-    /// MM stands in the middle of a request whose call was given up, and was resumed without coming to its end. The new
-    /// request was not sent.
-    #[error(
-        "MM: a request that was given up is still unfinished after {attempts} more resumptions; this one was not sent"
-    )]
-    EarlierUnfinished {
-        /// How often this call has tried to resume it.
-        attempts: u32,
-    },
-    /// MM was in the middle of a request whose call was given up, and has now come to its end. The new request was not sent:
-    /// what MM still wrote to shared memory may have damaged it. The next one will be.
-    #[error("MM: a request that was given up has ended only now; this one was not sent, it can be repeated")]
-    EarlierEnded,
-    /// A response that the interface does not know.
-    #[error("secure world: {call} was answered with {response:#x}, which is no response to it")]
-    Protocol {
-        /// The call.
-        call: &'static str,
-        /// The response's function identifier, or what it carries in the place where it is wrong.
-        response: u32,
-    },
-}
-
-impl SmcError {
-    /// The same as an `EFI_STATUS`.
-    ///
-    /// A code that the secure world gave has the status that edk2 gives it, but for these. BUSY is `EFI_TIMEOUT` (edk2 waits,
-    /// then says the same). SPM_MM's NOT_SUPPORTED is `EFI_UNSUPPORTED` (edk2: `EFI_ACCESS_DENIED`), its -5 is TF-A's
-    /// NO_MEMORY. Codes that nobody knows are `EFI_DEVICE_ERROR` (edk2: `EFI_ACCESS_DENIED` of SPM_MM, `EFI_UNSUPPORTED` of
-    /// FF-A).
-    #[must_use]
-    pub const fn status(self) -> EfiStatus {
-        match self {
-            Self::NoConduit | Self::NoMm(_) | Self::NoFfa { .. } | Self::Version { .. } => {
-                EfiStatus::UNSUPPORTED
-            }
-            Self::NoDirectRequests { .. } => EfiStatus::UNSUPPORTED,
-            Self::NoPartition => EfiStatus::NOT_FOUND,
-            Self::NoRxTxMemory { .. } => EfiStatus::OUT_OF_RESOURCES,
-            Self::Busy => EfiStatus::ALREADY_STARTED,
-            Self::EarlierUnfinished { .. } | Self::EarlierEnded => EfiStatus::NOT_READY,
-            Self::SpmMm(code) => code.status(),
-            Self::Ffa { code, .. } => code.status(),
-            Self::Timeout { .. } => EfiStatus::TIMEOUT,
-            Self::Protocol { .. } => EfiStatus::DEVICE_ERROR,
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            psci: PsciConduit::default(),
+            interface: Interface::default(),
+            patience: Patience::default(),
+            time_limit: Some(TimeLimit::default()),
+            partition: None,
         }
     }
 }
 
 /// An MM environment that is entered by secure monitor calls.
 pub trait SecureMm: fmt::Debug + fmt::Display {
-    /// Has MM process the request that stands in the comm buffer at a physical address. When it returns, MM has answered
-    /// there or has said why not.
+    /// Makes MM process the request in the comm buffer at a physical address. When it returns, MM has responded there or has
+    /// said why not.
     ///
-    /// Success does not mean that a handler ran: what stands in the buffer has to be checked.
+    /// Success does not mean that a handler ran: StandaloneMm says success of a GUID that has no handler, and leaves the
+    /// request as it was.
     ///
     /// # Errors
     ///
@@ -223,39 +113,40 @@ enum Found {
     Ffa(ffa::Partition),
 }
 
-/// MM behind the conduit `C`. Transactions are serial: there is one buffer, and the MM partition has one processor.
+/// MM behind the conduit `C`. Transactions are serial: the MM partition has one processor.
 pub struct Connection<C> {
     found: Found,
-    patience: Patience,
+    limits: Limits,
     in_call: AtomicBool,
     conduit: PhantomData<fn() -> C>,
 }
 
 /// Finds MM in the secure world.
 ///
-/// `rx_tx` is asked for two pages of shared memory, mapped one to one, where an FF-A without PARTITION_INFO_GET_REGS makes
-/// them necessary. They are the secure world's until it has unmapped them, which the call does before it returns; where
-/// that fails they must never be used for anything else.
+/// `rx_tx` is asked for memory if an FF-A without PARTITION_INFO_GET_REGS makes it necessary. A closure that returns two pages of
+/// shared memory, mapped one to one, will do. They are the secure world's until it has unmapped them, which the call does before
+/// it returns; if that fails they must never be used for anything else.
 ///
 /// # Errors
 ///
 /// [`SmcError::NoConduit`] without a call made; every other [`SmcError`] as its text says, but those of requests: `Busy`,
-/// `SpmMm`, `EarlierUnfinished`, `EarlierEnded`.
-pub fn connect<C: Conduit>(
-    setup: Setup,
-    rx_tx: &mut dyn FnMut() -> Option<SharedRegion>,
-) -> Result<Connection<C>, SmcError> {
+/// `SpmMm`, `Refused`, `EarlierUnfinished`, `EarlierEnded`.
+pub fn connect<C: Conduit>(setup: Setup, rx_tx: &mut dyn RxTxMemory) -> Result<Connection<C>, SmcError> {
     if !C::el3_is_implemented() && setup.psci != PsciConduit::Smc {
         return Err(SmcError::NoConduit);
     }
-    let found = match (ffa::version::<C>(), setup.interface) {
-        (Ok(()), _) => Found::Ffa(ffa::find_mm::<C>(setup.patience.busy, rx_tx)?),
-        (Err(response), Interface::Ffa) => return Err(SmcError::NoFfa { response }),
-        (Err(_), Interface::Discover) => Found::SpmMm(spm_mm::version::<C>()?),
+    let limits = Limits {
+        patience: setup.patience,
+        time: setup.time_limit,
+    };
+    let found = match (ffa::discovery::version::<C>(), setup.interface) {
+        (Ok(()), _) => Found::Ffa(ffa::discovery::find_mm::<C>(setup.partition, limits, rx_tx)?),
+        (Err(ffa_version), Interface::Ffa) => return Err(SmcError::NoFfa(ffa_version)),
+        (Err(ffa_version), Interface::Discover) => Found::SpmMm(spm_mm::version::<C>(ffa_version)?),
     };
     Ok(Connection {
         found,
-        patience: setup.patience,
+        limits,
         in_call: AtomicBool::new(false),
         conduit: PhantomData,
     })
@@ -267,11 +158,11 @@ impl<C: Conduit> SecureMm for Connection<C> {
             return Err(SmcError::Busy);
         }
         let _end = EndOfCall(&self.in_call);
-        // Whatever was put into shared memory is there before MM looks.
+        // What was written to shared memory is there before MM looks.
         fence(Ordering::SeqCst);
         let result = match &self.found {
             Found::SpmMm(_) => spm_mm::communicate::<C>(buffer),
-            Found::Ffa(partition) => partition.communicate::<C>(buffer, self.patience),
+            Found::Ffa(partition) => partition.communicate::<C>(buffer, self.limits),
         };
         fence(Ordering::SeqCst);
         result
@@ -312,38 +203,25 @@ fn call<C: Call>(registers: [u64; 18]) -> [u64; 18] {
     C::call64(low(function), arguments)
 }
 
-/// The low 32 bits. Answers are compared by these alone: an unknown identifier is answered with all ones in 64 bits, other
-/// failures have them in 32 only.
+/// The low 32 bits. Results are compared by these alone: that of an unknown identifier is all ones in 64 bits, other failures
+/// have them in 32 only, and identifiers of partitions may be sign-extended.
 const fn low(value: u64) -> u32 {
     let [a, b, c, d, ..] = value.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 
-#[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
-mod native {
-    use super::Conduit;
-    use core::arch::asm;
-
-    /// The bits of `ID_AA64PFR0_EL1` that tell of EL3.
-    const EL3_SHIFT: u32 = 12;
-
-    impl Conduit for smccc::Smc {
-        fn el3_is_implemented() -> bool {
-            let features: u64;
-            // SAFETY: the register can be read at EL1 and above (Arm ARM, D24.2.76), which is where UEFI images and bare
-            // payloads run; the read has no effect but the value.
-            unsafe {
-                asm!("mrs {}, id_aa64pfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags))
-            };
-            (features >> EL3_SHIFT) & 0xf != 0
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::ffa::OtherVersion;
+    use super::spm_mm::SpmMmCode;
     use super::world::{self, FakeConduit, Seen, World};
     use super::*;
+    use mm_wire::EfiStatus;
+    use std::string::ToString;
+    use std::vec;
+
+    const VERSION: u32 = 0x8400_0063;
+    const MM_VERSION: u32 = 0x8400_0040;
 
     fn connect_to(world: World, setup: Setup) -> (Result<Connection<FakeConduit>, SmcError>, Seen) {
         world::with(world, || connect::<FakeConduit>(setup, &mut world::two_pages))
@@ -354,7 +232,7 @@ mod tests {
         for (psci, calls) in [
             (PsciConduit::Unknown, 0),
             (PsciConduit::Hvc, 0),
-            (PsciConduit::Smc, 2),
+            (PsciConduit::Smc, 5),
         ] {
             let world = World {
                 el3: false,
@@ -367,7 +245,10 @@ mod tests {
             let (result, seen) = connect_to(world, setup);
             let expected = match calls {
                 0 => SmcError::NoConduit,
-                _ => SmcError::NoMm(SpmMmCode(-1)),
+                _ => SmcError::NoMm {
+                    ffa_version: OtherVersion::refused(u32::MAX),
+                    mm_version: SpmMmCode(-1),
+                },
             };
             assert_eq!(result.unwrap_err(), expected);
             assert_eq!(expected.status(), EfiStatus::UNSUPPORTED);
@@ -385,12 +266,79 @@ mod tests {
                 ..World::default()
             };
             let (result, seen) = connect_to(world, Setup::default());
-            assert_eq!(std::format!("{}", result.unwrap()), "SPM_MM 1.0");
-            assert_eq!(seen.functions(), [0x8400_0063, 0x8400_0040]);
-            assert_eq!(
-                seen.calls[0].1[0], 0x1_0002,
-                "the version that FFA_VERSION was given"
-            );
+            assert_eq!(result.unwrap().to_string(), "SPM_MM 1.0");
+            let mut asked = vec![0x1_0002];
+            if low(ffa_version).cast_signed() < 0 {
+                // Refused: for another version, if it was settled, or because it is not there.
+                asked.extend([0x1_0003, 0x1_0001, 0x1_0000]);
+            }
+            let (mm_version, versions) = seen.calls.split_last().unwrap();
+            assert_eq!(mm_version.0, MM_VERSION);
+            assert!(versions.iter().all(|(function, _)| *function == VERSION));
+            let found: vec::Vec<_> = versions.iter().map(|(_, arguments)| arguments[0]).collect();
+            assert_eq!(found, asked);
+        }
+    }
+
+    #[test]
+    fn a_version_that_was_settled_before_us_is_used_if_it_is_newer() {
+        let world = World {
+            ffa_version: 0x1_0003,
+            settled: Some(0x1_0003),
+            mm_version: 0x1_0000,
+            ..World::default()
+        };
+        let (result, seen) = connect_to(world, Setup::default());
+        // And then the partition is looked for, which this world does not have.
+        assert_eq!(result.unwrap_err(), SmcError::NoPartition);
+        assert_eq!(seen.functions()[..3], [VERSION, VERSION, 0x8400_0069]);
+    }
+
+    #[test]
+    fn an_older_version_that_was_settled_before_us_is_named() {
+        // Hafnium returns its own version for the one that was settled, TF-A that one for any.
+        for (settled, ffa_version, text) in [
+            (
+                Some(0x1_0001),
+                0x1_0003,
+                "NOT_SUPPORTED (-1) for 1.2, but 1.1 is accepted: an earlier caller has settled that version, or the \
+                 firmware has no later one",
+            ),
+            (
+                Some(0x1_0000),
+                0x1_0003,
+                "NOT_SUPPORTED (-1) for 1.2, but 1.0 is accepted: an earlier caller has settled that version, or the \
+                 firmware has no later one",
+            ),
+            (None, 0x1_0001, "1.1"),
+            (None, 0xffff_ffff, "NOT_SUPPORTED (-1)"),
+            (None, 0xffff_fffd, "NO_MEMORY (-3)"),
+        ] {
+            for (interface, prefix, suffix) in [
+                (
+                    Interface::Discover,
+                    "platform: the secure world offers neither FF-A 1.2 nor SPM_MM (FFA_VERSION: ",
+                    "; MM_VERSION: NOT_SUPPORTED (-1))",
+                ),
+                (
+                    Interface::Ffa,
+                    "platform: the secure world does not offer FF-A 1.2 (FFA_VERSION: ",
+                    ")",
+                ),
+            ] {
+                let world = World {
+                    ffa_version,
+                    settled,
+                    ..World::default()
+                };
+                let setup = Setup {
+                    interface,
+                    ..Setup::default()
+                };
+                let error = connect_to(world, setup).0.unwrap_err();
+                assert_eq!(error.to_string(), std::format!("{prefix}{text}{suffix}"));
+                assert_eq!(error.status(), EfiStatus::UNSUPPORTED);
+            }
         }
     }
 
@@ -405,8 +353,11 @@ mod tests {
             ..Setup::default()
         };
         let (result, seen) = connect_to(world, setup);
-        assert_eq!(result.unwrap_err(), SmcError::NoFfa { response: u32::MAX });
-        assert_eq!(seen.functions(), [0x8400_0063]);
+        assert_eq!(
+            result.unwrap_err(),
+            SmcError::NoFfa(OtherVersion::refused(u32::MAX))
+        );
+        assert_eq!(seen.functions(), [VERSION; 4]);
     }
 
     #[test]
@@ -418,11 +369,11 @@ mod tests {
         };
         let (result, seen) = connect_to(world, Setup::default());
         assert_eq!(result.unwrap_err(), SmcError::NoPartition);
-        assert!(!seen.functions().contains(&0x8400_0040));
+        assert!(!seen.functions().contains(&MM_VERSION));
     }
 
     #[test]
-    fn a_call_inside_a_call_is_busy_and_reaches_nobody() {
+    fn a_call_inside_a_call_is_busy_and_is_not_made() {
         use std::cell::Cell;
         use std::rc::Rc;
         let world = World {
@@ -444,43 +395,8 @@ mod tests {
         assert_eq!(outer, Ok(()));
         assert_eq!(inner.take(), Some(Err(SmcError::Busy)));
         assert_eq!(seen.calls.len(), 1);
-        // And afterwards there is room for the next one.
+        // And afterwards the next one is made.
         let (next, _) = world::with(World::default(), || connection.communicate(0x1000));
         assert_eq!(next, Err(SmcError::SpmMm(SpmMmCode(-1))));
-    }
-
-    #[test]
-    fn every_error_has_its_efi_status() {
-        for (error, status) in [
-            (SmcError::NoConduit, EfiStatus::UNSUPPORTED),
-            (SmcError::NoMm(SpmMmCode(-1)), EfiStatus::UNSUPPORTED),
-            (SmcError::NoFfa { response: 0 }, EfiStatus::UNSUPPORTED),
-            (SmcError::Version { major: 2, minor: 0 }, EfiStatus::UNSUPPORTED),
-            (SmcError::NoPartition, EfiStatus::NOT_FOUND),
-            (SmcError::NoDirectRequests { id: 1 }, EfiStatus::UNSUPPORTED),
-            (
-                SmcError::NoRxTxMemory { needed: 8192 },
-                EfiStatus::OUT_OF_RESOURCES,
-            ),
-            (SmcError::Busy, EfiStatus::ALREADY_STARTED),
-            (
-                SmcError::Timeout {
-                    call: "",
-                    attempts: 1,
-                },
-                EfiStatus::TIMEOUT,
-            ),
-            (SmcError::EarlierUnfinished { attempts: 1 }, EfiStatus::NOT_READY),
-            (SmcError::EarlierEnded, EfiStatus::NOT_READY),
-            (
-                SmcError::Protocol {
-                    call: "",
-                    response: 0,
-                },
-                EfiStatus::DEVICE_ERROR,
-            ),
-        ] {
-            assert_eq!(error.status(), status, "{error}");
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | comm-buffer HOB, edk2 `MdeModulePkg/Include/Guid/MmCommBuffer.h` | [`COMM_BUFFER_HOB_GUID`] | PhysicalStart u64 @0, NumberOfPages u64 @8, Status u64 @16 | 24 |
 //! | comm-region HOB, Project Mu's Q35 platform | [`COMM_REGION_HOB_GUID`] | type u64 @0, address u64 @8, pages u64 @16, in the newer form status u64 @24 | 24 or 32 |
+//! | FF-A RX and TX buffers, edk2 `MdeModulePkg/Include/Guid/ArmFfaRxTxBufferInfo.h` | [`FFA_RX_TX_HOB_GUID`] | TX address u64 @0, size u64 @8, RX address u64 @16, size u64 @24, RemapRequired u8 @32, RemapOffset u64 @40 | 48 |
 //! | comm-buffer update protocol, Project Mu `MmCommBufferUpdate.h` | [`UPDATE_PROTOCOL_GUID`] | Version u64 @0, PhysicalStart u64 @8, NumberOfPages u64 @16, Status u64 @24 | 32 |
 //!
 //! Status is the address of the mailbox (see [`crate::mailbox`]). Pages have 4096 bytes.
@@ -19,6 +20,8 @@ use zerocopy::little_endian::U64;
 pub const COMM_BUFFER_HOB_GUID: Guid = guid!("6c2a2520-0131-4aee-a750-cc384aace8c6");
 /// The GUID of the comm-region HOB.
 pub const COMM_REGION_HOB_GUID: Guid = guid!("d4ffc718-fb82-4274-9afc-aa8b1eef5293");
+/// `gArmFfaRxTxBufferInfoGuid`.
+pub const FFA_RX_TX_HOB_GUID: Guid = guid!("96fd3d26-6fb1-11ef-8c11-f3c9c50231ab");
 /// The GUID of the comm-buffer update protocol.
 pub const UPDATE_PROTOCOL_GUID: Guid = guid!("2a22e38f-9d1c-49d0-bdce-7ddac16da45d");
 
@@ -237,6 +240,21 @@ impl CommRegion {
     }
 }
 
+/// Where FF-A's RX buffer is, according to the HOB that edk2's `ArmFfaLib` leaves for later phases. It stays mapped in the
+/// secure world until the end of the boot.
+///
+/// `None` if the data is too short, if the buffer was in temporary memory when the HOB was made (`RemapRequired`), or if it is
+/// not at least one whole page at an address other than zero.
+#[must_use]
+pub fn ffa_rx_buffer(data: &[u8]) -> Option<AddressRange> {
+    const PAGE_LEN: u64 = crate::PAGE_LEN as u64;
+    let (fields, rest) = <[U64; 4]>::read_from_prefix(data).ok()?;
+    let [_tx, _tx_len, address, len] = fields.map(U64::get);
+    let is_temporary = *rest.first()? != 0;
+    let is_page = address != 0 && address.is_multiple_of(PAGE_LEN) && len >= PAGE_LEN;
+    AddressRange::new(address, len).filter(|_| is_page && !is_temporary)
+}
+
 /// Reads data that consists of exactly `N` 64-bit fields.
 fn fields<const N: usize>(data: &[u8]) -> Result<[u64; N], PlaceError> {
     <[U64; N]>::read_from_bytes(data)
@@ -315,6 +333,48 @@ mod tests {
         assert_eq!(
             CommBufferPlace::of_update(&newer),
             Err(PlaceError::Version { found: 2 })
+        );
+    }
+
+    #[test]
+    fn the_rx_buffer_is_what_the_ffa_hob_names() {
+        let hob = |rx: u64, rx_len: u64, remap: u8| {
+            let mut data = [0; 48];
+            let fields = [0x4000_1000, 0x1000, rx, rx_len];
+            for (field, value) in data.chunks_exact_mut(8).zip(fields) {
+                field.copy_from_slice(&value.to_le_bytes());
+            }
+            data[32] = remap;
+            data
+        };
+        assert_eq!(
+            FFA_RX_TX_HOB_GUID.to_bytes()[..8],
+            [0x26, 0x3d, 0xfd, 0x96, 0xb1, 0x6f, 0xef, 0x11]
+        );
+        let good = hob(0x4000_2000, 0x1000, 0);
+        let range = AddressRange::new(0x4000_2000, 0x1000);
+        assert_eq!(ffa_rx_buffer(&good), range);
+        // All that is needed of it.
+        assert_eq!(ffa_rx_buffer(&good[..33]), range);
+        assert_eq!(ffa_rx_buffer(&good[..32]), None);
+        assert_eq!(ffa_rx_buffer(&[]), None);
+        for (rx, len, remap) in [
+            (0x4000_2000, 0x1000, 1),
+            (0x4000_2000, 0xfff, 0),
+            (0x4000_2000, 0, 0),
+            (0x4000_2008, 0x1000, 0),
+            (0, 0x1000, 0),
+            (u64::MAX - 0xfff, 0x2000, 0),
+        ] {
+            assert_eq!(
+                ffa_rx_buffer(&hob(rx, len, remap)),
+                None,
+                "{rx:#x} {len:#x} {remap}"
+            );
+        }
+        assert_eq!(
+            ffa_rx_buffer(&hob(0x4000_2000, 0x1_0000, 0)),
+            AddressRange::new(0x4000_2000, 0x1_0000)
         );
     }
 

@@ -16,4 +16,4 @@ pub use configuration::{ConfigurationError, MmCommunicationConfiguration};
 pub use mm_wire::HeaderFormat;
 pub use options::{MmCommunicationOptions, SmiCheck};
 pub use ports::{AcpiBase, MmiPort};
-pub use smc::{Patience, PsciConduit, SmcOptions};
+pub use smc::{Patience, PsciConduit, SmcOptions, TimeLimit};

@@ -9,7 +9,9 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{Debug, Write};
-use mm_comm::smc::{self, Conduit, Connection, Patience, SecureMm, Setup, SmcError, ffa, spm_mm};
+use mm_comm::smc::{
+    self, Conduit, Connection, Patience, SecureMm, Setup, SmcError, ffa, ffa::OtherVersion, spm_mm,
+};
 use mm_comm::{SharedRegion, smc::Interface as Wanted};
 use mm_conformance::mm;
 use mm_wire::{EfiStatus, Header, HeaderFormat, PAGE_LEN};
@@ -50,6 +52,7 @@ fn connect_impatiently<C: Conduit>() -> Result<Connection<C>, SmcError> {
             resumes: 0,
             ..Patience::default()
         },
+        time_limit: None,
         ..Setup::default()
     };
     smc::connect(setup, &mut two_pages)
@@ -120,7 +123,10 @@ fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
         Interface::SpmMm => Ok("SPM_MM 1.0"),
         Interface::Ffa => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"),
         Interface::FfaWithoutRegs => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"),
-        Interface::Nobody => Err(SmcError::NoMm(spm_mm::SpmMmCode(-1))),
+        Interface::Nobody => Err(SmcError::NoMm {
+            ffa_version: OtherVersion::refused(u32::MAX),
+            mm_version: spm_mm::SpmMmCode(-1),
+        }),
         Interface::NoEl3 => Err(SmcError::NoConduit),
     };
     expect("interface", &found, &expected.map(String::from))
@@ -130,7 +136,7 @@ fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let found = connect::<C>(Wanted::Ffa).map(drop);
     let expected = match place.interface {
         Interface::Ffa | Interface::FfaWithoutRegs => Ok(()),
-        Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa { response: u32::MAX }),
+        Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa(OtherVersion::refused(u32::MAX))),
         Interface::NoEl3 => Err(SmcError::NoConduit),
     };
     expect("FF-A", &found, &expected)

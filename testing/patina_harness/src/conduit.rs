@@ -7,7 +7,7 @@ use alloc::boxed::Box;
 use core::marker::PhantomData;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use mm_comm::smc::{Call, Conduit, ffa, spm_mm};
+use mm_comm::smc::{Call, Conduit, Counter, ffa, spm_mm};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 
 /// Code to be run before the next request.
@@ -51,6 +51,10 @@ impl<C: Call> Call for Tapped<C> {
 impl<C: Conduit> Conduit for Tapped<C> {
     fn el3_is_implemented() -> bool {
         C::el3_is_implemented()
+    }
+
+    fn counter() -> Option<Counter> {
+        C::counter()
     }
 }
 

@@ -5,10 +5,10 @@
 //! | MM_VERSION `0x8400_0040` | – | w0: major in bits 30:16, minor in 15:0; negative: not there |
 //! | MM_COMMUNICATE `0xC400_0041` | x1 = 0, x2 = physical address of the buffer, x3 = 0 | x0: [`SpmMmCode`] |
 
-use super::{SmcError, call, low};
+pub use super::codes::SpmMmCode;
+use super::ffa::OtherVersion;
+use super::{Call, SmcError, call, low};
 use core::fmt;
-use mm_wire::EfiStatus;
-use smccc::Call;
 
 /// MM_VERSION. There is no 64-bit form of it.
 pub const MM_VERSION: u32 = 0x8400_0040;
@@ -18,41 +18,6 @@ pub const MM_COMMUNICATE: u32 = 0xc400_0041;
 pub const MM_COMMUNICATE_32: u32 = 0x8400_0041;
 
 const SUPPORTED_MAJOR: u16 = 1;
-
-/// What a call returns in its low 32 bits (edk2 `ArmStdSmc.h`, TF-A `spm_mm_svc.h`). Zero is success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpmMmCode(pub i32);
-
-impl SpmMmCode {
-    /// The code's name and its `EFI_STATUS`; `None` for a code that neither edk2 nor TF-A knows.
-    const fn known(self) -> Option<(&'static str, EfiStatus)> {
-        Some(match self.0 {
-            0 => ("SUCCESS", EfiStatus::SUCCESS),
-            -1 => ("NOT_SUPPORTED", EfiStatus::UNSUPPORTED),
-            -2 => ("INVALID_PARAMS", EfiStatus::INVALID_PARAMETER),
-            -3 => ("DENIED", EfiStatus::ACCESS_DENIED),
-            // edk2 has it at -4, TF-A at -5.
-            -4 | -5 => ("NO_MEMORY", EfiStatus::OUT_OF_RESOURCES),
-            _ => return None,
-        })
-    }
-
-    /// The same as an `EFI_STATUS`: `EFI_DEVICE_ERROR` where the code is unknown.
-    #[must_use]
-    pub const fn status(self) -> EfiStatus {
-        match self.known() {
-            Some((_, status)) => status,
-            None => EfiStatus::DEVICE_ERROR,
-        }
-    }
-}
-
-impl fmt::Display for SpmMmCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.known().map_or("unknown code", |(name, _)| name);
-        write!(f, "{name} ({})", self.0)
-    }
-}
 
 /// What MM_VERSION says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +32,15 @@ impl fmt::Display for Version {
     }
 }
 
-/// Asks for the version.
-pub(super) fn version<C: Call>() -> Result<Version, SmcError> {
+/// Asks for the version. `ffa_version` is why FF-A is not used.
+pub(super) fn version<C: Call>(ffa_version: OtherVersion) -> Result<Version, SmcError> {
     let response = request::<C>(MM_VERSION, 0);
     if response < 0 {
-        return Err(SmcError::NoMm(SpmMmCode(response)));
+        let mm_version = SpmMmCode(response);
+        return Err(SmcError::NoMm {
+            ffa_version,
+            mm_version,
+        });
     }
     let [a, b, c, d] = response.to_le_bytes();
     let (major, minor) = (u16::from_le_bytes([c, d]), u16::from_le_bytes([a, b]));
@@ -82,7 +51,7 @@ pub(super) fn version<C: Call>() -> Result<Version, SmcError> {
     }
 }
 
-/// Has MM process the request at `buffer`.
+/// Makes MM process the request at `buffer`.
 pub(super) fn communicate<C: Call>(buffer: u64) -> Result<(), SmcError> {
     match request::<C>(MM_COMMUNICATE, buffer) {
         0 => Ok(()),
@@ -90,7 +59,7 @@ pub(super) fn communicate<C: Call>(buffer: u64) -> Result<(), SmcError> {
     }
 }
 
-/// Makes a call with `x2` in its register, and returns the low 32 bits of the response as a signed number.
+/// Makes a call with `x2` in its register, and returns the low 32 bits of the result as a signed number.
 fn request<C: Call>(function: u32, x2: u64) -> i32 {
     let mut registers = [0; 18];
     let [x0, _, argument, ..] = &mut registers;
@@ -104,7 +73,17 @@ fn request<C: Call>(function: u32, x2: u64) -> i32 {
 mod tests {
     use super::super::world::{self, FakeConduit, World};
     use super::*;
+    use mm_wire::EfiStatus;
     use std::rc::Rc;
+
+    const NO_FFA: OtherVersion = OtherVersion::refused(u32::MAX);
+
+    fn no_mm(code: i32) -> SmcError {
+        SmcError::NoMm {
+            ffa_version: NO_FFA,
+            mm_version: SpmMmCode(code),
+        }
+    }
 
     #[test]
     fn every_version_response_is_told_apart() {
@@ -122,15 +101,15 @@ mod tests {
                     minor: 0xffff,
                 }),
             ),
-            (0xffff_ffff, Err(SmcError::NoMm(SpmMmCode(-1)))),
-            (u64::MAX, Err(SmcError::NoMm(SpmMmCode(-1)))),
-            (0x8001_0000, Err(SmcError::NoMm(SpmMmCode(-0x7fff_0000)))),
+            (0xffff_ffff, Err(no_mm(-1))),
+            (u64::MAX, Err(no_mm(-1))),
+            (0x8001_0000, Err(no_mm(-0x7fff_0000))),
         ] {
             let world = World {
                 mm_version: response,
                 ..World::default()
             };
-            let (result, seen) = world::with(world, version::<FakeConduit>);
+            let (result, seen) = world::with(world, || version::<FakeConduit>(NO_FFA));
             assert_eq!(result.map(|Version { major, minor }| (major, minor)), expected);
             assert_eq!(seen.calls, [(MM_VERSION, [0; 17])]);
         }

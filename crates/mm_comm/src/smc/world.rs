@@ -1,8 +1,7 @@
 //! A secure world for tests: what it answers is a field, what it was asked is recorded.
 
-use super::Conduit;
+use super::{Call, Conduit, Counter};
 use crate::region::SharedRegion;
-use smccc::Call;
 use std::boxed::Box;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,8 +19,13 @@ type Ffa = dyn Fn(u32, &Arguments, usize) -> Option<Response>;
 pub(super) struct World {
     /// Whether there is an EL3.
     pub(super) el3: bool,
+    /// The processor's counter.
+    pub(super) counter: Rc<dyn Fn() -> Option<Counter>>,
     /// FFA_VERSION's response.
     pub(super) ffa_version: u64,
+    /// The only version that FFA_VERSION takes, since another caller has settled it; NOT_SUPPORTED for others
+    /// (Hafnium, `api_ffa_version`).
+    pub(super) settled: Option<u64>,
     /// MM_VERSION's response.
     pub(super) mm_version: u64,
     /// MM_COMMUNICATE's response.
@@ -35,7 +39,9 @@ impl Default for World {
     fn default() -> Self {
         Self {
             el3: true,
+            counter: Rc::new(|| None),
             ffa_version: u64::MAX,
+            settled: None,
             mm_version: u64::MAX,
             communicate: Rc::new(|_| answer(&[u64::MAX])),
             ffa: Rc::new(|_, _, _| None),
@@ -109,6 +115,9 @@ impl Call for FakeConduit {
             (world.clone(), *count - 1)
         });
         match function {
+            0x8400_0063 if world.settled.is_some_and(|version| version != arguments[0]) => {
+                answer(&[0xffff_ffff])
+            }
             0x8400_0063 => answer(&[world.ffa_version]),
             0x8400_0040 => answer(&[world.mm_version]),
             0xc400_0041 => (world.communicate)(&arguments),
@@ -124,5 +133,10 @@ impl Call for FakeConduit {
 impl Conduit for FakeConduit {
     fn el3_is_implemented() -> bool {
         HERE.with_borrow(|here| here.as_ref().unwrap().0.el3)
+    }
+
+    fn counter() -> Option<Counter> {
+        let counter = HERE.with_borrow(|here| Rc::clone(&here.as_ref().unwrap().0.counter));
+        counter()
     }
 }

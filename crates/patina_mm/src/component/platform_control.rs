@@ -1,9 +1,10 @@
 //! A trigger that waits for the platform's hook.
 
-use super::sw_mmi_manager::SwMmiManager;
+use super::sw_mmi_manager::{FfaRxBufferHob, SwMmiManager};
 use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions};
 use crate::service::PlatformMmControl;
 use patina::component::component;
+use patina::component::hob::Hob;
 use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 
@@ -45,8 +46,10 @@ impl AfterPlatformControl {
         options: Config<MmCommunicationOptions>,
         smc: Config<SmcOptions>,
         platform: Service<dyn PlatformMmControl>,
+        rx_buffers: Option<Hob<FfaRxBufferHob>>,
         commands: Commands,
     ) -> patina::error::Result<()> {
-        self.0.entry_point(config, options, smc, Some(platform), commands)
+        self.0
+            .entry_point(config, options, smc, Some(platform), rx_buffers, commands)
     }
 }

@@ -8,9 +8,12 @@ use alloc::boxed::Box;
 use core::cell::Cell;
 use core::fmt;
 use core::panic::{RefUnwindSafe, UnwindSafe};
-use entry::{Connect, Entry, Plan};
+use entry::{Connect, Entry, Plan, RxTx};
 use mm_comm::trigger::Pair;
+use mm_wire::AddressRange;
+use patina::BinaryGuid;
 use patina::component::component;
+use patina::component::hob::{FromHob, Hob, HobParseError};
 use patina::component::params::{Commands, Config};
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
@@ -169,10 +172,23 @@ impl fmt::Debug for MockSwMmiTrigger {
     }
 }
 
+/// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase, `gArmFfaRxTxBufferInfoGuid`; `None` if the HOB
+/// names no memory that can be used.
+#[derive(Clone, Copy, Debug)]
+pub struct FfaRxBufferHob(Option<AddressRange>);
+
+impl FromHob for FfaRxBufferHob {
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("96fd3d26-6fb1-11ef-8c11-f3c9c50231ab");
+
+    fn parse(data: &[u8]) -> Result<Self, HobParseError> {
+        Ok(Self(mm_wire::hob::ffa_rx_buffer(data)))
+    }
+}
+
 /// Component and service: enters MM in the configured way.
 ///
-/// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] where the platform
-/// registered it, looks for MM in the secure world where the ports are secure monitor calls, then offers [`SwMmiTrigger`].
+/// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the platform registered
+/// it, looks for MM in the secure world if the ports are secure monitor calls, then offers [`SwMmiTrigger`].
 #[derive(IntoService)]
 #[service(dyn SwMmiTrigger)]
 pub struct SwMmiManager {
@@ -232,6 +248,7 @@ impl SwMmiManager {
         options: Config<MmCommunicationOptions>,
         smc: Config<SmcOptions>,
         platform: Option<Service<dyn PlatformMmControl>>,
+        rx_buffers: Option<Hob<FfaRxBufferHob>>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         let plan = Plan::new(&config, &options, &smc, self.ports.is_some(), self.connect)
@@ -241,8 +258,15 @@ impl SwMmiManager {
                 |error| log::error!(target: "sw_mmi", "platform: PlatformMmControl::init failed: {error:?}"),
             )?;
         }
+        let mapped_rx = rx_buffers
+            .iter()
+            .flat_map(|hobs| hobs.iter())
+            .find_map(|hob| hob.0);
+        // SAFETY: the HOB says that `ArmFfaLib` has mapped this memory as its RX buffer, and has not unmapped it. The library's
+        // drivers only read it.
+        let rx_tx = unsafe { RxTx::announced(mapped_rx) };
         let entry = plan
-            .open()
+            .open(rx_tx)
             .map_err(MmiError::from)
             .and_then(|entry| self.require_smi_enable(&entry).map(|()| entry))
             .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
@@ -387,6 +411,7 @@ mod tests {
     use crate::component::communicator::Status;
     use crate::config::{AcpiBase, ConfigurationError, MmiPort};
     use alloc::string::ToString;
+    use mm_comm::smc::ffa::OtherVersion;
     use mm_comm::{PortTrigger, SmiEnableRegister};
 
     fn config(cmd_port: MmiPort, data_port: MmiPort, acpi_base: AcpiBase) -> MmCommunicationConfiguration {
@@ -449,7 +474,7 @@ mod tests {
 
     fn secure(function: u32) -> Result<SwMmiManager, MmiError> {
         let manager = SwMmiManager::with_conduit::<Refusing>();
-        let entry = plan(&smc(function), manager.connect).unwrap().open()?;
+        let entry = plan(&smc(function), manager.connect).unwrap().open(RxTx::NONE)?;
         Ok(SwMmiManager {
             entry: Some(entry),
             ..manager
@@ -467,7 +492,7 @@ mod tests {
         for function in [0xc400_006f, 0xc400_008d] {
             assert_eq!(
                 secure(function).unwrap_err(),
-                MmiError::Smc(SmcError::NoFfa { response: u32::MAX })
+                MmiError::Smc(SmcError::NoFfa(OtherVersion::refused(u32::MAX)))
             );
         }
         let command = MmiPort::Smc(0x8400_0000);

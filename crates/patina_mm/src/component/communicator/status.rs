@@ -171,9 +171,11 @@ impl fmt::Debug for Status {
 /// Whose fault it is, where the error's own words do not say so.
 fn whose(error: &SmcError) -> &'static str {
     match error {
-        SmcError::SpmMm(_) | SmcError::Ffa { .. } | SmcError::Timeout { .. } | SmcError::Protocol { .. } => {
-            "MM: "
-        }
+        SmcError::SpmMm(_)
+        | SmcError::Ffa { .. }
+        | SmcError::Refused { .. }
+        | SmcError::Timeout { .. }
+        | SmcError::Protocol { .. } => "MM: ",
         _ => "",
     }
 }
@@ -234,9 +236,9 @@ impl From<MmiError> for Status {
             MmiError::NotConfigured => Self::SwMmiServiceNotAvailable,
             MmiError::Trigger(error) => Self::MmiNotRaised(error),
             MmiError::Smc(SmcError::Busy) => Self::Busy,
-            MmiError::Smc(refused @ (SmcError::SpmMm(_) | SmcError::Ffa { .. })) => {
-                Self::MmReturned(efi_status(refused))
-            }
+            MmiError::Smc(
+                refused @ (SmcError::SpmMm(_) | SmcError::Ffa { .. } | SmcError::Refused { .. }),
+            ) => Self::MmReturned(efi_status(refused)),
             MmiError::Smc(error) => Self::SecureCall(error),
             // NeedsCommBuffer does not come from here: a call has a buffer.
             MmiError::NeedsCommBuffer | MmiError::Failed(_) => Self::SwMmiFailed,

@@ -1,4 +1,5 @@
-//! What the configuration's ports mean: x86 ports, or a connection to the secure world.
+//! What the configuration's ports mean: x86 ports, or a connection to the secure world. An unsafe island
+//! (`docs/unsafe.md`).
 
 use crate::config::{
     AcpiBase, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmcOptions,
@@ -7,13 +8,14 @@ use crate::config::{
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use mm_comm::smc::{self, Conduit, Connection, SecureMm, ffa, spm_mm};
+use mm_comm::smc::{self, Conduit, Connection, RxTxMemory, SecureMm, ffa, spm_mm};
 use mm_comm::{PortTrigger, SharedRegion, SmiEnableRegister};
+use mm_wire::AddressRange;
 
 pub use mm_comm::smc::SmcError;
 
 /// Finds MM in the secure world, through a conduit that the function's maker chose.
-pub(super) type Connect = fn(smc::Setup) -> Result<Box<dyn SecureMm>, SmcError>;
+pub(super) type Connect = fn(smc::Setup, RxTx) -> Result<Box<dyn SecureMm>, SmcError>;
 
 /// The way into MM that the configuration asks for.
 #[derive(Clone, Copy, Debug)]
@@ -70,11 +72,14 @@ impl Plan {
             }
             (MmiPort::Smc(function), MmiPort::Smc(_)) => {
                 let connect = connect.ok_or(ConfigurationError::SmcUnsupported { command })?;
-                let interface = interface(function).ok_or(ConfigurationError::SmcFunction { command })?;
+                let (interface, request) =
+                    interface(function).ok_or(ConfigurationError::SmcFunction { command })?;
                 let setup = smc::Setup {
                     psci: smc.psci,
                     interface,
                     patience: smc.patience,
+                    time_limit: smc.time_limit,
+                    partition: smc.partition.map(|id| ffa::NamedPartition { id, request }),
                 };
                 Ok(Self::Smc(connect, setup))
             }
@@ -82,20 +87,24 @@ impl Plan {
         }
     }
 
-    /// Opens the way.
-    pub(super) fn open(self) -> Result<Entry, SmcError> {
+    /// Opens the way. `rx_tx` is for FF-A.
+    pub(super) fn open(self, rx_tx: RxTx) -> Result<Entry, SmcError> {
         match self {
             Self::Ports(trigger) => Ok(Entry::Ports(trigger)),
-            Self::Smc(connect, setup) => connect(setup).map(Entry::Secure),
+            Self::Smc(connect, setup) => connect(setup, rx_tx).map(Entry::Secure),
         }
     }
 }
 
-/// The interfaces that a function identifier stands for; `None` where it carries no MM messages.
-fn interface(function: u32) -> Option<smc::Interface> {
+/// The interfaces that a function identifier asks for, and the call by which a partition that the platform names takes
+/// requests; `None` if it carries no MM messages.
+fn interface(function: u32) -> Option<(smc::Interface, ffa::DirectRequest)> {
     match function {
-        spm_mm::MM_COMMUNICATE | spm_mm::MM_COMMUNICATE_32 => Some(smc::Interface::Discover),
-        ffa::MSG_SEND_DIRECT_REQ | ffa::MSG_SEND_DIRECT_REQ2 => Some(smc::Interface::Ffa),
+        spm_mm::MM_COMMUNICATE | spm_mm::MM_COMMUNICATE_32 => {
+            Some((smc::Interface::Discover, ffa::DirectRequest::Req))
+        }
+        ffa::MSG_SEND_DIRECT_REQ => Some((smc::Interface::Ffa, ffa::DirectRequest::Req)),
+        ffa::MSG_SEND_DIRECT_REQ2 => Some((smc::Interface::Ffa, ffa::DirectRequest::Req2)),
         _ => None,
     }
 }
@@ -129,22 +138,57 @@ pub(super) const fn why_unread(trigger: &PortTrigger) -> &'static str {
 }
 
 /// Finds MM through the conduit `C`.
-pub(super) fn connect<C: Conduit + 'static>(setup: smc::Setup) -> Result<Box<dyn SecureMm>, SmcError> {
-    let connection: Connection<C> = smc::connect(setup, &mut rx_tx_pages)?;
+pub(super) fn connect<C: Conduit + 'static>(
+    setup: smc::Setup,
+    mut rx_tx: RxTx,
+) -> Result<Box<dyn SecureMm>, SmcError> {
+    let connection: Connection<C> = smc::connect(setup, &mut rx_tx)?;
     Ok(Box::new(connection))
 }
 
-/// Memory for FF-A's RX and TX buffers. Never freed: where unmapping it fails the secure world may still write to it. It is
-/// asked for at most once a boot, and only where the partition manager lacks PARTITION_INFO_GET_REGS.
-/// `None` where there is no memory.
-fn rx_tx_pages() -> Option<SharedRegion> {
-    #[repr(C, align(4096))]
-    struct Pages([u8; 2 * mm_wire::PAGE_LEN]);
-    let mut pages = Vec::new();
-    pages.try_reserve_exact(1).ok()?;
-    pages.push(Pages([0; 2 * mm_wire::PAGE_LEN]));
-    let Pages(pages) = pages.leak().first_mut()?;
-    Some(SharedRegion::over_static(pages))
+/// Memory for FF-A's RX and TX buffers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RxTx {
+    mapped_rx: Option<AddressRange>,
+}
+
+impl RxTx {
+    /// No other driver has announced buffers.
+    #[cfg(test)]
+    pub(super) const NONE: Self = Self { mapped_rx: None };
+
+    /// `mapped_rx` is the RX buffer that a HOB announces.
+    ///
+    /// # Safety
+    ///
+    /// If the secure world has RX and TX buffers mapped, `mapped_rx` is that RX buffer: memory that is mapped one to one, and
+    /// that only the secure world writes to.
+    pub(super) const unsafe fn announced(mapped_rx: Option<AddressRange>) -> Self {
+        Self { mapped_rx }
+    }
+}
+
+impl RxTxMemory for RxTx {
+    /// Never freed: if unmapping it fails the secure world may still write to it. It is asked for at most once a boot, and
+    /// only if the partition manager lacks PARTITION_INFO_GET_REGS.
+    fn two_pages(&mut self) -> Option<SharedRegion> {
+        #[repr(C, align(4096))]
+        struct Pages([u8; 2 * mm_wire::PAGE_LEN]);
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(1).ok()?;
+        pages.push(Pages([0; 2 * mm_wire::PAGE_LEN]));
+        let Pages(pages) = pages.leak().first_mut()?;
+        Some(SharedRegion::over_static(pages))
+    }
+
+    fn mapped_rx(&mut self) -> Option<SharedRegion> {
+        let rx = self.mapped_rx?;
+        let base = core::ptr::with_exposed_provenance_mut(usize::try_from(rx.start()).ok()?);
+        let len = usize::try_from(rx.len()).ok()?;
+        // SAFETY: asked for only while the secure world has buffers mapped, so that the promise of `announced` holds: memory
+        // that is mapped, and that nothing in this world refers to.
+        unsafe { SharedRegion::new(base, len) }.ok()
+    }
 }
 
 /// The secure monitor calls of this processor; `None` where the target has none that this code may make.
