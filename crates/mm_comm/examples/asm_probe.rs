@@ -1,7 +1,8 @@
 //! Functions whose machine code `cargo xtask asm` looks at.
 //!
-//! An MMI's handler changes memory behind the compiler's back. That every access is where the source has it can only be
-//! seen in what the compiler made of it, so these are small enough to be read there. They are never run.
+//! An MMI's handler changes memory behind the compiler's back, and a secure monitor call registers, too. That the compiler
+//! has taken this into account can only be seen in what it made of the source, so these are small enough to be read there.
+//! They are never run.
 #![no_std]
 
 #[cfg(all(target_arch = "x86_64", target_os = "uefi"))]
@@ -31,6 +32,27 @@ pub mod probes {
     #[unsafe(no_mangle)]
     pub fn probe_store_then_raise(ports: &NativePorts, region: &SharedRegion) -> bool {
         region.write(0, &[0x41]) && TRIGGER.raise(ports, 0xff, 0x5a).is_ok() && region.write(0, &[0])
+    }
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", target_os = "uefi"))]
+pub mod probes {
+    //! The functions.
+
+    use mm_comm::smc::{Call, Smc};
+
+    /// Makes a secure monitor call, and uses neither memory nor floating point itself.
+    #[unsafe(no_mangle)]
+    pub fn probe_smc(function: u32) -> u64 {
+        let [x0, ..] = Smc::call64(function, [0; 17]);
+        x0
     }
 
     #[panic_handler]

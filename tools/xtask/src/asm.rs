@@ -1,23 +1,24 @@
-//! Whether the compiler left the accesses to shared memory where the source has them.
+//! Whether the compiler took into account what MM changes behind its back.
 //!
-//! MM changes memory while an `out` instruction runs. A compiler that is not told so may keep a byte that it loaded before,
-//! or put a store off until after; no test on a host notices. So `crates/mm_comm/examples/asm_probe.rs` is compiled for x86-64 UEFI and its
-//! instructions are read. That is done with link-time optimisation over all crates, which gives the compiler the most
-//! freedom.
+//! MM changes memory while an `out` instruction runs. A compiler that does not know may keep a byte that it loaded before, or
+//! put a store off until after; no test on a host notices. The same goes for the vector registers that a secure monitor call
+//! may change. So `crates/mm_comm/examples/asm_probe.rs` is compiled for UEFI on x86-64 and on AArch64, and its instructions
+//! are read. That is done with link-time optimisation over all crates, which gives the compiler the most freedom.
 
 use crate::process;
 use crate::report::{Counts, Failed, Report};
-use crate::setup::RUST_UEFI;
-use crate::toolchain::{Toolchain, X86_64_UEFI};
+use crate::setup::{RUST_ARM, RUST_UEFI, Tool};
+use crate::toolchain::{AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use std::process::ExitCode;
 use xshell::Shell;
 
-/// Checks in the generated machine code that an MMI's port writes and memory accesses are in order.
+/// Checks in the generated machine code that an MMI's port writes and memory accesses are in order, and that a secure monitor
+/// call may change all vector registers.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  cargo xtask asm           compile the probe and check it
+  cargo xtask asm           compile the probe for both processors and check it
   cargo xtask asm --show    print its instructions, too")]
 pub(crate) struct Asm {
     /// Print the instructions of the probe's functions.
@@ -27,7 +28,7 @@ pub(crate) struct Asm {
 
 pub(crate) fn run(shell: &Shell, options: &Asm) -> Result<ExitCode> {
     let mut report = Report::default();
-    report.stage("asm", || stage(shell, options.show));
+    stages(shell, options.show, &mut report);
     Ok(report.conclude())
 }
 
@@ -38,18 +39,46 @@ const COMMAND_PORT: &str = "$178";
 /// What is asked of one function.
 type Check = fn(&[Instruction<'_>]) -> Result<(), String>;
 
-const PROBES: [(&str, Check); 2] = [
-    ("probe_raise_then_load", load_is_repeated),
-    ("probe_store_then_raise", store_is_not_put_off),
+/// The functions of one target, and what compiles them.
+struct Probes {
+    stage: &'static str,
+    target: &'static str,
+    needs: &'static Tool,
+    functions: &'static [(&'static str, Check)],
+}
+
+const PROBES: [Probes; 2] = [
+    Probes {
+        stage: "asm x86-64",
+        target: X86_64_UEFI,
+        needs: &RUST_UEFI,
+        functions: &[
+            ("probe_raise_then_load", load_is_repeated),
+            ("probe_store_then_raise", store_is_not_put_off),
+        ],
+    },
+    Probes {
+        stage: "asm aarch64",
+        target: AARCH64_UEFI,
+        needs: &RUST_ARM,
+        functions: &[("probe_smc", vectors_are_saved)],
+    },
 ];
 
-/// Compiles the probe and checks each function.
-pub(crate) fn stage(shell: &Shell, show: bool) -> Result<Counts> {
-    RUST_UEFI.require(shell)?;
-    let text = compile(shell)?;
+/// Checks the probe of each target, a stage for each.
+pub(crate) fn stages(shell: &Shell, show: bool, report: &mut Report) {
+    for probes in &PROBES {
+        report.stage(probes.stage, || stage(shell, show, probes));
+    }
+}
+
+/// Compiles the probe for one target and checks each function.
+fn stage(shell: &Shell, show: bool, probes: &Probes) -> Result<Counts> {
+    probes.needs.require(shell)?;
+    let text = compile(shell, probes.target)?;
     let mut counts = Counts::default();
     let mut failed = Vec::new();
-    for (name, check) in PROBES {
+    for (name, check) in probes.functions {
         let code =
             function(&text, name).with_context(|| format!("the compiler's output has no function {name}"))?;
         if show {
@@ -80,8 +109,8 @@ pub(crate) fn stage(shell: &Shell, show: bool) -> Result<Counts> {
     .into())
 }
 
-fn compile(shell: &Shell) -> Result<String> {
-    let toolchain = Toolchain::find(shell, X86_64_UEFI)?;
+fn compile(shell: &Shell, target: &'static str) -> Result<String> {
+    let toolchain = Toolchain::find(shell, target)?;
     let output = toolchain.products().join("asm_probe.s");
     let mut command = toolchain.cargo("rustc");
     command
@@ -111,7 +140,7 @@ fn compile(shell: &Shell) -> Result<String> {
     })
 }
 
-/// One instruction in AT&T syntax, without directives, labels and prefixes.
+/// One instruction, on x86 in AT&T syntax, without directives, labels and prefixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Instruction<'a>(&'a str);
 
@@ -135,6 +164,12 @@ impl<'a> Instruction<'a> {
         });
         let (source, destination) = operands.split_at(comma?.0);
         Some((source.trim(), destination.trim_start_matches(',').trim()))
+    }
+
+    /// Whether a register is among the operands.
+    fn names(self, register: &str) -> bool {
+        let operands = self.0.strip_prefix(self.mnemonic()).unwrap_or_default();
+        operands.split(',').any(|operand| operand.trim() == register)
     }
 
     fn is_out(self) -> bool {
@@ -194,7 +229,8 @@ fn function<'a>(text: &'a str, name: &str) -> Option<Vec<Instruction<'a>>> {
     let body = lines.take_while(|line| !line.starts_with(".Lfunc_end"));
     let instructions = body.filter_map(|line| {
         let line = line.trim();
-        let is_code = !line.is_empty() && !line.starts_with(['.', '#']) && !line.ends_with(':');
+        let is_comment = line.starts_with(['.', '#']) || line.starts_with("//");
+        let is_code = !line.is_empty() && !is_comment && !line.ends_with(':');
         is_code.then(|| Instruction(line.strip_prefix("lock").unwrap_or(line).trim()))
     });
     Some(instructions.collect())
@@ -246,6 +282,30 @@ fn store_is_not_put_off(code: &[Instruction<'_>]) -> Result<(), String> {
     }
     if !after.iter().any(|instruction| instruction.stores_byte()) {
         return Err("the message is not overwritten after the MMI".to_owned());
+    }
+    Ok(())
+}
+
+/// The registers that a function must save before it changes them, as the procedure call standard has it: the lower halves of
+/// v8 to v15. A function that saves them all expects its `smc` to change them.
+fn vectors_are_saved(code: &[Instruction<'_>]) -> Result<(), String> {
+    let mut parts = code.split(|instruction| instruction.mnemonic() == "smc");
+    let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
+        return Err("there is not exactly one SMC instruction".to_owned());
+    };
+    for (part, prefix, what) in [(before, "st", "saved before"), (after, "ld", "restored after")] {
+        let is_moved = |register: &String| {
+            part.iter()
+                .filter(|instruction| instruction.mnemonic().starts_with(prefix))
+                .any(|instruction| instruction.names(register))
+        };
+        let left: Vec<_> = (8..=15)
+            .map(|number| format!("d{number}"))
+            .filter(|register| !is_moved(register))
+            .collect();
+        if !left.is_empty() {
+            return Err(format!("not {what} the SMC: {}", left.join(", ")));
+        }
     }
     Ok(())
 }
@@ -330,5 +390,30 @@ mod tests {
                 .contains("call")
         );
         assert_eq!(function(&code(&[]), "g"), None);
+    }
+
+    #[test]
+    fn the_registers_that_an_smc_may_change_are_saved_around_it() {
+        let pairs = |mnemonic: &str| -> String {
+            [(15, 14), (13, 12), (11, 10), (9, 8)]
+                .map(|(a, b)| format!("\t{mnemonic}\td{a}, d{b}, [sp, #{a}]\n"))
+                .concat()
+        };
+        let (saved, restored) = (pairs("stp"), pairs("ldp"));
+        let (saved, restored) = (saved.as_str(), restored.as_str());
+        let smc = "\tmov\tx1, xzr\n\t//APP\n\tsmc\t#0\n\t//NO_APP\n";
+        assert_eq!(check(&[saved, smc, restored], vectors_are_saved), Ok(()));
+        for (wrong, why) in [
+            (&[smc] as &[_], "saved before"),
+            (&[smc, saved, restored], "saved before"),
+            (&[&saved.replace("d11, ", ""), smc, restored], "SMC: d11"),
+            (&[saved, smc], "restored after"),
+            (&[saved, restored, smc], "restored after"),
+            (&[saved, restored], "exactly one"),
+            (&[saved, smc, smc, restored], "exactly one"),
+        ] {
+            let error = check(wrong, vectors_are_saved).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

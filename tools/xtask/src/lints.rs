@@ -37,7 +37,10 @@ const PROGRAMS: [Programs; 11] = [
         arguments: &["-p", "q35", "--features", "conformance"],
         q35_mm: Some(true),
     },
-    plain(AARCH64_UEFI, &["-p", "patina_mm"]),
+    plain(
+        AARCH64_UEFI,
+        &["-p", "patina_mm", "-p", "mm_comm", "--example", "asm_probe"],
+    ),
     plain(AARCH64_UEFI, &["-p", "aarch64_payload", "--bin", "aarch64_app"]),
     plain(
         AARCH64_BARE,

@@ -92,7 +92,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
-        report.stage("asm", || asm::stage(shell, false));
+        asm::stages(shell, false, &mut report);
         report.stage("downstream", || downstream::stage(shell));
     }
     print!("\n{scenarios}");
