@@ -13,7 +13,7 @@ pub(crate) use buffer::Attempt;
 pub use buffer::{CommunicateBuffer, CommunicateBufferStatus};
 pub(crate) use configuration::check_buffers;
 pub use configuration::{ConfigurationError, MmCommunicationConfiguration};
-pub use mm_wire::HeaderFormat;
+pub use mm_wire::{AddressRange, HeaderFormat};
 pub use options::{MmCommunicationOptions, SmiCheck};
 pub use ports::{AcpiBase, MmiPort};
 pub use smc::{Patience, PsciConduit, SmcOptions, TimeLimit};

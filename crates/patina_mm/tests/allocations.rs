@@ -2,6 +2,16 @@
 //! without an allocation, and MM is told of the boot's events without one. What a comm buffer that moves leaves behind: nothing.
 //! And what comes of it where there is no memory: an error.
 
+extern crate alloc;
+
+/// What `latest.rs` takes from its parent module.
+mod sync {
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+}
+/// The hand-over of announcements by itself: a protocol database allocates when a protocol is installed.
+#[path = "../src/component/communicator/update/latest.rs"]
+mod latest;
+
 use mm_comm::smc::{Call, Conduit};
 use mm_conformance::lab::{CCall, CProtocol};
 use patina::component::component;
@@ -382,6 +392,38 @@ fn moves_take_constant_memory() {
     }
     let _ = mm.communicate(0, b"x", RECIPIENT.as_guid());
     assert_eq!(LIVE_BYTES.get(), before);
+}
+
+#[test]
+fn announcing_in_a_notification_allocates_nothing() {
+    let latest = latest::Latest::new().unwrap();
+    let (allocations, applied) = allocations_of(|| {
+        let mut applied = [0_u32; 4];
+        for (round, last) in applied.iter_mut().enumerate() {
+            let first = 10 * u32::try_from(round).unwrap();
+            latest.put(first).unwrap();
+            latest.put(first + 1).unwrap();
+            let turn = latest.turn().unwrap();
+            let is_done = turn.apply(|value| {
+                // Notifications in the middle of applying: the first announcement is overtaken by the second.
+                if value % 10 == 1 {
+                    latest.put(value + 1).unwrap();
+                    latest.put(value + 2).unwrap();
+                }
+                *last = value;
+                Ok(())
+            });
+            assert!(is_done);
+        }
+        applied
+    });
+    assert_eq!((allocations, applied), (0, [3, 13, 23, 33]));
+    // One that has to wait is kept without an allocation, too.
+    let (allocations, is_done) = allocations_of(|| {
+        latest.put(7).unwrap();
+        latest.turn().unwrap().apply(Err)
+    });
+    assert_eq!((allocations, is_done), (0, false));
 }
 
 /// FF-A 1.2 that lists its partitions in pages only.

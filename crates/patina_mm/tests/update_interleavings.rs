@@ -44,9 +44,13 @@ unsafe impl Sync for Model {}
 impl Model {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            latest: Latest::new(),
+            latest: Latest::new().unwrap(),
             applied: UnsafeCell::new(Vec::new()),
         })
+    }
+
+    fn put(&self, number: u32) {
+        assert!(self.latest.put(update(number)).is_ok());
     }
 
     fn apply(&self) -> bool {
@@ -83,8 +87,8 @@ fn the_last_update_is_applied_last_and_none_twice() {
     loom::model(|| {
         let model = Model::new();
         let announcing = run(&model, |model| {
-            model.latest.put(update(1));
-            model.latest.put(update(2));
+            model.put(1);
+            model.put(2);
         });
         let calling = run(&model, |model| {
             model.apply();
@@ -108,7 +112,7 @@ fn who_is_told_that_all_is_applied_can_rely_on_it() {
         let calling = run(&model, |model| {
             model.apply();
         });
-        model.latest.put(update(1));
+        model.put(1);
         let settled = model.apply();
         calling.join().unwrap();
         if settled {
@@ -124,12 +128,12 @@ fn who_is_told_that_all_is_applied_can_rely_on_it() {
 fn an_update_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
     loom::model(|| {
         let model = Model::new();
-        model.latest.put(update(1));
+        model.put(1);
         let refusing = run(&model, |model| {
             model.refuse();
         });
         let announcing = run(&model, |model| {
-            model.latest.put(update(2));
+            model.put(2);
             model.apply();
         });
         refusing.join().unwrap();
@@ -147,9 +151,9 @@ fn an_update_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
 fn nothing_is_applied_while_somebody_has_the_turn() {
     loom::model(|| {
         let model = Model::new();
-        model.latest.put(update(1));
+        model.put(1);
         let announcing = run(&model, |model| {
-            model.latest.put(update(2));
+            model.put(2);
             model.apply();
         });
         if let Some(turn) = model.latest.turn() {
@@ -168,9 +172,9 @@ fn nothing_is_applied_while_somebody_has_the_turn() {
 fn two_announcers_leak_nothing() {
     loom::model(|| {
         let model = Model::new();
-        let first = run(&model, |model| model.latest.put(update(1)));
+        let first = run(&model, |model| model.put(1));
         let second = run(&model, |model| {
-            model.latest.put(update(2));
+            model.put(2);
             model.apply();
         });
         first.join().unwrap();
@@ -188,8 +192,8 @@ fn two_announcers_leak_nothing() {
 fn an_update_that_nobody_applies_is_dropped_with_its_slot() {
     loom::model(|| {
         let model = Model::new();
-        let announcing = run(&model, |model| model.latest.put(update(1)));
-        model.latest.put(update(2));
+        let announcing = run(&model, |model| model.put(1));
+        model.put(2);
         announcing.join().unwrap();
     });
 }

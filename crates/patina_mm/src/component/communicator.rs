@@ -43,6 +43,7 @@ use patina::component::params::{Commands, Config};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::component::service::uefi_services::tpl::TplServices;
 use patina::component::service::{IntoService, Service};
+use patina::error::EfiError;
 use patina::{Guid, writelncrlf};
 use response::trace_request;
 use tag::{CallTag, Clock};
@@ -481,7 +482,7 @@ impl MmCommunicator {
         self.keep_firmware_out(&config.comm_buffers, tpl);
         if config.enable_comm_buffer_updates {
             if let Some(id) = config.updatable_buffer_id {
-                let updates = update::Pending::about(id);
+                let updates = update::Pending::about(id).ok_or(EfiError::OutOfResources)?;
                 updates.watch(&protocols).inspect_err(|error| {
                     log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
                 })?;

@@ -22,6 +22,7 @@
 mod ich9;
 
 pub use ich9::Ich9Error;
+pub use mm_wire::hob::PlaceError;
 
 use crate::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, ConfigurationError, MmCommunicationConfiguration,
@@ -31,7 +32,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use mm_comm::Ports;
-use mm_wire::hob::{CommBufferPlace, CommRegion, Owner, PlaceError};
+use mm_wire::hob::{CommBufferPlace, CommRegion, Owner};
 use mm_wire::{AddressRange, PAGE_LEN};
 use patina::BinaryGuid;
 use patina::component::component;

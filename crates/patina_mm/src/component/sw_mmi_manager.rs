@@ -22,6 +22,8 @@ use thiserror::Error;
 
 pub use entry::SmcError;
 pub use mm_comm::Ports;
+pub use mm_comm::smc::ffa::FfaCode;
+pub use mm_comm::smc::spm_mm::SpmMmCode;
 pub use mm_comm::smc::{Call, Conduit};
 pub use mm_comm::{SmiEnable, TriggerError};
 

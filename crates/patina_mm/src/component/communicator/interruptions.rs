@@ -86,7 +86,7 @@ struct Scene {
 
 impl Scene {
     fn new(ids: &[u8], updatable: u8) -> Self {
-        let updates = Pending::about(updatable);
+        let updates = Pending::about(updatable).unwrap();
         let mm = MmCommunicator {
             updates: Some(Rc::clone(&updates)),
             ..MmCommunicator::with_executor(Echo::default())

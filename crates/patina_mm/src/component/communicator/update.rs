@@ -48,13 +48,13 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Waits for announcements about the buffer `id`.
-    pub(super) fn about(id: u8) -> Rc<Self> {
-        Rc::new(Self {
+    /// Waits for announcements about the buffer `id`. `None` if there is no memory for them.
+    pub(super) fn about(id: u8) -> Option<Rc<Self>> {
+        Some(Rc::new(Self {
             id,
-            latest: Latest::new(),
+            latest: Latest::new()?,
             leaving: RefCell::default(),
-        })
+        }))
     }
 
     /// Registers for announcements. Where that fails, nothing is kept.
@@ -77,7 +77,7 @@ impl Pending {
     pub(super) fn announce(&self, buffer: &CommunicateBuffer) {
         use patina::management_mode::protocol::mm_comm_buffer_update::MmCommBuffer;
         let [region, mailbox] = buffer.ranges().map(Option::unwrap);
-        self.latest.put(MmCommBufferUpdateProtocol {
+        self.put(MmCommBufferUpdateProtocol {
             version: 1,
             updated_comm_buffer: MmCommBuffer {
                 physical_start: region.start(),
@@ -105,7 +105,14 @@ impl Pending {
         };
         // SAFETY: whoever installs this protocol installs an interface of this type under its GUID; the type is packed,
         // so that it has no alignment, and every bit pattern is a value of it.
-        self.latest.put(unsafe { interface.read_unaligned() });
+        self.put(unsafe { interface.read_unaligned() });
+    }
+
+    fn put(&self, update: MmCommBufferUpdateProtocol) {
+        if self.latest.put(update).is_err() {
+            let id = self.id;
+            log::error!(target: "mm_comm", "platform: no memory for the announcement that comm buffer {id} moves: it is lost");
+        }
     }
 
     /// Keeps everybody else from putting announcements into effect; `None` where this call interrupted one that does.
@@ -245,7 +252,7 @@ mod tests {
         protocols
             .expect_register_install_notify()
             .returning(|_, _, _| Err(ProtocolError::OutOfResources));
-        let pending = Pending::about(0);
+        let pending = Pending::about(0).unwrap();
         let result = pending.watch(&Service::mock(Box::new(protocols)));
         assert_eq!(result, Err(ProtocolError::OutOfResources));
         assert_eq!(Rc::strong_count(&pending), 1);
