@@ -143,6 +143,9 @@ pub enum Failure {
         /// Bytes of the response.
         returned: usize,
     },
+    /// The client does not do it on this platform.
+    #[error("denied")]
+    Denied,
     /// The supervisor moved comm buffers, and then refused the rest.
     #[error("moved in part: {refusal}")]
     MovedInPart {

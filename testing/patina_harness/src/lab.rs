@@ -1118,6 +1118,7 @@ fn supervisor_failure(error: SupervisorError) -> Failure {
             users_moved,
         },
         SupervisorError::NoWholePages { .. } => Failure::BadMemory,
+        SupervisorError::HasDriver => Failure::Denied,
         SupervisorError::NotTaken { .. } => Failure::NotProcessed,
         _ => Failure::BadHeader,
     }

@@ -88,6 +88,12 @@ pub enum SupervisorError {
         /// Bytes of the new one.
         new: usize,
     },
+    /// The platform has a driver that moves the buffers, and that would go on to use the old ones. Nothing was sent.
+    #[error(
+        "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) cannot follow a move; leave the \
+         move to it, or leave it out"
+    )]
+    HasDriver,
     /// The supervisor moved its own buffer, then refused the rest. The communicator follows: requests go to the supervisor's new
     /// buffer with its old mailbox, and messages for the users to where `users_moved` says, with the old mailbox. Both work.
     #[error(
@@ -155,6 +161,7 @@ impl From<SupervisorError> for EfiError {
             SupervisorError::WrongBuffers { .. }
             | SupervisorError::UnfitBuffer { .. }
             | SupervisorError::NoWholePages { .. } => Self::InvalidParameter,
+            SupervisorError::HasDriver => Self::AccessDenied,
             SupervisorError::MovedInPart { .. } => Self::DeviceError,
             SupervisorError::NotTaken { .. } => Self::NoResponse,
             SupervisorError::NotAResponse { .. }
@@ -208,7 +215,7 @@ pub trait MmSupervisor {
     ///
     /// # Errors
     ///
-    /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`],
+    /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`], [`SupervisorError::HasDriver`],
     /// [`Status::CommBufferDisabled`] where a buffer, old or new, is disabled, and [`Status::Busy`] where one is in use.
     /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory is not what the supervisor wants,
     /// `ACCESS_DENIED` after the lock, or if they were moved before: everything is as it was.
@@ -297,12 +304,12 @@ impl MmSupervisorClient {
     fn entry_point(
         self,
         mm: Service<dyn MmCommunication>,
-        protocols: Service<dyn ProtocolServices>,
+        protocols: Option<Service<dyn ProtocolServices>>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         let client = Self {
             mm: Some(mm),
-            protocols: Some(protocols),
+            protocols,
             ..self
         };
         let version = client.version().inspect_err(
@@ -358,21 +365,26 @@ impl MmSupervisorClient {
         result
     }
 
-    /// Says so if it may be the platform's driver that a request did not reach the supervisor.
-    fn look_for_the_platforms_driver(&self, status: Status) {
-        let is_there = |protocols: &Service<dyn ProtocolServices>| {
+    /// Whether the platform has Project Mu's MmDxeSupport.
+    fn has_driver(&self) -> bool {
+        let is_installed = |protocols: &Service<dyn ProtocolServices>| {
             protocols.locate_interface(SUPERVISOR_PROTOCOL_GUID) != Err(ProtocolError::NotFound)
         };
+        self.protocols.as_ref().is_some_and(is_installed)
+    }
+
+    /// Says so if it may be the platform's driver that a request did not reach the supervisor.
+    fn look_for_the_platforms_driver(&self, status: Status) {
         let could_be = matches!(
             status,
             Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
         );
-        if could_be && self.protocols.as_ref().is_some_and(is_there) {
+        if could_be && self.has_driver() {
             log::error!(
                 target: "mm_comm",
                 "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) moves the \
-                 supervisor's comm buffer and does not announce it, so that comm buffer {} is not the supervisor's any more. \
-                 Send through that protocol, or leave that driver out",
+                 supervisor's comm buffer without announcing it, and closes its channel at ExitBootServices, so that comm \
+                 buffer {} may not be the supervisor's any more. Send through that protocol, or leave that driver out",
                 self.buffer
             );
         }
@@ -494,6 +506,10 @@ impl MmSupervisor for MmSupervisorClient {
             };
             log::error!(target: "mm_comm", "the comm buffers did not move: {error}");
             return Err(error);
+        }
+        if self.has_driver() {
+            log::error!(target: "mm_comm", "the comm buffers did not move: {}", SupervisorError::HasDriver);
+            return Err(SupervisorError::HasDriver);
         }
         let (to_own, to_theirs) = (place(**mm, &supervisor)?, place(**mm, &users)?);
         let mut message = Vec::from(header(REQUEST_COMM_UPDATE).as_bytes());

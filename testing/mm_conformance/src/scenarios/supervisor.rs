@@ -1,7 +1,7 @@
 //! The MM supervisor's client, with the double of each supervisor that there is.
 
 use super::{Seen, ensure_clean, up};
-use crate::lab::{BufferSetup, Failure, Lab, Machine, Move, Piece, Setup, SupervisorCall};
+use crate::lab::{BufferSetup, Failure, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall};
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -9,7 +9,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use mm_wire::message::supervisor::{GUID, RequestHeader, UnblockMemory, version_request};
-use mm_wire::{EfiStatus, Guid, HeaderFormat};
+use mm_wire::{EfiStatus, Guid, HeaderFormat, guid};
 use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
@@ -31,6 +31,8 @@ scenarios! {
     supervisor_move_of_a_buffer_in_use_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a buffer that a call uses does not move";
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
     nested_call_through_a_shared_mailbox_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "one mailbox for two channels announces one request at a time";
+    supervisor_with_a_driver_of_its_own_is_not_moved: CONTROLLED_MM | SUPERVISOR, "where Project Mu's driver is there, which could not follow, a move is not sent";
+    supervisor_that_its_driver_closed_is_explained: CONTROLLED_MM | SUPERVISOR | LOGS, "a request that the supervisor does not take names the driver that may be the cause";
     supervisor_whose_mailbox_moved_away_is_disabled: CONTROLLED_MM | SUPERVISOR | UPDATES, "where the users' buffer takes the shared mailbox with it, the supervisor's buffer is out of use";
 }
 
@@ -418,6 +420,44 @@ fn nested_call_through_a_shared_mailbox_is_busy(lab: &dyn Lab) -> Seen {
     ensure_eq!(ask_during_a_users_call(&*machine)?, Err(Failure::Busy));
     ensure_eq!(machine.mmis(), before + 1);
     ensure_both_answer(&*machine)
+}
+
+fn supervisor_with_a_driver_of_its_own_is_not_moved(lab: &dyn Lab) -> Seen {
+    for release in Release::ALL {
+        let setup = Setup {
+            supervisors_driver: true,
+            ..setup(release)
+        };
+        let machine = up(lab, &setup)?;
+        let mmis = machine.mmis();
+        ensure_eq!(machine.ask_supervisor(&MOVE), Err(Failure::Denied));
+        ensure_eq!(machine.mmis(), mmis);
+        ensure_both_answer(&*machine)?;
+    }
+    Ok(())
+}
+
+fn supervisor_that_its_driver_closed_is_explained(lab: &dyn Lab) -> Seen {
+    const EXIT_BOOT_SERVICES: Guid = guid!("27abf055-b1b8-4c26-8048-748f37baa2df");
+    for (supervisors_driver, is_named) in [(true, true), (false, false)] {
+        let setup = Setup {
+            supervisors_driver,
+            ..setup(Release::Main)
+        };
+        let machine = up(lab, &setup)?;
+        ensure_eq!(machine.communicate(0, &[0], EXIT_BOOT_SERVICES), Ok([0].to_vec()));
+        let mut version = Ok(Vec::new());
+        let log = lab.with_log(LogLevel::Debug, &mut || {
+            version = machine.ask_supervisor(&SupervisorCall::Version);
+        });
+        ensure_eq!(version, Err(Failure::NotProcessed));
+        ensure!(
+            log.contains("MmDxeSupport") == is_named,
+            "with the driver ({supervisors_driver}) the log says {log}"
+        );
+        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    }
+    Ok(())
 }
 
 fn supervisor_whose_mailbox_moved_away_is_disabled(lab: &dyn Lab) -> Seen {
