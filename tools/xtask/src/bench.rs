@@ -9,33 +9,55 @@ use xshell::{Shell, cmd};
 
 /// A workspace of its own.
 const MANIFEST: &str = "tools/bench/Cargo.toml";
+/// The committed figures, and their plots.
+const FIGURES: &str = "tools/bench/figures.json";
+const PLOTS: &str = "docs/performance";
 
-/// Measures calls of this tree and of the published crate, side by side.
+/// Measures calls of this tree beside the published crate, in one process.
 ///
-/// Sizes and allocations come first, then times by criterion. What stands behind `--` goes to criterion.
+/// The contestants take turns; what counts is the ratio within one run, never a time.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  cargo xtask bench                         some minutes
-  cargo xtask bench -- --quick              less exact, in half a minute
-  cargo xtask bench -- '24 bytes'           only what has this in its name")]
+  cargo xtask bench             two minutes
+  cargo xtask bench --quick     less exact, in seconds
+  cargo xtask bench --check     fails if a ratio is worse by more than 20 % than the committed one
+  cargo xtask bench --commit    writes the committed figures and their plots anew")]
 pub(crate) struct Bench {
-    /// For criterion.
-    #[arg(last = true)]
-    criterion: Vec<String>,
+    /// Fewer rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Compare with the committed figures.
+    #[arg(long)]
+    check: bool,
+    /// Write figures and plots into the tree.
+    #[arg(long, conflicts_with = "check")]
+    commit: bool,
 }
 
 pub(crate) fn run(shell: &Shell, options: &Bench) -> Result<ExitCode> {
-    let criterion = &options.criterion;
-    cmd!(
+    let mut arguments = Vec::new();
+    if options.quick {
+        arguments.push("--quick");
+    }
+    if options.check {
+        arguments.extend(["--check", FIGURES]);
+    }
+    if options.commit {
+        arguments.extend(["--output", FIGURES, "--plots", PLOTS]);
+    }
+    let bench = cmd!(
         shell,
-        "cargo bench --manifest-path {MANIFEST} --bench communicate -- {criterion...}"
-    )
-    .quiet()
-    .run()?;
-    Ok(ExitCode::SUCCESS)
+        "cargo run --release --quiet --manifest-path {MANIFEST} -- {arguments...}"
+    );
+    let status = std::process::Command::from(bench).status()?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-/// Formatting, lints, and each benchmark once: it must not rot between two looks at its figures.
+/// Formatting, lints, and the quick form against the committed figures.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let mut counts = Counts::default();
     for (label, command) in [
@@ -47,14 +69,14 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
             "bench: lints",
             cmd!(
                 shell,
-                "cargo clippy --manifest-path {MANIFEST} --all-targets -- -D warnings"
+                "cargo clippy --release --manifest-path {MANIFEST} -- -D warnings"
             ),
         ),
         (
-            "bench: each once",
+            "bench: no worse than the committed figures",
             cmd!(
                 shell,
-                "cargo bench --manifest-path {MANIFEST} --bench communicate -- --test"
+                "cargo run --release --quiet --manifest-path {MANIFEST} -- --quick --check {FIGURES}"
             ),
         ),
     ] {

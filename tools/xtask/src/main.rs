@@ -16,6 +16,7 @@
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
 //! | [`scenarios`] | which scenario of the conformance suite ran where |
 //! | [`lints`] | Clippy over the code that only firmware targets have |
+//! | [`size`] | what the crate adds to an image, beside the published crate |
 //! | [`report`] | stages, counts, the closing table |
 
 mod asm;
@@ -31,6 +32,7 @@ mod qemu;
 mod report;
 mod scenarios;
 mod setup;
+mod size;
 mod test;
 mod toolchain;
 mod verdict;
@@ -60,6 +62,7 @@ enum Command {
     Lints(lints::Lints),
     Page(page::Options),
     Bench(bench::Bench),
+    Size(size::Size),
 }
 
 fn main() -> ExitCode {
@@ -85,6 +88,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Lints(_) => Ok(lints::run(&shell)),
         Command::Page(_) => Ok(page::run(&shell)),
         Command::Bench(options) => bench::run(&shell, &options),
+        Command::Size(options) => size::run(&shell, &options),
     }
 }
 
