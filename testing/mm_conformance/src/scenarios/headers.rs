@@ -198,7 +198,11 @@ fn v3_message_size_is_the_length_without_mailbox(lab: &dyn Lab) -> Seen {
         let request = Lie::MessageSize(len).request();
         ensure_eq!(
             machine.communicate(0, &request, mm::LIAR),
-            Ok(request.iter().copied().take(usize::try_from(len).unwrap_or(usize::MAX)).collect())
+            Ok(request
+                .iter()
+                .copied()
+                .take(usize::try_from(len).unwrap_or(usize::MAX))
+                .collect())
         );
         ensure_clean(&*machine, 0)?;
     }
