@@ -1,5 +1,4 @@
-//! Requests that drivers in C make through PI's MM communication protocols. An unsafe island (`docs/unsafe.md`): it reads
-//! and writes what they point to.
+//! Requests that drivers in C make through PI's MM communication protocols.
 //!
 //! ```text
 //! serve ── reads CommSize ──► Request::check ──► copy_message ──► (a transaction) ──► response or refuse ──► writes back
@@ -11,8 +10,11 @@
 //!
 //! Whoever offers the protocols calls this: the Patina component until `ExitBootServices`, and the runtime driver.
 
+mod entry;
+
+pub use entry::{Buffer, serve};
+
 use crate::region::SharedRegion;
-use core::ffi::c_void;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MARKER};
 use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
@@ -153,57 +155,6 @@ impl Refused {
             },
         }
     }
-}
-
-/// The addresses that a caller gives.
-#[derive(Clone, Copy, Debug)]
-pub struct Buffer {
-    /// The physical address; `None` where the protocol has none.
-    pub physical: Option<*mut c_void>,
-    /// The address under which the caller reaches it.
-    pub virt: *mut c_void,
-}
-
-/// Serves a call of one of the protocols: reads CommSize, has `response` serve the request, writes CommSize back.
-///
-/// `one_to_one` says that all memory is mapped so: then physical and virtual address must be the same.
-///
-/// # Safety
-///
-/// `comm_size` is null, or valid for reads and writes. The buffer is null, or valid for reads and writes of `*comm_size` bytes
-/// under its virtual address; without `comm_size`, of as many as the header there counts, and of the header. Nobody has a
-/// reference to it while the call lasts.
-pub unsafe fn serve(
-    buffer: Buffer,
-    comm_size: *mut usize,
-    one_to_one: bool,
-    response: impl FnOnce(Result<(Option<usize>, &Memory<'_>), RequestError>) -> Reply,
-) -> EfiStatus {
-    let Buffer { physical, virt } = buffer;
-    let error = match physical {
-        Some(physical) if one_to_one && physical != virt => Some(RequestError::Addresses {
-            physical: physical.addr(),
-            virt: virt.addr(),
-        }),
-        _ if virt.is_null() || physical.is_some_and(<*mut c_void>::is_null) => Some(RequestError::NullBuffer),
-        _ => None,
-    };
-    if let Some(error) = error {
-        return response(Err(error)).status;
-    }
-    let given = match comm_size.is_null() {
-        true => None,
-        // SAFETY: the caller's promise for a pointer that is not null.
-        false => Some(unsafe { comm_size.read_unaligned() }),
-    };
-    // SAFETY: the caller's promise: that many bytes are valid, and nobody has a reference to them while the call lasts.
-    let memory = |len| unsafe { SharedRegion::new(virt.cast(), len) }.ok();
-    let reply = response(Ok((given, &memory)));
-    if let Some(size) = reply.comm_size.filter(|_| !comm_size.is_null()) {
-        // SAFETY: the caller's promise for a pointer that is not null.
-        unsafe { comm_size.write_unaligned(size) };
-    }
-    reply.status
 }
 
 /// A request whose numbers were checked.

@@ -71,7 +71,7 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
         }
         // What a client installs in a firmware's database would still be there for the next one.
         let protocols = if self.own_protocols {
-            Abilities::PRODUCED_PROTOCOLS | Abilities::FIRMWARE_PROTOCOLS
+            Abilities::PRODUCED_PROTOCOLS | Abilities::FIRMWARE_PROTOCOLS | Abilities::VARIABLE_DRIVER
         } else {
             Abilities::empty()
         };

@@ -82,6 +82,7 @@ impl Site for OvmfSite {
             | Abilities::SMI_SWITCH
             | Abilities::CALLBACKS
             | Abilities::PRODUCED_PROTOCOLS
+            | Abilities::VARIABLE_DRIVER
             | Abilities::FIRMWARE_PROTOCOLS
             | Abilities::EVENTS
     }

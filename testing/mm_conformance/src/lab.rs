@@ -48,6 +48,8 @@ bitflags::bitflags! {
         const EVENTS = 1 << 16;
         /// The client of the MM supervisor can be asked.
         const SUPERVISOR = 1 << 17;
+        /// edk2's variable driver can wait for its markers: [`Setup::variable_driver`].
+        const VARIABLE_DRIVER = 1 << 18;
     }
 }
 
@@ -410,6 +412,13 @@ pub struct Setup {
     /// Whether the client that scenarios see sends through protocols: those that the firmware itself has, where it has some,
     /// else those that are produced here. Without [`Self::produced`] there are none.
     pub through_firmware: bool,
+    /// Whether the firmware's protocols are those of edk2's `MmCommunicationDxe`, with a shared buffer of its own. Needs
+    /// [`Abilities::PORTS`] and [`Abilities::MAILBOX`].
+    pub firmware_is_edk2: bool,
+    /// Whether edk2's variable driver waits for its markers before the client comes up: [`Machine::variable_driver`].
+    pub variable_driver: bool,
+    /// Whether the producer installs these markers.
+    pub variable_markers: bool,
     /// The buffer through which MM is told of the boot's events.
     pub events: Option<u8>,
     /// The buffer through which the MM supervisor is told of them, too.
@@ -446,6 +455,9 @@ impl Default for Setup {
             hobs: None,
             produced: None,
             through_firmware: false,
+            firmware_is_edk2: false,
+            variable_driver: false,
+            variable_markers: false,
             events: None,
             supervisor_events: None,
             events_left_out: Vec::new(),
@@ -705,6 +717,12 @@ pub trait Machine {
     /// Runs `code` as a notification at `TPL_CALLBACK`: at once, or as soon as the TPL is below that. Needs
     /// [`Abilities::CALLBACKS`].
     fn notify(&self, code: Callback);
+
+    /// The markers that edk2's variable driver has found, in order, and with the first one what came of its first call. Empty
+    /// without [`Setup::variable_driver`].
+    fn variable_driver(&self) -> Vec<(Guid, Option<CReply>)> {
+        Vec::new()
+    }
 
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
     fn call_c(&self, call: &CCall) -> Option<CReply>;

@@ -5,8 +5,9 @@
 
 use crate::c_abi;
 use crate::dispatcher::{Dispatcher, Outcome};
+use crate::edk2::{MmCommunicationDxe, VariableSmmRuntimeDxe};
 use crate::events::SharedEvents;
-use crate::protocols::SharedProtocols;
+use crate::protocols::{HostProtocols, SharedProtocols};
 use crate::tap::Tap;
 use crate::tpl::{HostTpl, SharedTpl};
 use alloc::boxed::Box;
@@ -275,6 +276,7 @@ struct Client<S> {
     supervisor: Option<Service<dyn MmSupervisor>>,
     serves_like: Option<Release>,
     tpl: Rc<HostTpl>,
+    variable_driver: Option<VariableSmmRuntimeDxe>,
 }
 
 /// A comm buffer's memory, and its mailbox.
@@ -365,6 +367,18 @@ impl<S: Site + 'static> PatinaMachine<S> {
             .map(|pages| move_early(&*site, setup, pages))
             .transpose()?;
         let tap = Tap::new(site.ports());
+        let variable_driver = setup
+            .variable_driver
+            .then(|| VariableSmmRuntimeDxe::start(site.protocols()))
+            .transpose()
+            .map_err(|error| {
+                log::error!("the variable driver cannot wait for its markers: {error:?}");
+                SetupFailure::Impossible("the variable driver")
+            })?;
+        if setup.variable_markers {
+            // The producer asks for the variable service.
+            tell_mm(&*site, serves_like, &buffers, &[])?;
+        }
         let control_calls = Rc::new(Cell::new(0));
         let caught = Rc::new(Cell::new(None));
         let offers_mmis = Rc::new(Cell::new(false));
@@ -384,7 +398,11 @@ impl<S: Site + 'static> PatinaMachine<S> {
             }
         }
         if let Some(buffer) = setup.produced {
-            dispatcher.add(MmCommunicationProducer::new(buffer));
+            let producer = MmCommunicationProducer::new(buffer);
+            dispatcher.add(match setup.variable_markers {
+                true => producer.with_variable_markers(),
+                false => producer,
+            });
         }
         if let Some(buffer) = setup.events {
             if let Some(events) = site.events() {
@@ -441,9 +459,9 @@ impl<S: Site + 'static> PatinaMachine<S> {
                 remains: remains(),
             });
         };
-        let communication = match setup.through_firmware {
-            true => over_firmware(&*site, setup, &buffers)?,
-            false => communication,
+        let (communication, shared) = match setup.through_firmware {
+            true => over_firmware(&*site, setup, &buffers, &tap, &tpl)?,
+            false => (communication, None),
         };
         if let Some(moved) = moved {
             buffers.retain(|buffer| buffer.id != moved.id);
@@ -460,8 +478,15 @@ impl<S: Site + 'static> PatinaMachine<S> {
             supervisor: supervisor.take(),
             serves_like,
             tpl,
+            variable_driver,
         }));
-        tell_mm(&*machine.0.site, serves_like, &machine.0.buffers.borrow(), &[])?;
+        let shared: Vec<CommBuffer> = shared.into_iter().collect();
+        tell_mm(
+            &*machine.0.site,
+            serves_like,
+            &machine.0.buffers.borrow(),
+            &shared,
+        )?;
         Ok(machine)
     }
 
@@ -527,22 +552,34 @@ fn install_marker(site: &impl Site, protocol: BinaryGuid) {
     }
 }
 
-/// A client of its own, with buffers like these, that sends through the firmware's protocols.
+/// A client of its own, with buffers like these, that sends through the firmware's protocols; and the shared buffer of the
+/// firmware's driver, if that is ours.
 fn over_firmware(
     site: &impl Site,
     setup: &Setup,
     like: &[Observed],
-) -> Result<Service<dyn MmCommunication>, SetupFailure> {
+    tap: &Tap,
+    tpl: &Rc<HostTpl>,
+) -> Result<(Service<dyn MmCommunication>, Option<CommBuffer>), SetupFailure> {
     let no_memory = || SetupFailure::Impossible("no memory left");
+    let (protocols, shared): (&'static dyn ProtocolServices, _) = match setup.firmware_is_edk2 {
+        true => {
+            let (protocols, shared) = edk2_owns_mm(site, like, tap)?;
+            (protocols, Some(shared))
+        }
+        false if setup.produced.is_some() => (site.firmware_protocols(), None),
+        false => (site.protocols(), None),
+    };
     let mut storage = Storage::new();
-    storage.add_service(SharedProtocols(match setup.produced {
-        Some(_) => site.firmware_protocols(),
-        None => site.protocols(),
-    }));
+    storage.add_service(SharedProtocols(protocols));
+    storage.add_service(SharedTpl(Rc::clone(tpl)));
     let protocols = storage
         .get_service()
         .ok_or(SetupFailure::Impossible("a protocol database"))?;
-    let executor = FirmwareMmExecutor::new(protocols);
+    let tpl = storage
+        .get_service()
+        .ok_or(SetupFailure::Impossible("the TPL services"))?;
+    let executor = FirmwareMmExecutor::new(protocols).with_tpl(tpl);
     let communicator = MmCommunicator::with_executor(executor);
     let mut buffers = Vec::new();
     for buffer in like {
@@ -554,7 +591,41 @@ fn over_firmware(
     communicator
         .set_comm_buffers(buffers)
         .map_err(|_shared| SetupFailure::Impossible("the comm buffers"))?;
-    Ok(Service::mock(Box::new(communicator)))
+    Ok((Service::mock(Box::new(communicator)), shared))
+}
+
+/// A database with the protocols of edk2's driver, and the shared buffer of that: as long as the shortest of these comm buffers,
+/// because the driver copies as much back as MM says.
+fn edk2_owns_mm(
+    site: &impl Site,
+    like: &[Observed],
+    tap: &Tap,
+) -> Result<(&'static HostProtocols, CommBuffer), SetupFailure> {
+    let impossible = || SetupFailure::Impossible("edk2's driver");
+    let len = like.iter().map(|buffer| buffer.region.len()).min();
+    let len = len.ok_or_else(impossible)?;
+    let base = site.allocate(len / PAGE_LEN).ok_or_else(impossible)?;
+    let mailbox = site.allocate(1).ok_or_else(impossible)?;
+    let Observed {
+        region,
+        mailbox: Some(mailbox),
+        ..
+    } = observe(u8::MAX, base, len, Some(mailbox))?
+    else {
+        return Err(impossible());
+    };
+    let shared = CommBuffer {
+        region: region.range().ok_or_else(impossible)?,
+        mailbox: Some(mailbox.region().as_ptr().expose_provenance() as u64),
+    };
+    let protocols: &'static HostProtocols = Box::leak(Box::default());
+    MmCommunicationDxe::new(region, mailbox, tap.clone(), site.mmi_ports())
+        .install(protocols)
+        .map_err(|error| {
+            log::error!("edk2's driver was not installed: {error:?}");
+            impossible()
+        })?;
+    Ok((protocols, shared))
 }
 
 /// Makes a dispatcher with everything that a client consists of.
@@ -856,6 +927,14 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                 .flatten(),
             _ => c_abi::call(protocols, call),
         }
+    }
+
+    fn variable_driver(&self) -> Vec<(Guid, Option<CReply>)> {
+        self.0
+            .variable_driver
+            .as_ref()
+            .map(VariableSmmRuntimeDxe::seen)
+            .unwrap_or_default()
     }
 
     fn communicate_around(

@@ -7,6 +7,7 @@
 //! | [`c_abi`] | calls the protocols for C as a driver in C does |
 //! | [`demo`] | a conversation with MM that a person can follow |
 //! | [`dispatcher`] | dispatches components in the order a DXE core would |
+//! | [`edk2`] | drivers of edk2 in C: one that owns MM, one that waits for its variable service |
 //! | [`events`] | event groups in memory |
 //! | [`lab`] | the conformance suite's lab over `SwMmiManager` and `MmCommunicator`, for any [`Site`] |
 //! | [`protocols`] | a protocol database in memory |
@@ -27,6 +28,7 @@ pub mod c_abi;
 pub mod conduit;
 pub mod demo;
 pub mod dispatcher;
+pub mod edk2;
 pub mod events;
 pub mod lab;
 pub mod protocols;

@@ -207,6 +207,7 @@ impl Lab for RuntimeLab {
             - Abilities::FIRMWARE_PROTOCOLS
             - Abilities::EVENTS
             - Abilities::SUPERVISOR
+            - Abilities::VARIABLE_DRIVER
     }
 
     fn bring_up(&self, setup: &Setup) -> Result<Box<dyn Machine>, SetupFailure> {

@@ -19,6 +19,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The GUID of the variable service's handler, `gEfiSmmVariableProtocolGuid`.
 pub const GUID: Guid = guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
 
+/// The marker protocol that says that variables can be written, `gSmmVariableWriteGuid`. [`GUID`] is the one that says that they
+/// can be read.
+pub const WRITE_READY_GUID: Guid = guid!("93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3");
+
 /// What the message asks for, the value of [`FunctionHeader::function`].
 pub mod function {
     /// Read a variable.

@@ -1,10 +1,13 @@
 //! The client sends through the protocols of the firmware.
 
+use super::nesting::look_during;
 use super::{Seen, pattern, up};
 use crate::lab::{Abilities, BufferSetup, Failure, Lab, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::string::String;
+use core::cell::RefCell;
 use mm_wire::{EfiStatus, HeaderFormat};
 
 scenarios! {
@@ -13,6 +16,10 @@ scenarios! {
     firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "a request has to be as long as its response, by padding, or the driver's refusal is the error";
     firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "MM's refusal comes back through the protocol";
     firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler answers through protocol 2 as it does without it";
+    edk2_driver_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | V3_HEADERS, "through edk2's MmCommunicationDxe a response has the length that CommSize tells; protocol 3 has none, and the request's length counts";
+    edk2_driver_is_entered_once_at_a_time: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "a call through another comm buffer does not enter edk2's driver in the middle of a call, and each gets its own response";
+    notification_waits_for_the_edk2_driver: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "edk2's driver works at TPL_NOTIFY, and a notification comes when it is done";
+    edk2_driver_status_without_error_bit_is_an_error: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX, "edk2's driver passes a warning of MM's on, and it comes without a response";
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
 }
 
@@ -117,5 +124,91 @@ fn missing_firmware_protocol_is_an_error(lab: &dyn Lab) -> Seen {
         Err(Failure::NoTrigger)
     );
     ensure_eq!(machine.mmis(), 0);
+    Ok(())
+}
+
+/// A client over edk2's own driver.
+fn through_edk2(lab: &dyn Lab, header: HeaderFormat) -> Result<Box<dyn Machine>, String> {
+    let buffer = |id| BufferSetup {
+        header,
+        ..BufferSetup::new(id)
+    };
+    up(
+        lab,
+        &Setup {
+            buffers: [buffer(0), buffer(1)].to_vec(),
+            through_firmware: true,
+            firmware_is_edk2: true,
+            ..Setup::default()
+        },
+    )
+}
+
+fn edk2_driver_carries_messages(lab: &dyn Lab) -> Seen {
+    let machine = through_edk2(lab, HeaderFormat::V1)?;
+    for len in [0, 5, 8, 300] {
+        ensure_eq!(
+            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+    }
+    ensure_eq!(
+        machine.communicate(0, b"x", super::refusals::NOBODY),
+        Err(Failure::Mm(EfiStatus::NOT_FOUND))
+    );
+    let machine = through_edk2(lab, HeaderFormat::V3)?;
+    for len in [0, 5, 8] {
+        let request = mm::stretch(len);
+        let mut expected = pattern(len);
+        expected.extend(request.iter().skip(len));
+        ensure_eq!(machine.communicate(0, &request, mm::STRETCH), Ok(expected));
+    }
+    Ok(())
+}
+
+fn edk2_driver_is_entered_once_at_a_time(lab: &dyn Lab) -> Seen {
+    let machine = through_edk2(lab, HeaderFormat::V1)?;
+    for recipient in [mm::ECHO, mm::STRETCH] {
+        // The response to the inner call would be longer than the outer one's.
+        let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+            machine.communicate(1, &mm::stretch(5000), recipient)
+        });
+        ensure_eq!(inner, Some(Err(Failure::Busy)));
+        ensure_eq!(outer, Ok(b"outer".to_vec()));
+    }
+    ensure_eq!(machine.mmis(), 2);
+    ensure_eq!(machine.communicate(1, b"free", mm::ECHO), Ok(b"free".to_vec()));
+    Ok(())
+}
+
+fn notification_waits_for_the_edk2_driver(lab: &dyn Lab) -> Seen {
+    let machine = through_edk2(lab, HeaderFormat::V1)?;
+    let seen = Rc::new(RefCell::new(None));
+    let inner = Rc::clone(&seen);
+    let (_, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+        machine.notify(Box::new(move |machine: &dyn Machine| {
+            let response = machine.communicate(1, &mm::stretch(300), mm::STRETCH);
+            *inner.borrow_mut() = Some((response, machine.mmis()));
+        }));
+    });
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure_eq!(seen.take(), Some((Ok(pattern(300)), 2)));
+    Ok(())
+}
+
+fn edk2_driver_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
+    for header in [HeaderFormat::V1, HeaderFormat::V3] {
+        if header == HeaderFormat::V3 && !lab.abilities().contains(Abilities::V3_HEADERS) {
+            continue;
+        }
+        let machine = through_edk2(lab, header)?;
+        for (status, _) in super::lies::STATUSES_WITHOUT_ERROR_BIT {
+            ensure_eq!(
+                machine.communicate(0, &mm::Lie::Status(status).request(), mm::LIAR),
+                Err(Failure::Mm(EfiStatus(status)))
+            );
+        }
+        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
     Ok(())
 }

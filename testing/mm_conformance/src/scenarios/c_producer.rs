@@ -1,7 +1,7 @@
 //! Drivers in C send through the client.
 
 use super::{Seen, ensure_clean, pattern, up};
-use crate::lab::{Abilities, CCall, CProtocol, CReply, Callback, Lab, Machine, Setup};
+use crate::lab::{Abilities, CCall, CProtocol, CReply, Callback, Lab, LogLevel, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::format;
@@ -19,6 +19,9 @@ scenarios! {
     c_call_with_a_shorter_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "CommSize is the length of a short response, and the header comes back as MM left it";
     c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a response beyond the caller's buffer is not written, and its size is told";
     c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, as a component in Rust does";
+    variable_driver_finds_its_markers: CONTROLLED_MM | VARIABLES | PRODUCED_PROTOCOLS | V3_HEADERS | VARIABLE_DRIVER, "edk2's variable driver finds both markers, once the protocols work and MM's variable service answers";
+    markers_are_installed_on_request_only: VARIABLES | PRODUCED_PROTOCOLS | VARIABLE_DRIVER, "a platform whose other drivers install the markers does not get them twice";
+    producing_says_when_it_ends: VARIABLES | PRODUCED_PROTOCOLS | LOGS, "the log says that the protocols end with boot services, and who installs the markers of the variable service";
     c_null_buffer_is_refused: PRODUCED_PROTOCOLS, "a null buffer is INVALID_PARAMETER";
     c_addresses_must_agree: PRODUCED_PROTOCOLS, "physical and virtual address must be the same before the operating system takes over";
     c_comm_size_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS, "a CommSize of zero is set to the largest buffer";
@@ -232,6 +235,66 @@ fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
         ensure_eq!(header.return_status.get(), 0);
         let size = PayloadSize::read_from_bytes(size).map_err(|error| format!("{error}"))?;
         ensure!(size.size.get() > 0, "the payload size is zero");
+    }
+    Ok(())
+}
+
+fn variable_driver_finds_its_markers(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            produced: Some(0),
+            variable_driver: true,
+            variable_markers: true,
+            ..Setup::default()
+        },
+    )?;
+    let seen = machine.variable_driver();
+    let markers: Vec<Guid> = seen.iter().map(|(marker, _)| *marker).collect();
+    ensure_eq!(markers, [variable::GUID, variable::WRITE_READY_GUID]);
+    let reply = seen.into_iter().find_map(|(_, reply)| reply);
+    let reply = reply.ok_or("the variable driver found no protocol")?;
+    ensure_eq!(reply.status, EfiStatus::SUCCESS);
+    // Its header is a v3 one, because protocol 3 is there.
+    let size = field(&reply.bytes, HeaderFormat::V3.header_len() + 16);
+    ensure!(size.is_some_and(|size| size > 0), "the payload size is {size:?}");
+    Ok(())
+}
+
+fn markers_are_installed_on_request_only(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            produced: Some(0),
+            variable_driver: true,
+            ..Setup::default()
+        },
+    )?;
+    ensure_eq!(machine.variable_driver(), []);
+    Ok(())
+}
+
+fn producing_says_when_it_ends(lab: &dyn Lab) -> Seen {
+    for variable_markers in [false, true] {
+        let log = lab.with_log(LogLevel::Debug, &mut || {
+            let setup = Setup {
+                produced: Some(0),
+                variable_markers,
+                ..Setup::default()
+            };
+            let _ = lab.bring_up(&setup);
+        });
+        for needle in [
+            "until ExitBootServices",
+            "GetVariable",
+            "runtime driver",
+            match variable_markers {
+                true => "its markers are installed",
+                false => "with_variable_markers",
+            },
+        ] {
+            ensure!(log.contains(needle), "nothing about {needle:?} in {log}");
+        }
     }
     Ok(())
 }

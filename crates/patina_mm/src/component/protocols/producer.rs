@@ -1,37 +1,31 @@
-//! Offers the communicator to drivers in C. An unsafe island (`docs/unsafe.md`): they call it with
-//! their pointers.
-//!
-//! The rules of a request are those of [`c_request`]: it is copied out before the transaction, and the response copied in after
-//! it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`, when
-//! there is no allocator any more.
+//! Offers the communicator to drivers in C.
+
+mod bridge;
+mod entry;
 
 use super::{Communication, Communication2, Communication3};
-use crate::component::communicator::{CallOptions, Status, raise_to_notify, require_buffer};
-use crate::config::HeaderFormat;
+use crate::component::communicator::Status;
 use crate::service::MmCommunication;
-use alloc::boxed::Box;
-use alloc::collections::TryReserveError;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
-use core::cell::RefCell;
-use core::ffi::c_void;
-use mm_comm::c_request::{self, Buffer, Longest, Memory, Refused, Reply, Request, RequestError};
-use mm_wire::EfiStatus;
+use bridge::Bridge;
+use mm_wire::message::variable::{self, FunctionHeader, PayloadSize};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::service::Service;
-use patina::component::service::uefi_services::protocol::{
-    Handle, ProtocolError, ProtocolPtr, ProtocolServices,
-};
+use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolServices};
 use patina::component::service::uefi_services::tpl::TplServices;
 use patina::error::EfiError;
 use patina::protocol::ProtocolInterface;
-use patina::standard::efi;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Component: installs `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3` over [`MmCommunication`].
 ///
-/// A C driver that finds them sends and receives as with a driver of edk2, for as long as boot services last. What each
-/// parameter may be, and what is written back:
+/// A C driver that finds them sends and receives as with a driver of edk2, **until `ExitBootServices`**: after that the protocols'
+/// code and data are memory of the operating system, and a driver that kept the interface and calls it jumps there. edk2's variable
+/// driver does so for each `GetVariable` and `SetVariable`. Such a driver needs
+/// the protocols from a runtime driver: "Calls at runtime" in `docs/protocols.md`.
+///
+/// What each parameter may be, and what is written back:
 ///
 /// | call | status | written back |
 /// |---|---|---|
@@ -39,7 +33,7 @@ use patina::standard::efi;
 /// | `*CommSize` is 0 | `BAD_BUFFER_SIZE` | `*CommSize`: the largest buffer with header |
 /// | `*CommSize` is less than the header, or than header and message | `INVALID_PARAMETER` | nothing |
 /// | `*CommSize` is more than MM takes | `BAD_BUFFER_SIZE` | `*CommSize`, as above |
-/// | the message is longer than MM takes (v3: BufferSize counts) | `BAD_BUFFER_SIZE` | MessageLength (v3: MessageSize): the longest message; and `*CommSize` where given |
+/// | the message is longer than MM takes (v3: BufferSize counts) | `BAD_BUFFER_SIZE` | MessageLength (v3: MessageSize): the longest message; and `*CommSize` if given |
 /// | the message has no bytes, and MM is entered by secure monitor calls | `BAD_BUFFER_SIZE` | the same |
 /// | v3: BufferSize is less than header and MessageSize | `INVALID_PARAMETER` | nothing |
 /// | protocol 3: the header is not v3 | `INVALID_PARAMETER` | nothing |
@@ -48,7 +42,7 @@ use patina::standard::efi;
 /// | no handler, or another refusal of MM's | MM's status if it is an `EFI_ERROR`; a 32-bit core's error as the same one in 64 bits; `NOT_FOUND` for a warning | nothing |
 /// | a response | `SUCCESS` | the response; `*CommSize` with the header |
 ///
-/// "Nothing" is true as well where the caller's buffer is the comm buffer: header and message stand there as before. After an
+/// "Nothing" is true as well if the caller's buffer is the comm buffer: header and message are there as before. After a
 /// response the header does, so that a driver which wrote it once can call again. Only a field that MM itself changed to tell the
 /// response's length comes back as MM left it: edk2's MM for Arm writes MessageLength or MessageSize, its MM for x86 neither. So on
 /// x86 `*CommSize` alone tells the length, and a caller of protocol 3 has to know it from the message, as with edk2.
@@ -57,33 +51,69 @@ use patina::standard::efi;
 ///
 /// # Which comm buffer
 ///
-/// One that is the C drivers' own, where the platform has it. They do not all survive `ALREADY_STARTED`: a variable that is
-/// set from a timer's notification is lost, for instance. So calls through this buffer run at `TPL_NOTIFY`, those of
-/// components in Rust included, and no notification comes between. Where the SDK's `TplServices` are missing that is not
-/// possible; then a warning says so.
+/// One that is the C drivers' own, if the platform has it. They do not all survive `ALREADY_STARTED`: a variable that is set from
+/// a timer's notification is lost, for instance. So calls through this buffer run at `TPL_NOTIFY`, those of components in Rust
+/// included, and no notification comes in the middle of one. Without the SDK's `TplServices` that is not possible; then a warning
+/// says so.
 ///
 /// # Memory
 ///
 /// Room for the longest request and the longest response is set aside when the protocols are installed; a call allocates nothing,
-/// but where an announced move of the comm buffer is put into effect with it, and the first one through a buffer that is longer
-/// than the one before: it makes room for all that the new one can hold.
+/// with two exceptions: one that puts an announced move of the comm buffer into effect, and the first one through a buffer that is
+/// longer than the one before, which makes room for all that the new one can hold.
 ///
-/// The caller's buffer has `*CommSize` bytes or, where that is not given, as many as its header counts (v3: BufferSize).
-/// Both header formats are taken by protocols 1 and 2. A `*CommSize` above header and message is room for the response.
+/// The caller's buffer has `*CommSize` bytes or, if that is not given, as many as its header counts (v3: BufferSize).
+/// Protocols 1 and 2 take both header formats. A `*CommSize` above header and message is room for the response.
 ///
 /// The component fails with [`EfiError::AlreadyStarted`] if one of the protocols is installed already, and with
 /// [`EfiError::NotFound`] if the comm buffer does not exist.
 #[derive(Clone, Copy, Debug)]
 pub struct MmCommunicationProducer {
     buffer: u8,
+    protocol3: bool,
+    variable_markers: bool,
 }
 
 #[component]
 impl MmCommunicationProducer {
-    /// Has the protocols send through this comm buffer.
+    /// Makes the protocols send through this comm buffer.
     #[must_use]
     pub const fn new(buffer: u8) -> Self {
-        Self { buffer }
+        Self {
+            buffer,
+            protocol3: true,
+            variable_markers: false,
+        }
+    }
+
+    /// Leaves `EFI_MM_COMMUNICATION3_PROTOCOL` out, for MM that does not know v3 headers: older SMM cores of edk2, and Project
+    /// Mu's supervisor before 2026. A driver that finds the protocol sends v3 headers, edk2's variable driver of 2026 for one, and
+    /// panics if MM has no handler for their GUID.
+    #[must_use]
+    pub const fn without_protocol3(self) -> Self {
+        Self {
+            protocol3: false,
+            ..self
+        }
+    }
+
+    /// Installs the two marker protocols that edk2's variable driver (`VariableSmmRuntimeDxe`) waits for, after the others:
+    /// `gEfiSmmVariableProtocolGuid` (ed32d533-99e6-4209-9cc0-2d72cdd998a7), after which it reads variables, and
+    /// `gSmmVariableWriteGuid` (93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3), after which it writes them. Without them it offers neither,
+    /// and a boot without variable services ends in a panic of the core.
+    ///
+    /// They are due when MM's variable service serves requests. With Standalone MM that is before the first DXE driver runs, and
+    /// a platform has to install them: in edk2 `VariableMmDependency` does, a library that is linked into the communication
+    /// driver. With traditional SMM the variable driver in SMRAM installs them itself: leave this out.
+    ///
+    /// The service is asked first. If it does not answer, the markers are not installed and the log says so, because the variable
+    /// driver asserts that it does.
+    #[must_use]
+    pub const fn with_variable_markers(self) -> Self {
+        Self {
+            variable_markers: true,
+            ..self
+        }
     }
 
     fn entry_point(
@@ -105,353 +135,109 @@ impl MmCommunicationProducer {
             return Err(EfiError::AlreadyStarted);
         }
         let bridge = Rc::new(Bridge::new(mm, self.buffer, tpl)?);
-        install(&protocols, &bridge).inspect_err(
+        entry::install(&protocols, &bridge, self.protocol3).inspect_err(
             |error| log::error!(target: "mm_comm", "the MM communication protocols were not installed: {error:?}"),
         )?;
         bridge.run_at_notify();
+        log::warn!(
+            target: "mm_comm",
+            "the MM communication protocols serve until ExitBootServices. A C driver that keeps one and calls it later, as edk2's \
+             variable driver does for GetVariable and SetVariable, jumps into memory of the operating system: it needs a runtime \
+             driver (\"Calls at runtime\" in docs/protocols.md)"
+        );
+        // Last: the driver that waits for them calls at once.
+        self.mark_variables(*mm, &protocols);
         Ok(())
     }
-}
 
-/// What stands behind an installed interface.
-struct Bridge {
-    mm: Service<dyn MmCommunication>,
-    buffer: u8,
-    /// To run at `TPL_NOTIFY`.
-    tpl: Option<Service<dyn TplServices>>,
-    /// Borrowed while a call lasts.
-    scratch: RefCell<Scratch>,
-}
-
-impl Bridge {
-    fn new(
-        mm: Service<dyn MmCommunication>,
-        buffer: u8,
-        tpl: Option<Service<dyn TplServices>>,
-    ) -> patina::error::Result<Self> {
-        require_buffer(*mm, buffer, "the MM communication protocols")?;
-        let longest = mm.message_capacity(buffer, V1).unwrap_or_else(|status| {
-            log::warn!(target: "mm_comm", "no memory is set aside for messages through comm buffer {buffer}: {status}");
-            0
-        });
-        let mut scratch = Scratch::default();
-        scratch.make_room(longest).map_err(|error| {
-            log::error!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
-            EfiError::OutOfResources
-        })?;
-        Ok(Self {
-            mm,
-            buffer,
-            tpl,
-            scratch: RefCell::new(scratch),
-        })
-    }
-
-    /// Has everybody's calls through the buffer run at `TPL_NOTIFY`. For when the protocols are installed: it cannot be undone.
-    fn run_at_notify(&self) {
-        let buffer = self.buffer;
-        let raised = self
-            .tpl
-            .ok_or(Status::Unsupported)
-            .and_then(|tpl| self.mm.run_at_notify(buffer, tpl));
-        if let Err(status) = raised {
-            log::warn!(
+    /// Installs the markers that edk2's variable driver waits for, or says what is missing.
+    fn mark_variables(self, mm: &dyn MmCommunication, protocols: &Service<dyn ProtocolServices>) {
+        if VARIABLE_MARKERS
+            .iter()
+            .all(|marker| protocols.locate_handles(*marker).is_ok())
+        {
+            log::info!(target: "mm_comm", "the markers of MM's variable service are there already");
+            return;
+        }
+        if !self.variable_markers {
+            log::info!(
                 target: "mm_comm",
-                "platform: a C driver that interrupts a call through comm buffer {buffer} will be refused: {status}"
+                "no marker of MM's variable service is installed: edk2's variable driver waits for them. If MM has the service and \
+                 no other driver installs them, the platform does: MmCommunicationProducer::with_variable_markers"
             );
+            return;
+        }
+        match variable_payload_size(mm, self.buffer) {
+            Ok(size @ 1..) => {
+                log::info!(target: "mm_comm", "MM's variable service takes {size} bytes; its markers are installed");
+                if let Err(error) = install_markers(protocols) {
+                    log::error!(
+                        target: "mm_comm",
+                        "the markers of MM's variable service were not installed, edk2's variable driver will wait for ever: {error:?}"
+                    );
+                }
+            }
+            Ok(0) => log::error!(
+                target: "mm_comm",
+                "platform: MM's variable service does not say how long a message it takes, so its markers are not installed: they \
+                 are due when it serves requests"
+            ),
+            Err(status) => log::error!(
+                target: "mm_comm",
+                "platform: MM's variable service does not answer ({status}), so its markers are not installed: they are due when \
+                 it serves requests"
+            ),
         }
     }
 }
 
-/// Copies of what a call moves.
-#[derive(Default)]
-struct Scratch {
-    request: Vec<u8>,
-    response: Vec<u8>,
-}
+/// The markers of MM's variable service, in the order in which they are due.
+const VARIABLE_MARKERS: [BinaryGuid; 2] = [
+    BinaryGuid::from_bytes(&variable::GUID.to_bytes()),
+    BinaryGuid::from_bytes(&variable::WRITE_READY_GUID.to_bytes()),
+];
 
-impl Scratch {
-    /// Has room for a request and a response of this length each. Between calls, when they hold nothing.
-    fn make_room(&mut self, longest: usize) -> Result<(), TryReserveError> {
-        self.request.try_reserve_exact(longest)?;
-        self.response.try_reserve_exact(longest)
-    }
-
-    /// Leaves no byte of a message behind.
-    fn wipe(&mut self) {
-        for memory in [&mut self.request, &mut self.response] {
-            memory.fill(0);
-            memory.clear();
+/// Installs those markers that are not there, on one handle if none is.
+fn install_markers(protocols: &Service<dyn ProtocolServices>) -> Result<(), ProtocolError> {
+    let mut handle = None;
+    for marker in VARIABLE_MARKERS {
+        if protocols.locate_handles(marker).is_err() {
+            handle = Some(protocols.install_marker(handle, marker)?);
         }
     }
-}
-
-/// Makes `memory` hold `len` bytes; `false` where it has no room for them and there is none to be had.
-fn hold(memory: &mut Vec<u8>, len: usize) -> bool {
-    memory.clear();
-    let has_room = memory.try_reserve_exact(len).is_ok();
-    if has_room {
-        memory.resize(len, 0);
-    }
-    has_room
-}
-
-const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
-
-/// An interface as it is installed. The caller's `This` points to the first field, and so to all of it.
-#[repr(C)]
-struct Produced<P> {
-    interface: P,
-    bridge: Rc<Bridge>,
-}
-
-/// Installs the three protocols on one handle, or none.
-fn install(protocols: &Service<dyn ProtocolServices>, bridge: &Rc<Bridge>) -> Result<(), ProtocolError> {
-    let first = Communication {
-        communicate: communicate1,
-    };
-    let second = Communication2 {
-        communicate: communicate2,
-    };
-    let third = Communication3 {
-        communicate: communicate3,
-    };
-    let (handle, installed1) = install_one(protocols, None, first, bridge)?;
-    let (_, installed2) = install_one(protocols, Some(handle), second, bridge)
-        .inspect_err(|_| uninstall(protocols, handle, Communication::PROTOCOL_GUID, installed1))?;
-    install_one(protocols, Some(handle), third, bridge).inspect_err(|_| {
-        uninstall(protocols, handle, Communication2::PROTOCOL_GUID, installed2);
-        uninstall(protocols, handle, Communication::PROTOCOL_GUID, installed1);
-    })?;
     Ok(())
 }
 
-fn install_one<P: ProtocolInterface>(
-    protocols: &Service<dyn ProtocolServices>,
-    handle: Option<Handle>,
-    interface: P,
-    bridge: &Rc<Bridge>,
-) -> Result<(Handle, ProtocolPtr), ProtocolError> {
-    let bridge = Rc::clone(bridge);
-    let produced = Box::into_raw(Box::new(Produced { interface, bridge }));
-    produced.expose_provenance();
-    let pointer = ProtocolPtr::from_raw(produced.cast()).ok_or(ProtocolError::Internal)?;
-    match protocols.install_interface(handle, P::PROTOCOL_GUID, pointer) {
-        // Never freed: a caller may keep the interface for as long as it lives.
-        Ok(handle) => Ok((handle, pointer)),
-        Err(error) => {
-            // SAFETY: from `Box::into_raw` above, and nobody was given it.
-            drop(unsafe { Box::from_raw(produced) });
-            Err(error)
-        }
+/// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it finds the first marker.
+fn variable_payload_size(mm: &dyn MmCommunication, buffer: u8) -> Result<u64, Status> {
+    let recipient = patina::Guid::from_bytes(&variable::GUID.to_bytes());
+    let mut message = [0; size_of::<FunctionHeader>().saturating_add(size_of::<PayloadSize>())];
+    let request = FunctionHeader::new(variable::function::GET_PAYLOAD_SIZE);
+    message
+        .iter_mut()
+        .zip(request.as_bytes())
+        .for_each(|(to, from)| *to = *from);
+    let mut response = message;
+    let returned = mm.communicate_into(buffer, &message, recipient, &mut response)?;
+    let expected = response.len();
+    if returned < expected {
+        return Err(Status::ResponseSize { expected, returned });
     }
-}
-
-fn uninstall(
-    protocols: &Service<dyn ProtocolServices>,
-    handle: Handle,
-    guid: BinaryGuid,
-    pointer: ProtocolPtr,
-) {
-    if let Err(error) = protocols.uninstall_interface(handle, guid, pointer) {
-        log::error!(target: "mm_comm", "protocol {guid} stays installed: {error:?}");
-    }
-}
-
-/// The bridge behind an interface.
-///
-/// # Safety
-///
-/// `this` is null, or an interface that [`install_one`] installed.
-unsafe fn bridge_of<'a, P>(this: *const P) -> Option<&'a Bridge> {
-    if this.is_null() {
-        log::error!(target: "mm_comm", "caller: the protocol's This is null");
-        return None;
-    }
-    // By address: a caller in Rust may have come here from a reference to the interface, and no further.
-    let produced = core::ptr::with_exposed_provenance::<Produced<P>>(this.addr());
-    // SAFETY: the caller's promise: `this` is the first field of a `Produced<P>` that is never freed and never changed,
-    // and whose provenance was exposed.
-    Some(unsafe { &(*produced).bridge })
-}
-
-unsafe extern "efiapi" fn communicate1(
-    this: *const Communication,
-    comm_buffer: *mut c_void,
-    comm_size: *mut usize,
-) -> efi::Status {
-    // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
-    let bridge = unsafe { bridge_of(this) };
-    let buffer = Buffer {
-        physical: None,
-        virt: comm_buffer,
-    };
-    // SAFETY: the protocol's caller passes a buffer and its size, as PI 1.9 describes them.
-    unsafe { serve(bridge, buffer, comm_size, None) }
-}
-
-unsafe extern "efiapi" fn communicate2(
-    this: *const Communication2,
-    comm_buffer_physical: *mut c_void,
-    comm_buffer_virtual: *mut c_void,
-    comm_size: *mut usize,
-) -> efi::Status {
-    // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
-    let bridge = unsafe { bridge_of(this) };
-    let buffer = Buffer {
-        physical: Some(comm_buffer_physical),
-        virt: comm_buffer_virtual,
-    };
-    // SAFETY: the protocol's caller passes a buffer and its size, as PI 1.9 describes them.
-    unsafe { serve(bridge, buffer, comm_size, None) }
-}
-
-unsafe extern "efiapi" fn communicate3(
-    this: *const Communication3,
-    comm_buffer_physical: *mut c_void,
-    comm_buffer_virtual: *mut c_void,
-) -> efi::Status {
-    // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1).
-    let bridge = unsafe { bridge_of(this) };
-    let buffer = Buffer {
-        physical: Some(comm_buffer_physical),
-        virt: comm_buffer_virtual,
-    };
-    let no_size = core::ptr::null_mut();
-    // SAFETY: the protocol's caller passes a buffer, as PI 1.9 describes it. A null size is not used.
-    unsafe { serve(bridge, buffer, no_size, Some(HeaderFormat::V3)) }
-}
-
-/// Serves a call of any of the three protocols.
-///
-/// # Safety
-///
-/// That of [`c_request::serve`].
-unsafe fn serve(
-    bridge: Option<&Bridge>,
-    buffer: Buffer,
-    comm_size: *mut usize,
-    only: Option<HeaderFormat>,
-) -> efi::Status {
-    let Some(bridge) = bridge else {
-        return efi::Status::INVALID_PARAMETER;
-    };
-    let response = |given: Result<(Option<usize>, &Memory<'_>), RequestError>| match given {
-        Ok((comm_size, memory)) => answer(bridge, comm_size, only, memory),
-        Err(error) => {
-            log::error!(target: "mm_comm", "{error}");
-            Reply::status(EfiStatus::INVALID_PARAMETER)
-        }
-    };
-    // SAFETY: the caller's promise.
-    let status = unsafe { c_request::serve(buffer, comm_size, true, response) };
-    usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
-}
-
-/// Serves a call, with `memory` to reach as many bytes of the caller's buffer as it is asked for.
-fn answer(
-    bridge: &Bridge,
-    comm_size: Option<usize>,
-    only: Option<HeaderFormat>,
-    memory: &Memory<'_>,
-) -> Reply {
-    let _raised = bridge.tpl.and_then(raise_to_notify);
-    let Ok(mut scratch) = bridge.scratch.try_borrow_mut() else {
-        return Reply::status(failed(bridge, Status::Busy));
-    };
-    let reply = send(bridge, comm_size, only, memory, &mut scratch);
-    scratch.wipe();
-    reply.unwrap_or_else(|refused| {
-        log::error!(target: "mm_comm", "{}", refused.error);
-        refused.reply
-    })
-}
-
-/// The status of a call that did not get its response. The communicator's log has the numbers.
-fn failed(bridge: &Bridge, status: Status) -> EfiStatus {
-    log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
-    EfiStatus(efi::Status::from(EfiError::from(status)).as_usize() as u64)
-}
-
-/// Checks a request, sends its message, and writes the response into the caller's buffer.
-fn send(
-    bridge: &Bridge,
-    comm_size: Option<usize>,
-    only: Option<HeaderFormat>,
-    memory: &Memory<'_>,
-    scratch: &mut Scratch,
-) -> Result<Reply, Refused> {
-    let capacity = |format| {
-        let options = CallOptions::new().with_header(format);
-        bridge.mm.message_capacity(bridge.buffer, options)
-    };
-    let longest = match (capacity(HeaderFormat::V1), capacity(HeaderFormat::V3)) {
-        (Ok(v1), Ok(v3)) => Longest { v1, v3 },
-        (Err(status), _) | (_, Err(status)) => return Ok(Reply::status(failed(bridge, status))),
-    };
-    // Now, if the comm buffer has grown: a later call may come when there is no allocator any more.
-    if let Err(error) = scratch.make_room(longest.v1) {
-        log::warn!(
-            target: "mm_comm",
-            "no {} bytes for messages of the MM communication protocols: {error}", longest.v1
-        );
-    }
-    let request = Request::check(comm_size, only, longest, memory)?;
-    let Scratch {
-        request: message,
-        response,
-    } = scratch;
-    let needed = request.message_len();
-    if !hold(message, needed) {
-        return Ok(Reply::status(failed(bridge, Status::OutOfMemory { needed })));
-    }
-    request.copy_message(message)?;
-
-    let header = request.header();
-    let recipient = patina::Guid::from_bytes(&header.recipient().to_bytes());
-    let options = CallOptions::new()
-        .with_header(header.format())
-        .with_message_size(header.message_size())
-        .with_empty_message();
-    let room = request.room();
-    let mut taken = Ok(());
-    let mut in_header = None;
-    let sent = bridge
-        .mm
-        .communicate_with(bridge.buffer, message, recipient, options, &mut |reader| {
-            let needed = reader.remaining();
-            in_header = reader.in_header();
-            taken = if needed > room {
-                Err(Status::ResponseTooLong { needed, room })
-            } else if hold(response, needed) {
-                reader.read_rest(response).map(drop)
-            } else {
-                Err(Status::OutOfMemory { needed })
-            };
-        });
-    Ok(match sent.and(taken) {
-        Ok(()) => request.answer(response, in_header),
-        Err(status) => {
-            let reported = failed(bridge, status);
-            match status {
-                Status::ResponseTooLong { needed, .. } => request.refuse_for_want_of_room(message, needed),
-                Status::InvalidDataBuffer if header.message_size() == 0 => {
-                    request.refuse_empty(message, longest)
-                }
-                _ => request.refuse(message, reported),
-            }
-        }
-    })
+    let (_, size) = response.split_at(size_of::<FunctionHeader>());
+    Ok(PayloadSize::read_from_bytes(size).map_or(0, |size| size.size.get()))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::bridge::tests::Growing;
     use super::*;
     use crate::component::communicator::MockMmCommunication;
-    use core::cell::Cell;
-    use mm_comm::SharedRegion;
-    use patina::component::service::uefi_services::protocol::MockProtocolServices;
+    use alloc::boxed::Box;
+    use core::cell::{Cell, RefCell};
+    use patina::component::service::uefi_services::protocol::{Handle, MockProtocolServices, ProtocolPtr};
     use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl};
+    use patina::standard::efi;
+    use std::vec::Vec;
 
     fn producer(protocols: MockProtocolServices) -> patina::error::Result<()> {
         let mm: Box<dyn MmCommunication> = Box::new(MockMmCommunication::new());
@@ -462,6 +248,15 @@ mod tests {
 
     fn handle() -> Handle {
         Handle::from_raw(core::ptr::dangling_mut()).unwrap()
+    }
+
+    fn tpl() -> Service<dyn TplServices> {
+        let mut tpl = MockTplServices::new();
+        tpl.expect_raise_tpl()
+            .returning(|_| PreviousTpl::from_raw(efi::TPL_APPLICATION));
+        tpl.expect_restore_tpl().returning(drop);
+        let tpl: Box<dyn TplServices> = Box::new(tpl);
+        Service::mock(tpl)
     }
 
     #[test]
@@ -477,96 +272,14 @@ mod tests {
     }
 
     #[test]
-    fn all_three_are_installed_or_none() {
-        for failing in 0..=3 {
-            let mut protocols = MockProtocolServices::new();
-            protocols
-                .expect_locate_interface()
-                .returning(|_| Err(ProtocolError::NotFound));
-            let mut installed = 0;
-            protocols
-                .expect_install_interface()
-                .returning_st(move |at, _, _| {
-                    assert_eq!(at, (installed > 0).then(handle));
-                    installed += 1;
-                    (installed - 1 != failing)
-                        .then(handle)
-                        .ok_or(ProtocolError::OutOfResources)
-                });
-            let taken_back = if failing == 3 { 0 } else { failing };
-            protocols
-                .expect_uninstall_interface()
-                .times(taken_back)
-                .returning(|_, _, _| Ok(()));
-            let mm: Box<dyn MmCommunication> = Box::new(MockMmCommunication::new());
-            let bridge = Rc::new(Bridge::new(Service::mock(mm), 0, None).unwrap());
-            let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
-            let installed = install(&Service::mock(protocols), &bridge);
-            assert_eq!(installed.is_ok(), failing == 3);
-            // Whoever located an interface that was taken back may still call it; one that was refused is gone.
-            assert_eq!(Rc::strong_count(&bridge), 1 + failing);
-        }
-    }
-
-    /// Answers nothing, through a comm buffer whose size changes.
-    struct Growing {
-        longest: Rc<Cell<usize>>,
-        at_notify: Rc<Cell<Option<u8>>>,
-    }
-
-    impl MmCommunication for Growing {
-        fn communicate<'a>(&self, _: u8, _: &[u8], _: patina::Guid<'a>) -> Result<Vec<u8>, Status> {
-            Err(Status::NotProcessed)
-        }
-
-        fn message_capacity(&self, _: u8, _: CallOptions) -> Result<usize, Status> {
-            Ok(self.longest.get())
-        }
-
-        fn run_at_notify(&self, id: u8, _: Service<dyn TplServices>) -> Result<(), Status> {
-            self.at_notify.set(Some(id));
-            Ok(())
-        }
-    }
-
-    fn tpl() -> Service<dyn TplServices> {
-        let mut tpl = MockTplServices::new();
-        tpl.expect_raise_tpl()
-            .returning(|_| PreviousTpl::from_raw(efi::TPL_APPLICATION));
-        tpl.expect_restore_tpl().returning(drop);
-        let tpl: Box<dyn TplServices> = Box::new(tpl);
-        Service::mock(tpl)
-    }
-
-    #[test]
-    fn the_first_call_through_a_longer_buffer_makes_room_for_all_of_it() {
-        let longest = Rc::new(Cell::new(100));
-        let mm: Box<dyn MmCommunication> = Box::new(Growing {
-            longest: Rc::clone(&longest),
-            at_notify: Rc::default(),
-        });
-        let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
-        let room = || {
-            let scratch = bridge.scratch.borrow();
-            (scratch.request.capacity(), scratch.response.capacity())
-        };
-        assert_eq!(room(), (100, 100));
-        longest.set(4000);
-        let bytes: &'static mut [u8] = Box::leak(Box::new([1; 64]));
-        let start = bytes.as_mut_ptr();
-        // SAFETY: the memory is leaked, and reached through this only.
-        let memory = |len: usize| (len <= 64).then(|| unsafe { SharedRegion::new(start, len) }.unwrap());
-        let reply = answer(&bridge, Some(25), None, &memory);
-        assert_eq!(reply.status, EfiStatus::BAD_BUFFER_SIZE);
-        assert_eq!(room(), (4000, 4000));
-    }
-
-    #[test]
-    fn calls_run_at_notify_only_where_the_protocols_are_installed() {
+    fn calls_run_at_notify_only_if_the_protocols_are_installed() {
         for is_installed in [false, true] {
             let mut protocols = MockProtocolServices::new();
             protocols
                 .expect_locate_interface()
+                .returning(|_| Err(ProtocolError::NotFound));
+            protocols
+                .expect_locate_handles()
                 .returning(|_| Err(ProtocolError::NotFound));
             protocols
                 .expect_install_interface()
@@ -587,12 +300,83 @@ mod tests {
         }
     }
 
+    /// MM whose variable service returns this payload size.
+    struct Variables(Result<u64, Status>);
+
+    impl MmCommunication for Variables {
+        fn communicate<'a>(
+            &self,
+            _: u8,
+            message: &[u8],
+            recipient: patina::Guid<'a>,
+        ) -> Result<Vec<u8>, Status> {
+            assert_eq!(recipient.as_bytes(), variable::GUID.to_bytes());
+            // Function, ReturnStatus, and the size.
+            let [function, ..] = message else {
+                return Err(Status::InvalidDataBuffer);
+            };
+            assert_eq!(
+                (message.len(), u64::from(*function)),
+                (24, variable::function::GET_PAYLOAD_SIZE)
+            );
+            let mut response = message.to_vec();
+            response.truncate(16);
+            response.extend_from_slice(&self.0?.to_le_bytes());
+            Ok(response)
+        }
+
+        fn message_capacity(
+            &self,
+            _: u8,
+            _: crate::component::communicator::CallOptions,
+        ) -> Result<usize, Status> {
+            Ok(4072)
+        }
+    }
+
     #[test]
-    fn a_null_this_is_refused() {
-        let mut bytes = [0_u8; 32];
-        let buffer = (&raw mut bytes).cast();
-        // SAFETY: the buffer is valid; a null `This` is what the function has to notice.
-        let status = unsafe { communicate1(core::ptr::null(), buffer, core::ptr::null_mut()) };
-        assert_eq!(status, efi::Status::INVALID_PARAMETER);
+    fn variable_markers_are_installed_if_wanted_and_due() {
+        let run = |producer: MmCommunicationProducer, size, there: &'static [BinaryGuid]| {
+            let mut protocols = MockProtocolServices::new();
+            protocols
+                .expect_locate_interface()
+                .returning(|_| Err(ProtocolError::NotFound));
+            protocols
+                .expect_install_interface()
+                .returning_st(|_, _, _| Ok(handle()));
+            protocols.expect_locate_handles().returning_st(move |guid| {
+                let is_there = there.contains(&guid);
+                is_there
+                    .then(|| Vec::from([handle()]))
+                    .ok_or(ProtocolError::NotFound)
+            });
+            let installed = Rc::new(RefCell::new(Vec::new()));
+            let log = Rc::clone(&installed);
+            protocols.expect_install_marker().returning_st(move |at, guid| {
+                log.borrow_mut().push((at.is_some(), guid));
+                Ok(handle())
+            });
+            let mm: Box<dyn MmCommunication> = Box::new(Variables(size));
+            let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
+            let result = producer.entry_point(Service::mock(mm), Service::mock(protocols), None);
+            assert_eq!(result, Ok(()));
+            installed.take()
+        };
+        let plain = MmCommunicationProducer::new(0);
+        let marking = plain.with_variable_markers();
+        let [read, write] = VARIABLE_MARKERS;
+        assert_eq!(run(marking, Ok(1000), &[]), [(false, read), (true, write)]);
+        assert_eq!(run(marking.without_protocol3(), Ok(1000), &[]).len(), 2);
+        assert_eq!(run(plain, Ok(1000), &[]), []);
+        // Not due: MM has no such service, or what came back is the request.
+        assert_eq!(
+            run(marking, Err(Status::MmReturned(efi::Status::NOT_FOUND)), &[]),
+            []
+        );
+        assert_eq!(run(marking, Ok(0), &[]), []);
+        // There already: all, or one of them.
+        static ALL: [BinaryGuid; 2] = VARIABLE_MARKERS;
+        assert_eq!(run(marking, Ok(1000), &ALL), []);
+        assert_eq!(run(marking, Ok(1000), ALL.split_at(1).0), [(false, write)]);
     }
 }

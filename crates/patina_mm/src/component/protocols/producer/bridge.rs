@@ -1,0 +1,258 @@
+//! Serves the requests of drivers in C.
+//!
+//! The rules of a request are those of [`mm_comm::c_request`]: it is copied out before the transaction, and the response copied in
+//! after it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`,
+//! when there is no allocator any more.
+
+use crate::component::communicator::{CallOptions, Status, raise_to_notify, require_buffer};
+use crate::config::HeaderFormat;
+use crate::service::MmCommunication;
+use alloc::collections::TryReserveError;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use mm_comm::c_request::{Longest, Memory, Refused, Reply, Request};
+use mm_wire::EfiStatus;
+use patina::component::service::Service;
+use patina::component::service::uefi_services::tpl::TplServices;
+use patina::error::EfiError;
+use patina::standard::efi;
+
+/// What is behind an installed interface.
+pub(super) struct Bridge {
+    mm: Service<dyn MmCommunication>,
+    buffer: u8,
+    /// To run at `TPL_NOTIFY`.
+    tpl: Option<Service<dyn TplServices>>,
+    /// Borrowed while a call lasts.
+    scratch: RefCell<Scratch>,
+}
+
+impl Bridge {
+    pub(super) fn new(
+        mm: Service<dyn MmCommunication>,
+        buffer: u8,
+        tpl: Option<Service<dyn TplServices>>,
+    ) -> patina::error::Result<Self> {
+        require_buffer(*mm, buffer, "the MM communication protocols")?;
+        let longest = mm.message_capacity(buffer, V1).unwrap_or_else(|status| {
+            log::warn!(target: "mm_comm", "no memory is set aside for messages through comm buffer {buffer}: {status}");
+            0
+        });
+        let mut scratch = Scratch::default();
+        scratch.make_room(longest).map_err(|error| {
+            log::error!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
+            EfiError::OutOfResources
+        })?;
+        Ok(Self {
+            mm,
+            buffer,
+            tpl,
+            scratch: RefCell::new(scratch),
+        })
+    }
+
+    /// Makes all calls through the buffer run at `TPL_NOTIFY`. For when the protocols are installed: it cannot be undone.
+    pub(super) fn run_at_notify(&self) {
+        let buffer = self.buffer;
+        let raised = self
+            .tpl
+            .ok_or(Status::Unsupported)
+            .and_then(|tpl| self.mm.run_at_notify(buffer, tpl));
+        if let Err(status) = raised {
+            log::warn!(
+                target: "mm_comm",
+                "platform: a C driver that interrupts a call through comm buffer {buffer} will be refused: {status}"
+            );
+        }
+    }
+}
+
+/// Copies of what a call moves.
+#[derive(Default)]
+struct Scratch {
+    request: Vec<u8>,
+    response: Vec<u8>,
+}
+
+impl Scratch {
+    /// Makes room for a request and a response of this length each. Between calls, when they hold nothing.
+    fn make_room(&mut self, longest: usize) -> Result<(), TryReserveError> {
+        self.request.try_reserve_exact(longest)?;
+        self.response.try_reserve_exact(longest)
+    }
+
+    /// Leaves no byte of a message behind.
+    fn wipe(&mut self) {
+        for memory in [&mut self.request, &mut self.response] {
+            memory.fill(0);
+            memory.clear();
+        }
+    }
+}
+
+/// Makes `memory` hold `len` bytes; `false` if it has no room for them and cannot get it.
+fn hold(memory: &mut Vec<u8>, len: usize) -> bool {
+    memory.clear();
+    let has_room = memory.try_reserve_exact(len).is_ok();
+    if has_room {
+        memory.resize(len, 0);
+    }
+    has_room
+}
+
+const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
+
+/// Serves a call, with `memory` to reach as many bytes of the caller's buffer as it is asked for.
+pub(super) fn answer(
+    bridge: &Bridge,
+    comm_size: Option<usize>,
+    only: Option<HeaderFormat>,
+    memory: &Memory<'_>,
+) -> Reply {
+    let _raised = bridge.tpl.and_then(raise_to_notify);
+    let Ok(mut scratch) = bridge.scratch.try_borrow_mut() else {
+        return failed(bridge, Status::Busy);
+    };
+    let reply = send(bridge, comm_size, only, memory, &mut scratch);
+    scratch.wipe();
+    reply.unwrap_or_else(|refused| {
+        log::error!(target: "mm_comm", "{}", refused.error);
+        refused.reply
+    })
+}
+
+/// What C gets for this status.
+fn to_c(status: Status) -> EfiStatus {
+    EfiStatus(efi::Status::from(EfiError::from(status)).as_usize() as u64)
+}
+
+/// The reply to a call that did not come as far as the communicator, which logs what fails there.
+fn failed(bridge: &Bridge, status: Status) -> Reply {
+    log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
+    Reply::status(to_c(status))
+}
+
+/// Checks a request, sends its message, and writes the response into the caller's buffer.
+fn send(
+    bridge: &Bridge,
+    comm_size: Option<usize>,
+    only: Option<HeaderFormat>,
+    memory: &Memory<'_>,
+    scratch: &mut Scratch,
+) -> Result<Reply, Refused> {
+    let capacity = |format| {
+        let options = CallOptions::new().with_header(format);
+        bridge.mm.message_capacity(bridge.buffer, options)
+    };
+    let longest = match (capacity(HeaderFormat::V1), capacity(HeaderFormat::V3)) {
+        (Ok(v1), Ok(v3)) => Longest { v1, v3 },
+        (Err(status), _) | (_, Err(status)) => return Ok(failed(bridge, status)),
+    };
+    // Now, if the comm buffer has grown: a later call may come when there is no allocator any more.
+    if let Err(error) = scratch.make_room(longest.v1) {
+        log::warn!(
+            target: "mm_comm",
+            "no {} bytes for messages of the MM communication protocols: {error}", longest.v1
+        );
+    }
+    let request = Request::check(comm_size, only, longest, memory)?;
+    let Scratch {
+        request: message,
+        response,
+    } = scratch;
+    let needed = request.message_len();
+    if !hold(message, needed) {
+        return Ok(failed(bridge, Status::OutOfMemory { needed }));
+    }
+    request.copy_message(message)?;
+
+    let header = request.header();
+    let recipient = patina::Guid::from_bytes(&header.recipient().to_bytes());
+    let options = CallOptions::new()
+        .with_header(header.format())
+        .with_message_size(header.message_size())
+        .with_empty_message();
+    let room = request.room();
+    let mut taken = Ok(());
+    let mut in_header = None;
+    let sent = bridge
+        .mm
+        .communicate_with(bridge.buffer, message, recipient, options, &mut |reader| {
+            let needed = reader.remaining();
+            in_header = reader.in_header();
+            taken = if needed > room {
+                Err(Status::ResponseTooLong { needed, room })
+            } else if hold(response, needed) {
+                reader.read_rest(response).map(drop)
+            } else {
+                Err(Status::OutOfMemory { needed })
+            };
+        });
+    Ok(match sent.and(taken) {
+        Ok(()) => request.answer(response, in_header),
+        Err(Status::ResponseTooLong { needed, .. }) => {
+            log::error!(
+                target: "mm_comm",
+                "caller: a C driver gave room for {room} bytes, the response has {needed}"
+            );
+            request.refuse_for_want_of_room(message, needed)
+        }
+        Err(Status::InvalidDataBuffer) if header.message_size() == 0 => {
+            request.refuse_empty(message, longest)
+        }
+        Err(status) => request.refuse(message, to_c(status)),
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use alloc::boxed::Box;
+    use alloc::rc::Rc;
+    use alloc::vec;
+    use core::cell::Cell;
+    use mm_comm::SharedRegion;
+
+    /// Answers nothing, through a comm buffer whose size changes.
+    pub(in super::super) struct Growing {
+        pub(in super::super) longest: Rc<Cell<usize>>,
+        pub(in super::super) at_notify: Rc<Cell<Option<u8>>>,
+    }
+
+    impl MmCommunication for Growing {
+        fn communicate<'a>(&self, _: u8, _: &[u8], _: patina::Guid<'a>) -> Result<Vec<u8>, Status> {
+            Err(Status::NotProcessed)
+        }
+
+        fn message_capacity(&self, _: u8, _: CallOptions) -> Result<usize, Status> {
+            Ok(self.longest.get())
+        }
+
+        fn run_at_notify(&self, id: u8, _: Service<dyn TplServices>) -> Result<(), Status> {
+            self.at_notify.set(Some(id));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_first_call_through_a_longer_buffer_makes_room_for_all_of_it() {
+        let longest = Rc::new(Cell::new(100));
+        let mm: Box<dyn MmCommunication> = Box::new(Growing {
+            longest: Rc::clone(&longest),
+            at_notify: Rc::default(),
+        });
+        let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
+        let room = || {
+            let scratch = bridge.scratch.borrow();
+            (scratch.request.capacity(), scratch.response.capacity())
+        };
+        assert_eq!(room(), (100, 100));
+        longest.set(4000);
+        // A header of 24 bytes that claims more than the buffer has.
+        let memory =
+            |len: usize| (len <= 24).then(|| SharedRegion::over_static(Box::leak(vec![1; len].into())));
+        let reply = answer(&bridge, Some(25), None, &memory);
+        assert_eq!(reply.status, EfiStatus::BAD_BUFFER_SIZE);
+        assert_eq!(room(), (4000, 4000));
+    }
+}
