@@ -8,6 +8,7 @@ use patina_mm::component::sw_mmi_manager::{
 use patina_mm::config::{
     AddressRange, ConfigurationError, HeaderFormat, Patience, PsciConduit, SmcOptions, SmiCheck,
 };
+use patina_mm::service::{EfiStatus, SupervisorError};
 
 /// Ports of a consumer's own.
 struct NoPorts;
@@ -92,6 +93,17 @@ fn consumer_names_what_errors_and_options_carry() {
         }
     };
     assert_eq!(missing(TriggerError::NoPortIo), None);
+    let refused = |error: SupervisorError| -> Option<EfiStatus> {
+        match error {
+            SupervisorError::Refused { result, .. } => Some(result),
+            _ => None,
+        }
+    };
+    let denied = SupervisorError::Refused {
+        request: 3,
+        result: EfiStatus::ACCESS_DENIED,
+    };
+    assert_eq!(refused(denied), Some(EfiStatus::ACCESS_DENIED));
     let _: (HeaderFormat, SmiCheck) = Default::default();
     let SmcOptions { psci, patience, .. } = SmcOptions::default();
     let _: (PsciConduit, Patience) = (psci, patience);

@@ -25,7 +25,7 @@ const MESSAGE: [u8; 1] = [0];
 ///
 /// | event | sent to | how often | to the supervisor, too |
 /// |---|---|---|---|
-/// | end of DXE (event group) | `02ce967a-dd7e-4ffc-9ee7-810cf0470880` | each time | |
+/// | end of DXE (event group), ready to lock at the latest | `02ce967a-dd7e-4ffc-9ee7-810cf0470880` | each time | |
 /// | ready to lock: the protocol `EFI_DXE_MM_READY_TO_LOCK` is installed, ready to boot at the latest | `60ff8964-e906-41d0-afed-f241e974e08e` | once | yes |
 /// | ready to boot (event group) | `7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b` | each time, after ready to lock | |
 /// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes, once |
@@ -35,8 +35,11 @@ const MESSAGE: [u8; 1] = [0];
 /// Project Mu's own driver does that (`gMmSupervisorCommunicationProtocolGuid` is installed). What other drivers of the
 /// platform tell MM is left out with [`Self::without`].
 ///
-/// An event is not lost where MM could not be told of it. One that came in the middle of a call through the same buffer is
-/// told when that call has ended. One that failed otherwise (SMIs are off, nobody took the message, MM refused it) is told
+/// MM that locks before the end of DXE is a platform's mistake, which edk2's drivers stop at (`SmmIplReadyToLockEventNotify`
+/// in PiSmmIpl.c): MM is told of the end of DXE first, and the log warns.
+///
+/// An event is not lost if MM could not be told of it. One that came in the middle of a call through the same buffer is
+/// told when that call has ended, as often as it came. One that failed otherwise (SMIs are off, nobody took the message, MM refused it) is told
 /// with the next event, in the order of the table. An event that MM has no handler for is no failure.
 ///
 /// Nothing is allocated when an event comes, but where an announced move of the comm buffer is put into effect with it. To
@@ -130,6 +133,7 @@ impl MmEventNotifier {
         let notifier = Rc::new(Notifier {
             mm,
             listeners: [Some(users), supervisor],
+            has_ended: AtomicBool::new(false),
             was_locked: AtomicBool::new(false),
             is_cut_off: AtomicBool::new(false),
             has_supervisors_driver: AtomicBool::new(false),
@@ -163,7 +167,8 @@ struct Listener {
     wanted: u8,
     /// Those of them that it must not be told of a second time.
     once: u8,
-    untold: AtomicU8,
+    /// How often each of [`EVENTS`] came and was not told yet.
+    untold: [AtomicU8; EVENTS.len()],
     /// The events that it was told of and must not be told of again.
     over: AtomicU8,
 }
@@ -176,16 +181,53 @@ impl Listener {
             options,
             wanted,
             once: 0,
-            untold: AtomicU8::new(0),
+            untold: [const { AtomicU8::new(0) }; EVENTS.len()],
             over: AtomicU8::new(0),
         }
     }
+
+    /// Notes that these events came.
+    fn add(&self, events: u8) {
+        let events = events & self.wanted & !self.over.load(Ordering::Acquire);
+        for ((bit, _), untold) in EVENTS.into_iter().zip(&self.untold) {
+            if events & bit == 0 {
+                continue;
+            }
+            if self.once & bit != 0 {
+                untold.store(1, Ordering::Release);
+            } else {
+                one_more(untold);
+            }
+        }
+    }
+
+    /// Whether it is still to be told of an event.
+    fn waits_for(&self, event: u8) -> bool {
+        let mut untold = EVENTS.into_iter().zip(&self.untold);
+        untold.any(|((bit, _), untold)| bit == event && untold.load(Ordering::Acquire) > 0)
+    }
+}
+
+fn one_more(untold: &AtomicU8) {
+    let add = |count: u8| Some(count.saturating_add(1));
+    // Never fails: there is always a new value.
+    let _ = untold.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+}
+
+/// Takes one of the events that are untold; `false` if there is none.
+fn one_less(untold: &AtomicU8) -> bool {
+    let take = |count: u8| count.checked_sub(1);
+    untold
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+        .is_ok()
 }
 
 /// What every callback has.
 struct Notifier {
     mm: Service<dyn MmCommunication>,
     listeners: [Option<Listener>; 2],
+    /// Whether DXE has ended, or MM was told so.
+    has_ended: AtomicBool,
     /// Whether it was time to lock already.
     was_locked: AtomicBool,
     /// Whether something is untold because a call is under way.
@@ -243,7 +285,7 @@ fn listen(
 }
 
 impl Notifier {
-    /// Tells whoever wants to know of an event, and of those before it that are untold.
+    /// Tells the listeners of an event, and of those before it that are untold.
     fn signalled(&self, event: u8) {
         let mut events = event;
         if event == READY_TO_BOOT {
@@ -254,11 +296,17 @@ impl Notifier {
         } else if event == READY_TO_BOOT {
             log::warn!(target: "mm_comm", "platform: ready to boot came before ready to lock");
         }
+        if events & END_OF_DXE != 0 {
+            self.has_ended.store(true, Ordering::Release);
+        } else if events & READY_TO_LOCK != 0 && !self.has_ended.swap(true, Ordering::AcqRel) {
+            log::warn!(target: "mm_comm", "platform: ready to lock came before the end of DXE, which MM is told of first");
+            events |= END_OF_DXE;
+        }
         for listener in self.told() {
-            let over = listener.over.load(Ordering::Acquire);
-            listener
-                .untold
-                .fetch_or(events & listener.wanted & !over, Ordering::AcqRel);
+            // An end of DXE that comes only now is the one that MM is about to be told of.
+            let is_late =
+                event == END_OF_DXE && listener.waits_for(READY_TO_LOCK) && listener.waits_for(END_OF_DXE);
+            listener.add(if is_late { events & !END_OF_DXE } else { events });
         }
         self.tell();
     }
@@ -290,45 +338,55 @@ impl Notifier {
     /// Sends what is untold, to one listener after the other. Where a call is under way this stops, so that the order stays.
     fn tell(&self) {
         for listener in self.told() {
-            for (bit, event) in EVENTS {
+            for ((bit, event), untold) in EVENTS.into_iter().zip(&listener.untold) {
                 // Taken before it is sent: what interrupts the sending does not send it again.
-                if listener.untold.fetch_and(!bit, Ordering::AcqRel) & bit == 0 {
-                    continue;
-                }
-                let result = self.send(listener, event);
-                let is_over = matches!(result, Ok(()) | Err(Status::MmReturned(efi::Status::NOT_FOUND)));
-                if is_over && listener.once & bit != 0 {
-                    listener.over.fetch_or(bit, Ordering::AcqRel);
-                }
-                match result {
-                    Ok(()) if self.mm.confirms(listener.buffer) => {
-                        log::info!(target: "mm_comm", "{} was told of {event}", listener.name);
-                    }
-                    Ok(()) => log::info!(
-                        target: "mm_comm",
-                        "{event} was sent to {}; comm buffer {} has no status mailbox, so nothing shows that it arrived",
-                        listener.name,
-                        listener.buffer
-                    ),
-                    Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
-                        log::info!(target: "mm_comm", "{} was told of {event} and has no handler for it", listener.name);
-                    }
-                    Err(status) => {
-                        listener.untold.fetch_or(bit, Ordering::AcqRel);
-                        if status == Status::Busy {
-                            log::debug!(target: "mm_comm", "{} will be told of {event} after the call under way", listener.name);
+                while one_less(untold) {
+                    match self.tell_one(listener, bit, event) {
+                        Ok(()) => {}
+                        Err(Status::Busy) => {
+                            one_more(untold);
                             self.is_cut_off.store(true, Ordering::Release);
                             return;
                         }
-                        log::error!(
-                            target: "mm_comm",
-                            "{} was not told of {event}, and will be with the next event: {status}",
-                            listener.name
-                        );
+                        Err(_) => {
+                            one_more(untold);
+                            break;
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// Tells one listener of an event. An event that it has no handler for is told.
+    fn tell_one(&self, listener: &Listener, bit: u8, event: BinaryGuid) -> Result<(), Status> {
+        let name = listener.name;
+        match self.send(listener, event) {
+            Ok(()) if self.mm.confirms(listener.buffer) => {
+                log::info!(target: "mm_comm", "{name} was told of {event}");
+            }
+            Ok(()) => log::info!(
+                target: "mm_comm",
+                "{event} was sent to {name}; comm buffer {} has no status mailbox, so nothing shows that it arrived",
+                listener.buffer
+            ),
+            Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
+                log::info!(target: "mm_comm", "{name} was told of {event} and has no handler for it");
+            }
+            Err(Status::Busy) => {
+                log::debug!(target: "mm_comm", "{name} will be told of {event} after the call under way");
+                return Err(Status::Busy);
+            }
+            Err(status) => {
+                log::error!(
+                    target: "mm_comm",
+                    "{name} was not told of {event}, and will be with the next event: {status}"
+                );
+                return Err(status);
+            }
+        }
+        listener.over.fetch_or(listener.once & bit, Ordering::AcqRel);
+        Ok(())
     }
 
     fn send(&self, listener: &Listener, event: BinaryGuid) -> Result<(), Status> {

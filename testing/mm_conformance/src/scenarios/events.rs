@@ -15,6 +15,9 @@ scenarios! {
     ready_to_lock_before_the_client_is_told: CONTROLLED_MM | EVENTS, "ready to lock that came before the client reaches MM as soon as that is up";
     failed_ready_to_lock_is_told_at_ready_to_boot: CONTROLLED_MM | EVENTS | SMI_SWITCH, "ready to lock that did not get through is told with the next event, before it";
     event_during_a_call_through_its_buffer_is_told_after_it: CONTROLLED_MM | EVENTS | CALLBACKS, "events in the middle of a call through their own buffer are told when it has ended, in their order";
+    event_that_comes_twice_during_a_call_is_told_twice: CONTROLLED_MM | EVENTS | CALLBACKS, "an event that comes twice in the middle of a call is told twice when the call has ended";
+    event_that_failed_twice_is_told_twice: CONTROLLED_MM | EVENTS | SMI_SWITCH, "an event that came twice while SMIs were off is told twice with the next event";
+    end_of_dxe_is_told_before_ready_to_lock: CONTROLLED_MM | EVENTS | LOGS, "a platform that locks before the end of DXE is warned, and MM is told of the end of DXE first";
     supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS | SUPERVISOR, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
     supervisor_is_told_of_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "a second exit boot services is for the users alone";
     supervisor_with_a_driver_of_its_own_is_not_told: CONTROLLED_MM | EVENTS | SUPERVISOR, "where Project Mu's driver is there, the supervisor is left to it";
@@ -84,6 +87,7 @@ fn each_boot_event_is_one_mmi(lab: &dyn Lab) -> Seen {
 
 fn ready_to_lock_is_sent_once(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
+    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
     told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
     told(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
     told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
@@ -116,7 +120,8 @@ fn ready_to_lock_before_the_client_is_told(lab: &dyn Lab) -> Seen {
         ..Setup::default()
     };
     let machine = up(lab, &setup)?;
-    ensure_eq!(machine.mmis(), 1);
+    // The end of DXE, and then ready to lock.
+    ensure_eq!(machine.mmis(), 2);
     signal(&*machine, ReadyToLock, 0)?;
     told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
 }
@@ -128,9 +133,51 @@ fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &dyn Lab) -> Seen {
     machine.signal(ReadyToLock);
     ensure_eq!(machine.mmis(), 0);
     machine.switch_smis(true);
-    told(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
+    told(&*machine, ReadyToBoot, 3, READY_TO_BOOT)?;
     told(&*machine, ReadyToLock, 0, READY_TO_BOOT)?;
     told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+}
+
+fn event_that_comes_twice_during_a_call_is_told_twice(lab: &dyn Lab) -> Seen {
+    let setup = Setup {
+        events: Some(0),
+        ..Setup::default()
+    };
+    let machine = up(lab, &setup)?;
+    machine.signal(EndOfDxe);
+    machine.signal(ReadyToLock);
+    let before = machine.mmis();
+    let (_, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, |machine| {
+        machine.signal(ReadyToBoot);
+        machine.signal(ReadyToBoot);
+    });
+    ensure_eq!(outer, Ok(b"outer".to_vec()));
+    ensure_eq!(machine.mmis() - before, 3);
+    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+}
+
+fn event_that_failed_twice_is_told_twice(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    machine.switch_smis(false);
+    machine.signal(EndOfDxe);
+    machine.signal(EndOfDxe);
+    ensure_eq!(machine.mmis(), 0);
+    machine.switch_smis(true);
+    told(&*machine, ReadyToLock, 3, READY_TO_LOCK)
+}
+
+fn end_of_dxe_is_told_before_ready_to_lock(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(ReadyToLock));
+    ensure_eq!(machine.mmis(), 2);
+    ensure!(log.contains("before the end of DXE"), "the log says {log}");
+    let at = |guid| log.find(&alloc::format!("1 bytes to {guid}"));
+    ensure!(
+        at(END_OF_DXE).is_some() && at(END_OF_DXE) < at(READY_TO_LOCK),
+        "in another order: {log}"
+    );
+    // It is told each time all the same.
+    told(&*machine, EndOfDxe, 1, END_OF_DXE)
 }
 
 fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &dyn Lab) -> Seen {
@@ -215,6 +262,7 @@ fn supervisor_with_a_driver_of_its_own_is_not_told(lab: &dyn Lab) -> Seen {
             ..with_supervisor(release)
         };
         let machine = up(lab, &setup)?;
+        told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
         told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
         told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
     }
