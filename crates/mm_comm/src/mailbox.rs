@@ -74,6 +74,7 @@ impl Mailbox {
 
     /// Empties a mailbox that others used before: what it announces first, then the rest. Returns what was there; `None` if
     /// it was empty.
+    #[must_use = "what was there is worth a line in the log"]
     pub fn take_over(&self) -> Option<MailboxImage> {
         let found = self.read();
         self.withdraw();

@@ -735,7 +735,7 @@ mod tests {
         let staged = begin(&channel);
         mm_answers(&channel, b"ok");
         assert_eq!(staged.finish().unwrap().len(), 2);
-        channel.mailbox().unwrap().take_over();
+        assert!(channel.mailbox().unwrap().take_over().is_some());
         assert_eq!(take_over().0, None);
     }
 

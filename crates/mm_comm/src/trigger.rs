@@ -412,10 +412,12 @@ mod tests {
         }
     }
 
+    type Callback<'a> = &'a dyn Fn(&dyn Ports);
+
     /// Runs code before each byte that is written to the command port, and records which data MM finds at each command.
     struct Interrupted<'a> {
         chipset: Chipset,
-        before_command: RefCell<Vec<&'a dyn Fn(&dyn Ports)>>,
+        before_command: RefCell<Vec<Callback<'a>>>,
         found_by_mm: RefCell<Vec<(u8, u8)>>,
     }
 

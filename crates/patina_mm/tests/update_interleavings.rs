@@ -3,6 +3,11 @@
 //! The file under test is compiled a second time here, against loom's atomics. Loom runs each model once per
 //! interleaving, reports what was leaked, and reports two threads in one `UnsafeCell`. Threads interleave in more ways
 //! than interrupts do, so what holds here holds for notifications at any TPL.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "this is a test: what is not there fails it"
+)]
 
 extern crate alloc;
 

@@ -1,6 +1,15 @@
 //! The mistakes of a platform that sets MM communication up for the first time, on a simulated machine. Each has a line in the
 //! log that says what is wrong and what to do, when it can first be known, and is an error if nothing can work.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "this is a test: what is not there fails it"
+)]
+#![allow(clippy::type_complexity, reason = "each type is used once")]
+
 use mm_comm::Ports;
 use mm_conformance::lab::LogLevel;
 use mm_core::CommBuffer;

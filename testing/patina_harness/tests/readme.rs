@@ -1,4 +1,9 @@
 //! What the README sends is what the other side takes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "this is a test: what is not there fails it"
+)]
 
 use mm_wire::message::supervisor::version_request;
 

@@ -480,14 +480,14 @@ impl MmCommunicator {
         self.enters_by_ports = matches!(config.cmd_port, MmiPort::Smi(_));
         self.clock = clock;
         self.keep_firmware_out(&config.comm_buffers, tpl);
-        if config.enable_comm_buffer_updates {
-            if let Some(id) = config.updatable_buffer_id {
-                let updates = update::Pending::about(id).ok_or(EfiError::OutOfResources)?;
-                updates.watch(&protocols).inspect_err(|error| {
-                    log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
-                })?;
-                self.updates = Some(updates);
-            }
+        if config.enable_comm_buffer_updates
+            && let Some(id) = config.updatable_buffer_id
+        {
+            let updates = update::Pending::about(id).ok_or(EfiError::OutOfResources)?;
+            updates.watch(&protocols).inspect_err(|error| {
+                log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
+            })?;
+            self.updates = Some(updates);
         }
         log::info!(target: "mm_comm", "{}", config.summary());
         warn_of_missing_buffers(&config);

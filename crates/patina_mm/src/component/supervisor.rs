@@ -717,7 +717,7 @@ mod tests {
         let owned: patina::OwnedGuid = WHO.into();
         let all = [
             UnblockMemory::runtime_data(0x1000, 1, WHO),
-            UnblockMemory::runtime_data(0x1000, 1, &WHO),
+            UnblockMemory::runtime_data(0x1000, 1, WHO),
             UnblockMemory::runtime_data(0x1000, 1, WHO.as_guid()),
             UnblockMemory::runtime_data(0x1000, 1, owned),
         ];
