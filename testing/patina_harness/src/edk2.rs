@@ -188,9 +188,12 @@ unsafe extern "efiapi" fn three(
     unsafe { driver.process(buffer, core::ptr::null_mut()) }
 }
 
+/// Names and replies of calls, in their order.
+type Calls = Vec<(Guid, Option<CReply>)>;
+
 /// `MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmmRuntimeDxe.c`, as far as it waits for MM's variable service.
 #[derive(Clone, Default)]
-pub struct VariableSmmRuntimeDxe(Rc<RefCell<Vec<(Guid, Option<CReply>)>>>);
+pub struct VariableSmmRuntimeDxe(Rc<RefCell<Calls>>);
 
 impl VariableSmmRuntimeDxe {
     /// Waits for the two markers (`VariableSmmRuntimeInitialize`).
