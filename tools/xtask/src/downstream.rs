@@ -28,7 +28,7 @@ use xshell::{Shell, cmd};
 pub(crate) struct Downstream {}
 
 /// The release of Patina that this tree takes the place in.
-const RELEASE: &str = "24.1.1";
+pub(crate) const RELEASE: &str = "24.1.1";
 
 /// One published user of `patina_mm`.
 struct Consumer {
@@ -313,12 +313,12 @@ fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) 
 }
 
 /// This tree's crate.
-fn ours() -> PathBuf {
+pub(crate) fn ours() -> PathBuf {
     root().join("crates/patina_mm")
 }
 
 /// What a dependent adds to its manifest.
-fn patch_line() -> String {
+pub(crate) fn patch_line() -> String {
     format!("\n[patch.crates-io]\npatina_mm = {{ path = {:?} }}\n", ours())
 }
 

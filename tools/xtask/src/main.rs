@@ -7,6 +7,7 @@
 //! | [`asm`] | checks of generated machine code |
 //! | [`mod@bench`] | the benchmark beside the published crate |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
+//! | [`guide`] | the examples of the README and docs/, compiled as firmware |
 //! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
 //! | [`qemu`] | one run of a machine: files, command line, deadline, exit code |
@@ -23,6 +24,7 @@ mod asm;
 mod bench;
 mod demo;
 mod downstream;
+mod guide;
 mod image;
 mod lints;
 mod machine;
@@ -59,6 +61,7 @@ enum Command {
     Image(image::Image),
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
+    Guide(guide::Guide),
     Lints(lints::Lints),
     Page(page::Options),
     Bench(bench::Bench),
@@ -85,6 +88,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(options) => image::run(&shell, &options),
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
+        Command::Guide(_) => Ok(guide::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),
         Command::Page(_) => Ok(page::run(&shell)),
         Command::Bench(options) => bench::run(&shell, &options),

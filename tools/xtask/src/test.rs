@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, demo, downstream, image, lints, page, size};
+use crate::{asm, bench, demo, downstream, guide, image, lints, page, size};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -90,6 +90,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     if options.machine.is_empty() {
         report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
+        report.stage("guide", || guide::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
         report.stage("size", || size::stage(shell));
