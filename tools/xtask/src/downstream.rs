@@ -1,12 +1,14 @@
 //! Published code that is compiled and tested against this tree.
 //!
 //! A platform moves to this tree with one line, `[patch.crates-io] patina_mm = { path = … }`. So the crates of the registry
-//! that use `patina_mm` are copied into `target/downstream`, given that line, and tested. Two more tests compare this tree
-//! with the published crate:
+//! that use `patina_mm` are copied into `target/downstream`, given that line, and tested. Three more tests compare this
+//! tree with the published crate:
 //!
 //! - a consumer that uses everything the published crate offers passes its tests with both ([`both`]);
+//! - the public API has lost and changed nothing but what is listed with a reason ([`crate::api`]);
 //! - a lock file that names the published crate keeps it until `cargo update` ([`lock_file`]).
 
+use crate::api;
 use crate::report::{Counts, Failed, Report};
 use crate::test::cargo_test;
 use crate::{root, target_dir};
@@ -21,7 +23,8 @@ use xshell::{Shell, cmd};
 /// Tests published crates that use `patina_mm` against this tree's, and compares the two `patina_mm`.
 ///
 /// The crate `patina_performance` with its own tests, and what was published with `patina_mm` itself: its integration tests,
-/// and the two examples of its README. Then a consumer that uses every corner of the published API, with both crates, and a lock file that names the published crate. The sources come from cargo's registry.
+/// and the two examples of its README. Then a consumer that uses every corner of the published API, with both crates; the
+/// public API itself; and a lock file that names the published crate. The sources come from cargo's registry.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask downstream    fetch them, patch them, run their tests")]
@@ -134,6 +137,11 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
         sum.add(consumer.name, test(shell, &dir, &registry, consumer));
     }
     sum.add("every corner", both(shell, &dir));
+    let published = source(&registry, "patina_mm");
+    sum.add(
+        "public API",
+        published.and_then(|source| api::check(shell, &dir, &source)),
+    );
     sum.add("lock file", lock_file(shell, &dir));
     sum.conclude()
 }
@@ -359,7 +367,7 @@ fn is_patched(metadata: &Metadata) -> Result<bool> {
 }
 
 /// Copies a file, or a directory with all that is in it.
-fn copy(shell: &Shell, from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(shell: &Shell, from: &Path, to: &Path) -> Result<()> {
     if !from.is_dir() {
         return Ok(shell.copy_file(from, to)?);
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`setup`] | which programs the rest needs, and how to get them |
 //! | [`mod@test`] | all tests of this repository, stage by stage |
+//! | [`api`] | the public API beside that of the published crate |
 //! | [`asm`] | checks of generated machine code |
 //! | [`mod@bench`] | the benchmark beside the published crate |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
@@ -20,6 +21,7 @@
 //! | [`size`] | what the crate adds to an image, beside the published crate |
 //! | [`report`] | stages, counts, the closing table |
 
+mod api;
 mod asm;
 mod bench;
 mod demo;
