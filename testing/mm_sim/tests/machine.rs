@@ -46,6 +46,51 @@ fn standard(pages: &[usize]) -> (Machine, Vec<Channel>) {
     (machine, channels)
 }
 
+#[test]
+fn mmi_between_response_and_wipe_does_not_serve_a_request_twice() {
+    let append = |log: &Rc<RefCell<Vec<Vec<u8>>>>| {
+        let log = Rc::clone(log);
+        move |request: &mut Request<'_>| {
+            log.borrow_mut().push(request.message().to_vec());
+            request
+                .respond(b"appended")
+                .map_err(|_full| EfiStatus::BUFFER_TOO_SMALL)
+        }
+    };
+    for format in [V1, V3] {
+        for with_mailbox in [true, false] {
+            let machine = Machine::new(Config::default());
+            let buffers = vec![machine.allocate_buffer(1, with_mailbox).unwrap()].leak();
+            let channel = machine.channel(buffers[0]).unwrap();
+            let log = Rc::default();
+            let mut handler = append(&log);
+            let scratch = vec![0; 4096].leak();
+            let mut core = mm_core::MmCore::new(&[machine.mmram()], buffers, scratch).unwrap();
+            machine.install_mm(move |memory, mmi| {
+                core.enter(memory, mmi, &mut [(OTHER, &mut handler)], &mut []);
+            });
+            let mmi = || {
+                machine.trigger(SmiCheck::Require).raise(&machine, 0, 0).unwrap();
+                (0..16).for_each(|_| machine.pause());
+            };
+            let staged = channel.begin(format, OTHER, b"one").unwrap();
+            mmi();
+            let mut response = staged.finish().unwrap();
+            // Others raise MMIs for whatever they want of MM.
+            mmi();
+            let mut bytes = [0; 16];
+            assert_eq!(response.read(&mut bytes), b"appended");
+            mmi();
+            drop(response);
+            mmi();
+            // A request that is given up is not served later on.
+            drop(channel.begin(format, OTHER, b"given up").unwrap());
+            mmi();
+            assert_eq!(*log.borrow(), [b"one"], "{format:?}, mailbox: {with_mailbox}");
+        }
+    }
+}
+
 /// A machine that records the MMIs it takes, and how many.
 fn recording(config: Config) -> (Machine, Rc<RefCell<Vec<Mmi>>>) {
     let machine = Machine::new(config);

@@ -479,7 +479,7 @@ impl MmCommunicator {
         self.by_secure_calls = matches!(config.cmd_port, MmiPort::Smc(_));
         self.enters_by_ports = matches!(config.cmd_port, MmiPort::Smi(_));
         self.clock = clock;
-        self.keep_firmware_out(&config.comm_buffers, tpl);
+        self.keep_others_out(&config, tpl);
         if config.enable_comm_buffer_updates
             && let Some(id) = config.updatable_buffer_id
         {
@@ -498,22 +498,41 @@ impl MmCommunicator {
 }
 
 impl MmCommunicator {
-    /// Makes calls through buffers that the firmware's own MM driver may use run at `TPL_NOTIFY`: that driver is not
-    /// re-entrant, and a notification that calls it in the middle of a call would overwrite the request.
-    fn keep_firmware_out(&mut self, buffers: &[CommunicateBuffer], tpl: Option<Service<dyn TplServices>>) {
-        let shared = buffers
-            .iter()
-            .filter(|buffer| buffer.is_enabled() && buffer.is_shared_with_firmware());
-        let ids: Vec<u8> = shared.map(CommunicateBuffer::id).collect();
-        match tpl {
-            Some(tpl) => self.at_notify.get_mut().extend(ids.iter().map(|id| (*id, tpl))),
-            None if ids.is_empty() => {}
-            None => log::warn!(
-                target: "mm_comm",
-                "platform: there are no TplServices: a notification that calls the firmware's MM driver in the middle of a call \
-                 through comm buffers {ids:?} will overwrite the request"
-            ),
+    /// Makes calls run at `TPL_NOTIFY` if what a notification does in the middle of one would spoil it:
+    ///
+    /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and would overwrite the request.
+    /// - The buffer has no status mailbox: each MMI that somebody else raises before the response is read makes MM take
+    ///   what is in the buffer for a request once more.
+    fn keep_others_out(
+        &mut self,
+        config: &MmCommunicationConfiguration,
+        tpl: Option<Service<dyn TplServices>>,
+    ) {
+        let enabled = || config.comm_buffers.iter().filter(|buffer| buffer.is_enabled());
+        let shared = enabled().filter(|buffer| buffer.is_shared_with_firmware());
+        let mut shared: Vec<u8> = shared.map(CommunicateBuffer::id).collect();
+        if let Some(id) = config
+            .updatable_buffer_id
+            .filter(|_| config.enable_comm_buffer_updates)
+            && !enabled().any(|buffer| buffer.id() == id)
+        {
+            // The driver that will announce it may use it.
+            shared.push(id);
         }
+        let Some(tpl) = tpl else {
+            if !shared.is_empty() {
+                log::warn!(
+                    target: "mm_comm",
+                    "platform: there are no TplServices: a notification that calls the firmware's MM driver in the middle of a \
+                     call through comm buffers {shared:?} will overwrite the request"
+                );
+            }
+            return;
+        };
+        let through_ports = matches!(config.cmd_port, MmiPort::Smi(_));
+        let silent = enabled().filter(|buffer| through_ports && !buffer.has_status_mailbox());
+        let ids = shared.into_iter().chain(silent.map(CommunicateBuffer::id));
+        self.at_notify.get_mut().extend(ids.map(|id| (id, tpl)));
     }
 }
 

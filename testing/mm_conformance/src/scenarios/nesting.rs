@@ -1,8 +1,8 @@
 //! A call from a timer or notification in the middle of a call.
 
 use super::refusals::{NOBODY, not_taken};
-use super::{Seen, ensure_clean, ready};
-use crate::lab::{Failure, Lab, Machine};
+use super::{Seen, ensure_clean, ready, up};
+use crate::lab::{BufferSetup, Failure, Lab, Machine, MailboxSetup, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -14,6 +14,7 @@ scenarios! {
     callback_during_call_is_busy: MM | CALLBACKS, "the buffer in use gives Busy, and the outer call goes its way";
     callback_on_another_buffer_is_served: CONTROLLED_MM | CALLBACKS | PORTS, "another buffer serves a call in the middle of a call";
     callback_on_another_buffer_is_busy: CONTROLLED_MM | CALLBACKS | SECURE_CALLS, "the secure world serves one request at a time, whatever its buffer";
+    notification_waits_for_a_call_without_a_mailbox: CONTROLLED_MM | CALLBACKS | PORTS, "no notification raises an MMI in the middle of a call through a buffer without a mailbox, which MM would serve once more";
     printing_during_call_works: CONTROLLED_MM | CALLBACKS, "a communicator can be printed in the middle of a call, and shows which buffer is in use";
     callback_leaves_the_outer_request_alone: CONTROLLED_MM | CALLBACKS, "a refused inner call raises no MMI and changes nothing";
 }
@@ -66,6 +67,31 @@ fn callback_on_another_buffer_is_busy(lab: &dyn Lab) -> Seen {
     ensure_eq!(machine.mmis(), 1);
     ensure_clean(&*machine, 0)?;
     ensure_clean(&*machine, 1)
+}
+
+fn notification_waits_for_a_call_without_a_mailbox(lab: &dyn Lab) -> Seen {
+    let without_mailbox = BufferSetup {
+        mailbox: MailboxSetup::None,
+        ..BufferSetup::new(0)
+    };
+    let setup = Setup {
+        buffers: [without_mailbox, BufferSetup::new(1)].to_vec(),
+        ..Setup::default()
+    };
+    let machine = up(lab, &setup)?;
+    let inner = Rc::new(RefCell::new(None));
+    let seen = Rc::clone(&inner);
+    let (waited, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+        let later = Rc::clone(&seen);
+        machine.notify(Box::new(move |machine| {
+            *later.borrow_mut() = Some(machine.communicate(1, b"inner", mm::ECHO));
+        }));
+        seen.borrow().is_none()
+    });
+    ensure_eq!((waited, outer), (Some(true), Ok(b"outer".to_vec())));
+    ensure_eq!(inner.take(), Some(Ok(b"inner".to_vec())));
+    ensure_eq!(machine.mmis(), 2);
+    ensure_clean(&*machine, 0)
 }
 
 fn printing_during_call_works(lab: &dyn Lab) -> Seen {

@@ -255,6 +255,24 @@ fn a_requested_move_waits_for_an_update_that_cannot_be_applied_yet() {
 }
 
 #[test]
+fn taking_over_logs_what_was_in_the_mailbox() {
+    let old = CommunicateBuffer::of_a_page(0);
+    let stale = MailboxImage::answered(EfiStatus::NOT_FOUND, 0x1234);
+    let logged = Rc::new(Cell::new(0));
+    for (image, text, expected) in [
+        (stale, "ReturnStatus EFI_NOT_FOUND", 1),
+        (MailboxImage::armed(), "it announced a request", 2),
+        (MailboxImage::default(), "was not empty", 2),
+    ] {
+        old.channel().mailbox().unwrap().write(&image);
+        let count = Rc::clone(&logged);
+        at_line(text, move || count.set(count.get() + 1));
+        old.take_over();
+        assert_eq!(logged.get(), expected, "{text}");
+    }
+}
+
+#[test]
 fn refused_move_changes_nothing_of_the_new_buffer() {
     struct Failing;
     impl MmExecutor for Failing {
