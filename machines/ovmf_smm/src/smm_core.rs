@@ -198,7 +198,7 @@ impl SmmCorePrivate {
         self.write(Block::COMMUNICATION_BUFFER, 0);
         taken?;
         let status = EfiStatus(self.read(Block::RETURN_STATUS));
-        if status.is_error() {
+        if status.as_error().is_some() {
             return Err(RequestError::Mm(status));
         }
         Ok(self.read(Block::BUFFER_SIZE))

@@ -23,6 +23,7 @@ pub use mock::MockMmCommunication;
 pub use request::MmCommunicationExt;
 pub use response::ResponseReader;
 pub use status::Status;
+pub(crate) use status::error_of;
 pub(crate) use tpl::{Raised, raise_to_notify};
 
 use crate::config::{

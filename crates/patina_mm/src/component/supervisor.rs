@@ -16,7 +16,7 @@
 //! }
 //! ```
 
-use super::communicator::{CallOptions, ResponseReader, Status};
+use super::communicator::{CallOptions, ResponseReader, Status, error_of};
 use crate::config::{CommunicateBuffer, HeaderFormat};
 use crate::service::MmCommunication;
 use alloc::vec::Vec;
@@ -31,7 +31,6 @@ use patina::component::params::Commands;
 use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolServices};
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
-use patina::standard::efi;
 use patina::{BinaryGuid, Guid};
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
@@ -151,13 +150,7 @@ impl From<SupervisorError> for EfiError {
     fn from(error: SupervisorError) -> Self {
         match error {
             SupervisorError::Communication(status) => status.into(),
-            SupervisorError::Refused { result, .. } => {
-                let status =
-                    usize::try_from(result.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
-                Self::status_to_result(status)
-                    .err()
-                    .unwrap_or(Self::Unknown(status))
-            }
+            SupervisorError::Refused { result, .. } => error_of(result),
             SupervisorError::WrongBuffers { .. }
             | SupervisorError::UnfitBuffer { .. }
             | SupervisorError::NoWholePages { .. } => Self::InvalidParameter,
@@ -753,6 +746,12 @@ mod tests {
             result: EfiStatus::SECURITY_VIOLATION,
         };
         assert_eq!(EfiError::from(refused), EfiError::SecurityViolation);
+        // A result without the error bit is no success either.
+        let warned = SupervisorError::Refused {
+            request: 1,
+            result: EfiStatus(5),
+        };
+        assert_eq!(EfiError::from(warned), EfiError::NotFound);
         assert_eq!(
             EfiError::from(SupervisorError::from(Status::Busy)),
             EfiError::AlreadyStarted

@@ -2,6 +2,7 @@
 
 mod entry;
 
+use crate::component::communicator::error_of;
 use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions, SmiCheck};
 use crate::service::PlatformMmControl;
 use alloc::boxed::Box;
@@ -65,10 +66,7 @@ impl From<MmiError> for EfiError {
 
 /// The same as an SDK error.
 pub(crate) fn efi_error(error: SmcError) -> EfiError {
-    let status = efi_status(error);
-    EfiError::status_to_result(status)
-        .err()
-        .unwrap_or(EfiError::Unknown(status))
+    error_of(error.status())
 }
 
 /// The same as an SDK status.

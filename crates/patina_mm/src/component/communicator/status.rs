@@ -266,16 +266,15 @@ impl From<Status> for EfiError {
             Status::MmiNotRaised(error) => MmiError::Trigger(error).into(),
             Status::SecureCall(error) => efi_error(error),
             Status::NotProcessed => Self::NoResponse,
-            Status::MmReturned(status) => error_of(status),
+            Status::MmReturned(status) => error_of(EfiStatus(status.as_usize() as u64)),
             Status::OutOfMemory { .. } => Self::OutOfResources,
         }
     }
 }
 
-/// The error that MM's status means, also if it has no error bit: an `EfiError` of a warning would be no error to C.
-fn error_of(status: efi::Status) -> EfiError {
-    let error = EfiStatus(status.as_usize() as u64).as_error();
-    let error = error.and_then(|error| usize::try_from(error.0).ok());
+/// The error that a status of MM's means, also if it has no error bit: an `EfiError` of a warning would be success to C.
+pub(crate) fn error_of(status: EfiStatus) -> EfiError {
+    let error = status.as_error().and_then(|error| usize::try_from(error.0).ok());
     let status = error.map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
     EfiError::status_to_result(status)
         .err()

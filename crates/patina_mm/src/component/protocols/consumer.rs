@@ -2,7 +2,7 @@
 
 use super::driver_lock::DriverLock;
 use super::{Communication2, Communication3};
-use crate::component::communicator::{MmCommunicator, MmExecutor, Status, raise_to_notify};
+use crate::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status, raise_to_notify};
 use crate::config::{CommunicateBuffer, HeaderFormat};
 use core::ffi::c_void;
 use core::fmt;
@@ -197,7 +197,8 @@ impl fmt::Debug for FirmwareMmExecutor {
 /// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM belongs to a driver in C.
 ///
 /// It stands in the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
-/// itself, from RuntimeServicesData. It sends like [`FirmwareMmExecutor`], at `TPL_NOTIFY` if the SDK's `TplServices` are there.
+/// itself, from RuntimeServicesData. It sends through a [`FirmwareMmExecutor`]. If the SDK's `TplServices` are there, all of a call
+/// runs at `TPL_NOTIFY`, so that a notification is served after it and not refused in the middle of it.
 /// It is dispatched once the driver has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so
 /// are the components that ask for the service.
 #[derive(Clone, Copy, Debug)]
@@ -236,16 +237,21 @@ impl FirmwareMmCommunication {
             log::error!(target: "mm_comm", "the allocated pages are no comm buffer: {error}");
             EfiError::InvalidParameter
         })?;
-        if tpl.is_none() {
+        let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
+        communicator.set_comm_buffers([buffer].into())?;
+        // All of a call, and not the driver's part alone: a notification that comes before the response is read would find the
+        // one comm buffer in use.
+        let raised = tpl
+            .ok_or(Status::Unsupported)
+            .and_then(|tpl| communicator.run_at_notify(self.id, tpl));
+        if let Err(status) = raised {
             log::warn!(
                 target: "mm_comm",
-                "platform: without TplServices a driver in C that sends from a notification can enter the firmware's MM \
-                 communication driver in the middle of a call"
+                "platform: calls through comm buffer {} do not run at TPL_NOTIFY: one from a notification is refused in the middle \
+                 of another one, and a driver in C enters the firmware's MM communication driver there: {status}",
+                self.id
             );
         }
-        let executor = FirmwareMmExecutor { protocols, tpl };
-        let communicator = MmCommunicator::with_executor(executor);
-        communicator.set_comm_buffers([buffer].into())?;
         commands.add_service(communicator);
         Ok(())
     }
@@ -254,7 +260,7 @@ impl FirmwareMmCommunication {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::communicator::{CallOptions, MmCommunication};
+    use crate::component::communicator::CallOptions;
     use alloc::boxed::Box;
     use alloc::rc::Rc;
     use alloc::vec;
@@ -444,8 +450,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_driver_works_at_notify_and_its_response_is_read_at_the_callers_level() {
+    /// TPL services, and the level that they are at.
+    fn tpl() -> (Box<dyn TplServices>, Rc<Cell<usize>>) {
         use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl, Tpl};
         let level = Rc::new(Cell::new(efi::TPL_APPLICATION));
         let mut tpl = MockTplServices::new();
@@ -461,16 +467,30 @@ mod tests {
         let restored = Rc::clone(&level);
         tpl.expect_restore_tpl()
             .returning_st(move |previous| restored.set(previous.as_raw()));
-        let tpl: Box<dyn TplServices> = Box::new(tpl);
-        let executor = executor().with_tpl(Service::mock(tpl));
-        let seen = Rc::new(Cell::new(0));
-        let (in_driver, now) = (Rc::clone(&seen), Rc::clone(&level));
-        HOOK.set(Some(Box::new(move || in_driver.set(now.get()))));
+        (Box::new(tpl), level)
+    }
+
+    /// Makes a call. Returns the level at which the driver worked, at which the response was read, and afterwards.
+    fn levels_of_a_call(mm: &dyn MmCommunication, id: u8, level: &Rc<Cell<usize>>) -> [usize; 3] {
+        let (in_driver, now) = (Rc::new(Cell::new(0)), Rc::clone(level));
+        let seen = Rc::clone(&in_driver);
+        HOOK.set(Some(Box::new(move || seen.set(now.get()))));
         CLAIM.set((OK, |size| size));
-        let response =
-            communicator(executor, HeaderFormat::V1).communicate(0, b"request", RECIPIENT.as_guid());
-        assert_eq!(response, Ok(b"request".to_vec()));
-        assert_eq!((seen.get(), level.get()), (efi::TPL_NOTIFY, efi::TPL_APPLICATION));
+        let mut reading = 0;
+        let (recipient, options) = (RECIPIENT.as_guid(), CallOptions::new());
+        mm.communicate_with(id, b"request", recipient, options, &mut |_| reading = level.get())
+            .unwrap();
+        [in_driver.get(), reading, level.get()]
+    }
+
+    #[test]
+    fn an_executor_with_tpl_calls_the_driver_at_notify() {
+        let (tpl, level) = tpl();
+        let mm = communicator(executor().with_tpl(Service::mock(tpl)), HeaderFormat::V1);
+        assert_eq!(
+            levels_of_a_call(&mm, 0, &level),
+            [efi::TPL_NOTIFY, efi::TPL_APPLICATION, efi::TPL_APPLICATION]
+        );
     }
 
     #[test]
@@ -520,39 +540,50 @@ mod tests {
 
     #[test]
     fn the_component_offers_the_service_with_memory_of_its_own() {
-        let mut storage = Storage::new();
-        let mut component = FirmwareMmCommunication::new(3, 2).into_component();
-        assert!(component.initialize(&mut storage));
-        assert!(!component.run(&mut storage).unwrap(), "it waits for its services");
         static DRIVER: Communication2 = Communication2 { communicate: driver };
-        let installed = Rc::new(Cell::new(false));
-        let is_installed = Rc::clone(&installed);
-        let mut protocols = MockProtocolServices::new();
-        protocols.expect_locate_interface().returning_st(move |guid| {
-            (is_installed.get() && guid == Communication2::PROTOCOL_GUID)
-                .then(|| ProtocolPtr::from_raw((&raw const DRIVER).cast_mut().cast()))
-                .flatten()
-                .ok_or(ProtocolError::NotFound)
-        });
-        storage.add_service(Offered::<dyn ProtocolServices>(Box::leak(Box::new(protocols))));
-        storage.add_service(Offered::<dyn MemoryManager>(Box::leak(Box::new(
-            StdMemoryManager::new(),
-        ))));
-        assert!(!component.run(&mut storage).unwrap(), "it waits for the driver");
-        installed.set(true);
-        assert!(component.run(&mut storage).unwrap());
-        let mut user = User.into_component();
-        assert!(user.initialize(&mut storage));
-        assert!(user.run(&mut storage).unwrap(), "there is no service");
+        for (services, at) in [(None, efi::TPL_APPLICATION), (Some(tpl()), efi::TPL_NOTIFY)] {
+            let mut storage = Storage::new();
+            let mut component = FirmwareMmCommunication::new(3, 2).into_component();
+            assert!(component.initialize(&mut storage));
+            assert!(!component.run(&mut storage).unwrap(), "it waits for its services");
+            let installed = Rc::new(Cell::new(false));
+            let is_installed = Rc::clone(&installed);
+            let mut protocols = MockProtocolServices::new();
+            protocols.expect_locate_interface().returning_st(move |guid| {
+                (is_installed.get() && guid == Communication2::PROTOCOL_GUID)
+                    .then(|| ProtocolPtr::from_raw((&raw const DRIVER).cast_mut().cast()))
+                    .flatten()
+                    .ok_or(ProtocolError::NotFound)
+            });
+            storage.add_service(Offered::<dyn ProtocolServices>(Box::leak(Box::new(protocols))));
+            let memory = Box::leak(Box::new(StdMemoryManager::new()));
+            storage.add_service(Offered::<dyn MemoryManager>(memory));
+            let level = services.map_or_else(
+                || Rc::new(Cell::new(at)),
+                |(tpl, level)| {
+                    storage.add_service(Offered::<dyn TplServices>(Box::leak(tpl)));
+                    level
+                },
+            );
+            assert!(!component.run(&mut storage).unwrap(), "it waits for the driver");
+            installed.set(true);
+            assert!(component.run(&mut storage).unwrap());
+            // All of a call is at TPL_NOTIFY, if that can be.
+            let levels = Rc::new(Cell::new([0; 3]));
+            let mut user = User(Rc::clone(&level), Rc::clone(&levels)).into_component();
+            assert!(user.initialize(&mut storage));
+            assert!(user.run(&mut storage).unwrap(), "there is no service");
+            assert_eq!(levels.get(), [at, at, efi::TPL_APPLICATION]);
+        }
     }
 
-    struct User;
+    struct User(Rc<Cell<usize>>, Rc<Cell<[usize; 3]>>);
 
     #[component]
     impl User {
         fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
             assert_eq!(mm.message_capacity(3, CallOptions::new()), Ok(8192 - 24));
-            CLAIM.set((OK, |size| size));
+            self.1.set(levels_of_a_call(*mm, 3, &self.0));
             assert_eq!(mm.communicate(3, b"x", RECIPIENT.as_guid()), Ok(b"x".to_vec()));
             Ok(())
         }
