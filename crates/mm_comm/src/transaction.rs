@@ -416,6 +416,42 @@ mod tests {
     }
 
     #[test]
+    fn a_request_to_the_supervisor_says_so_in_a_shared_mailbox_until_it_ends() {
+        let channel = channel();
+        channel.share_mailbox_as_supervisors();
+        let mailbox = || channel.mailbox().unwrap().read();
+        for is_answered in [true, false] {
+            let staged = begin(&channel);
+            assert_eq!(mailbox(), MailboxImage::armed_for_supervisor());
+            if is_answered {
+                mm_answers(&channel, b"yes");
+                assert_eq!(staged.finish().unwrap().len(), 3);
+            } else {
+                drop(staged);
+            }
+            assert!(!mailbox().is_pending() && !mailbox().is_for_supervisor());
+        }
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn a_channel_that_is_held_begins_nothing_and_one_in_use_is_not_held() {
+        let channel = channel();
+        let before = contents(&channel);
+        let held = channel.hold().unwrap();
+        let begun = channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET);
+        assert_eq!(begun.err(), Some(BeginError::Busy));
+        assert_eq!(channel.hold().err(), Some(BeginError::Busy));
+        assert_eq!(contents(&channel), before);
+        drop(held);
+        let staged = begin(&channel);
+        assert_eq!(channel.hold().err(), Some(BeginError::Busy));
+        drop(staged);
+        assert!(channel.hold().is_ok());
+        assert_clean_and_free(&channel);
+    }
+
+    #[test]
     fn a_rewritten_message_length_is_accepted_when_it_fits() {
         let channel = channel();
         let staged = begin(&channel);

@@ -276,7 +276,19 @@ pub fn enter(
         is_project_mu: state.project_mu.is_some(),
         serving: &serving,
     };
-    let mut handlers: [Registration<'_>; 9] = [
+    let mu = Cell::new(state.project_mu.unwrap_or(ProjectMu::new(Release::Main)));
+    let channel = project_mu::Channel {
+        mu: &mu,
+        serving: &serving,
+        buffers,
+    };
+    let mut lock = |_: &mut Request<'_>| channel.lock();
+    let mut close = |_: &mut Request<'_>| channel.close();
+    let mut handlers: [Registration<'_>; 12] = [
+        (READY_TO_LOCK, &mut lock),
+        (EXIT_BOOT_SERVICES, &mut close),
+        (supervisor::GUID, &mut { channel }),
+        // Those of the users' channel follow, but for this one.
         (supervisor::GUID, &mut version),
         (ECHO, &mut Echo),
         (STRETCH, &mut response_at_length),
@@ -287,33 +299,13 @@ pub fn enter(
         (HEADER, &mut Echo),
         (variable::GUID, variables),
     ];
-    let visit = match (&mut state.project_mu, serving.get()) {
-        (Some(mu), Some(chosen)) if chosen.is_for_supervisor() => {
-            let mu_now = Cell::new(*mu);
-            let channel = project_mu::Channel {
-                mu: &mu_now,
-                serving: &serving,
-                buffers,
-            };
-            let mut lock = |_: &mut Request<'_>| channel.lock();
-            let mut close = |_: &mut Request<'_>| channel.close();
-            let visit = core.enter(
-                &mut view,
-                mmi,
-                &mut [
-                    (READY_TO_LOCK, &mut lock),
-                    (EXIT_BOOT_SERVICES, &mut close),
-                    (supervisor::GUID, &mut { channel }),
-                ],
-                &mut [],
-            );
-            *mu = mu_now.get();
-            visit
-        }
-        // The users' channel does not lead to the supervisor's handler.
-        (Some(_), _) => core.enter(&mut view, mmi, handlers.split_at_mut(1).1, &mut []),
-        (None, _) => core.enter(&mut view, mmi, &mut handlers, &mut []),
+    let handlers = match (state.project_mu, serving.get()) {
+        (Some(_), Some(chosen)) if chosen.is_for_supervisor() => handlers.get_mut(..3),
+        (Some(_), _) => handlers.get_mut(4..),
+        (None, _) => handlers.get_mut(3..),
     };
+    let visit = core.enter(&mut view, mmi, handlers.unwrap_or_default(), &mut []);
+    state.project_mu = state.project_mu.map(|_| mu.get());
     if let Some(served) = serving.get() {
         served.copy_header(memory);
     }

@@ -229,15 +229,18 @@ impl ProjectMu {
                 return refusal;
             }
         }
-        let pages = |channel: usize| {
+        for channel in [SUPERVISOR, USERS] {
             let region = self.regions.get(channel).and_then(|index| buffers.get(*index));
             let mailbox = self.mailbox(channel, buffers);
             let mailbox = mailbox.and_then(|address| AddressRange::new(address, PAGE_LEN as u64));
-            [region.map(|buffer| buffer.region), mailbox]
-        };
-        let mut shared = [SUPERVISOR, USERS].into_iter().flat_map(pages).flatten();
-        if let Some(refusal) = shared.find_map(|range| clash(new, range)) {
-            return refusal;
+            for range in [region.map(|buffer| buffer.region), mailbox]
+                .into_iter()
+                .flatten()
+            {
+                if let Some(refusal) = clash(new, range) {
+                    return refusal;
+                }
+            }
         }
         let Some(free) = self.unblocked.iter_mut().find(|entry| entry.is_none()) else {
             return EfiStatus::OUT_OF_RESOURCES;
@@ -327,14 +330,15 @@ impl ProjectMu {
         request
             .set_len(header_len + len)
             .map_err(|_no_room| EfiStatus::INVALID_PARAMETER)?;
-        let [start, pages] = [
-            |range: AddressRange| range.start(),
-            |range: AddressRange| range.len(),
-        ];
-        let entries = regions().flat_map(|range| [start(range), pages(range), 0]);
-        let bytes = POLICY.into_iter().chain(entries.flat_map(u64::to_le_bytes));
         let policy = request.message_mut().get_mut(header_len..).unwrap_or_default();
-        policy.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        let (start, entries) = policy.split_at_mut_checked(POLICY.len()).unwrap_or_default();
+        start.iter_mut().zip(POLICY).for_each(|(to, from)| *to = from);
+        for (entry, range) in entries.chunks_exact_mut(24).zip(regions()) {
+            // Attributes are left out.
+            let fields = [range.start().to_le_bytes(), range.len().to_le_bytes()];
+            let fields = fields.as_flattened();
+            entry.iter_mut().zip(fields).for_each(|(to, from)| *to = *from);
+        }
         if let Ok((header, _)) = PolicyHeader::mut_from_prefix(policy) {
             header.size = u32::try_from(len).unwrap_or(u32::MAX).into();
         }
