@@ -8,7 +8,7 @@
 //! [`SharedRegion`]; the message is copied out before the transaction, and the response copied in after it. What the transaction
 //! wiped of the caller's is put back: the header, and after an error the message.
 //!
-//! Whoever offers the protocols calls this: the Patina component until `ExitBootServices`, and the runtime driver.
+//! Two drivers offer the protocols and use this: the Patina component until `ExitBootServices`, and the runtime driver.
 
 mod entry;
 
@@ -19,7 +19,7 @@ use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MAR
 use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
 
-/// The caller's buffer, as far as it is asked for: gives that many bytes of it, or `None` where they do not exist.
+/// Gives so many bytes of the caller's buffer, or `None` if they exceed the address space.
 pub type Memory<'m> = dyn Fn(usize) -> Option<SharedRegion> + 'm;
 
 /// The longest message that MM takes, by the header in front of it.
@@ -50,7 +50,7 @@ impl Longest {
 pub struct Reply {
     /// The function's result.
     pub status: EfiStatus,
-    /// To `CommSize`, where the caller gave it.
+    /// To `CommSize`, if the caller gave it.
     pub comm_size: Option<usize>,
 }
 
@@ -81,7 +81,7 @@ pub enum RequestError {
         virt: usize,
     },
     /// CommSize is zero, or more than MM takes.
-    #[error("caller: CommSize is {size}, MM takes 1 to {largest} bytes")]
+    #[error("caller: CommSize is {size}, MM takes up to {largest} bytes, header included")]
     CommSize {
         /// The value of CommSize.
         size: usize,
@@ -94,7 +94,7 @@ pub enum RequestError {
         /// The value of CommSize.
         size: usize,
     },
-    /// There is no header.
+    /// What is there is not a header.
     #[error("caller: {0}")]
     Header(HeaderError),
     /// A header of another format than the protocol's.
@@ -122,7 +122,7 @@ pub enum RequestError {
         message_size: u64,
         /// MessageLength, or what BufferSize counts behind the header.
         claimed: u64,
-        /// The value of CommSize, where there is one.
+        /// The value of CommSize, if there is one.
         comm_size: Option<usize>,
     },
     /// The buffer exceeds the address space.
@@ -130,8 +130,8 @@ pub enum RequestError {
     Wraps(usize),
 }
 
-/// A request that is not served: why, and what is returned and written to CommSize. The header's length field, where it is to
-/// be corrected, has been.
+/// A request that is not served: why, and what is returned and written to CommSize. If the maximum belongs into the header's
+/// length field, it is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Why.
@@ -161,7 +161,7 @@ impl Refused {
 #[derive(Debug)]
 pub struct Request {
     header: Header,
-    /// The header as it stands in the caller's buffer.
+    /// The header as it is in the caller's buffer.
     raw: RawHeader,
     /// The caller's buffer.
     region: SharedRegion,
@@ -187,7 +187,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// [`Refused`], with the maximum written to the header's length field where that is the rule.
+    /// [`Refused`]; a message that is too long also has the maximum written to the header's length field.
     pub fn check(
         comm_size: Option<usize>,
         only: Option<HeaderFormat>,
@@ -282,7 +282,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// [`Refused`] where that many bytes are not in the buffer.
+    /// [`Refused`] if the buffer has fewer bytes.
     pub fn copy_message(&self, out: &mut [u8]) -> Result<(), Refused> {
         let copied = self.region.read(self.header_len(), out);
         copied.then_some(()).ok_or_else(|| wraps(out.len()))
@@ -295,7 +295,7 @@ impl Request {
     /// as it was, the one for Arm writes MessageLength or MessageSize.
     #[must_use]
     pub fn answer(&self, response: &[u8], in_header: Option<ResponseLength>) -> Reply {
-        // The transaction wiped this where the caller's buffer is the comm buffer.
+        // The transaction wiped this if the caller's buffer is the comm buffer.
         put_back(&self.region, 0, self.raw.bytes());
         let header_len = self.header_len();
         let mut written = self.region.write(header_len, response);
@@ -314,7 +314,7 @@ impl Request {
         }
     }
 
-    /// Replies to a request that got no response: header and message stand in the caller's buffer as before.
+    /// Replies to a request that got no response: header and message are in the caller's buffer as before.
     #[must_use]
     pub fn refuse(&self, message: &[u8], status: EfiStatus) -> Reply {
         put_back(&self.region, 0, self.raw.bytes());
@@ -354,20 +354,20 @@ const fn wraps(len: usize) -> Refused {
     Refused::invalid(RequestError::Wraps(len))
 }
 
-/// Writes what stood at `offset` where it does not stand there any more.
+/// Restores the bytes at `offset` if they have changed.
 fn put_back(region: &SharedRegion, offset: usize, bytes: &[u8]) {
     let mut at = offset;
     for chunk in bytes.chunks(MAX_HEADER_LEN) {
         let mut found = [0; MAX_HEADER_LEN];
         let found = found.get_mut(..chunk.len()).unwrap_or_default();
-        let stands = region.read(at, found) && found == chunk;
-        let done = stands || region.write(at, chunk);
+        let unchanged = region.read(at, found) && found == chunk;
+        let done = unchanged || region.write(at, chunk);
         debug_assert!(done, "these bytes were read from there");
         at = at.saturating_add(chunk.len());
     }
 }
 
-/// A copy of the header that stands in the caller's buffer.
+/// A copy of the header in the caller's buffer.
 #[derive(Debug)]
 struct RawHeader {
     bytes: [u8; MAX_HEADER_LEN],

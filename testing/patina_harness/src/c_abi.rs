@@ -11,8 +11,8 @@ use patina_mm::component::protocols::{Communication, Communication2, Communicati
 /// How far the addresses of [`CProtocol::TwoApart`] are apart.
 const APART: usize = 8;
 
-/// Makes a call of protocol 2 or 3 with the caller's bytes in `memory`, or with what stands there; `None` where the protocol
-/// is not installed, or where they do not fit.
+/// Makes a call of protocol 2 or 3 with the caller's bytes in `memory`, or with what is there; `None` if the protocol is not
+/// installed, or if they do not fit.
 #[must_use]
 pub fn call_in_place(
     protocols: &dyn ProtocolServices,
@@ -44,7 +44,7 @@ pub fn call_in_place(
     })
 }
 
-/// Makes a call; `None` where the protocol is not installed.
+/// Makes a call; `None` if the protocol is not installed.
 #[must_use]
 pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
     let mut bytes = call.bytes.clone();
@@ -66,7 +66,7 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
             } else {
                 apart
             };
-            // SAFETY: as above.
+            // SAFETY: the buffer is as long as its header or `size` says, or null; the producer checks both.
             unsafe { (two.communicate)(from_ref(two), buffer, other, size) }
         }),
         CProtocol::Three | CProtocol::ThreeApart => protocols.with_protocol(|three: &Communication3| {
@@ -75,7 +75,7 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
             } else {
                 apart
             };
-            // SAFETY: as above.
+            // SAFETY: the buffer is as long as its header says, or null; the producer checks that.
             unsafe { (three.communicate)(from_ref(three), buffer, other) }
         }),
     };

@@ -28,7 +28,7 @@ use patina::standard::efi;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Communication {
-    /// Sends what stands at `comm_buffer`. `comm_size`, which may be null, points to the bytes with the header, and is
+    /// Sends what is at `comm_buffer`. `comm_size`, which may be null, points to the bytes with the header, and is
     /// set to the response's.
     pub communicate: unsafe extern "efiapi" fn(
         this: *const Communication,
@@ -41,7 +41,7 @@ pub struct Communication {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Communication2 {
-    /// As [`Communication::communicate`], with the buffer's physical and virtual address.
+    /// Like [`Communication::communicate`], with the buffer's physical and virtual address.
     pub communicate: unsafe extern "efiapi" fn(
         this: *const Communication2,
         comm_buffer_physical: *mut c_void,
@@ -54,7 +54,7 @@ pub struct Communication2 {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Communication3 {
-    /// As [`Communication2::communicate`], for v3 headers, which carry the size.
+    /// Like [`Communication2::communicate`], for v3 headers, which carry the size.
     pub communicate: unsafe extern "efiapi" fn(
         this: *const Communication3,
         comm_buffer_physical: *mut c_void,

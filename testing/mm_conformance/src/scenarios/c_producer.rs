@@ -33,11 +33,11 @@ scenarios! {
     c_v3_sizes_are_checked: PRODUCED_PROTOCOLS, "BufferSize covers header and message, MessageSize is not zero, the marker is there";
     c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS, "nothing of that enters MM";
     c_call_in_the_comm_buffer_itself: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a driver may write its message into the comm buffer, as some of edk2's do";
-    c_calls_in_the_comm_buffer_leave_the_header: CONTROLLED_MM | PRODUCED_PROTOCOLS, "the header stays where a driver wrote it into the comm buffer, so that it can call again without another one";
-    c_call_in_the_comm_buffer_keeps_a_refused_request: CONTROLLED_MM | PRODUCED_PROTOCOLS, "after an error the whole request stands in the comm buffer as before";
+    c_calls_in_the_comm_buffer_leave_the_header: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a driver that wrote its header into the comm buffer finds it there after a call, and can call again";
+    c_call_in_the_comm_buffer_keeps_a_refused_request: CONTROLLED_MM | PRODUCED_PROTOCOLS, "after an error the whole request is in the comm buffer as before";
     c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS, "MessageSize is the caller's on the way to MM";
     c_call_from_a_notification_waits_for_the_call_under_way: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
-    c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "whatever interrupts even that is refused, and disturbs nothing";
+    c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a call that interrupts even that is refused, and disturbs nothing";
     c_header_that_is_written_once_serves_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, whatever the length of the responses";
     c_header_comes_back_as_mm_left_it: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a length that MM itself changed in the header is the caller's to see, unless it exceeds the caller's buffer";
     c_status_without_error_bit_is_an_error: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a warning, or an error of a 32-bit MM core, is an EFI_ERROR to a driver in C";
@@ -59,7 +59,7 @@ fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
 
 const NOBODY: Guid = super::refusals::NOBODY;
 
-/// A request as it stands in memory, with `room` bytes behind it.
+/// A request as it is in memory, with `room` bytes behind it.
 fn request(format: HeaderFormat, recipient: Guid, message: &[u8], room: usize) -> Vec<u8> {
     let transaction = match format {
         HeaderFormat::V1 => message.len(),
@@ -435,7 +435,7 @@ fn c_message_without_bytes_is_delivered(lab: &dyn Lab) -> Seen {
     }
     for (protocol, format, comm_size, room) in calls {
         let before = machine.mmis();
-        // MM was asked: nobody else knows whether there is a handler.
+        // MM was asked: only MM knows whether there is a handler.
         let bytes = empty(format, NOBODY, room);
         let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
         ensure_eq!(

@@ -196,7 +196,7 @@ impl fmt::Debug for FirmwareMmExecutor {
 
 /// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM belongs to a driver in C.
 ///
-/// It stands in the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
+/// It takes the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
 /// itself, from RuntimeServicesData. It sends through a [`FirmwareMmExecutor`]. If the SDK's `TplServices` are there, all of a call
 /// runs at `TPL_NOTIFY`, so that a notification is served after it and not refused in the middle of it.
 /// It is dispatched once the driver has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so
@@ -232,9 +232,9 @@ impl FirmwareMmCommunication {
             .map_err(EfiError::from)?;
         let len = allocation.byte_length();
         let base = allocation.into_raw_ptr::<u8>().ok_or(EfiError::OutOfResources)?;
-        // SAFETY: the pages were just allocated, are never freed, and nobody else has a pointer to them.
+        // SAFETY: the pages were just allocated, are never freed, and this is the only pointer to them.
         let buffer = unsafe { CommunicateBuffer::from_raw_parts(base, len, self.id) }.map_err(|error| {
-            log::error!(target: "mm_comm", "the allocated pages are no comm buffer: {error}");
+            log::error!(target: "mm_comm", "the allocated pages cannot be a comm buffer: {error}");
             EfiError::InvalidParameter
         })?;
         let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));

@@ -2,7 +2,7 @@
 //!
 //! The rules of a request are those of [`mm_comm::c_request`]: it is copied out before the transaction, and the response copied in
 //! after it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`,
-//! when there is no allocator any more.
+//! after which there is no allocator.
 
 use crate::component::communicator::{CallOptions, Status, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
@@ -148,7 +148,7 @@ fn send(
         (Ok(v1), Ok(v3)) => Longest { v1, v3 },
         (Err(status), _) | (_, Err(status)) => return Ok(failed(bridge, status)),
     };
-    // Now, if the comm buffer has grown: a later call may come when there is no allocator any more.
+    // Now, if the comm buffer has grown: a later call may come after which there is no allocator.
     if let Err(error) = scratch.make_room(longest.v1) {
         log::warn!(
             target: "mm_comm",

@@ -64,7 +64,7 @@ fn install_one<P: ProtocolInterface>(
         // Never freed: a caller may keep the interface for as long as it lives.
         Ok(handle) => Ok((handle, pointer)),
         Err(error) => {
-            // SAFETY: from `Box::into_raw` above, and nobody was given it.
+            // SAFETY: it came from `Box::into_raw`, and the database refused it.
             drop(unsafe { Box::from_raw(produced) });
             Err(error)
         }
