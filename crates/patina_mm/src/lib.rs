@@ -111,8 +111,10 @@
 //!     }
 //! }
 //! # // Runs the component, dispatched beside the real ones, on the simulated machine.
-//! # let outcome = patina_harness::sim::dispatch(SupervisorVersion);
-//! # assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), "{outcome:?}");
+//! # use patina_mm_test::{Machine, handlers::Supervisor};
+//! # let supervisor = Supervisor { version: 1, patch_level: 0 };
+//! # let guid = patina::BinaryGuid::from_string("8c633b23-1260-4ea6-830f-7ddc97382111");
+//! # assert_eq!(Machine::new().mm_handler(guid, supervisor).dispatch(SupervisorVersion), Ok(()));
 //! ```
 //!
 //! # Logs
@@ -145,4 +147,6 @@ mod guide {
     struct PlatformArm;
     #[doc = include_str!("../../../docs/protocols.md")]
     struct Protocols;
+    #[doc = include_str!("../../../docs/testing.md")]
+    struct Testing;
 }

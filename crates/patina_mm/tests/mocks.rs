@@ -1,4 +1,4 @@
-//! The four mocks, used as the author of a component in another crate uses them.
+//! The four mocks, used as the author of a component in another crate uses them, and beside them `patina_mm_test`.
 
 use patina::BinaryGuid;
 use patina::component::component;
@@ -9,6 +9,7 @@ use patina_mm::component::sw_mmi_manager::MockSwMmiTrigger;
 use patina_mm::config::CommunicateBuffer;
 use patina_mm::service::platform_mm_control::MockPlatformMmControl;
 use patina_mm::service::{MmCommunication, PlatformMmControl, SwMmiTrigger};
+use patina_mm_test::Machine;
 use std::pin::Pin;
 
 /// The handler that knows the TPM.
@@ -110,4 +111,16 @@ fn the_executor_can_play_mm_behind_the_real_communicator() {
     communicator.set_test_comm_buffers(vec![CommunicateBuffer::new(Pin::new(memory), 3)]);
     let result = LOCK.lock(&communicator, &MockSwMmiTrigger::new(), None);
     assert_eq!(result, Err(EfiError::SecurityViolation));
+}
+
+#[test]
+fn the_same_component_runs_on_a_simulated_machine() {
+    let machine = Machine::new().handler(TPM, |request| {
+        assert_eq!(request, b"lock");
+        Ok(b"locked".to_vec())
+    });
+    assert_eq!(machine.dispatch(TpmLock { buffer: 1 }), Ok(()));
+    // A comm buffer that the platform does not have.
+    assert_eq!(machine.dispatch(LOCK), Err(EfiError::NotFound));
+    assert_eq!(machine.mmis(), 1);
 }

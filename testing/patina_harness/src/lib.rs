@@ -27,17 +27,12 @@ pub mod bench;
 pub mod c_abi;
 pub mod conduit;
 pub mod demo;
-pub mod dispatcher;
 pub mod edk2;
-pub mod events;
 pub mod lab;
-pub mod protocols;
 pub mod report;
 #[cfg(feature = "sim")]
 pub mod sim;
-pub mod tap;
-pub mod tpl;
 pub mod variables;
 
-pub use dispatcher::Dispatcher;
 pub use lab::{PatinaLab, Site};
+pub use patina_mm_test::{Dispatcher, dispatcher, events, protocols, tap, tpl};

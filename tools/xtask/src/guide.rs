@@ -23,7 +23,7 @@ use xshell::{Shell, cmd};
   cargo xtask guide    all of them, for x86_64-unknown-uefi")]
 pub(crate) struct Guide {}
 
-/// The example that also runs, on the simulated machine: its component.
+/// The example that also runs, on the simulated machine: its component. Its handler is an echo.
 const RUN: &str = "Calls";
 
 /// How many blocks of Rust there are at least.
@@ -53,7 +53,11 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     for page in &pages {
         all.extend(blocks(page, &shell.read_file(page)?)?);
     }
-    let examples: Vec<_> = all.iter().filter(|block| block.language == "rust").collect();
+    // Tests of components run on this host, below.
+    let (tests, examples): (Vec<_>, Vec<_>) = all
+        .iter()
+        .filter(|block| block.language == "rust")
+        .partition(|block| block.text.contains("#[test]"));
     ensure!(
         examples.len() >= LEAST,
         "{} blocks of Rust, and there were {LEAST}",
@@ -90,12 +94,9 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let runs = examples
         .iter()
         .find(|example| example.text.contains(&format!("struct {RUN}")));
-    counts.add(run_example(
-        shell,
-        &runs
-            .with_context(|| format!("no example has a component {RUN}"))?
-            .text,
-    )?);
+    let runs = runs.with_context(|| format!("no example has a component {RUN}"))?;
+    ensure!(!tests.is_empty(), "no page has a test of a component");
+    counts.add(run_on_host(shell, &runs.text, &tests)?);
     Ok(counts)
 }
 
@@ -127,24 +128,32 @@ fn readme_files(blocks: &[Block]) -> Result<Vec<(&'static str, String)>> {
         .collect()
 }
 
-/// Dispatches the component of an example on the simulated machine.
-fn run_example(shell: &Shell, example: &str) -> Result<Counts> {
+/// In a crate outside of this workspace: dispatches the component of an example on the simulated machine, and runs the tests
+/// of components as they are written.
+fn run_on_host(shell: &Shell, example: &str, tests: &[&Block]) -> Result<Counts> {
     let dir = target_dir().join("guide/run");
     shell.remove_path(&dir)?;
-    let harness = root().join("testing/patina_harness");
+    let with = root().join("crates/patina_mm_test");
     let manifest = format!(
         "[package]\nname = \"guide_run\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\
-         patina = {{ version = \"{}\", features = [\"alloc\"] }}\npatina_harness = {{ path = {harness:?} }}\n\
-         patina_mm = \"{0}\"\n{}",
+         patina = {{ version = \"{}\", features = [\"alloc\"] }}\npatina_mm = \"{0}\"\n\n\
+         [dev-dependencies]\npatina_mm_test = {{ path = {with:?} }}\n{}",
         downstream::RELEASE,
         downstream::patch_line()
     );
     shell.write_file(dir.join("Cargo.toml"), manifest)?;
     shell.copy_file(root().join("Cargo.lock"), dir.join("Cargo.lock"))?;
     let test = format!(
-        "#[test]\nfn it_runs() {{\n    let outcome = patina_harness::sim::dispatch({RUN});\n    \
-         assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), \"{{outcome:?}}\");\n}}\n"
+        "#[test]\nfn it_runs() {{\n    let machine = patina_mm_test::Machine::new();\n    \
+         let machine = machine.handler(ECHO, |request| Ok(request.to_vec()));\n    \
+         assert_eq!(machine.dispatch({RUN}), Ok(()));\n}}\n"
     );
+    for test in tests {
+        shell.write_file(
+            dir.join("tests").join(&test.name).with_extension("rs"),
+            &test.text,
+        )?;
+    }
     shell.write_file(dir.join("tests/example.rs"), format!("{example}\n{test}"))?;
     shell.write_file(dir.join("src/lib.rs"), "")?;
     let command = cmd!(shell, "cargo test --tests --manifest-path")
@@ -152,7 +161,10 @@ fn run_example(shell: &Shell, example: &str) -> Result<Counts> {
         .env("CARGO_TARGET_DIR", target_dir().join("downstream/target"))
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     let (counts, _) = cargo_test(command.into())?;
-    ensure!(counts.passed == 1, "the example {RUN} did not run");
+    ensure!(
+        counts.passed > u64::try_from(tests.len())?,
+        "the example {RUN} or a test of a component did not run"
+    );
     Ok(counts)
 }
 

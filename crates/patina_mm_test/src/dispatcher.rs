@@ -53,12 +53,19 @@ impl Dispatcher {
     /// nobody wrote get their chance: the order of a Patina DXE core.
     #[must_use = "the outcome tells which components failed or never ran"]
     pub fn dispatch(mut self) -> Outcome {
+        self.run()
+    }
+
+    /// Like [`Self::dispatch`], but more components may be added afterwards. Those that did not run are dropped.
+    #[must_use = "the outcome tells which components failed or never ran"]
+    pub fn run(&mut self) -> Outcome {
         while self.pass() {}
         self.storage.lock_configs();
         while self.pass() {}
-        let never_ran = self.waiting.iter().map(|component| reason(component.as_ref()));
-        self.outcome.not_run.extend(never_ran);
-        self.outcome
+        let mut outcome = core::mem::take(&mut self.outcome);
+        let never_ran = self.waiting.drain(..).map(|component| reason(component.as_ref()));
+        outcome.not_run.extend(never_ran);
+        outcome
     }
 
     /// Offers every waiting component its parameters once; `true` where at least one ran.

@@ -89,6 +89,8 @@ struct Hardware {
     smi_enable_locked: Cell<u32>,
     /// What was last written to `PCI_ADDRESS`.
     pci_address: Cell<u32>,
+    /// Pauses until an SMI is taken, from now on.
+    latency: Cell<u32>,
     /// Pauses until the pending SMI is taken.
     pending: Cell<Option<u32>>,
     taken: Cell<usize>,
@@ -109,6 +111,7 @@ impl Machine {
             smi_enable: Cell::new(config.smi_enable),
             smi_enable_locked: Cell::new(0),
             pci_address: Cell::new(0),
+            latency: Cell::new(config.latency),
             pending: Cell::new(None),
             taken: Cell::new(0),
             writes: RefCell::default(),
@@ -232,6 +235,14 @@ impl Machine {
         self.0.writes.take()
     }
 
+    /// How many pauses it takes until an SMI that is raised from now on is taken. One that is pending comes no later than that.
+    pub fn set_latency(&self, pauses: u32) {
+        self.0.latency.set(pauses);
+        self.0
+            .pending
+            .update(|pending| pending.map(|left| left.min(pauses)));
+    }
+
     /// The value of SMI_EN.
     #[must_use]
     pub fn smi_enable(&self) -> u32 {
@@ -286,9 +297,9 @@ impl Hardware {
             return;
         }
         if self.pending.get().is_none() {
-            self.pending.set(Some(self.config.latency));
+            self.pending.set(Some(self.latency.get()));
         }
-        if self.config.latency == 0 {
+        if self.latency.get() == 0 {
             self.take_smi();
         }
     }
