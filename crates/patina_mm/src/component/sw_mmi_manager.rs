@@ -405,6 +405,39 @@ impl fmt::Debug for SwMmiManager {
     }
 }
 
+/// A trigger for tests: runs one of these for each MMI, and says whether MMIs may be repeated.
+#[cfg(test)]
+pub(crate) struct ScriptedTrigger {
+    progress: MmProgress,
+    mmis: core::cell::RefCell<alloc::vec::Vec<ScriptedMmi>>,
+}
+
+#[cfg(test)]
+pub(crate) type ScriptedMmi = Box<dyn FnOnce() -> patina::error::Result<()>>;
+
+#[cfg(test)]
+impl ScriptedTrigger {
+    pub(crate) const fn new(progress: MmProgress, mmis: alloc::vec::Vec<ScriptedMmi>) -> Self {
+        Self {
+            progress,
+            mmis: core::cell::RefCell::new(mmis),
+        }
+    }
+}
+
+#[cfg(test)]
+// SAFETY: MM is never entered.
+unsafe impl SwMmiTrigger for ScriptedTrigger {
+    fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
+        let next = self.mmis.borrow_mut().remove(0);
+        next()
+    }
+
+    fn enter_mm(&self, _: u64, command: u8, data: u8) -> Result<MmProgress, MmiError> {
+        self.raise_mmi(command, data).map(|()| self.progress)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

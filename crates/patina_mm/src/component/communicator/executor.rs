@@ -150,33 +150,12 @@ impl fmt::Debug for RealMmExecutor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::sw_mmi_manager::MockSwMmiTrigger;
+    use crate::component::sw_mmi_manager::{MockSwMmiTrigger, ScriptedMmi, ScriptedTrigger};
     use alloc::boxed::Box;
     use alloc::string::{String, ToString};
     use alloc::vec;
-    use alloc::vec::Vec;
-    use core::cell::RefCell;
     use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
     use patina::error::EfiError;
-
-    /// Raises MMIs by running the next of these, and says whether they may be repeated.
-    struct Script {
-        progress: MmProgress,
-        mmis: RefCell<Vec<Mmi>>,
-    }
-
-    type Mmi = Box<dyn FnOnce() -> Result<(), EfiError>>;
-
-    // SAFETY: MM is never entered.
-    unsafe impl SwMmiTrigger for Script {
-        fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
-            let next = self.mmis.borrow_mut().remove(0);
-            next()
-        }
-        fn enter_mm(&self, _: u64, command: u8, data: u8) -> Result<MmProgress, MmiError> {
-            self.raise_mmi(command, data).map(|()| self.progress)
-        }
-    }
 
     /// Sends a message to `buffer`, and returns whether the mailbox shows that it was taken, and what the log says.
     fn run(buffer: &CommunicateBuffer, trigger: impl SwMmiTrigger + 'static) -> (bool, String) {
@@ -197,7 +176,7 @@ mod tests {
         for was_taken in [true, false] {
             let buffer = CommunicateBuffer::of_a_page(0);
             let mm = buffer.clone();
-            let second: Mmi = Box::new(move || {
+            let second: ScriptedMmi = Box::new(move || {
                 // MM takes the request of the first one after the last look.
                 if was_taken {
                     let response = MailboxImage::answered(EfiStatus::SUCCESS, 25);
@@ -205,11 +184,8 @@ mod tests {
                 }
                 Err(EfiError::NotReady)
             });
-            let first: Mmi = Box::new(|| Ok(()));
-            let script = Script {
-                progress: MmProgress::RaisedRepeatable,
-                mmis: RefCell::new(vec![first, second]),
-            };
+            let first: ScriptedMmi = Box::new(|| Ok(()));
+            let script = ScriptedTrigger::new(MmProgress::RaisedRepeatable, vec![first, second]);
             // The mailbox decides.
             assert_eq!(run(&buffer, script).0, was_taken);
         }
