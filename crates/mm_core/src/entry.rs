@@ -292,13 +292,15 @@ fn pending(buffer: CommBuffer, memory: &dyn SystemMemory) -> Result<Option<Heade
         .filter(|header| header.recipient() != Guid::ZERO && header.message_len() > 0))
 }
 
-/// Calls the handlers of the request's GUID until one succeeds. `None` where there are none.
+/// Calls the handlers of the request's GUID until one succeeds. `None` if there are none.
 fn dispatch(handlers: &mut [Registration<'_>], request: &mut Request<'_>) -> Option<EfiStatus> {
     let mut failure = None;
     for (guid, handler) in handlers {
         if *guid == request.recipient() {
             match handler.handle(request) {
                 Ok(()) => return Some(EfiStatus::SUCCESS),
+                // A handler that fails without a reason has failed all the same.
+                Err(EfiStatus::SUCCESS) => failure = Some(EfiStatus::ABORTED),
                 Err(status) => failure = Some(status),
             }
         }
@@ -516,6 +518,16 @@ mod tests {
         );
         assert_eq!(memory.mailbox(), MailboxImage::answered(EfiStatus::NOT_FOUND, 60));
         assert_eq!(memory.bytes[..0x600], before.bytes[..0x600]);
+    }
+
+    #[test]
+    fn a_handler_that_fails_with_success_has_failed() {
+        let mut memory = Memory::new();
+        memory.request(HeaderFormat::V1, OTHER, b"request");
+        let mut handler = |_: &mut Request<'_>| Err(EfiStatus::SUCCESS);
+        let outcome = enter(&mut memory, Some(MAILBOX), &mut [(OTHER, &mut handler)]);
+        assert_eq!(outcome.response(), Some(EfiStatus::NOT_FOUND));
+        assert_eq!(memory.mailbox().return_status(), EfiStatus::NOT_FOUND);
     }
 
     #[test]

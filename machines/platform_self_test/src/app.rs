@@ -13,7 +13,7 @@ use patina_harness::c_abi;
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 
-/// Selects what is done: `demo`, or else the tests.
+/// Selects what is done: `demo`, `platform` for the platform's own tests, or else all tests.
 const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
 const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
@@ -27,10 +27,12 @@ extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTa
 /// `true` where everything went as it should.
 fn run(firmware: Firmware) -> bool {
     let protocols = BootProtocols::new(firmware.boot());
-    let demo = firmware
-        .read_file(&MODE_FILE)
-        .is_ok_and(|mode| mode.starts_with(b"demo"));
-    let task = if demo { Task::Demo } else { Task::Test };
+    let mode = firmware.read_file(&MODE_FILE).unwrap_or_default();
+    let task = match &*mode {
+        [b'd', b'e', b'm', b'o', ..] => Task::Demo,
+        [b'p', b'l', b'a', b't', ..] => Task::PlatformTest,
+        _ => Task::Test,
+    };
     let update = protocols
         .locate_interface(mm_comm_buffer_update::PROTOCOL_GUID)
         .map_or(ptr::null(), |interface| interface.as_raw().cast_const());

@@ -96,6 +96,22 @@ pub(crate) fn pm_base() -> u16 {
     u16::from_le_bytes([low & 0x80, high])
 }
 
+/// The address of the last page fault.
+#[cfg(feature = "conformance")]
+pub(crate) fn cr2() -> u64 {
+    let cr2;
+    // SAFETY: a DXE core runs in ring 0. Reading CR2 changes nothing.
+    unsafe { asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack, preserves_flags)) };
+    cr2
+}
+
+/// Sets what [`cr2`] reads.
+#[cfg(feature = "conformance")]
+pub(crate) fn set_cr2(address: u64) {
+    // SAFETY: a DXE core runs in ring 0. Only page-fault handlers look at CR2, which the processor sets for them.
+    unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
+}
+
 /// The chipset of this machine.
 pub(crate) struct Q35Chipset;
 
@@ -114,6 +130,12 @@ impl Chipset for Q35Chipset {
 
     fn set_pmcon(&self, value: u8) {
         PciByte::GEN_PMCON_1.write(value);
+    }
+
+    fn switch_smis_on(&self) {
+        let ports = ports();
+        let enabled = ports.read_u32(SMI_EN);
+        ports.write_u32(SMI_EN, enabled | SmiEnable::all().bits());
     }
 
     /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks. Looks for SMI_EN where it is, because

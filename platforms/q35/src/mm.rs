@@ -16,7 +16,7 @@ pub(crate) use launcher::{BufferToCome, COMMAND};
 #[cfg(feature = "conformance")]
 pub(crate) use {
     launcher::{COMMAND_PORT, IMAGE},
-    memory::smram_window,
+    memory::{smram_window, within_reach},
 };
 
 use alloc::vec::Vec;

@@ -42,6 +42,8 @@ impl ComponentInfo for Q35 {
         add.component(
             MmHobConfiguration::new()
                 .with_acpi_base(AcpiBaseSource::Ich9)
+                // This platform made the HOBs itself, and OVMF without SMM has no driver for MM.
+                .with_exclusive_buffers()
                 .with_updatable_buffer(0),
         );
         add.component(SwMmiManager::new().after_platform_control());

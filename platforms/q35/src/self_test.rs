@@ -32,7 +32,7 @@ use patina::error::Result;
 use patina_harness::bench::{Bench, Findings, Task};
 use patina_harness::report::Report;
 use patina_harness::{PatinaLab, demo};
-use patina_mm::service::{MmCommunication, SwMmiTrigger};
+use patina_mm::service::{MmCommunication, PlatformMmControl, SwMmiTrigger};
 use site::Q35Site;
 use spin::Mutex;
 use traffic::Traffic;
@@ -50,6 +50,7 @@ pub(crate) fn keep_the_examples_response(response: Vec<u8>) {
 struct Services {
     mm: &'static dyn MmCommunication,
     trigger: &'static dyn SwMmiTrigger,
+    launcher: &'static dyn PlatformMmControl,
     memory: &'static dyn MemoryManager,
     images: &'static dyn ImageServices,
     tables: &'static dyn ConfigurationTableServices,
@@ -65,9 +66,10 @@ pub(crate) struct TestBench;
 impl TestBench {
     fn entry_point(
         self,
-        (mm, trigger, to_come): (
+        (mm, trigger, launcher, to_come): (
             Service<dyn MmCommunication>,
             Service<dyn SwMmiTrigger>,
+            Service<dyn PlatformMmControl>,
             Service<BufferToCome>,
         ),
         (memory, images, tables): (
@@ -84,6 +86,7 @@ impl TestBench {
         let services = Services {
             mm: *mm,
             trigger: *trigger,
+            launcher: *launcher,
             memory: *memory,
             images: *images,
             tables: *tables,
@@ -107,10 +110,13 @@ fn run(services: Services, traffic: &Traffic, task: Task, findings: Findings) ->
         return false;
     };
     match task {
-        Task::Test => {
+        Task::Test | Task::PlatformTest => {
             let mut report = Report::new(Console);
             tests::platform(&mut report, services, traffic, findings);
-            let smis = tests::suite(&mut report, &lab, control);
+            let smis = match task {
+                Task::PlatformTest => control.state().map_or(0, |state| state.smis.get()),
+                _ => tests::suite(&mut report, &lab, control),
+            };
             tests::fault(&mut report, services);
             report.finish(smis)
         }

@@ -12,6 +12,10 @@ pub const CLOSED: u8 = 0x0a;
 pub const LOCKED: u8 = CLOSED | D_LCK;
 const D_LCK: u8 = 1 << 4;
 
+/// Sends data accesses of MM to what everybody else has at these addresses. The lock leaves it free, and the MM image clears
+/// it at each SMI.
+pub const D_CLS: u8 = 1 << 5;
+
 /// SMI_LOCK in GEN_PMCON_1 (ICH9, 13.8.1.1): GBL_SMI_EN stays as it is until a reset.
 pub const SMI_LOCK: u8 = 1 << 4;
 
@@ -31,7 +35,9 @@ pub trait Chipset {
     fn pmcon(&self) -> u8;
     /// Writes it.
     fn set_pmcon(&self, value: u8);
-    /// Clears APMC_EN and GBL_SMI_EN in SMI_EN.
+    /// Sets APMC_EN and GBL_SMI_EN in SMI_EN.
+    fn switch_smis_on(&self);
+    /// Clears both.
     fn switch_smis_off(&self);
     /// Reads the start of an item of QEMU's fw_cfg.
     fn fw_cfg(&self, item: u16, out: &mut [u8]);
@@ -79,14 +85,35 @@ pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
     Err(NotLocked { smram, pmcon })
 }
 
-/// As [`lock`], where there is no MM: with SMIs off, so that GBL_SMI_EN stays off.
+/// Like [`lock`], but for a machine without MM: with SMIs off, so that GBL_SMI_EN stays off.
+///
+/// Where SMRAM is locked already SMIs stay as they are: there may be an MM, and without SMIs nobody reaches it.
 ///
 /// # Errors
 ///
-/// As [`lock`].
+/// Those of [`lock`].
 pub fn lock_without_mm(chipset: &impl Chipset) -> Result<(), NotLocked> {
-    chipset.switch_smis_off();
+    if !is_locked(chipset) {
+        chipset.switch_smis_off();
+    }
     lock(chipset)
+}
+
+/// Runs `first`, which raises the first SMI, with SMIs on. `prepare` comes before that: it puts the code in place that the
+/// SMI runs, and an SMI of another source must not find anything else there. If `first` fails SMIs are off again before what
+/// `prepare` returned is dropped.
+///
+/// # Errors
+///
+/// Those of `prepare` and of `first`.
+pub fn first_smi<T, E>(
+    chipset: &impl Chipset,
+    prepare: impl FnOnce() -> Result<T, E>,
+    first: impl FnOnce(&T) -> Result<(), E>,
+) -> Result<(), E> {
+    let prepared = prepare()?;
+    chipset.switch_smis_on();
+    first(&prepared).inspect_err(|_| chipset.switch_smis_off())
 }
 
 /// Why it is not certain that there is only one processor.
@@ -180,6 +207,10 @@ mod tests {
             self.pmcon.set(value & !self.missing_in_pmcon);
         }
 
+        fn switch_smis_on(&self) {
+            self.smis.set(true);
+        }
+
         fn switch_smis_off(&self) {
             if self.pmcon.get() & SMI_LOCK == 0 {
                 self.smis.set(false);
@@ -210,6 +241,50 @@ mod tests {
         let chipset = Fake::new();
         assert_eq!(lock_without_mm(&chipset), Ok(()));
         assert!(is_locked(&chipset) && !chipset.smis.get());
+    }
+
+    #[test]
+    fn mm_that_runs_keeps_its_smis() {
+        let chipset = Fake::new();
+        assert_eq!(lock(&chipset), Ok(()));
+        // The real chipset locks GBL_SMI_EN only.
+        chipset.pmcon.set(0x01);
+        assert_eq!(lock_without_mm(&chipset), Ok(()));
+        assert!(chipset.smis.get(), "MM is cut off");
+    }
+
+    /// Code in the place of the first SMI's.
+    struct Code<'a>(&'a Fake);
+
+    impl Drop for Code<'_> {
+        fn drop(&mut self) {
+            // Drops in a test that has failed are not looked at.
+            assert!(std::thread::panicking() || !self.0.smis.get() || self.0.pmcon.get() == 2);
+        }
+    }
+
+    #[test]
+    fn smis_are_on_only_while_the_first_ones_code_is_in_place() {
+        let chipset = Fake::new();
+        chipset.smis.set(false);
+        let prepare = || {
+            assert!(!chipset.smis.get(), "an SMI would not find its code");
+            Ok(Code(&chipset))
+        };
+        let failed = first_smi(&chipset, prepare, |_| {
+            assert!(chipset.smis.get());
+            Err("it did not come")
+        });
+        assert_eq!((failed, chipset.smis.get()), (Err("it did not come"), false));
+        let taken = first_smi(&chipset, prepare, |_| {
+            // It moved SMBASE: the code is not needed any more.
+            chipset.pmcon.set(2);
+            Ok(())
+        });
+        assert_eq!((taken, chipset.smis.get()), (Ok(()), true));
+        chipset.smis.set(false);
+        let unprepared = first_smi(&chipset, || Err::<Code<'_>, _>("no memory"), |_| Ok(()));
+        assert_eq!((unprepared, chipset.smis.get()), (Err("no memory"), false));
     }
 
     #[test]

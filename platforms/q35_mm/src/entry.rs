@@ -2,7 +2,10 @@
 //!
 //! An SMI finds the processor in 16-bit code at SMBASE + 0x8000, with CS at SMBASE, the other segments at 0 with limits of
 //! 4 GiB, interrupts and paging off, CR4 and EFER zero (AMD64 volume 2, 10.3.1). Nothing that is loaded here needs to be
-//! put back: RSM restores it all from the save state.
+//! put back: RSM restores it all from the save state, but for CR2, which a page fault changes.
+//!
+//! The chipset's lock leaves D_CLS free (82G33 GMCH, 5.1.37): it sends MM's data accesses, not its code fetches, to what
+//! is at these addresses outside MM. So the first instructions touch no memory, and clear it.
 //!
 //! Descriptors, TSS and IDT hold addresses in pieces, which no linker computes; so they stand where `smram.ld` puts them,
 //! and their addresses are written out here.
@@ -12,12 +15,17 @@ use core::arch::global_asm;
 
 global_asm!(
     r#"
+    .set CONFIG_ADDRESS, 0xcf8
+    .set SMRAM_DWORD, 0x8000009c            # PCI 0:0.0: SMRAM, at 0x9d, is in it
+    .set SMRAM_PORT, 0xcfd
+    .set D_CLS, 1 << 5
     .set SMI_PAGE, 0xa0000
     .set PML4, 0xa1000
     .set GDT, 0xa7000
     .set TSS, 0xa7040
     .set FAULT_STACK, 0xa7c00
     .set STACK, 0xc0000
+    .set OLD_CR2, STACK - 8
     .set CODE, 0x08
     .set DATA, 0x10
     .set TASK, 0x18
@@ -27,6 +35,21 @@ global_asm!(
 smi_entry:
     .code16
     cld
+    movw    $CONFIG_ADDRESS, %dx            # the interrupted program may be about to use the data port
+    inl     %dx, %eax
+    movl    %eax, %ebx
+    movl    $SMRAM_DWORD, %eax
+    outl    %eax, %dx
+    movw    $SMRAM_PORT, %dx
+    inb     %dx, %al
+    testb   $D_CLS, %al
+    jz      data_is_ours
+    andb    $~D_CLS, %al
+    outb    %al, %dx
+data_is_ours:
+    movw    $CONFIG_ADDRESS, %dx
+    movl    %ebx, %eax
+    outl    %eax, %dx
     lgdtl   %cs:(0x8000 + gdt_pointer - smi_entry)
     movl    $0x20, %eax                     # CR4: PAE
     movl    %eax, %cr4
@@ -50,6 +73,9 @@ long_mode:
     movl    %eax, %gs
     movl    %eax, %ss
     movl    $STACK, %esp
+    movq    %cr2, %rax                      # not in the save state: a page fault of MM's would change it
+    pushq   %rax
+    pushq   %rax                            # so that the stack is aligned
     lidt    idt_pointer(%rip)
     movb    $0x89, (GDT + TASK + 5)         # available again: the last SMI left the task busy
     movl    $TASK, %eax
@@ -99,6 +125,10 @@ exception:
     movq    %cr2, %rsi
     andq    $-16, %rsp
     call    {exception}
+    .global leave_mm
+leave_mm:
+    movq    OLD_CR2, %rax
+    movq    %rax, %cr2
     rsm
 
     .section .descriptors, "aw", @progbits
@@ -141,7 +171,7 @@ extern "C" fn exception(frame: *const ExceptionFrame, cr2: u64) {
 
 /// Ends the SMI: the processor goes on where it was interrupted.
 pub(crate) fn resume() -> ! {
-    // SAFETY: this code runs in System Management Mode only, where RSM is defined; it loads everything from the save
-    // state, so that nothing on this stack is used again.
-    unsafe { core::arch::asm!("rsm", options(noreturn, att_syntax)) }
+    // SAFETY: this code runs in System Management Mode only, where RSM, which is there behind CR2, is defined; it loads
+    // everything from the save state, so that nothing on this stack is used again.
+    unsafe { core::arch::asm!("jmp leave_mm", options(noreturn, att_syntax)) }
 }

@@ -15,6 +15,8 @@ pub enum Task {
     Test,
     /// Hold the demo's conversation.
     Demo,
+    /// Run the platform's own tests, without the conformance suite.
+    PlatformTest,
 }
 
 impl Task {
@@ -24,13 +26,14 @@ impl Task {
         match self {
             Self::Test => 0,
             Self::Demo => 1,
+            Self::PlatformTest => 2,
         }
     }
 
     /// The task that a number means.
     #[must_use]
     pub fn of_number(number: u32) -> Option<Self> {
-        [Self::Test, Self::Demo]
+        [Self::Test, Self::Demo, Self::PlatformTest]
             .into_iter()
             .find(|task| task.number() == number)
     }

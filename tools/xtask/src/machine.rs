@@ -131,7 +131,11 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The last test has MM fault: a stack that ends in the page below it.
-            Variant::new("", true, 205).saying("MM STOPPED by exception 14"),
+            Variant::new("", true, 207).saying("MM STOPPED by exception 14"),
+            // From 2816 MiB on there is RAM above 4 GiB, where MM does not reach.
+            Variant::new("2048-mib", false, 18),
+            Variant::new("3072-mib", false, 18),
+            Variant::new("4096-mib", false, 18),
             Variant::refused(TWO_SOCKETS, "MM was not launched: processors: 2 present"),
             Variant::refused(
                 ROOM_FOR_TWO,
@@ -209,6 +213,12 @@ const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 /// The same after a failure.
 pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
 
+/// The end of the name of a way to boot with so many MiB of RAM. The platform's own tests run, and not the suite.
+const MIB: &str = "-mib";
+
+/// The word by which machine patina-q35 is told that.
+const PLATFORM_TESTS: &str = "platform";
+
 /// Ways to boot machine patina-q35 that its launcher must refuse.
 const TWO_SOCKETS: &str = "two-sockets";
 const ROOM_FOR_TWO: &str = "room-for-two";
@@ -281,30 +291,37 @@ fn uefi_product(shell: &Shell, name: &str) -> Result<PathBuf> {
 
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.
 fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -> Result<Cmd<'s>> {
-    let Boot { dir, mode, .. } = *boot;
+    let Boot {
+        dir, mode, variant, ..
+    } = *boot;
+    let (memory, mode) = match variant.strip_suffix(MIB) {
+        Some(memory) => (memory, PLATFORM_TESTS),
+        None => ("256", mode.word()),
+    };
     let boot = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
     shell.copy_file(application, boot.join("BOOTX64.EFI"))?;
-    shell.write_file(boot.join("MODE.TXT"), mode.word())?;
+    shell.write_file(boot.join("MODE.TXT"), mode)?;
     let vars = dir.join("vars.fd");
     shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
 
     let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(code)?);
     let vars = format!("if=pflash,format=raw,unit=1,file={}", path(&vars)?);
     let esp = format!("format=raw,file=fat:rw:{}", path(&dir.join("esp"))?);
-    Ok(
-        cmd!(shell, "qemu-system-x86_64 -machine q35,smm=on,accel=tcg -m 256")
-            .args([
-                "-nodefaults",
-                "-display",
-                "none",
-                "-serial",
-                "stdio",
-                "-no-reboot",
-            ])
-            .args(["-global", "ICH9-LPC.disable_s3=1"])
-            .args(["-drive", &code, "-drive", &vars, "-drive", &esp])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]),
+    Ok(cmd!(
+        shell,
+        "qemu-system-x86_64 -machine q35,smm=on,accel=tcg -m {memory}"
     )
+    .args([
+        "-nodefaults",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+    ])
+    .args(["-global", "ICH9-LPC.disable_s3=1"])
+    .args(["-drive", &code, "-drive", &vars, "-drive", &esp])
+    .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]))
 }
 
 const MONITOR: &str = "aarch64_monitor";

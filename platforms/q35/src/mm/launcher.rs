@@ -1,8 +1,9 @@
 //! Puts the MM image into SMRAM, and locks it in.
 //!
 //! 1. SMRAM is opened, the image copied there, and what MM has to know written behind it.
-//! 2. SMIs are switched on. The first one runs code at 0x38000, in ordinary memory, that moves SMBASE into SMRAM.
-//! 3. The second one starts MM, which says whether it likes what it was told.
+//! 2. Code that moves SMBASE into SMRAM is put to 0x38000, in ordinary memory, where the first SMI starts. Then SMIs are
+//!    switched on, and the first one is raised.
+//! 3. The second one starts MM, which says whether it accepts what it was told.
 //! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset nobody but MM reaches SMRAM.
 //!
 //! All of it happens before any driver is started, let alone anything from outside this firmware. SMRAM is locked even
@@ -14,9 +15,10 @@
 //! under any firmware without MM. Nobody answers in MM then, and there is no secret in SMRAM.
 
 use super::memory::{self, FirstSmi};
-use crate::chipset::{self, PciByte, Q35Chipset, SMI_EN, ports};
+use crate::chipset::{self, PciByte, Q35Chipset, ports};
 use alloc::vec::Vec;
-use mm_comm::{Ports, SharedRegion, SmiEnable};
+use core::cell::Cell;
+use mm_comm::{Ports, SharedRegion};
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, PAGE_LEN};
 use ovmf_platform::machine::PM_BASE;
@@ -26,7 +28,7 @@ use patina::component::service::uefi_services::config_table::ConfigurationTableS
 use patina::error::{EfiError, Result};
 use patina_mm::service::PlatformMmControl;
 use q35_mm::chipset::{
-    CLOSED, NotLocked, OPEN, ProcessorsError, lock, lock_without_mm, require_one_processor,
+    CLOSED, NotLocked, OPEN, ProcessorsError, first_smi, lock, lock_without_mm, require_one_processor,
 };
 use q35_mm::handoff::{HandOff, STATE_OFFSET, State};
 use q35_mm::layout::{HANDOFF, SMBASE, SMRAM_BASE};
@@ -100,10 +102,21 @@ pub(crate) struct Launcher {
     buffers: Vec<CommBuffer>,
     memory: &'static dyn MemoryManager,
     tables: &'static dyn ConfigurationTableServices,
+    /// What the launch came to; `None` before it.
+    outcome: Cell<Option<Result<()>>>,
 }
 
 impl PlatformMmControl for Launcher {
+    /// Launches MM once. Called again, it returns what that came to, and leaves the machine alone: MM may be running.
     fn init(&self) -> Result<()> {
+        let outcome = self.outcome.get().unwrap_or_else(|| self.launch_and_lock());
+        self.outcome.set(Some(outcome));
+        outcome
+    }
+}
+
+impl Launcher {
+    fn launch_and_lock(&self) -> Result<()> {
         let launched = self.launch();
         let locked = match launched {
             Ok(()) => lock(&Q35Chipset),
@@ -124,9 +137,7 @@ impl PlatformMmControl for Launcher {
         }
         Err(EfiError::DeviceError)
     }
-}
 
-impl Launcher {
     pub(super) fn new(
         buffers: Vec<CommBuffer>,
         memory: &'static dyn MemoryManager,
@@ -136,6 +147,7 @@ impl Launcher {
             buffers,
             memory,
             tables,
+            outcome: Cell::new(None),
         }
     }
 
@@ -160,9 +172,7 @@ impl Launcher {
             return Err(LaunchError::Image(IMAGE.len()));
         }
 
-        let enabled = ports().read_u32(SMI_EN);
-        ports().write_u32(SMI_EN, enabled | SmiEnable::all().bits());
-        self.move_smbase()?;
+        first_smi(&Q35Chipset, || self.place_first_code(), move_smbase)?;
         let state = wait_for(State::New.number(), || read_u64(smram, state_at));
         match State::of_number(state) {
             Some(State::Ready) => close(smram),
@@ -171,23 +181,29 @@ impl Launcher {
         }
     }
 
-    fn move_smbase(&self) -> core::result::Result<(), LaunchError> {
+    /// Puts the code to where the first SMI starts.
+    fn place_first_code(&self) -> core::result::Result<FirstSmi, LaunchError> {
         let first = FirstSmi::take(self.memory)?;
-        let pages = first.pages();
-        if !pages.write(0, &MOVE_SMBASE) {
-            return Err(LaunchError::Window);
-        }
-        let revision = wait_for(0, || {
-            let mut revision = [0; 4];
-            // The offset lies within the pages.
-            let _ = pages.read(REVISION_OFFSET, &mut revision);
-            u32::from_le_bytes(revision)
-        });
-        if revision == REVISION {
-            Ok(())
+        if first.pages().write(0, &MOVE_SMBASE) {
+            Ok(first)
         } else {
-            Err(LaunchError::NoFirstSmi(revision))
+            Err(LaunchError::Window)
         }
+    }
+}
+
+/// Raises the first SMI, whose code is in place.
+fn move_smbase(first: &FirstSmi) -> core::result::Result<(), LaunchError> {
+    let revision = wait_for(0, || {
+        let mut revision = [0; 4];
+        // The offset lies within the pages.
+        let _ = first.pages().read(REVISION_OFFSET, &mut revision);
+        u32::from_le_bytes(revision)
+    });
+    if revision == REVISION {
+        Ok(())
+    } else {
+        Err(LaunchError::NoFirstSmi(revision))
     }
 }
 

@@ -9,11 +9,17 @@ use patina::component::service::uefi_services::config_table::ConfigurationTableS
 use patina::error::{EfiError, Result};
 use patina::standard::efi;
 use patina::uefi::memory::EfiMemoryType;
-use q35_mm::layout::{SMRAM_BASE, SMRAM_LEN};
+use q35_mm::layout::{REACH, SMRAM_BASE, SMRAM_LEN};
+
+/// Memory that MM reaches. A machine with more than 2 GiB of RAM has some above 4 GiB, which the core gives out first.
+pub(crate) fn within_reach() -> AllocationOptions {
+    let last = usize::try_from(REACH).map_or(usize::MAX, |reach| reach.saturating_sub(1));
+    AllocationOptions::new().with_strategy(PageAllocationStrategy::MaxAddress(last))
+}
 
 /// Zeroed memory for a comm buffer, which the operating system leaves alone. Its address.
 pub(super) fn runtime_pages(memory: &dyn MemoryManager, pages: usize) -> Result<u64> {
-    let options = AllocationOptions::new().with_memory_type(EfiMemoryType::RuntimeServicesData);
+    let options = within_reach().with_memory_type(EfiMemoryType::RuntimeServicesData);
     let pages = memory
         .allocate_zero_pages(pages, options)?
         .into_raw_ptr::<u8>()

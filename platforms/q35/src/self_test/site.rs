@@ -3,7 +3,7 @@
 use super::control::Control;
 use super::{Services, recorder};
 use crate::chipset;
-use crate::mm::COMMAND_PORT;
+use crate::mm::{COMMAND_PORT, within_reach};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -14,7 +14,6 @@ use mm_comm::ports::NativePorts;
 use mm_conformance::lab::{Abilities, LogLevel};
 use mm_core::CommBuffer;
 use ovmf_platform::machine::PM_BASE;
-use patina::component::service::memory::AllocationOptions;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_harness::Site;
@@ -60,10 +59,7 @@ impl Site for Q35Site {
     }
 
     fn allocate(&self, pages: usize) -> Option<*mut u8> {
-        let pages = self
-            .services
-            .memory
-            .allocate_zero_pages(pages, AllocationOptions::new());
+        let pages = self.services.memory.allocate_zero_pages(pages, within_reach());
         pages.ok()?.into_raw_ptr()
     }
 

@@ -8,8 +8,8 @@ use super::control::{Control, FIXED_BUFFER};
 use super::site::{MANY_CALLS, Q35Site};
 use super::traffic::Traffic;
 use super::{EXAMPLES_ANSWER, Services};
-use crate::chipset::{PciByte, SMI_EN, ports};
-use crate::mm::{IMAGE, smram_window};
+use crate::chipset::{PciByte, SMI_EN, cr2, ports, set_cr2};
+use crate::mm::{IMAGE, smram_window, within_reach};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::ToString;
@@ -36,7 +36,7 @@ use patina_harness::PatinaLab;
 use patina_harness::bench::Findings;
 use patina_harness::report::{NotOk, Report, ensure, equal, failed};
 use patina_mm::component::communicator::Status;
-use q35_mm::chipset::{LOCKED, OPEN, SMI_LOCK};
+use q35_mm::chipset::{D_CLS, LOCKED, OPEN, SMI_LOCK};
 use q35_mm::layout::{CONSTANT, REACH, SMRAM_BASE, SMRAM_LEN, hash};
 use zerocopy::FromBytes;
 
@@ -82,6 +82,25 @@ pub(super) fn platform(
             PciByte::SMRAM.write(value);
         }
         equal(PciByte::SMRAM.read(), LOCKED)
+    });
+    report.test("smram.d_cls_does_not_outlast_an_smi", || {
+        // The lock leaves this bit free; it would send MM's data accesses to the VGA's memory.
+        PciByte::SMRAM.write(LOCKED | D_CLS);
+        equal(PciByte::SMRAM.read(), LOCKED | D_CLS)?;
+        equal(
+            echo(services, FIXED_BUFFER, b"with D_CLS"),
+            Ok(b"with D_CLS".to_vec()),
+        )?;
+        equal(PciByte::SMRAM.read(), LOCKED)
+    });
+    report.test("launcher.called_again_leaves_mm_alone", || {
+        let before = (control.state()?.smis.get(), ports().read_u32(SMI_EN));
+        equal(services.launcher.init(), Ok(()))?;
+        let after = (
+            control.state()?.smis.get().saturating_sub(1),
+            ports().read_u32(SMI_EN),
+        );
+        equal(after, before)
     });
     report.test("smram.smis_cannot_be_switched_off_for_good", || {
         equal(PciByte::GEN_PMCON_1.read() & SMI_LOCK, SMI_LOCK)?;
@@ -275,7 +294,7 @@ fn read_window(services: Services) -> Result<Vec<u8>, NotOk> {
 fn refused_buffers(services: Services, control: Control) -> Verdict {
     let good = services
         .memory
-        .allocate_zero_pages(2, Default::default())
+        .allocate_zero_pages(2, within_reach())
         .map_err(failed)?;
     let good = good
         .into_raw_ptr::<u8>()
@@ -471,7 +490,12 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &PatinaLab<Q35Site>, cont
 pub(super) fn fault(report: &mut Report<Console>, services: Services) {
     report.test("fault.in_a_handler_is_told_and_hangs_nothing", || {
         let aborted = || Status::MmReturned(efi::Status::ABORTED);
-        equal(Control(services.mm).fault(), Err(aborted()))?;
+        // An address that nothing here faults at; the stack of MM ends elsewhere.
+        const OWN: u64 = 0x1234_5678_9000;
+        set_cr2(OWN);
+        let fault = Control(services.mm).fault();
+        equal(cr2(), OWN)?;
+        equal(fault, Err(aborted()))?;
         // Whatever it is, nobody handles it any more.
         equal(echo(services, 0, b"anybody there?"), Err(aborted()))?;
         equal(Control(services.mm).state(), Err(aborted().to_string()))
