@@ -16,6 +16,7 @@
 //! | [`channel`] | region + mailbox + the rule "one transaction at a time" |
 //! | [`transaction`] | what is checked before and after MM ran |
 //! | [`trigger`] | raising the MMI through x86 ports, and the check that SMIs are on |
+//! | [`ich9`] | PCI configuration space, and PMBASE in it |
 //! | [`c_request`] | requests of drivers in C: what is checked, and what is written back |
 //! | [`smc`] | reaching MM by secure monitor calls: SPM_MM and FF-A |
 //! | [`ports`] | the machine's I/O, so that a simulated machine can take its place |
@@ -31,6 +32,7 @@ extern crate std;
 pub mod c_request;
 pub mod channel;
 pub mod error;
+pub mod ich9;
 pub mod mailbox;
 pub mod ports;
 pub mod region;

@@ -221,7 +221,8 @@ impl SmiEnableRegister {
         }
     }
 
-    fn write(self, ports: &dyn Ports, value: u32) {
+    /// Writes the register, whatever it is.
+    pub fn write(self, ports: &dyn Ports, value: u32) {
         match self {
             Self::Io(port) => ports.write_u32(port, value),
             Self::Mmio(address) => ports.write_mmio_u32(address, value),

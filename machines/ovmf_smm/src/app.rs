@@ -122,7 +122,10 @@ fn print(line: fmt::Arguments<'_>) {
 
 /// What a platform's code would know: the ports, the ACPI base, the comm buffer.
 fn configuration(firmware: Firmware, memory: *mut u8) -> Result<MmCommunicationConfiguration> {
-    let acpi_base = Q35::new().acpi_base(firmware.boot()).ok_or(EfiError::NotReady)?;
+    let acpi_base = Q35::new().acpi_base().map_err(|error| {
+        log::error!("{error}");
+        EfiError::NotReady
+    })?;
     // SAFETY: the pages were allocated for this and are never freed; the suite's lab has them when this buffer is done.
     let buffer =
         unsafe { CommunicateBuffer::from_raw_parts(memory, BUFFER_PAGES * mm_wire::PAGE_LEN, BUFFER_ID) };

@@ -44,7 +44,7 @@ pub(crate) struct OvmfSite {
 /// it saw memory in use. Of what the firmware set aside for runtime data there is not much, so that each client gets the
 /// same pages again.
 pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<PatinaLab<OvmfSite>> {
-    let pm_base = Q35::new().acpi_base(firmware.boot())?;
+    let pm_base = Q35::new().acpi_base().ok()?;
     // SAFETY: the application allocated these pages for comm buffers and never frees them; only comm buffers and the
     // lab's observer use them, with volatile accesses.
     let arena = unsafe { SharedRegion::new(memory, BUFFER_PAGES * PAGE_LEN) }.ok()?;

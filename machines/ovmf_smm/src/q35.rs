@@ -1,8 +1,8 @@
 //! Where Q35's chipset has what an SMI needs. An unsafe island (`docs/unsafe.md`).
 
+use mm_comm::ich9::{self, Ich9Error};
 use mm_comm::ports::NativePorts;
-use mm_comm::{Ports, SmiEnable};
-use patina::standard::efi;
+use mm_comm::{SmiEnable, SmiEnableRegister};
 use patina::uefi::boot_services::BootServices;
 use patina::uefi::boot_services::tpl::Tpl;
 
@@ -10,16 +10,6 @@ use patina::uefi::boot_services::tpl::Tpl;
 pub(crate) const COMMAND_PORT: u16 = 0xb2;
 /// The port that an SMI handler may read, APM_STS.
 pub(crate) const DATA_PORT: u16 = 0xb3;
-
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-
-/// Selects PMBASE: register 0x40 of the LPC bridge, PCI 0:1f.0 (Intel ICH9, 13.1.13).
-const PMBASE: u32 = 1 << 31 | 0x1f << 11 | 0x40;
-const PMBASE_MASK: u16 = 0xff80;
-
-/// How far SMI_EN stands behind the ACPI base (Intel ICH9, 13.8.3.8).
-const SMI_EN_OFFSET: u16 = 0x30;
 
 /// The chipset.
 pub(crate) struct Q35 {
@@ -35,24 +25,20 @@ impl Q35 {
         Self { ports }
     }
 
-    /// The base of the ACPI registers in I/O space; `None` where the firmware has not set it.
-    pub(crate) fn acpi_base(&self, boot: &impl BootServices) -> Option<u16> {
-        // Address and data are two accesses, and the firmware uses the same pair.
-        let _undisturbed = boot.raise_tpl_guarded(Tpl(efi::TPL_HIGH_LEVEL));
-        self.ports.write_u32(CONFIG_ADDRESS, PMBASE);
-        let [low, high, ..] = self.ports.read_u32(CONFIG_DATA).to_le_bytes();
-        Some(u16::from_le_bytes([low, high]) & PMBASE_MASK).filter(|base| *base != 0)
+    /// The base of the ACPI registers in I/O space.
+    pub(crate) fn acpi_base(&self) -> Result<u16, Ich9Error> {
+        ich9::pm_base(Some(&self.ports))
     }
 
-    /// Runs `body` while a write to the command port raises no SMI; `None` where there is no SMI_EN.
+    /// Runs `body` while a write to the command port raises no SMI; `None` if there is no SMI_EN.
     pub(crate) fn without_smis<R>(&self, boot: &impl BootServices, body: impl FnOnce() -> R) -> Option<R> {
-        let smi_en = self.acpi_base(boot)?.checked_add(SMI_EN_OFFSET)?;
+        let smi_en = SmiEnableRegister::behind_io_base(self.acpi_base().ok()?).ok()?;
         // The firmware's own notifications may want an SMI.
         let _undisturbed = boot.raise_tpl_guarded(Tpl::NOTIFY);
-        let enabled = self.ports.read_u32(smi_en);
-        self.ports.write_u32(smi_en, enabled & !SmiEnable::APMC.bits());
+        let enabled = smi_en.read(&self.ports);
+        smi_en.write(&self.ports, enabled & !SmiEnable::APMC.bits());
         let result = body();
-        self.ports.write_u32(smi_en, enabled);
+        smi_en.write(&self.ports, enabled);
         Some(result)
     }
 }

@@ -19,9 +19,7 @@
 //! }
 //! ```
 
-mod ich9;
-
-pub use ich9::Ich9Error;
+pub use mm_comm::ich9::Ich9Error;
 pub use mm_wire::hob::PlaceError;
 
 use crate::config::{
@@ -248,7 +246,7 @@ impl MmHobConfiguration {
         let acpi_base = match self.acpi_base {
             AcpiBaseSource::Configuration => given.acpi_base,
             AcpiBaseSource::Fixed(base) => base,
-            AcpiBaseSource::Ich9 => AcpiBase::Io(ich9::pm_base(self.ports.as_deref())?),
+            AcpiBaseSource::Ich9 => AcpiBase::Io(mm_comm::ich9::pm_base(self.ports.as_deref())?),
         };
         let mut announced = Vec::new();
         for Announced { id, place, is_shared } in places {

@@ -15,9 +15,10 @@
 //! under any firmware without MM. Nobody answers in MM then, and there is no secret in SMRAM.
 
 use super::memory::{self, FirstSmi};
-use crate::chipset::{self, PciByte, Q35Chipset, ports};
+use crate::chipset::{PciByte, Q35Chipset, ports};
 use alloc::vec::Vec;
 use core::cell::Cell;
+use mm_comm::ich9::{self, Ich9Error};
 use mm_comm::{Ports, SharedRegion};
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, PAGE_LEN};
@@ -69,6 +70,8 @@ const PATIENCE: u32 = 100_000;
 pub(crate) enum LaunchError {
     #[error(transparent)]
     Processors(#[from] ProcessorsError),
+    #[error(transparent)]
+    Ich9(#[from] Ich9Error),
     #[error("PMBASE is {found:#x} in the LPC bridge; this firmware takes SMI_EN to be behind {expected:#x}")]
     PmBase { found: u16, expected: u16 },
     #[error("SMRAM is locked already: its register is {0:#x}")]
@@ -153,7 +156,7 @@ impl Launcher {
 
     fn launch(&self) -> core::result::Result<(), LaunchError> {
         require_one_processor(&Q35Chipset)?;
-        let found = chipset::pm_base();
+        let found = ich9::pm_base(Some(&ports()))?;
         if found != PM_BASE {
             let expected = PM_BASE;
             return Err(LaunchError::PmBase { found, expected });

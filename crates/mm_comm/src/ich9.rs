@@ -1,19 +1,81 @@
-//! PMBASE of Intel's ICH9 and of what is compatible with it, QEMU's Q35 included (Intel ICH9 datasheet, 13.1.13).
+//! PCI configuration space, and in it PMBASE of Intel's ICH9 and of what is compatible with it, QEMU's Q35 included.
 
-use mm_comm::Ports;
+use crate::ports::Ports;
 use thiserror::Error;
 
 /// PCI configuration mechanism #1 (PCI local bus specification 3.0, 3.2.2.3.2): address and data port.
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 
-/// The LPC bridge, bus 0, device 0x1F, function 0, with the enable bit of mechanism #1.
-const LPC_BRIDGE: u32 = 0x8000_0000 | (0x1f << 11);
-/// PMBASE: bits 15:7 are the base, bit 0 says that it is in I/O space.
-const PMBASE: u32 = LPC_BRIDGE | 0x40;
+/// A register in the configuration space of a device on PCI bus 0.
+///
+/// Address and data are two ports: code that interrupts an access and uses them too spoils it. [`Self::read_undisturbed`]
+/// notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciRegister {
+    /// What is written to the address port: the dword, with the enable bit.
+    dword: u32,
+    byte: u8,
+}
+
+impl PciRegister {
+    /// The register at this offset of a device's function. Device and function are taken modulo 32 and 8.
+    #[must_use]
+    pub const fn new(device: u8, function: u8, offset: u8) -> Self {
+        let [device, function] = [device as u32 & 0x1f, function as u32 & 7];
+        Self {
+            dword: 1 << 31 | device << 11 | function << 8 | (offset & !3) as u32,
+            byte: offset & 3,
+        }
+    }
+
+    /// Reads the dword that the register is in.
+    pub fn read_dword(self, ports: &dyn Ports) -> u32 {
+        ports.write_u32(CONFIG_ADDRESS, self.dword);
+        ports.read_u32(CONFIG_DATA)
+    }
+
+    /// Reads the byte at the register.
+    pub fn read_u8(self, ports: &dyn Ports) -> u8 {
+        let bytes = self.read_dword(ports).to_le_bytes();
+        bytes.get(usize::from(self.byte)).copied().unwrap_or_default()
+    }
+
+    /// Writes the byte at the register.
+    pub fn write_u8(self, ports: &dyn Ports, value: u8) {
+        ports.write_u32(CONFIG_ADDRESS, self.dword);
+        ports.write_u8(CONFIG_DATA | u16::from(self.byte), value);
+    }
+
+    /// Reads the dword that the register is in. The address is read back, and two looks have to agree.
+    ///
+    /// # Errors
+    ///
+    /// [`Ich9Error::Disturbed`] if that does not come about in 16 looks.
+    pub fn read_undisturbed(self, ports: &dyn Ports) -> Result<u32, Ich9Error> {
+        let (mut last, mut found) = (None, self.dword);
+        for _ in 0..LOOKS {
+            let value = self.read_dword(ports);
+            found = ports.read_u32(CONFIG_ADDRESS);
+            let look = (found == self.dword).then_some(value);
+            if look.is_some() && look == last {
+                return Ok(value);
+            }
+            last = look;
+        }
+        Err(Ich9Error::Disturbed {
+            register: self.dword,
+            found,
+        })
+    }
+}
+
+/// PMBASE of the LPC bridge 0:1f.0 (Intel ICH9 datasheet, 13.1.13): bits 15:7 are the base, bit 0 says that it is in I/O
+/// space.
+const PMBASE: PciRegister = PciRegister::new(0x1f, 0, 0x40);
 const PMBASE_MASK: u32 = 0xff80;
 /// ACPI_CNTL: bit 7 says that the registers behind PMBASE are decoded.
-const ACPI_CNTL: u32 = LPC_BRIDGE | 0x44;
+const ACPI_CNTL: PciRegister = PciRegister::new(0x1f, 0, 0x44);
 const ACPI_EN: u32 = 1 << 7;
 /// What a bus without a device returns.
 const NOTHING_THERE: u32 = u32::MAX;
@@ -32,14 +94,14 @@ pub enum Ich9Error {
     /// No device answers at 0:1F.0.
     #[error("platform: no LPC bridge answers at PCI 0:1f.0; give the base with AcpiBaseSource::Fixed")]
     NoBridge,
-    /// Somebody who interrupts this code uses the same two ports, again and again.
+    /// Code that interrupts this uses the same two ports, again and again.
     #[error(
         "platform: PCI register {register:#x} cannot be read: port 0xcf8 was {found:#x} after each of {LOOKS} looks"
     )]
     Disturbed {
         /// What was written to the address port.
         register: u32,
-        /// What stood there at the end.
+        /// What was there at the end.
         found: u32,
     },
     /// PMBASE was never programmed.
@@ -59,39 +121,22 @@ pub enum Ich9Error {
     },
 }
 
-/// Reads and checks PMBASE. An I/O port.
+/// Reads and checks PMBASE. An I/O port. `None` for a build without ports.
 ///
 /// # Errors
 ///
 /// Each [`Ich9Error`] names the register's value.
-pub(super) fn pm_base(ports: Option<&dyn Ports>) -> Result<u16, Ich9Error> {
+pub fn pm_base(ports: Option<&dyn Ports>) -> Result<u16, Ich9Error> {
     let ports = ports.ok_or(Ich9Error::NoPortIo)?;
     // Code that this interrupts may be about to read the data port.
     let before = ports.read_u32(CONFIG_ADDRESS);
-    let base = checked_base(|register| read(ports, register));
+    let base = checked_base(ports);
     ports.write_u32(CONFIG_ADDRESS, before);
     base
 }
 
-/// Reads a register. Address and data are two ports, and whatever interrupts this between them may use them too: so the
-/// address is read back, and two looks have to agree.
-fn read(ports: &dyn Ports, register: u32) -> Result<u32, Ich9Error> {
-    let (mut last, mut found) = (None, register);
-    for _ in 0..LOOKS {
-        ports.write_u32(CONFIG_ADDRESS, register);
-        let value = ports.read_u32(CONFIG_DATA);
-        found = ports.read_u32(CONFIG_ADDRESS);
-        let look = (found == register).then_some(value);
-        if look.is_some() && look == last {
-            return Ok(value);
-        }
-        last = look;
-    }
-    Err(Ich9Error::Disturbed { register, found })
-}
-
-fn checked_base(read: impl Fn(u32) -> Result<u32, Ich9Error>) -> Result<u16, Ich9Error> {
-    let value = read(PMBASE)?;
+fn checked_base(ports: &dyn Ports) -> Result<u16, Ich9Error> {
+    let value = PMBASE.read_undisturbed(ports)?;
     if value == NOTHING_THERE {
         return Err(Ich9Error::NoBridge);
     }
@@ -99,7 +144,7 @@ fn checked_base(read: impl Fn(u32) -> Result<u32, Ich9Error>) -> Result<u16, Ich
         .ok()
         .filter(|base| *base != 0)
         .ok_or(Ich9Error::NotProgrammed { value })?;
-    let control = read(ACPI_CNTL)?;
+    let control = ACPI_CNTL.read_undisturbed(ports)?;
     if control & ACPI_EN == 0 {
         return Err(Ich9Error::NotDecoded { value: control });
     }
@@ -109,7 +154,8 @@ fn checked_base(read: impl Fn(u32) -> Result<u32, Ich9Error>) -> Result<u16, Ich
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::cell::Cell;
+    use std::cell::{Cell, RefCell};
+    use std::vec::Vec;
 
     struct Bus {
         address: Cell<u32>,
@@ -200,5 +246,36 @@ mod tests {
         assert_eq!(read(0x601, 0), Err(Ich9Error::NotDecoded { value: 0 }));
         assert_eq!(read(u32::MAX, u32::MAX), Err(Ich9Error::NoBridge));
         assert_eq!(super::pm_base(None), Err(Ich9Error::NoPortIo));
+    }
+    #[test]
+    fn a_byte_of_a_register_is_selected_by_the_data_port() {
+        #[derive(Default)]
+        struct Recorder(RefCell<Vec<(u16, u32)>>);
+        impl Ports for Recorder {
+            fn write_u8(&self, port: u16, value: u8) {
+                self.0.borrow_mut().push((port, value.into()));
+            }
+            fn read_u32(&self, _: u16) -> u32 {
+                0x4433_2211
+            }
+            fn write_u32(&self, port: u16, value: u32) {
+                self.0.borrow_mut().push((port, value));
+            }
+            fn read_mmio_u32(&self, _: usize) -> u32 {
+                panic!("nothing is memory-mapped");
+            }
+            fn write_mmio_u32(&self, _: usize, _: u32) {
+                panic!("nothing is memory-mapped");
+            }
+            fn pause(&self) {}
+        }
+        let ports = Recorder::default();
+        let smram = PciRegister::new(0, 0, 0x9d);
+        assert_eq!(smram.read_u8(&ports), 0x22);
+        smram.write_u8(&ports, 0x1a);
+        let select = (0xcf8, 0x8000_009c);
+        assert_eq!(ports.0.take(), [select, select, (0xcfd, 0x1a)]);
+        assert_eq!(PciRegister::new(0x1f, 0, 0xa0).read_u8(&ports), 0x11);
+        assert_eq!(ports.0.take(), [(0xcf8, 0x8000_f8a0)]);
     }
 }
