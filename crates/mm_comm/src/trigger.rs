@@ -63,6 +63,15 @@ pub enum TriggerError {
         /// The multiple of 0x80 below it.
         likely: u16,
     },
+    /// The ACPI base is said to be memory, but has the value of an I/O port: memory is there, and no register.
+    #[error(
+        "platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io({base:#x}); a number becomes an \
+         I/O port as a u16, and an address as a usize"
+    )]
+    PortAsAddress {
+        /// The configured base.
+        base: usize,
+    },
     /// SMI_EN reads as all ones, like an address that no device decodes.
     #[error(
         "platform: SMI_EN at {register:#x} reads 0xFFFFFFFF: nothing answers there; acpi_base must be PMBASE (SMI_EN is \
@@ -97,6 +106,7 @@ impl TriggerError {
             Self::EnableRefused { .. } => EfiStatus::ACCESS_DENIED,
             Self::NoRegister { .. }
             | Self::NotPmBase { .. }
+            | Self::PortAsAddress { .. }
             | Self::NothingAnswers { .. }
             | Self::NotSmiEnable { .. } => EfiStatus::INVALID_PARAMETER,
         }
@@ -178,8 +188,12 @@ impl SmiEnableRegister {
     ///
     /// # Errors
     ///
-    /// [`TriggerError::NoRegister`] if the address would wrap or is not aligned to 4 bytes.
+    /// [`TriggerError::NoRegister`] if the address would wrap or is not aligned to 4 bytes,
+    /// [`TriggerError::PortAsAddress`] if it is below 64 KiB: every PC has RAM there.
     pub fn behind_mmio_base(base: usize) -> Result<Self, TriggerError> {
+        if base <= u16::MAX.into() {
+            return Err(TriggerError::PortAsAddress { base });
+        }
         base.checked_add(SMI_EN_OFFSET.into())
             .filter(|address| address.is_multiple_of(4))
             .map(Self::Mmio)
@@ -547,8 +561,8 @@ mod tests {
             Err(TriggerError::NoRegister { base: usize::MAX })
         );
         assert_eq!(
-            SmiEnableRegister::behind_mmio_base(0x602),
-            Err(TriggerError::NoRegister { base: 0x602 })
+            SmiEnableRegister::behind_mmio_base(0xfed0_0002),
+            Err(TriggerError::NoRegister { base: 0xfed0_0002 })
         );
     }
 
@@ -566,6 +580,14 @@ mod tests {
             matches!(enable, Err(TriggerError::EnableRefused { .. })),
             "{enable:?}"
         );
+    }
+
+    #[test]
+    fn a_port_given_as_an_address_is_noticed() {
+        let error = SmiEnableRegister::behind_mmio_base(0x600).unwrap_err();
+        assert_eq!(error, TriggerError::PortAsAddress { base: 0x600 });
+        assert!(error.to_string().contains("use AcpiBase::Io(0x600)"), "{error}");
+        assert!(SmiEnableRegister::behind_mmio_base(0x1_0000).is_ok());
     }
 
     #[test]
