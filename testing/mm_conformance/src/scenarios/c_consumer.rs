@@ -2,7 +2,7 @@
 
 use super::nesting::look_during;
 use super::{Seen, pattern, up};
-use crate::lab::{Abilities, BufferSetup, Failure, Lab, Machine, Setup};
+use crate::lab::{Abilities, BufferSetup, Failure, Lab, LogLevel, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -18,6 +18,7 @@ scenarios! {
     firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler answers through protocol 2 as it does without it";
     edk2_driver_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | V3_HEADERS, "through edk2's MmCommunicationDxe a response has the length that CommSize tells; protocol 3 has none, and the request's length counts";
     edk2_driver_is_entered_once_at_a_time: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "a call through another comm buffer does not enter edk2's driver in the middle of a call, and each gets its own response";
+    failures_through_the_firmware_are_one_log_line: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS | LOGS, "a call that the firmware's driver fails is one error line, which says that it was the driver";
     notification_waits_for_the_edk2_driver: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "edk2's driver works at TPL_NOTIFY, and a notification comes when it is done";
     edk2_driver_status_without_error_bit_is_an_error: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX, "edk2's driver passes a warning of MM's on, and it comes without a response";
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
@@ -178,6 +179,27 @@ fn edk2_driver_is_entered_once_at_a_time(lab: &dyn Lab) -> Seen {
     }
     ensure_eq!(machine.mmis(), 2);
     ensure_eq!(machine.communicate(1, b"free", mm::ECHO), Ok(b"free".to_vec()));
+    Ok(())
+}
+
+fn failures_through_the_firmware_are_one_log_line(lab: &dyn Lab) -> Seen {
+    let machine = through_edk2(lab, HeaderFormat::V1)?;
+    let busy = lab.with_log(LogLevel::Debug, &mut || {
+        let _ = look_during(&*machine, b"outer", mm::ECHO, |machine| {
+            machine.communicate(1, b"inner", mm::ECHO)
+        });
+    });
+    let not_found = lab.with_log(LogLevel::Debug, &mut || {
+        let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
+    });
+    for (log, needle) in [
+        (busy, "driver is in use by a call that this one interrupted"),
+        (not_found, "through the firmware's MM communication driver"),
+    ] {
+        let lines = log.lines().filter(|line| line.contains("ERROR"));
+        ensure_eq!(lines.clone().count(), 1);
+        ensure!(lines.clone().all(|line| line.contains(needle)), "{log}");
+    }
     Ok(())
 }
 

@@ -46,8 +46,9 @@ pub enum Status {
     /// The comm buffer was taken out of use.
     #[error("caller: the comm buffer is disabled")]
     CommBufferDisabled,
-    /// The comm buffer is in use by a call that this one interrupted.
-    #[error("caller: the comm buffer is in use by an outer call")]
+    /// The comm buffer is in use by a call that this one interrupted, or the only way into MM is: the secure monitor call on
+    /// AArch64, the firmware's driver.
+    #[error("caller: the comm buffer, or the way into MM, is in use by an outer call")]
     Busy,
     /// The mailbox announces a request that is not from here. It was left alone.
     #[error("platform: the status mailbox already announces somebody else's request")]

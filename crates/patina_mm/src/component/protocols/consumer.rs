@@ -83,10 +83,7 @@ impl FirmwareMmExecutor {
             .with_protocol(two)
             .or_else(|_missing| self.protocols.with_protocol(three))
             .map_err(unavailable)?;
-        DriverLock::take(interface).ok_or_else(|| {
-            log::debug!(target: "mm_comm", "the firmware's MM communication driver is in use by a call that this one interrupted");
-            Status::Busy
-        })
+        DriverLock::take(interface).ok_or(Status::Busy)
     }
 
     /// Sends through protocol 2. Returns CommSize.
@@ -101,7 +98,7 @@ impl FirmwareMmExecutor {
                 unsafe { (protocol.communicate)(this, buffer, buffer, &raw mut comm_size) }
             })
             .map_err(unavailable)?;
-        succeeded("EFI_MM_COMMUNICATION2_PROTOCOL", status)?;
+        succeeded(status)?;
         Ok(comm_size)
     }
 
@@ -116,21 +113,20 @@ impl FirmwareMmExecutor {
                 unsafe { (protocol.communicate)(this, buffer, buffer) }
             })
             .map_err(unavailable)?;
-        succeeded("EFI_MM_COMMUNICATION3_PROTOCOL", status)
+        succeeded(status)
     }
 }
 
 /// A driver returns what its MM core says, and a response comes with success only.
-fn succeeded(protocol: &str, status: efi::Status) -> Result<(), Status> {
+fn succeeded(status: efi::Status) -> Result<(), Status> {
     if status == efi::Status::SUCCESS {
         return Ok(());
     }
-    log::debug!(target: "mm_comm", "the firmware's {protocol} returned {:#x}", status.as_usize());
     Err(Status::MmReturned(status))
 }
 
-fn unavailable(error: ProtocolError) -> Status {
-    log::error!(target: "mm_comm", "platform: the firmware has no MM communication protocol: {error:?}");
+/// There is no such protocol.
+fn unavailable(_: ProtocolError) -> Status {
     Status::SwMmiServiceNotAvailable
 }
 
@@ -185,6 +181,20 @@ impl MmExecutor for FirmwareMmExecutor {
             .checked_sub(minimum)
             .ok_or(Status::ResponseBelowHeader { claimed, minimum })?;
         comm_buffer.accept_in_place(len).map_err(unusable)
+    }
+
+    fn explain(&self, status: Status, _: &CommunicateBuffer, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match status {
+            Status::Busy => f.write_str(
+                "caller: the firmware's MM communication driver is in use by a call that this one interrupted",
+            ),
+            Status::SwMmiServiceNotAvailable => f.write_str(
+                "platform: the firmware has no EFI_MM_COMMUNICATION2_PROTOCOL or, for a v3 header, no \
+                 EFI_MM_COMMUNICATION3_PROTOCOL",
+            ),
+            Status::MmReturned(_) => write!(f, "{status}, through the firmware's MM communication driver"),
+            status => write!(f, "{status}"),
+        }
     }
 }
 
