@@ -31,19 +31,19 @@ const MESSAGE: [u8; 1] = [0];
 /// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes, once |
 ///
 /// The supervisor is told of exit boot services once: told again, Project Mu's `main` leaves the request announced, and each
-/// later MMI that serves no user refuses it once more (`MmSupervisorCore.c`, `MmEntryPoint`). It is not told at all where
-/// Project Mu's own driver does that (`gMmSupervisorCommunicationProtocolGuid` is installed). What other drivers of the
+/// later MMI without a request of the users refuses it once more (`MmSupervisorCore.c`, `MmEntryPoint`). It is told nothing if
+/// Project Mu's own driver does that, which shows by `gMmSupervisorCommunicationProtocolGuid`. What other drivers of the
 /// platform tell MM is left out with [`Self::without`].
 ///
 /// MM that locks before the end of DXE is a platform's mistake, which edk2's drivers stop at (`SmmIplReadyToLockEventNotify`
 /// in PiSmmIpl.c): MM is told of the end of DXE first, and the log warns.
 ///
 /// An event is not lost if MM could not be told of it. One that came in the middle of a call through the same buffer is
-/// told when that call has ended, as often as it came. One that failed otherwise (SMIs are off, nobody took the message, MM refused it) is told
-/// with the next event, in the order of the table. An event that MM has no handler for is no failure.
+/// told when that call has ended, as often as it came. One that failed otherwise (SMIs are off, MM did not take the message or
+/// refused it) is told with the next event, in the order of the table. That MM has no handler for an event is no failure.
 ///
-/// Nothing is allocated when an event comes, but where an announced move of the comm buffer is put into effect with it. To
-/// close and lock MMRAM itself is the platform's to do.
+/// Nothing is allocated when an event comes, unless an announced move of the comm buffer is put into effect with it. The
+/// platform closes and locks MMRAM itself.
 #[derive(Clone, Copy, Debug)]
 pub struct MmEventNotifier {
     buffer: u8,
@@ -98,8 +98,8 @@ impl MmEventNotifier {
         }
     }
 
-    /// Has the MM supervisor told as well, through its own comm buffer (0 where the buffers come from region HOBs), after
-    /// the handlers of the first buffer.
+    /// Tells the MM supervisor as well, through its own comm buffer (0 if the buffers come from HOBs), after the handlers of
+    /// the first buffer.
     ///
     /// Project Mu's supervisor has a channel of its own: a message through the users' buffer does not reach it. Without
     /// ready to lock there it goes on to unblock memory, and without exit boot services it goes on to take requests.
@@ -158,7 +158,7 @@ const EVENTS: [(u8, BinaryGuid); 4] = [
     (EXIT_BOOT_SERVICES, EXIT_BOOT_SERVICES_EVENT_GROUP_GUID),
 ];
 
-/// Somebody in MM who is told of events, and what was not told yet.
+/// A part of MM that is told of events, and what it was not told yet.
 struct Listener {
     name: &'static str,
     buffer: u8,

@@ -124,8 +124,8 @@ pub enum SupervisorError {
         /// The highest request, according to the response.
         claimed: u64,
     },
-    /// What is to be unblocked are no whole pages. Nothing was sent: releases of the supervisor say that they unblocked such
-    /// memory, and map nothing.
+    /// The memory to be unblocked is not whole pages. Nothing was sent: a supervisor built as RELEASE says that it unblocked
+    /// such memory, and maps nothing; one built as DEBUG halts.
     #[error(
         "caller: {pages} pages at {address:#x} cannot be unblocked: memory starts on a page of 4096 bytes, has at least one, and \
          ends inside the address space"
@@ -184,7 +184,7 @@ pub trait MmSupervisor {
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
 
     /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
-    /// its rules after this, be the response the policy or a refusal.
+    /// its rules after this, also if it refuses the request.
     ///
     /// # Errors
     ///
@@ -202,15 +202,15 @@ pub trait MmSupervisor {
     /// The response is waited for in the new place. So a refusal costs one MMI more, and all of
     /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
     ///
-    /// The communicator that this client sends through follows at once. Whoever else knows of the old buffers (a driver in
-    /// C, another communicator) learns it through the comm-buffer update protocol, which is the caller's to install. A call of
-    /// this communicator that comes while the supervisor moves the buffers gets [`Status::Busy`].
+    /// The communicator that this client sends through follows at once. Drivers in C and other communicators learn it through
+    /// the comm-buffer update protocol, which the caller installs. A call of this communicator that comes while the
+    /// supervisor moves the buffers gets [`Status::Busy`].
     ///
     /// # Errors
     ///
     /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`], [`SupervisorError::HasDriver`],
-    /// [`Status::CommBufferDisabled`] where a buffer, old or new, is disabled, and [`Status::Busy`] where one is in use.
-    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` where the memory is not what the supervisor wants,
+    /// [`Status::CommBufferDisabled`] if a buffer, old or new, is disabled, and [`Status::Busy`] if one is in use.
+    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` if the memory is not what the supervisor wants,
     /// `ACCESS_DENIED` after the lock, or if they were moved before: everything is as it was.
     /// [`SupervisorError::MovedInPart`] if it refuses something behind its own buffer.
     fn move_comm_buffers(
@@ -452,7 +452,7 @@ impl MmSupervisor for MmSupervisorClient {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
         let expected = size_of::<PolicyHeader>();
         let wanted = out.len().saturating_add(POLICY_SLACK);
-        // Less where the comm buffer ends; `out` alone is what the caller asks for.
+        // The comm buffer may have less than that; then it decides whether `out` alone fits.
         let room = mm
             .message_capacity(self.buffer, V1)
             .map_or(wanted, |capacity| {

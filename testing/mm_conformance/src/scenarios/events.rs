@@ -20,9 +20,9 @@ scenarios! {
     end_of_dxe_is_told_before_ready_to_lock: CONTROLLED_MM | EVENTS | LOGS, "a platform that locks before the end of DXE is warned, and MM is told of the end of DXE first";
     supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS | SUPERVISOR, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
     supervisor_is_told_of_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "a second exit boot services is for the users alone";
-    supervisor_with_a_driver_of_its_own_is_not_told: CONTROLLED_MM | EVENTS | SUPERVISOR, "where Project Mu's driver is there, the supervisor is left to it";
+    supervisor_with_a_driver_of_its_own_is_not_told: CONTROLLED_MM | EVENTS | SUPERVISOR, "the supervisor is left to Project Mu's driver if that is there";
     events_that_the_platforms_drivers_tell_are_left_out: CONTROLLED_MM | EVENTS | SUPERVISOR, "what a driver in C tells MM is not told twice";
-    without_a_mailbox_nothing_is_called_told: CONTROLLED_MM | EVENTS | LOGS | PORTS, "the log does not say that MM was told where nothing shows it";
+    without_a_mailbox_nothing_is_called_told: CONTROLLED_MM | EVENTS | LOGS | PORTS, "the log does not say that MM was told if nothing shows it";
     each_boot_event_is_one_mmi: MM | EVENTS, "each event is one message, whoever is in MM";
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";
 }

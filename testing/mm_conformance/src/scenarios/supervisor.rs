@@ -1,7 +1,9 @@
 //! The MM supervisor's client, with the double of each supervisor that there is.
 
 use super::{Seen, ensure_clean, up};
-use crate::lab::{BufferSetup, Failure, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall};
+use crate::lab::{
+    BufferSetup, Failure, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall, Update, UpdatePlace,
+};
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -31,9 +33,10 @@ scenarios! {
     supervisor_move_of_a_buffer_in_use_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a buffer that a call uses does not move";
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
     nested_call_through_a_shared_mailbox_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "one mailbox for two channels announces one request at a time";
-    supervisor_with_a_driver_of_its_own_is_not_moved: CONTROLLED_MM | SUPERVISOR, "where Project Mu's driver is there, which could not follow, a move is not sent";
+    supervisor_with_a_driver_of_its_own_is_not_moved: CONTROLLED_MM | SUPERVISOR, "beside Project Mu's driver, which could not follow, a move is not sent";
     supervisor_that_its_driver_closed_is_explained: CONTROLLED_MM | SUPERVISOR | LOGS, "a request that the supervisor does not take names the driver that may be the cause";
-    supervisor_whose_mailbox_moved_away_is_disabled: CONTROLLED_MM | SUPERVISOR | UPDATES, "where the users' buffer takes the shared mailbox with it, the supervisor's buffer is out of use";
+    buffers_that_the_supervisor_moved_are_announced: CONTROLLED_MM | SUPERVISOR | UPDATES | LOGS, "telling drivers in C where the users' buffer is by now changes nothing here";
+    supervisor_whose_mailbox_moved_away_is_disabled: CONTROLLED_MM | SUPERVISOR | UPDATES, "if the users' buffer takes the shared mailbox with it, the supervisor's buffer is out of use";
 }
 
 fn setup(release: Release) -> Setup {
@@ -460,13 +463,35 @@ fn supervisor_that_its_driver_closed_is_explained(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
+fn buffers_that_the_supervisor_moved_are_announced(lab: &dyn Lab) -> Seen {
+    for release in Release::ALL {
+        let setup = Setup {
+            updatable: Some(1),
+            ..setup(release)
+        };
+        let machine = up(lab, &setup)?;
+        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
+        let log = lab.with_log(LogLevel::Debug, &mut || {
+            machine.announce(Update {
+                place: UpdatePlace::Over(1),
+                ..Update::to_pages(4)
+            });
+            // The next call puts it into effect.
+            let _ = machine.communicate(1, b"x", mm::ECHO);
+        });
+        ensure!(!log.contains("ERROR"), "{release:?}: the log says {log}");
+        ensure_both_answer(&*machine)?;
+    }
+    Ok(())
+}
+
 fn supervisor_whose_mailbox_moved_away_is_disabled(lab: &dyn Lab) -> Seen {
     let setup = Setup {
         updatable: Some(1),
         ..setup(Release::V20ToV23)
     };
     let machine = up(lab, &setup)?;
-    machine.announce(crate::lab::Update::to_pages(4));
+    machine.announce(Update::to_pages(4));
     ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     let mmis = machine.mmis();
     ensure_eq!(

@@ -5,7 +5,7 @@
 //! old place. So the request is put into both, and the mailbox that MM has cleared says where the response is. Both places have
 //! one. An executor that answers by hand does so in the new place.
 //!
-//! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]). Nobody else uses a
+//! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]). No other call uses a
 //! buffer that moves, and the new mailboxes are zeroed: MM looks at them from then on.
 //!
 //! MM may also move a buffer and then refuse the rest, so that the mailboxes stay. Then it announces that in the old mailbox,
@@ -70,7 +70,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
             return Err(Failure::also(Status::InvalidResponse, why));
         }
         let failed = |error: ResponseError| Failure::response(error, &lent);
-        // The other place is done with before the list changes: nobody may be told of memory that is still to be wiped.
+        // The other place is done with before the list changes: no call may find memory that is still to be wiped.
         if there.is_answered() {
             drop(here);
             let response = ResponseReader::in_place(there.finish().map_err(failed)?, tag);
@@ -209,8 +209,8 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     }
 }
 
-/// Nobody's handler.
-const NOBODY: mm_wire::Guid = guid!("d9cd1dc0-1c38-4d29-8a5b-2b1e7a0c5f36");
+/// A GUID without a handler.
+const UNKNOWN: mm_wire::Guid = guid!("d9cd1dc0-1c38-4d29-8a5b-2b1e7a0c5f36");
 
 /// Asks MM from which of two places it takes requests that are announced in the mailbox of `old`, whose channel the caller
 /// holds: one byte is in the old place and two are in the new one, and MM says how many it found. `None` if it does not say.
@@ -219,7 +219,7 @@ fn probe(executor: &impl MmExecutor, old: &CommunicateBuffer, new: &CommunicateB
     let places = [(old, 1), (new, 2)].map(|(buffer, len)| (buffer.channel().region(), len));
     let header_len = HeaderFormat::V1.header_len();
     for (region, len) in places {
-        let header = Header::new(HeaderFormat::V1, NOBODY, len)?;
+        let header = Header::new(HeaderFormat::V1, UNKNOWN, len)?;
         let is_written = region.write(0, header.encode().as_ref()) && region.write(header_len, &[0; 2]);
         is_written.then_some(())?;
     }

@@ -135,6 +135,11 @@ impl Pending {
             Ok(buffers) => buffers.iter().cloned().partition(|buffer| buffer.id() == self.id),
             Err(_replaced_by_an_interrupted_call) => return Err(Hindrance::NotNow),
         };
+        // A platform that had the MM supervisor move the buffers announces to drivers in C where they are by now. The
+        // supervisor's buffer may share that mailbox.
+        if old.iter().any(|old| old.is_enabled() && is_at(old, place)) {
+            return Ok(());
+        }
         // Taking the new memory over wipes it: that must disturb neither another buffer nor a call under way.
         if let Some(other) = all.iter().find(|other| overlaps(other, place)) {
             let (region, other) = (place.region(), other.id());
@@ -229,11 +234,20 @@ impl From<UpdateError> for Hindrance {
     }
 }
 
-fn overlaps(buffer: &CommunicateBuffer, place: CommBufferPlace) -> bool {
+/// The addresses that an announced buffer and its mailbox cover.
+fn ranges(place: CommBufferPlace) -> [Option<AddressRange>; 2] {
     let mailbox = place
         .mailbox()
         .and_then(|address| AddressRange::new(address, mm_wire::mailbox::MAILBOX_LEN as u64));
-    let new = [Some(place.region()), mailbox];
+    [Some(place.region()), mailbox]
+}
+
+fn is_at(buffer: &CommunicateBuffer, place: CommBufferPlace) -> bool {
+    buffer.ranges() == ranges(place)
+}
+
+fn overlaps(buffer: &CommunicateBuffer, place: CommBufferPlace) -> bool {
+    let new = ranges(place);
     buffer
         .ranges()
         .into_iter()
