@@ -1,133 +1,32 @@
 //! What a UEFI above the monitor has to be told: which RAM is left, and that PSCI is called by `smc`.
 //!
 //! QEMU describes the machine in a flattened device tree (Devicetree specification 0.4, chapter 5) for a firmware that owns
-//! all of it. Changed are `/memory`, which ends where UEFI's own image lies; `/secram`, which is not for UEFI to use as
+//! all of it. Changed are `/memory`, which ends where UEFI's own image starts; `/secram`, which is not for UEFI to use as
 //! memory; and `/psci`.
 
 use crate::layout::{RAM, UEFI};
+use dtoolkit::Node;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use mm_comm::SharedRegion;
 
-const MAGIC: u32 = 0xd00d_feed;
-const BEGIN_NODE: u32 = 1;
-const END_NODE: u32 = 2;
-const PROPERTY: u32 = 3;
-const NOP: u32 = 4;
-const END: u32 = 9;
+/// The header's first two words: the magic number and `totalsize`.
+const START_LEN: usize = 8;
 
-/// Header words, by index.
-const STRUCT_OFFSET: usize = 2;
-const STRINGS_OFFSET: usize = 3;
-const RESERVATIONS_OFFSET: usize = 4;
-const STRINGS_LEN: usize = 8;
-const STRUCT_LEN: usize = 9;
-const HEADER_WORDS: usize = 10;
-/// One entry of zeroes: nothing is reserved.
-const RESERVATIONS_LEN: usize = 16;
+const PSCI_COMPATIBLE: &[u8] = b"arm,psci-1.0\0arm,psci-0.2\0";
+const SMC: &[u8] = b"smc\0";
 
 /// Why a tree was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeError {
-    /// It lies outside RAM, or is larger than the memory to work in.
+    /// It lies outside RAM, is larger than the memory to work in, or the changed tree is larger than `totalsize`.
     NoRoom,
-    /// It is none, or is damaged.
+    /// It is not a tree, or is damaged.
     Malformed,
-    /// Something is reserved in it, which QEMU does not do.
-    Reservations,
 }
 
-/// Bytes that are read from the front.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], TreeError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(TreeError::Malformed)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn word(&mut self) -> Result<u32, TreeError> {
-        let (word, rest) = self.0.split_first_chunk().ok_or(TreeError::Malformed)?;
-        self.0 = rest;
-        Ok(u32::from_be_bytes(*word))
-    }
-
-    fn len(&mut self) -> Result<usize, TreeError> {
-        usize::try_from(self.word()?).map_err(|_too_large| TreeError::Malformed)
-    }
-
-    /// Takes `len` bytes, and those that fill the last word.
-    fn padded(&mut self, len: usize) -> Result<&'a [u8], TreeError> {
-        let padded = len.checked_next_multiple_of(4).ok_or(TreeError::Malformed)?;
-        self.take(padded)?.get(..len).ok_or(TreeError::Malformed)
-    }
-
-    /// Takes a name and its NUL.
-    fn name(&mut self) -> Result<&'a [u8], TreeError> {
-        let len = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .ok_or(TreeError::Malformed)?;
-        let name = self.padded(len.saturating_add(1))?;
-        name.get(..len).ok_or(TreeError::Malformed)
-    }
-}
-
-/// Bytes that are written to the front.
-struct Writer<'a> {
-    memory: &'a mut [u8],
-    len: usize,
-}
-
-impl Writer<'_> {
-    fn bytes(&mut self, bytes: &[u8]) -> Result<(), TreeError> {
-        let end = self.len.checked_add(bytes.len()).ok_or(TreeError::NoRoom)?;
-        self.memory
-            .get_mut(self.len..end)
-            .ok_or(TreeError::NoRoom)?
-            .copy_from_slice(bytes);
-        self.len = end;
-        Ok(())
-    }
-
-    fn word(&mut self, word: u32) -> Result<(), TreeError> {
-        self.bytes(&word.to_be_bytes())
-    }
-
-    fn length(&mut self, len: usize) -> Result<(), TreeError> {
-        self.word(u32::try_from(len).map_err(|_too_large| TreeError::NoRoom)?)
-    }
-
-    fn padded(&mut self, bytes: &[u8]) -> Result<(), TreeError> {
-        self.bytes(bytes)?;
-        while !self.len.is_multiple_of(4) {
-            self.bytes(&[0])?;
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, name: &[u8]) -> Result<(), TreeError> {
-        self.word(BEGIN_NODE)?;
-        self.bytes(name)?;
-        self.padded(&[0])
-    }
-
-    fn property(&mut self, name_offset: usize, value: &[u8]) -> Result<(), TreeError> {
-        self.word(PROPERTY)?;
-        self.length(value.len())?;
-        self.length(name_offset)?;
-        self.padded(value)
-    }
-}
-
-/// The names that the new node needs, appended to those that are there.
-const NEW_STRINGS: &[u8] = b"compatible\0method\0";
-const COMPATIBLE: usize = 0;
-const METHOD: usize = 11;
-const PSCI_COMPATIBLE: &[u8] = b"arm,psci-1.0\0arm,psci-0.2\0";
-const SMC: &[u8] = b"smc\0";
-
-/// Changes the tree at `address`. `work` is memory for two copies of it.
+/// Changes the tree at `address`, which has `totalsize` bytes of its own there. `work` is memory for a copy of it. The changed
+/// tree is made in memory that is allocated.
 ///
 /// # Errors
 ///
@@ -138,305 +37,195 @@ pub fn prepare(ram: &SharedRegion, address: u64, work: &mut [u8]) -> Result<(), 
         .and_then(|range| address.checked_sub(range.start()))
         .and_then(|start| usize::try_from(start).ok())
         .ok_or(TreeError::NoRoom)?;
-    let mut header = [0; HEADER_WORDS * 4];
+    let mut header = [0; START_LEN];
     if !ram.read(start, &mut header) {
         return Err(TreeError::NoRoom);
     }
-    let mut words = [0; HEADER_WORDS];
-    let mut reader = Reader(&header);
-    for word in &mut words {
-        *word = reader.word()?;
-    }
-    let word = |index: usize| {
-        let word = words.get(index).copied().ok_or(TreeError::Malformed)?;
-        usize::try_from(word).map_err(|_too_large| TreeError::Malformed)
-    };
-    if words.first() != Some(&MAGIC) {
-        return Err(TreeError::Malformed);
-    }
-    let at = |offset: usize| start.checked_add(offset).ok_or(TreeError::Malformed);
-    let mut reservations = [0; RESERVATIONS_LEN];
-    if !ram.read(at(word(RESERVATIONS_OFFSET)?)?, &mut reservations) || reservations != [0; RESERVATIONS_LEN]
-    {
-        return Err(TreeError::Reservations);
-    }
-
-    let half = work.len() / 2;
-    let (old, new) = work.split_at_mut_checked(half).ok_or(TreeError::NoRoom)?;
-    let (structure, rest) = old
-        .split_at_mut_checked(word(STRUCT_LEN)?)
-        .ok_or(TreeError::NoRoom)?;
-    let strings = rest.get_mut(..word(STRINGS_LEN)?).ok_or(TreeError::NoRoom)?;
-    if !ram.read(at(word(STRUCT_OFFSET)?)?, structure) || !ram.read(at(word(STRINGS_OFFSET)?)?, strings) {
+    let [.., a, b, c, d] = header;
+    let total = usize::try_from(u32::from_be_bytes([a, b, c, d])).map_err(|_too_large| TreeError::NoRoom)?;
+    let copy = work.get_mut(..total).ok_or(TreeError::NoRoom)?;
+    if !ram.read(start, copy) {
         return Err(TreeError::NoRoom);
     }
-
-    // The new tree: header, reservations, structure, strings.
-    let structure_at = header.len().saturating_add(8).saturating_add(RESERVATIONS_LEN);
-    let mut writer = Writer {
-        memory: new,
-        len: structure_at,
-    };
-    change(Reader(structure), strings, &mut writer)?;
-    let strings_at = writer.len;
-    writer.bytes(strings)?;
-    writer.bytes(NEW_STRINGS)?;
-    let len = writer.len;
-    let changed = [
-        (STRUCT_OFFSET, structure_at),
-        (STRINGS_OFFSET, strings_at),
-        (RESERVATIONS_OFFSET, structure_at.saturating_sub(RESERVATIONS_LEN)),
-        (STRUCT_LEN, strings_at.saturating_sub(structure_at)),
-        (STRINGS_LEN, len.saturating_sub(strings_at)),
-    ];
-    for (index, value) in changed {
-        if let Some(word) = words.get_mut(index) {
-            *word = u32::try_from(value).map_err(|_too_large| TreeError::NoRoom)?;
-        }
-    }
-    writer.len = 0;
-    for word in words {
-        writer.word(word)?;
-    }
-    writer.bytes(&[0; 8 + RESERVATIONS_LEN])?;
-    let tree = new.get(..len).ok_or(TreeError::NoRoom)?;
-    if ram.write(start, tree) {
+    let fdt = Fdt::new(copy).map_err(|_error| TreeError::Malformed)?;
+    let mut tree = DeviceTree::from_fdt(&fdt);
+    change(&mut tree).ok_or(TreeError::Malformed)?;
+    let changed = tree.to_dtb();
+    if changed.len() <= total && ram.write(start, &changed) {
         Ok(())
     } else {
         Err(TreeError::NoRoom)
     }
 }
 
-/// Copies the structure and changes it on the way.
-fn change(mut from: Reader<'_>, strings: &[u8], to: &mut Writer<'_>) -> Result<(), TreeError> {
-    let mut depth: usize = 0;
-    // The node below the root that the walk is in.
-    let mut node: &[u8] = &[];
-    loop {
-        match from.word()? {
-            BEGIN_NODE => {
-                let name = from.name()?;
-                depth = depth.saturating_add(1);
-                if depth == 2 {
-                    node = name;
-                }
-                if !is_psci(depth, node) {
-                    to.begin(name)?;
-                }
-            }
-            END_NODE => {
-                if depth == 1 {
-                    psci(strings.len(), to)?;
-                }
-                if !is_psci(depth, node) {
-                    to.word(END_NODE)?;
-                }
-                depth = depth.checked_sub(1).ok_or(TreeError::Malformed)?;
-            }
-            PROPERTY => {
-                let len = from.len()?;
-                let name_offset = from.len()?;
-                let value = from.padded(len)?;
-                let name = Reader(strings.get(name_offset..).ok_or(TreeError::Malformed)?);
-                let is = |wanted: &[u8]| name.0.starts_with(wanted);
-                if is_psci(depth, node) || depth == 2 && node.starts_with(b"secram") && is(b"device_type\0") {
-                    continue;
-                }
-                if depth == 2 && node.starts_with(b"memory@") && is(b"reg\0") {
-                    let [start, len] =
-                        [RAM.start(), UEFI.start().saturating_sub(RAM.start())].map(u64::to_be_bytes);
-                    let mut range = [0; 16];
-                    let (first, second) = range.split_at_mut(8);
-                    first.copy_from_slice(&start);
-                    second.copy_from_slice(&len);
-                    to.property(name_offset, &range)?;
-                } else {
-                    to.property(name_offset, value)?;
-                }
-            }
-            NOP => {}
-            END if depth == 0 => return to.word(END),
-            _ => return Err(TreeError::Malformed),
+/// Makes the changes. `None` if a name is refused, which these are not.
+fn change(tree: &mut DeviceTree) -> Option<()> {
+    for node in tree.root.children_mut() {
+        if node.name().starts_with("memory@") && node.property("reg").is_some() {
+            let range = [RAM.start(), UEFI.start().saturating_sub(RAM.start())].map(u64::to_be_bytes);
+            node.add_property(DeviceTreeProperty::new("reg", range.as_flattened()).ok()?);
+        }
+        if node.name().starts_with("secram") {
+            node.remove_property("device_type");
         }
     }
-}
-
-/// Whether this is QEMU's own `/psci`, which is left out.
-fn is_psci(depth: usize, node: &[u8]) -> bool {
-    depth >= 2 && node == b"psci"
-}
-
-fn psci(old_strings_len: usize, to: &mut Writer<'_>) -> Result<(), TreeError> {
-    to.begin(b"psci")?;
-    to.property(old_strings_len.saturating_add(COMPATIBLE), PSCI_COMPATIBLE)?;
-    to.property(old_strings_len.saturating_add(METHOD), SMC)?;
-    to.word(END_NODE)
+    let _qemus = tree.root.remove_child("psci");
+    let psci = DeviceTreeNode::builder("psci")
+        .ok()?
+        .property(DeviceTreeProperty::new("compatible", PSCI_COMPATIBLE).ok()?)
+        .property(DeviceTreeProperty::new("method", SMC).ok()?)
+        .build();
+    tree.root.add_child(psci);
+    Some(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dtoolkit::memreserve::MemoryReservation;
     use std::boxed::Box;
-    use std::string::String;
+    use std::string::{String, ToString};
     use std::vec;
     use std::vec::Vec;
 
-    const STRINGS: &[u8] = b"reg\0device_type\0status\0";
-    const REG: usize = 0;
-    const DEVICE_TYPE: usize = 4;
-    const STATUS: usize = 16;
+    fn property(name: &str, value: &[u8]) -> DeviceTreeProperty {
+        DeviceTreeProperty::new(name, value).unwrap()
+    }
 
-    /// Memory at an address of its own, with a tree at its start.
-    fn ram(structure: impl FnOnce(&mut Writer<'_>)) -> SharedRegion {
-        let memory: &'static mut [u8] = Box::leak(vec![0; 0x4000].into_boxed_slice());
-        let mut writer = Writer { memory, len: 56 };
-        structure(&mut writer);
-        let strings_at = writer.len;
-        writer.bytes(STRINGS).unwrap();
-        let len = writer.len;
-        writer.len = 0;
-        writer.word(MAGIC).unwrap();
-        for value in [
-            0x4000,
-            56,
-            strings_at,
-            40,
-            17,
-            16,
-            0,
-            STRINGS.len(),
-            strings_at - 56,
-        ] {
-            writer.length(value).unwrap();
+    fn node(name: &str) -> dtoolkit::model::DeviceTreeNodeBuilder {
+        DeviceTreeNode::builder(name).unwrap()
+    }
+
+    /// A tree with what QEMU's has and is changed.
+    fn qemu_like() -> DeviceTree {
+        let mut tree = DeviceTree::new();
+        tree.memory_reservations = vec![MemoryReservation::new(0x4010_0000, 0x1000)];
+        let psci = node("psci").property(property("method", b"hvc\0")).build();
+        tree.root.add_child(psci);
+        for name in ["memory@40000000", "secram@e000000", "other@1"] {
+            let inner = node("inner").property(property("reg", &[2; 3])).build();
+            let described = node(name)
+                .property(property("device_type", b"memory\0"))
+                .property(property("reg", &[1; 16]))
+                .child(inner)
+                .build();
+            tree.root.add_child(described);
         }
-        assert!(len < 0x4000);
+        tree
+    }
+
+    /// Memory at an address of its own, with a tree at its start and bytes of 0xEE behind. `spare` is what `totalsize` leaves
+    /// for the tree to grow.
+    fn ram(tree: &DeviceTree, spare: usize) -> SharedRegion {
+        let mut bytes = tree.to_dtb();
+        bytes.resize(bytes.len() + spare, 0);
+        let total = u32::try_from(bytes.len()).unwrap();
+        bytes[4..8].copy_from_slice(&total.to_be_bytes());
+        over(&bytes)
+    }
+
+    fn over(tree: &[u8]) -> SharedRegion {
+        let memory: &'static mut [u8] = Box::leak(vec![0xee; 0x2000].into_boxed_slice());
+        memory[..tree.len()].copy_from_slice(tree);
         SharedRegion::over_static(memory)
     }
 
-    fn qemu_like(to: &mut Writer<'_>) {
-        to.begin(b"").unwrap();
-        to.begin(b"psci").unwrap();
-        to.property(STATUS, b"hvc\0").unwrap();
-        to.word(END_NODE).unwrap();
-        to.word(NOP).unwrap();
-        for name in [&b"memory@40000000"[..], b"secram@e000000"] {
-            to.begin(name).unwrap();
-            to.property(DEVICE_TYPE, b"memory\0").unwrap();
-            to.property(REG, &[1; 16]).unwrap();
-            to.begin(b"inner").unwrap();
-            to.property(REG, &[2; 3]).unwrap();
-            to.word(END_NODE).unwrap();
-            to.word(END_NODE).unwrap();
-        }
-        to.word(END_NODE).unwrap();
-        to.word(END).unwrap();
-    }
-
-    /// A tree as lines: nodes by depth, properties by name and value.
-    fn describe(ram: &SharedRegion) -> Vec<String> {
+    fn contents(ram: &SharedRegion) -> Vec<u8> {
         let mut all = vec![0; ram.len()];
         assert!(ram.read(0, &mut all));
-        let word = |index: usize| {
-            let word = all.get(index * 4..).and_then(|rest| rest.first_chunk()).unwrap();
-            usize::try_from(u32::from_be_bytes(*word)).unwrap()
-        };
-        let strings = all.get(word(STRINGS_OFFSET)..).unwrap();
-        let strings = strings.get(..word(STRINGS_LEN)).unwrap();
-        let structure = all.get(word(STRUCT_OFFSET)..).unwrap();
-        let mut reader = Reader(structure.get(..word(STRUCT_LEN)).unwrap());
-        let mut lines = Vec::new();
-        loop {
-            match reader.word().unwrap() {
-                BEGIN_NODE => lines.push(std::format!(
-                    "{{ {}",
-                    String::from_utf8_lossy(reader.name().unwrap())
-                )),
-                END_NODE => lines.push(String::from("}")),
-                PROPERTY => {
-                    let (len, name) = (reader.len().unwrap(), reader.len().unwrap());
-                    let name = Reader(strings.get(name..).unwrap()).0;
-                    let name = name.split(|byte| *byte == 0).next().unwrap();
-                    let value = reader.padded(len).unwrap();
-                    lines.push(std::format!("{} = {value:x?}", String::from_utf8_lossy(name)));
-                }
-                END => {
-                    assert!(reader.0.is_empty());
-                    return lines;
-                }
-                other => unreachable!("{other}"),
-            }
-        }
+        all
     }
 
     fn prepare_at(ram: &SharedRegion, work: usize) -> Result<(), TreeError> {
         prepare(ram, ram.range().unwrap().start(), &mut vec![0; work])
     }
 
+    /// The tree in memory as source text, without the spaces.
+    fn describe(ram: &SharedRegion) -> String {
+        let all = contents(ram);
+        let total = u32::from_be_bytes(all[4..8].try_into().unwrap()) as usize;
+        let tree = DeviceTree::from_fdt(&Fdt::new(&all[..total]).unwrap());
+        tree.to_string().split_whitespace().collect()
+    }
+
     #[test]
     fn uefi_is_told_of_its_memory_and_of_psci() {
-        let ram = ram(qemu_like);
-        prepare_at(&ram, 0x4000).unwrap();
-        let method: Vec<u8> = b"smc\0".to_vec();
-        let compatible = PSCI_COMPATIBLE;
-        assert_eq!(
-            describe(&ram),
-            [
-                "{ ",
-                "{ memory@40000000",
-                "device_type = [6d, 65, 6d, 6f, 72, 79, 0]",
-                "reg = [0, 0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0, 3c, 0, 0, 0]",
-                "{ inner",
-                "reg = [2, 2, 2]",
-                "}",
-                "}",
-                "{ secram@e000000",
-                "reg = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]",
-                "{ inner",
-                "reg = [2, 2, 2]",
-                "}",
-                "}",
-                "{ psci",
-                &std::format!("compatible = {compatible:x?}"),
-                &std::format!("method = {method:x?}"),
-                "}",
-                "}",
-            ]
-        );
+        let ram = ram(&qemu_like(), 0x400);
+        prepare_at(&ram, 0x2000).unwrap();
+        let mut expected = qemu_like();
+        let memory = expected.root.child_mut("memory@40000000").unwrap();
+        memory.add_property(property(
+            "reg",
+            &[0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0, 0x3c, 0, 0, 0],
+        ));
+        let secram = expected.root.child_mut("secram@e000000").unwrap();
+        secram.remove_property("device_type").unwrap();
+        expected.root.remove_child("psci").unwrap();
+        let psci = node("psci")
+            .property(property("compatible", PSCI_COMPATIBLE))
+            .property(property("method", b"smc\0"))
+            .build();
+        expected.root.add_child(psci);
+        let expected: String = expected.to_string().split_whitespace().collect();
+        assert_eq!(describe(&ram), expected);
+        assert!(expected.contains("/memreserve/"), "{expected}");
+    }
+
+    #[test]
+    fn a_tree_that_does_not_fit_into_its_totalsize_stays_as_it_was() {
+        // As tight as a tree can be, and with room for all but the last bytes of /psci.
+        let needed = {
+            let ram = ram(&DeviceTree::new(), 0x400);
+            prepare_at(&ram, 0x2000).unwrap();
+            let all = contents(&ram);
+            u32::from_be_bytes(all[4..8].try_into().unwrap()) as usize
+        };
+        let own = DeviceTree::new().to_dtb().len();
+        for (spare, expected) in [
+            (0, Err(TreeError::NoRoom)),
+            (needed - own - 1, Err(TreeError::NoRoom)),
+            (needed - own, Ok(())),
+        ] {
+            let ram = ram(&DeviceTree::new(), spare);
+            let before = contents(&ram);
+            assert_eq!(prepare_at(&ram, 0x2000), expected, "{spare} spare bytes");
+            let after = contents(&ram);
+            assert!(after[own + spare..].iter().all(|byte| *byte == 0xee));
+            assert_eq!(after == before, expected.is_err());
+        }
     }
 
     #[test]
     fn a_damaged_tree_stays_as_it_was() {
-        type Damage = fn(&mut Writer<'_>);
-        let damages: [(Damage, TreeError); 5] = [
-            (|_| {}, TreeError::Malformed),
-            (|to| to.word(7).unwrap(), TreeError::Malformed),
-            (|to| to.word(END_NODE).unwrap(), TreeError::Malformed),
-            (
-                |to| {
-                    to.begin(b"").unwrap();
-                    to.word(END).unwrap();
-                },
-                TreeError::Malformed,
-            ),
-            (
-                |to| {
-                    to.word(PROPERTY).unwrap();
-                    to.word(u32::MAX).unwrap();
-                    to.word(0).unwrap();
-                },
-                TreeError::Malformed,
-            ),
-        ];
-        for (damage, expected) in damages {
-            let ram = ram(damage);
-            let mut before = vec![0; ram.len()];
-            assert!(ram.read(0, &mut before));
-            assert_eq!(prepare_at(&ram, 0x4000), Err(expected));
-            let mut after = vec![0; ram.len()];
-            assert!(ram.read(0, &mut after));
-            assert_eq!(after, before);
+        let good = contents(&ram(&qemu_like(), 0x400));
+        let total = u32::from_be_bytes(good[4..8].try_into().unwrap()) as usize;
+        let mut refused = 0;
+        for at in 0..total - 0x400 {
+            for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
+                let mut damaged = good[..total].to_vec();
+                damaged[at] = value;
+                let ram = over(&damaged);
+                let before = contents(&ram);
+                match prepare_at(&ram, 0x2000) {
+                    Ok(()) => assert!(contents(&ram)[total..].iter().all(|byte| *byte == 0xee)),
+                    Err(_) => {
+                        refused += 1;
+                        assert_eq!(contents(&ram), before, "byte {at} as {value:#x}");
+                    }
+                }
+            }
         }
-        assert_eq!(prepare_at(&ram(qemu_like), 0x200), Err(TreeError::NoRoom));
-        assert_eq!(prepare(&ram(qemu_like), 0, &mut [0; 64]), Err(TreeError::NoRoom));
+        assert!(refused > 200, "{refused}");
+        let no_tree = over(&[0; 64]);
+        assert_eq!(prepare_at(&no_tree, 0x2000), Err(TreeError::Malformed));
+    }
+
+    #[test]
+    fn memory_that_is_too_small_is_refused() {
+        let ram = ram(&qemu_like(), 0x400);
+        assert_eq!(prepare_at(&ram, 0x200), Err(TreeError::NoRoom));
+        assert_eq!(prepare(&ram, 0, &mut [0; 64]), Err(TreeError::NoRoom));
+        let end = ram.range().unwrap().end();
+        assert_eq!(prepare(&ram, end - 4, &mut [0; 64]), Err(TreeError::NoRoom));
     }
 }

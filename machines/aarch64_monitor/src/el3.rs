@@ -1,6 +1,7 @@
 //! From reset to the non-secure world, and from its calls back. An unsafe island (`docs/unsafe.md`).
 //!
-//! The target has no floating point registers: those of the non-secure world stay as they are while the monitor runs.
+//! The target has no floating point registers: those of the non-secure world stay as they are while the monitor runs, unless it
+//! is to change them.
 
 use crate::stage2;
 use aarch64_monitor::layout::{DEVICE_TREE, MODE_WORD, PAYLOAD, RAM, SECURE_RAM, SHARED};
@@ -10,6 +11,7 @@ use core::arch::{asm, global_asm};
 use core::ffi::c_void;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
+use linked_list_allocator::LockedHeap;
 use mm_comm::SharedRegion;
 use mm_core::handlers::VariableStore;
 
@@ -18,6 +20,8 @@ global_asm!(include_str!("el3.s"));
 unsafe extern "C" {
     /// Enters the non-secure world at `entry`, in the state `spsr`; calls of it come to `lower_el` with `world`.
     fn enter_non_secure(entry: u64, spsr: u64, world: *mut c_void) -> !;
+    /// Gives all vector registers other values.
+    fn spoil_vectors();
 }
 
 /// EL1 with its own stack pointer, interrupts masked.
@@ -29,7 +33,17 @@ const SCRATCH_LEN: usize = 0x8_0000;
 const VARIABLES_LEN: usize = 0x1_0000;
 const MAX_VARIABLE_LEN: usize = 0x2000;
 
+/// What QEMU reserves for its device tree (`FDT_MAX_SIZE`), and memory to change it in.
+const TREE_LEN: usize = 0x10_0000;
+const HEAP_LEN: usize = 0x10_0000;
+
 static mut SCRATCH: [u8; SCRATCH_LEN] = [0; SCRATCH_LEN];
+static mut TREE: [u8; TREE_LEN] = [0; TREE_LEN];
+static mut HEAP_MEMORY: [u8; HEAP_LEN] = [0; HEAP_LEN];
+
+/// For the device tree alone; no request allocates.
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
 static mut VARIABLES: [u8; VARIABLES_LEN] = [0; VARIABLES_LEN];
 
 /// The exit code of QEMU, as an `isa-debug-exit` device makes it of 0x11. That all went well is for the payload to say.
@@ -50,8 +64,12 @@ extern "C" fn monitor_main() -> ! {
     // SAFETY: as above.
     let variables = unsafe { &mut *variables };
     let entry = if mode.uefi {
-        // No request is served yet: the scratch memory is free.
-        if let Err(error) = device_tree::prepare(&ram(), DEVICE_TREE, scratch) {
+        let (heap, tree) = (&raw mut HEAP_MEMORY, &raw mut TREE);
+        // SAFETY: a static that is used for nothing else; done once, before anything is allocated.
+        unsafe { HEAP.lock().init(heap.cast(), HEAP_LEN) };
+        // SAFETY: as for the scratch memory.
+        let tree = unsafe { &mut *tree };
+        if let Err(error) = device_tree::prepare(&ram(), DEVICE_TREE, tree) {
             fail(format_args!("the device tree: {error:?}"));
         }
         stage2::enable(&ram());
@@ -99,6 +117,8 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
     };
     match world.call(registers) {
         Effect::Return => {}
+        // SAFETY: changes registers that no compiled code of this program uses. The non-secure world expects it of this call.
+        Effect::ReturnWithOtherVectors => unsafe { spoil_vectors() },
         Effect::PowerOff => fail(format_args!(
             "the non-secure world ended the machine by PSCI, at {address:#x}"
         )),

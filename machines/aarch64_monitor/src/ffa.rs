@@ -1,8 +1,19 @@
-//! FF-A 1.2 with one secure partition (Arm DEN0077A).
+//! FF-A with one secure partition (Arm DEN0077A).
 //!
 //! The partition is what a caller must be ready for: of three requests the first finds it busy, the second is interrupted,
-//! yields once, and finishes when it is resumed again, the third is served at once. It has several virtual processors, and it is
-//! not the first that runs.
+//! yields once, and finishes when it is resumed again, the third is served at once. It has several virtual processors, and
+//! not the first of them runs.
+//!
+//! [`Kind::StandaloneMm`] is Hafnium, with edk2's StandaloneMm in the partition:
+//!
+//! | what | source |
+//! |---|---|
+//! | FFA_VERSION returns 1.3; the first other call settles what was asked for, and from then on any other is refused | Hafnium `api_ffa_version` |
+//! | descriptors of 48 bytes in registers | `api_ffa_partition_info_get_regs` |
+//! | the interrupted request was waiting for another partition: INTERRUPT names that one; FFA_RUN of the MM partition is BUSY | FF-A 1.2, w1 of FFA_INTERRUPT; edk2#12800 |
+//! | the response's x1 is sign-extended, its x3 is MM_SP_EVENT_COMPLETE | edk2 `SetEventCompleteSvcArgs`, `PACK_PARTITION_ID_INFO` |
+//! | a failure is FFA_ERROR. Only TF-A hands it on (`ffa_error_handler`); on Hafnium the call would never return | edk2 `EfiStatusToFfaStatus` |
+//! | the vector registers are changed, as by TF-A built with `CTX_INCLUDE_FPREGS=0` | [`crate::Effect::ReturnWithOtherVectors`] |
 
 use crate::memory::Window;
 use crate::mm::Mm;
@@ -33,11 +44,17 @@ const BUSY: i32 = -4;
 const DENIED: i32 = -6;
 
 const VERSION_1_2: u64 = 0x1_0002;
+const VERSION_1_3: u64 = 0x1_0003;
 /// The partition's identifier. The caller's is 0: there is no hypervisor between.
 const PARTITION: u64 = 0x8002;
 /// Its virtual processors, and the one that serves requests.
 const VCPUS: u64 = 3;
 const VCPU: u64 = PARTITION << 16 | 2;
+/// StandaloneMm's only virtual processor, and that of a partition which it asks while it serves a request.
+const STANDALONE_MM: u64 = PARTITION << 16;
+const ASKED_BY_MM: u64 = 0x8003 << 16 | 3;
+/// MM_SP_EVENT_COMPLETE.
+const EVENT_COMPLETE: u64 = 0xc400_0061;
 /// The service's UUID as in two registers.
 const SERVICE: [u64; 2] = [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483];
 /// Bytes of a partition descriptor: in a page as in FF-A 1.2, in registers as in 1.3, which Hafnium 2.15 gives to callers of
@@ -61,6 +78,8 @@ pub enum Kind {
     Registers,
     /// RX and TX pages and the second kind of request.
     Pages,
+    /// Hafnium with edk2's StandaloneMm: see the module.
+    StandaloneMm,
 }
 
 /// A request that the partition was interrupted in.
@@ -68,6 +87,8 @@ pub enum Kind {
 struct Interrupted {
     response: u64,
     buffer: u64,
+    /// What FFA_RUN must name.
+    at: u64,
     resumed: u32,
 }
 
@@ -79,6 +100,9 @@ pub struct Ffa {
     rx_is_full: bool,
     turn: u32,
     interrupted: Option<Interrupted>,
+    /// The version that was asked for last, and whether another call has settled it.
+    version: u64,
+    version_is_settled: bool,
 }
 
 /// The registers of a response that come first; the others are zero.
@@ -106,25 +130,37 @@ impl Ffa {
             rx_is_full: false,
             turn: 0,
             interrupted: None,
+            version: 0,
+            version_is_settled: false,
         }
     }
 
-    /// Answers a call; `None` where it is none that this partition manager has.
+    /// Serves a call; `None` if this partition manager does not have it.
     pub fn call(&mut self, mm: &mut Mm<'_>, function: u32, arguments: [u64; 17]) -> Option<Response> {
         let [x1, x2, x3, x4, ..] = arguments;
+        self.version_is_settled |= function != VERSION;
         Some(match (function, self.kind) {
+            (VERSION, Kind::StandaloneMm) => self.negotiate(x1),
             (VERSION, _) => answer(VERSION_1_2, 0, 0, 0),
             (ID_GET, _) => success(),
-            (PARTITION_INFO_GET_REGS, Kind::Registers) => partition_in_registers([x1, x2], x3),
+            (PARTITION_INFO_GET_REGS, Kind::Registers | Kind::StandaloneMm) => {
+                partition_in_registers([x1, x2], x3)
+            }
             (RXTX_MAP, Kind::Pages) => self.map(mm, x1, x2, x3),
-            (RXTX_UNMAP, Kind::Pages) => self.rx.take().map_or(error(INVALID_PARAMETERS), |_| success()),
+            (RXTX_UNMAP, Kind::Pages) => {
+                // Buffers that are mapped next are empty.
+                self.rx_is_full = false;
+                self.rx.take().map_or(error(INVALID_PARAMETERS), |_| success())
+            }
             (PARTITION_INFO_GET, Kind::Pages) => self.partition_in_page(mm, [x1, x2, x3, x4]),
             (RX_RELEASE, Kind::Pages) if self.rx_is_full => {
                 self.rx_is_full = false;
                 success()
             }
             (RX_RELEASE, Kind::Pages) => error(DENIED),
-            (DIRECT_REQ, Kind::Registers) if x1 == PARTITION && x2 == 0 => self.request(mm, DIRECT_REQ, x3),
+            (DIRECT_REQ, Kind::Registers | Kind::StandaloneMm) if x1 == PARTITION && x2 == 0 => {
+                self.request(mm, DIRECT_REQ, x3)
+            }
             (DIRECT_REQ2, Kind::Pages) if x1 == PARTITION && [x2, x3] == SERVICE => {
                 self.request(mm, DIRECT_REQ2, x4)
             }
@@ -136,6 +172,21 @@ impl Ffa {
             }
             _ => return None,
         })
+    }
+
+    /// Whether the partition has changed the vector registers in this call.
+    #[must_use]
+    pub fn changes_vectors(&self, function: u32) -> bool {
+        self.kind == Kind::StandaloneMm && matches!(function, DIRECT_REQ | RUN)
+    }
+
+    /// FFA_VERSION of Hafnium.
+    fn negotiate(&mut self, asked: u64) -> Response {
+        if asked > VERSION_1_3 || self.version_is_settled && asked != self.version {
+            return answer(code(NOT_SUPPORTED), 0, 0, 0);
+        }
+        self.version = asked;
+        answer(VERSION_1_3, 0, 0, 0)
     }
 
     /// Takes two pages of the caller's. They must be RAM that it can use itself, and not the same.
@@ -189,26 +240,40 @@ impl Ffa {
         match turn {
             0 => error(BUSY),
             1 => {
+                let at = match self.kind {
+                    Kind::StandaloneMm => ASKED_BY_MM,
+                    Kind::Registers | Kind::Pages => VCPU,
+                };
                 self.interrupted = Some(Interrupted {
                     response,
                     buffer,
+                    at,
                     resumed: 0,
                 });
-                answer(INTERRUPT, VCPU, 27, 0)
+                answer(INTERRUPT, at, 27, 0)
             }
-            _ => serve(mm, response, buffer),
+            _ => self.serve(mm, response, buffer),
         }
     }
 
     fn resume(&mut self, mm: &mut Mm<'_>, target: u64) -> Response {
         match self.interrupted.take() {
-            Some(mut request) if target == VCPU => {
+            Some(mut request) if target == request.at => {
                 if request.resumed == 0 {
+                    if self.kind == Kind::StandaloneMm {
+                        // The other partition has answered it.
+                        request.at = STANDALONE_MM;
+                    }
+                    let at = request.at;
                     request.resumed = 1;
                     self.interrupted = Some(request);
-                    return answer(YIELD, VCPU, 0, 0);
+                    return answer(YIELD, at, 0, 0);
                 }
-                serve(mm, request.response, request.buffer)
+                self.serve(mm, request.response, request.buffer)
+            }
+            Some(request) if self.kind == Kind::StandaloneMm && target == STANDALONE_MM => {
+                self.interrupted = Some(request);
+                error(BUSY)
             }
             request => {
                 self.interrupted = request;
@@ -216,12 +281,21 @@ impl Ffa {
             }
         }
     }
-}
 
-fn serve(mm: &mut Mm<'_>, response: u64, buffer: u64) -> Response {
-    match mm.serve(buffer) {
-        Ok(()) => answer(response, PARTITION << 16, 0, 0),
-        Err(refusal) => error(refusal.ffa()),
+    fn serve(&self, mm: &mut Mm<'_>, response: u64, buffer: u64) -> Response {
+        const SIGN: u64 = 0xffff_ffff_0000_0000;
+        let (result, x1, x3) = match self.kind {
+            Kind::StandaloneMm => (
+                mm.serve_as_standalone_mm(buffer),
+                SIGN | PARTITION << 16,
+                EVENT_COMPLETE,
+            ),
+            Kind::Registers | Kind::Pages => (mm.serve(buffer), PARTITION << 16, 0),
+        };
+        match result {
+            Ok(()) => answer(response, x1, 0, x3),
+            Err(refusal) => error(refusal.ffa()),
+        }
     }
 }
 
@@ -238,4 +312,75 @@ fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Response {
     let [d, e] = IMAGE;
     let len = LONG_DESCRIPTOR_LEN << 48;
     [SUCCESS_64, 0, len, a, b, c, d, e, SPEAKS]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mm_comm::SharedRegion;
+    use mm_core::handlers::VariableStore;
+    use std::boxed::Box;
+    use std::vec;
+
+    #[repr(C, align(4096))]
+    struct Ram([u8; 0x4000]);
+
+    fn mm(ram: SharedRegion) -> Mm<'static> {
+        let base = ram.range().unwrap().start();
+        Mm::new(
+            ram,
+            AddressRange::new(base, 0x1000).unwrap(),
+            AddressRange::new(0x0e00_0000, 0x1000).unwrap(),
+            vec![0; 0x1000].leak(),
+            VariableStore::new(vec![0; 0x400].leak(), 64),
+        )
+    }
+
+    #[test]
+    fn buffers_that_are_mapped_anew_are_empty() {
+        let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
+        let base = ram.range().unwrap().start();
+        let (mut mm, mut ffa) = (mm(ram), Ffa::new(Kind::Pages));
+        let mut call = |function, first: [u64; 4]| {
+            let mut arguments = [0; 17];
+            arguments[..4].copy_from_slice(&first);
+            ffa.call(&mut mm, function, arguments).unwrap()
+        };
+        let map = [base + 0x1000, base + 0x2000, 1, 0];
+        let [low, high] = SERVICE;
+        let service = [low & 0xffff_ffff, low >> 32, high & 0xffff_ffff, high >> 32];
+        for round in 0..2 {
+            assert_eq!(call(RXTX_MAP, map), success(), "round {round}");
+            assert_eq!(call(RXTX_MAP, map), error(DENIED));
+            assert_eq!(call(PARTITION_INFO_GET, service)[..3], [SUCCESS, 0, 1]);
+            // The RX page is full until it is released, or unmapped.
+            assert_eq!(call(PARTITION_INFO_GET, service), error(BUSY));
+            assert_eq!(call(RXTX_UNMAP, [0; 4]), success());
+            assert_eq!(call(RX_RELEASE, [0; 4]), error(DENIED));
+            assert_eq!(call(RXTX_UNMAP, [0; 4]), error(INVALID_PARAMETERS));
+        }
+    }
+
+    #[test]
+    fn the_partition_that_mm_waits_for_is_resumed_first() {
+        let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
+        let buffer = ram.range().unwrap().start();
+        let (mut mm, mut ffa) = (mm(ram), Ffa::new(Kind::StandaloneMm));
+        let mut call = |function, first: [u64; 3]| {
+            let mut arguments = [0; 17];
+            arguments[..3].copy_from_slice(&first);
+            ffa.call(&mut mm, function, arguments).unwrap()
+        };
+        let request = [PARTITION, 0, buffer];
+        assert_eq!(call(DIRECT_REQ, request), error(BUSY));
+        assert_eq!(call(DIRECT_REQ, request), answer(INTERRUPT, ASKED_BY_MM, 27, 0));
+        assert_eq!(call(RUN, [STANDALONE_MM, 0, 0]), error(BUSY));
+        assert_eq!(call(RUN, [PARTITION << 16 | 1, 0, 0]), error(INVALID_PARAMETERS));
+        assert_eq!(call(RUN, [ASKED_BY_MM, 0, 0]), answer(YIELD, STANDALONE_MM, 0, 0));
+        let response = call(RUN, [STANDALONE_MM, 0, 0]);
+        assert_eq!(
+            response[..4],
+            [0xc400_0070, 0xffff_ffff_8002_0000, 0, EVENT_COMPLETE]
+        );
+    }
 }

@@ -41,10 +41,12 @@ pub enum Interface {
     Ffa,
     /// FF-A 1.2 without PARTITION_INFO_GET_REGS; the partition takes FFA_MSG_SEND_DIRECT_REQ2.
     FfaWithoutRegs,
-    /// Nobody answers.
+    /// No interface is there.
     Nobody,
     /// There is neither EL3 nor monitor: only the payload, which must not make a call.
     NoEl3,
+    /// FF-A 1.3 as Hafnium has it, and in the partition what edk2's StandaloneMm does.
+    StandaloneMm,
 }
 
 /// What the loader's word says.
@@ -73,6 +75,7 @@ impl Mode {
             Interface::FfaWithoutRegs => 3,
             Interface::Nobody => 4,
             Interface::NoEl3 => 5,
+            Interface::StandaloneMm => 6,
         };
         let uefi = if self.uefi { Self::UEFI } else { 0 };
         let demo = if self.demo { Self::DEMO } else { 0 };
@@ -88,6 +91,7 @@ impl Mode {
             3 => Interface::FfaWithoutRegs,
             4 => Interface::Nobody,
             5 => Interface::NoEl3,
+            6 => Interface::StandaloneMm,
             _ => return None,
         };
         Some(Self {

@@ -4,8 +4,9 @@ use crate::memory::Window;
 use mm_comm::SharedRegion;
 use mm_conformance::mm::State;
 use mm_core::handlers::VariableStore;
-use mm_core::{CommBuffer, MmCore, Mmi, Outcome};
-use mm_wire::{AddressRange, EfiStatus};
+use mm_core::{CommBuffer, MmCore, Mmi, Outcome, SystemMemory};
+use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
+use mm_wire::{AddressRange, EfiStatus, Header, HeaderFormat};
 
 /// How many comm buffers there can be.
 pub const MAX_BUFFERS: usize = 8;
@@ -19,6 +20,8 @@ pub enum Refusal {
     InvalidParameters,
     /// The address is no comm buffer's, or the memory is not for sharing.
     Denied,
+    /// The request is larger than the memory that MM has for a copy.
+    NoMemory,
 }
 
 impl Refusal {
@@ -29,6 +32,7 @@ impl Refusal {
             Self::NotSupported => -1,
             Self::InvalidParameters => -2,
             Self::Denied => -3,
+            Self::NoMemory => -5,
         }
     }
 
@@ -39,6 +43,7 @@ impl Refusal {
             Self::NotSupported => -1,
             Self::InvalidParameters => -2,
             Self::Denied => -6,
+            Self::NoMemory => -3,
         }
     }
 }
@@ -48,10 +53,16 @@ impl Refusal {
 pub struct Mm<'a> {
     ram: SharedRegion,
     shared: AddressRange,
+    buffers: [Option<AddressRange>; MAX_BUFFERS],
+    core: Core<'a>,
+}
+
+/// The core's own memory.
+#[derive(Debug)]
+struct Core<'a> {
     mmram: AddressRange,
     scratch: &'a mut [u8],
     variables: VariableStore<'a>,
-    buffers: [Option<AddressRange>; MAX_BUFFERS],
     requests: u64,
 }
 
@@ -68,11 +79,13 @@ impl<'a> Mm<'a> {
         Self {
             ram,
             shared,
-            mmram,
-            scratch,
-            variables,
             buffers: [None; MAX_BUFFERS],
-            requests: 0,
+            core: Core {
+                mmram,
+                scratch,
+                variables,
+                requests: 0,
+            },
         }
     }
 
@@ -85,15 +98,15 @@ impl<'a> Mm<'a> {
     /// How many requests the core was given.
     #[must_use]
     pub const fn requests(&self) -> u64 {
-        self.requests
+        self.core.requests
     }
 
     /// Makes memory a comm buffer. Buffer 0 is the first: those that there were are forgotten.
     ///
     /// # Errors
     ///
-    /// [`Refusal::Denied`] where it does not lie in the shared region, [`Refusal::InvalidParameters`] where there is no such
-    /// memory or buffer, it overlaps another buffer, or the core would not serve it.
+    /// [`Refusal::Denied`] if it does not lie in the shared region, [`Refusal::InvalidParameters`] if there is no such memory or
+    /// buffer, it overlaps another buffer, or the core would not serve it.
     pub fn set_buffer(&mut self, index: u64, start: u64, len: u64) -> Result<(), Refusal> {
         let region = AddressRange::new(start, len).ok_or(Refusal::InvalidParameters)?;
         if !self.shared.contains(region) {
@@ -109,7 +122,7 @@ impl<'a> Mm<'a> {
             region,
             mailbox: None,
         };
-        if MmCore::new(&[self.mmram], &[buffer], self.scratch).is_err() {
+        if MmCore::new(&[self.core.mmram], &[buffer], self.core.scratch).is_err() {
             return Err(Refusal::InvalidParameters);
         }
         let slot = usize::try_from(index)
@@ -124,7 +137,7 @@ impl<'a> Mm<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal`] says why no response stands in the buffer.
+    /// [`Refusal`] says why no response is in the buffer.
     pub fn serve(&mut self, address: u64) -> Result<(), Refusal> {
         let region = self
             .buffers
@@ -132,11 +145,80 @@ impl<'a> Mm<'a> {
             .flatten()
             .find(|region| region.start() == address)
             .ok_or(Refusal::Denied)?;
+        let region = *region;
+        let mut window = Window::new(&self.ram, region).ok_or(Refusal::Denied)?;
+        match self.core.dispatch(region, &mut window)? {
+            Outcome::Dispatched {
+                status: EfiStatus::SUCCESS,
+                ..
+            } => Ok(()),
+            Outcome::Dispatched { .. } | Outcome::NoHandler { .. } => Err(Refusal::NotSupported),
+            _ => Err(Refusal::InvalidParameters),
+        }
+    }
+
+    /// Serves the request at `address` as edk2's StandaloneMm for Arm does.
+    ///
+    /// | step | edk2, `ArmPkg` |
+    /// |---|---|
+    /// | the address is in the shared region, and so is the message: else DENIED | `ValidateMmCommBufferAddr` in `ArmStandaloneMmCoreEntryPoint.c` |
+    /// | header and message are copied, MessageLength or BufferSize bytes; no memory for that many: NO_MEMORY | `PiMmStandaloneMmCpuDriverEntry` in `StandaloneMmCpu/EventHandle.c` |
+    /// | the handlers get MessageLength or MessageSize bytes, and leave the response's length there; BufferSize stays | `PiMmCpuTpFwRootMmiHandler` |
+    /// | as many bytes are copied back as were copied, and the result is success, whatever the handlers did or if there is none | `PiMmStandaloneMmCpuDriverEntry` |
+    ///
+    /// Two things that the real one does are left out: a length that wraps with its header (v1), and a BufferSize that is smaller
+    /// than the message, make it read memory of its own. They are DENIED.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`] and [`Refusal::NoMemory`].
+    pub fn serve_as_standalone_mm(&mut self, address: u64) -> Result<(), Refusal> {
+        /// Bytes of EFI_MM_COMMUNICATE_HEADER with the first byte of its data, in C.
+        const MINIMUM: u64 = 32;
+        let room = AddressRange::new(address, MINIMUM)
+            .filter(|start| self.shared.contains(*start))
+            .and_then(|_| self.shared.end().checked_sub(address))
+            .and_then(|len| AddressRange::new(address, len))
+            .ok_or(Refusal::Denied)?;
+        let window = Window::new(&self.ram, room).ok_or(Refusal::Denied)?;
+        let mut header = [0; MAX_HEADER_LEN];
+        let header_len = usize::try_from(room.len()).map_or(MAX_HEADER_LEN, |len| len.min(MAX_HEADER_LEN));
+        let header = header.get_mut(..header_len).unwrap_or_default();
+        if !window.read(address, header) {
+            return Err(Refusal::Denied);
+        }
+        let header = Header::parse(header).map_err(|_malformed| Refusal::Denied)?;
+        let message_len = match header.format() {
+            HeaderFormat::V1 => header.message_len(),
+            HeaderFormat::V3 => header.message_size(),
+        };
+        let needed = message_len
+            .checked_add(header.format().header_len() as u64)
+            .ok_or(Refusal::Denied)?;
+        if needed > room.len() || needed > header.total_len() {
+            return Err(Refusal::Denied);
+        }
+        let copied = AddressRange::new(address, header.total_len())
+            .filter(|copied| room.contains(*copied))
+            .ok_or(Refusal::NoMemory)?;
+        let mut view = StandaloneView {
+            window,
+            buffer_size: (header.format() == HeaderFormat::V3).then_some((address, needed)),
+        };
+        self.core
+            .dispatch(copied, &mut view)
+            .map(drop)
+            .map_err(|_no_room| Refusal::NoMemory)
+    }
+}
+
+impl Core<'_> {
+    /// Calls the handlers for the request in `region`, which is also the room for their response.
+    fn dispatch(&mut self, region: AddressRange, memory: &mut dyn SystemMemory) -> Result<Outcome, Refusal> {
         let buffers = [CommBuffer {
-            region: *region,
+            region,
             mailbox: None,
         }];
-        let mut window = Window::new(&self.ram, *region).ok_or(Refusal::Denied)?;
         let Ok(mut core) = MmCore::new(&[self.mmram], &buffers, self.scratch) else {
             return Err(Refusal::InvalidParameters);
         };
@@ -147,16 +229,40 @@ impl<'a> Mm<'a> {
             &mut self.variables,
             // Without a mailbox it says at once what it has to say.
             &mut State::default(),
-            &mut window,
+            memory,
             Mmi::default(),
         );
-        match visit.outcomes().first() {
-            Some(Outcome::Dispatched {
-                status: EfiStatus::SUCCESS,
-                ..
-            }) => Ok(()),
-            Some(Outcome::Dispatched { .. } | Outcome::NoHandler { .. }) => Err(Refusal::NotSupported),
-            _ => Err(Refusal::InvalidParameters),
+        visit
+            .outcomes()
+            .first()
+            .copied()
+            .ok_or(Refusal::InvalidParameters)
+    }
+}
+
+/// A v3 header as StandaloneMm's handlers see it: its BufferSize covers header and message, and a change of it is lost.
+struct StandaloneView<'a> {
+    window: Window<'a>,
+    /// Where the header is, and its BufferSize as the handlers see it.
+    buffer_size: Option<(u64, u64)>,
+}
+
+impl SystemMemory for StandaloneView<'_> {
+    fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        let read = self.window.read(address, out);
+        if let Some((header, buffer_size)) = self.buffer_size
+            && header == address
+            && let Some(field) = out.get_mut(LENGTH_OFFSET..).and_then(<[u8]>::first_chunk_mut)
+        {
+            *field = buffer_size.to_le_bytes();
         }
+        read
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
+        let is_buffer_size = self
+            .buffer_size
+            .is_some_and(|(header, _)| address.checked_sub(header) == Some(LENGTH_OFFSET as u64));
+        is_buffer_size || self.window.write(address, bytes)
     }
 }

@@ -12,10 +12,11 @@ const VERSION_1_0: u64 = 0x1_0000;
 const INVALID_PARAMETERS: i32 = -2;
 
 /// Answers a call; `None` where it is none of SPM_MM.
-pub fn call(mm: &mut Mm<'_>, function: u32, [cookie, buffer, len, ..]: [u64; 17]) -> Option<u64> {
+pub fn call(mm: &mut Mm<'_>, function: u32, [cookie, buffer, ..]: [u64; 17]) -> Option<u64> {
     match function {
         VERSION => Some(VERSION_1_0),
-        COMMUNICATE if cookie != 0 || len != 0 => Some(code(INVALID_PARAMETERS)),
+        // `mm_communicate`: a length is not what it wants, and no error.
+        COMMUNICATE if cookie != 0 || buffer == 0 => Some(code(INVALID_PARAMETERS)),
         COMMUNICATE => Some(
             mm.serve(buffer)
                 .map_or_else(|refusal| code(refusal.spm_mm()), |()| 0),

@@ -13,6 +13,9 @@ pub type Registers = [u64; 18];
 pub enum Effect {
     /// Return to the caller.
     Return,
+    /// Return to the caller with its vector registers changed: the partition ran, and they were not saved for the caller. TF-A
+    /// built with `CTX_INCLUDE_FPREGS=0`, the default, does not save them.
+    ReturnWithOtherVectors,
     /// End the machine. A test run does not end so: a firmware that resets or gives up does.
     PowerOff,
 }
@@ -53,6 +56,7 @@ impl<'a> World<'a> {
             Interface::SpmMm => Service::SpmMm,
             Interface::Ffa => Service::Ffa(Ffa::new(Kind::Registers)),
             Interface::FfaWithoutRegs => Service::Ffa(Ffa::new(Kind::Pages)),
+            Interface::StandaloneMm => Service::Ffa(Ffa::new(Kind::StandaloneMm)),
         };
         Self { mode, mm, service }
     }
@@ -83,7 +87,11 @@ impl<'a> World<'a> {
                         for (register, value) in registers.iter_mut().zip(response) {
                             *register = value;
                         }
-                        return Effect::Return;
+                        return if ffa.changes_vectors(function) {
+                            Effect::ReturnWithOtherVectors
+                        } else {
+                            Effect::Return
+                        };
                     }
                     None => UNKNOWN,
                 },

@@ -75,7 +75,13 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
         } else {
             Abilities::empty()
         };
+        // StandaloneMm says success whatever happened, and copies no more back than it got.
+        let mm_core = match self.interface {
+            Interface::StandaloneMm => Abilities::empty(),
+            _ => Abilities::NO_HANDLER_STATUS | Abilities::LONGER_RESPONSES,
+        };
         here | protocols
+            | mm_core
             | Abilities::MM
             | Abilities::CONTROLLED_MM
             | Abilities::VARIABLES

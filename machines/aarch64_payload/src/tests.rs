@@ -1,6 +1,9 @@
 //! What this machine must show besides the suite: which interface was found, and that the secure world checks what it is
 //! told.
 
+mod ffa_drivers;
+mod standalone_mm;
+
 use crate::site::monitor;
 use crate::{Place, Vectors};
 use aarch64_monitor::Interface;
@@ -14,13 +17,16 @@ use mm_comm::smc::{
 };
 use mm_comm::{SharedRegion, smc::Interface as Wanted};
 use mm_conformance::mm;
-use mm_wire::{EfiStatus, Header, HeaderFormat, PAGE_LEN};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, PAGE_LEN};
 use patina_harness::report::{NotOk, Report};
 
 const OK: u64 = 0;
 const INVALID_PARAMETERS: u64 = 0xffff_fffe;
 const DENIED: u64 = 0xffff_fffd;
 const UNKNOWN: u64 = u64::MAX;
+
+/// Why a test is skipped on a machine without MM.
+const NO_MM: &str = "there is no MM";
 
 /// How many requests the secure world's MM core was given.
 pub(crate) fn requests_served<C: Conduit>(interface: Interface) -> u64 {
@@ -67,6 +73,7 @@ fn expect<T: Debug + PartialEq>(what: &str, found: &T, expected: &T) -> Result<(
 }
 
 pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>) {
+    ffa_drivers::run::<C>(place, report);
     report.test("secure_world.interface_is_found", || {
         interface_is_found::<C>(place)
     });
@@ -77,6 +84,7 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
         unknown_calls_are_unknown::<C>(place)
     });
     let shared = || (place.shared)().ok_or("no shared memory");
+    standalone_mm::run::<C>(place, report);
     report.test("secure_world.buffers_are_shared_memory", || {
         match place.interface {
             Interface::NoEl3 => Err(NotOk::Skipped(String::from("a call would trap"))),
@@ -98,21 +106,35 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
         ),
     ] {
         report.test(name, || match place.interface {
-            Interface::Nobody | Interface::NoEl3 => Err(NotOk::Skipped(String::from("nobody is there"))),
+            Interface::Nobody | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
+            Interface::StandaloneMm => {
+                Err(NotOk::Skipped(String::from("StandaloneMm has a test of its own")))
+            }
             _ => test(&shared()?),
         });
     }
     report.test("secure_world.vector_registers_survive", || {
-        match (place.interface, place.vectors) {
-            (Interface::Nobody | Interface::NoEl3, _) => Err(NotOk::Skipped(String::from("nobody is there"))),
-            (_, None) => Err(NotOk::Skipped(String::from("this program uses them itself"))),
-            (_, Some(vectors)) => vector_registers_survive::<C>(&shared()?, vectors),
-        }
+        // Of 32 registers both halves, unless the secure world saves them.
+        let changed = match place.interface {
+            Interface::Nobody | Interface::NoEl3 => return Err(NotOk::Skipped(String::from(NO_MM))),
+            Interface::StandaloneMm => 64,
+            _ => 0,
+        };
+        let vectors = place
+            .vectors
+            .ok_or_else(|| NotOk::Skipped(String::from("this program uses them itself")))?;
+        vector_registers_survive::<C>(&shared()?, vectors, changed)
+    });
+    report.test("secure_world.floating_point_survives", || match place.interface {
+        Interface::Nobody | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
+        _ => floating_point_survives::<C>(&shared()?),
     });
     report.test("secure_world.given_up_requests_end_first", || {
         match place.interface {
-            Interface::Ffa | Interface::FfaWithoutRegs => given_up_requests_end_first::<C>(&shared()?),
-            _ => Err(NotOk::Skipped(String::from("nobody interrupts a request"))),
+            Interface::Ffa | Interface::FfaWithoutRegs | Interface::StandaloneMm => {
+                given_up_requests_end_first::<C>(&shared()?)
+            }
+            _ => Err(NotOk::Skipped(String::from("requests are not interrupted"))),
         }
     });
 }
@@ -121,7 +143,7 @@ fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let found = connect::<C>(Wanted::Discover).map(|connection| connection.to_string());
     let expected = match place.interface {
         Interface::SpmMm => Ok("SPM_MM 1.0"),
-        Interface::Ffa => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"),
+        Interface::Ffa | Interface::StandaloneMm => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"),
         Interface::FfaWithoutRegs => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"),
         Interface::Nobody => Err(SmcError::NoMm {
             ffa_version: OtherVersion::refused(u32::MAX),
@@ -135,7 +157,7 @@ fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
 fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let found = connect::<C>(Wanted::Ffa).map(drop);
     let expected = match place.interface {
-        Interface::Ffa | Interface::FfaWithoutRegs => Ok(()),
+        Interface::Ffa | Interface::FfaWithoutRegs | Interface::StandaloneMm => Ok(()),
         Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa(OtherVersion::refused(u32::MAX))),
         Interface::NoEl3 => Err(SmcError::NoConduit),
     };
@@ -146,7 +168,9 @@ fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
 fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let foreign: &[u32] = match place.interface {
         Interface::SpmMm => &[0x8400_0063, 0x8400_0069, ffa::MSG_SEND_DIRECT_REQ, 0x8400_006d],
-        Interface::Ffa | Interface::FfaWithoutRegs => &[spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
+        Interface::Ffa | Interface::FfaWithoutRegs | Interface::StandaloneMm => {
+            &[spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE]
+        }
         Interface::Nobody => &[0x8400_0063, spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
         Interface::NoEl3 => return Err(NotOk::Skipped(String::from("a call would trap"))),
     };
@@ -212,8 +236,9 @@ fn status(result: Result<(), SmcError>) -> EfiStatus {
 
 fn requests_lie_in_buffers<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (connection, buffer) = one_buffer::<C>(shared)?;
+    // TF-A's SPM_MM has a code of its own for the address 0 (`mm_communicate`).
+    expect("request at 0", &connection.communicate(0).is_err(), &true)?;
     for address in [
-        0,
         SECURE_RAM.start(),
         buffer - PAGE_LEN as u64,
         buffer + 8,
@@ -254,17 +279,64 @@ fn damaged_requests_are_refused<C: Conduit>(shared: &SharedRegion) -> Result<(),
     Ok(())
 }
 
-/// A caller's floating point and vector registers are its own, whatever MM does. Three requests, so that one is interrupted.
-fn vector_registers_survive<C: Conduit>(shared: &SharedRegion, vectors: Vectors<'_>) -> Result<(), NotOk> {
+/// Writes a request to the start of the shared memory.
+fn write_request(
+    shared: &SharedRegion,
+    format: HeaderFormat,
+    recipient: Guid,
+    message: &[u8],
+) -> Result<(), NotOk> {
+    let header = Header::new(format, recipient, message.len() as u64).ok_or("no header")?;
+    let written = shared.write(0, header.encode().as_ref()) && shared.write(format.header_len(), message);
+    expect("written", &written, &true)
+}
+
+/// Writes a v1 request for a response of `len` bytes. It has more bytes than that, so that MM which copies no more back than
+/// it got serves it, too.
+fn write_stretch(shared: &SharedRegion, len: usize) -> Result<(), NotOk> {
+    let mut message = [0; 400];
+    let (first, _) = message.split_at_mut(8);
+    first.copy_from_slice(&mm::stretch(len));
+    write_request(shared, HeaderFormat::V1, mm::STRETCH, &message)
+}
+
+/// A field of the header, at the start of the shared memory.
+fn field(shared: &SharedRegion, offset: usize) -> Result<u64, NotOk> {
+    let mut field = [0; 8];
+    expect("read", &shared.read(offset, &mut field), &true)?;
+    Ok(u64::from_le_bytes(field))
+}
+
+/// A caller's floating point and vector registers are its own, unless the secure world does not save them. Three requests, so
+/// that one is interrupted.
+fn vector_registers_survive<C: Conduit>(
+    shared: &SharedRegion,
+    vectors: Vectors<'_>,
+    expected: u64,
+) -> Result<(), NotOk> {
     let (connection, buffer) = one_buffer::<C>(shared)?;
-    let header = Header::new(HeaderFormat::V1, mm::STRETCH, 8).ok_or("no header")?;
     for _ in 0..3 {
-        let written = shared.write(0, header.encode().as_ref()) && shared.write(24, &mm::stretch(300));
-        expect("written", &written, &true)?;
+        write_stretch(shared, 300)?;
         let mut result = Ok(());
         let changed = vectors(&mut || result = connection.communicate(buffer));
         expect("request", &result, &Ok(()))?;
-        expect("halves of registers that have changed", &changed, &0)?;
+        expect("halves of registers that have changed", &changed, &expected)?;
+    }
+    Ok(())
+}
+
+/// Compiled code keeps its numbers over a request, whatever the secure world does to the registers.
+fn floating_point_survives<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
+    let (connection, buffer) = one_buffer::<C>(shared)?;
+    for round in 0..3_u8 {
+        write_stretch(shared, 300)?;
+        // More numbers than the procedure call standard has registers for that a function must preserve.
+        let numbers: [f64; 12] =
+            core::array::from_fn(|index| f64::from(round) + core::hint::black_box(index as f64) / 3.0);
+        let sums = [numbers.iter().sum::<f64>(), numbers.iter().product::<f64>()];
+        expect("request", &connection.communicate(buffer), &Ok(()))?;
+        let again = [numbers.iter().sum::<f64>(), numbers.iter().product::<f64>()];
+        expect("the same sums", &again, &sums)?;
     }
     Ok(())
 }
@@ -274,14 +346,9 @@ fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), 
     let (_, buffer) = one_buffer::<C>(shared)?;
     let connection = connect_impatiently::<C>()?;
     let communicate = |response_len| {
-        let header = Header::new(HeaderFormat::V1, mm::STRETCH, 8).ok_or("no header")?;
-        let written =
-            shared.write(0, header.encode().as_ref()) && shared.write(24, &mm::stretch(response_len));
-        expect("written", &written, &true)?;
+        write_stretch(shared, response_len)?;
         let result = connection.communicate(buffer);
-        let mut length = [0; 8];
-        let _ = shared.read(16, &mut length);
-        Ok::<_, NotOk>((result, u64::from_le_bytes(length)))
+        Ok::<_, NotOk>((result, field(shared, 16)?))
     };
     let given_up = Err(SmcError::Timeout {
         call: "FFA_RUN",
@@ -294,11 +361,11 @@ fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), 
             first = communicate(300)?;
         }
     }
-    expect("the interrupted one", &first, &(given_up, 8))?;
+    expect("the interrupted one", &first, &(given_up, 400))?;
     let served = monitor::<C>(COUNT_REQUESTS, [0; 3]);
 
     let unfinished = Err(SmcError::EarlierUnfinished { attempts: 1 });
-    expect("the next one", &communicate(200)?, &(unfinished, 8))?;
+    expect("the next one", &communicate(200)?, &(unfinished, 400))?;
     expect(
         "the one that it is finished for, which is overwritten",
         &communicate(200)?,
@@ -309,22 +376,17 @@ fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), 
     expect("requests that were served", &requests, &2)
 }
 
-/// The response's length is what the callee leaves in MessageLength or in BufferSize.
+/// The response's length is what the callee leaves in MessageLength or in MessageSize.
 fn both_headers_are_served<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (connection, buffer) = one_buffer::<C>(shared)?;
-    for (format, length_at_16) in [(HeaderFormat::V1, 300), (HeaderFormat::V3, 356)] {
-        let header = Header::new(format, mm::STRETCH, 8).ok_or("no header")?;
-        let written =
-            shared.write(0, header.encode().as_ref()) && shared.write(format.header_len(), &mm::stretch(300));
-        expect("written", &written, &true)?;
+    for (format, length_at) in [(HeaderFormat::V1, 16), (HeaderFormat::V3, 48)] {
+        write_request(shared, format, mm::STRETCH, &mm::stretch(300))?;
         expect(
             "status",
             &status(connection.communicate(buffer)),
             &EfiStatus::SUCCESS,
         )?;
-        let mut length = [0; 8];
-        let _ = shared.read(16, &mut length);
-        expect("length", &u64::from_le_bytes(length), &length_at_16)?;
+        expect("length", &field(shared, length_at)?, &300)?;
         let mut last = [0; 2];
         let _ = shared.read(format.header_len() + 299, &mut last);
         expect("last byte, and the one behind it", &last, &[49, 0])?;

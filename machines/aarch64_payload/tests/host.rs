@@ -105,6 +105,7 @@ fn main() {
         ("ffa_without_get_regs", Interface::FfaWithoutRegs),
         ("nobody_answers", Interface::Nobody),
         ("no_el3", Interface::NoEl3),
+        ("standalone_mm", Interface::StandaloneMm),
     ]
     .map(|(name, interface)| Trial::test(name, move || run(interface)));
     libtest_mimic::run(&arguments, trials.into()).exit();

@@ -77,6 +77,8 @@ fn fresh_events() -> &'static HostEvents {
 impl Site for OvmfSite {
     fn abilities(&self) -> Abilities {
         Abilities::MM
+            | Abilities::NO_HANDLER_STATUS
+            | Abilities::LONGER_RESPONSES
             | Abilities::PORTS
             | Abilities::VARIABLES
             | Abilities::SMI_SWITCH

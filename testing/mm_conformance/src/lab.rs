@@ -50,6 +50,10 @@ bitflags::bitflags! {
         const SUPERVISOR = 1 << 17;
         /// edk2's variable driver can wait for its markers: [`Setup::variable_driver`].
         const VARIABLE_DRIVER = 1 << 18;
+        /// MM says if no handler took a request, or its handler failed.
+        const NO_HANDLER_STATUS = 1 << 19;
+        /// A response may be longer than its request.
+        const LONGER_RESPONSES = 1 << 20;
     }
 }
 

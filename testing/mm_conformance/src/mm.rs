@@ -6,7 +6,7 @@
 //! | GUID | answers |
 //! |---|---|
 //! | [`ECHO`] | the message |
-//! | [`STRETCH`] | as many bytes as the message, a u64, says: 1, 2, ... 251, 1, ... |
+//! | [`STRETCH`] | as many bytes as the message says in its first 8, a u64: 1, 2, ... 251, 1, ... |
 //! | [`FAIL`] | nothing: the handler fails |
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
 //! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
@@ -372,8 +372,8 @@ impl SystemMemory for View<'_> {
 }
 
 fn response_at_length(request: &mut Request<'_>) -> Result<(), EfiStatus> {
-    let bytes = request.message().try_into().ok().map(u64::from_le_bytes);
-    let len = bytes
+    let len = request.message().first_chunk().copied().map(u64::from_le_bytes);
+    let len = len
         .and_then(|len| usize::try_from(len).ok())
         .ok_or(EfiStatus::INVALID_PARAMETER)?;
     if request.set_len(len).is_err() {

@@ -175,11 +175,13 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "aarch64",
         tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            Variant::new("uefi", true, 93),
-            Variant::new("uefi-spm-mm", true, 92),
-            Variant::new("spm-mm", true, 121),
-            Variant::new("ffa", true, 122),
-            Variant::new("ffa-without-get-regs", true, 122),
+            Variant::new("uefi", true, 100),
+            Variant::new("uefi-spm-mm", true, 97),
+            Variant::new("spm-mm", true, 126),
+            Variant::new("ffa", true, 129),
+            Variant::new("ffa-without-get-regs", true, 130),
+            Variant::new("standalone-mm", true, 102),
+            Variant::new("uefi-standalone-mm", true, 83),
             Variant::new("nobody-answers", true, 22),
             Variant::new("no-el3", true, 20),
         ],
@@ -353,6 +355,7 @@ fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
         "ffa-without-get-regs" => 3,
         "nobody-answers" => 4,
         "no-el3" => NO_EL3,
+        "standalone-mm" | "uefi-standalone-mm" => 6,
         other => bail!("machine aarch64 has no variant {other}"),
     };
     let uefi = boot.variant.starts_with("uefi");

@@ -13,8 +13,8 @@ use mm_wire::{EfiStatus, HeaderFormat};
 scenarios! {
     firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "messages and answers of any length go through protocol 2";
     firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
-    firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "a request has to be as long as its response, by padding, or the driver's refusal is the error";
-    firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "MM's refusal comes back through the protocol";
+    firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS | LONGER_RESPONSES, "a request has to be as long as its response, by padding, or the driver's refusal is the error";
+    firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS | NO_HANDLER_STATUS, "MM's refusal comes back through the protocol";
     firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler answers through protocol 2 as it does without it";
     edk2_driver_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | V3_HEADERS, "through edk2's MmCommunicationDxe a response has the length that CommSize tells; protocol 3 has none, and the request's length counts";
     edk2_driver_is_entered_once_at_a_time: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "a call through another comm buffer does not enter edk2's driver in the middle of a call, and each gets its own response";

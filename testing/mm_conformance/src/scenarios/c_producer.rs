@@ -15,9 +15,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
     c_call_returns_the_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "all three protocols carry a message and its response";
-    c_call_has_room_for_a_longer_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a CommSize above the message is room for the response, and becomes its size";
+    c_call_has_room_for_a_longer_response: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a CommSize above the message is room for the response, and becomes its size";
     c_call_with_a_shorter_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "CommSize is the length of a short response, and the header comes back as MM left it";
-    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a response beyond the caller's buffer is not written, and its size is told";
+    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a response beyond the caller's buffer is not written, and its size is told";
     c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, as a component in Rust does";
     variable_driver_finds_its_markers: CONTROLLED_MM | VARIABLES | PRODUCED_PROTOCOLS | V3_HEADERS | VARIABLE_DRIVER, "edk2's variable driver finds both markers, once the protocols work and MM's variable service answers";
     markers_are_installed_on_request_only: VARIABLES | PRODUCED_PROTOCOLS | VARIABLE_DRIVER, "a platform whose other drivers install the markers does not get them twice";
@@ -31,11 +31,11 @@ scenarios! {
     c_message_length_of_zero_tells_the_maximum: PRODUCED_PROTOCOLS | SECURE_CALLS, "a MessageLength of zero is set to the longest message, as by edk2's driver for Arm";
     c_message_length_too_large_tells_the_maximum: PRODUCED_PROTOCOLS, "so is one that is too large, or that overflows";
     c_v3_sizes_are_checked: PRODUCED_PROTOCOLS, "BufferSize covers header and message, MessageSize is not zero, the marker is there";
-    c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS, "nothing of that enters MM";
-    c_call_in_the_comm_buffer_itself: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a driver may write its message into the comm buffer, as some of edk2's do";
-    c_calls_in_the_comm_buffer_leave_the_header: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a driver that wrote its header into the comm buffer finds it there after a call, and can call again";
-    c_call_in_the_comm_buffer_keeps_a_refused_request: CONTROLLED_MM | PRODUCED_PROTOCOLS, "after an error the whole request is in the comm buffer as before";
-    c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS, "MessageSize is the caller's on the way to MM";
+    c_refusals_raise_no_mmi: PRODUCED_PROTOCOLS | NO_HANDLER_STATUS, "nothing of that enters MM";
+    c_call_in_the_comm_buffer_itself: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a driver may write its message into the comm buffer, as some of edk2's do";
+    c_calls_in_the_comm_buffer_leave_the_header: CONTROLLED_MM | PRODUCED_PROTOCOLS | NO_HANDLER_STATUS, "a driver that wrote its header into the comm buffer finds it there after a call, and can call again";
+    c_call_in_the_comm_buffer_keeps_a_refused_request: CONTROLLED_MM | PRODUCED_PROTOCOLS | NO_HANDLER_STATUS, "after an error the whole request is in the comm buffer as before";
+    c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "MessageSize is the caller's on the way to MM";
     c_call_from_a_notification_waits_for_the_call_under_way: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
     c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a call that interrupts even that is refused, and disturbs nothing";
     c_header_that_is_written_once_serves_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, whatever the length of the responses";
@@ -44,7 +44,7 @@ scenarios! {
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
     c_call_is_told_of_every_lie: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "what cannot be a response is PROTOCOL_ERROR to C, and the buffer stays as it was";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
-    c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS, "a consumer in C gets the same answers as one in Rust";
+    c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a consumer in C gets the same answers as one in Rust";
 }
 
 fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {

@@ -1,6 +1,7 @@
 //! Messages behind a v3 communicate header.
 
 use super::nesting::look_during;
+use super::responses::padded_stretch;
 use super::{Seen, ensure_clean, pattern, ready, up};
 use crate::lab::{BufferSetup, Call, Failure, Lab, Machine, ResponseTo, Setup};
 use crate::mm::{self, Lie};
@@ -12,14 +13,15 @@ use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
 
 scenarios! {
     v3_message_comes_back: CONTROLLED_MM | V3_HEADERS, "a message behind a v3 header is answered, for a call that asks for it";
-    v3_responses_have_any_length: CONTROLLED_MM | V3_HEADERS, "a response may be shorter or longer than its request";
+    v3_responses_have_any_length: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "a response may be shorter or longer than its request";
     v3_message_fills_the_buffer: CONTROLLED_MM | V3_HEADERS, "all of the buffer behind the 56 bytes can be used, and no more";
-    v3_buffer_serves_plain_calls: CONTROLLED_MM | V3_HEADERS | CALLBACKS, "a comm buffer can have the v3 header as its own";
+    v3_buffer_serves_plain_calls: CONTROLLED_MM | V3_HEADERS | CALLBACKS | LONGER_RESPONSES, "a comm buffer can have the v3 header as its own";
     v1_call_through_v3_buffer: CONTROLLED_MM | V3_HEADERS, "and a call can ask for the v1 header there";
-    headers_alternate: CONTROLLED_MM | V3_HEADERS, "calls of both formats follow each other through one buffer";
-    v3_no_handler_is_an_error: MM | V3_HEADERS, "a v3 message that nobody takes is an error with MM's status";
+    headers_alternate: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "calls of both formats follow each other through one buffer";
+    v3_no_handler_is_an_error: MM | V3_HEADERS | NO_HANDLER_STATUS, "a v3 message that nobody takes is an error with MM's status";
     v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "what MM says is checked as with v1, with the longer header";
-    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox the header says how long the response is";
+    v3_without_mailbox: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "without a mailbox the header says how long the response is";
+    v3_shorter_response_has_its_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "so does a padded one, by MessageSize: BufferSize stays as it was";
     v3_message_size_is_the_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "that is MessageSize if MM leaves BufferSize alone, as edk2's Standalone MM on Arm does, and at most what BufferSize allows";
     v3_message_size_is_not_looked_at_beside_a_mailbox: CONTROLLED_MM | V3_HEADERS | MAILBOX, "beside a mailbox MessageSize says nothing";
 }
@@ -176,6 +178,18 @@ fn v3_lies_are_refused(lab: &dyn Lab) -> Seen {
         ensure_eq!(v3(&*machine, &lie.request(), mm::LIAR), Err(expected));
         ensure_clean(&*machine, 0)?;
         ensure_eq!(v3(&*machine, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    }
+    Ok(())
+}
+
+fn v3_shorter_response_has_its_length_without_mailbox(lab: &dyn Lab) -> Seen {
+    let machine = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
+    for len in [0, 4, 5, 999, 1000] {
+        ensure_eq!(
+            machine.communicate(0, &padded_stretch(len), mm::STRETCH),
+            Ok(pattern(len))
+        );
+        ensure_clean(&*machine, 0)?;
     }
     Ok(())
 }

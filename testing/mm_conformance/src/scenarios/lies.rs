@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use mm_wire::{EfiStatus, MailboxImage};
 
 scenarios! {
-    no_handler_is_an_error: MM, "a message that nobody takes is an error with MM's status, not an echo";
-    failed_handler_is_an_error: CONTROLLED_MM, "a handler that fails is an error with MM's status";
+    no_handler_is_an_error: MM | NO_HANDLER_STATUS, "a message that nobody takes is an error with MM's status, not an echo";
+    failed_handler_is_an_error: CONTROLLED_MM | NO_HANDLER_STATUS, "a handler that fails is an error with MM's status";
     without_mailbox_over_ports_nobody_says_no: CONTROLLED_MM | PORTS | LATENCY, "what cannot be told: without a mailbox a message that nobody takes, or MM never sees, comes back as if it was answered";
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
     mm_status_without_error_bit_is_an_error: CONTROLLED_MM | MAILBOX, "a status that is neither success nor an EFI_ERROR, a warning or an error of a 32-bit MM core, comes without a response";
@@ -26,7 +26,7 @@ scenarios! {
     wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is no response";
     foreign_header_format_is_refused: CONTROLLED_MM, "a response in another header format is no response";
     stale_status_is_not_believed: CONTROLLED_MM | MAILBOX | CALLBACKS, "the result of one call is gone from the mailbox before MM is entered for the next";
-    failure_leaves_nothing_behind: MM, "after an error of MM's the buffer is clean";
+    failure_leaves_nothing_behind: MM | NO_HANDLER_STATUS, "after an error of MM's the buffer is clean";
     lies_leave_nothing_behind: CONTROLLED_MM | MAILBOX, "after every lie the whole buffer is clean and the next call is served";
 }
 

@@ -11,7 +11,7 @@ scenarios! {
     log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
     log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
     log_lines_carry_their_calls_number: CONTROLLED_MM | CALLBACKS | LOGS, "at trace the lines of a call and of one inside it are told apart by their numbers";
-    log_names_each_transaction: CONTROLLED_MM | LOGS, "a call is one debug line with both lengths";
+    log_names_each_transaction: CONTROLLED_MM | LOGS | LONGER_RESPONSES, "a call is one debug line with both lengths";
     missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "where nobody could tell a response from none, the platform is warned when the client comes up, and not at each call";
     failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is told once, with the reason";
     printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "a communicator's debug output in the middle of a call has no message bytes";

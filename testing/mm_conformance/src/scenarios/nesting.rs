@@ -11,7 +11,7 @@ use core::cell::RefCell;
 use mm_wire::Guid;
 
 scenarios! {
-    callback_during_call_is_busy: MM | CALLBACKS, "the buffer in use gives Busy, and the outer call goes its way";
+    callback_during_call_is_busy: MM | CALLBACKS | NO_HANDLER_STATUS, "the buffer in use gives Busy, and the outer call goes its way";
     callback_on_another_buffer_is_served: CONTROLLED_MM | CALLBACKS | PORTS, "another buffer serves a call in the middle of a call";
     callback_on_another_buffer_is_busy: CONTROLLED_MM | CALLBACKS | SECURE_CALLS, "the secure world serves one request at a time, whatever its buffer";
     notification_waits_for_a_call_without_a_mailbox: CONTROLLED_MM | CALLBACKS | PORTS, "no notification raises an MMI in the middle of a call through a buffer without a mailbox, which MM would serve once more";
