@@ -22,8 +22,8 @@ pub enum TriggerError {
     NoPortIo,
     /// SMIs do not reach the processor.
     #[error(
-        "platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing; set them in the chipset's \
-         code, or use SmiCheck::Enable"
+        "platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing; let the chipset's code \
+         set that, or use SmiCheck::Enable"
     )]
     SmisDisabled {
         /// Address or port of SMI_EN.
@@ -515,8 +515,8 @@ mod tests {
         );
         assert_eq!(
             error.to_string(),
-            "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing; set them in the chipset's code, or \
-             use SmiCheck::Enable"
+            "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing; let the chipset's code set that, \
+             or use SmiCheck::Enable"
         );
         assert!(chipset.bytes_written.borrow().is_empty());
     }

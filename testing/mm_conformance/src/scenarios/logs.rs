@@ -2,10 +2,11 @@
 
 use super::nesting::look_during;
 use super::{Seen, ready, up};
-use crate::lab::{BufferSetup, Lab, LogLevel, Machine, MailboxSetup, Setup};
+use crate::lab::{BufferSetup, CCall, CProtocol, Lab, LogLevel, Machine, MailboxSetup, Setup};
 use crate::mm;
 use alloc::string::String;
 use alloc::vec::Vec;
+use mm_wire::{Header, HeaderFormat};
 
 scenarios! {
     log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
@@ -13,6 +14,8 @@ scenarios! {
     log_lines_carry_their_calls_number: CONTROLLED_MM | CALLBACKS | LOGS, "at trace the lines of a call and of one inside it are told apart by their numbers";
     log_names_each_transaction: CONTROLLED_MM | LOGS | LONGER_RESPONSES, "a call is one debug line with both lengths";
     missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "where nobody could tell a response from none, the platform is warned when the client comes up, and not at each call";
+    failed_calls_are_one_line_each: CONTROLLED_MM | MAILBOX | LOGS, "a call that fails is one line, an error with the length, the recipient and the reason, whoever noticed";
+    failed_c_call_is_one_error_line: CONTROLLED_MM | MAILBOX | PRODUCED_PROTOCOLS | LOGS, "so is that of a driver in C";
     failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is told once, with the reason";
     printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "a communicator's debug output in the middle of a call has no message bytes";
 }
@@ -127,6 +130,60 @@ fn missing_mailboxes_are_warned_of_once(lab: &dyn Lab) -> Seen {
     ensure_eq!(warnings(MailboxSetup::None)?, 1);
     ensure_eq!(warnings(MailboxSetup::OwnPage)?, 0);
     Ok(())
+}
+
+/// The call left one line, an error with all of these words.
+fn one_error(log: &str, words: &[&str]) -> Seen {
+    let lines: Vec<&str> = log.lines().collect();
+    let [line] = lines.as_slice() else {
+        return Err(alloc::format!("{} lines: {log}", lines.len()));
+    };
+    ensure!(line.starts_with("ERROR"), "{log}");
+    for word in words {
+        ensure!(line.contains(word), "{word} is not in {log}");
+    }
+    Ok(())
+}
+
+fn failed_calls_are_one_line_each(lab: &dyn Lab) -> Seen {
+    let machine = ready(lab)?;
+    let log_of = |buffer, message: &[u8], recipient| {
+        lab.with_log(LogLevel::Debug, &mut || {
+            let _ = machine.communicate(buffer, message, recipient);
+        })
+    };
+    let nobody = "to 0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11: ";
+    one_error(
+        &log_of(0, b"12345", super::refusals::NOBODY),
+        &["5 bytes", nobody, "MM answered EFI_", "no handler"],
+    )?;
+    let too_long = super::pattern(machine.capacity(0) + 1);
+    one_error(&log_of(0, &too_long, mm::ECHO), &["caller: the message has"])?;
+    one_error(&log_of(0, b"", mm::ECHO), &["caller: the message is empty"])?;
+    let lie = mm::Lie::Size(u64::MAX).request();
+    one_error(&log_of(0, &lie, mm::LIAR), &["MM: ReturnBufferSize is"])?;
+    one_error(&log_of(77, b"x", mm::ECHO), &["1 bytes", "there are: 0, 1"])
+}
+
+fn failed_c_call_is_one_error_line(lab: &dyn Lab) -> Seen {
+    let machine = up(
+        lab,
+        &Setup {
+            produced: Some(0),
+            ..Setup::default()
+        },
+    )?;
+    let header = Header::new(HeaderFormat::V1, super::refusals::NOBODY, 1);
+    let bytes = header.map(|header| [header.encode().as_ref(), b"x"].concat());
+    let call = CCall {
+        protocol: CProtocol::Two,
+        bytes,
+        comm_size: Some(25),
+    };
+    let mut reply = None;
+    let log = lab.with_log(LogLevel::Debug, &mut || reply = machine.call_c(&call));
+    ensure!(reply.is_some_and(|reply| reply.status.is_error()), "it succeeded");
+    one_error(&log, &["1 bytes to ", "MM answered EFI_"])
 }
 
 fn failed_entry_is_one_error_line(lab: &dyn Lab) -> Seen {
