@@ -657,8 +657,8 @@ fn missing_hobs_are_named_by_guid() {
         "ERROR",
         &[
             "there is no HOB that announces a comm buffer",
-            "6C2A2520-0131-4AEE-A750-CC384AACE8C6",
-            "D4FFC718-FB82-4274-9AFC-AA8B1EEF5293",
+            "6c2a2520-0131-4aee-a750-cc384aace8c6",
+            "d4ffc718-fb82-4274-9afc-aa8b1eef5293",
         ],
     );
 }

@@ -62,7 +62,7 @@ pub enum HobConfigurationError {
     #[error(
         "platform: there is no HOB that announces a comm buffer: neither edk2's comm-buffer HOB {comm_buffer} nor Project Mu's comm-region \
          HOB {comm_region}; add the buffers to MmCommunicationConfiguration by hand, or have the PEI phase build one",
-        comm_buffer = CommBufferHob::HOB_GUID, comm_region = CommRegionHob::HOB_GUID
+        comm_buffer = mm_wire::hob::COMM_BUFFER_HOB_GUID, comm_region = mm_wire::hob::COMM_REGION_HOB_GUID
     )]
     NoHob,
     /// A HOB announces no possible comm buffer.
