@@ -60,8 +60,9 @@ pub enum AcpiBaseSource {
 pub enum HobConfigurationError {
     /// There is neither a comm-buffer HOB nor a comm-region HOB.
     #[error(
-        "platform: there is no HOB that announces a comm buffer: neither edk2's comm-buffer HOB {comm_buffer} nor Project Mu's comm-region \
-         HOB {comm_region}; add the buffers to MmCommunicationConfiguration by hand, or have the PEI phase build one",
+        "platform: there is no HOB that announces a comm buffer: neither edk2's comm-buffer HOB {comm_buffer} nor Project \
+         Mu's comm-region HOB {comm_region}; add the buffers to MmCommunicationConfiguration by hand, or let the PEI phase \
+         build one",
         comm_buffer = mm_wire::hob::COMM_BUFFER_HOB_GUID, comm_region = mm_wire::hob::COMM_REGION_HOB_GUID
     )]
     NoHob,
