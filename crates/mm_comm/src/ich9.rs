@@ -9,8 +9,8 @@ const CONFIG_DATA: u16 = 0xcfc;
 
 /// A register in the configuration space of a device on PCI bus 0.
 ///
-/// Address and data are two ports: code that interrupts an access and uses them too spoils it. [`Self::read_undisturbed`]
-/// notices.
+/// Address and data are two ports: code that interrupts an access and uses them too spoils it.
+/// [`Self::read_undisturbed`] notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciRegister {
     /// What is written to the address port: the dword, with the enable bit.
@@ -70,8 +70,8 @@ impl PciRegister {
     }
 }
 
-/// PMBASE of the LPC bridge 0:1f.0 (Intel ICH9 datasheet, 13.1.13): bits 15:7 are the base, bit 0 says that it is in I/O
-/// space.
+/// PMBASE of the LPC bridge 0:1f.0 (Intel ICH9 datasheet, 13.1.13): bits 15:7 are the base, bit 0 says that it
+/// is in I/O space.
 const PMBASE: PciRegister = PciRegister::new(0x1f, 0, 0x40);
 const PMBASE_MASK: u32 = 0xff80;
 /// ACPI_CNTL: bit 7 says that the registers behind PMBASE are decoded.
@@ -106,8 +106,8 @@ pub enum Ich9Error {
     },
     /// PMBASE was never programmed.
     #[error(
-        "platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which names no base: firmware has not set it, or the \
-         chipset keeps it elsewhere (PCHs since Skylake: 0:1f.2); give the base with AcpiBaseSource::Fixed"
+        "platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which names no base: firmware has not set it, or \
+         the chipset keeps it elsewhere (PCHs since Skylake: 0:1f.2); give the base with AcpiBaseSource::Fixed"
     )]
     NotProgrammed {
         /// The register's value.

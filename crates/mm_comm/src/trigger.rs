@@ -1,7 +1,8 @@
 //! Raising an MMI through the chipset's ports.
 //!
-//! Data first, then command: the write to the command port (APM_CNT, 0xB2 on Intel chipsets) is what raises the SMI, and
-//! the handler reads the data port (APM_STS, 0xB3). edk2's `SmmControl2Dxe` for Q35 writes them in this order.
+//! Data first, then command: the write to the command port (APM_CNT, 0xB2 on Intel chipsets) is what raises the
+//! SMI, and the handler reads the data port (APM_STS, 0xB3). edk2's `SmmControl2Dxe` for Q35 writes them in
+//! this order.
 
 use crate::ports::Ports;
 use crate::transaction::PAUSES_WITHOUT_MAILBOX;
@@ -16,8 +17,8 @@ use thiserror::Error;
 pub enum TriggerError {
     /// This target has no x86 port instructions that the running code may use.
     #[error(
-        "platform: this build has no x86 port I/O to raise an MMI with; in host tests give the trigger ports of your own \
-         (`with_ports`)"
+        "platform: this build has no x86 port I/O to raise an MMI with; in host tests give the trigger ports of \
+         your own (`with_ports`)"
     )]
     NoPortIo,
     /// SMIs do not reach the processor.
@@ -54,8 +55,8 @@ pub enum TriggerError {
     },
     /// The ACPI base is an I/O port that PMBASE cannot hold: its low 7 bits are zero.
     #[error(
-        "platform: acpi_base {base:#x} is not PMBASE, which is a multiple of 0x80; SMI_EN is base+0x30, so PMBASE may be \
-         {likely:#x}. For a chipset whose SMI_EN is elsewhere use SmiCheck::Off"
+        "platform: acpi_base {base:#x} is not PMBASE, which is a multiple of 0x80; SMI_EN is base+0x30, so PMBASE \
+         may be {likely:#x}. For a chipset whose SMI_EN is elsewhere use SmiCheck::Off"
     )]
     NotPmBase {
         /// The configured base.
@@ -65,8 +66,8 @@ pub enum TriggerError {
     },
     /// The ACPI base is said to be memory, but has the value of an I/O port: memory is there, and no register.
     #[error(
-        "platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io({base:#x}); a number becomes an \
-         I/O port as a u16, and an address as a usize"
+        "platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io({base:#x}); a number \
+         becomes an I/O port as a u16, and an address as a usize"
     )]
     PortAsAddress {
         /// The configured base.
@@ -74,8 +75,8 @@ pub enum TriggerError {
     },
     /// SMI_EN reads as all ones, like an address that no device decodes.
     #[error(
-        "platform: SMI_EN at {register:#x} reads 0xFFFFFFFF: nothing answers there; acpi_base must be PMBASE (SMI_EN is \
-         base+0x30), or use SmiCheck::Off"
+        "platform: SMI_EN at {register:#x} reads 0xFFFFFFFF: nothing answers there; acpi_base must be PMBASE \
+         (SMI_EN is base+0x30), or use SmiCheck::Off"
     )]
     NothingAnswers {
         /// Address or port of SMI_EN.
@@ -83,8 +84,8 @@ pub enum TriggerError {
     },
     /// What is read has bits that are reserved in every SMI_EN: it is another register.
     #[error(
-        "platform: {value:#010x} at {register:#x} is not SMI_EN, whose bits {reserved:#x} are reserved; acpi_base must be \
-         PMBASE (SMI_EN is base+0x30), or use SmiCheck::Off"
+        "platform: {value:#010x} at {register:#x} is not SMI_EN, whose bits {reserved:#x} are reserved; acpi_base \
+         must be PMBASE (SMI_EN is base+0x30), or use SmiCheck::Off"
     )]
     NotSmiEnable {
         /// Address or port of what was taken for SMI_EN.
@@ -150,8 +151,9 @@ const SMI_EN_OFFSET: u8 = 0x30;
 /// PMBASE is a multiple of this (Intel ICH9, 13.1.13: bits 15:7).
 const PMBASE_ALIGN: u16 = 0x80;
 
-/// Bits of SMI_EN that no chipset uses which has it at PMBASE + 0x30: reserved in the Intel ICH9 (13.8.3.8), and without
-/// a name in coreboot's headers of later ones (`SMI_EN` in `pm.h` under `src/southbridge/intel` and `src/soc/intel`).
+/// Bits of SMI_EN that no chipset uses which has it at PMBASE + 0x30: reserved in the Intel ICH9 (13.8.3.8),
+/// and without a name in coreboot's headers of later ones (`SMI_EN` in `pm.h` under `src/southbridge/intel` and
+/// `src/soc/intel`).
 const RESERVED: u32 = 0b111 << 8 | 1 << 12 | 0b11 << 15;
 
 /// The value of an address that no device decodes.
@@ -255,8 +257,8 @@ pub enum SmiCheck {
     /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names, with GBL_SMI_EN and APMC_EN added to
     /// what was read there. A platform that asks for it promises that the register is the chipset's SMI_EN.
     Enable,
-    /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE + 0x30: AMD's
-    /// FCH, Intel's Apollo Lake (+0x40). The MMI is raised whatever the chipset makes of it.
+    /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE
+    /// + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised whatever the chipset makes of it.
     Off,
 }
 
@@ -288,9 +290,9 @@ impl PortTrigger {
     ///
     /// # Errors
     ///
-    /// If the platform named SMI_EN: [`TriggerError::SmisDisabled`] or [`TriggerError::EnableRefused`] if SMIs are off,
-    /// [`TriggerError::NothingAnswers`] or [`TriggerError::NotSmiEnable`] if the register is not SMI_EN. Neither port was
-    /// written then.
+    /// If the platform named SMI_EN: [`TriggerError::SmisDisabled`] or [`TriggerError::EnableRefused`] if SMIs
+    /// are off, [`TriggerError::NothingAnswers`] or [`TriggerError::NotSmiEnable`] if the register is not
+    /// SMI_EN. Neither port was written then.
     pub fn raise(&self, ports: &dyn Ports, command: u8, data: u8) -> Result<(), TriggerError> {
         self.raise_observed(ports, &Pair::default(), command, data)
             .map(drop)
@@ -298,8 +300,9 @@ impl PortTrigger {
 
     /// Like [`Self::raise`], but returns the value of SMI_EN just before the MMI; `None` if it was not read.
     ///
-    /// All calls for the same two ports give the same `pair`. One that comes between the two writes of another call puts the
-    /// other's value back into the data port, so that MM finds the data that belongs to each command.
+    /// All calls for the same two ports give the same `pair`. One that comes between the two writes of another
+    /// call puts the other's value back into the data port, so that MM finds the data that belongs to each
+    /// command.
     ///
     /// # Errors
     ///
@@ -329,9 +332,9 @@ impl PortTrigger {
         Ok(enabled)
     }
 
-    /// Whether this value means that there is no SMI_EN, rather than that SMIs are off: Intel's has EOS set outside of SMM
-    /// (ICH9, 13.8.3.8: 2 after a reset), so that zero is what a chipset of another kind returns for a register that it does
-    /// not have. QEMU's has no EOS; there zero may also mean that SMIs are off.
+    /// Whether this value means that there is no SMI_EN, rather than that SMIs are off: Intel's has EOS set
+    /// outside of SMM (ICH9, 13.8.3.8: 2 after a reset), so that zero is what a chipset of another kind returns
+    /// for a register that it does not have. QEMU's has no EOS; there zero may also mean that SMIs are off.
     #[must_use]
     pub fn is_absent(&self, value: u32) -> bool {
         value == 0 && self.check == SmiCheck::Require

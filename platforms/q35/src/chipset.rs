@@ -19,13 +19,13 @@ const FW_CFG_DATA: u16 = 0x511;
 
 /// The processor's ports.
 pub(crate) fn ports() -> NativePorts {
-    // SAFETY: a DXE core runs in ring 0. The ports passed to this value in this crate are the SMI's command and data port
-    // and SMI_EN, for which it was made; and configuration space, see `PciByte`.
+    // SAFETY: a DXE core runs in ring 0. The ports passed to this value in this crate are the SMI's command and
+    // data port and SMI_EN, for which it was made; and configuration space, see `PciByte`.
     unsafe { NativePorts::new() }
 }
 
-/// A register that decides about SMIs or SMRAM, a byte. Only those below can be named: one locks SMIs, the other decides
-/// what is at 0xa0000, where no program of this firmware has memory.
+/// A register that decides about SMIs or SMRAM, a byte. Only those below can be named: one locks SMIs, the
+/// other decides what is at 0xa0000, where no program of this firmware has memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PciByte(PciRegister);
 
@@ -93,8 +93,8 @@ impl Chipset for Q35Chipset {
         }
     }
 
-    /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks. Looks for SMI_EN where it is, because
-    /// the launcher also refuses a PMBASE that it does not expect.
+    /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks. Looks for SMI_EN where
+    /// it is, because the launcher also refuses a PMBASE that it does not expect.
     fn switch_smis_off(&self) {
         let ports = ports();
         // Without a base SMI_EN is nowhere, and SMIs are off as a reset leaves them.
@@ -104,7 +104,8 @@ impl Chipset for Q35Chipset {
     }
 
     fn fw_cfg(&self, item: u16, out: &mut [u8]) {
-        // SAFETY: a DXE core runs in ring 0. The port selects an item of fw_cfg, or is nobody's; neither touches memory.
+        // SAFETY: a DXE core runs in ring 0. The port selects an item of fw_cfg, or is nobody's; neither
+        // touches memory.
         unsafe {
             asm!("out dx, ax", in("dx") FW_CFG_SELECTOR, in("ax") item,
                 options(nomem, nostack, preserves_flags));

@@ -12,8 +12,8 @@ pub const CLOSED: u8 = 0x0a;
 pub const LOCKED: u8 = CLOSED | D_LCK;
 const D_LCK: u8 = 1 << 4;
 
-/// Sends data accesses of MM to what everybody else has at these addresses. The lock leaves it free, and the MM image clears
-/// it at each SMI.
+/// Sends data accesses of MM to what everybody else has at these addresses. The lock leaves it free, and the MM
+/// image clears it at each SMI.
 pub const D_CLS: u8 = 1 << 5;
 
 /// SMI_LOCK in GEN_PMCON_1 (ICH9, 13.8.1.1): GBL_SMI_EN stays as it is until a reset.
@@ -63,8 +63,8 @@ pub fn is_locked(chipset: &impl Chipset) -> bool {
 ///
 /// # Errors
 ///
-/// [`NotLocked`], where SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then, and SMIs were switched
-/// off, as far as the chipset goes along with it.
+/// [`NotLocked`], where SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then, and SMIs
+/// were switched off, as far as the chipset goes along with it.
 pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
     chipset.set_smram(CLOSED);
     chipset.set_smram(LOCKED);
@@ -99,9 +99,9 @@ pub fn lock_without_mm(chipset: &impl Chipset) -> Result<(), NotLocked> {
     lock(chipset)
 }
 
-/// Runs `first`, which raises the first SMI, with SMIs on. `prepare` comes before that: it puts the code in place that the
-/// SMI runs, and an SMI of another source must not find anything else there. If `first` fails SMIs are off again before what
-/// `prepare` returned is dropped.
+/// Runs `first`, which raises the first SMI, with SMIs on. `prepare` comes before that: it puts the code in
+/// place that the SMI runs, and an SMI of another source must not find anything else there. If `first` fails
+/// SMIs are off again before what `prepare` returned is dropped.
 ///
 /// # Errors
 ///
@@ -132,8 +132,8 @@ pub enum ProcessorsError {
     },
 }
 
-/// Makes sure that the machine has one processor and never gets another. Each has an SMBASE of its own, and one that nobody
-/// moved lets anybody run code in System Management Mode.
+/// Makes sure that the machine has one processor and never gets another. Each has an SMBASE of its own, and one
+/// that nobody moved lets anybody run code in System Management Mode.
 ///
 /// CPUID does not tell: it counts what is in its own package.
 ///

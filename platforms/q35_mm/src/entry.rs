@@ -1,14 +1,15 @@
 //! From the SMI to Rust and back. An unsafe island (`docs/unsafe.md`).
 //!
-//! An SMI finds the processor in 16-bit code at SMBASE + 0x8000, with CS at SMBASE, the other segments at 0 with limits of
-//! 4 GiB, interrupts and paging off, CR4 and EFER zero (AMD64 volume 2, 10.3.1). Nothing that is loaded here needs to be
-//! put back: RSM restores it all from the save state, but for CR2, which a page fault changes.
+//! An SMI finds the processor in 16-bit code at SMBASE + 0x8000, with CS at SMBASE, the other segments at 0
+//! with limits of 4 GiB, interrupts and paging off, CR4 and EFER zero (AMD64 volume 2, 10.3.1). Nothing that is
+//! loaded here needs to be put back: RSM restores it all from the save state, but for CR2, which a page fault
+//! changes.
 //!
-//! The chipset's lock leaves D_CLS free (82G33 GMCH, 5.1.37): it sends MM's data accesses, not its code fetches, to what
-//! is at these addresses outside MM. So the first instructions touch no memory, and clear it.
+//! The chipset's lock leaves D_CLS free (82G33 GMCH, 5.1.37): it sends MM's data accesses, not its code
+//! fetches, to what is at these addresses outside MM. So the first instructions touch no memory, and clear it.
 //!
-//! Descriptors, TSS and IDT hold addresses in pieces, which no linker computes; so they stand where `smram.ld` puts them,
-//! and their addresses are written out here.
+//! Descriptors, TSS and IDT hold addresses in pieces, which no linker computes; so they stand where `smram.ld`
+//! puts them, and their addresses are written out here.
 
 use crate::{fault, mm};
 use core::arch::global_asm;

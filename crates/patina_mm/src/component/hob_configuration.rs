@@ -60,9 +60,9 @@ pub enum AcpiBaseSource {
 pub enum HobConfigurationError {
     /// There is neither a comm-buffer HOB nor a comm-region HOB.
     #[error(
-        "platform: there is no HOB that announces a comm buffer: neither edk2's comm-buffer HOB {comm_buffer} nor Project \
-         Mu's comm-region HOB {comm_region}; add the buffers to MmCommunicationConfiguration by hand, or let the PEI phase \
-         build one",
+        "platform: there is no HOB that announces a comm buffer: neither edk2's comm-buffer HOB {comm_buffer} nor \
+         Project Mu's comm-region HOB {comm_region}; add the buffers to MmCommunicationConfiguration by hand, or let \
+         the PEI phase build one",
         comm_buffer = mm_wire::hob::COMM_BUFFER_HOB_GUID, comm_region = mm_wire::hob::COMM_REGION_HOB_GUID
     )]
     NoHob,
@@ -142,16 +142,16 @@ impl FromHob for CommRegionHob {
 /// | the same of three fields, for the user | identifier 1, without a mailbox |
 /// | comm-buffer HOB | identifier 1 beside a supervisor's region, else 0, or [`Self::with_comm_buffer_id`]; if it announces the same memory as a region HOB, the two are one buffer |
 ///
-/// So Project Mu's MM supervisor has comm buffer 0 and its users have 1, from the HOBs of its releases v20.0.0 to v23.0.3 (three
-/// fields, one mailbox) and from those of `main` since May 2026 (four fields, two mailboxes).
+/// So Project Mu's MM supervisor has comm buffer 0 and its users have 1, from the HOBs of its releases v20.0.0
+/// to v23.0.3 (three fields, one mailbox) and from those of `main` since May 2026 (four fields, two mailboxes).
 ///
 /// What the platform set by hand stays: its comm buffers, and each port that is not the default's. A command port that
 /// nobody set becomes 0xB2, such a data port 0xB3.
 ///
 /// # Errors
 ///
-/// Where a HOB is missing or wrong the component fails with a [`HobConfigurationError`] in the log (target `mm_comm`), and
-/// the configuration stays as it was.
+/// Where a HOB is missing or wrong the component fails with a [`HobConfigurationError`] in the log (target
+/// `mm_comm`), and the configuration stays as it was.
 pub struct MmHobConfiguration {
     ports: Option<Box<dyn Ports>>,
     acpi_base: AcpiBaseSource,
@@ -207,9 +207,9 @@ impl MmHobConfiguration {
         }
     }
 
-    /// Says that no driver of the firmware uses the announced buffers. Without this they count as
-    /// [shared with the firmware](CommunicateBuffer::shared_with_firmware), and calls through them run at `TPL_NOTIFY`: edk2's
-    /// MmCommunicationDxe and Project Mu's MmDxeSupport use the buffers of these HOBs.
+    /// Says that no driver of the firmware uses the announced buffers. Without this they count as [shared with
+    /// the firmware](CommunicateBuffer::shared_with_firmware), and calls through them run at `TPL_NOTIFY`:
+    /// edk2's MmCommunicationDxe and Project Mu's MmDxeSupport use the buffers of these HOBs.
     #[must_use]
     pub fn with_exclusive_buffers(self) -> Self {
         Self {

@@ -89,8 +89,8 @@ pub enum MmProgress {
 ///
 /// # Safety
 ///
-/// Entering MM runs code that may change any memory. An implementation must enter it only through the mechanism that the
-/// platform set aside for this, and only once the platform's MM environment is ready for it.
+/// Entering MM runs code that may change any memory. An implementation must enter it only through the mechanism
+/// that the platform set aside for this, and only once the platform's MM environment is ready for it.
 pub unsafe trait SwMmiTrigger {
     /// Writes both values to the platform's ports, data first, and so raises an MMI.
     ///
@@ -113,8 +113,8 @@ pub unsafe trait SwMmiTrigger {
 
     /// Has MM process the request in the comm buffer at a physical address.
     ///
-    /// On x86 this is [`Self::raise_mmi`]: MM knows its buffers. A secure monitor call is told the address, and MM has run
-    /// when it returns; both values are then of no use.
+    /// On x86 this is [`Self::raise_mmi`]: MM knows its buffers. A secure monitor call is told the address, and
+    /// MM has run when it returns; both values are then of no use.
     ///
     /// An implementation that leaves this as it is raises one MMI a call. One that returns
     /// [`MmProgress::RaisedRepeatable`] is called once more if MM does not take the request for a while.
@@ -172,8 +172,8 @@ impl fmt::Debug for MockSwMmiTrigger {
     }
 }
 
-/// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase, `gArmFfaRxTxBufferInfoGuid`; `None` if the HOB
-/// names no memory that can be used.
+/// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase, `gArmFfaRxTxBufferInfoGuid`; `None`
+/// if the HOB names no memory that can be used.
 #[derive(Clone, Copy, Debug)]
 pub struct FfaRxBufferHob(Option<AddressRange>);
 
@@ -187,8 +187,9 @@ impl FromHob for FfaRxBufferHob {
 
 /// Component and service: enters MM in the configured way.
 ///
-/// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the platform registered
-/// it, looks for MM in the secure world if the ports are secure monitor calls, then offers [`SwMmiTrigger`].
+/// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the
+/// platform registered it, looks for MM in the secure world if the ports are secure monitor calls, then offers
+/// [`SwMmiTrigger`].
 #[derive(IntoService)]
 #[service(dyn SwMmiTrigger)]
 pub struct SwMmiManager {
@@ -262,8 +263,8 @@ impl SwMmiManager {
             .iter()
             .flat_map(|hobs| hobs.iter())
             .find_map(|hob| hob.0);
-        // SAFETY: the HOB says that `ArmFfaLib` has mapped this memory as its RX buffer, and has not unmapped it. The library's
-        // drivers only read it.
+        // SAFETY: the HOB says that `ArmFfaLib` has mapped this memory as its RX buffer, and has not unmapped
+        // it. The library's drivers only read it.
         let rx_tx = unsafe { RxTx::announced(mapped_rx) };
         let entry = plan
             .open(rx_tx)
@@ -276,8 +277,8 @@ impl SwMmiManager {
         Ok(())
     }
 
-    /// Refuses a register that cannot be SMI_EN. Only now: the platform's hook may set PMBASE up. SMIs that are off are no
-    /// error yet, since they may be switched on before the first MMI.
+    /// Refuses a register that cannot be SMI_EN. Only now: the platform's hook may set PMBASE up. SMIs that are
+    /// off are no error yet, since they may be switched on before the first MMI.
     fn require_smi_enable(&self, entry: &Entry) -> Result<(), MmiError> {
         let (Entry::Ports(trigger), Some(ports)) = (entry, self.ports.as_deref()) else {
             return Ok(());
@@ -291,13 +292,14 @@ impl SwMmiManager {
         if trigger.is_absent(value) {
             log::warn!(
                 target: "sw_mmi",
-                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN; MMIs are raised without a check. If there \
-                 is none use SmiCheck::Off, else SmiCheck::Enable"
+                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN; MMIs are raised without \
+                 a check. If there is none use SmiCheck::Off, else SmiCheck::Enable"
             );
         } else if !missing.is_empty() && trigger.check == SmiCheck::Require {
             log::warn!(
                 target: "sw_mmi",
-                "platform: SMIs are off until SMI_EN at {at:#x}, now {value:#010x}, has {missing}; each call fails until then"
+                "platform: SMIs are off until SMI_EN at {at:#x}, now {value:#010x}, has {missing}; each call fails \
+                 until then"
             );
         }
         Ok(())
@@ -339,8 +341,8 @@ impl SwMmiManager {
     }
 }
 
-// SAFETY: MM is entered through the platform's ports or by secure monitor calls only, and `entry` is set by `entry_point`,
-// after the platform locked its configuration and had its `PlatformMmControl` called.
+// SAFETY: MM is entered through the platform's ports or by secure monitor calls only, and `entry` is set by
+// `entry_point`, after the platform locked its configuration and had its `PlatformMmControl` called.
 unsafe impl SwMmiTrigger for SwMmiManager {
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {
         Ok(self.raise_mmi(cmd_port_value, data_port_value)?)
@@ -379,7 +381,8 @@ unsafe impl SwMmiTrigger for SwMmiManager {
         let (command_port, data_port) = (trigger.command_port, trigger.data_port);
         write!(
             f,
-            "Wrote data {data:#04x} to port {data_port:#x}, then command {command:#04x} to port {command_port:#x}; SMI_EN "
+            "Wrote data {data:#04x} to port {data_port:#x}, then command {command:#04x} to port {command_port:#x}; \
+             SMI_EN "
         )?;
         match (trigger.checked_register(), self.last_smi_enable.get()) {
             (Some(register), Some(before)) => {

@@ -20,8 +20,8 @@ pub struct MmCommunicationOptions {
     /// What is written to the data port before. Default 0.
     pub data_value: u8,
     /// What to do if the configuration gives an ACPI base and SMI_EN says that SMIs are off. Default: an error.
-    /// [`SmiCheck::Enable`] writes to SMI_EN, so that a wrong ACPI base is not only read. [`SmiCheck::Off`] is for chipsets
-    /// whose SMI_EN is not at Intel's PMBASE + 0x30: the ACPI base is then not used at all.
+    /// [`SmiCheck::Enable`] writes to SMI_EN, so that a wrong ACPI base is not only read. [`SmiCheck::Off`] is
+    /// for chipsets whose SMI_EN is not at Intel's PMBASE + 0x30: the ACPI base is then not used at all.
     pub smi_check: SmiCheck,
     /// How often the status mailbox is looked at, with a `pause` before each look, until a request counts as not
     /// processed. Default 100,000. Processors stand still while MM runs, so this bounds only the wait for MM's entry.

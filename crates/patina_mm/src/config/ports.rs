@@ -42,8 +42,8 @@ impl fmt::Display for MmiPort {
 
 /// Intel's PMBASE, the base of the ACPI registers among which SMI_EN is. Zero means that the platform gives none.
 ///
-/// A value is a promise of the platform: SMI_EN is at +0x30, and is read and possibly written there. On a chipset with another
-/// layout (AMD's FCH; Intel's Apollo Lake has SMI_EN at +0x40) leave it zero, or set
+/// A value is a promise of the platform: SMI_EN is at +0x30, and is read and possibly written there. On a
+/// chipset with another layout (AMD's FCH; Intel's Apollo Lake has SMI_EN at +0x40) leave it zero, or set
 /// [`SmiCheck::Off`](crate::config::SmiCheck::Off).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AcpiBase {

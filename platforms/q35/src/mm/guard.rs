@@ -13,14 +13,16 @@ use q35_mm::chipset::{is_locked, lock_without_mm};
 
 /// Component: locks SMRAM when the first driver was loaded, before it is started, where it is not locked by then.
 ///
-/// The launcher locks it, whatever becomes of the launch. But it does not come to that where a HOB is missing or wrong, or
-/// where the configuration is never locked. This component needs nothing of all that: it depends on the core alone.
+/// The launcher locks it, whatever becomes of the launch. But it does not come to that where a HOB is missing
+/// or wrong, or where the configuration is never locked. This component needs nothing of all that: it depends
+/// on the core alone.
 pub(crate) struct SmramGuard;
 
 #[component]
 impl SmramGuard {
     fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
-        // The core has an image too. Where it is not found it counts as a driver, and SMRAM is locked too early: no MM then.
+        // The core has an image too. Where it is not found it counts as a driver, and SMRAM is locked too
+        // early: no MM then.
         let known: Vec<Handle> = protocols
             .locate_handles_for::<loaded_image::Protocol>()
             .unwrap_or_default();

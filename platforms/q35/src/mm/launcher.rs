@@ -6,13 +6,14 @@
 //! 3. The second one starts MM, which says whether it accepts what it was told.
 //! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset nobody but MM reaches SMRAM.
 //!
-//! All of it happens before any driver is started, let alone anything from outside this firmware. SMRAM is locked even
-//! where one of the steps failed, so that nobody else can put an MM of his own there; and where it did not come to these
-//! steps at all, `guard` locks it.
+//! All of it happens before any driver is started, let alone anything from outside this firmware. SMRAM is
+//! locked even where one of the steps failed, so that nobody else can put an MM of his own there; and where it
+//! did not come to these steps at all, `guard` locks it.
 //!
-//! A failed launch leaves SMIs switched off, but not for good: under QEMU whoever runs in ring 0 can switch them on, and
-//! have code of his own run in System Management Mode where SMBASE was not moved, or where SMRAM is exposed. So he can
-//! under any firmware without MM. Nobody answers in MM then, and there is no secret in SMRAM.
+//! A failed launch leaves SMIs switched off, but not for good: under QEMU whoever runs in ring 0 can switch
+//! them on, and have code of his own run in System Management Mode where SMBASE was not moved, or where SMRAM
+//! is exposed. So he can under any firmware without MM. Nobody answers in MM then, and there is no secret in
+//! SMRAM.
 
 use super::memory::{self, FirstSmi};
 use crate::chipset::{PciByte, Q35Chipset, ports};

@@ -34,8 +34,8 @@ pub(crate) fn smram_window(tables: &dyn ConfigurationTableServices) -> Result<Sh
     EfiError::status_to_result(set_attributes(SMRAM_BASE, SMRAM_LEN as u64, attributes))?;
     let start = usize::try_from(SMRAM_BASE).map_err(|_too_large| EfiError::Unsupported)?;
     let start = core::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the segment was mapped just now. What is there, SMRAM or the VGA's memory, belongs to no Rust object on this
-    // side, and nobody unmaps it.
+    // SAFETY: the segment was mapped just now. What is there, SMRAM or the VGA's memory, belongs to no Rust
+    // object on this side, and nobody unmaps it.
     unsafe { SharedRegion::new(start, SMRAM_LEN) }.map_err(|error| {
         log::error!("{error}");
         EfiError::Unsupported

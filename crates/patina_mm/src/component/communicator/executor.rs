@@ -59,9 +59,9 @@ impl fmt::Debug for MockMmExecutor {
     }
 }
 
-/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, waits until the mailbox shows that MM took
-/// the request. If it does not for a while, and the trigger allows it ([`MmProgress::RaisedRepeatable`]), one more MMI is
-/// raised: see [`transaction::wait_and_raise_again`].
+/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, waits until the mailbox shows
+/// that MM took the request. If it does not for a while, and the trigger allows it
+/// ([`MmProgress::RaisedRepeatable`]), one more MMI is raised: see [`transaction::wait_and_raise_again`].
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
