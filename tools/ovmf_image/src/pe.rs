@@ -174,7 +174,7 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
             limit: MAX_IMAGE_LEN,
         });
     }
-    let mut image = vec![0; index(size.next_multiple_of(PAGE_LEN))];
+    let mut image = vec![0; index(size)];
     let headers = optional.size_of_headers.get(LE);
     part_mut(&mut image, 0, headers, "the headers in memory")?.copy_from_slice(part(
         file,
@@ -209,6 +209,8 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
             start.copy_from_slice(source);
         }
     }
+    // Only now, so that no section may reach beyond SizeOfImage.
+    image.resize(index(size.next_multiple_of(PAGE_LEN)), 0);
     Ok(image)
 }
 

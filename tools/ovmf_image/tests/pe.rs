@@ -141,7 +141,7 @@ fn sections_outside_the_image_are_refused() {
                 what: "a section in memory",
                 start: 0xff0,
                 end: 0x10b0,
-                len: 0x1000
+                len: 0x400
             })
         ),
         "{refused:?}"
