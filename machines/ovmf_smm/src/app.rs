@@ -71,7 +71,7 @@ fn run(firmware: Firmware) -> bool {
     host_tests::run(&mut report.borrow_mut(), firmware);
 
     let mut dispatcher = Dispatcher::new();
-    match configuration(firmware, memory) {
+    match configuration(memory) {
         Ok(configuration) => dispatcher.storage().add_config(configuration),
         Err(error) => log::error!("no comm buffer: {error}"),
     }
@@ -121,7 +121,7 @@ fn print(line: fmt::Arguments<'_>) {
 }
 
 /// What a platform's code would know: the ports, the ACPI base, the comm buffer.
-fn configuration(firmware: Firmware, memory: *mut u8) -> Result<MmCommunicationConfiguration> {
+fn configuration(memory: *mut u8) -> Result<MmCommunicationConfiguration> {
     let acpi_base = Q35::new().acpi_base().map_err(|error| {
         log::error!("{error}");
         EfiError::NotReady

@@ -59,6 +59,14 @@ struct Services {
     timers: &'static dyn TimerEventServices,
 }
 
+/// What MM is reached by.
+type MmServices = (
+    Service<dyn MmCommunication>,
+    Service<dyn SwMmiTrigger>,
+    Service<dyn PlatformMmControl>,
+    Service<BufferToCome>,
+);
+
 /// Component: publishes the test bench, and starts the traffic that goes on until the tests.
 pub(crate) struct TestBench;
 
@@ -66,12 +74,7 @@ pub(crate) struct TestBench;
 impl TestBench {
     fn entry_point(
         self,
-        (mm, trigger, launcher, to_come): (
-            Service<dyn MmCommunication>,
-            Service<dyn SwMmiTrigger>,
-            Service<dyn PlatformMmControl>,
-            Service<BufferToCome>,
-        ),
+        (mm, trigger, launcher, to_come): MmServices,
         (memory, images, tables): (
             Service<dyn MemoryManager>,
             Service<dyn ImageServices>,

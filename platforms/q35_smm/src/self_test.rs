@@ -58,7 +58,7 @@ impl TestBench {
             Box::new(move |_handle| response.set(Some(payload_size(mm).map_err(|why| format!("{why:?}"))))),
         )?;
         let bench = Bench::publishable(move |task, _findings| match task {
-            Task::Test => run(mm, trigger, &runtime, early.take()),
+            Task::Test | Task::PlatformTest => run(mm, trigger, &runtime, early.take()),
             Task::Demo => false,
         });
         protocols.install_protocol::<Bench>(None, bench)?;
