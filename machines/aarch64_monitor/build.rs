@@ -1,4 +1,4 @@
-//! Has the linker write a flat image: code at the start of flash, data in secure RAM.
+//! Makes the linker write a flat image: code at the start of flash, data in secure RAM.
 
 use std::env::var;
 

@@ -46,7 +46,7 @@ static mut HEAP_MEMORY: [u8; HEAP_LEN] = [0; HEAP_LEN];
 static HEAP: LockedHeap = LockedHeap::empty();
 static mut VARIABLES: [u8; VARIABLES_LEN] = [0; VARIABLES_LEN];
 
-/// The exit code of QEMU, as an `isa-debug-exit` device makes it of 0x11. That all went well is for the payload to say.
+/// The exit code of QEMU, the same as an `isa-debug-exit` device makes of 0x11. Success is for the payload to report.
 const FAILURE: u64 = 35;
 
 /// Called by the reset vector, once.
@@ -55,11 +55,11 @@ extern "C" fn monitor_main() -> ! {
     let word = ram_word(MODE_WORD);
     let Some(mode) = Mode::of_word(word) else {
         fail(format_args!(
-            "the word at {MODE_WORD:#x} is {word:#x}, which is no mode"
+            "the word at {MODE_WORD:#x} is {word:#x}, which is not a mode"
         ));
     };
     let (scratch, variables) = (&raw mut SCRATCH, &raw mut VARIABLES);
-    // SAFETY: a static, aligned and initialised. This function runs once, and nobody else names it.
+    // SAFETY: a static, aligned and initialised. This function runs once, and nothing else names it.
     let scratch = unsafe { &mut *scratch };
     // SAFETY: as above.
     let variables = unsafe { &mut *variables };
@@ -125,7 +125,7 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
     }
 }
 
-/// Whatever comes at EL3 itself is the monitor's fault.
+/// An exception at EL3 itself is the monitor's fault.
 #[unsafe(no_mangle)]
 extern "C" fn own_exception(syndrome: u64, address: u64) -> ! {
     fail(format_args!(

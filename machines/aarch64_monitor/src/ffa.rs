@@ -105,7 +105,7 @@ pub struct Ffa {
     version_is_settled: bool,
 }
 
-/// The registers of a response that come first; the others are zero.
+/// The first registers of a response; the others are zero.
 type Response = [u64; 9];
 
 const fn answer(function: u64, x1: u64, x2: u64, x3: u64) -> Response {
@@ -189,7 +189,7 @@ impl Ffa {
         answer(VERSION_1_3, 0, 0, 0)
     }
 
-    /// Takes two pages of the caller's. They must be RAM that it can use itself, and not the same.
+    /// Maps two pages of the caller's. They must be RAM that it can use itself, and not the same.
     fn map(&mut self, mm: &Mm<'_>, tx: u64, rx: u64, pages: u64) -> Response {
         let page = |address: u64| {
             AddressRange::new(address, PAGE_LEN)
@@ -261,7 +261,7 @@ impl Ffa {
             Some(mut request) if target == request.at => {
                 if request.resumed == 0 {
                     if self.kind == Kind::StandaloneMm {
-                        // The other partition has answered it.
+                        // The other partition has responded.
                         request.at = STANDALONE_MM;
                     }
                     let at = request.at;

@@ -1,4 +1,4 @@
-//! Who has which memory of the machine, and what QEMU's loader tells the programs in it.
+//! Which memory of the machine is for what, and what QEMU's loader tells the programs in it.
 
 use mm_wire::AddressRange;
 
@@ -19,7 +19,7 @@ pub const SHARED: AddressRange = range(0x5000_0000, 0x0080_0000);
 pub const PAYLOAD: u64 = 0x6000_0000;
 /// Where the loader puts the [`Mode`], 4 bytes.
 pub const MODE_WORD: u64 = 0x5fff_f000;
-/// Where the loader puts UEFI, which believes to be at address 0.
+/// Where the loader puts UEFI, for which this is address 0.
 pub const UEFI: AddressRange = range(0x7c00_0000, 0x0200_0000);
 /// The device tree that QEMU leaves.
 pub const DEVICE_TREE: u64 = RAM.start();
@@ -56,7 +56,7 @@ pub struct Mode {
     pub interface: Interface,
     /// Whether UEFI is started, not the bare payload.
     pub uefi: bool,
-    /// Whether the payload shows something to people, not tests.
+    /// Whether the payload runs the demo instead of the tests.
     pub demo: bool,
 }
 
@@ -82,7 +82,7 @@ impl Mode {
         interface | uefi | demo
     }
 
-    /// Reads the word; `None` where it is none.
+    /// Reads the word; `None` if it is not a mode.
     #[must_use]
     pub const fn of_word(word: u32) -> Option<Self> {
         let interface = match word & 0xff {

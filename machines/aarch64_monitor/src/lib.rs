@@ -1,12 +1,12 @@
 //! An EL3 monitor that runs an MM core in the secure world of QEMU's `virt` machine.
 //!
-//! It is as much of a secure world as a client of MM can see: SPM_MM, or FF-A with one secure partition, and PSCI. What it
-//! is told by the non-secure world it trusts with nothing: a comm buffer lies in the region that the two worlds share, and
-//! is copied before it is looked at. No part of it is for production: it has no partition to isolate the MM core in.
+//! It is as much of a secure world as a client of MM can see: SPM_MM, or FF-A with one secure partition, and PSCI. It does not
+//! trust the non-secure world: a comm buffer lies in the region that the two worlds share, and is copied before it is looked
+//! at. No part of it is for production: the MM core is not isolated in a partition.
 //!
 //! | module | content |
 //! |---|---|
-//! | [`layout`] | the machine's memory, and what it is told by QEMU's loader |
+//! | [`layout`] | the machine's memory, and what QEMU's loader tells it |
 //! | [`world`] | what an SMC leads to |
 //! | [`memory`] | non-secure memory as the secure world uses it |
 //! | [`mm`] | the MM core, one request at a time |

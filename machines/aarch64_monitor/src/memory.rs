@@ -1,4 +1,4 @@
-//! Non-secure memory as the secure world uses it: copied, never referred to, and within bounds.
+//! Non-secure memory as the secure world uses it: copied, without references to it, and within bounds.
 //!
 //! The monitor runs with its MMU off, so that its accesses are secure ones. They reach non-secure RAM since QEMU's `virt` has its
 //! RAM in both address spaces. Where a memory controller keeps the two apart (a TZC-400), a secure world must map such memory as
@@ -16,13 +16,13 @@ pub struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    /// Opens a window; `None` where it does not lie in RAM.
+    /// Opens a window; `None` if it does not lie in RAM.
     #[must_use]
     pub fn new(ram: &'a SharedRegion, range: AddressRange) -> Option<Self> {
         ram.range()?.contains(range).then_some(Self { ram, range })
     }
 
-    /// Where the bytes lie in RAM; `None` where they are not all in the window.
+    /// The offset of the bytes in RAM; `None` if they are not all in the window.
     fn offset(&self, address: u64, len: usize) -> Option<usize> {
         let bytes = AddressRange::new(address, len as u64)?;
         let start = self.ram.range()?.start();

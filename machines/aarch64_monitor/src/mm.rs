@@ -14,11 +14,11 @@ pub const MAX_BUFFERS: usize = 8;
 /// Why a request was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No handler took it, or its handler failed.
+    /// There is no handler for it, or its handler failed.
     NotSupported,
     /// The buffer holds no request, or one that does not fit into it.
     InvalidParameters,
-    /// The address is no comm buffer's, or the memory is not for sharing.
+    /// The address is not a comm buffer's, or the memory is not for sharing.
     Denied,
     /// The request is larger than the memory that MM has for a copy.
     NoMemory,
@@ -227,7 +227,7 @@ impl Core<'_> {
             &mut core,
             &buffers,
             &mut self.variables,
-            // Without a mailbox it says at once what it has to say.
+            // Nothing is kept: a late response needs a mailbox.
             &mut State::default(),
             memory,
             Mmi::default(),

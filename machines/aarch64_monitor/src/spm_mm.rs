@@ -11,11 +11,11 @@ pub const COMMUNICATE: u32 = 0xc400_0041;
 const VERSION_1_0: u64 = 0x1_0000;
 const INVALID_PARAMETERS: i32 = -2;
 
-/// Answers a call; `None` where it is none of SPM_MM.
+/// Serves a call; `None` if SPM_MM does not have it.
 pub fn call(mm: &mut Mm<'_>, function: u32, [cookie, buffer, ..]: [u64; 17]) -> Option<u64> {
     match function {
         VERSION => Some(VERSION_1_0),
-        // `mm_communicate`: a length is not what it wants, and no error.
+        // As in `mm_communicate`, where a length is not an error.
         COMMUNICATE if cookie != 0 || buffer == 0 => Some(code(INVALID_PARAMETERS)),
         COMMUNICATE => Some(
             mm.serve(buffer)

@@ -1,6 +1,6 @@
 //! The second stage of translation that shows UEFI its image at address 0. An unsafe island (`docs/unsafe.md`).
 //!
-//! `virt` with `secure=on` has secure flash at 0, where Debian's image wants to be. Addresses below 32 MiB lead to where the
+//! `virt` with `secure=on` has secure flash at 0, where Debian's image has to be. Addresses below 32 MiB lead to where the
 //! loader put it, all others to themselves.
 
 use aarch64_monitor::layout::{RAM, UEFI};
@@ -25,7 +25,7 @@ const VTCR: u64 = 1 << 31 | 2 << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | 24;
 /// EL1 runs AArch64 code behind the second stage.
 const HCR: u64 = 1 << 31 | 1;
 
-/// Writes the tables and has EL2 use them.
+/// Writes the tables and makes EL2 use them.
 pub(crate) fn enable(ram: &SharedRegion) {
     for gib in 0..LEVEL_1_LEN / 8 {
         let descriptor = if gib == 0 {
@@ -44,7 +44,7 @@ pub(crate) fn enable(ram: &SharedRegion) {
         };
         put(ram, LEVEL_2 + block * 8, target | BLOCK);
     }
-    // SAFETY: registers of EL2, which has no program: they act on EL1 alone, which does not run yet. The tables are written.
+    // SAFETY: registers of EL2, which does not run a program: they act on EL1 alone, which does not run yet. The tables are written.
     unsafe {
         asm!(
             "dsb sy",

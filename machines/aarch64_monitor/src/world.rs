@@ -16,7 +16,7 @@ pub enum Effect {
     /// Return to the caller with its vector registers changed: the partition ran, and they were not saved for the caller. TF-A
     /// built with `CTX_INCLUDE_FPREGS=0`, the default, does not save them.
     ReturnWithOtherVectors,
-    /// End the machine. A test run does not end so: a firmware that resets or gives up does.
+    /// End the machine. Test runs do not end this way; firmware that resets or gives up does.
     PowerOff,
 }
 

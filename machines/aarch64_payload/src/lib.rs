@@ -41,7 +41,7 @@ use site::SmcSite;
 /// Fills the floating point and vector registers, runs code, and returns how many halves of them have changed since.
 pub type Vectors<'a> = &'a dyn Fn(&mut dyn FnMut()) -> u64;
 
-/// What a run has to know of its machine.
+/// What a run has to know about its machine.
 pub struct Place<'a> {
     /// How the secure world presents itself.
     pub interface: Interface,
@@ -49,7 +49,7 @@ pub struct Place<'a> {
     pub shared: &'a dyn Fn() -> Option<SharedRegion>,
     /// The protocol database; `None` for one in memory.
     pub protocols: Option<&'static dyn ProtocolServices>,
-    /// The vector registers; `None` where the program's own code uses them.
+    /// The vector registers; `None` if the program's own code uses them.
     pub vectors: Option<Vectors<'a>>,
 }
 
@@ -61,9 +61,9 @@ impl Place<'_> {
     }
 }
 
-/// Runs all tests; `true` where none failed.
+/// Runs all tests; `true` if none failed.
 pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Write>) -> bool {
-    // What the client logs about the suite's mistakes is not news.
+    // The suite makes mistakes on purpose, so the client's log is not printed.
     recorder::install();
     tests::run::<C>(place, report);
     let before = (

@@ -1,5 +1,4 @@
-//! What this machine must show besides the suite: which interface was found, and that the secure world checks what it is
-//! told.
+//! What this machine must show besides the suite: which interface was found, and that the secure world checks its input.
 
 mod ffa_drivers;
 mod standalone_mm;
@@ -341,7 +340,7 @@ fn floating_point_survives<C: Conduit>(shared: &SharedRegion) -> Result<(), NotO
     Ok(())
 }
 
-/// What stands in the region when a request that was given up goes on may be damaged by it: it is not sent.
+/// A request that is in the region when an earlier one goes on may be damaged by that one, so it is not sent.
 fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (_, buffer) = one_buffer::<C>(shared)?;
     let connection = connect_impatiently::<C>()?;

@@ -1,6 +1,6 @@
-//! Secure monitor calls with an ear on them. An unsafe island (`docs/unsafe.md`).
+//! Secure monitor calls that are counted on their way. An unsafe island (`docs/unsafe.md`).
 //!
-//! A conduit is a type without a value, so what is recorded stands in statics: there is one secure world.
+//! A conduit is a type without a value, so the records are statics: there is one secure world.
 
 use crate::lab::SecureCalls;
 use alloc::boxed::Box;
@@ -15,10 +15,10 @@ type Code = Box<dyn FnOnce()>;
 
 static REQUESTS: AtomicUsize = AtomicUsize::new(0);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
-/// Null, or from `Box::into_raw`; whoever swaps it out owns it.
+/// Null, or from `Box::into_raw`; the code that swaps it out owns it.
 static BEFORE_REQUEST: AtomicPtr<Code> = AtomicPtr::new(ptr::null_mut());
 
-/// FFA_ERROR and its code for "busy": such a request reached nobody.
+/// FFA_ERROR and its code for "busy": such a request did not reach MM.
 const FFA_ERROR: u64 = 0x8400_0060;
 const BUSY: u64 = (-4_i32).cast_unsigned() as u64;
 
@@ -61,8 +61,8 @@ impl<C: Conduit> Conduit for Tapped<C> {
 fn replace_code(code: Option<Code>) -> Option<Code> {
     let new = code.map_or(ptr::null_mut(), |code| Box::into_raw(Box::new(code)));
     let old = BEFORE_REQUEST.swap(new, Ordering::AcqRel);
-    // SAFETY: a pointer that is not null came from `Box::into_raw` above, and the swap has taken it out of the static: nobody
-    // else has it.
+    // SAFETY: a pointer that is not null came from `Box::into_raw` above, and the swap has taken it out of the static, so this
+    // is the only one.
     (!old.is_null()).then(|| *unsafe { Box::from_raw(old) })
 }
 
@@ -80,7 +80,7 @@ pub struct Calls<C> {
 }
 
 impl<C> Calls<C> {
-    /// Has the platform configure `function`.
+    /// Makes the platform configure `function`.
     #[must_use]
     pub const fn new(function: u32) -> Self {
         Self {

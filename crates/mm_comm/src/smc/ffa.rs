@@ -299,7 +299,7 @@ impl Partition {
                 let payload = match *args {
                     DirectMsgArgs::Args32([first, second, ..]) => Some([first, second].map(u64::from)),
                     DirectMsgArgs::Args64([first, second, ..]) => Some([first, second]),
-                    // A framework message, which is no response.
+                    // A framework message is not a response.
                     _ => None,
                 };
                 ((*src_id, *dst_id), payload)

@@ -10,7 +10,7 @@ use super::ffa::OtherVersion;
 use super::{Call, SmcError, call, low};
 use core::fmt;
 
-/// MM_VERSION. There is no 64-bit form of it.
+/// MM_VERSION. It does not have a 64-bit form.
 pub const MM_VERSION: u32 = 0x8400_0040;
 /// MM_COMMUNICATE with a 64-bit address.
 pub const MM_COMMUNICATE: u32 = 0xc400_0041;

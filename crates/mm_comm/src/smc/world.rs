@@ -1,4 +1,4 @@
-//! A secure world for tests: what it answers is a field, what it was asked is recorded.
+//! A secure world for tests: its responses are fields, the calls to it are recorded.
 
 use super::{Call, Conduit, Counter};
 use crate::region::SharedRegion;
@@ -14,7 +14,7 @@ pub(super) type Response = [u64; 18];
 /// Answers FF-A calls: identifier, arguments, how often this identifier was called before.
 type Ffa = dyn Fn(u32, &Arguments, usize) -> Option<Response>;
 
-/// What the secure world answers.
+/// How the secure world responds.
 #[derive(Clone)]
 pub(super) struct World {
     /// Whether there is an EL3.

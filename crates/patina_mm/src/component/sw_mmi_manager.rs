@@ -98,14 +98,14 @@ pub unsafe trait SwMmiTrigger {
     ///
     /// # Errors
     ///
-    /// An [`EfiError`] where no MMI was raised.
+    /// An [`EfiError`] if no MMI was raised.
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
 
     /// As [`Self::trigger_sw_mmi`], with the reason in full.
     ///
     /// # Errors
     ///
-    /// [`MmiError`] where no MMI was raised.
+    /// [`MmiError`] if no MMI was raised.
     fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
         self.trigger_sw_mmi(cmd_port_value, data_port_value)
             .map_err(MmiError::Failed)
@@ -121,7 +121,7 @@ pub unsafe trait SwMmiTrigger {
     ///
     /// # Errors
     ///
-    /// [`MmiError`] where MM was not entered; [`MmiError::Smc`] also where it ran and refused.
+    /// [`MmiError`] if MM was not entered; [`MmiError::Smc`] also if it ran and refused.
     fn enter_mm(
         &self,
         comm_buffer: u64,
@@ -306,7 +306,7 @@ impl SwMmiManager {
     }
 }
 
-/// The ports of this processor; `None` where the target has none that this code may use.
+/// The ports of this processor; `None` if the target has none that this code may use.
 #[cfg(all(target_arch = "x86_64", target_os = "uefi"))]
 #[expect(clippy::unnecessary_wraps, reason = "other targets have no ports")]
 pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
@@ -315,7 +315,7 @@ pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
     Some(Box::new(unsafe { mm_comm::ports::NativePorts::new() }))
 }
 
-/// The ports of this processor; `None` where the target has none that this code may use.
+/// The ports of this processor; `None` if the target has none that this code may use.
 #[cfg(not(all(target_arch = "x86_64", target_os = "uefi")))]
 pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
     None

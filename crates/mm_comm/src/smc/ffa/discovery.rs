@@ -101,7 +101,7 @@ fn version_in(response: u32) -> Option<Version> {
 
 /// Negotiates a version that is compatible with 1.2.
 ///
-/// The first call that is not FFA_VERSION settles the version. If somebody has made one before us, another version is refused:
+/// The first call that is not FFA_VERSION settles the version. If another driver has made one before us, another version is refused:
 /// Hafnium (`api_ffa_version`) returns NOT_SUPPORTED for any but that one, TF-A (`ffa_version_handler`) returns that one. 1.3
 /// is as good as 1.2, older ones are not.
 pub(in crate::smc) fn version<C: Conduit>() -> Result<(), OtherVersion> {

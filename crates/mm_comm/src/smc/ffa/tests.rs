@@ -98,7 +98,7 @@ impl Kind {
         response(self.response, MM_ID)
     }
 
-    /// A world with an MM partition, found by registers, whose requests and resumptions are answered from a list, the last
+    /// A world with an MM partition, found by registers, whose responses to requests and resumptions are a list, the last
     /// response for ever.
     fn serving(self, answers: Vec<Response>) -> World {
         let next = Cell::new(0);
@@ -261,7 +261,7 @@ fn the_list_is_read_part_by_part_until_the_service_is_there() {
 
 #[test]
 fn what_longer_descriptors_append_is_not_taken_for_a_descriptor() {
-    // Behind the first 24 bytes stands what would be a partition that takes requests.
+    // Behind the first 24 bytes is what would be a partition that takes requests.
     let disguised = [(3, [9; 16]), (MM_ID, [0; 16])]
         .map(|(id, uuid)| descriptor(id, TAKES_REQ, uuid))
         .concat();
@@ -348,7 +348,7 @@ fn with_pages(missing: Response, count: u64, len: u64, descriptors: Vec<u8>) -> 
                     [0xdcae_8d37, 0x4644_6bf0, 0xab40_1483, 0xa387_3c93, 0]
                 );
                 let to = core::ptr::with_exposed_provenance_mut(usize::try_from(rx.get()).unwrap());
-                // SAFETY: two pages that are leaked and that nobody else uses.
+                // SAFETY: two pages that are leaked and that nothing else uses.
                 let page = unsafe { SharedRegion::new(to, 4096) }.unwrap();
                 assert!(page.write(0, &descriptors));
                 Some(answer(&[0x8400_0061, 0, count, len]))
@@ -522,7 +522,7 @@ fn a_partition_that_the_platform_names_is_not_looked_for() {
     }
 }
 
-/// What a call can be answered with instead of success, and the code that this is.
+/// The failures that a call can have, and the code that each is.
 fn failures() -> Vec<(Response, i32)> {
     // FF-A 1.2 has -1 to -10.
     let coded = (-11..=1).chain([i32::MIN, i32::MAX]);
@@ -683,7 +683,7 @@ fn the_endpoint_that_was_interrupted_is_the_one_that_is_resumed() {
             interrupted_at(0),
             answer(&[0x8400_006c]),
             error(-5),
-            // The other one has answered MM.
+            // The other one has responded to MM.
             yielded_at(target(1)),
             kind.answered(),
         ];
@@ -698,7 +698,7 @@ fn the_endpoint_that_was_interrupted_is_the_one_that_is_resumed() {
     }
 }
 
-/// MM waits for another partition; FFA_RUN of MM itself is refused as BUSY until that one has answered it.
+/// MM waits for another partition; FFA_RUN of MM itself is refused as BUSY until that one has responded.
 #[test]
 fn a_partition_that_mm_waits_for_is_resumed_and_mm_is_not() {
     const OTHER: u64 = 0x8003_0003;

@@ -40,7 +40,7 @@ const SWAPPED: (MmiPort, MmiPort) = (MmiPort::Smi(0xb3), MmiPort::Smi(0xb2));
 
 impl Plan {
     /// Checks the configuration's ports. `has_ports` says whether this machine has x86 ports, `connect` is
-    /// `None` where it has no secure monitor calls.
+    /// `None` if it has no secure monitor calls.
     pub(super) fn new(
         config: &MmCommunicationConfiguration,
         options: &MmCommunicationOptions,
@@ -191,11 +191,11 @@ impl RxTxMemory for RxTx {
     }
 }
 
-/// The secure monitor calls of this processor; `None` where the target has none that this code may make.
+/// The secure monitor calls of this processor; `None` if the target has none that this code may make.
 #[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
 pub(super) const NATIVE: Option<Connect> = Some(connect::<smc::Smc>);
 
-/// The secure monitor calls of this processor; `None` where the target has none that this code may make.
+/// The secure monitor calls of this processor; `None` if the target has none that this code may make.
 #[cfg(not(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none"))))]
 pub(super) const NATIVE: Option<Connect> = None;
 

@@ -65,7 +65,7 @@ extern "C" fn payload_main() -> ! {
 
 fn mode() -> Option<Mode> {
     let word = core::ptr::with_exposed_provenance::<u32>(usize::try_from(MODE_WORD).ok()?);
-    // SAFETY: aligned RAM that the loader has written and that nobody else uses.
+    // SAFETY: aligned RAM that the loader has written and that nothing else uses.
     Mode::of_word(unsafe { word.read_volatile() })
 }
 

@@ -27,10 +27,10 @@ extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTa
     uefi_app::firmware::exit(run(firmware))
 }
 
-/// `true` where everything went as it should.
+/// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {
     let Some(mode) = mode() else {
-        print(format_args!("the monitor does not answer"));
+        print(format_args!("the monitor does not respond"));
         return false;
     };
     let Some(shared) = reserve_shared(firmware) else {
