@@ -728,6 +728,14 @@ pub trait Machine {
         Vec::new()
     }
 
+    /// Starts Project Mu's MmDxeSupport: it moves both comm buffers, announces the users' alone, and from then on tells the
+    /// supervisor of the boot's events. Its MMIs are not counted. Needs [`Abilities::SUPERVISOR`] and [`Abilities::UPDATES`].
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::NotProcessed`] if it does not start.
+    fn start_project_mus_driver(&self) -> Result<(), Failure>;
+
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
     fn call_c(&self, call: &CCall) -> Option<CReply>;
 

@@ -3,6 +3,8 @@
 //! Each client that a scenario asks for is a fresh `Storage` in which the real [`SwMmiManager`] and [`MmCommunicator`] are
 //! dispatched. What differs from place to place, a simulated machine here, firmware there, is behind [`Site`].
 
+mod project_mu;
+
 use crate::c_abi;
 use crate::dispatcher::{Dispatcher, Outcome};
 use crate::edk2::{MmCommunicationDxe, VariableSmmRuntimeDxe};
@@ -22,7 +24,7 @@ use mm_conformance::lab::{
     LockSetup, LogLevel, Machine, MailboxSetup, Move, Piece, PortSetup, Refusal, Remains, ResponseTo, Setup,
     SetupFailure, SupervisorCall, Update, UpdatePlace,
 };
-use mm_conformance::mm::{self, Release};
+use mm_conformance::mm::Release;
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, EfiStatus, Guid, Header, HeaderFormat, MailboxImage, PAGE_LEN};
 use patina::BinaryGuid;
@@ -313,48 +315,6 @@ fn observe(id: u8, base: *mut u8, len: usize, mailbox: Option<*mut u8>) -> Resul
         }),
         _ => Err(impossible),
     }
-}
-
-/// Gives a supervisor's comm buffer the mailbox of its users.
-fn share_mailbox(supervisor: Observed, users: &Observed) -> Result<Observed, SetupFailure> {
-    let (base, told_mailbox) = supervisor.place();
-    let (_, mailbox) = users.place();
-    let header = supervisor.handle.header();
-    let shared = observe(supervisor.id, base, supervisor.region.len(), mailbox)?;
-    Ok(Observed {
-        told_mailbox,
-        handle: shared.handle.with_shared_mailbox().with_header(header),
-        ..shared
-    })
-}
-
-/// Makes the MM side serve like a supervisor of Project Mu, by a message through the users' comm buffer.
-fn serve_like(site: &impl Site, release: Release, buffers: &[Observed]) -> Result<(), SetupFailure> {
-    let refused = || SetupFailure::Impossible("the MM side does not serve like Project Mu's supervisor");
-    let users = buffers.iter().find(|buffer| buffer.id == 1).ok_or_else(refused)?;
-    let mailbox = users.mailbox.as_ref().ok_or_else(refused)?;
-    let message = release.request();
-    let header = Header::new(HeaderFormat::V1, mm::PROJECT_MU, message.len() as u64).ok_or_else(refused)?;
-    let header_len = HeaderFormat::V1.header_len();
-    let is_written =
-        users.region.write(0, header.encode().as_ref()) && users.region.write(header_len, &message);
-    mailbox.write(&MailboxImage::armed());
-    let (ports, (command, data)) = (site.ports(), site.mmi_ports());
-    ports.write_u8(data, 0);
-    ports.write_u8(command, MmCommunicationOptions::DEFAULT.command_value);
-    let is_pending = |_: &u32| {
-        ports.pause();
-        mailbox.is_pending()
-    };
-    (0..100_000)
-        .find(|looks| !is_pending(looks))
-        .ok_or_else(refused)?;
-    let result = mailbox.read().return_status();
-    mailbox.write(&MailboxImage::default());
-    let is_wiped = users.region.wipe(0, header_len + message.len());
-    (is_written && is_wiped && result == EfiStatus::SUCCESS)
-        .then_some(())
-        .ok_or_else(refused)
 }
 
 impl<S: Site + 'static> PatinaMachine<S> {
@@ -715,7 +675,7 @@ fn tell_mm(
         log::error!("the MM side refused the comm buffers: {why}");
         SetupFailure::Impossible("the MM side refused the comm buffers")
     })?;
-    serves_like.map_or(Ok(()), |release| serve_like(site, release, buffers))
+    serves_like.map_or(Ok(()), |release| project_mu::serve_like(site, release, buffers))
 }
 
 /// Sets memory aside for the comm buffers of a setup. Each gets more than it needs, so that an overlapping one still lies
@@ -743,7 +703,7 @@ fn lay_out(site: &impl Site, setup: &Setup) -> Result<Vec<Observed>, SetupFailur
     if setup.project_mu == Some(Release::V20ToV23) && buffers.len() > 1 {
         let supervisor = buffers.remove(0);
         let users = buffers.first().ok_or_else(no_memory)?;
-        buffers.insert(0, share_mailbox(supervisor, users)?);
+        buffers.insert(0, project_mu::share_mailbox(supervisor, users)?);
     }
     Ok(buffers)
 }
@@ -919,6 +879,10 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         .unwrap_or(Err(EfiStatus::UNSUPPORTED))
     }
 
+    fn start_project_mus_driver(&self) -> Result<(), Failure> {
+        project_mu::start_driver(self).ok_or(Failure::NotProcessed)
+    }
+
     fn call_c(&self, call: &CCall) -> Option<CReply> {
         let protocols = self.0.site.protocols();
         match call.protocol {
@@ -1068,7 +1032,7 @@ impl<S: Site + 'static> PatinaMachine<S> {
             return Err(Failure::OutOfMemory);
         };
         if self.0.serves_like == Some(Release::V20ToV23) {
-            own = share_mailbox(own, &users).map_err(impossible)?;
+            own = project_mu::share_mailbox(own, &users).map_err(impossible)?;
         }
         if to.is_told {
             let arriving: Vec<_> = [&own, &users]

@@ -370,7 +370,8 @@ impl MmSupervisorClient {
     fn look_for_the_platforms_driver(&self, status: Status) {
         let could_be = matches!(
             status,
-            Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
+            // The driver's own request to move stands in the mailbox that it left.
+            Status::MailboxInUse | Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
         );
         if could_be && self.has_driver() {
             log::error!(

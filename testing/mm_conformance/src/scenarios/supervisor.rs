@@ -2,7 +2,8 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::{
-    BufferSetup, Failure, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall, Update, UpdatePlace,
+    BootEvent, BufferSetup, Failure, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall, Update,
+    UpdatePlace,
 };
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
@@ -33,6 +34,7 @@ scenarios! {
     supervisor_move_of_a_buffer_in_use_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a buffer that a call uses does not move";
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
     nested_call_through_a_shared_mailbox_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "one mailbox for two channels announces one request at a time";
+    users_follow_project_mus_driver: CONTROLLED_MM | SUPERVISOR | UPDATES | EVENTS | LOGS, "beside Project Mu's driver, which moves both buffers and announces one, messages to the users arrive and the supervisor is told of events once";
     supervisor_with_a_driver_of_its_own_is_not_moved: CONTROLLED_MM | SUPERVISOR, "beside Project Mu's driver, which could not follow, a move is not sent";
     supervisor_that_its_driver_closed_is_explained: CONTROLLED_MM | SUPERVISOR | LOGS, "a request that the supervisor does not take names the driver that may be the cause";
     buffers_that_the_supervisor_moved_are_announced: CONTROLLED_MM | SUPERVISOR | UPDATES | LOGS, "telling drivers in C where the users' buffer is by now changes nothing here";
@@ -423,6 +425,51 @@ fn nested_call_through_a_shared_mailbox_is_busy(lab: &dyn Lab) -> Seen {
     ensure_eq!(ask_during_a_users_call(&*machine)?, Err(Failure::Busy));
     ensure_eq!(machine.mmis(), before + 1);
     ensure_both_answer(&*machine)
+}
+
+fn users_follow_project_mus_driver(lab: &dyn Lab) -> Seen {
+    for release in Release::ALL {
+        let setup = Setup {
+            updatable: Some(1),
+            events: Some(1),
+            supervisor_events: Some(0),
+            ..setup(release)
+        };
+        let machine = up(lab, &setup)?;
+        ensure_eq!(machine.start_project_mus_driver(), Ok(()));
+        let message = super::pattern(machine.capacity(1));
+        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+        ensure_clean(&*machine, 1)?;
+        // MM does not look at the supervisor's former buffer any more. A mailbox of its own still announces the driver's
+        // request to move.
+        let mut version = Ok(Vec::new());
+        let log = lab.with_log(LogLevel::Debug, &mut || {
+            version = machine.ask_supervisor(&SupervisorCall::Version);
+        });
+        match release {
+            Release::V20ToV23 => ensure_eq!(version, Err(Failure::BufferDisabled)),
+            Release::Main => ensure_eq!(version, Err(Failure::MailboxInUse)),
+        }
+        ensure!(log.contains("MmDxeSupport"), "{release:?}: the log says {log}");
+        ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), Err(Failure::Denied));
+        for event in [
+            BootEvent::EndOfDxe,
+            BootEvent::ReadyToLock,
+            BootEvent::ExitBootServices,
+        ] {
+            let mmis = machine.mmis();
+            let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(event));
+            // Neither does the client tell the supervisor, nor does that refuse what its driver tells.
+            ensure!(
+                !log.contains("supervisor"),
+                "{release:?}, {event:?}: the log says {log}"
+            );
+            // That of the users; the driver's are not counted.
+            ensure_eq!(machine.mmis(), mmis + 1);
+        }
+        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    }
+    Ok(())
 }
 
 fn supervisor_with_a_driver_of_its_own_is_not_moved(lab: &dyn Lab) -> Seen {
