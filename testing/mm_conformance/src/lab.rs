@@ -734,7 +734,9 @@ pub trait Machine {
     /// # Errors
     ///
     /// [`Failure::NotProcessed`] if it does not start.
-    fn start_project_mus_driver(&self) -> Result<(), Failure>;
+    fn start_project_mus_driver(&self) -> Result<(), Failure> {
+        Err(Failure::Unsupported)
+    }
 
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
     fn call_c(&self, call: &CCall) -> Option<CReply>;
