@@ -5,9 +5,10 @@
 //!                                             └─ otherwise: MM_VERSION ──────────────────► MM_COMMUNICATE
 //! ```
 //!
-//! The conduit is a type ([`Conduit`], over [`smccc::Call`]), so that a test can put a secure world of its own behind
-//! it. A request is in shared memory as it is on x86 ([`crate::Channel`]); [`SecureMm::communicate`] takes the place of the port
-//! write. It is synchronous: when it returns, MM has responded in the buffer or has said why not.
+//! The conduit is a type ([`Conduit`], over [`smccc::Call`]), so that a test can put a secure world
+//! of its own behind it. A request is in shared memory as it is on x86 ([`crate::Channel`]);
+//! [`SecureMm::communicate`] takes the place of the port write. It is synchronous: when it returns,
+//! MM has responded in the buffer or has said why not.
 //!
 //! | module | content | source |
 //! |---|---|---|
@@ -92,17 +93,17 @@ impl Default for Setup {
 
 /// An MM environment that is entered by secure monitor calls.
 pub trait SecureMm: fmt::Debug + fmt::Display {
-    /// Makes MM process the request in the comm buffer at a physical address. When it returns, MM has responded there or has
-    /// said why not.
+    /// Makes MM process the request in the comm buffer at a physical address. When it returns, MM
+    /// has responded there or has said why not.
     ///
-    /// Success does not mean that a handler ran: StandaloneMm says success of a GUID that has no handler, and leaves the
-    /// request as it was.
+    /// Success does not mean that a handler ran: StandaloneMm says success of a GUID that has no
+    /// handler, and leaves the request as it was.
     ///
     /// # Errors
     ///
-    /// [`SmcError`] with what the secure world said; [`SmcError::Busy`], with no call made, inside another call;
-    /// [`SmcError::EarlierUnfinished`] or [`SmcError::EarlierEnded`], with the request not sent, after [`SmcError::Timeout`] in
-    /// the middle of a request.
+    /// [`SmcError`] with what the secure world said; [`SmcError::Busy`], with no call made, inside
+    /// another call; [`SmcError::EarlierUnfinished`] or [`SmcError::EarlierEnded`], with the
+    /// request not sent, after [`SmcError::Timeout`] in the middle of a request.
     fn communicate(&self, buffer: u64) -> Result<(), SmcError>;
 }
 
@@ -123,14 +124,15 @@ pub struct Connection<C> {
 
 /// Finds MM in the secure world.
 ///
-/// `rx_tx` is asked for memory if an FF-A without PARTITION_INFO_GET_REGS makes it necessary. A closure that returns two pages of
-/// shared memory, mapped one to one, will do. They are the secure world's until it has unmapped them, which the call does before
-/// it returns; if that fails they must never be used for anything else.
+/// `rx_tx` is asked for memory if an FF-A without PARTITION_INFO_GET_REGS makes it necessary. A
+/// closure that returns two pages of shared memory, mapped one to one, will do. They are the secure
+/// world's until it has unmapped them, which the call does before it returns; if that fails they
+/// must never be used for anything else.
 ///
 /// # Errors
 ///
-/// [`SmcError::NoConduit`] without a call made; every other [`SmcError`] as its text says, but those of requests: `Busy`,
-/// `SpmMm`, `Refused`, `EarlierUnfinished`, `EarlierEnded`.
+/// [`SmcError::NoConduit`] without a call made; every other [`SmcError`] as its text says, but
+/// those of requests: `Busy`, `SpmMm`, `Refused`, `EarlierUnfinished`, `EarlierEnded`.
 pub fn connect<C: Conduit>(setup: Setup, rx_tx: &mut dyn RxTxMemory) -> Result<Connection<C>, SmcError> {
     if !C::el3_is_implemented() && setup.psci != PsciConduit::Smc {
         return Err(SmcError::NoConduit);
@@ -196,15 +198,16 @@ impl Drop for EndOfCall<'_> {
 
 /// Makes a call with registers x0 to x17.
 ///
-/// Also for identifiers of 32-bit calls: [`Call::call32`] would let the compiler keep values in x8 to x17, which the older
-/// calling convention lets the callee change.
+/// Also for identifiers of 32-bit calls: [`Call::call32`] would let the compiler keep values in x8
+/// to x17, which the older calling convention lets the callee change.
 fn call<C: Call>(registers: [u64; 18]) -> [u64; 18] {
     let [function, arguments @ ..] = registers;
     C::call64(low(function), arguments)
 }
 
-/// The low 32 bits. Results are compared by these alone: that of an unknown identifier is all ones in 64 bits, other failures
-/// have them in 32 only, and identifiers of partitions may be sign-extended.
+/// The low 32 bits. Results are compared by these alone: that of an unknown identifier is all ones
+/// in 64 bits, other failures have them in 32 only, and identifiers of partitions may be
+/// sign-extended.
 const fn low(value: u64) -> u32 {
     let [a, b, c, d, ..] = value.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])

@@ -1,8 +1,8 @@
 //! What a UEFI above the monitor has to be told: which RAM is left, and that PSCI is called by `smc`.
 //!
-//! QEMU describes the machine in a flattened device tree (Devicetree specification 0.4, chapter 5) for a firmware that owns
-//! all of it. Changed are `/memory`, which ends where UEFI's own image starts; `/secram`, which is not for UEFI to use as
-//! memory; and `/psci`.
+//! QEMU describes the machine in a flattened device tree (Devicetree specification 0.4, chapter 5)
+//! for a firmware that owns all of it. Changed are `/memory`, which ends where UEFI's own image
+//! starts; `/secram`, which is not for UEFI to use as memory; and `/psci`.
 
 use crate::layout::{RAM, UEFI};
 use dtoolkit::Node;
@@ -19,14 +19,15 @@ const SMC: &[u8] = b"smc\0";
 /// Why a tree was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeError {
-    /// It lies outside RAM, is larger than the memory to work in, or the changed tree is larger than `totalsize`.
+    /// It lies outside RAM, is larger than the memory to work in, or the changed tree is larger
+    /// than `totalsize`.
     NoRoom,
     /// It is not a tree, or is damaged.
     Malformed,
 }
 
-/// Changes the tree at `address`, which has `totalsize` bytes of its own there. `work` is memory for a copy of it. The changed
-/// tree is made in memory that is allocated.
+/// Changes the tree at `address`, which has `totalsize` bytes of its own there. `work` is memory
+/// for a copy of it. The changed tree is made in memory that is allocated.
 ///
 /// # Errors
 ///
@@ -114,8 +115,8 @@ mod tests {
         tree
     }
 
-    /// Memory at an address of its own, with a tree at its start and bytes of 0xEE behind. `spare` is what `totalsize` leaves
-    /// for the tree to grow.
+    /// Memory at an address of its own, with a tree at its start and bytes of 0xEE behind. `spare`
+    /// is what `totalsize` leaves for the tree to grow.
     fn ram(tree: &DeviceTree, spare: usize) -> SharedRegion {
         let mut bytes = tree.to_dtb();
         bytes.resize(bytes.len() + spare, 0);

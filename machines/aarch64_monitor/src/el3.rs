@@ -1,7 +1,7 @@
 //! From reset to the non-secure world, and from its calls back. An unsafe island (`docs/unsafe.md`).
 //!
-//! The target has no floating point registers: those of the non-secure world stay as they are while the monitor runs, unless it
-//! is to change them.
+//! The target has no floating point registers: those of the non-secure world stay as they are while
+//! the monitor runs, unless it is to change them.
 
 use crate::stage2;
 use aarch64_monitor::layout::{DEVICE_TREE, MODE_WORD, PAYLOAD, RAM, SECURE_RAM, SHARED};
@@ -18,7 +18,8 @@ use mm_core::handlers::VariableStore;
 global_asm!(include_str!("el3.s"));
 
 unsafe extern "C" {
-    /// Enters the non-secure world at `entry`, in the state `spsr`; calls of it come to `lower_el` with `world`.
+    /// Enters the non-secure world at `entry`, in the state `spsr`; calls of it come to `lower_el`
+    /// with `world`.
     fn enter_non_secure(entry: u64, spsr: u64, world: *mut c_void) -> !;
     /// Gives all vector registers other values.
     fn spoil_vectors();
@@ -46,7 +47,8 @@ static mut HEAP_MEMORY: [u8; HEAP_LEN] = [0; HEAP_LEN];
 static HEAP: LockedHeap = LockedHeap::empty();
 static mut VARIABLES: [u8; VARIABLES_LEN] = [0; VARIABLES_LEN];
 
-/// The exit code of QEMU, the same as an `isa-debug-exit` device makes of 0x11. Success is for the payload to report.
+/// The exit code of QEMU, the same as an `isa-debug-exit` device makes of 0x11. Success is for the
+/// payload to report.
 const FAILURE: u64 = 35;
 
 /// Called by the reset vector, once.
@@ -80,15 +82,16 @@ extern "C" fn monitor_main() -> ! {
     let variables = VariableStore::new(variables, MAX_VARIABLE_LEN);
     let mut world = World::new(mode, Mm::new(ram(), SHARED, SECURE_RAM, scratch, variables));
     non_secure_interrupts();
-    // SAFETY: the loader put a program at the entry. The world stays on this stack, which is never left: the non-secure
-    // world's calls find it through the pointer, one at a time.
+    // SAFETY: the loader put a program at the entry. The world stays on this stack, which is never
+    // left: the non-secure world's calls find it through the pointer, one at a time.
     unsafe { enter_non_secure(entry, SPSR_EL1H, (&raw mut world).cast()) };
 }
 
 /// All non-secure RAM.
 fn ram() -> SharedRegion {
     let base = core::ptr::with_exposed_provenance_mut(0x4000_0000);
-    // SAFETY: QEMU has RAM there with `-m 1024`, none of which is the monitor's own: its data is in secure RAM.
+    // SAFETY: QEMU has RAM there with `-m 1024`, none of which is the monitor's own: its data is in
+    // secure RAM.
     match unsafe { SharedRegion::new(base, 0x4000_0000) } {
         Ok(ram) => ram,
         Err(error) => fail(format_args!("{error}")),
@@ -104,7 +107,8 @@ fn ram_word(address: u64) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-/// Serves an exception of a lower exception level. Called by the vector with the registers x0 to x30 on the stack.
+/// Serves an exception of a lower exception level. Called by the vector with the registers x0 to
+/// x30 on the stack.
 #[unsafe(no_mangle)]
 extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndrome: u64, address: u64) {
     if syndrome >> 26 & 0x3f != SMC64 {
@@ -117,7 +121,8 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
     };
     match world.call(registers) {
         Effect::Return => {}
-        // SAFETY: changes registers that no compiled code of this program uses. The non-secure world expects it of this call.
+        // SAFETY: changes registers that no compiled code of this program uses. The non-secure
+        // world expects it of this call.
         Effect::ReturnWithOtherVectors => unsafe { spoil_vectors() },
         Effect::PowerOff => fail(format_args!(
             "the non-secure world ended the machine by PSCI, at {address:#x}"
@@ -144,7 +149,8 @@ fn non_secure_interrupts() {
 }
 
 fn write_device(address: usize, value: u32) {
-    // SAFETY: the callers name registers of the GIC and the UART that `virt` has, which have no access to memory.
+    // SAFETY: the callers name registers of the GIC and the UART that `virt` has, which have no
+    // access to memory.
     unsafe { core::ptr::with_exposed_provenance_mut::<u32>(address).write_volatile(value) };
 }
 

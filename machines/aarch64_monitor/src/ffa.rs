@@ -1,19 +1,22 @@
 //! FF-A with one secure partition (Arm DEN0077A).
 //!
-//! The partition is what a caller must be ready for: of three requests the first finds it busy, the second is interrupted,
-//! yields once, and finishes when it is resumed again, the third is served at once. It has several virtual processors, and
-//! not the first of them runs.
+//! The partition is what a caller must be ready for: of three requests the first finds it busy, the
+//! second is interrupted, yields once, and finishes when it is resumed again, the third is served
+//! at once. It has several virtual processors, and not the first of them runs.
 //!
 //! [`Kind::StandaloneMm`] is Hafnium, with edk2's StandaloneMm in the partition:
 //!
 //! | what | source |
 //! |---|---|
-//! | FFA_VERSION returns 1.3; the first other call settles what was asked for, and from then on any other is refused | Hafnium `api_ffa_version` |
+//! | FFA_VERSION returns 1.3; another call settles what was asked for | Hafnium `api_ffa_version` |
 //! | descriptors of 48 bytes in registers | `api_ffa_partition_info_get_regs` |
-//! | the interrupted request was waiting for another partition: INTERRUPT names that one; FFA_RUN of the MM partition is BUSY | FF-A 1.2, w1 of FFA_INTERRUPT; edk2#12800 |
-//! | the response's x1 is sign-extended, its x3 is MM_SP_EVENT_COMPLETE | edk2 `SetEventCompleteSvcArgs`, `PACK_PARTITION_ID_INFO` |
-//! | a failure is FFA_ERROR. Only TF-A hands it on (`ffa_error_handler`); on Hafnium the call would never return | edk2 `EfiStatusToFfaStatus` |
-//! | the vector registers are changed, as by TF-A built with `CTX_INCLUDE_FPREGS=0` | [`crate::Effect::ReturnWithOtherVectors`] |
+//! | INTERRUPT names a partition that MM has asked; FFA_RUN of MM is BUSY | FF-A 1.2; edk2#12800 |
+//! | the response's x1 is sign-extended | edk2 `PACK_PARTITION_ID_INFO` |
+//! | its x3 is MM_SP_EVENT_COMPLETE; a failure is FFA_ERROR | edk2 `SetEventCompleteSvcArgs` |
+//! | the vector registers have changed | TF-A, `CTX_INCLUDE_FPREGS=0` |
+//!
+//! FFA_ERROR of a partition reaches the caller on TF-A (`ffa_error_handler`). On Hafnium the call
+//! would never return.
 
 use crate::memory::Window;
 use crate::mm::Mm;
@@ -50,15 +53,16 @@ const PARTITION: u64 = 0x8002;
 /// Its virtual processors, and the one that serves requests.
 const VCPUS: u64 = 3;
 const VCPU: u64 = PARTITION << 16 | 2;
-/// StandaloneMm's only virtual processor, and that of a partition which it asks while it serves a request.
+/// StandaloneMm's only virtual processor, and that of a partition which it asks while it serves a
+/// request.
 const STANDALONE_MM: u64 = PARTITION << 16;
 const ASKED_BY_MM: u64 = 0x8003 << 16 | 3;
 /// MM_SP_EVENT_COMPLETE.
 const EVENT_COMPLETE: u64 = 0xc400_0061;
 /// The service's UUID as in two registers.
 const SERVICE: [u64; 2] = [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483];
-/// Bytes of a partition descriptor: in a page as in FF-A 1.2, in registers as in 1.3, which Hafnium 2.15 gives to callers of
-/// 1.2 too.
+/// Bytes of a partition descriptor: in a page as in FF-A 1.2, in registers as in 1.3, which Hafnium
+/// 2.15 gives to callers of 1.2 too.
 const DESCRIPTOR_LEN: u64 = 24;
 const LONG_DESCRIPTOR_LEN: u64 = 48;
 /// What 1.3 appends: the UUID of the partition's image, and the version that it speaks.

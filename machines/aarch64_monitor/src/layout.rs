@@ -13,7 +13,8 @@ const fn range(start: u64, len: u64) -> AddressRange {
 pub const SECURE_RAM: AddressRange = range(0x0e00_0000, 0x0100_0000);
 /// RAM, with `-m 1024`.
 pub const RAM: AddressRange = range(0x4000_0000, 0x4000_0000);
-/// The region that MM and its clients share: what a platform's description would call the MM communication buffer.
+/// The region that MM and its clients share: what a platform's description would call the MM
+/// communication buffer.
 pub const SHARED: AddressRange = range(0x5000_0000, 0x0080_0000);
 /// Where the loader puts a bare payload, which starts at its first byte.
 pub const PAYLOAD: u64 = 0x6000_0000;
@@ -24,12 +25,14 @@ pub const UEFI: AddressRange = range(0x7c00_0000, 0x0200_0000);
 /// The device tree that QEMU leaves.
 pub const DEVICE_TREE: u64 = RAM.start();
 
-/// The monitor's own call that names comm buffer x1: x2 is its address, x3 its length. Buffer 0 forgets all others. Returns
-/// 0 or, as SPM_MM does, -2 or -3. In the range of the calling convention that is for OEMs.
+/// The monitor's own call that names comm buffer x1: x2 is its address, x3 its length. Buffer 0
+/// forgets all others. Returns 0 or, as SPM_MM does, -2 or -3. In the range of the calling
+/// convention that is for OEMs.
 pub const SET_BUFFER: u32 = 0xc300_0001;
 /// The monitor's own call that returns how many requests the MM core was given.
 pub const COUNT_REQUESTS: u32 = 0xc300_0002;
-/// The monitor's own call that returns the word at [`MODE_WORD`], which a firmware may have overwritten.
+/// The monitor's own call that returns the word at [`MODE_WORD`], which a firmware may have
+/// overwritten.
 pub const MODE: u32 = 0xc300_0003;
 
 /// How the secure world presents itself.

@@ -67,7 +67,8 @@ struct Core<'a> {
 }
 
 impl<'a> Mm<'a> {
-    /// Makes an MM core. `ram` is all non-secure RAM, `shared` the part of it that comm buffers may lie in.
+    /// Makes an MM core. `ram` is all non-secure RAM, `shared` the part of it that comm buffers may
+    /// lie in.
     #[must_use]
     pub const fn new(
         ram: SharedRegion,
@@ -105,8 +106,9 @@ impl<'a> Mm<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Denied`] if it does not lie in the shared region, [`Refusal::InvalidParameters`] if there is no such memory or
-    /// buffer, it overlaps another buffer, or the core would not serve it.
+    /// [`Refusal::Denied`] if it does not lie in the shared region, [`Refusal::InvalidParameters`]
+    /// if there is no such memory or buffer, it overlaps another buffer, or the core would not
+    /// serve it.
     pub fn set_buffer(&mut self, index: u64, start: u64, len: u64) -> Result<(), Refusal> {
         let region = AddressRange::new(start, len).ok_or(Refusal::InvalidParameters)?;
         if !self.shared.contains(region) {
@@ -161,13 +163,17 @@ impl<'a> Mm<'a> {
     ///
     /// | step | edk2, `ArmPkg` |
     /// |---|---|
-    /// | the address is in the shared region, and so is the message: else DENIED | `ValidateMmCommBufferAddr` in `ArmStandaloneMmCoreEntryPoint.c` |
-    /// | header and message are copied, MessageLength or BufferSize bytes; no memory for that many: NO_MEMORY | `PiMmStandaloneMmCpuDriverEntry` in `StandaloneMmCpu/EventHandle.c` |
-    /// | the handlers get MessageLength or MessageSize bytes, and leave the response's length there; BufferSize stays | `PiMmCpuTpFwRootMmiHandler` |
-    /// | as many bytes are copied back as were copied, and the result is success, whatever the handlers did or if there is none | `PiMmStandaloneMmCpuDriverEntry` |
+    /// | address and message are in the shared region, else DENIED | `ValidateMmCommBufferAddr` |
+    /// | MessageLength or BufferSize bytes are copied, or NO_MEMORY | `PiMmStandaloneMmCpuDriverEntry` |
+    /// | handlers get and set MessageLength or MessageSize | `PiMmCpuTpFwRootMmiHandler` |
+    /// | as many bytes are copied back; success | `PiMmStandaloneMmCpuDriverEntry` |
     ///
-    /// Two things that the real one does are left out: a length that wraps with its header (v1), and a BufferSize that is smaller
-    /// than the message, make it read memory of its own. They are DENIED.
+    /// Success does not depend on what the handlers did, or on whether there is one. BufferSize
+    /// stays as it was.
+    ///
+    /// Two things that the real one does are left out: a length that wraps with its header (v1),
+    /// and a BufferSize that is smaller than the message, make it read memory of its own. They are
+    /// DENIED.
     ///
     /// # Errors
     ///
@@ -240,7 +246,8 @@ impl Core<'_> {
     }
 }
 
-/// A v3 header as StandaloneMm's handlers see it: its BufferSize covers header and message, and a change of it is lost.
+/// A v3 header as StandaloneMm's handlers see it: its BufferSize covers header and message, and a
+/// change of it is lost.
 struct StandaloneView<'a> {
     window: Window<'a>,
     /// Where the header is, and its BufferSize as the handlers see it.

@@ -1,19 +1,21 @@
-//! The second stage of translation that shows UEFI its image at address 0. An unsafe island (`docs/unsafe.md`).
+//! The second stage of translation that shows UEFI its image at address 0. An unsafe island
+//! (`docs/unsafe.md`).
 //!
-//! `virt` with `secure=on` has secure flash at 0, where Debian's image has to be. Addresses below 32 MiB lead to where the
-//! loader put it, all others to themselves.
+//! `virt` with `secure=on` has secure flash at 0, where Debian's image has to be. Addresses below
+//! 32 MiB lead to where the loader put it, all others to themselves.
 
 use aarch64_monitor::layout::{RAM, UEFI};
 use core::arch::asm;
 use mm_comm::SharedRegion;
 
-/// Where the tables are: RAM that UEFI is not told of. Walks are non-secure, so they cannot be in secure RAM. Two tables of
-/// the first level, concatenated, then one of the second.
+/// Where the tables are: RAM that UEFI is not told of. Walks are non-secure, so they cannot be in
+/// secure RAM. Two tables of the first level, concatenated, then one of the second.
 const TABLES: u64 = 0x7f00_0000;
 const LEVEL_1_LEN: u64 = 0x2000;
 const LEVEL_2: u64 = TABLES + LEVEL_1_LEN;
 
-/// A block: accessed, inner shareable, readable and writable, write-back. The first stage makes devices of devices.
+/// A block: accessed, inner shareable, readable and writable, write-back. The first stage makes
+/// devices of devices.
 const BLOCK: u64 = 0x7fd;
 const TABLE: u64 = 0x3;
 
@@ -44,7 +46,8 @@ pub(crate) fn enable(ram: &SharedRegion) {
         };
         put(ram, LEVEL_2 + block * 8, target | BLOCK);
     }
-    // SAFETY: registers of EL2, which does not run a program: they act on EL1 alone, which does not run yet. The tables are written.
+    // SAFETY: registers of EL2, which does not run a program: they act on EL1 alone, which does not
+    // run yet. The tables are written.
     unsafe {
         asm!(
             "dsb sy",

@@ -13,8 +13,9 @@ pub type Registers = [u64; 18];
 pub enum Effect {
     /// Return to the caller.
     Return,
-    /// Return to the caller with its vector registers changed: the partition ran, and they were not saved for the caller. TF-A
-    /// built with `CTX_INCLUDE_FPREGS=0`, the default, does not save them.
+    /// Return to the caller with its vector registers changed: the partition ran, and they were not
+    /// saved for the caller. TF-A built with `CTX_INCLUDE_FPREGS=0`, the default, does not save
+    /// them.
     ReturnWithOtherVectors,
     /// End the machine. Test runs do not end this way; firmware that resets or gives up does.
     PowerOff,

@@ -38,7 +38,8 @@ use patina_harness::conduit;
 use patina_harness::report::{NotOk, Report};
 use site::SmcSite;
 
-/// Fills the floating point and vector registers, runs code, and returns how many halves of them have changed since.
+/// Fills the floating point and vector registers, runs code, and returns how many halves of them
+/// have changed since.
 pub type Vectors<'a> = &'a dyn Fn(&mut dyn FnMut()) -> u64;
 
 /// What a run has to know about its machine.

@@ -26,7 +26,8 @@ pub struct SmcSite<C> {
     interface: Interface,
     calls: Calls<C>,
     shared: SharedRegion,
-    /// Bytes of the shared memory that are taken, and how many of them stay taken from client to client.
+    /// Bytes of the shared memory that are taken, and how many of them stay taken from client to
+    /// client.
     taken: Cell<usize>,
     kept: Cell<Option<usize>>,
     protocols: Cell<&'static dyn ProtocolServices>,

@@ -1,4 +1,5 @@
-//! What this machine must show besides the suite: which interface was found, and that the secure world checks its input.
+//! What this machine must show besides the suite: which interface was found, and that the secure
+//! world checks its input.
 
 mod ffa_drivers;
 mod standalone_mm;
@@ -163,7 +164,8 @@ fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     expect("FF-A", &found, &expected)
 }
 
-/// The identifiers of the other interface are among them, and the 64-bit form of MM_VERSION, which does not exist.
+/// The identifiers of the other interface are among them, and the 64-bit form of MM_VERSION, which
+/// does not exist.
 fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let foreign: &[u32] = match place.interface {
         Interface::SpmMm => &[0x8400_0063, 0x8400_0069, ffa::MSG_SEND_DIRECT_REQ, 0x8400_006d],
@@ -290,8 +292,8 @@ fn write_request(
     expect("written", &written, &true)
 }
 
-/// Writes a v1 request for a response of `len` bytes. It has more bytes than that, so that MM which copies no more back than
-/// it got serves it, too.
+/// Writes a v1 request for a response of `len` bytes. It has more bytes than that, so that MM which
+/// copies no more back than it got serves it, too.
 fn write_stretch(shared: &SharedRegion, len: usize) -> Result<(), NotOk> {
     let mut message = [0; 400];
     let (first, _) = message.split_at_mut(8);
@@ -306,8 +308,8 @@ fn field(shared: &SharedRegion, offset: usize) -> Result<u64, NotOk> {
     Ok(u64::from_le_bytes(field))
 }
 
-/// A caller's floating point and vector registers are its own, unless the secure world does not save them. Three requests, so
-/// that one is interrupted.
+/// A caller's floating point and vector registers are its own, unless the secure world does not
+/// save them. Three requests, so that one is interrupted.
 fn vector_registers_survive<C: Conduit>(
     shared: &SharedRegion,
     vectors: Vectors<'_>,
@@ -329,7 +331,8 @@ fn floating_point_survives<C: Conduit>(shared: &SharedRegion) -> Result<(), NotO
     let (connection, buffer) = one_buffer::<C>(shared)?;
     for round in 0..3_u8 {
         write_stretch(shared, 300)?;
-        // More numbers than the procedure call standard has registers for that a function must preserve.
+        // More numbers than the procedure call standard has registers for that a function must
+        // preserve.
         let numbers: [f64; 12] =
             core::array::from_fn(|index| f64::from(round) + core::hint::black_box(index as f64) / 3.0);
         let sums = [numbers.iter().sum::<f64>(), numbers.iter().product::<f64>()];
@@ -340,7 +343,8 @@ fn floating_point_survives<C: Conduit>(shared: &SharedRegion) -> Result<(), NotO
     Ok(())
 }
 
-/// A request that is in the region when an earlier one goes on may be damaged by that one, so it is not sent.
+/// A request that is in the region when an earlier one goes on may be damaged by that one, so it is
+/// not sent.
 fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (_, buffer) = one_buffer::<C>(shared)?;
     let connection = connect_impatiently::<C>()?;

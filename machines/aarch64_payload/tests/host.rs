@@ -52,8 +52,9 @@ fn world(interface: Interface) -> Option<SharedRegion> {
     let base = memory.0.as_mut_ptr();
     let range = AddressRange::new(base.expose_provenance() as u64, SHARED_LEN as u64)?;
     let first_page = std::ptr::with_exposed_provenance_mut(0x1000);
-    // SAFETY: of all these addresses the secure world reaches only those that it checked to be the shared memory, and the RX
-    // page while it is mapped; both are memory of this process without references to it then.
+    // SAFETY: of all these addresses the secure world reaches only those that it checked to be the
+    // shared memory, and the RX page while it is mapped; both are memory of this process without
+    // references to it then.
     let ram = unsafe { SharedRegion::new(first_page, isize::MAX as usize - 0x1000) }.ok()?;
     let mm = Mm::new(
         ram,

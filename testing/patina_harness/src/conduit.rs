@@ -61,8 +61,8 @@ impl<C: Conduit> Conduit for Tapped<C> {
 fn replace_code(code: Option<Code>) -> Option<Code> {
     let new = code.map_or(ptr::null_mut(), |code| Box::into_raw(Box::new(code)));
     let old = BEFORE_REQUEST.swap(new, Ordering::AcqRel);
-    // SAFETY: a pointer that is not null came from `Box::into_raw` above, and the swap has taken it out of the static, so this
-    // is the only one.
+    // SAFETY: a pointer that is not null came from `Box::into_raw` above, and the swap has taken it
+    // out of the static, so this is the only one.
     (!old.is_null()).then(|| *unsafe { Box::from_raw(old) })
 }
 

@@ -1,5 +1,6 @@
-//! `SwMmiManager` beside other FF-A drivers, over a partition manager that does what TF-A's at EL3 does (`el3_spmc/spmc_main.c`):
-//! it lacks FFA_PARTITION_INFO_GET_REGS, and denies FFA_RXTX_MAP while buffers are mapped (`rxtx_map_handler`).
+//! `SwMmiManager` beside other FF-A drivers, over a partition manager that does what TF-A's at EL3
+//! does (`el3_spmc/spmc_main.c`): it lacks FFA_PARTITION_INFO_GET_REGS, and denies FFA_RXTX_MAP
+//! while buffers are mapped (`rxtx_map_handler`).
 
 #![allow(
     clippy::unwrap_used,
@@ -72,7 +73,8 @@ impl Conduit for El3Spmc {
     }
 }
 
-/// The RX buffer that another driver has mapped, filled with the MM partition's descriptor, and the HOB that names it.
+/// The RX buffer that another driver has mapped, filled with the MM partition's descriptor, and the
+/// HOB that names it.
 fn announced(remap_required: u8) -> Vec<u8> {
     #[repr(C, align(4096))]
     struct Page([u8; 4096]);

@@ -1,9 +1,11 @@
 //! Whether the compiler took into account what MM changes behind its back.
 //!
-//! MM changes memory while an `out` instruction runs. A compiler that does not know may keep a byte that it loaded before, or
-//! put a store off until after; no test on a host notices. The same goes for the vector registers that a secure monitor call
-//! may change. So `crates/mm_comm/examples/asm_probe.rs` is compiled for UEFI on x86-64 and on AArch64, and its instructions
-//! are read. That is done with link-time optimisation over all crates, which gives the compiler the most freedom.
+//! MM changes memory while an `out` instruction runs. A compiler that does not know may keep a byte
+//! that it loaded before, or put a store off until after; no test on a host notices. The same goes
+//! for the vector registers that a secure monitor call may change. So
+//! `crates/mm_comm/examples/asm_probe.rs` is compiled for UEFI on x86-64 and on AArch64, and its
+//! instructions are read. That is done with link-time optimisation over all crates, which gives the
+//! compiler the most freedom.
 
 use crate::process;
 use crate::report::{Counts, Failed, Report};
@@ -14,8 +16,8 @@ use clap::Args;
 use std::process::ExitCode;
 use xshell::Shell;
 
-/// Checks in the generated machine code that an MMI's port writes and memory accesses are in order, and that a secure monitor
-/// call may change all vector registers.
+/// Checks in the generated machine code that an MMI's port writes and memory accesses are in order,
+/// and that a secure monitor call may change all vector registers.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask asm           compile the probe for both processors and check it
@@ -236,8 +238,9 @@ fn function<'a>(text: &'a str, name: &str) -> Option<Vec<Instruction<'a>>> {
     Some(instructions.collect())
 }
 
-/// Splits a function at its port writes, which must be the data port's and then the command port's: what comes before and
-/// what comes after. By position in the text, which for functions without a call is the order of any path.
+/// Splits a function at its port writes, which must be the data port's and then the command port's:
+/// what comes before and what comes after. By position in the text, which for functions without a
+/// call is the order of any path.
 fn around_mmi<'a, 'b>(code: &'b [Instruction<'a>]) -> Result<[&'b [Instruction<'a>]; 2], String> {
     if let Some(call) = code.iter().find(|instruction| instruction.is_call()) {
         return Err(format!("`{}`: a call hides what happens", call.0));
@@ -286,8 +289,9 @@ fn store_is_not_put_off(code: &[Instruction<'_>]) -> Result<(), String> {
     Ok(())
 }
 
-/// The registers that a function must save before it changes them, as the procedure call standard has it: the lower halves of
-/// v8 to v15. A function that saves them all expects its `smc` to change them.
+/// The registers that a function must save before it changes them, as the procedure call standard
+/// has it: the lower halves of v8 to v15. A function that saves them all expects its `smc` to
+/// change them.
 fn vectors_are_saved(code: &[Instruction<'_>]) -> Result<(), String> {
     let mut parts = code.split(|instruction| instruction.mnemonic() == "smc");
     let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {

@@ -36,7 +36,8 @@ macro_rules! return_codes {
 }
 
 return_codes! {
-    /// What a call of SPM_MM returns in its low 32 bits (edk2 `ArmMmSvc.h`, TF-A `spm_mm_svc.h`). Zero is success.
+    /// What a call of SPM_MM returns in its low 32 bits (edk2 `ArmMmSvc.h`, TF-A `spm_mm_svc.h`).
+    /// Zero is success.
     ///
     /// StandaloneMm uses the same codes in a direct response of FF-A.
     SpmMmCode {

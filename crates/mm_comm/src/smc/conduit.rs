@@ -8,7 +8,8 @@ pub trait Conduit: Call {
     /// Whether the processor implements EL3 (`ID_AA64PFR0_EL1`, bits 15:12, are not zero).
     fn el3_is_implemented() -> bool;
 
-    /// A counter by which waits end; `None` if the processor has none. Then they end after a number of calls.
+    /// A counter by which waits end; `None` if the processor has none. Then they end after a number
+    /// of calls.
     #[must_use]
     fn counter() -> Option<Counter> {
         None
@@ -19,14 +20,14 @@ pub trait Conduit: Call {
 ///
 /// It declares as changed what the callee may change:
 ///
-/// | registers | who changes them |
+/// | registers | why |
 /// |---|---|
-/// | x0 to x17 | the calling convention's results and scratch registers (Arm DEN0028, 2.6: x0 to x3 in its version 1.0, x0 to x17 in later ones) |
-/// | v0 to v31 with what lies above them, p0 to p15, FFR | a partition, if EL3 does not save them: TF-A built with `CTX_INCLUDE_FPREGS=0`, its default |
+/// | x0 to x17 | results and scratch registers of the calling convention (Arm DEN0028) |
+/// | v0 to v31, p0 to p15, FFR | TF-A's default, `CTX_INCLUDE_FPREGS=0`, saves none for a caller |
 /// | x30, flags, all memory | nothing is assumed about them |
 ///
-/// The calling convention would have the callee preserve the vector registers. That is why `smccc::Smc` does not declare them,
-/// and is not used here.
+/// The calling convention would have the callee preserve the vector registers. That is why
+/// `smccc::Smc` does not declare them, and is not used here.
 #[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
 #[derive(Clone, Copy, Debug)]
 pub struct Smc;
@@ -88,9 +89,12 @@ mod native {
                 r16,
                 r17,
             ] = &mut results;
-            // SAFETY: the call leaves the stack alone, as the calling convention has it (Arm DEN0028, 2.6.2). Every register
-            // that it may change is an output or in `clobber_abi`, and any memory may have changed. What it does to memory is
-            // for the callers of `SecureMm` to response: they name a comm buffer.
+            // SAFETY:
+            // 1. The call leaves the stack alone, as the calling convention has it (Arm DEN0028).
+            // 2. Every register that it may change is an output or in `clobber_abi`.
+            // 3. Any memory may have changed after it: `nomem` is not given.
+            // 4. Which memory it does change is up to the callers of `SecureMm`, who name a comm
+            //    buffer.
             unsafe {
                 asm!(
                     "smc #0",
@@ -123,8 +127,8 @@ mod native {
     impl Conduit for Smc {
         fn el3_is_implemented() -> bool {
             let features: u64;
-            // SAFETY: the register can be read at EL1 and above (Arm ARM, D24.2.76), which is where UEFI images and bare
-            // payloads run; the read has no effect but the value.
+            // SAFETY: the register can be read at EL1 and above (Arm ARM, D24.2.76), which is where
+            // UEFI images and bare payloads run; the read has no effect but the value.
             unsafe {
                 asm!("mrs {}, id_aa64pfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags))
             };
@@ -133,9 +137,10 @@ mod native {
 
         fn counter() -> Option<Counter> {
             let (ticks, per_second): (u64, u64);
-            // SAFETY: the virtual counter and its frequency can be read at EL1 and above, also below a hypervisor that keeps
-            // the physical counter to itself (Arm ARM, D24.8.4, D24.8.24); the reads have no effect but the values. `isb`
-            // keeps the read from being made early.
+            // SAFETY: the virtual counter and its frequency can be read at EL1 and above, also
+            // below a hypervisor that keeps the physical counter to itself (Arm ARM, D24.8.4,
+            // D24.8.24); the reads have no effect but the values. `isb` keeps the read from being
+            // made early.
             unsafe {
                 asm!(
                     "isb",

@@ -45,8 +45,8 @@ pub enum SmcError {
     },
     /// Another driver has mapped FF-A's RX and TX buffers, and has not said where they are.
     #[error(
-        "platform: FFA_RXTX_MAP: DENIED (-6), another driver keeps RX and TX buffers mapped and no HOB says where; name \
-         the MM partition in SmcOptions, or let that driver unmap them"
+        "platform: FFA_RXTX_MAP: DENIED (-6), another driver keeps RX and TX buffers mapped and no HOB \
+         says where; name the MM partition in SmcOptions, or let that driver unmap them"
     )]
     RxTxMapped,
     /// Discovery needs two pages, and there are none.
@@ -85,8 +85,8 @@ pub enum SmcError {
         /// How often it was made.
         attempts: u32,
     },
-    /// MM is in the middle of a request whose call was given up, and was resumed without coming to its end. The new
-    /// request was not sent.
+    /// MM is in the middle of a request whose call was given up, and was resumed without coming to
+    /// its end. The new request was not sent.
     #[error(
         "MM: a request that was given up is still unfinished after {attempts} more resumptions; this one was not sent"
     )]
@@ -94,8 +94,9 @@ pub enum SmcError {
         /// How often this call has tried to resume it.
         attempts: u32,
     },
-    /// MM was in the middle of a request whose call was given up, and has now come to its end. The new request was not sent:
-    /// what MM still wrote to shared memory may have damaged it. The next one will be.
+    /// MM was in the middle of a request whose call was given up, and has now come to its end. The
+    /// new request was not sent: what MM still wrote to shared memory may have damaged it. The next
+    /// one will be.
     #[error("MM: a request that was given up has ended only now; this one was not sent, it can be repeated")]
     EarlierEnded,
     /// A response that the interface does not have.
@@ -111,9 +112,10 @@ pub enum SmcError {
 impl SmcError {
     /// The same as an `EFI_STATUS`.
     ///
-    /// A code that the secure world gave has the status that edk2 gives it, but for these. BUSY is `EFI_TIMEOUT` (edk2 waits,
-    /// then says the same). SPM_MM's NOT_SUPPORTED is `EFI_UNSUPPORTED` (edk2: `EFI_ACCESS_DENIED`), its -5 is TF-A's
-    /// NO_MEMORY. Unknown codes are `EFI_DEVICE_ERROR` (edk2: `EFI_ACCESS_DENIED` of SPM_MM, `EFI_UNSUPPORTED` of FF-A).
+    /// A code that the secure world gave has the status that edk2 gives it, but for these. BUSY is
+    /// `EFI_TIMEOUT` (edk2 waits, then says the same). SPM_MM's NOT_SUPPORTED is `EFI_UNSUPPORTED`
+    /// (edk2: `EFI_ACCESS_DENIED`), its -5 is TF-A's NO_MEMORY. Unknown codes are
+    /// `EFI_DEVICE_ERROR` (edk2: `EFI_ACCESS_DENIED` of SPM_MM, `EFI_UNSUPPORTED` of FF-A).
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {

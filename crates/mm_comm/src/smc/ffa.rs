@@ -6,8 +6,9 @@
 //! | FFA_MSG_SEND_DIRECT_REQ or _REQ2 | a request; x3 or x4 is the buffer's physical address |
 //! | FFA_RUN | resumes the partition that was interrupted or yielded |
 //!
-//! Registers are encoded and decoded by `arm-ffa`, which panics on some inputs. `invoke` passes only inputs that cannot trigger
-//! those panics: calls of FF-A 1.2 or older, and results of the kinds that a caller can get.
+//! Registers are encoded and decoded by `arm-ffa`, which panics on some inputs. `invoke` passes
+//! only inputs that cannot trigger those panics: calls of FF-A 1.2 or older, and results of the
+//! kinds that a caller can get.
 
 pub mod discovery;
 #[cfg(test)]
@@ -23,11 +24,12 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 pub use discovery::OtherVersion;
 
-/// The version that is asked for first. All calls are encoded as this version has them, also for a newer minor version.
+/// The version that is asked for first. All calls are encoded as this version has them, also for a
+/// newer minor version.
 const VERSION: Version = Version(1, 2);
 
-/// The MM communication service: the GUID of `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4, 5.7.6) in the byte order
-/// of RFC 4122.
+/// The MM communication service: the GUID of `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4,
+/// 5.7.6) in the byte order of RFC 4122.
 pub const MM_SERVICE: Uuid = Uuid::from_u128(0x378daedc_f06b_4446_8314_40ab933c87a3);
 
 /// FFA_MSG_SEND_DIRECT_REQ with 64-bit registers.
@@ -69,8 +71,9 @@ pub(super) struct Partition {
     own_id: u16,
     id: u16,
     request: DirectRequest,
-    /// What FFA_RUN has to name to end a request that was given up: an endpoint and its virtual processor, as INTERRUPT and
-    /// YIELD gave them. [`IDLE`] if there is no such request. Changed in calls only, of which there is one at a time.
+    /// What FFA_RUN has to name to end a request that was given up: an endpoint and its virtual
+    /// processor, as INTERRUPT and YIELD gave them. [`IDLE`] if there is no such request. Changed
+    /// in calls only, of which there is one at a time.
     in_request: AtomicU32,
 }
 
@@ -91,8 +94,8 @@ enum Failure {
     Foreign(u32),
 }
 
-/// Makes a call and decodes its result. With it comes w1, which in INTERRUPT and YIELD is what has to be resumed. The crate
-/// leaves it out of the latter.
+/// Makes a call and decodes its result. With it comes w1, which in INTERRUPT and YIELD is what has
+/// to be resumed. The crate leaves it out of the latter.
 fn invoke<C: Conduit>(request: &Interface) -> Result<(Interface, u32), Failure> {
     let mut registers = [0; 18];
     request.to_regs(VERSION, &mut registers);
@@ -172,15 +175,17 @@ enum Progress {
     Stopped(Option<u32>),
 }
 
-/// The status that StandaloneMm puts into the registers of a direct response, from the first that the partition may fill.
+/// The status that StandaloneMm puts into the registers of a direct response, from the first that
+/// the partition may fill.
 ///
 /// | | register | next register |
 /// |---|---|---|
-/// | edk2 until January 2025 (`DelegatedEventLoop`), and as proposed again (edk2#13078) | MM_SP_EVENT_COMPLETE | the status |
-/// | edk2 since then (`SetEventCompleteSvcArgs`) | MM_SP_EVENT_COMPLETE or 0 | 0; failures come as FFA_ERROR |
+/// | edk2 until January 2025, and edk2#13078 | MM_SP_EVENT_COMPLETE | the status |
+/// | edk2's `SetEventCompleteSvcArgs` | MM_SP_EVENT_COMPLETE or 0 | 0; failures are FFA_ERROR |
 /// | U-Boot's client (`ffa_notify_mm_sp`) expects of other partitions | the status | |
 ///
-/// Only the low 32 bits count. A number between -65536 and -1 is a status; others, such as an address, are not.
+/// Only the low 32 bits count. A number between -65536 and -1 is a status; others, such as an
+/// address, are not.
 fn status_in([first, second]: [u64; 2]) -> Result<(), SpmMmCode> {
     const EVENT_COMPLETE: [u32; 2] = [0xc400_0061, 0x8400_0061];
     const LOWEST_STATUS: u32 = 0xffff_0000;
@@ -209,11 +214,13 @@ impl Partition {
         }
     }
 
-    /// Makes the partition process the request at `buffer`, and resumes it as often as it is interrupted.
+    /// Makes the partition process the request at `buffer`, and resumes it as often as it is
+    /// interrupted.
     ///
-    /// If patience ends in the middle of a request, the partition keeps it and goes on as soon as it is resumed, reading and
-    /// writing shared memory. So it is resumed before anything else is asked of it. By then it may have changed the request
-    /// that is in shared memory now, so that one is not sent.
+    /// If patience ends in the middle of a request, the partition keeps it and goes on as soon as
+    /// it is resumed, reading and writing shared memory. So it is resumed before anything else is
+    /// asked of it. By then it may have changed the request that is in shared memory now, so that
+    /// one is not sent.
     pub(super) fn communicate<C: Conduit>(&self, buffer: u64, limits: Limits) -> Result<(), SmcError> {
         match self.in_request.load(Ordering::Relaxed) {
             IDLE => self.run::<C>(self.request.call(), self.request(buffer), limits),
@@ -316,8 +323,9 @@ impl Partition {
         }
     }
 
-    /// What FFA_RUN has to name: what INTERRUPT or YIELD named, which is another partition if MM asked that one while it served
-    /// us. A result that names none means the virtual processor that ran last, at first MM's number 0.
+    /// What FFA_RUN has to name: what INTERRUPT or YIELD named, which is another partition if MM
+    /// asked that one while it served us. A result that names none means the virtual processor that
+    /// ran last, at first MM's number 0.
     fn stopped_at(&self, named: Option<u32>) -> u32 {
         let last = match self.in_request.load(Ordering::Relaxed) {
             IDLE => TargetInfo {

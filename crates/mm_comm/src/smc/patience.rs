@@ -3,19 +3,19 @@
 use super::Conduit;
 use core::time::Duration;
 
-/// How patient a caller is, in calls. It counts only if the processor has no counter, or the platform has set no
-/// [`TimeLimit`].
+/// How patient a caller is, in calls. It counts only if the processor has no counter, or the
+/// platform has set no [`TimeLimit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
     /// How often a call is made that fails with BUSY.
     pub busy: u32,
-    /// How often an interrupted or yielding partition is resumed within one call. Each interrupt of the non-secure world
-    /// costs one.
+    /// How often an interrupted or yielding partition is resumed within one call. Each interrupt of
+    /// the non-secure world costs one.
     pub resumes: u32,
 }
 
-/// As patient as edk2, which makes 500,000 calls to a busy partition (`MAX_BUSY_RETRIES`); its patience with interrupts has
-/// no end.
+/// As patient as edk2, which makes 500,000 calls to a busy partition (`MAX_BUSY_RETRIES`); its
+/// patience with interrupts has no end.
 impl Default for Patience {
     fn default() -> Self {
         Self {
@@ -25,12 +25,14 @@ impl Default for Patience {
     }
 }
 
-/// How patient a caller is, in time. Used if the processor has a counter ([`Conduit::counter`]), instead of [`Patience`].
+/// How patient a caller is, in time. Used if the processor has a counter ([`Conduit::counter`]),
+/// instead of [`Patience`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit {
     /// How long a call is repeated that fails with BUSY.
     pub busy: Duration,
-    /// How long an interrupted or yielding partition is resumed within one call. It covers the whole request.
+    /// How long an interrupted or yielding partition is resumed within one call. It covers the
+    /// whole request.
     pub request: Duration,
 }
 

@@ -59,7 +59,8 @@ pub(super) fn communicate<C: Call>(buffer: u64) -> Result<(), SmcError> {
     }
 }
 
-/// Makes a call with `x2` in its register, and returns the low 32 bits of the result as a signed number.
+/// Makes a call with `x2` in its register, and returns the low 32 bits of the result as a signed
+/// number.
 fn request<C: Call>(function: u32, x2: u64) -> i32 {
     let mut registers = [0; 18];
     let [x0, _, argument, ..] = &mut registers;

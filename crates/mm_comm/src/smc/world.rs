@@ -23,8 +23,8 @@ pub(super) struct World {
     pub(super) counter: Rc<dyn Fn() -> Option<Counter>>,
     /// FFA_VERSION's response.
     pub(super) ffa_version: u64,
-    /// The only version that FFA_VERSION takes, since another caller has settled it; NOT_SUPPORTED for others
-    /// (Hafnium, `api_ffa_version`).
+    /// The only version that FFA_VERSION takes, since another caller has settled it; NOT_SUPPORTED
+    /// for others (Hafnium, `api_ffa_version`).
     pub(super) settled: Option<u64>,
     /// MM_VERSION's response.
     pub(super) mm_version: u64,

@@ -2,8 +2,8 @@
 
 pub use mm_comm::smc::{Patience, PsciConduit, TimeLimit};
 
-/// How MM is reached by secure monitor calls. A config value of its own; a platform that adds none gets the defaults, which
-/// fit every machine with an EL3. Not used if the ports are x86 ports.
+/// How MM is reached by secure monitor calls. A config value of its own; a platform that adds none
+/// gets the defaults, which fit every machine with an EL3. Not used if the ports are x86 ports.
 ///
 /// ```
 /// use core::time::Duration;
@@ -22,17 +22,19 @@ pub use mm_comm::smc::{Patience, PsciConduit, TimeLimit};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SmcOptions {
-    /// How the platform calls PSCI. If the processor has no EL3 and this is not [`PsciConduit::Smc`], a secure monitor call
-    /// would be undefined: none is made, and the platform gets `EFI_UNSUPPORTED`.
+    /// How the platform calls PSCI. If the processor has no EL3 and this is not
+    /// [`PsciConduit::Smc`], a secure monitor call would be undefined: none is made, and the
+    /// platform gets `EFI_UNSUPPORTED`.
     pub psci: PsciConduit,
-    /// How long a busy partition is asked, and an interrupted one resumed, until the call counts as timed out. `None` to go by
-    /// [`Self::patience`].
+    /// How long a busy partition is asked, and an interrupted one resumed, until the call counts as
+    /// timed out. `None` to go by [`Self::patience`].
     pub time_limit: Option<TimeLimit>,
-    /// The same in numbers of calls, for a processor whose counter does not run (CNTFRQ_EL0 is 0), or if
-    /// [`Self::time_limit`] is `None`.
+    /// The same in numbers of calls, for a processor whose counter does not run (CNTFRQ_EL0 is 0),
+    /// or if [`Self::time_limit`] is `None`.
     pub patience: Patience,
-    /// The FF-A identifier of the MM partition; `None` to look for it. It takes FFA_MSG_SEND_DIRECT_REQ, or
-    /// FFA_MSG_SEND_DIRECT_REQ2 if the command port is `MmiPort::Smc(0xC400_008D)`.
+    /// The FF-A identifier of the MM partition; `None` to look for it. It takes
+    /// FFA_MSG_SEND_DIRECT_REQ, or FFA_MSG_SEND_DIRECT_REQ2 if the command port is
+    /// `MmiPort::Smc(0xC400_008D)`.
     pub partition: Option<u16>,
 }
 

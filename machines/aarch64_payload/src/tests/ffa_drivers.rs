@@ -1,4 +1,5 @@
-//! Beside other FF-A drivers: versions and buffers that they have settled, and patience with a busy partition.
+//! Beside other FF-A drivers: versions and buffers that they have settled, and patience with a busy
+//! partition.
 
 use super::{
     Conduit, NotOk, OtherVersion, PAGE_LEN, Place, Report, expect, one_buffer, two_pages, write_stretch,

@@ -23,12 +23,15 @@ use core::fmt;
 /// One page for each direction.
 const RX_TX_LEN: usize = 2 * mm_wire::PAGE_LEN;
 
-/// Memory for discovery by an FF-A that lacks PARTITION_INFO_GET_REGS. A closure that returns two pages is one.
+/// Memory for discovery by an FF-A that lacks PARTITION_INFO_GET_REGS. A closure that returns two
+/// pages is one.
 pub trait RxTxMemory {
-    /// Two pages of shared memory, mapped one to one, to be mapped as RX and TX buffers and unmapped again.
+    /// Two pages of shared memory, mapped one to one, to be mapped as RX and TX buffers and
+    /// unmapped again.
     fn two_pages(&mut self) -> Option<SharedRegion>;
 
-    /// The RX buffer that another driver has mapped and announced. Asked for only if FFA_RXTX_MAP is DENIED.
+    /// The RX buffer that another driver has mapped and announced. Asked for only if FFA_RXTX_MAP
+    /// is DENIED.
     fn mapped_rx(&mut self) -> Option<SharedRegion> {
         None
     }
@@ -43,7 +46,8 @@ impl<F: FnMut() -> Option<SharedRegion>> RxTxMemory for F {
 /// What FFA_VERSION returned, instead of a version that a caller of 1.2 can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherVersion {
-    /// The result for version 1.2, 32 bits: an older version or another major one, or a negative number.
+    /// The result for version 1.2, 32 bits: an older version or another major one, or a negative
+    /// number.
     pub response: u32,
     /// The minor version that is accepted in the place of 1.2: 1 for 1.1.
     pub accepted: Option<u16>,
@@ -70,8 +74,8 @@ impl fmt::Display for OtherVersion {
             None => Ok(()),
             Some(minor) => write!(
                 f,
-                " for 1.2, but 1.{minor} is accepted: an earlier caller has settled that version, or the firmware has no \
-                 later one"
+                " for 1.2, but 1.{minor} is accepted: an earlier caller has settled that version, \
+                 or the firmware has no later one"
             ),
         }
     }
@@ -101,9 +105,10 @@ fn version_in(response: u32) -> Option<Version> {
 
 /// Negotiates a version that is compatible with 1.2.
 ///
-/// The first call that is not FFA_VERSION settles the version. If another driver has made one before us, another version is refused:
-/// Hafnium (`api_ffa_version`) returns NOT_SUPPORTED for any but that one, TF-A (`ffa_version_handler`) returns that one. 1.3
-/// is as good as 1.2, older ones are not.
+/// The first call that is not FFA_VERSION settles the version. If another driver has made one
+/// before us, another version is refused: Hafnium (`api_ffa_version`) returns NOT_SUPPORTED for any
+/// but that one, TF-A (`ffa_version_handler`) returns that one. 1.3 is as good as 1.2, older ones
+/// are not.
 pub(in crate::smc) fn version<C: Conduit>() -> Result<(), OtherVersion> {
     const NEWER: Version = Version(1, 3);
     const OLDER: [Version; 2] = [Version(1, 1), Version(1, 0)];
@@ -118,7 +123,8 @@ pub(in crate::smc) fn version<C: Conduit>() -> Result<(), OtherVersion> {
     if serves_1_2(ask_for_version::<C>(NEWER)) {
         return Ok(());
     }
-    // The result is the firmware's own version, whatever was settled: that there is one says that this one was.
+    // The result is the firmware's own version, whatever was settled: that there is one says that
+    // this one was.
     let accepted = OLDER
         .into_iter()
         .find(|older| version_in(ask_for_version::<C>(*older)).is_some());
@@ -169,8 +175,9 @@ pub(super) fn own_id<C: Conduit>(limits: Limits) -> Result<u16, SmcError> {
     }
 }
 
-/// Asks for a list of the partitions that have the MM service. `None` if there is none: both calls fail with
-/// INVALID_PARAMETERS for a UUID that no partition has. Other calls mean something else by that code.
+/// Asks for a list of the partitions that have the MM service. `None` if there is none: both calls
+/// fail with INVALID_PARAMETERS for a UUID that no partition has. Other calls mean something else
+/// by that code.
 fn ask_for_list<C: Conduit>(
     call: &'static str,
     request: &Interface,
@@ -185,18 +192,20 @@ fn ask_for_list<C: Conduit>(
     }
 }
 
-/// The `count` descriptors at the start of `bytes`, each of which has `len` bytes; `None` if they do not fit.
+/// The `count` descriptors at the start of `bytes`, each of which has `len` bytes; `None` if they
+/// do not fit.
 ///
-/// Newer versions append fields, and a secure world may use its own format for callers of 1.2 (Hafnium 2.15: 48 bytes, as in
-/// FF-A 1.3). So `len` is the distance to the next descriptor, and the first 24 bytes are those of 1.2.
+/// Newer versions append fields, and a secure world may use its own format for callers of 1.2
+/// (Hafnium 2.15: 48 bytes, as in FF-A 1.3). So `len` is the distance to the next descriptor, and
+/// the first 24 bytes are those of 1.2.
 fn descriptors(bytes: &[u8], count: usize, len: usize) -> Option<impl Iterator<Item = &[u8]>> {
     let fits = count.checked_mul(len).is_some_and(|total| total <= bytes.len());
     (fits && len >= PartitionInfo::DESC_SIZE && len.is_multiple_of(size_of::<u64>()))
         .then(|| bytes.chunks_exact(len).take(count))
 }
 
-/// The first descriptor of the MM service. If the callee filters by the service, it leaves the UUID zero. The identifier
-/// zero is the hypervisor's, not a partition's.
+/// The first descriptor of the MM service. If the callee filters by the service, it leaves the UUID
+/// zero. The identifier zero is the hypervisor's, not a partition's.
 fn first_mm<'a>(descriptors: impl Iterator<Item = &'a [u8]>) -> Option<PartitionInfo> {
     descriptors
         .filter_map(|descriptor| PartitionInfoIterator::new(VERSION, descriptor, 1).ok())
@@ -220,8 +229,8 @@ struct Part {
 }
 
 impl Part {
-    /// `None` if the result does not have these registers. The decoder of `arm-ffa` is not used: it takes descriptors of 24
-    /// bytes only.
+    /// `None` if the result does not have these registers. The decoder of `arm-ffa` is not used: it
+    /// takes descriptors of 24 bytes only.
     fn new(args: SuccessArgs) -> Option<Self> {
         let SuccessArgs::Args64([metadata, registers @ ..]) = args else {
             return None;
@@ -236,8 +245,8 @@ impl Part {
         })
     }
 
-    /// The descriptors from `start` to the current one; `None` if the part contradicts itself, or does not continue from
-    /// `start`, which would keep the reader in its loop for ever.
+    /// The descriptors from `start` to the current one; `None` if the part contradicts itself, or
+    /// does not continue from `start`, which would keep the reader in its loop for ever.
     fn starting_at(&self, start: u16) -> Option<impl Iterator<Item = &[u8]>> {
         let before_current = self.current.checked_sub(start)?;
         let count = usize::from(before_current).saturating_add(1);
@@ -288,11 +297,12 @@ fn by_registers<C: Conduit>(limits: Limits) -> Result<Option<PartitionInfo>, Smc
     }
 }
 
-/// PARTITION_INFO_GET through RX and TX buffers that are mapped for this and unmapped again, or through those that another
-/// driver has mapped.
+/// PARTITION_INFO_GET through RX and TX buffers that are mapped for this and unmapped again, or
+/// through those that another driver has mapped.
 ///
-/// Unmapping our own belongs to it: if that fails nothing was found. The pages would stay the secure world's, and the next
-/// caller that maps buffers, the operating system above all, would be denied; the platform's owner must see that.
+/// Unmapping our own belongs to it: if that fails nothing was found. The pages would stay the
+/// secure world's, and the next caller that maps buffers, the operating system above all, would be
+/// denied; the platform's owner must see that.
 pub(super) fn by_pages<C: Conduit>(
     limits: Limits,
     rx_tx: &mut dyn RxTxMemory,

@@ -42,8 +42,8 @@ fn descriptor(id: u16, properties: u32, uuid: [u8; 16]) -> Vec<u8> {
     .concat()
 }
 
-/// The same as FF-A 1.3 has it and Hafnium 2.15 gives it to callers of 1.2: 48 bytes, with the image's UUID and the
-/// version that the partition speaks.
+/// The same as FF-A 1.3 has it and Hafnium 2.15 gives it to callers of 1.2: 48 bytes, with the
+/// image's UUID and the version that the partition speaks.
 fn long_descriptor(id: u16, properties: u32, uuid: [u8; 16]) -> Vec<u8> {
     let appended = [&[0x5a; 16][..], &0x1_0003_u32.to_le_bytes(), &[0; 4]].concat();
     [descriptor(id, properties, uuid), appended].concat()
@@ -98,8 +98,8 @@ impl Kind {
         response(self.response, MM_ID)
     }
 
-    /// A world with an MM partition, found by registers, whose responses to requests and resumptions are a list, the last
-    /// response for ever.
+    /// A world with an MM partition, found by registers, whose responses to requests and
+    /// resumptions are a list, the last response for ever.
     fn serving(self, answers: Vec<Response>) -> World {
         let next = Cell::new(0);
         ffa(move |function, _, _| {
@@ -238,7 +238,8 @@ fn a_partition_that_takes_no_requests_is_an_error() {
 
 #[test]
 fn the_list_is_read_part_by_part_until_the_service_is_there() {
-    // The secure world does not filter: five or two others, as many as there is room for, then one and ours.
+    // The secure world does not filter: five or two others, as many as there is room for, then one
+    // and ours.
     for (descriptor, others) in DESCRIPTORS.into_iter().zip([5, 2]) {
         let world = ffa(move |function, arguments, _| {
             let other = |id| descriptor(id, TAKES_REQ, [9; 16]);
@@ -329,7 +330,8 @@ fn a_list_that_lies_about_itself_is_refused() {
     }
 }
 
-/// A world without GET_REGS that fills the RX page with descriptors, each of which claims to have `len` bytes.
+/// A world without GET_REGS that fills the RX page with descriptors, each of which claims to have
+/// `len` bytes.
 fn with_pages(missing: Response, count: u64, len: u64, descriptors: Vec<u8>) -> World {
     let rx = Rc::new(Cell::new(0));
     ffa(move |function, arguments, _| {
@@ -698,7 +700,8 @@ fn the_endpoint_that_was_interrupted_is_the_one_that_is_resumed() {
     }
 }
 
-/// MM waits for another partition; FFA_RUN of MM itself is refused as BUSY until that one has responded.
+/// MM waits for another partition; FFA_RUN of MM itself is refused as BUSY until that one has
+/// responded.
 #[test]
 fn a_partition_that_mm_waits_for_is_resumed_and_mm_is_not() {
     const OTHER: u64 = 0x8003_0003;

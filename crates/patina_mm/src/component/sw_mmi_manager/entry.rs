@@ -1,5 +1,5 @@
-//! What the configuration's ports mean: x86 ports, or a connection to the secure world. An unsafe island
-//! (`docs/unsafe.md`).
+//! What the configuration's ports mean: x86 ports, or a connection to the secure world. An unsafe
+//! island (`docs/unsafe.md`).
 
 use crate::config::{
     AcpiBase, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmcOptions,
@@ -34,13 +34,13 @@ pub(super) enum Entry {
     Secure(Box<dyn SecureMm>),
 }
 
-/// The command and data port of PCs, the wrong way round: APM_CNT is 0xB2 and APM_STS 0xB3 (Intel ICH9, 13.7),
-/// and so are AMD's ports once coreboot has set them up (`PM_ACPI_SMI_CMD`).
+/// The command and data port of PCs, the wrong way round: APM_CNT is 0xB2 and APM_STS 0xB3 (Intel
+/// ICH9, 13.7), and so are AMD's ports once coreboot has set them up (`PM_ACPI_SMI_CMD`).
 const SWAPPED: (MmiPort, MmiPort) = (MmiPort::Smi(0xb3), MmiPort::Smi(0xb2));
 
 impl Plan {
-    /// Checks the configuration's ports. `has_ports` says whether this machine has x86 ports, `connect` is
-    /// `None` if it has no secure monitor calls.
+    /// Checks the configuration's ports. `has_ports` says whether this machine has x86 ports,
+    /// `connect` is `None` if it has no secure monitor calls.
     pub(super) fn new(
         config: &MmCommunicationConfiguration,
         options: &MmCommunicationOptions,
@@ -96,8 +96,8 @@ impl Plan {
     }
 }
 
-/// The interfaces that a function identifier asks for, and the call by which a partition that the platform names takes
-/// requests; `None` if it carries no MM messages.
+/// The interfaces that a function identifier asks for, and the call by which a partition that the
+/// platform names takes requests; `None` if it carries no MM messages.
 fn interface(function: u32) -> Option<(smc::Interface, ffa::DirectRequest)> {
     match function {
         spm_mm::MM_COMMUNICATE | spm_mm::MM_COMMUNICATE_32 => {
@@ -161,16 +161,16 @@ impl RxTx {
     ///
     /// # Safety
     ///
-    /// If the secure world has RX and TX buffers mapped, `mapped_rx` is that RX buffer: memory that is mapped
-    /// one to one, and that only the secure world writes to.
+    /// If the secure world has RX and TX buffers mapped, `mapped_rx` is that RX buffer: memory that
+    /// is mapped one to one, and that only the secure world writes to.
     pub(super) const unsafe fn announced(mapped_rx: Option<AddressRange>) -> Self {
         Self { mapped_rx }
     }
 }
 
 impl RxTxMemory for RxTx {
-    /// Never freed: if unmapping it fails the secure world may still write to it. It is asked for at most once
-    /// a boot, and only if the partition manager lacks PARTITION_INFO_GET_REGS.
+    /// Never freed: if unmapping it fails the secure world may still write to it. It is asked for
+    /// at most once a boot, and only if the partition manager lacks PARTITION_INFO_GET_REGS.
     fn two_pages(&mut self) -> Option<SharedRegion> {
         #[repr(C, align(4096))]
         struct Pages([u8; 2 * mm_wire::PAGE_LEN]);
@@ -185,8 +185,8 @@ impl RxTxMemory for RxTx {
         let rx = self.mapped_rx?;
         let base = core::ptr::with_exposed_provenance_mut(usize::try_from(rx.start()).ok()?);
         let len = usize::try_from(rx.len()).ok()?;
-        // SAFETY: asked for only while the secure world has buffers mapped, so that the promise of `announced`
-        // holds: memory that is mapped, and that nothing in this world refers to.
+        // SAFETY: asked for only while the secure world has buffers mapped, so that the promise of
+        // `announced` holds: memory that is mapped, and that nothing in this world refers to.
         unsafe { SharedRegion::new(base, len) }.ok()
     }
 }

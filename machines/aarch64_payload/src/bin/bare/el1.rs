@@ -16,7 +16,8 @@ global_asm!(include_str!("el1.s"));
 unsafe extern "C" {
     /// Gives each vector register a value of its own.
     fn fill_vectors(seed: u64);
-    /// How many halves of vector registers have not the value that `fill_vectors` gave them with the same seed.
+    /// How many halves of vector registers have not the value that `fill_vectors` gave them with
+    /// the same seed.
     fn changed_vectors(seed: u64) -> u64;
 }
 
@@ -34,7 +35,8 @@ const FAILURE: u64 = 35;
 /// Called by the first instructions, once.
 #[unsafe(no_mangle)]
 extern "C" fn payload_main() -> ! {
-    // SAFETY: RAM that the linker script and the loader leave free; done once, before anything is allocated.
+    // SAFETY: RAM that the linker script and the loader leave free; done once, before anything is
+    // allocated.
     unsafe {
         HEAP.lock()
             .init(core::ptr::with_exposed_provenance_mut(HEAP_START), HEAP_LEN)
@@ -69,15 +71,18 @@ fn mode() -> Option<Mode> {
     Mode::of_word(unsafe { word.read_volatile() })
 }
 
-/// The shared region. The client's buffers and the tests' observers lie in it, all with volatile accesses.
+/// The shared region. The client's buffers and the tests' observers lie in it, all with volatile
+/// accesses.
 fn shared() -> Option<SharedRegion> {
     let base = core::ptr::with_exposed_provenance_mut(usize::try_from(SHARED.start()).ok()?);
     let len = usize::try_from(SHARED.len()).ok()?;
-    // SAFETY: RAM that is set aside for this, mapped one to one since the MMU is off; never referred to.
+    // SAFETY: RAM that is set aside for this, mapped one to one since the MMU is off; never
+    // referred to.
     unsafe { SharedRegion::new(base, len) }.ok()
 }
 
-/// The target has no floating point: between the two calls only the secure world can change the registers.
+/// The target has no floating point: between the two calls only the secure world can change the
+/// registers.
 fn vectors(run: &mut dyn FnMut()) -> u64 {
     const SEED: u64 = 0x5a5a_0000_0000_0000;
     // SAFETY: changes registers that no compiled code of this program uses, and lets EL1 use them.

@@ -22,7 +22,8 @@ use uefi_app::protocols::BootProtocols;
 extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
     // Before the host installs a logger of its own.
     aarch64_payload::recorder::install();
-    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
+    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot
+    // services.
     let firmware = unsafe { Firmware::new(image, system_table) };
     uefi_app::firmware::exit(run(firmware))
 }
@@ -75,8 +76,8 @@ fn reserve_shared(firmware: Firmware) -> Option<SharedRegion> {
     );
     match allocated {
         Ok(address) => {
-            // SAFETY: pages that the firmware has just given away, mapped one to one; they are never freed, and reached
-            // with volatile accesses only.
+            // SAFETY: pages that the firmware has just given away, mapped one to one; they are
+            // never freed, and reached with volatile accesses only.
             unsafe { SharedRegion::new(core::ptr::with_exposed_provenance_mut(address), len) }.ok()
         }
         Err(status) => {
@@ -87,6 +88,7 @@ fn reserve_shared(firmware: Firmware) -> Option<SharedRegion> {
 }
 
 fn print(line: fmt::Arguments<'_>) {
-    // Only a notification in the middle of a line finds the port taken; the transcript then lacks that line.
+    // Only a notification in the middle of a line finds the port taken; the transcript then lacks
+    // that line.
     let _ = writeln!(Console, "{line}");
 }
