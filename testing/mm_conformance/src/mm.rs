@@ -253,8 +253,7 @@ pub fn enter(
     let order = Cell::new(None);
     let serving = Cell::new(state.project_mu.and_then(|mu| mu.choose(buffers, memory)));
     let mut project_mu = |request: &mut Request<'_>| {
-        let release = Release::of_request(request.message()).ok_or(EfiStatus::INVALID_PARAMETER)?;
-        order.set(Some(release));
+        order.set(Some(Release::of_request(request.message())));
         Ok(())
     };
     let mut liar = |request: &mut Request<'_>| {

@@ -46,8 +46,10 @@ impl Release {
         }
     }
 
-    pub(crate) fn of_request(message: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|release| release.request() == message)
+    /// That of a message; [`Self::Main`] if it names none.
+    pub(crate) fn of_request(message: &[u8]) -> Self {
+        let named = |release: &Self| release.request() == message;
+        Self::ALL.into_iter().find(named).unwrap_or(Self::Main)
     }
 }
 

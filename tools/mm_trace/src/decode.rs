@@ -5,7 +5,7 @@
 
 use crate::guids::{self, Kind};
 use mm_wire::message::supervisor::{
-    self, CommUpdate, PolicyHeader, RequestHeader, UnblockMemory, VersionInfo,
+    self, CommUpdate, PolicyHeader, RequestHeader, SharedCommUpdate, UnblockMemory, VersionInfo,
 };
 use mm_wire::message::variable::{
     self, AccessVariable, Attributes, FunctionHeader, NextName, PayloadSize, QueryInfo, function,
@@ -333,6 +333,19 @@ fn supervisor(mut message: Message<'_>, decoded: &mut Decoded) {
                 decoded.field("memory", describe(&memory));
             }
         }
+        // v20.0.0 to v23.0.3 have one mailbox for both channels.
+        supervisor::REQUEST_COMM_UPDATE if message.total == size_of::<SharedCommUpdate>() as u64 => {
+            if let Some(update) = message.take::<SharedCommUpdate>("the new places", decoded) {
+                let [supervisors, users] = update.buffers;
+                for (name, memory) in [
+                    ("mailbox of both", update.mailbox),
+                    ("supervisor's buffer", supervisors),
+                    ("users' buffer", users),
+                ] {
+                    decoded.field(name, describe(&memory));
+                }
+            }
+        }
         supervisor::REQUEST_COMM_UPDATE => {
             if !message.is_cut()
                 && let Some(update) = message.take::<CommUpdate>("the new places", decoded)
@@ -597,6 +610,24 @@ mod tests {
                 .len(),
             3
         );
+    }
+
+    #[test]
+    fn a_move_is_read_in_the_layout_of_each_supervisor() {
+        let header = RequestHeader::new(supervisor::REQUEST_COMM_UPDATE);
+        for (len, mailboxes) in [
+            (168, ["mailbox of both"].as_slice()),
+            (224, &["supervisor's mailbox", "users' mailbox"]),
+        ] {
+            let request = [header.as_bytes(), &vec![0; len]].concat();
+            let request = decoded(supervisor::GUID, Direction::Request, &request);
+            let names: Vec<_> = request.fields.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(
+                names,
+                [mailboxes, &["supervisor's buffer", "users' buffer"]].concat()
+            );
+            assert_eq!(request.problems, [""; 0]);
+        }
     }
 
     #[test]

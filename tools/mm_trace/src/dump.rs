@@ -66,7 +66,8 @@ impl Dump {
 /// Whether bytes look like a status mailbox: its size, and zeroes where it has them.
 #[must_use]
 pub fn is_mailbox(bytes: &[u8]) -> bool {
-    bytes.len() == mm_wire::mailbox::MAILBOX_LEN && matches!(bytes, [0 | 1, 0, 0, 0, 0, 0, 0, 0, ..])
+    // The second byte is TalkToSupervisor in a mailbox that the MM supervisor shares with its users.
+    bytes.len() == mm_wire::mailbox::MAILBOX_LEN && matches!(bytes, [0 | 1, 0 | 1, 0, 0, 0, 0, 0, 0, ..])
 }
 
 /// Describes a status mailbox. `header` and `capacity` are of the comm buffer that it belongs to, if it is known.
@@ -92,6 +93,12 @@ fn mailbox_of(
     }
     let valid = bytes.first().copied().unwrap_or_default();
     dump.field("IsCommBufferValid", valid);
+    if image.is_for_supervisor() {
+        dump.field(
+            "TalkToSupervisor",
+            "set: the request is in the supervisor's comm buffer",
+        );
+    }
     dump.field("ReturnStatus", image.return_status());
     dump.field("ReturnBufferSize", image.return_buffer_size());
     if image.is_pending() {
@@ -470,6 +477,10 @@ mod tests {
         assert_eq!(comm_buffer(&[0; 4096], None).problems, [""; 0]);
         assert_eq!(comm_buffer(&[1; 7], None).problems.len(), 1);
         assert!(is_mailbox(MailboxImage::armed().as_bytes()));
+        let shared = MailboxImage::armed_for_supervisor();
+        assert!(is_mailbox(shared.as_bytes()));
+        let dump = mailbox(shared.as_bytes());
+        assert!(dump.fields.iter().any(|(name, _)| name == "TalkToSupervisor"));
         assert!(!is_mailbox(&bytes[..24]));
         assert_eq!(mailbox(&[0; 3]).problems.len(), 1);
     }
