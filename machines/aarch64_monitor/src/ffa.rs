@@ -298,7 +298,7 @@ impl Ffa {
         };
         match result {
             Ok(()) => answer(response, x1, 0, x3),
-            Err(refusal) => error(refusal.ffa()),
+            Err(refused) => error(refused.ffa()),
         }
     }
 }

@@ -13,7 +13,7 @@ pub const MAX_BUFFERS: usize = 8;
 
 /// Why a request was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum CallError {
     /// There is no handler for it, or its handler failed.
     NotSupported,
     /// The buffer holds no request, or one that does not fit into it.
@@ -24,7 +24,7 @@ pub enum Refusal {
     NoMemory,
 }
 
-impl Refusal {
+impl CallError {
     /// What SPM_MM says.
     #[must_use]
     pub const fn spm_mm(self) -> i32 {
@@ -106,31 +106,31 @@ impl<'a> Mm<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Denied`] if it does not lie in the shared region, [`Refusal::InvalidParameters`]
+    /// [`CallError::Denied`] if it does not lie in the shared region, [`CallError::InvalidParameters`]
     /// if there is no such memory or buffer, it overlaps another buffer, or the core would not
     /// serve it.
-    pub fn set_buffer(&mut self, index: u64, start: u64, len: u64) -> Result<(), Refusal> {
-        let region = AddressRange::new(start, len).ok_or(Refusal::InvalidParameters)?;
+    pub fn set_buffer(&mut self, index: u64, start: u64, len: u64) -> Result<(), CallError> {
+        let region = AddressRange::new(start, len).ok_or(CallError::InvalidParameters)?;
         if !self.shared.contains(region) {
-            return Err(Refusal::Denied);
+            return Err(CallError::Denied);
         }
         if index == 0 {
             self.buffers = [None; MAX_BUFFERS];
         }
         if self.buffers.iter().flatten().any(|other| other.overlaps(region)) {
-            return Err(Refusal::InvalidParameters);
+            return Err(CallError::InvalidParameters);
         }
         let buffer = CommBuffer {
             region,
             mailbox: None,
         };
         if MmCore::new(&[self.core.mmram], &[buffer], self.core.scratch).is_err() {
-            return Err(Refusal::InvalidParameters);
+            return Err(CallError::InvalidParameters);
         }
         let slot = usize::try_from(index)
             .ok()
             .and_then(|index| self.buffers.get_mut(index))
-            .ok_or(Refusal::InvalidParameters)?;
+            .ok_or(CallError::InvalidParameters)?;
         *slot = Some(region);
         Ok(())
     }
@@ -139,23 +139,23 @@ impl<'a> Mm<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal`] says why no response is in the buffer.
-    pub fn serve(&mut self, address: u64) -> Result<(), Refusal> {
+    /// [`CallError`] says why no response is in the buffer.
+    pub fn serve(&mut self, address: u64) -> Result<(), CallError> {
         let region = self
             .buffers
             .iter()
             .flatten()
             .find(|region| region.start() == address)
-            .ok_or(Refusal::Denied)?;
+            .ok_or(CallError::Denied)?;
         let region = *region;
-        let mut window = Window::new(&self.ram, region).ok_or(Refusal::Denied)?;
+        let mut window = Window::new(&self.ram, region).ok_or(CallError::Denied)?;
         match self.core.dispatch(region, &mut window)? {
             Outcome::Dispatched {
                 status: EfiStatus::SUCCESS,
                 ..
             } => Ok(()),
-            Outcome::Dispatched { .. } | Outcome::NoHandler { .. } => Err(Refusal::NotSupported),
-            _ => Err(Refusal::InvalidParameters),
+            Outcome::Dispatched { .. } | Outcome::NoHandler { .. } => Err(CallError::NotSupported),
+            _ => Err(CallError::InvalidParameters),
         }
     }
 
@@ -177,36 +177,36 @@ impl<'a> Mm<'a> {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Denied`] and [`Refusal::NoMemory`].
-    pub fn serve_as_standalone_mm(&mut self, address: u64) -> Result<(), Refusal> {
+    /// [`CallError::Denied`] and [`CallError::NoMemory`].
+    pub fn serve_as_standalone_mm(&mut self, address: u64) -> Result<(), CallError> {
         /// Bytes of EFI_MM_COMMUNICATE_HEADER with the first byte of its data, in C.
         const MINIMUM: u64 = 32;
         let room = AddressRange::new(address, MINIMUM)
             .filter(|start| self.shared.contains(*start))
             .and_then(|_| self.shared.end().checked_sub(address))
             .and_then(|len| AddressRange::new(address, len))
-            .ok_or(Refusal::Denied)?;
-        let window = Window::new(&self.ram, room).ok_or(Refusal::Denied)?;
+            .ok_or(CallError::Denied)?;
+        let window = Window::new(&self.ram, room).ok_or(CallError::Denied)?;
         let mut header = [0; MAX_HEADER_LEN];
         let header_len = usize::try_from(room.len()).map_or(MAX_HEADER_LEN, |len| len.min(MAX_HEADER_LEN));
         let header = header.get_mut(..header_len).unwrap_or_default();
         if !window.read(address, header) {
-            return Err(Refusal::Denied);
+            return Err(CallError::Denied);
         }
-        let header = Header::parse(header).map_err(|_malformed| Refusal::Denied)?;
+        let header = Header::parse(header).map_err(|_malformed| CallError::Denied)?;
         let message_len = match header.format() {
             HeaderFormat::V1 => header.message_len(),
             HeaderFormat::V3 => header.message_size(),
         };
         let needed = message_len
             .checked_add(header.format().header_len() as u64)
-            .ok_or(Refusal::Denied)?;
+            .ok_or(CallError::Denied)?;
         if needed > room.len() || needed > header.total_len() {
-            return Err(Refusal::Denied);
+            return Err(CallError::Denied);
         }
         let copied = AddressRange::new(address, header.total_len())
             .filter(|copied| room.contains(*copied))
-            .ok_or(Refusal::NoMemory)?;
+            .ok_or(CallError::NoMemory)?;
         let mut view = StandaloneView {
             window,
             buffer_size: (header.format() == HeaderFormat::V3).then_some((address, needed)),
@@ -214,19 +214,23 @@ impl<'a> Mm<'a> {
         self.core
             .dispatch(copied, &mut view)
             .map(drop)
-            .map_err(|_no_room| Refusal::NoMemory)
+            .map_err(|_no_room| CallError::NoMemory)
     }
 }
 
 impl Core<'_> {
     /// Calls the handlers for the request in `region`, which is also the room for their response.
-    fn dispatch(&mut self, region: AddressRange, memory: &mut dyn SystemMemory) -> Result<Outcome, Refusal> {
+    fn dispatch(
+        &mut self,
+        region: AddressRange,
+        memory: &mut dyn SystemMemory,
+    ) -> Result<Outcome, CallError> {
         let buffers = [CommBuffer {
             region,
             mailbox: None,
         }];
         let Ok(mut core) = MmCore::new(&[self.mmram], &buffers, self.scratch) else {
-            return Err(Refusal::InvalidParameters);
+            return Err(CallError::InvalidParameters);
         };
         self.requests = self.requests.saturating_add(1);
         let visit = mm_conformance::mm::enter(
@@ -242,7 +246,7 @@ impl Core<'_> {
             .outcomes()
             .first()
             .copied()
-            .ok_or(Refusal::InvalidParameters)
+            .ok_or(CallError::InvalidParameters)
     }
 }
 

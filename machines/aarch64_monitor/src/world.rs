@@ -76,7 +76,7 @@ impl<'a> World<'a> {
             SET_BUFFER => self
                 .mm
                 .set_buffer(x1, x2, x3)
-                .map_or_else(|refusal| spm_mm::code(refusal.spm_mm()), |()| 0),
+                .map_or_else(|error| spm_mm::code(error.spm_mm()), |()| 0),
             COUNT_REQUESTS => self.mm.requests(),
             MODE => self.mode.word().into(),
             _ => match &mut self.service {

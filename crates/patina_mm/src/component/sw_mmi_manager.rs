@@ -548,6 +548,15 @@ mod tests {
             Status::from(error),
             Status::MmReturned(efi::Status::ACCESS_DENIED)
         );
+        // A status in FF-A's direct response is the same.
+        let refused = SmcError::Refused {
+            call: "FFA_MSG_SEND_DIRECT_REQ",
+            code: mm_comm::smc::spm_mm::SpmMmCode(-3),
+        };
+        assert_eq!(
+            Status::from(MmiError::Smc(refused)),
+            Status::MmReturned(efi::Status::ACCESS_DENIED)
+        );
     }
 
     #[test]
