@@ -11,7 +11,7 @@
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
 //! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
 //! | [`HEADER`] | the communicate header of the request, at the start of the message |
-//! | [`PROJECT_MU`] | nothing; from then on comm buffers 0 and 1 are served by a double of Project Mu's supervisor ([`project_mu`](crate::project_mu)), of the [`Release`] that the message names |
+//! | [`PROJECT_MU`] | nothing; from then on comm buffers 0 and 1 are served by a double of Project Mu's supervisor ([`project_mu`]), of the [`Release`] that the message names |
 //! | the MM supervisor's | as `mm_core`'s handler does |
 //! | the variable service's | as `mm_core`'s handler does |
 

@@ -226,7 +226,7 @@ pub struct UnblockMemory(mm_wire::message::supervisor::UnblockMemory);
 
 impl UnblockMemory {
     /// Describes memory of the type `EfiRuntimeServicesData`, for `identifier`: a [`Guid`], a
-    /// [`BinaryGuid`](patina::BinaryGuid), or a reference to one.
+    /// [`BinaryGuid`], or a reference to one.
     #[must_use]
     pub fn runtime_data<'g>(physical_start: u64, pages: u64, identifier: impl Into<Guid<'g>>) -> Self {
         let identifier = mm_wire::Guid::from_bytes(identifier.into().as_bytes());
