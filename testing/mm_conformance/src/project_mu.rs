@@ -488,6 +488,7 @@ mod tests {
     use super::*;
     use mm_wire::Header;
     use mm_wire::guid;
+    use proptest::prelude::*;
     use std::vec;
     use std::vec::Vec;
 
@@ -611,6 +612,60 @@ mod tests {
             }
             assert_eq!(channel.lock(), Ok(()));
             assert_eq!(channel.lock(), Err(EfiStatus::NOT_FOUND));
+        }
+    }
+
+    /// A request with a header that makes sense, and fields behind it that often do.
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let field = prop_oneof![
+            0..10u64,
+            Just(REGION),
+            Just(REGION + LEN as u64),
+            Just(MAILBOXES),
+            Just(supervisor::COMM_BUFFER_ATTRIBUTES),
+            Just(u64::MAX),
+            any::<u64>().prop_map(|address| address & !0xfff),
+        ];
+        let fields = prop::collection::vec(field, 0..40);
+        (0..6u32, fields, 0..8usize).prop_map(|(number, fields, cut)| {
+            let mut message = RequestHeader::new(number).as_bytes().to_vec();
+            message.extend(fields.into_iter().flat_map(u64::to_le_bytes));
+            message.truncate(message.len() - cut);
+            message
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_makes_the_supervisor_panic_or_take_back_a_lock(
+            requests in prop::collection::vec(request(), 1..40),
+            is_main in any::<bool>(),
+        ) {
+            let release = if is_main { Release::Main } else { Release::V20ToV23 };
+            let mu = Cell::new(ProjectMu::new(release));
+            let buffers = buffers();
+            let mut channel = Channel {
+                mu: &mu,
+                serving: &Cell::new(None),
+                buffers: &buffers,
+            };
+            for message in requests {
+                let before = mu.get();
+                let mut memory = vec![0; LEN];
+                memory[..message.len()].copy_from_slice(&message);
+                let mut request =
+                    Request::new(mm_wire::Guid::ZERO, Default::default(), &mut memory, message.len()).unwrap();
+                let result = channel.handle(&mut request);
+                prop_assert!(request.message().len() <= message.len());
+                prop_assert!(matches!(result, Ok(()) | Err(EfiStatus::INVALID_PARAMETER)));
+                let after = mu.get();
+                prop_assert!(after.is_locked >= before.is_locked && after.was_moved >= before.was_moved);
+                if before.is_locked {
+                    let unblocked = |mu: ProjectMu| mu.unblocked.iter().flatten().count();
+                    prop_assert_eq!(unblocked(before), unblocked(after));
+                    prop_assert_eq!((before.regions, before.mailboxes), (after.regions, after.mailboxes));
+                }
+            }
         }
     }
 
