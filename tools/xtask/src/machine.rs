@@ -131,7 +131,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The last test has MM fault: a stack that ends in the page below it.
-            Variant::new("", true, 207).saying("MM STOPPED by exception 14"),
+            Variant::new("", true, 250).saying("MM STOPPED by exception 14"),
             // From 2816 MiB on there is RAM above 4 GiB, where MM does not reach.
             Variant::new("2048-mib", false, 18),
             Variant::new("3072-mib", false, 18),
