@@ -199,7 +199,7 @@ mod tests {
         fn pause(&self) {}
     }
 
-    /// What somebody else has left in the address port.
+    /// What other code has left in the address port.
     const BEFORE: u32 = 0x8000_1234;
 
     fn interrupted(pm_base: u32, acpi_cntl: u32, interrupts: fn(u32) -> bool) -> Result<u16, Ich9Error> {

@@ -1,6 +1,6 @@
 //! The machine's I/O as the trigger sees it.
 //!
-//! A trait, so that a simulated machine can stand where the processor's instructions stand. `NativePorts` is the real
+//! A trait, so that a simulated machine can take the place of the processor's instructions. `NativePorts` is the real
 //! thing, and an unsafe island (`docs/unsafe.md`).
 
 /// Port and memory-mapped I/O of one processor.
@@ -40,9 +40,9 @@ mod native {
         ///
         /// # Safety
         ///
-        /// The code runs at a privilege level that may execute `in` and `out`, and whoever passes port numbers and
-        /// register addresses to this value names registers whose access cannot break memory safety: an MMI's command
-        /// and data port, and SMI_EN.
+        /// The code runs at a privilege level that may execute `in` and `out`. Callers of this value's functions pass
+        /// ports and addresses of registers only, whose access cannot break memory safety: an MMI's command and data
+        /// port, SMI_EN, PCI configuration space.
         #[must_use]
         pub const unsafe fn new() -> Self {
             Self(())

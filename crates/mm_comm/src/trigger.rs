@@ -258,7 +258,7 @@ pub enum SmiCheck {
     /// what was read there. A platform that asks for it promises that the register is the chipset's SMI_EN.
     Enable,
     /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE
-    /// + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised whatever the chipset makes of it.
+    /// + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised unchecked.
     Off,
 }
 
@@ -486,7 +486,7 @@ mod tests {
             *ports.found_by_mm.borrow(),
             [(3, 0xc), (2, 0xb), (4, 0xd), (1, 0xa)]
         );
-        // Nothing is written once more where nothing was interrupted.
+        // Nothing is written again if nothing was interrupted.
         ports.chipset.bytes_written.take();
         raise(&ports, 5, 0xe);
         assert_eq!(*ports.chipset.bytes_written.borrow(), [(0xb3, 0xe), (0xb2, 5)]);

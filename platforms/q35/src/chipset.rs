@@ -1,5 +1,5 @@
-//! The chipset's registers that decide about SMIs and SMRAM, and what QEMU tells of the machine. An unsafe island
-//! (`docs/unsafe.md`).
+//! The chipset's registers that decide about SMIs and SMRAM, and what QEMU tells of the machine. An
+//! unsafe island (`docs/unsafe.md`).
 
 use core::arch::asm;
 use mm_comm::ich9::{self, PciRegister};
@@ -19,18 +19,20 @@ const FW_CFG_DATA: u16 = 0x511;
 
 /// The processor's ports.
 pub(crate) fn ports() -> NativePorts {
-    // SAFETY: a DXE core runs in ring 0. The ports passed to this value in this crate are the SMI's command and
-    // data port and SMI_EN, for which it was made; and configuration space, see `PciByte`.
+    // SAFETY: a DXE core runs in ring 0. The ports passed to this value in this crate are the SMI's
+    // command and data port and SMI_EN, for which it was made; and configuration space, see
+    // `PciByte`.
     unsafe { NativePorts::new() }
 }
 
-/// A register that decides about SMIs or SMRAM, a byte. Only those below can be named: one locks SMIs, the
-/// other decides what is at 0xa0000, where no program of this firmware has memory.
+/// A register that decides about SMIs or SMRAM, a byte. Only those below can be named: one locks
+/// SMIs, the other decides what is at 0xa0000, where no program of this firmware has memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PciByte(PciRegister);
 
 impl PciByte {
-    /// SMRAM: which memory is behind the compatible segment, and for whom (82G33 GMCH, 5.1.37; MCH 0:0.0, 0x9d).
+    /// SMRAM: which memory is behind the compatible segment, and for whom (82G33 GMCH, 5.1.37; MCH
+    /// 0:0.0, 0x9d).
     pub(crate) const SMRAM: Self = Self(PciRegister::new(0, 0, 0x9d));
     /// The low byte of GEN_PMCON_1, with SMI_LOCK (ICH9, 13.8.1.1; LPC bridge 0:1f.0, 0xa0).
     pub(crate) const GEN_PMCON_1: Self = Self(PciRegister::new(0x1f, 0, 0xa0));
@@ -44,7 +46,7 @@ impl PciByte {
     }
 }
 
-/// SMI_EN, where the chipset has it.
+/// SMI_EN, if the chipset tells where it is.
 fn smi_en(ports: &NativePorts) -> Option<SmiEnableRegister> {
     let base = ich9::pm_base(Some(ports)).ok()?;
     SmiEnableRegister::behind_io_base(base).ok()
@@ -62,7 +64,8 @@ pub(crate) fn cr2() -> u64 {
 /// Sets what [`cr2`] reads.
 #[cfg(feature = "conformance")]
 pub(crate) fn set_cr2(address: u64) {
-    // SAFETY: a DXE core runs in ring 0. Only page-fault handlers look at CR2, which the processor sets for them.
+    // SAFETY: a DXE core runs in ring 0. Only page-fault handlers look at CR2, which the processor
+    // sets for them.
     unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
 }
 
@@ -93,8 +96,8 @@ impl Chipset for Q35Chipset {
         }
     }
 
-    /// Not for good: QEMU takes an SMI where APMC_EN alone is set, which nothing locks. Looks for SMI_EN where
-    /// it is, because the launcher also refuses a PMBASE that it does not expect.
+    /// Not for good: QEMU takes an SMI if APMC_EN alone is set, which nothing locks. Looks for
+    /// SMI_EN where it is, because the launcher also refuses a PMBASE that it does not expect.
     fn switch_smis_off(&self) {
         let ports = ports();
         // Without a base SMI_EN is nowhere, and SMIs are off as a reset leaves them.
@@ -104,8 +107,8 @@ impl Chipset for Q35Chipset {
     }
 
     fn fw_cfg(&self, item: u16, out: &mut [u8]) {
-        // SAFETY: a DXE core runs in ring 0. The port selects an item of fw_cfg, or is nobody's; neither
-        // touches memory.
+        // SAFETY: a DXE core runs in ring 0. The port selects an item of fw_cfg, or belongs to no
+        // device; neither touches memory.
         unsafe {
             asm!("out dx, ax", in("dx") FW_CFG_SELECTOR, in("ax") item,
                 options(nomem, nostack, preserves_flags));

@@ -24,7 +24,8 @@ static CORE: Core<Q35> = Core::new(NullSectionExtractor);
 
 struct Q35;
 
-/// There are no `services` to add: the one that there is, `PlatformMmControl`, needs others, and comes from [`MmLaunch`].
+/// There are no `services` to add: the one that there is, `PlatformMmControl`, needs others, and
+/// comes from [`MmLaunch`].
 impl ComponentInfo for Q35 {
     fn configs(mut add: Add<'_, Config>) {
         // `MmHobConfiguration` fills in the rest.
@@ -74,10 +75,11 @@ impl PlatformInfo for Q35 {
 
 #[unsafe(export_name = "efi_main")]
 extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
-    // An error says that a logger is installed already, and nobody ran before us.
+    // It fails only if a logger is installed already, and this is the first code that runs.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(LevelFilter::Info);
-    // SAFETY: the PEI phase called this entry point with its HOB list, and the core gets it only afterwards.
+    // SAFETY: the PEI phase called this entry point with its HOB list, and the core gets it only
+    // afterwards.
     unsafe { comm_buffer_hobs::add(hob_list) };
     CORE.entry_point(hob_list)
 }

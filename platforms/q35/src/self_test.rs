@@ -104,7 +104,7 @@ impl TestBench {
     }
 }
 
-/// Does what the application asks for; `true` where all went well.
+/// Does what the application asks for; `true` if all went well.
 fn run(services: Services, traffic: &Traffic, task: Task, findings: Findings) -> bool {
     traffic.stop();
     let control = Control(services.mm);

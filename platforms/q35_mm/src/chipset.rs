@@ -1,10 +1,11 @@
 //! Which registers decide about SMRAM, and the order in which they are locked.
 //!
-//! Apart from the launcher and from any hardware, so that a chipset that does not do as it is told can be tried.
+//! Apart from the launcher and from any hardware, so that a chipset that does not do as it is told
+//! can be tried.
 
 use thiserror::Error;
 
-/// The register SMRAM, for the compatible segment (82G33 GMCH, 5.1.37): everybody reaches it.
+/// The register SMRAM, for the compatible segment (82G33 GMCH, 5.1.37): all code reaches it.
 pub const OPEN: u8 = 0x4a;
 /// Only MM reaches it.
 pub const CLOSED: u8 = 0x0a;
@@ -12,14 +13,15 @@ pub const CLOSED: u8 = 0x0a;
 pub const LOCKED: u8 = CLOSED | D_LCK;
 const D_LCK: u8 = 1 << 4;
 
-/// Sends data accesses of MM to what everybody else has at these addresses. The lock leaves it free, and the MM
-/// image clears it at each SMI.
+/// Sends data accesses of MM to what other code has at these addresses. The lock leaves it free,
+/// and the MM image clears it at each SMI.
 pub const D_CLS: u8 = 1 << 5;
 
 /// SMI_LOCK in GEN_PMCON_1 (ICH9, 13.8.1.1): GBL_SMI_EN stays as it is until a reset.
 pub const SMI_LOCK: u8 = 1 << 4;
 
-/// Items of QEMU's fw_cfg (QEMU, `docs/specs/fw_cfg.rst`; edk2 `OvmfPkg/Include/IndustryStandard/QemuFwCfg.h`).
+/// Items of QEMU's fw_cfg (QEMU, `docs/specs/fw_cfg.rst`; edk2
+/// `OvmfPkg/Include/IndustryStandard/QemuFwCfg.h`).
 const FW_CFG_SIGNATURE: u16 = 0;
 const FW_CFG_NB_CPUS: u16 = 5;
 const FW_CFG_MAX_CPUS: u16 = 0xf;
@@ -63,8 +65,8 @@ pub fn is_locked(chipset: &impl Chipset) -> bool {
 ///
 /// # Errors
 ///
-/// [`NotLocked`], where SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then, and SMIs
-/// were switched off, as far as the chipset goes along with it.
+/// [`NotLocked`], if SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then,
+/// and SMIs were switched off, as far as the chipset goes along with it.
 pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
     chipset.set_smram(CLOSED);
     chipset.set_smram(LOCKED);
@@ -87,7 +89,8 @@ pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
 
 /// Like [`lock`], but for a machine without MM: with SMIs off, so that GBL_SMI_EN stays off.
 ///
-/// Where SMRAM is locked already SMIs stay as they are: there may be an MM, and without SMIs nobody reaches it.
+/// If SMRAM is locked already SMIs stay as they are: there may be an MM, which cannot be reached
+/// without SMIs.
 ///
 /// # Errors
 ///
@@ -99,9 +102,9 @@ pub fn lock_without_mm(chipset: &impl Chipset) -> Result<(), NotLocked> {
     lock(chipset)
 }
 
-/// Runs `first`, which raises the first SMI, with SMIs on. `prepare` comes before that: it puts the code in
-/// place that the SMI runs, and an SMI of another source must not find anything else there. If `first` fails
-/// SMIs are off again before what `prepare` returned is dropped.
+/// Runs `first`, which raises the first SMI, with SMIs on. `prepare` comes before that: it puts the
+/// code in place that the SMI runs, and an SMI of another source must not find anything else there.
+/// If `first` fails SMIs are off again before what `prepare` returned is dropped.
 ///
 /// # Errors
 ///
@@ -119,7 +122,7 @@ pub fn first_smi<T, E>(
 /// Why it is not certain that there is only one processor.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ProcessorsError {
-    /// Nobody tells.
+    /// Nothing tells it.
     #[error("the number of processors is unknown: QEMU's fw_cfg has signature {0:02x?}")]
     Unknown([u8; 4]),
     /// There are more, or there can be.
@@ -132,8 +135,8 @@ pub enum ProcessorsError {
     },
 }
 
-/// Makes sure that the machine has one processor and never gets another. Each has an SMBASE of its own, and one
-/// that nobody moved lets anybody run code in System Management Mode.
+/// Makes sure that the machine has one processor and never gets another. Each has an SMBASE of its
+/// own, and one that was not moved lets any code run in System Management Mode.
 ///
 /// CPUID does not tell: it counts what is in its own package.
 ///

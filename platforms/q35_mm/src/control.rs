@@ -19,11 +19,12 @@ pub const GUID: Guid = guid!("e1a7c1c5-0f3b-4f0e-9b5b-6f3c5b3c9d21");
 
 /// Asks what MM knows of itself.
 pub const STATE: u64 = 1;
-/// Has MM serve these comm buffers beside those of the hand-off, and no longer those of the last such message.
+/// Makes MM serve these comm buffers beside those of the hand-off, and no longer those of the last
+/// such message.
 pub const BUFFERS: u64 = 2;
 /// Asks what MM did about the suite's comm buffers.
 pub const REPORT: u64 = 3;
-/// Has a handler call itself until the stack ends.
+/// Makes a handler call itself until the stack ends.
 pub const FAULT: u64 = 4;
 
 /// The most comm buffers of [`BUFFERS`].
@@ -37,7 +38,8 @@ pub const MAX_BUFFERS: usize = 4;
 pub struct StateOfMm {
     /// @0 SMIs since the image was loaded, this one included.
     pub smis: U64,
-    /// @8 How often the root handler ran. It runs after this message was answered: one less than `smis` once all goes well.
+    /// @8 How often the root handler ran. It runs after this message was answered: one less than
+    /// `smis` once all goes well.
     pub root_calls: U64,
     /// @16 The command port's value at the last run of the root handler.
     pub last_command: U64,
@@ -54,7 +56,7 @@ pub fn split(request: &[u8]) -> Option<(u64, &[u8])> {
     Some((function.get(), rest))
 }
 
-/// The entries of a [`BUFFERS`] request; `None` where they are too many or one is cut off.
+/// The entries of a [`BUFFERS`] request; `None` if they are too many or one is cut off.
 #[must_use]
 pub fn buffer_entries(body: &[u8]) -> Option<&[BufferEntry]> {
     let entries = <[BufferEntry]>::ref_from_bytes(body).ok()?;

@@ -1,15 +1,16 @@
 //! From the SMI to Rust and back. An unsafe island (`docs/unsafe.md`).
 //!
-//! An SMI finds the processor in 16-bit code at SMBASE + 0x8000, with CS at SMBASE, the other segments at 0
-//! with limits of 4 GiB, interrupts and paging off, CR4 and EFER zero (AMD64 volume 2, 10.3.1). Nothing that is
-//! loaded here needs to be put back: RSM restores it all from the save state, but for CR2, which a page fault
-//! changes.
+//! An SMI finds the processor in 16-bit code at SMBASE + 0x8000, with CS at SMBASE, the other
+//! segments at 0 with limits of 4 GiB, interrupts and paging off, CR4 and EFER zero (AMD64 volume
+//! 2, 10.3.1). Nothing that is loaded here needs to be put back: RSM restores it all from the save
+//! state, but for CR2, which a page fault changes.
 //!
-//! The chipset's lock leaves D_CLS free (82G33 GMCH, 5.1.37): it sends MM's data accesses, not its code
-//! fetches, to what is at these addresses outside MM. So the first instructions touch no memory, and clear it.
+//! The chipset's lock leaves D_CLS free (82G33 GMCH, 5.1.37): it sends MM's data accesses, not its
+//! code fetches, to what is at these addresses outside MM. So the first instructions touch no
+//! memory, and clear it.
 //!
-//! Descriptors, TSS and IDT hold addresses in pieces, which no linker computes; so they stand where `smram.ld`
-//! puts them, and their addresses are written out here.
+//! Descriptors, TSS and IDT hold addresses in pieces, which no linker computes; so they are where
+//! `smram.ld` puts them, and their addresses are written out here.
 
 use crate::{fault, mm};
 use core::arch::global_asm;
@@ -151,7 +152,7 @@ leave_mm:
     options(att_syntax)
 );
 
-/// What stands on the stack when `exception` is called.
+/// What is on the stack when `exception` is called.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct ExceptionFrame {
@@ -165,14 +166,16 @@ extern "C" fn serve() {
 }
 
 extern "C" fn exception(frame: *const ExceptionFrame, cr2: u64) {
-    // SAFETY: the stub passes its stack pointer, at which it and the processor have pushed these fields.
+    // SAFETY: the stub passes its stack pointer, at which it and the processor have pushed these
+    // fields.
     let frame = unsafe { frame.read() };
     fault::exception(frame, cr2);
 }
 
 /// Ends the SMI: the processor goes on where it was interrupted.
 pub(crate) fn resume() -> ! {
-    // SAFETY: this code runs in System Management Mode only, where RSM, which is there behind CR2, is defined; it loads
-    // everything from the save state, so that nothing on this stack is used again.
+    // SAFETY: this code runs in System Management Mode only, where RSM, which is there behind CR2,
+    // is defined; it loads everything from the save state, so that nothing on this stack is used
+    // again.
     unsafe { core::arch::asm!("jmp leave_mm", options(noreturn, att_syntax)) }
 }

@@ -1,8 +1,8 @@
 //! What happens when MM itself goes wrong.
 //!
-//! What a handler was doing when it faulted is unknown, and with it what state MM is in. So MM stops for good:
-//! it says so on the serial line, answers this and each later request with `EFI_ABORTED`, and calls no handler
-//! any more. The rest of the machine goes on.
+//! What a handler was doing when it faulted is unknown, and with it what state MM is in. So MM
+//! stops for good: it says so on the serial line, answers this and each later request with
+//! `EFI_ABORTED`, and calls no handler any more. The rest of the machine goes on.
 
 use crate::entry::{self, ExceptionFrame};
 use crate::machine::{Outside, Serial};
@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// The mailboxes to answer in, zero where there is none. Apart from the rest of MM's state, which is not
+/// The mailboxes to answer in, zero if there is none. Apart from the rest of MM's state, which is not
 /// touched any more.
 static MAILBOXES: [AtomicU64; MAX_MAILBOXES] = [const { AtomicU64::new(0) }; MAX_MAILBOXES];
 const MAX_MAILBOXES: usize = 12;

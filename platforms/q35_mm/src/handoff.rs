@@ -1,8 +1,8 @@
 //! What the launcher tells MM before SMRAM is locked.
 //!
-//! The block stands in SMRAM at [`crate::layout::HANDOFF`]. MM copies it at the first SMI after the image was loaded,
-//! checks the copy, and answers in the field `state`, which the launcher reads while SMRAM is still open. After that MM
-//! never looks at the block again.
+//! The block is in SMRAM at [`crate::layout::HANDOFF`]. MM copies it at the first SMI after the
+//! image was loaded, checks the copy, and answers in the field `state`, which the launcher reads
+//! while SMRAM is still open. After that MM never looks at the block again.
 
 use mm_core::CommBuffer;
 use mm_wire::AddressRange;
@@ -15,7 +15,7 @@ pub const SIGNATURE: u64 = u64::from_le_bytes(*b"MMHNDOFF");
 /// The most comm buffers that can be handed over.
 pub const MAX_BUFFERS: usize = 4;
 
-/// Where `state` stands in the block.
+/// Where `state` is in the block.
 pub const STATE_OFFSET: u64 = 16;
 
 /// The block. 120 bytes, little-endian.
@@ -42,7 +42,7 @@ pub struct BufferEntry {
     pub start: U64,
     /// @8 Bytes of the region.
     pub len: U64,
-    /// @16 The address of the status mailbox, or zero where there is none.
+    /// @16 The address of the status mailbox, or zero if there is none.
     pub mailbox: U64,
 }
 
@@ -94,7 +94,7 @@ impl HandOff {
         })
     }
 
-    /// The comm buffers; `None` where the block is not one, or an entry is no range of addresses.
+    /// The comm buffers; `None` if the block is not one, or an entry is not a range of addresses.
     #[must_use]
     pub fn comm_buffers(&self) -> Option<impl Iterator<Item = CommBuffer>> {
         let count = usize::try_from(self.count.get()).ok()?;
@@ -106,7 +106,7 @@ impl HandOff {
 }
 
 impl BufferEntry {
-    /// The comm buffer; `None` where the region is no range of addresses.
+    /// The comm buffer; `None` if the region is not a range of addresses.
     #[must_use]
     pub fn comm_buffer(&self) -> Option<CommBuffer> {
         Some(CommBuffer {

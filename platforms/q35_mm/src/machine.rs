@@ -1,4 +1,5 @@
-//! The machine as MM uses it: ports, serial line, memory, and MM's own state. An unsafe island (`docs/unsafe.md`).
+//! The machine as MM uses it: ports, serial line, memory, and MM's own state. An unsafe island
+//! (`docs/unsafe.md`).
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
@@ -24,13 +25,15 @@ const MAX_READINGS: u32 = 100_000;
 
 fn read_u8(port: u16) -> u8 {
     let value: u8;
-    // SAFETY: MM runs in ring 0, and this module reads only ports whose reading has no effect on memory.
+    // SAFETY: MM runs in ring 0, and this module reads only ports whose reading has no effect on
+    // memory.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
     value
 }
 
 fn write_u8(port: u16, value: u8) {
-    // SAFETY: MM runs in ring 0, and this module writes only the serial port, which has no access to memory.
+    // SAFETY: MM runs in ring 0, and this module writes only the serial port, which has no access
+    // to memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 
@@ -95,8 +98,9 @@ fn outside(address: u64, len: usize) -> Option<SharedRegion> {
         return None;
     }
     let base = pointer(range.start());
-    // SAFETY: `range` lies below REACH, where the page tables map all but page 0 for reading and writing. It is outside
-    // SMRAM, which holds all of this program, so that no Rust reference points there.
+    // SAFETY: `range` lies below REACH, where the page tables map all but page 0 for reading and
+    // writing. It is outside SMRAM, which holds all of this program, so that no Rust reference
+    // points there.
     unsafe { SharedRegion::new(base, len) }.ok()
 }
 
@@ -104,9 +108,10 @@ fn outside(address: u64, len: usize) -> Option<SharedRegion> {
 pub(crate) fn hand_off() -> HandOff {
     let mut block = HandOff::new_zeroed();
     let from = pointer(HANDOFF);
-    // SAFETY: the block's page is mapped for reading and writing, and `smram.ld` puts nothing of this program there.
+    // SAFETY: the block's page is mapped for reading and writing, and `smram.ld` puts nothing of
+    // this program there.
     let region = unsafe { SharedRegion::new(from, size_of::<HandOff>()) };
-    // A block that cannot be read stays zeroed, which is no block.
+    // A block that cannot be read stays zeroed, which is not a block.
     let _ = region.is_ok_and(|region| region.read(0, block.as_mut_bytes()));
     block
 }
@@ -116,11 +121,11 @@ pub(crate) fn response_hand_off(state: State) {
     let at = pointer(HANDOFF.saturating_add(STATE_OFFSET));
     // SAFETY: as in `hand_off`.
     let region = unsafe { SharedRegion::new(at, size_of::<u64>()) };
-    // Where it cannot be written the launcher reads `New`, and refuses to go on.
+    // If it cannot be written the launcher reads `New`, and refuses to go on.
     let _ = region.is_ok_and(|region| region.write(0, &state.number().to_le_bytes()));
 }
 
-/// The hash of what never changes in SMRAM, as it stands there now.
+/// The hash of what never changes in SMRAM, as it is there now.
 pub(crate) fn constant_hash() -> u64 {
     let bytes = CONSTANT.into_iter().flatten().map(|address| {
         let byte = pointer(address);
@@ -147,12 +152,13 @@ impl<T> Exclusive<T> {
         }
     }
 
-    /// Uses the value; `None` where it is in use, which it stays for good when a fault ended its last use.
+    /// Uses the value; `None` if it is in use, which it stays for good when a fault ended its last use.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if self.taken.swap(true, Ordering::Acquire) {
             return None;
         }
-        // SAFETY: `taken` was false, so that no other reference exists; it is true until `f` has returned.
+        // SAFETY: `taken` was false, so that no other reference exists; it is true until `f` has
+        // returned.
         let result = f(unsafe { &mut *self.value.get() });
         self.taken.store(false, Ordering::Release);
         Some(result)

@@ -47,7 +47,7 @@ pub(crate) struct Buffers<const N: usize> {
 }
 
 impl<const N: usize> Buffers<N> {
-    /// Stands where there is no buffer.
+    /// In the place of a buffer that does not exist.
     const NONE: CommBuffer = CommBuffer {
         region: SMRAM,
         mailbox: None,
@@ -60,7 +60,7 @@ impl<const N: usize> Buffers<N> {
         }
     }
 
-    /// Collects buffers; `None` where they are more than `N`.
+    /// Collects buffers; `None` if they are more than `N`.
     pub(crate) fn collect(buffers: impl Iterator<Item = CommBuffer>) -> Option<Self> {
         let mut collected = Self::new();
         for buffer in buffers {

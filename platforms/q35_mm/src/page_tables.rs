@@ -1,7 +1,7 @@
 //! The page tables: what MM may execute, read and write.
 //!
-//! Virtual addresses are physical ones. The tables are constants, on pages that MM cannot write; `accessed` and `dirty`
-//! are set, so that the processor has nothing to write there either.
+//! Virtual addresses are physical ones. The tables are constants, on pages that MM cannot write;
+//! `accessed` and `dirty` are set, so that the processor has nothing to write there either.
 
 use crate::layout::{CODE, CONSTANT, GUARD_PAGE, REACH};
 use core::ops::Range;
@@ -22,12 +22,13 @@ const TO_CODE: u64 = PRESENT | ACCESSED | DIRTY;
 const TO_CONSTANTS: u64 = TO_CODE | NO_EXECUTE;
 const TO_DATA: u64 = TO_CONSTANTS | WRITE;
 
-/// Where the tables are, by `smram.ld`: the root, the one below it, one for each GiB, and one for the first 2 MiB.
+/// Where the tables are, by `smram.ld`: the root, the one below it, one for each GiB, and one for
+/// the first 2 MiB.
 const BASE: u64 = 0xa_1000;
 const GIBS: usize = 3;
 const _: () = assert!(REACH <= (GIBS as u64) << 30 && REACH.is_multiple_of(LARGE_PAGE));
 
-/// All page tables, as they stand in SMRAM.
+/// All page tables, as they are in SMRAM.
 #[repr(C, align(4096))]
 pub struct PageTables {
     root: [u64; ENTRIES],

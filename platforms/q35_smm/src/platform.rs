@@ -47,7 +47,8 @@ impl ComponentInfo for Q35Smm {
 impl MemoryInfo for Q35Smm {}
 
 impl CpuInfo for Q35Smm {
-    // edk2's SMM CPU driver waits for the protocol; without it no SMM driver starts, and BDS has no variables.
+    // edk2's SMM CPU driver waits for the protocol; without it no SMM driver starts, and BDS has no
+    // variables.
     const ENABLE_MP_SERVICES: bool = true;
 
     fn perf_timer_frequency() -> Option<u64> {
@@ -66,7 +67,7 @@ impl PlatformInfo for Q35Smm {
 
 #[unsafe(export_name = "efi_main")]
 extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
-    // An error says that a logger is installed already, and nobody ran before us.
+    // It fails only if a logger is installed already, and this is the first code that runs.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(LevelFilter::Info);
     CORE.entry_point(hob_list)

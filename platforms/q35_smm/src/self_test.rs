@@ -1,4 +1,5 @@
-//! The tests of the components in this firmware. An application has them run ([`patina_harness::bench`]).
+//! The tests of the components in this firmware. An application has them run
+//! ([`patina_harness::bench`]).
 
 use crate::platform::BUFFER_ID;
 use alloc::boxed::Box;
@@ -74,7 +75,8 @@ fn payload_size(mm: Mm) -> core::result::Result<u64, VariableError<Status>> {
     VariableService(|message: &[u8]| ask(mm, &VARIABLES.to_bytes(), message)).payload_size()
 }
 
-/// `true` where all went well. The host compares the number of SMIs that were raised here with what the machine took.
+/// `true` if all went well. The host compares the number of SMIs that were raised here with what
+/// the machine took.
 fn run(
     mm: Mm,
     trigger: &dyn SwMmiTrigger,

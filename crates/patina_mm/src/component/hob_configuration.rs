@@ -42,7 +42,7 @@ use thiserror::Error;
 /// The command and data ports of Intel chipsets, APM_CNT and APM_STS.
 const INTEL_PORTS: (MmiPort, MmiPort) = (MmiPort::Smi(0xb2), MmiPort::Smi(0xb3));
 
-/// Where the ACPI base comes from, behind which SMI_EN is.
+/// Where the ACPI base comes from. SMI_EN is 0x30 above it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcpiBaseSource {
     /// What the configuration says already; by default nothing, so that SMI_EN is not checked.
@@ -87,10 +87,10 @@ pub enum HobConfigurationError {
         /// What is wrong.
         status: CommunicateBufferStatus,
     },
-    /// The comm buffers cannot stand beside each other.
+    /// The comm buffers have one identifier twice, or share memory.
     #[error(transparent)]
     Configuration(#[from] ConfigurationError),
-    /// There is no ACPI base where the platform said.
+    /// The chipset does not tell its ACPI base.
     #[error(transparent)]
     AcpiBase(#[from] Ich9Error),
 }
@@ -146,11 +146,11 @@ impl FromHob for CommRegionHob {
 /// to v23.0.3 (three fields, one mailbox) and from those of `main` since May 2026 (four fields, two mailboxes).
 ///
 /// What the platform set by hand stays: its comm buffers, and each port that is not the default's. A command port that
-/// nobody set becomes 0xB2, such a data port 0xB3.
+/// was not set becomes 0xB2, such a data port 0xB3.
 ///
 /// # Errors
 ///
-/// Where a HOB is missing or wrong the component fails with a [`HobConfigurationError`] in the log (target
+/// If a HOB is missing or wrong the component fails with a [`HobConfigurationError`] in the log (target
 /// `mm_comm`), and the configuration stays as it was.
 pub struct MmHobConfiguration {
     ports: Option<Box<dyn Ports>>,
@@ -269,7 +269,7 @@ impl MmHobConfiguration {
         }
         let comm_buffers = [given.comm_buffers.as_slice(), &announced].concat();
         check_buffers(&comm_buffers)?;
-        // Only now is memory written to: what was announced wrongly may be somebody else's.
+        // Memory is written to only now: what was announced wrongly may belong to other code.
         announced.iter().for_each(CommunicateBuffer::take_over);
         let unset = MmCommunicationConfiguration::default();
         let given_or = |given: MmiPort, unset, intel| if given == unset { intel } else { given };

@@ -9,10 +9,10 @@ use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 
 impl SwMmiManager {
-    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it, whoever offers it, and
-    /// whenever.
+    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it, whichever
+    /// component offers it and however late.
     ///
-    /// Without this declaration the hook is called only where it is registered before this component is dispatched: a
+    /// Without this declaration the hook is called only if it is registered before this component is dispatched: a
     /// platform need not have one, so there is nothing to wait for.
     ///
     /// ```

@@ -101,7 +101,7 @@ pub unsafe trait SwMmiTrigger {
     /// An [`EfiError`] if no MMI was raised.
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
 
-    /// As [`Self::trigger_sw_mmi`], with the reason in full.
+    /// Like [`Self::trigger_sw_mmi`], but with the full reason.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ pub unsafe trait SwMmiTrigger {
             .map_err(MmiError::Failed)
     }
 
-    /// Has MM process the request in the comm buffer at a physical address.
+    /// Makes MM process the request in the comm buffer at a physical address.
     ///
     /// On x86 this is [`Self::raise_mmi`]: MM knows its buffers. A secure monitor call is told the address, and
     /// MM has run when it returns; both values are then of no use.
@@ -360,7 +360,7 @@ unsafe impl SwMmiTrigger for SwMmiManager {
         cmd_port_value: u8,
         data_port_value: u8,
     ) -> Result<MmProgress, MmiError> {
-        // Whoever sends a message logs what became of it, once.
+        // The communicator logs a failed call, once.
         self.enter(Some(comm_buffer), cmd_port_value, data_port_value)
     }
 

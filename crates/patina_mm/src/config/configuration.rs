@@ -52,7 +52,7 @@ impl Default for MmCommunicationConfiguration {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigurationError {
-    /// The ports are those of the default: nobody set the configuration.
+    /// The ports are those of the default: the configuration was never set.
     #[error("platform: MmCommunicationConfiguration was never set (its ports are the default's)")]
     Unset,
     /// The command port is the default's: it was never set.

@@ -11,7 +11,7 @@ pub enum MmiPort {
     ///
     /// | identifier | meaning |
     /// |---|---|
-    /// | 0xC400_0041, 0x8400_0041 (MM_COMMUNICATE) | FF-A where FFA_VERSION answers 1.2 or later, SPM_MM elsewhere |
+    /// | 0xC400_0041, 0x8400_0041 (MM_COMMUNICATE) | FF-A if FFA_VERSION returns 1.2 or later, else SPM_MM |
     /// | 0xC400_006F, 0xC400_008D (FFA_MSG_SEND_DIRECT_REQ, _REQ2) | FF-A only; which of the two requests is sent depends on what the MM partition takes |
     Smc(u32),
 }
@@ -54,7 +54,7 @@ pub enum AcpiBase {
 }
 
 impl AcpiBase {
-    /// The I/O port; zero where the base is memory-mapped.
+    /// The I/O port; zero if the base is memory-mapped.
     #[must_use]
     pub fn get_io_value(&self) -> u16 {
         match *self {
@@ -63,7 +63,7 @@ impl AcpiBase {
         }
     }
 
-    /// The address; zero where the base is an I/O port.
+    /// The address; zero if the base is an I/O port.
     #[must_use]
     pub fn get_mmio_value(&self) -> usize {
         match *self {

@@ -1,8 +1,9 @@
 //! Makes the HOBs that say where the comm buffers are. An unsafe island (`docs/unsafe.md`).
 //!
-//! A platform with MM has its PEI phase set comm buffers aside and say so in HOBs. Stock OVMF without SMM does not, so
-//! that this does, with PEI's means, before the core takes the HOB list over: memory from the top of PEI's free memory,
-//! HOBs at the end of the list (PI 1.9, volume 3, 5).
+//! A platform with MM has its PEI phase set comm buffers aside and say so in HOBs. Stock OVMF
+//! without SMM does not, so that this does, with PEI's means, before the core takes the HOB list
+//! over: memory from the top of PEI's free memory, HOBs at the end of the list (PI 1.9, volume 3,
+//! 5).
 
 use core::ffi::c_void;
 use mm_wire::PAGE_LEN;
@@ -71,12 +72,13 @@ struct CommRegion {
     status: U64,
 }
 
-/// Adds the HOBs of all comm buffers to the list. Where there is no room for all of them the list stays as it is, and MM is
-/// not configured.
+/// Adds the HOBs of all comm buffers to the list. If there is no room for all of them the list
+/// stays as it is, and MM is not configured.
 ///
 /// # Safety
 ///
-/// `hob_list` is the list that the PEI phase handed to the core, which has not looked at it yet. Nobody else uses it.
+/// `hob_list` is the list that the PEI phase handed to the core, which has not looked at it yet. No
+/// other code uses it.
 pub(crate) unsafe fn add(hob_list: *const c_void) {
     let phit = hob_list.cast::<PhaseHandoffInformationTable>().cast_mut();
     // SAFETY: a HOB list starts with its PHIT HOB (PI 1.9, volume 3, 4.3).
@@ -95,14 +97,14 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
     }
     for Placed { at, hobs, base, len } in all.into_iter().flatten() {
         let at = core::ptr::with_exposed_provenance_mut::<Hobs>(at);
-        // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and what it took for
-        // the comm buffer: PEI's free memory, which is there to be given.
+        // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces,
+        // and what it took for the comm buffer: PEI's free memory, which is there to be given.
         unsafe { at.write_unaligned(hobs) };
         let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
         // SAFETY: `place` took these bytes from the end of free memory.
         unsafe { base.write_bytes(0, len) };
     }
-    // SAFETY: as for the reading above. The HOBs that it counts now stand.
+    // SAFETY: as for the reading above. The HOBs that it counts are written.
     unsafe { phit.write(table) };
 }
 
@@ -115,11 +117,12 @@ struct Placed {
     len: usize,
 }
 
-/// Takes memory for a comm buffer and its mailbox, and room for HOBs; `None` where there is not enough.
+/// Takes memory for a comm buffer and its mailbox, and room for HOBs; `None` if there is not enough.
 fn place(table: &mut PhaseHandoffInformationTable, owner: u64, pages: u64) -> Option<Placed> {
     let len = pages.checked_add(1)?.checked_mul(PAGE)?;
     let base = (table.free_memory_top & !(PAGE - 1)).checked_sub(len)?;
-    // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it (`MdeModulePkg/Core/Pei/Hob`).
+    // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it
+    // (`MdeModulePkg/Core/Pei/Hob`).
     let at = table.end_of_hob_list;
     let end = at.checked_add(size_of::<Hobs>() as u64)?;
     if end.max(table.free_memory_bottom) > base {

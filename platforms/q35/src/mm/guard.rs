@@ -11,17 +11,18 @@ use patina::error::Result;
 use patina::standard::efi::protocols::loaded_image;
 use q35_mm::chipset::{is_locked, lock_without_mm};
 
-/// Component: locks SMRAM when the first driver was loaded, before it is started, where it is not locked by then.
+/// Component: locks SMRAM when the first driver was loaded, before it is started, if it is not
+/// locked by then.
 ///
-/// The launcher locks it, whatever becomes of the launch. But it does not come to that where a HOB is missing
-/// or wrong, or where the configuration is never locked. This component needs nothing of all that: it depends
-/// on the core alone.
+/// The launcher locks it, even if the launch fails. But it does not come to that if a HOB is
+/// missing or wrong, or if the configuration is never locked. This component needs nothing of all
+/// that: it depends on the core alone.
 pub(crate) struct SmramGuard;
 
 #[component]
 impl SmramGuard {
     fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
-        // The core has an image too. Where it is not found it counts as a driver, and SMRAM is locked too
+        // The core has an image too. If it is not found it counts as a driver, and SMRAM is locked too
         // early: no MM then.
         let known: Vec<Handle> = protocols
             .locate_handles_for::<loaded_image::Protocol>()

@@ -4,16 +4,16 @@
 //! 2. Code that moves SMBASE into SMRAM is put to 0x38000, in ordinary memory, where the first SMI starts. Then SMIs are
 //!    switched on, and the first one is raised.
 //! 3. The second one starts MM, which says whether it accepts what it was told.
-//! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset nobody but MM reaches SMRAM.
+//! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset only MM reaches SMRAM.
 //!
-//! All of it happens before any driver is started, let alone anything from outside this firmware. SMRAM is
-//! locked even where one of the steps failed, so that nobody else can put an MM of his own there; and where it
-//! did not come to these steps at all, `guard` locks it.
+//! All of it happens before any driver is started, and before anything from outside this firmware.
+//! SMRAM is locked even if one of the steps failed, so that no other code can put an MM of its own
+//! there; if it did not come to these steps at all, `guard` locks it.
 //!
-//! A failed launch leaves SMIs switched off, but not for good: under QEMU whoever runs in ring 0 can switch
-//! them on, and have code of his own run in System Management Mode where SMBASE was not moved, or where SMRAM
-//! is exposed. So he can under any firmware without MM. Nobody answers in MM then, and there is no secret in
-//! SMRAM.
+//! A failed launch leaves SMIs switched off, but not for good: under QEMU any code in ring 0 can
+//! switch them on, and run code of its own in System Management Mode if SMBASE was not moved, or if
+//! SMRAM is exposed. It can do so under any firmware without MM. Nothing relies on MM then, and
+//! there is no secret in SMRAM.
 
 use super::memory::{self, FirstSmi};
 use crate::chipset::{PciByte, Q35Chipset, ports};
@@ -55,8 +55,8 @@ const MOVE_SMBASE: [u8; 14] = {
     ]
 };
 
-/// Where the save state has its revision, behind the first SMI's entry, and what it is in the layout that has the field
-/// SMBASE where `MOVE_SMBASE` writes it (AMD64 volume 2, table 10-1).
+/// Where the save state has its revision, behind the first SMI's entry, and what it is in the
+/// layout that has the field SMBASE where `MOVE_SMBASE` writes it (AMD64 volume 2, table 10-1).
 const REVISION_OFFSET: usize = 0x7efc;
 const REVISION: u32 = 0x2_0064;
 
@@ -111,7 +111,8 @@ pub(crate) struct Launcher {
 }
 
 impl PlatformMmControl for Launcher {
-    /// Launches MM once. Called again, it returns what that came to, and leaves the machine alone: MM may be running.
+    /// Launches MM once. Called again, it returns what that came to, and leaves the machine alone:
+    /// MM may be running.
     fn init(&self) -> Result<()> {
         let outcome = self.outcome.get().unwrap_or_else(|| self.launch_and_lock());
         self.outcome.set(Some(outcome));
@@ -235,13 +236,13 @@ fn offset(address: u64) -> core::result::Result<usize, LaunchError> {
 
 fn read_u64(region: &SharedRegion, offset: usize) -> u64 {
     let mut bytes = [0; 8];
-    // Where it cannot be read it is what a block of zeroes has.
+    // If it cannot be read it is what a block of zeroes has.
     let _ = region.read(offset, &mut bytes);
     u64::from_le_bytes(bytes)
 }
 
-/// Closes SMRAM to all but MM, and makes sure that it is closed: where nothing else is at its addresses, QEMU leaves it
-/// open to everybody.
+/// Closes SMRAM to all but MM, and makes sure that it is closed: if nothing else is at its
+/// addresses, QEMU leaves it open to all.
 fn close(smram: &SharedRegion) -> core::result::Result<(), LaunchError> {
     PciByte::SMRAM.write(CLOSED);
     let (image, mut seen) = (IMAGE.first_chunk::<LOOK>(), [0; LOOK]);

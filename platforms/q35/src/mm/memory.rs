@@ -11,7 +11,8 @@ use patina::standard::efi;
 use patina::uefi::memory::EfiMemoryType;
 use q35_mm::layout::{REACH, SMRAM_BASE, SMRAM_LEN};
 
-/// Memory that MM reaches. A machine with more than 2 GiB of RAM has some above 4 GiB, which the core gives out first.
+/// Memory that MM reaches. A machine with more than 2 GiB of RAM has some above 4 GiB, which the
+/// core gives out first.
 pub(crate) fn within_reach() -> AllocationOptions {
     let last = usize::try_from(REACH).map_or(usize::MAX, |reach| reach.saturating_sub(1));
     AllocationOptions::new().with_strategy(PageAllocationStrategy::MaxAddress(last))
@@ -27,15 +28,15 @@ pub(super) fn runtime_pages(memory: &dyn MemoryManager, pages: usize) -> Result<
     Ok(pages.expose_provenance() as u64)
 }
 
-/// Maps the compatible segment, and gives access to whatever the chipset puts there.
+/// Maps the compatible segment, and gives access to what the chipset puts there.
 pub(crate) fn smram_window(tables: &dyn ConfigurationTableServices) -> Result<SharedRegion> {
     let set_attributes = dxe_services(tables)?.set_memory_space_attributes;
     let attributes = efi::MEMORY_UC | efi::MEMORY_XP;
     EfiError::status_to_result(set_attributes(SMRAM_BASE, SMRAM_LEN as u64, attributes))?;
     let start = usize::try_from(SMRAM_BASE).map_err(|_too_large| EfiError::Unsupported)?;
     let start = core::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the segment was mapped just now. What is there, SMRAM or the VGA's memory, belongs to no Rust
-    // object on this side, and nobody unmaps it.
+    // SAFETY: the segment was mapped just now. What is there, SMRAM or the VGA's memory, belongs to
+    // no Rust object on this side, and it is never unmapped.
     unsafe { SharedRegion::new(start, SMRAM_LEN) }.map_err(|error| {
         log::error!("{error}");
         EfiError::Unsupported
@@ -53,7 +54,7 @@ impl FirstSmi {
     pub(super) const ENTRY: usize = 0x3_8000;
     const PAGES: usize = 8;
 
-    /// Takes the pages; fails where somebody else uses them.
+    /// Takes the pages; fails if they are in use.
     pub(super) fn take(memory: &'static dyn MemoryManager) -> core::result::Result<Self, LaunchError> {
         let options = AllocationOptions::new().with_strategy(PageAllocationStrategy::Address(Self::ENTRY));
         let taken = memory

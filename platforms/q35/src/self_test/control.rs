@@ -35,7 +35,7 @@ impl Control {
         StateOfMm::read_from_bytes(&response).map_err(|error| alloc::format!("{error}"))
     }
 
-    /// Has MM serve these comm buffers; else its status and its words.
+    /// Makes MM serve these comm buffers; else its status and its words.
     pub(super) fn register(self, buffers: &[CommBuffer]) -> Result<(), (EfiStatus, String)> {
         let entries: Vec<BufferEntry> = buffers.iter().map(|buffer| (*buffer).into()).collect();
         let response = self.ask(control::BUFFERS, entries.as_bytes()).map_err(|status| {
@@ -57,7 +57,7 @@ impl Control {
         }
     }
 
-    /// Has a handler in MM fault.
+    /// Makes a handler in MM fault.
     pub(super) fn fault(self) -> Result<Vec<u8>, Status> {
         self.ask(control::FAULT, &[])
     }

@@ -12,7 +12,7 @@ static RECORD: Mutex<Option<(Level, String)>> = Mutex::new(None);
 /// The targets of the crate under test.
 const TARGETS: [&str; 2] = ["mm_comm", "sw_mmi"];
 
-/// Passes records on to the serial port, those of the crate under test to whoever records them.
+/// Passes records on to the serial port, and those of the crate under test to a test that records them.
 pub(crate) struct Recorder(pub(crate) Logger);
 
 impl Log for Recorder {

@@ -23,8 +23,9 @@ use patina_harness::protocols::HostProtocols;
 /// Calls of the endurance scenario.
 pub(super) const MANY_CALLS: u32 = 100_000;
 
-/// The real machine. Its clients have a protocol database and events of their own each: what one announces moves no other's
-/// comm buffer, and nobody else hears the end of DXE twice. `traffic` tests the core's own.
+/// The real machine. Its clients have a protocol database and events of their own each: what one
+/// announces moves no other's comm buffer, and no other code sees the end of DXE twice. `traffic`
+/// tests the core's own.
 pub(super) struct Q35Site {
     services: Services,
     latency: Cell<u32>,
@@ -106,12 +107,14 @@ impl Site for Q35Site {
     }
 }
 
-/// The processor's ports, with a chipset that takes its time: a write to the command port reaches the real one after
-/// `latency` pauses. With a latency of 1 it is the real one, which takes the SMI at the first pause at the latest.
+/// The processor's ports, with a chipset that takes its time: a write to the command port reaches
+/// the real one after `latency` pauses. With a latency of 1 it is the real one, which takes the SMI
+/// at the first pause at the latest.
 struct SlowPorts {
     ports: NativePorts,
     latency: u32,
-    /// The command on its way, and the pauses until it arrives. A second one does not overtake it: SMIs are not counted.
+    /// The command on its way, and the pauses until it arrives. A second one does not overtake it:
+    /// SMIs are not counted.
     waiting: Cell<Option<(u8, u32)>>,
 }
 

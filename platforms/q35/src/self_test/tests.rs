@@ -199,7 +199,8 @@ pub(super) fn platform(
     });
 }
 
-/// A driver that looks as if `ovmf_image` had flattened it: one section over all of it, headers included.
+/// A driver that looks as if `ovmf_image` had flattened it: one section over all of it, headers
+/// included.
 fn flat_driver() -> Vec<u8> {
     const PAGE: [u8; 4] = 0x1000_u32.to_le_bytes();
     let mut file = vec![0; PAGE_LEN];
@@ -216,7 +217,8 @@ fn flat_driver() -> Vec<u8> {
     put(0x46, &1_u16.to_le_bytes());
     put(0x54, &0xf0_u16.to_le_bytes());
     put(0x56, &0x22_u16.to_le_bytes());
-    // Optional header: PE32+, entry point, alignments, lengths, a boot service driver, 16 empty data directories.
+    // Optional header: PE32+, entry point, alignments, lengths, a boot service driver, 16 empty
+    // data directories.
     put(0x58, &0x20b_u16.to_le_bytes());
     put(0x68, &0x800_u32.to_le_bytes());
     put(0x78, &PAGE);
@@ -225,7 +227,8 @@ fn flat_driver() -> Vec<u8> {
     put(0x94, &0x200_u32.to_le_bytes());
     put(0x9c, &11_u16.to_le_bytes());
     put(0xc4, &16_u32.to_le_bytes());
-    // The section: name, length and address, length and offset in the file, code that is executed and read.
+    // The section: name, length and address, length and offset in the file, code that is executed
+    // and read.
     put(0x148, b".text");
     put(0x150, &PAGE);
     put(0x158, &PAGE);
@@ -257,7 +260,8 @@ fn attributes_of(services: Services, image: Handle) -> Result<u64, NotOk> {
     Ok(found.attributes)
 }
 
-/// OVMF's drivers lose the protection that their layout does not bear. Nothing else does, however it is laid out.
+/// OVMF's drivers lose the protection that their layout does not bear. Nothing else does, however
+/// it is laid out.
 fn protection_of_images(services: Services) -> Verdict {
     let images = services
         .protocols
@@ -389,7 +393,8 @@ struct Callback {
     wrong: Cell<Option<Status>>,
 }
 
-/// Calls through comm buffer 0, while a timer's callback calls through it too, and through comm buffer 1.
+/// Calls through comm buffer 0, while a timer's callback calls through it too, and through comm
+/// buffer 1.
 fn calls_from_a_timer(services: Services) -> Verdict {
     const ENOUGH: u32 = 5;
     const MOST_CALLS: u32 = 50_000;
@@ -439,7 +444,7 @@ fn calls_from_a_timer(services: Services) -> Verdict {
         "{calls} calls, {} of them interrupted by a callback that communicates",
         seen.busy.get()
     );
-    // More than enough where the last call was interrupted twice.
+    // More than enough if the last call was interrupted twice.
     ensure(
         seen.busy.get() >= ENOUGH,
         format_args!("{} interrupted calls", seen.busy.get()),
@@ -486,7 +491,7 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &PatinaLab<Q35Site>, cont
     }
 }
 
-/// Has MM fault. The last test: MM stops for good.
+/// Makes MM fault. The last test: MM stops for good.
 pub(super) fn fault(report: &mut Report<Console>, services: Services) {
     report.test("fault.in_a_handler_is_told_and_hangs_nothing", || {
         let aborted = || Status::MmReturned(efi::Status::ABORTED);
@@ -496,7 +501,7 @@ pub(super) fn fault(report: &mut Report<Console>, services: Services) {
         let fault = Control(services.mm).fault();
         equal(cr2(), OWN)?;
         equal(fault, Err(aborted()))?;
-        // Whatever it is, nobody handles it any more.
+        // No request is handled any more.
         equal(echo(services, 0, b"anybody there?"), Err(aborted()))?;
         equal(Control(services.mm).state(), Err(aborted().to_string()))
     });

@@ -34,14 +34,14 @@ unsafe impl ProtocolInterface for SmmControl2 {
     const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("843dc720-ab1e-42cb-9357-8a0078f3561b");
 }
 
-/// The driver's own function while [`quiet_trigger`] stands in its place; null before.
+/// The driver's own function while [`quiet_trigger`] is in its place; null before.
 static DRIVERS: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Component: has the firmware raise SMIs with external interrupts held back.
 ///
-/// Before the end of DXE, SMM drivers call boot services. Patina's switch interrupts on where they lower the TPL, as
-/// everywhere, and in SMM nobody is there to take one: SMM's interrupt table has exceptions only. The task priority of
-/// the processor keeps them back until SMM is left.
+/// Before the end of DXE, SMM drivers call boot services. Patina's switch interrupts on where they
+/// lower the TPL, as everywhere, and in SMM nothing takes one: SMM's interrupt table has exceptions
+/// only. The task priority of the processor keeps them back until SMM is left.
 pub(crate) struct QuietSmis;
 
 #[component]
@@ -93,8 +93,8 @@ unsafe extern "efiapi" fn quiet_trigger(
 ) -> efi::Status {
     const ALL: u64 = 15;
     let drivers = DRIVERS.load(Ordering::Acquire);
-    // SAFETY: only `QuietSmis` writes `DRIVERS`, with the function that the interface had, and before anybody finds this
-    // function there.
+    // SAFETY: only `QuietSmis` writes `DRIVERS`, with the function that the interface had, and
+    // before other code finds this function there.
     let trigger = unsafe { core::mem::transmute::<*mut c_void, Trigger>(drivers) };
     let before: u64;
     // SAFETY: a DXE core runs in ring 0. Reading CR8 changes nothing.

@@ -8,10 +8,10 @@ use core::fmt::{self, Display as _};
 use mm_comm::transaction;
 use patina::component::service::Service;
 
-/// Has MM process the request that stands in a comm buffer.
+/// Makes MM process the request in a comm buffer.
 ///
 /// The seam where host tests, and platforms whose MM is entered in another way, replace the MMI. When it is called,
-/// header and message stand in the buffer, and its mailbox announces them where it has one. An executor may
+/// header and message are in the buffer, and its mailbox, if it has one, announces them. An executor may
 ///
 /// - let real MM, or code that plays MM, write the response to the buffer's memory and mailbox; or
 /// - respond by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and

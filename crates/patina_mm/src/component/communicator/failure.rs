@@ -46,7 +46,7 @@ impl Failure {
         }
     }
 
-    /// The executor failed, or could say why MM did not answer.
+    /// The executor failed, or can say why there is no response.
     pub(super) fn executor(status: Status, buffer: &CommunicateBuffer) -> Self {
         Self {
             status,
@@ -54,7 +54,7 @@ impl Failure {
         }
     }
 
-    /// What MM left behind in `buffer` is no response.
+    /// What MM left in `buffer` is not a response.
     pub(super) fn response(error: ResponseError, buffer: &CommunicateBuffer) -> Self {
         let status = Status::from(error);
         match error {

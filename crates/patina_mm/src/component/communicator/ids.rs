@@ -3,7 +3,7 @@
 use crate::config::CommunicateBuffer;
 use core::fmt;
 
-/// Identifiers, collected without an allocation: a log line may be written where there is no allocator any more.
+/// Identifiers, collected without an allocation: a line may be logged at ExitBootServices, without an allocator.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ids([u128; 2]);
 

@@ -51,7 +51,7 @@ pub enum Status {
     #[error("caller: the comm buffer, or the way into MM, is in use by an outer call")]
     Busy,
     /// The mailbox announces a request that is not from here. It was left alone.
-    #[error("platform: the status mailbox already announces somebody else's request")]
+    #[error("platform: the status mailbox already announces another driver's request")]
     MailboxInUse,
     /// A driver of the firmware that uses the same comm buffer was called in the middle of this call, before the MMI was
     /// raised, and overwrote the request. See [`CommunicateBuffer::shared_with_firmware`](crate::config::CommunicateBuffer::shared_with_firmware).
@@ -87,7 +87,7 @@ pub enum Status {
         /// Bytes of the comm buffer.
         capacity: usize,
     },
-    /// The response does not fit where the caller wanted it. MM did what it was asked for.
+    /// The response does not fit into the caller's memory. MM did what it was asked for.
     #[error("caller: the response has {needed} bytes, there was room for {room}")]
     ResponseTooLong {
         /// Bytes of the response.
@@ -95,7 +95,7 @@ pub enum Status {
         /// Bytes that the caller gave.
         room: usize,
     },
-    /// The response has not the size of the type that was asked for.
+    /// The response does not have the size of the expected type.
     #[error("MM answered {returned} bytes, the expected type has {expected}")]
     ResponseSize {
         /// Bytes of the type.
@@ -169,7 +169,7 @@ impl fmt::Debug for Status {
     }
 }
 
-/// Whose fault it is, where the error's own words do not say so.
+/// Whose fault it is, if the error's own text does not say so.
 fn whose(error: &SmcError) -> &'static str {
     match error {
         SmcError::SpmMm(_)
@@ -191,7 +191,7 @@ impl From<BeginError> for Status {
             BeginError::RecipientIsMarker(_) => Self::InvalidRecipient,
             BeginError::MailboxInUse => Self::MailboxInUse,
             BeginError::Overwritten { .. } => Self::RequestOverwritten,
-            // NotMemory, and whatever is added to it.
+            // NotMemory, and variants to come.
             _ => Self::CommBufferInitError,
         }
     }
@@ -210,7 +210,7 @@ impl From<ResponseError> for Status {
             ResponseError::SizeBeyondBuffer { claimed, capacity } => {
                 Self::ResponseBeyondBuffer { claimed, capacity }
             }
-            // RecipientChanged, LengthBeyondBuffer, HeaderDamaged, and whatever is added to them.
+            // RecipientChanged, LengthBeyondBuffer, HeaderDamaged, and variants to come.
             _ => Self::InvalidResponse,
         }
     }
