@@ -381,7 +381,7 @@ const IN_VAIN: [&str; 5] = [
     "5 bytes to f2090a29-5433-4fda-9dc4-bcebb1ba2ed3",
     "MM did not process the request; it has been withdrawn",
     "16384 bytes at 0x",
-    "2000 times; 2 MMIs were raised. ",
+    "polled 2000 times; MMIs raised: 2. ",
     "docs/troubleshooting.md",
 ];
 
@@ -436,7 +436,7 @@ fn a_wait_of_no_polls_is_told_as_one() {
     platform.config.cmd_port = MmiPort::Smi(0xb0);
     platform
         .run(ask_echo)
-        .failed_call(Status::NotProcessed, &["looked at 1 times; 1 MMIs were raised"]);
+        .failed_call(Status::NotProcessed, &["polled 1 times; MMIs raised: 1"]);
 }
 
 #[test]

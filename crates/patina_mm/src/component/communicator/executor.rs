@@ -127,7 +127,7 @@ impl MmExecutor for RealMmExecutor {
                 if let Some(mailbox) = comm_buffer.channel().mailbox() {
                     write!(f, ", its mailbox at {:p}", mailbox.region().as_ptr())?;
                 }
-                write!(f, " was looked at {polls} times; {mmis} MMIs were raised. ")?;
+                write!(f, " was polled {polls} times; MMIs raised: {mmis}. ")?;
                 let (command, data) = (self.options.command_value, self.options.data_value);
                 self.trigger.describe_mmi(command, data, f)?;
                 f.write_str(". See docs/troubleshooting.md#mmi-but-no-response")
@@ -198,6 +198,6 @@ mod tests {
         trigger.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));
         let (was_taken, said) = run(&buffer, trigger);
         assert!(!was_taken);
-        assert!(said.contains("looked at 100000 times; 1 MMIs"), "{said}");
+        assert!(said.contains("polled 100000 times; MMIs raised: 1"), "{said}");
     }
 }
