@@ -24,7 +24,7 @@ pub enum TriggerError {
     /// SMIs do not reach the processor.
     #[error(
         "platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing; let the chipset's code \
-         set that, or use SmiCheck::Enable"
+         set that, or use SmiCheck::Enable; if SMI_EN is not there, use SmiCheck::Off"
     )]
     SmisDisabled {
         /// Address or port of SMI_EN.
@@ -249,7 +249,7 @@ impl SmiEnableRegister {
 /// Whether SMI_EN is looked at before an MMI, and what to do if SMIs are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SmiCheck {
-    /// Raise nothing and report it. A register that reads as zero counts as none: then the MMI is raised.
+    /// Raise nothing and report it. What 0 means depends on the [`Purpose`] of the MMI.
     #[default]
     Require,
     /// Switch them on; report it if the chipset refuses.
@@ -260,6 +260,16 @@ pub enum SmiCheck {
     /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE
     /// + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised unchecked.
     Off,
+}
+
+/// What an MMI is raised for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// MM is to take a message from a comm buffer. SMI_EN 0 means that SMIs are off, so that nothing is raised: without a
+    /// status mailbox the caller would get its own request back as the response.
+    Message,
+    /// The command alone tells MM what to do. SMI_EN 0 counts as a chipset without SMI_EN, and the MMI is raised.
+    Command,
 }
 
 /// What the data port has to hold for the call whose two writes are under way; nothing if there is none.
@@ -286,7 +296,7 @@ impl PortTrigger {
         self.smi_enable.filter(|_| self.check != SmiCheck::Off)
     }
 
-    /// Raises one MMI. It need not have been taken when this returns: see [`Ports::pause`].
+    /// Raises one MMI for a message. It need not have been taken when this returns: see [`Ports::pause`].
     ///
     /// # Errors
     ///
@@ -294,11 +304,11 @@ impl PortTrigger {
     /// are off, [`TriggerError::NothingAnswers`] or [`TriggerError::NotSmiEnable`] if the register is not
     /// SMI_EN. Neither port was written then.
     pub fn raise(&self, ports: &dyn Ports, command: u8, data: u8) -> Result<(), TriggerError> {
-        self.raise_observed(ports, &Pair::default(), command, data)
+        self.raise_observed(ports, &Pair::default(), Purpose::Message, command, data)
             .map(drop)
     }
 
-    /// Like [`Self::raise`], but returns the value of SMI_EN just before the MMI; `None` if it was not read.
+    /// Like [`Self::raise`], for any purpose, but returns the value of SMI_EN just before the MMI; `None` if it was not read.
     ///
     /// All calls for the same two ports give the same `pair`. One that comes between the two writes of another
     /// call puts the other's value back into the data port, so that MM finds the data that belongs to each
@@ -311,12 +321,13 @@ impl PortTrigger {
         &self,
         ports: &dyn Ports,
         pair: &Pair,
+        purpose: Purpose,
         command: u8,
         data: u8,
     ) -> Result<Option<u32>, TriggerError> {
         let enabled = self
             .checked_register()
-            .map(|register| self.ensure_enabled(ports, register))
+            .map(|register| self.ensure_enabled(ports, register, purpose))
             .transpose()?;
         // What was put into shared memory is there before MM looks.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
@@ -332,18 +343,23 @@ impl PortTrigger {
         Ok(enabled)
     }
 
-    /// Whether this value means that there is no SMI_EN, rather than that SMIs are off: Intel's has EOS set
-    /// outside of SMM (ICH9, 13.8.3.8: 2 after a reset), so that zero is what a chipset of another kind returns
-    /// for a register that it does not have. QEMU's has no EOS; there zero may also mean that SMIs are off.
+    /// Whether this value may mean that there is no SMI_EN, rather than that SMIs are off: Intel's has EOS set
+    /// outside of SMM (ICH9, 13.8.3.8: 2 after a reset), so 0 is what a chipset of another kind returns for a register
+    /// that it does not have. QEMU's has no EOS: there 0 means that SMIs are off.
     #[must_use]
-    pub fn is_absent(&self, value: u32) -> bool {
+    pub fn may_be_absent(&self, value: u32) -> bool {
         value == 0 && self.check == SmiCheck::Require
     }
 
-    fn ensure_enabled(&self, ports: &dyn Ports, register: SmiEnableRegister) -> Result<u32, TriggerError> {
+    fn ensure_enabled(
+        &self,
+        ports: &dyn Ports,
+        register: SmiEnableRegister,
+        purpose: Purpose,
+    ) -> Result<u32, TriggerError> {
         let value = register.read_checked(ports)?;
         let missing = SmiEnable::missing_in(value);
-        if missing.is_empty() || self.is_absent(value) {
+        if missing.is_empty() || purpose == Purpose::Command && self.may_be_absent(value) {
             return Ok(value);
         }
         if self.check != SmiCheck::Enable {
@@ -469,7 +485,9 @@ mod tests {
     fn mm_finds_the_data_of_each_command_whatever_comes_between_the_two_writes() {
         let (trigger, pair) = (trigger(None, SmiCheck::Require), Pair::default());
         let raise = |ports: &dyn Ports, command, data| {
-            trigger.raise_observed(ports, &pair, command, data).unwrap();
+            trigger
+                .raise_observed(ports, &pair, Purpose::Message, command, data)
+                .unwrap();
         };
         let innermost = |ports: &dyn Ports| raise(ports, 3, 0xc);
         let twice = |ports: &dyn Ports| {
@@ -519,7 +537,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing; let the chipset's code set that, \
-             or use SmiCheck::Enable"
+             or use SmiCheck::Enable; if SMI_EN is not there, use SmiCheck::Off"
         );
         assert!(chipset.bytes_written.borrow().is_empty());
     }
@@ -570,12 +588,19 @@ mod tests {
     }
 
     #[test]
-    fn register_that_reads_as_zero_is_no_smi_en() {
+    fn smi_en_zero_refuses_a_message_and_lets_a_command_pass() {
         let register = SmiEnableRegister::behind_io_base(0x800).unwrap();
         let chipset = Chipset::new(0, 0, register);
-        trigger(Some(register), SmiCheck::Require)
-            .raise(&chipset, 0x10, 0x20)
-            .unwrap();
+        let required = trigger(Some(register), SmiCheck::Require);
+        let off = TriggerError::SmisDisabled {
+            register: 0x830,
+            value: 0,
+            missing: SmiEnable::all(),
+        };
+        assert_eq!(required.raise(&chipset, 0x10, 0x20), Err(off));
+        assert!(chipset.bytes_written.borrow().is_empty());
+        let command = required.raise_observed(&chipset, &Pair::default(), Purpose::Command, 0x10, 0x20);
+        assert_eq!(command, Ok(Some(0)));
         assert_eq!(*chipset.bytes_written.borrow(), [(0xb3, 0x20), (0xb2, 0x10)]);
         // To be told to switch SMIs on is to be told that it is there.
         let enable = trigger(Some(register), SmiCheck::Enable).raise(&chipset, 0, 0);
@@ -662,7 +687,7 @@ mod tests {
         let ports = Ports(RefCell::default());
         let unchecked = trigger(Some(SmiEnableRegister::Io(0x630)), SmiCheck::Off);
         assert_eq!(
-            unchecked.raise_observed(&ports, &Pair::default(), 0xff, 1),
+            unchecked.raise_observed(&ports, &Pair::default(), Purpose::Message, 0xff, 1),
             Ok(None)
         );
         assert_eq!(ports.0.take(), [(0xb3, 1), (0xb2, 0xff)]);
@@ -674,7 +699,7 @@ mod tests {
         let chipset = Chipset::new(0x20, u32::MAX, register);
         let enabling = trigger(Some(register), SmiCheck::Enable);
         assert_eq!(
-            enabling.raise_observed(&chipset, &Pair::default(), 0, 0),
+            enabling.raise_observed(&chipset, &Pair::default(), Purpose::Message, 0, 0),
             Ok(Some(0x21))
         );
     }

@@ -35,7 +35,7 @@ use patina_mm::component::sw_mmi_manager::{SmiEnable, SwMmiManager};
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmiCheck,
 };
-use patina_mm::service::MmCommunication;
+use patina_mm::service::{MmCommunication, SwMmiTrigger};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -374,6 +374,52 @@ fn smis_that_are_off_are_told_at_dispatch_and_at_the_call() {
     let seen = platform.run(ask_echo);
     assert!(matches!(seen.result, Some(Err(Status::MmiNotRaised(_)))));
     seen.says("ERROR", &["stays 0x00000000 after", "SMI_LOCK"]);
+}
+
+/// Raises an MMI without a message.
+struct Commands;
+
+#[component]
+impl Commands {
+    fn entry_point(self, mmi: Service<dyn SwMmiTrigger>) -> patina::error::Result<()> {
+        mmi.trigger_sw_mmi(0x10, 0x20)
+    }
+}
+
+#[test]
+fn smi_en_zero_refuses_messages_and_lets_trigger_sw_mmi_pass() {
+    // Without a mailbox the request would come back as the response.
+    for has_mailbox in [true, false] {
+        let mut platform = Platform::new();
+        let (buffer, place) = platform.memory(0, has_mailbox);
+        platform.config.comm_buffers = vec![buffer];
+        platform.known_to_mm = vec![place];
+        platform.tap.write_u32(0x630, 0);
+        platform.add(Commands);
+        let seen = platform.run(ask_echo);
+        assert!(seen.failed.is_empty(), "{}", seen.log);
+        assert_eq!(seen.port_writes, [(0xb3, 0x20), (0xb2, 0x10)]);
+        seen.says(
+            "WARN",
+            &["SMI_EN at 0x630 reads 0", "Each message fails", "SmiCheck::Off"],
+        );
+        assert!(
+            matches!(seen.result, Some(Err(Status::MmiNotRaised(_)))),
+            "{}",
+            seen.log
+        );
+        seen.says(
+            "ERROR",
+            &["SMI_EN at 0x630 is 0x00000000, GBL_SMI_EN and APMC_EN missing"],
+        );
+    }
+
+    // A platform that says that there is no SMI_EN sends.
+    let mut platform = Platform::new();
+    platform.tap.write_u32(0x630, 0);
+    platform.options.smi_check = SmiCheck::Off;
+    let seen = platform.run(ask_echo);
+    assert_eq!(seen.port_writes.first(), Some(&(0xb3, 0)), "{}", seen.log);
 }
 
 /// Everything that is known about an MMI in vain.

@@ -10,7 +10,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use entry::{Connect, Entry, Plan, RxTx};
-use mm_comm::trigger::Pair;
+use mm_comm::trigger::{Pair, Purpose};
 use mm_wire::AddressRange;
 use patina::BinaryGuid;
 use patina::component::component;
@@ -94,6 +94,9 @@ pub enum MmProgress {
 pub unsafe trait SwMmiTrigger {
     /// Writes both values to the platform's ports, data first, and so raises an MMI.
     ///
+    /// [`SwMmiManager`] raises it also if SMI_EN reads 0, for chipsets that have none. [`Self::enter_mm`], which a
+    /// message goes with, is an error then.
+    ///
     /// MM need not have run when this returns: see [`Self::pause`].
     ///
     /// # Errors
@@ -113,7 +116,7 @@ pub unsafe trait SwMmiTrigger {
 
     /// Makes MM process the request in the comm buffer at a physical address.
     ///
-    /// On x86 this is [`Self::raise_mmi`]: MM knows its buffers. A secure monitor call is told the address, and
+    /// On x86 this raises an MMI: MM knows its buffers. A secure monitor call is told the address, and
     /// MM has run when it returns; both values are then of no use.
     ///
     /// An implementation that leaves this as it is raises one MMI a call. One that returns
@@ -289,11 +292,11 @@ impl SwMmiManager {
         let value = register.read_checked(ports)?;
         let missing = SmiEnable::missing_in(value);
         let at = register.address();
-        if trigger.is_absent(value) {
+        if trigger.may_be_absent(value) {
             log::warn!(
                 target: "sw_mmi",
-                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN; MMIs are raised without \
-                 a check. If there is none use SmiCheck::Off, else SmiCheck::Enable"
+                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN. Each message fails until it \
+                 changes; trigger_sw_mmi raises MMIs unchecked. If there is none use SmiCheck::Off, else SmiCheck::Enable"
             );
         } else if !missing.is_empty() && trigger.check == SmiCheck::Require {
             log::warn!(
@@ -326,7 +329,11 @@ impl SwMmiManager {
         match self.entry.as_ref().ok_or(MmiError::NotConfigured)? {
             Entry::Ports(trigger) => {
                 let ports = self.ports.as_deref().ok_or(TriggerError::NoPortIo)?;
-                let smi_enable = trigger.raise_observed(ports, &self.pair, command, data)?;
+                let purpose = match comm_buffer {
+                    Some(_) => Purpose::Message,
+                    None => Purpose::Command,
+                };
+                let smi_enable = trigger.raise_observed(ports, &self.pair, purpose, command, data)?;
                 self.last_smi_enable.set(smi_enable);
                 log::trace!(target: "sw_mmi", "MMI raised: command {command:#04x}, data {data:#04x}");
                 Ok(MmProgress::RaisedRepeatable)

@@ -20,6 +20,8 @@ pub struct MmCommunicationOptions {
     /// What is written to the data port before. Default 0.
     pub data_value: u8,
     /// What to do if the configuration gives an ACPI base and SMI_EN says that SMIs are off. Default: an error.
+    /// SMI_EN 0 counts as that for a message; [`SwMmiTrigger::trigger_sw_mmi`](crate::service::SwMmiTrigger::trigger_sw_mmi)
+    /// raises its MMI then, with a warning at dispatch.
     /// [`SmiCheck::Enable`] writes to SMI_EN, so that a wrong ACPI base is not only read. [`SmiCheck::Off`] is
     /// for chipsets whose SMI_EN is not at Intel's PMBASE + 0x30: the ACPI base is then not used at all.
     pub smi_check: SmiCheck,
