@@ -1,6 +1,7 @@
 //! Why an image or a driver was refused.
 
 use crate::image::FileId;
+use patina::BinaryGuid;
 use patina_ffs::FirmwareFileSystemError;
 use thiserror::Error;
 
@@ -104,6 +105,17 @@ pub enum ImageError {
         /// How many were found.
         found: usize,
     },
+    /// There is not exactly one file to be taken from another image.
+    #[error("the other image's DXEFV has {found} files {name}, one is expected")]
+    NoFileToTake {
+        /// The name looked for.
+        name: BinaryGuid,
+        /// How many files have it.
+        found: usize,
+    },
+    /// A new driver cannot be used.
+    #[error("the runtime driver: {0}")]
+    RuntimeDriver(#[source] PeError),
     /// Another file has the name that a new one was to get.
     #[error("DXEFV has a file {file} already")]
     NameTaken {

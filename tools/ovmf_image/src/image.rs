@@ -1,5 +1,7 @@
 //! The flash image, and what can be changed in it.
 
+mod files;
+
 use crate::{
     error::ImageError,
     guids,
@@ -229,6 +231,18 @@ pub enum Change {
         /// The file.
         file: FileId,
     },
+    /// A file of another image is in this one.
+    Taken {
+        /// The file.
+        file: FileId,
+    },
+    /// A runtime driver is new.
+    DriverAdded {
+        /// The name of its file.
+        name: BinaryGuid,
+        /// Bytes of the driver.
+        len: usize,
+    },
     /// A driver was laid out anew.
     Flattened {
         /// The driver's file.
@@ -249,6 +263,10 @@ impl fmt::Display for Change {
                 write!(f, "replaced {old} with a core of {len} bytes as {new}")
             }
             Self::Dropped { file } => write!(f, "dropped {file}"),
+            Self::Taken { file } => write!(f, "took {file} from another image"),
+            Self::DriverAdded { name, len } => {
+                write!(f, "added a runtime driver of {len} bytes as {name}")
+            }
             Self::Flattened {
                 file,
                 from,

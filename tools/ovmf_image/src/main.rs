@@ -32,6 +32,15 @@ struct Options {
     /// The DXE core: a UEFI boot service driver.
     #[arg(long, value_name = "FILE")]
     core: PathBuf,
+    /// Another flash image, to take files from.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// Takes the file with this GUID from there. Can be given more than once.
+    #[arg(long, value_name = "GUID", requires = "from")]
+    take: Vec<String>,
+    /// Adds a runtime driver under this GUID. Can be given more than once.
+    #[arg(long, value_name = "GUID=FILE")]
+    runtime_driver: Vec<String>,
     /// Where to write the flash image.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
@@ -57,6 +66,18 @@ fn main() -> Result<()> {
         }
     }
     image.flatten_drivers()?;
+    if let Some(from) = &options.from {
+        let other = Image::open(&read(from)?).with_context(|| from.display().to_string())?;
+        for name in &options.take {
+            image.take_file(&other, guid(name)?)?;
+        }
+    }
+    for driver in &options.runtime_driver {
+        let (name, file) = driver
+            .split_once('=')
+            .context("--runtime-driver takes GUID=FILE")?;
+        image.add_runtime_driver(guid(name)?, &read(Path::new(file))?)?;
+    }
     for change in image.changes() {
         println!("{change}");
     }
@@ -64,6 +85,10 @@ fn main() -> Result<()> {
     fs::write(&options.output, &bytes).with_context(|| options.output.display().to_string())?;
     println!("wrote {} bytes to {}", bytes.len(), options.output.display());
     Ok(())
+}
+
+fn guid(name: &str) -> Result<BinaryGuid> {
+    BinaryGuid::try_from_string(name).map_err(|_not_one| anyhow::anyhow!("{name} is not a GUID"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

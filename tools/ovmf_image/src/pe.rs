@@ -11,8 +11,9 @@ use object::{
     pe::{
         IMAGE_DIRECTORY_ENTRY_RESOURCE, IMAGE_FILE_MACHINE_AMD64, IMAGE_SCN_CNT_CODE,
         IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ,
-        IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER, ImageDataDirectory, ImageDosHeader, ImageFileHeader,
-        ImageNtHeaders64, ImageResourceDataEntry, ImageSectionHeader, SectionFlags,
+        IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER, IMAGE_SUBSYSTEM_EFI_RUNTIME_DRIVER, ImageDataDirectory,
+        ImageDosHeader, ImageFileHeader, ImageNtHeaders64, ImageResourceDataEntry, ImageSectionHeader,
+        SectionFlags, Subsystem,
     },
     pod::{self, Pod},
     read::pe::{PeFile64, ResourceDirectory, ResourceDirectoryEntryData, ResourceDirectoryTable},
@@ -100,13 +101,24 @@ pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
 ///
 /// [`PeError`] with the header field that is wrong.
 pub fn require_dxe_core(file: &[u8]) -> Result<(), PeError> {
+    require_driver(file, IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER)
+}
+
+/// Checks that `file` is a runtime driver that a core can protect: PE32+, x86-64, with sections on pages. Runtime drivers are
+/// not flattened: the operating system maps their code and their data in different ways.
+///
+/// # Errors
+///
+/// [`PeError`] with the header field that is wrong.
+pub fn require_runtime_driver(file: &[u8]) -> Result<(), PeError> {
+    require_driver(file, IMAGE_SUBSYSTEM_EFI_RUNTIME_DRIVER)
+}
+
+fn require_driver(file: &[u8], expected: Subsystem) -> Result<(), PeError> {
     let pe = PeFile64::parse(file).map_err(PeError::Parse)?;
     let headers = pe.nt_headers();
     require_machine(headers)?;
-    let (found, expected) = (
-        headers.optional_header.subsystem.get(LE),
-        IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER,
-    );
+    let found = headers.optional_header.subsystem.get(LE);
     if found != expected {
         return Err(PeError::Subsystem {
             found: found.0,

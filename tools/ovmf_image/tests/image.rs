@@ -544,3 +544,54 @@ fn an_image_with_no_or_several_payloads_is_refused() {
         );
     }
 }
+
+#[test]
+fn a_file_of_another_image_is_taken_as_it_is() {
+    let (ours, theirs) = (image(), image());
+    let mut image = Image::open(&ours).unwrap();
+    let other = Image::open(&theirs).unwrap();
+    let error = image.take_file(&other, OTHER).err().unwrap();
+    assert!(
+        matches!(error, ImageError::NameTaken { ref file } if file.guid == OTHER),
+        "{error}"
+    );
+    let absent = image.take_file(&other, PEI_CORE).err().unwrap();
+    assert!(
+        matches!(absent, ImageError::NoFileToTake { found: 0, .. }),
+        "{absent}"
+    );
+    assert_eq!(image.changes(), []);
+    image.drop_files(|file| file.guid == OTHER);
+    image.take_file(&other, OTHER).unwrap();
+    assert_eq!(
+        image.changes()[1].to_string(),
+        format!("took LogoDxe ({OTHER}) from another image")
+    );
+    assert_eq!(dxe_of(&image.finish().unwrap()), dxe_of(&theirs));
+}
+
+#[test]
+fn a_runtime_driver_is_added_with_a_dependency_that_holds() {
+    let bytes = image();
+    let driver = TinyPe {
+        subsystem: object::pe::IMAGE_SUBSYSTEM_EFI_RUNTIME_DRIVER.0,
+        ..TinyPe::core()
+    }
+    .build();
+    let mut image = Image::open(&bytes).unwrap();
+    // What is no runtime driver, or cannot be protected, is refused.
+    for unfit in [TinyPe::core().build(), TinyPe::driver().build(), vec![0; 4096]] {
+        let error = image.add_runtime_driver(PAYLOAD_FILE, &unfit).err().unwrap();
+        assert!(matches!(error, ImageError::RuntimeDriver(_)), "{error}");
+    }
+    let error = image.add_runtime_driver(OTHER, &driver).err().unwrap();
+    assert!(matches!(error, ImageError::NameTaken { .. }), "{error}");
+    assert_eq!(image.changes(), []);
+    image.add_runtime_driver(PAYLOAD_FILE, &driver).unwrap();
+    let written = image.finish().unwrap();
+    let files = dxe_of(&written);
+    // The first section: TRUE, END.
+    assert_eq!(files[files.len() - 1], (PAYLOAD_FILE, vec![0x06, 0x08]));
+    assert_eq!(files.len(), dxe_files().len() + 1);
+    Image::open(&written).unwrap();
+}
