@@ -9,9 +9,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Answers edk2's SMM variable protocol out of memory that it is given.
 ///
-/// It knows get, get next name, set (create, replace, append, delete), query info and payload size; each other function
-/// is `EFI_UNSUPPORTED`. Statuses and sizes are those of edk2 (`MdeModulePkg/Universal/Variable/RuntimeDxe`,
-/// `VariableSmm.c` and `Variable.c`) in boot services, without authentication and without hardware error records: status
+/// It knows get, get next name, set (create, replace, append, delete), query info, payload size, ready to boot and exit boot
+/// services; each other function is `EFI_UNSUPPORTED`, as with edk2's handler for a function that it does not know: statistics,
+/// locks and properties of variables, and the runtime cache, which a driver in DXE so does without. Statuses and sizes are those of edk2 (`MdeModulePkg/Universal/Variable/RuntimeDxe`,
+/// `VariableSmm.c` and `Variable.c`) without authentication and without hardware error records: status
 /// and sizes are written into the message, whose length stays, and a message of an impossible length is returned as it
 /// came. One store holds volatile and non-volatile variables; it lasts as long as its memory.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct VariableStore<'a> {
     arena: &'a mut [u8],
     used: usize,
     max_variable_len: usize,
+    /// Whether boot services have ended: `mAtRuntime` of `VariableSmm.c`.
+    at_runtime: bool,
 }
 
 /// What precedes a variable's name in the arena.
@@ -69,6 +72,7 @@ impl<'a> VariableStore<'a> {
             arena,
             used: 0,
             max_variable_len: max_variable_len.min(u32::MAX as usize),
+            at_runtime: false,
         }
     }
 
@@ -104,9 +108,18 @@ impl<'a> VariableStore<'a> {
         self.variables().find(|variable| variable.is(vendor, name))
     }
 
+    /// What is for boot services alone is hidden from the operating system.
+    fn is_visible(&self, variable: &Stored<'_>) -> bool {
+        let attributes = Attributes::from_bits_retain(variable.record.attributes.get());
+        !self.at_runtime || attributes.contains(Attributes::RUNTIME)
+    }
+
     fn get(&self, access: &mut AccessVariable, rest: &mut [u8]) -> Result<(), EfiStatus> {
         let (name, room) = name_and_data(access, rest)?;
-        let variable = self.find(access.vendor, name).ok_or(EfiStatus::NOT_FOUND)?;
+        let variable = self
+            .find(access.vendor, name)
+            .filter(|variable| self.is_visible(variable))
+            .ok_or(EfiStatus::NOT_FOUND)?;
         access.data_size = (variable.data.len() as u64).into();
         access.attributes = variable.record.attributes;
         room.get_mut(..variable.data.len())
@@ -123,7 +136,7 @@ impl<'a> VariableStore<'a> {
             .ok_or(EfiStatus::ACCESS_DENIED)?;
         let name = up_to_nul(room).ok_or(EfiStatus::INVALID_PARAMETER)?;
 
-        let mut variables = self.variables();
+        let mut variables = self.variables().filter(|variable| self.is_visible(variable));
         if !is_empty(name) && !variables.any(|variable| variable.is(next.vendor, name)) {
             return Err(EfiStatus::INVALID_PARAMETER);
         }
@@ -151,6 +164,10 @@ impl<'a> VariableStore<'a> {
         let is_deletion = (data.is_empty() && !append) || !attributes.intersects(access_attributes());
 
         let Some(old) = self.find(access.vendor, name) else {
+            let may_create = Attributes::RUNTIME.union(Attributes::NON_VOLATILE);
+            if self.at_runtime && !is_deletion && !data.is_empty() && !attributes.contains(may_create) {
+                return Err(EfiStatus::INVALID_PARAMETER);
+            }
             return match (data.is_empty() && append, is_deletion) {
                 (true, _) => Ok(()),
                 (false, true) => Err(EfiStatus::NOT_FOUND),
@@ -158,8 +175,14 @@ impl<'a> VariableStore<'a> {
             };
         };
         let stored = Attributes::from_bits_retain(old.record.attributes.get());
+        if !self.is_visible(&old) {
+            return Err(EfiStatus::WRITE_PROTECTED);
+        }
         if !attributes.is_empty() && attributes.difference(Attributes::APPEND) != stored {
             return Err(EfiStatus::INVALID_PARAMETER);
+        }
+        if self.at_runtime && !stored.contains(Attributes::NON_VOLATILE) {
+            return Err(EfiStatus::WRITE_PROTECTED);
         }
         let (start, old_len, old_data_len) = (old.start, old.len(), old.data.len());
         if is_deletion {
@@ -183,7 +206,11 @@ impl<'a> VariableStore<'a> {
     }
 
     fn query_info(&self, info: &mut QueryInfo) -> Result<(), EfiStatus> {
-        check_queryable(Attributes::from_bits_retain(info.attributes.get()))?;
+        let attributes = Attributes::from_bits_retain(info.attributes.get());
+        check_queryable(attributes)?;
+        if self.at_runtime && !attributes.contains(Attributes::RUNTIME) {
+            return Err(EfiStatus::INVALID_PARAMETER);
+        }
         let largest = self.max_variable_len.min(self.free().saturating_sub(RECORD_LEN));
         info.maximum_storage = (self.arena.len() as u64).into();
         info.remaining_storage = (self.free() as u64).into();
@@ -277,6 +304,13 @@ impl Handler for VariableStore<'_> {
             function::QUERY_VARIABLE_INFO => QueryInfo::mut_from_prefix(payload)
                 .ok()
                 .map(|(info, _)| self.query_info(info)),
+            function::READY_TO_BOOT if self.at_runtime => Some(Err(EfiStatus::UNSUPPORTED)),
+            // Nothing is locked here.
+            function::READY_TO_BOOT => Some(Ok(())),
+            function::EXIT_BOOT_SERVICE => {
+                self.at_runtime = true;
+                Some(Ok(()))
+            }
             function::GET_PAYLOAD_SIZE => PayloadSize::mut_from_prefix(payload).ok().map(|(response, _)| {
                 response.size = (self.payload_len() as u64).into();
                 Ok(())
@@ -743,5 +777,57 @@ mod tests {
         }
         assert_eq!(ask(store, &[1; 15], 15), (Ok(()), vec![1; 15]));
         assert_eq!(set(store, "A", NV_BS_RT, &[0; 256]), EfiStatus::INVALID_PARAMETER);
+    }
+
+    /// `VariableServiceSetVariable`, `UpdateVariable`, `FindVariableEx` and `VariableServiceQueryVariableInfo` in edk2's Variable.c
+    /// and VariableParsing.c.
+    #[test]
+    fn operating_system_sees_and_changes_what_is_meant_for_it() {
+        const BS: u32 = 2;
+        const BS_RT: u32 = 6;
+        let mut arena = vec![0; 1024];
+        let mut store = VariableStore::new(&mut arena, 256);
+        for (name, attributes) in [("firmware", 3), ("volatile", BS_RT), ("lasting", NV_BS_RT)] {
+            assert_eq!(set(&mut store, name, attributes, name.as_bytes()), SUCCESS);
+        }
+        let tell = |store: &mut VariableStore<'_>, event| send(store, &message(event, &[])).0;
+        assert_eq!(tell(&mut store, function::READY_TO_BOOT), SUCCESS);
+        assert_eq!(names(&mut store).len(), 3);
+        assert_eq!(tell(&mut store, function::EXIT_BOOT_SERVICE), SUCCESS);
+        assert_eq!(tell(&mut store, function::READY_TO_BOOT), EfiStatus::UNSUPPORTED);
+
+        assert_eq!(names(&mut store), [utf16("volatile"), utf16("lasting")]);
+        assert_eq!(value(&mut store, "firmware"), None);
+        assert_eq!(value(&mut store, "volatile").unwrap(), b"volatile");
+        assert_eq!(value(&mut store, "lasting").unwrap(), b"lasting");
+        for (name, attributes, expected) in [
+            ("firmware", 3, EfiStatus::WRITE_PROTECTED),
+            ("firmware", 0, EfiStatus::WRITE_PROTECTED),
+            ("volatile", BS_RT, EfiStatus::WRITE_PROTECTED),
+            ("volatile", 0, EfiStatus::WRITE_PROTECTED),
+            ("lasting", BS_RT, EfiStatus::INVALID_PARAMETER),
+            ("new", BS, EfiStatus::INVALID_PARAMETER),
+            ("new", BS_RT, EfiStatus::INVALID_PARAMETER),
+            ("new", 3, EfiStatus::INVALID_PARAMETER),
+            ("new", 0, EfiStatus::NOT_FOUND),
+            ("lasting", NV_BS_RT | APPEND, SUCCESS),
+            ("new", NV_BS_RT, SUCCESS),
+            ("new", 0, SUCCESS),
+        ] {
+            assert_eq!(
+                set(&mut store, name, attributes, b"+"),
+                expected,
+                "{name}, {attributes:#x}"
+            );
+        }
+        assert_eq!(value(&mut store, "lasting").unwrap(), b"lasting+");
+        for (attributes, expected) in [(NV_BS_RT, SUCCESS), (3, EfiStatus::INVALID_PARAMETER)] {
+            let info = QueryInfo {
+                attributes: attributes.into(),
+                ..QueryInfo::default()
+            };
+            let asked = message(function::QUERY_VARIABLE_INFO, &[info.as_bytes()]);
+            assert_eq!(send(&mut store, &asked).0, expected);
+        }
     }
 }

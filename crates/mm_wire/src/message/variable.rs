@@ -33,6 +33,10 @@ pub mod function {
     pub const SET_VARIABLE: u64 = 3;
     /// The sizes of the store.
     pub const QUERY_VARIABLE_INFO: u64 = 4;
+    /// The boot comes to its end: variables that only firmware writes are locked. Nothing follows the function header.
+    pub const READY_TO_BOOT: u64 = 5;
+    /// Boot services have ended: from now on the operating system asks. Nothing follows the function header.
+    pub const EXIT_BOOT_SERVICE: u64 = 6;
     /// The largest payload that the handler takes.
     pub const GET_PAYLOAD_SIZE: u64 = 11;
 }
