@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use mm_comm::c_request::{self, Buffer, Longest, Memory, Refused, Reply, Request, RequestError};
 use mm_comm::{BeginError, Channel, ChannelError, transaction};
 use mm_wire::hob::CommBufferPlace;
-use mm_wire::{EfiStatus, HeaderFormat, ResponseLength};
+use mm_wire::message::variable;
+use mm_wire::{EfiStatus, Header, HeaderFormat, ResponseLength};
 use r_efi::efi;
 
 /// No call is under way.
@@ -126,6 +127,47 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         .map(|offset| driver.cast::<c_void>().wrapping_byte_add(offset))
     }
 
+    /// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it finds the first marker.
+    ///
+    /// # Safety
+    ///
+    /// `driver` is from [`Self::place`], and memory is still mapped one to one.
+    pub(crate) unsafe fn variable_payload_size(driver: *mut Self) -> Result<u64, efi::Status> {
+        const HEADER_LEN: usize = HeaderFormat::V1.header_len();
+        // Function, ReturnStatus, and the size.
+        const MESSAGE_LEN: usize = 24;
+        let mut bytes = [0_u8; HEADER_LEN + MESSAGE_LEN];
+        let header = Header::new(HeaderFormat::V1, variable::GUID, MESSAGE_LEN as u64);
+        let header = header.map(|header| header.encode());
+        let function = variable::function::GET_PAYLOAD_SIZE.to_le_bytes();
+        let request = header.iter().flat_map(AsRef::as_ref).chain(&function);
+        bytes.iter_mut().zip(request).for_each(|(to, from)| *to = *from);
+        let [one, ..] = Self::interfaces(driver);
+        let buffer = bytes.as_mut_ptr().cast();
+        // SAFETY: the driver's interface, and a buffer that is as long as its header says.
+        let status = unsafe { communicate1::<E, S>(one.cast_const().cast(), buffer, ptr::null_mut()) };
+        let field = |offset| bytes.get(offset..).and_then(<[u8]>::first_chunk);
+        let field = |offset| field(offset).map_or(0, |field| u64::from_le_bytes(*field));
+        match (status, field(HEADER_LEN + 8)) {
+            (efi::Status::SUCCESS, 0) => Ok(field(HEADER_LEN + 16)),
+            (efi::Status::SUCCESS, refused) => Err(efi::Status::from_usize(
+                usize::try_from(refused).unwrap_or(usize::MAX),
+            )),
+            (status, _) => Err(status),
+        }
+    }
+
+    /// Where to say what goes wrong.
+    ///
+    /// # Safety
+    ///
+    /// `driver` is from [`Self::place`], and memory is still mapped one to one.
+    pub(crate) unsafe fn error(driver: *const Self, line: core::fmt::Arguments<'_>) {
+        // SAFETY: shared with nothing but other shared references: the exclusive one is made when addresses change.
+        let inner = unsafe { &*Self::inner(driver) };
+        inner.sink.error(line);
+    }
+
     /// What only the holder of the claim may touch.
     fn inner(driver: *const Self) -> *mut Inner<E, S> {
         let cell = driver.wrapping_byte_add(offset_of!(Self, inner));
@@ -148,6 +190,9 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         // SAFETY: the event's context is the driver, which is never freed. A field that is only accessed atomically.
         let boot_services = unsafe { &(*driver).boot_services };
         boot_services.store(ptr::null_mut(), Ordering::Release);
+        // SAFETY: as in `error`.
+        let inner = unsafe { &*Self::inner(driver) };
+        inner.sink.note(format_args!("boot services end"));
     }
 
     /// The function of `EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE`, whose context is the driver. Memory is still mapped one to one; the
@@ -460,6 +505,12 @@ impl<E: Entry, S: Sink> Inner<E, S> {
             .map_err(not_sent)?;
         staged.check().map_err(not_sent)?;
         let address = self.place.region().start();
+        self.sink.trace(format_args!(
+            "{} bytes for {} in the comm buffer at {:p}; MM finds it at {address:#x}",
+            message.len(),
+            header.recipient(),
+            channel.region().as_ptr()
+        ));
         if self.entry.enter(address, &self.sink)? == Progress::Raised {
             // What went wrong was told; the mailbox has the last word.
             let again = || {
@@ -471,6 +522,8 @@ impl<E: Entry, S: Sink> Inner<E, S> {
             self.sink.error(format_args!("{error}"));
             error.status()
         })?;
+        self.sink
+            .trace(format_args!("MM returned {} bytes", shared.len()));
         let in_header = shared.in_header();
         // Never `None`: `finish` proved that it is no longer than the comm buffer, as `response` is.
         let response = shared.copy_to(response).ok_or(EfiStatus::DEVICE_ERROR)?;
@@ -484,9 +537,15 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         // until the next reset.
         let moved = unsafe { channel(self.place, &mut *convert) };
         self.channel = moved.ok().flatten();
-        if self.channel.is_none() {
-            self.sink
-                .error(format_args!("the operating system does not map the comm buffer"));
+        let physical = self.place.region();
+        match &self.channel {
+            Some(channel) => self.sink.note(format_args!(
+                "addresses change: the comm buffer {physical} will be at {:p}",
+                channel.region().as_ptr()
+            )),
+            None => self.sink.error(format_args!(
+                "the operating system does not map the comm buffer {physical}"
+            )),
         }
         if !self.entry.convert(convert) {
             self.sink.error(format_args!(

@@ -121,3 +121,74 @@ impl<C: Conduit> Entry for SecureEntry<C> {
         Ok(Progress::Returned)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Silent;
+    use core::cell::Cell;
+    use mm_comm::SmiCheck;
+
+    /// A chipset whose SMI_EN is memory-mapped, at an address that changes.
+    struct Chipset<'a> {
+        smi_en: &'a Cell<usize>,
+        mmis: &'a Cell<u32>,
+    }
+
+    impl Ports for Chipset<'_> {
+        fn write_u8(&self, port: u16, _: u8) {
+            self.mmis
+                .update(|mmis| if port == 0xb2 { mmis + 1 } else { mmis });
+        }
+        fn read_u32(&self, _: u16) -> u32 {
+            unreachable!()
+        }
+        fn write_u32(&self, _: u16, _: u32) {
+            unreachable!()
+        }
+        fn read_mmio_u32(&self, address: usize) -> u32 {
+            assert_eq!(address, self.smi_en.get(), "a stale address");
+            0x21
+        }
+        fn write_mmio_u32(&self, _: usize, _: u32) {
+            unreachable!()
+        }
+        fn pause(&self) {}
+    }
+
+    fn entry<'a>(smi_en: &'a Cell<usize>, mmis: &'a Cell<u32>) -> PortEntry<Chipset<'a>> {
+        PortEntry {
+            ports: Chipset { smi_en, mmis },
+            trigger: PortTrigger {
+                command_port: 0xb2,
+                data_port: 0xb3,
+                smi_enable: SmiEnableRegister::behind_mmio_base(smi_en.get() - 0x30).ok(),
+                check: SmiCheck::Require,
+            },
+            command: 0xff,
+            data: 0,
+        }
+    }
+
+    #[test]
+    fn memory_mapped_register_is_read_at_its_converted_address() {
+        let (smi_en, mmis) = (Cell::new(0xfed0_0030), Cell::new(0));
+        let mut entry = entry(&smi_en, &mmis);
+        assert_eq!(entry.register(), Some(0xfed0_0030));
+        assert_eq!(entry.enter(0x1000, &Silent), Ok(Progress::Raised));
+        assert!(entry.convert(&mut |address| Some(address | 0xffff_0000_0000_0000)));
+        smi_en.set(0xffff_0000_fed0_0030);
+        assert_eq!(entry.enter(0x1000, &Silent), Ok(Progress::Raised));
+        assert_eq!(mmis.get(), 2);
+    }
+
+    #[test]
+    fn register_that_is_not_mapped_is_not_read_any_more() {
+        let (smi_en, mmis) = (Cell::new(0xfed0_0030), Cell::new(0));
+        let mut entry = entry(&smi_en, &mmis);
+        assert!(!entry.convert(&mut |_| None));
+        smi_en.set(0);
+        assert_eq!(entry.enter(0x1000, &Silent), Ok(Progress::Raised));
+        assert_eq!((entry.register(), mmis.get()), (None, 1));
+    }
+}

@@ -33,6 +33,9 @@ pub enum InstallError {
         /// What it returned.
         status: efi::Status,
     },
+    /// MM's variable service does not answer, so that its markers are not installed. Not returned: a sink is told.
+    #[error("platform: MM's variable service returned {0:?}, its markers are not installed")]
+    NoVariables(efi::Status),
     /// The firmware does not publish its DXE services.
     #[error("platform: there are no DXE services, the page of SMI_EN at {0:#x} cannot be marked")]
     NoDxeServices(usize),
@@ -140,20 +143,46 @@ impl Firmware {
             )
             .inspect_err(|_| self.close_event(left))?;
         let [one, two, three] = Driver::interfaces(driver);
-        let null = ptr::null_mut();
-        let mut installed = [
+        let mut protocols = [
             (COMMUNICATION, one),
             (COMMUNICATION2, two),
             (COMMUNICATION3, three),
-            (VARIABLES_READABLE, null),
-            (VARIABLES_WRITABLE, null),
         ];
-        let count = if configuration.markers { 5 } else { 3 };
-        let wanted = installed.get_mut(..count).unwrap_or_default();
+        let count = if configuration.protocol3 { 3 } else { 2 };
+        let wanted = protocols.get_mut(..count).unwrap_or_default();
         self.install_protocols(wanted).inspect_err(|_| {
             self.close_event(moved);
             self.close_event(left);
-        })
+        })?;
+        if configuration.markers {
+            self.mark_variables(driver);
+        }
+        Ok(())
+    }
+
+    /// Installs the markers, or says why not. The protocols serve in any case.
+    fn mark_variables<E: Entry, S: Sink>(&self, driver: *mut Driver<E, S>) {
+        // SAFETY: made just now, in the driver's entry point.
+        let why = match unsafe { Driver::variable_payload_size(driver) } {
+            Ok(1..) => {
+                let null = ptr::null_mut();
+                let mut markers = [(VARIABLES_READABLE, null), (VARIABLES_WRITABLE, null)];
+                // Last: the driver that waits for them calls at once.
+                let Err(error) = self.install_protocols(&mut markers) else {
+                    return;
+                };
+                error
+            }
+            Ok(0) => InstallError::NoVariables(efi::Status::NOT_READY),
+            Err(status) => InstallError::NoVariables(status),
+        };
+        // SAFETY: as above.
+        unsafe {
+            Driver::error(
+                driver,
+                format_args!("edk2's variable driver will wait for ever: {why}"),
+            )
+        };
     }
 
     /// Installs protocols on one handle, or none of them.

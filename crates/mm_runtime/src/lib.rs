@@ -65,8 +65,11 @@ pub struct Configuration {
     pub buffer: CommBufferPlace,
     /// How often the mailbox is looked at before a request is withdrawn. MM's slowest handler decides.
     pub completion_polls: u32,
-    /// Whether to install the two protocols without an interface that edk2's variable driver waits for. Only where MM has a
-    /// variable service: that driver asserts that it answers.
+    /// Whether to install `EFI_MM_COMMUNICATION3_PROTOCOL`. A driver that finds it sends v3 headers, edk2's variable driver of 2026
+    /// for one: not for MM that does not know them.
+    pub protocol3: bool,
+    /// Whether to install the two protocols without an interface that edk2's variable driver waits for. MM's variable service is
+    /// asked first: if it does not answer, the sink is told and they are not installed, since that driver asserts that it does.
     pub markers: bool,
     /// Whether to add EFI_MEMORY_RUNTIME to the page of a memory-mapped SMI_EN, so that the operating system maps it. Not
     /// where the platform has done so.
@@ -77,14 +80,24 @@ impl Configuration {
     /// As many looks as `patina_mm` takes by default.
     pub const DEFAULT_POLLS: u32 = 1_000_000;
 
-    /// A comm buffer, and defaults: no markers, no mapping.
+    /// A comm buffer, and defaults: all three protocols, no markers, no mapping.
     #[must_use]
     pub const fn new(buffer: CommBufferPlace) -> Self {
         Self {
             buffer,
             completion_polls: Self::DEFAULT_POLLS,
+            protocol3: true,
             markers: false,
             map_registers: false,
+        }
+    }
+
+    /// The same without [`Self::protocol3`].
+    #[must_use]
+    pub const fn without_protocol3(self) -> Self {
+        Self {
+            protocol3: false,
+            ..self
         }
     }
 
@@ -105,6 +118,16 @@ impl Configuration {
 pub trait Sink {
     /// Takes one line, which has no bytes of messages in it.
     fn error(&self, line: fmt::Arguments<'_>);
+
+    /// Takes a line for each request that is sent, and for its response: lengths and addresses.
+    fn trace(&self, line: fmt::Arguments<'_>) {
+        let _ = line;
+    }
+
+    /// Takes one line that tells how far the operating system has come.
+    fn note(&self, line: fmt::Arguments<'_>) {
+        let _ = line;
+    }
 }
 
 /// Says nothing. Statuses tell what went wrong.

@@ -1,21 +1,34 @@
 //! What is a runtime driver's own: the change of addresses, and what happens where something fails.
 
+use crate::lab::firmware::REGISTER_PAGE;
 use crate::lab::memory::Block;
 use crate::lab::{Life, RuntimeMachine, power_on};
 use libtest_mimic::{Failed, Trial};
 use mm_conformance::lab::{CCall, CProtocol, CReply, Machine, Setup};
 use mm_conformance::mm;
-use mm_runtime::InstallError;
 use mm_runtime::protocols::{
     COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
 };
+use mm_runtime::{Configuration, InstallError};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
 use r_efi::efi;
 use std::cell::Cell;
 use std::process::Command;
 use std::rc::Rc;
 
-const ALL: [(&str, fn()); 9] = [
+const ALL: [(&str, fn()); 12] = [
+    (
+        "page_of_a_memory_mapped_register_is_marked_for_the_operating_system",
+        page_of_a_memory_mapped_register_is_marked_for_the_operating_system,
+    ),
+    (
+        "markers_are_not_installed_if_mm_does_not_answer",
+        markers_are_not_installed_if_mm_does_not_answer,
+    ),
+    (
+        "protocol3_is_left_out_on_request",
+        protocol3_is_left_out_on_request,
+    ),
     (
         "calls_are_served_in_every_life_of_one_driver",
         calls_are_served_in_every_life_of_one_driver,
@@ -200,13 +213,62 @@ fn protocols_of_another_driver_are_left_alone() {
 fn markers_are_installed_on_request() {
     for markers in [false, true] {
         let machine = power_on(Life::Boot, &Setup::default());
-        machine.install_with(&Setup::default(), markers).unwrap();
+        let configure = |configuration| Configuration {
+            markers,
+            ..configuration
+        };
+        machine.install_with(&Setup::default(), configure).unwrap();
         let firmware = &machine.0.firmware;
         for marker in [VARIABLES_READABLE, VARIABLES_WRITABLE] {
             assert_eq!(firmware.interface(marker), markers.then_some(0));
         }
         assert!(firmware.interface(COMMUNICATION3).is_some());
+        assert_eq!(machine.mmis(), usize::from(markers));
     }
+}
+
+fn markers_are_not_installed_if_mm_does_not_answer() {
+    let machine = power_on(Life::Boot, &Setup::default());
+    machine.0.machine.install_mm(|_, _| {});
+    machine
+        .install_with(&Setup::default(), Configuration::with_markers)
+        .unwrap();
+    let firmware = &machine.0.firmware;
+    assert_eq!(firmware.interface(VARIABLES_READABLE), None);
+    assert_eq!(firmware.interface(VARIABLES_WRITABLE), None);
+    assert!(firmware.interface(COMMUNICATION2).is_some());
+    assert_eq!(call(&machine, CProtocol::Two).status, EfiStatus::NO_RESPONSE);
+}
+
+fn page_of_a_memory_mapped_register_is_marked_for_the_operating_system() {
+    const UNCACHED: u64 = efi::MEMORY_UC;
+    const MARKED: u64 = UNCACHED | efi::MEMORY_RUNTIME;
+    let smi_en = usize::try_from(REGISTER_PAGE).unwrap() + 0x30;
+    // Attributes and capabilities, as they are and as they become.
+    for (before, after) in [
+        ((UNCACHED, UNCACHED), (MARKED, MARKED)),
+        ((UNCACHED, MARKED), (MARKED, MARKED)),
+        ((MARKED, MARKED), (MARKED, MARKED)),
+    ] {
+        let machine = power_on(Life::Boot, &Setup::default());
+        let firmware = &machine.0.firmware;
+        firmware.publish_dxe_services(before.0, before.1);
+        machine.install_with_register(smi_en).unwrap();
+        assert_eq!(firmware.register_page.get(), after);
+    }
+    // Without DXE services it cannot be done, and nothing is installed.
+    let machine = power_on(Life::Boot, &Setup::default());
+    let result = machine.install_with_register(smi_en);
+    assert_eq!(result, Err(InstallError::NoDxeServices(smi_en)));
+    assert_eq!(machine.0.firmware.interface(COMMUNICATION2), None);
+}
+
+fn protocol3_is_left_out_on_request() {
+    let machine = power_on(Life::Boot, &Setup::default());
+    let without = |configuration: Configuration| configuration.without_protocol3();
+    machine.install_with(&Setup::default(), without).unwrap();
+    assert_eq!(machine.0.firmware.interface(COMMUNICATION3), None);
+    assert_served(&machine);
 }
 
 /// Tells a child process of this test to use a stale pointer.

@@ -32,10 +32,20 @@ pub(crate) struct Firmware {
     converting: Cell<bool>,
     /// The functions that are to fail.
     pub(crate) failing: RefCell<Vec<&'static str>>,
+    /// Attributes and capabilities of the page that a register is in.
+    pub(crate) register_page: Cell<(u64, u64)>,
     system: Block,
     boot: Block,
     runtime: Block,
+    /// The configuration tables, and behind them the DXE services.
+    tables: Block,
 }
+
+/// Where the DXE services are behind the configuration tables; the functions' places are those of PI 1.9, volume 2, 3.3.1.
+const DXE_SERVICES_AT: usize = 0x100;
+const GET_DESCRIPTOR_AT: usize = 24 + 4 * 8;
+const SET_ATTRIBUTES_AT: usize = 24 + 5 * 8;
+const SET_CAPABILITIES_AT: usize = 24 + 17 * 8;
 
 /// Writes a table's field through its outside view.
 fn put(block: &Block, offset: usize, value: usize) {
@@ -53,9 +63,11 @@ impl Firmware {
             waiting: RefCell::default(),
             converting: Cell::new(false),
             failing: RefCell::default(),
+            register_page: Cell::new((0, 0)),
             system: Block::new(1),
             boot: Block::new(1),
             runtime: Block::new(1),
+            tables: Block::new(1),
         });
         let boot = |offset, function| put(&firmware.boot, offset, function);
         boot(
@@ -110,6 +122,29 @@ impl Firmware {
         );
         FIRMWARE.set(Some(Rc::clone(&firmware)));
         firmware
+    }
+
+    /// Publishes DXE services, whose memory space has one page: that of a register.
+    pub(crate) fn publish_dxe_services(&self, attributes: u64, capabilities: u64) {
+        self.register_page.set((attributes, capabilities));
+        let tables = |offset, value| put(&self.tables, offset, value);
+        // DXE_SERVICES_TABLE_GUID.
+        tables(0, 0x4214_6f02_05ad_34ba);
+        tables(8, 0xb92b_8e39_a04d_2e95);
+        tables(16, self.tables.physical + DXE_SERVICES_AT);
+        for (offset, function) in [
+            (GET_DESCRIPTOR_AT, get_memory_space_descriptor as *const ()),
+            (SET_ATTRIBUTES_AT, set_memory_space_attributes as *const ()),
+            (SET_CAPABILITIES_AT, set_memory_space_capabilities as *const ()),
+        ] {
+            tables(DXE_SERVICES_AT + offset, function as usize);
+        }
+        let system = |offset, value| put(&self.system, offset, value);
+        system(offset_of!(efi::SystemTable, number_of_table_entries), 1);
+        system(
+            offset_of!(efi::SystemTable, configuration_table),
+            self.tables.physical,
+        );
     }
 
     pub(crate) fn system_table(&self) -> *mut efi::SystemTable {
@@ -369,6 +404,47 @@ unsafe extern "efiapi" fn convert_pointer(_: usize, address: *mut *mut c_void) -
                 efi::Status::SUCCESS
             }
         }
+    })
+}
+
+/// The page that the tests' register is in.
+pub(crate) const REGISTER_PAGE: u64 = 0xfed0_0000;
+
+unsafe extern "efiapi" fn get_memory_space_descriptor(base: u64, descriptor: *mut u64) -> efi::Status {
+    with(|firmware| {
+        assert_eq!(base, REGISTER_PAGE);
+        let (attributes, capabilities) = firmware.register_page.get();
+        // EFI_GCD_MEMORY_SPACE_DESCRIPTOR: base, length, capabilities, attributes.
+        for (index, value) in [base, PAGE_LEN as u64, capabilities, attributes]
+            .into_iter()
+            .enumerate()
+        {
+            // SAFETY: the caller's place.
+            unsafe { descriptor.wrapping_add(index).write(value) };
+        }
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn set_memory_space_attributes(base: u64, len: u64, new: u64) -> efi::Status {
+    with(|firmware| {
+        assert_eq!((base, len), (REGISTER_PAGE, PAGE_LEN as u64));
+        let (_, capabilities) = firmware.register_page.get();
+        // `CoreConvertSpace` (MdeModulePkg/Core/Dxe/Gcd/Gcd.c) refuses what the memory is not capable of.
+        if new & !capabilities != 0 {
+            return efi::Status::UNSUPPORTED;
+        }
+        firmware.register_page.set((new, capabilities));
+        efi::Status::SUCCESS
+    })
+}
+
+unsafe extern "efiapi" fn set_memory_space_capabilities(base: u64, len: u64, new: u64) -> efi::Status {
+    with(|firmware| {
+        assert_eq!((base, len), (REGISTER_PAGE, PAGE_LEN as u64));
+        let (attributes, _) = firmware.register_page.get();
+        firmware.register_page.set((attributes, new));
+        efi::Status::SUCCESS
     })
 }
 

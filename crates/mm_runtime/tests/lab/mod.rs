@@ -9,7 +9,7 @@ use c_abi::Addresses;
 use firmware::Firmware;
 use memory::Block;
 use mm_comm::mailbox::Mailbox;
-use mm_comm::{SmiCheck, SmiEnable};
+use mm_comm::{SmiCheck, SmiEnable, SmiEnableRegister};
 use mm_conformance::lab::{
     Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, Failure, Lab, LogLevel, Machine,
     MailboxSetup, Refusal, Setup, SetupFailure, SupervisorCall, Update,
@@ -121,10 +121,33 @@ pub(crate) fn place(buffer: &Block, mailbox: Option<&Block>) -> CommBufferPlace 
 
 impl RuntimeMachine {
     pub(crate) fn install(&self, setup: &Setup) -> Result<(), InstallError> {
-        self.install_with(setup, false)
+        self.install_with(setup, |configuration| configuration)
     }
 
-    pub(crate) fn install_with(&self, setup: &Setup, markers: bool) -> Result<(), InstallError> {
+    /// Installs a driver whose SMI_EN is memory-mapped, and whose page is to be marked.
+    pub(crate) fn install_with_register(&self, smi_en: usize) -> Result<(), InstallError> {
+        let parts = &*self.0;
+        let mut trigger = parts.machine.trigger(SmiCheck::Require);
+        trigger.smi_enable = Some(SmiEnableRegister::Mmio(smi_en));
+        let entry = PortEntry {
+            ports: parts.tap.clone(),
+            trigger,
+            command: 0xff,
+            data: 0,
+        };
+        let configuration = Configuration {
+            map_registers: true,
+            ..Configuration::new(place(&parts.buffer, parts.mailbox.as_deref()))
+        };
+        // SAFETY: as in `install_with`.
+        unsafe { install(parts.firmware.system_table(), &configuration, entry, Silent) }
+    }
+
+    pub(crate) fn install_with(
+        &self,
+        setup: &Setup,
+        configure: impl Fn(Configuration) -> Configuration,
+    ) -> Result<(), InstallError> {
         let Parts {
             firmware,
             machine,
@@ -149,12 +172,11 @@ impl RuntimeMachine {
         };
         let configuration = Configuration {
             completion_polls: setup.polls,
-            markers,
             ..Configuration::new(place(buffer, mailbox.as_deref()))
         };
         // SAFETY: the firmware's table; the comm buffer is nobody else's, and no pointer in entry and sink is to memory that
         // moves.
-        unsafe { install(firmware.system_table(), &configuration, entry, Silent) }
+        unsafe { install(firmware.system_table(), &configure(configuration), entry, Silent) }
     }
 
     /// Lets the operating system take over, as far as it comes in this life.
