@@ -11,12 +11,14 @@ mod launcher;
 mod memory;
 
 pub(crate) use guard::SmramGuard;
+pub(crate) use launcher::BufferToCome;
 use launcher::Launcher;
-pub(crate) use launcher::{BufferToCome, COMMAND};
+pub(crate) use q35_mm::chipset::COMMAND;
 #[cfg(feature = "conformance")]
 pub(crate) use {
-    launcher::{COMMAND_PORT, IMAGE},
+    launcher::IMAGE,
     memory::{smram_window, within_reach},
+    q35_mm::chipset::COMMAND_PORT,
 };
 
 use alloc::vec::Vec;
@@ -30,6 +32,7 @@ use patina::component::service::Service;
 use patina::component::service::memory::MemoryManager;
 use patina::component::service::uefi_services::config_table::ConfigurationTableServices;
 use patina::error::{EfiError, Result};
+use q35_mm::handoff::RUNTIME_BUFFER_HOB;
 
 /// A comm-region HOB, or why it is none.
 struct CommRegionHob(core::result::Result<CommRegion, PlaceError>);
@@ -39,6 +42,17 @@ impl FromHob for CommRegionHob {
 
     fn parse(data: &[u8]) -> core::result::Result<Self, HobParseError> {
         Ok(Self(CommRegion::of_hob(data)))
+    }
+}
+
+/// The HOB of the runtime driver's comm buffer, or why it is none. Only MM is told of it: the driver finds it by itself.
+struct RuntimeBufferHob(core::result::Result<CommBufferPlace, PlaceError>);
+
+impl FromHob for RuntimeBufferHob {
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_bytes(&RUNTIME_BUFFER_HOB.to_bytes());
+
+    fn parse(data: &[u8]) -> core::result::Result<Self, HobParseError> {
+        Ok(Self(CommBufferPlace::of_buffer_hob(data)))
     }
 }
 
@@ -53,11 +67,13 @@ impl MmLaunch {
     fn entry_point(
         self,
         hobs: Hob<CommRegionHob>,
+        runtime: Hob<RuntimeBufferHob>,
         memory: Service<dyn MemoryManager>,
         tables: Service<dyn ConfigurationTableServices>,
         mut commands: Commands,
     ) -> Result<()> {
-        let places = hobs.iter().map(|hob| hob.0.map(|region| region.place));
+        let regions = hobs.iter().map(|hob| hob.0.map(|region| region.place));
+        let places = regions.chain(runtime.iter().map(|hob| hob.0));
         let places: Vec<CommBufferPlace> =
             places.collect::<core::result::Result<_, _>>().map_err(|error| {
                 log::error!("MM is not launched: {error}");

@@ -10,7 +10,6 @@ use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, Memo
 use patina_ffs_extractors::NullSectionExtractor;
 use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
-use patina_mm::component::protocols::MmCommunicationProducer;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::MmCommunicationOptions;
 
@@ -49,7 +48,9 @@ impl ComponentInfo for Q35 {
         );
         add.component(SwMmiManager::new().after_platform_control());
         add.component(MmCommunicator::new());
-        add.component(MmCommunicationProducer::new(1));
+        // With the runtime driver in the image, that is what drivers in C call.
+        #[cfg(not(feature = "runtime_driver"))]
+        add.component(patina_mm::component::protocols::MmCommunicationProducer::new(1));
         add.component(ExampleComponent);
         #[cfg(feature = "conformance")]
         add.component(crate::self_test::TestBench);

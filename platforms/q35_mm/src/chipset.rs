@@ -20,8 +20,15 @@ pub const D_CLS: u8 = 1 << 5;
 /// SMI_LOCK in GEN_PMCON_1 (ICH9, 13.8.1.1): GBL_SMI_EN stays as it is until a reset.
 pub const SMI_LOCK: u8 = 1 << 4;
 
-/// Items of QEMU's fw_cfg (QEMU, `docs/specs/fw_cfg.rst`; edk2
-/// `OvmfPkg/Include/IndustryStandard/QemuFwCfg.h`).
+/// The command and the data port (ICH9, 13.7.1 and 13.7.2).
+pub const COMMAND_PORT: u16 = 0xb2;
+/// See [`COMMAND_PORT`].
+pub const DATA_PORT: u16 = 0xb3;
+
+/// The command that enters MM. It takes any but 2 and 3, for which QEMU raises no SMI.
+pub const COMMAND: u8 = 0xff;
+
+/// Items of QEMU's fw_cfg (QEMU, `docs/specs/fw_cfg.rst`; edk2 `OvmfPkg/Include/IndustryStandard/QemuFwCfg.h`).
 const FW_CFG_SIGNATURE: u16 = 0;
 const FW_CFG_NB_CPUS: u16 = 5;
 const FW_CFG_MAX_CPUS: u16 = 0xf;

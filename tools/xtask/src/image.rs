@@ -24,6 +24,8 @@ pub(crate) struct Platform {
     ovmf: &'static str,
     /// Whether it carries the MM core of `platforms/q35_mm`.
     has_mm_image: bool,
+    /// Whether drivers in C reach MM through the runtime driver of `platforms/q35_runtime`, edk2's variable driver among them.
+    has_runtime_driver: bool,
     /// What must be installed to build it.
     pub(crate) tools: &'static [&'static Tool],
 }
@@ -34,7 +36,16 @@ pub(crate) const PATINA_Q35: Platform = Platform {
     package: "q35",
     ovmf: OVMF_CODE_WITHOUT_SMM,
     has_mm_image: true,
+    has_runtime_driver: false,
     tools: &[&OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+};
+
+/// The same, for an operating system that keeps its variables in MM.
+pub(crate) const PATINA_Q35_RUNTIME: Platform = Platform {
+    name: "patina-q35-runtime",
+    has_runtime_driver: true,
+    tools: &[&OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+    ..PATINA_Q35
 };
 
 /// With edk2's SMM core.
@@ -43,10 +54,27 @@ pub(crate) const PATINA_SMM: Platform = Platform {
     package: "q35_smm",
     ovmf: OVMF_CODE,
     has_mm_image: false,
+    has_runtime_driver: false,
     tools: &[&OVMF, &RUST_UEFI],
 };
 
-const PLATFORMS: [&Platform; 2] = [&PATINA_Q35, &PATINA_SMM];
+const PLATFORMS: [&Platform; 3] = [&PATINA_Q35, &PATINA_Q35_RUNTIME, &PATINA_SMM];
+
+/// The name of the runtime driver's file.
+const RUNTIME_DRIVER: &str = "4b5f7d10-2f55-4a4e-a5a8-8f8a3d0e6c21";
+
+/// edk2's `VariableSmmRuntimeDxe` (MdeModulePkg), which Debian's OVMF with SMM has.
+const VARIABLE_DRIVER: &str = "9f7dcade-11ea-448a-a46f-76e003657dd1";
+
+/// What OVMF without SMM has in its place (MdeModulePkg and OvmfPkg), and a driver that fills the small store in MM: an attempt
+/// is a variable of a KiB, and there are eight.
+const DROPPED_FOR_IT: [&str; 5] = [
+    "VariableRuntimeDxe",
+    "FaultTolerantWriteDxe",
+    "EmuVariableFvbRuntimeDxe",
+    "FvbServicesRuntimeDxe",
+    "IScsiDxe",
+];
 
 /// Tells the DXE core's build script where the MM image is.
 pub(crate) const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
@@ -54,11 +82,13 @@ pub(crate) const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
 /// Builds a firmware image.
 ///
 /// Into OVMF's flash image goes a Patina DXE core with this repository's components: patina-q35 has an MM core in Rust
-/// inside it, patina-smm leaves edk2's SMM core where it is.
+/// inside it, patina-q35-runtime a runtime driver as well, above which edk2's variable driver serves the operating system;
+/// patina-smm leaves edk2's SMM core where it is.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask image patina-q35                  the platform
   cargo xtask image patina-q35 --conformance    with the tests that `cargo xtask test` runs in it
+  cargo xtask image patina-q35-runtime          with the variables of the operating system in MM
   cargo xtask image patina-smm                  the platform above edk2's SMM core")]
 pub(crate) struct Image {
     /// The platform.
@@ -107,13 +137,18 @@ pub(crate) fn build(
         .has_mm_image
         .then(|| q35_mm(shell, conformance))
         .transpose()?;
-    let core = program(
-        shell,
-        X86_64_UEFI,
-        platform.package,
-        conformance,
-        q35_mm.as_deref(),
-    )?;
+    let mut features = Vec::new();
+    features.extend(conformance.then_some("conformance"));
+    features.extend(platform.has_runtime_driver.then_some("runtime_driver"));
+    let core = program(shell, X86_64_UEFI, platform.package, &features, q35_mm.as_deref())?;
+    let mut files: Vec<String> = Vec::new();
+    if platform.has_runtime_driver {
+        let driver = program(shell, X86_64_UEFI, "q35_runtime", &[], None)?;
+        files.push(format!("--runtime-driver={RUNTIME_DRIVER}={}", driver.display()));
+        files.extend(DROPPED_FOR_IT.map(|name| format!("--drop={name}")));
+        files.push(format!("--from={}", ovmf_file(OVMF_CODE).display()));
+        files.push(format!("--take={VARIABLE_DRIVER}"));
+    }
     let suffix = if conformance { "-conformance" } else { "" };
     let output = output.map_or_else(
         || target_dir().join(format!("firmware/{}{suffix}.fd", platform.name)),
@@ -122,7 +157,7 @@ pub(crate) fn build(
     let ovmf = ovmf_file(platform.ovmf);
     let tool = cmd!(
         shell,
-        "cargo run --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output}"
+        "cargo run --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output} {files...}"
     );
     process::run_quietly("flash image", tool.into())?;
     Ok(output)
@@ -130,7 +165,8 @@ pub(crate) fn build(
 
 /// Builds the MM core that platform patina-q35 puts into SMRAM.
 pub(crate) fn q35_mm(shell: &Shell, conformance: bool) -> Result<PathBuf> {
-    program(shell, X86_64_NONE, "q35_mm", conformance, None)
+    let features: &[&str] = if conformance { &["conformance"] } else { &[] };
+    program(shell, X86_64_NONE, "q35_mm", features, None)
 }
 
 /// Builds the program of `platforms/PACKAGE`.
@@ -138,12 +174,12 @@ fn program(
     shell: &Shell,
     target: &'static str,
     package: &str,
-    conformance: bool,
+    features: &[&str],
     q35_mm: Option<&Path>,
 ) -> Result<PathBuf> {
     toolchain::build(shell, target, package, package, |command| {
-        if conformance {
-            command.args(["--features", "conformance"]);
+        if !features.is_empty() {
+            command.args(["--features", &features.join(",")]);
         }
         if let Some(q35_mm) = q35_mm {
             command.env(MM_IMAGE, q35_mm);

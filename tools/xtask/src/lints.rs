@@ -18,12 +18,18 @@ struct Programs {
     q35_mm: Option<bool>,
 }
 
-const PROGRAMS: [Programs; 11] = [
+const PROGRAMS: [Programs; 14] = [
     plain(
         X86_64_UEFI,
         &["-p", "patina_mm", "-p", "mm_comm", "--example", "asm_probe"],
     ),
     plain(X86_64_UEFI, &["-p", "ovmf_smm", "-p", "platform_self_test"]),
+    plain(X86_64_UEFI, &["-p", "q35_runtime", "-p", "mm_runtime"]),
+    Programs {
+        target: X86_64_UEFI,
+        arguments: &["-p", "q35", "--features", "runtime_driver"],
+        q35_mm: Some(false),
+    },
     plain(X86_64_UEFI, &["-p", "q35_smm"]),
     plain(X86_64_UEFI, &["-p", "q35_smm", "--features", "conformance"]),
     plain(X86_64_NONE, &["-p", "q35_mm", "--features", "conformance"]),
@@ -42,6 +48,7 @@ const PROGRAMS: [Programs; 11] = [
         &["-p", "patina_mm", "-p", "mm_comm", "--example", "asm_probe"],
     ),
     plain(AARCH64_UEFI, &["-p", "aarch64_payload", "--bin", "aarch64_app"]),
+    plain(AARCH64_UEFI, &["-p", "variable_driver"]),
     plain(
         AARCH64_BARE,
         &["-p", "aarch64_payload", "--bin", "aarch64_payload"],

@@ -1,10 +1,11 @@
 //! The table of machines that can be booted.
 
-use crate::image::{self, PATINA_Q35, PATINA_SMM};
+use crate::image::{self, PATINA_Q35, PATINA_Q35_RUNTIME, PATINA_SMM};
+use crate::linux::{self, Files, Processor};
 use crate::qemu;
 use crate::setup::{
-    ARM_UEFI, ARM_UEFI_CODE, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM,
-    RUST_NONE, RUST_UEFI, Tool, ovmf_file,
+    ARM_UEFI, ARM_UEFI_CODE, LINUX, LINUX_ARM, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM,
+    QEMU_X86, RUST_ARM, RUST_NONE, RUST_UEFI, Tool, ovmf_file,
 };
 use crate::toolchain::{self, AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use anyhow::{Context as _, Result, bail};
@@ -48,6 +49,8 @@ pub(crate) struct Machine {
     pub(crate) command: fn(&Shell, &Boot<'_>) -> Result<Command>,
     /// QEMU's exit code after a success.
     pub(crate) exit_code: i32,
+    /// How the lines start that its demo shows; every line, if there is none.
+    pub(crate) demo_lines: &'static [&'static str],
     /// Whether its tests raise SMIs, and who counts how many were taken.
     pub(crate) smis: Smis,
 }
@@ -61,6 +64,9 @@ pub(crate) enum Smis {
     /// Those in QEMU's log ([`qemu::log_smis`]) since the end of this serial text, with which the firmware starts our code. Those
     /// before are the firmware's own.
     LoggedSince(&'static str),
+    /// Those in QEMU's log whose page tables are not the firmware's: the operating system's own, under which it calls the
+    /// firmware. The firmware's are those until the end of this serial text, with which the kernel's EFI stub starts.
+    LoggedAfterTakeover(&'static str),
 }
 
 /// A way to boot a machine.
@@ -124,6 +130,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         build: |shell| build_uefi(shell, OVMF_APP),
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &[],
         smis: Smis::LoggedSince("BdsDxe: starting "),
     },
     Machine {
@@ -152,6 +159,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         },
         command: patina_q35,
         exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &[],
         // Twice 100,000 calls are too many for QEMU's log.
         smis: Smis::CountedByTheGuest,
     },
@@ -169,6 +177,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         },
         command: patina_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &[],
         smis: Smis::LoggedSince("BdsDxe: starting "),
     },
     Machine {
@@ -188,6 +197,49 @@ pub(crate) const MACHINES: &[Machine] = &[
         build: build_aarch64,
         command: aarch64,
         exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &[],
+        smis: Smis::None,
+    },
+    Machine {
+        name: "linux",
+        tools: &[
+            &LINUX,
+            &QEMU_X86,
+            &OVMF,
+            &OVMF_WITHOUT_SMM,
+            &RUST_UEFI,
+            &RUST_NONE,
+        ],
+        variants: &[
+            Variant::new(LINUX_Q35, false, 15).saying("the comm buffer will be at 0xffff"),
+            Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying("the comm buffer will be at 0xffff"),
+            Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1).saying("boot services end"),
+            Variant::new(LINUX_SMM, false, 2),
+        ],
+        build: |shell| {
+            image::build(shell, &PATINA_SMM, false, None)?;
+            image::build(shell, &PATINA_Q35_RUNTIME, false, None)
+        },
+        command: linux,
+        // Powered off by the guest.
+        exit_code: 0,
+        demo_lines: &["DEMO ", "q35_runtime: "],
+        smis: Smis::LoggedAfterTakeover("EFI stub: "),
+    },
+    Machine {
+        name: "linux-aarch64",
+        tools: &[&LINUX_ARM, &QEMU_ARM, &ARM_UEFI, &RUST_ARM],
+        variants: &[
+            Variant::new("ffa", false, 15),
+            Variant::new("spm-mm", false, 15),
+            // The kernel then never calls SetVirtualAddressMap.
+            Variant::new(WITHOUT_ADDRESS_CHANGE, false, 15),
+        ],
+        build: build_linux_aarch64,
+        command: linux_aarch64,
+        // So the monitor ends a machine that is powered off by PSCI: its own applications end otherwise.
+        exit_code: DEBUG_EXIT_FAILURE,
+        demo_lines: &["DEMO "],
         smis: Smis::None,
     },
 ];
@@ -266,10 +318,11 @@ fn patina_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     .into())
 }
 
+const ONLY_SMM_WRITES_FLASH: [&str; 2] = ["-global", "driver=cfi.pflash01,property=secure,value=on"];
+
 /// Only SMM may write to the flash, as that firmware demands, and each SMI is logged.
 fn with_smm<'s>(qemu: Cmd<'s>, boot: &Boot<'_>) -> Cmd<'s> {
-    qemu.args(["-global", "driver=cfi.pflash01,property=secure,value=on"])
-        .args(qemu::log_smis(boot.dir))
+    qemu.args(ONLY_SMM_WRITES_FLASH).args(qemu::log_smis(boot.dir))
 }
 
 /// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
@@ -306,24 +359,87 @@ fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -
     let vars = dir.join("vars.fd");
     shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
 
-    let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(code)?);
-    let vars = format!("if=pflash,format=raw,unit=1,file={}", path(&vars)?);
     let esp = format!("format=raw,file=fat:rw:{}", path(&dir.join("esp"))?);
+    Ok(q35_with_flash(shell, code, &vars, memory)?
+        .args(["-serial", "stdio", "-no-reboot"])
+        .args(["-drive", &esp])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]))
+}
+
+/// QEMU's Q35 with a flash image and a variable store, and so many MiB of memory.
+fn q35_with_flash<'s>(shell: &'s Shell, code: &Path, vars: &Path, memory: &str) -> Result<Cmd<'s>> {
+    let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(code)?);
+    let vars = format!("if=pflash,format=raw,unit=1,file={}", path(vars)?);
     Ok(cmd!(
         shell,
         "qemu-system-x86_64 -machine q35,smm=on,accel=tcg -m {memory}"
     )
-    .args([
-        "-nodefaults",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-no-reboot",
-    ])
+    .args(["-nodefaults", "-display", "none"])
     .args(["-global", "ICH9-LPC.disable_s3=1"])
-    .args(["-drive", &code, "-drive", &vars, "-drive", &esp])
-    .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]))
+    .args(["-drive", &code, "-drive", &vars]))
+}
+
+/// Ways to boot machine linux: above the Rust MM core, the same with the kernel at its usual address, without firmware calls; and
+/// above edk2's SMM core, whose variables outlive a reset.
+const LINUX_Q35: &str = "q35";
+const LINUX_WITHOUT_KASLR: &str = "q35-nokaslr";
+const LINUX_WITHOUT_FIRMWARE: &str = "q35-noefi";
+const LINUX_SMM: &str = "smm";
+
+/// Bytes of name and data of the largest variable (`platforms/q35_mm/src/mm.rs`).
+const LARGEST_VARIABLE: u32 = 0x2000;
+
+/// A variable that OVMF writes, as the file that Linux shows, and its text.
+const LANGUAGE: &str = "PlatformLang-8be4df61-93ca-11d2-aa0d-00e098032b8c:en-US";
+
+/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub.
+fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let Boot { image, dir, .. } = *boot;
+    let above_smm = boot.variant == LINUX_SMM;
+    let (mode, more) = match (boot.mode, boot.variant) {
+        (Mode::Demo, _) => ("demo", ""),
+        (Mode::Test, LINUX_SMM) => ("reset", ""),
+        (Mode::Test, LINUX_WITHOUT_FIRMWARE) => ("noefi", "noefi"),
+        (Mode::Test, LINUX_WITHOUT_KASLR) => ("test", "nokaslr"),
+        (Mode::Test, _) => ("test", ""),
+    };
+    let files = Files::find(Processor::X86)?;
+    let initrd = linux::initrd(shell, &files, dir)?;
+    let line = format!(
+        "console=ttyS0 quiet panic=-1 mm.mode={mode} mm.largest={LARGEST_VARIABLE} mm.before={LANGUAGE} {more}"
+    );
+    let smm_image = image.with_file_name(format!("{}.fd", PATINA_SMM.name));
+    let image = if above_smm { &smm_image } else { image };
+    let vars = dir.join("vars.fd");
+    shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
+    let qemu = q35_with_flash(shell, image, &vars, "512")?
+        .args(qemu::log_smis(dir))
+        .arg("-kernel")
+        .arg(&files.kernel)
+        .arg("-initrd")
+        .arg(&initrd)
+        .args(["-append", &line]);
+    let qemu = match above_smm {
+        true => qemu.args(ONLY_SMM_WRITES_FLASH),
+        false => qemu.args(["-device", "VGA", "-no-reboot"]),
+    };
+    // What the runtime driver says: in the demo between the guest's lines, in a test where it cannot damage them.
+    Ok(match boot.mode {
+        Mode::Demo => qemu
+            .args([
+                "-chardev",
+                "stdio,mux=on,signal=off,id=out",
+                "-serial",
+                "chardev:out",
+            ])
+            .args(["-device", "isa-debugcon,iobase=0x402,chardev=out"]),
+        Mode::Test => {
+            let console = format!("file:{}", path(&qemu::debug_console(dir))?);
+            qemu.args(["-serial", "stdio", "-debugcon", &console])
+                .args(["-global", "isa-debugcon.iobase=0x402"])
+        }
+    }
+    .into())
 }
 
 const MONITOR: &str = "aarch64_monitor";
@@ -338,6 +454,69 @@ fn build_aarch64(shell: &Shell) -> Result<PathBuf> {
     toolchain::build(shell, AARCH64_UEFI, PAYLOAD, APP, |_| {})?;
     let products = monitor.parent().context("a file is in a directory")?;
     Ok(products.to_owned())
+}
+
+/// The way to boot machine linux-aarch64 with addresses as they are at boot.
+const WITHOUT_ADDRESS_CHANGE: &str = "ffa-novamap";
+
+/// A variable that `linux_loader` writes, as the file that Linux shows, and its text.
+const WRITTEN_BY_LOADER: &str = "BeforeLinux-cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0:loader";
+
+/// The programs of `machines/variable_driver`.
+const VARIABLE_DRIVER: &str = "variable_driver";
+const LINUX_LOADER: &str = "linux_loader";
+const ARM_MM_DRIVER: &str = "arm_mm_driver";
+
+/// Builds the monitor, the two runtime drivers and what starts them. Returns the monitor's directory.
+fn build_linux_aarch64(shell: &Shell) -> Result<PathBuf> {
+    for program in [VARIABLE_DRIVER, ARM_MM_DRIVER, LINUX_LOADER] {
+        toolchain::build(shell, AARCH64_UEFI, VARIABLE_DRIVER, program, |_| {})?;
+    }
+    let monitor = toolchain::build(shell, AARCH64_BARE, MONITOR, MONITOR, |_| {})?;
+    Ok(monitor.parent().context("a file is in a directory")?.to_owned())
+}
+
+/// QEMU's `virt` with the monitor at EL3, Debian's UEFI above it, and the loader, which starts both drivers and Debian's kernel.
+fn linux_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let interface = if boot.variant == "spm-mm" { 1 } else { 2 };
+    let word = format!(
+        "loader,addr={MODE_WORD:#x},data={},data-len=4",
+        interface | UEFI_BIT
+    );
+    let files = Files::find(Processor::Arm)?;
+    let esp = shell.create_dir(boot.dir.join("esp"))?;
+    let programs = Toolchain::find(shell, AARCH64_UEFI)?.products();
+    let program = |name: &str| programs.join(name).with_extension("efi");
+    let folder = shell.create_dir(esp.join("EFI/BOOT"))?;
+    shell.copy_file(program(LINUX_LOADER), folder.join("BOOTAA64.EFI"))?;
+    shell.copy_file(program(ARM_MM_DRIVER), esp.join("driver1.efi"))?;
+    shell.copy_file(program(VARIABLE_DRIVER), esp.join("driver2.efi"))?;
+    shell.copy_file(&files.kernel, esp.join("vmlinuz"))?;
+    shell.copy_file(linux::initrd(shell, &files, boot.dir)?, esp.join("initrd"))?;
+    let mode = boot.mode.word();
+    let more = if boot.variant == WITHOUT_ADDRESS_CHANGE {
+        "efi=novamap"
+    } else {
+        ""
+    };
+    let line = format!(
+        "console=ttyAMA0 quiet panic=-1 initrd=\\initrd mm.mode={mode} mm.largest={LARGEST_VARIABLE} \
+         mm.before={WRITTEN_BY_LOADER} {more}\0"
+    );
+    let line: Vec<u8> = line.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    shell.write_file(esp.join("cmdline"), line)?;
+    let esp = path(&esp)?;
+    Ok(virt(shell, "virt,secure=on,virtualization=on")
+        .args([
+            "-device",
+            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
+        ])
+        .args(["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")])
+        .args(["-device", "virtio-blk-pci,drive=esp"])
+        .arg("-bios")
+        .arg(boot.image.join(MONITOR))
+        .args(["-device", &word])
+        .into())
 }
 
 /// What the monitor and the payload are told by a word in RAM (`machines/aarch64_monitor/src/layout.rs`).
@@ -394,7 +573,15 @@ fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     if interface != NO_EL3 {
         arguments.extend(["-bios".into(), monitor.into_os_string()]);
     }
-    Ok(cmd!(
+    Ok(virt(shell, machine)
+        .args(arguments)
+        .args(["-device", &word])
+        .into())
+}
+
+/// QEMU's `virt` with a serial line, and with semihosting to end it.
+fn virt<'s>(shell: &'s Shell, machine: &str) -> Cmd<'s> {
+    cmd!(
         shell,
         "qemu-system-aarch64 -machine {machine} -cpu cortex-a57 -m 1024"
     )
@@ -409,7 +596,4 @@ fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
         "-no-reboot",
     ])
     .args(["-semihosting-config", "enable=on,target=native"])
-    .args(arguments)
-    .args(["-device", &word])
-    .into())
 }

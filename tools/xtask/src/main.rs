@@ -17,6 +17,7 @@
 //! | [`page`] | the page that `mm_trace` writes, in a real browser |
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
 //! | [`scenarios`] | which scenario of the conformance suite ran where |
+//! | [`linux`] | Debian's kernel, and what it starts |
 //! | [`lints`] | Clippy over the code that only firmware targets have |
 //! | [`size`] | what the crate adds to an image, beside the published crate |
 //! | [`report`] | stages, counts, the closing table |
@@ -29,6 +30,7 @@ mod downstream;
 mod guide;
 mod image;
 mod lints;
+mod linux;
 mod machine;
 mod page;
 mod process;

@@ -6,11 +6,11 @@ use crate::report::{Counts, Failed};
 use crate::scenarios::Scenarios;
 use crate::verdict::{Transcript, VerdictError};
 use anyhow::{Context as _, Result};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 use xshell::Shell;
@@ -22,6 +22,12 @@ const SMI_LOG: &str = "smis.log";
 pub(crate) fn log_smis(dir: &Path) -> [OsString; 4] {
     let log = dir.join(SMI_LOG).into_os_string();
     ["-d".into(), "int,trace:serial_write".into(), "-D".into(), log]
+}
+
+/// The file for QEMU's debug console, within the directory of a run: what firmware says there after the operating system has the
+/// serial line.
+pub(crate) fn debug_console(dir: &Path) -> PathBuf {
+    dir.join("debug.log")
 }
 
 /// How many of the last serial lines are shown after a failure.
@@ -51,11 +57,23 @@ pub(crate) fn test(
         is_protocol(line)
     })?;
     let taken = match machine.smis {
-        Smis::LoggedSince(since) => Some(count_smis(&run.dir.path().join(SMI_LOG), since)),
+        Smis::LoggedSince(since) => Some(count_smis(&run.dir.path().join(SMI_LOG), since, false)),
+        Smis::LoggedAfterTakeover(since) => Some(count_smis(&run.dir.path().join(SMI_LOG), since, true)),
         Smis::None | Smis::CountedByTheGuest => None,
     };
     if let Some(Ok(taken)) = taken {
-        println!("  SMIs taken since the firmware started this code: {taken}");
+        let context = match machine.smis {
+            Smis::LoggedAfterTakeover(_) => "under the operating system's page tables",
+            _ => "since the firmware started this code",
+        };
+        println!("  SMIs taken {context}: {taken}");
+    }
+    // Where the machine has no debug console there is no such file.
+    for line in std::fs::read_to_string(debug_console(run.dir.path()))
+        .unwrap_or_default()
+        .lines()
+    {
+        words.take(line);
     }
     let verdict = run
         .in_time()
@@ -67,7 +85,7 @@ pub(crate) fn test(
         .and_then(|taken| transcript.judge(taken, variant))
         .and_then(|()| match machine.smis {
             Smis::CountedByTheGuest => transcript.require_smis(),
-            Smis::None | Smis::LoggedSince(_) => Ok(()),
+            Smis::None | Smis::LoggedSince(_) | Smis::LoggedAfterTakeover(_) => Ok(()),
         })
         .and_then(|()| words.judge())
         .and_then(|()| run.exit_code());
@@ -133,7 +151,9 @@ pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: b
         for text in logged.iter().flat_map(|line| [line, "\n"]) {
             log.push_str(text);
         }
-        show && logged.is_none()
+        let is_shown =
+            |starts: &[&str]| starts.is_empty() || starts.iter().any(|start| line.starts_with(start));
+        show && logged.is_none() && is_shown(machine.demo_lines)
     })?;
     let verdict = run.in_time().and_then(|()| run.exit_code());
     run.conclude(verdict, Counts::ONE).map(|_| log)
@@ -255,10 +275,14 @@ impl Run {
 }
 
 /// How many SMIs QEMU's log shows as taken since the firmware started our code. The log has serial output too, byte by
-/// byte, so that the order is certain: the firmware takes hundreds of SMIs of its own before.
-fn count_smis(log: &Path, since: &str) -> Result<u64> {
+/// byte, so that the order is certain: the firmware takes hundreds of SMIs of its own before. With `elsewhere` those under the
+/// page tables of the SMIs before are not counted.
+fn count_smis(log: &Path, since: &str, elsewhere: bool) -> Result<u64> {
     let file = File::open(log).with_context(|| format!("QEMU wrote no {}", log.display()))?;
     let mut taken = None;
+    // The firmware's, as CR3 says it.
+    let mut page_tables = BTreeSet::new();
+    let mut in_smi = false;
     let mut serial_line = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
         let line = line?;
@@ -272,7 +296,18 @@ fn count_smis(log: &Path, since: &str) -> Result<u64> {
                 taken = Some(0);
             }
         } else if line.starts_with("SMM: enter") {
-            taken = taken.map(|taken: u64| taken.saturating_add(1));
+            in_smi = true;
+            taken = taken.map(|taken: u64| taken.saturating_add(u64::from(!elsewhere)));
+        } else if in_smi && let Some((_, registers)) = line.split_once("CR3=") {
+            in_smi = false;
+            let page_table = registers.split_whitespace().next().unwrap_or_default().to_owned();
+            match &mut taken {
+                None => drop(page_tables.insert(page_table)),
+                Some(taken) if elsewhere && !page_tables.contains(&page_table) => {
+                    *taken = taken.saturating_add(1);
+                }
+                Some(_) => {}
+            }
         }
     }
     taken.with_context(|| {
@@ -323,10 +358,25 @@ mod tests {
         ]
         .concat();
         std::fs::write(&log, started).unwrap();
-        assert_eq!(count_smis(&log, "go ").unwrap(), 3);
+        assert_eq!(count_smis(&log, "go ", false).unwrap(), 3);
         std::fs::write(&log, smi).unwrap();
-        assert!(count_smis(&log, "go ").is_err());
-        assert!(count_smis(&dir.path().join("none"), "go ").is_err());
+        assert!(count_smis(&log, "go ", false).is_err());
+        assert!(count_smis(&dir.path().join("none"), "go ", false).is_err());
+
+        // The firmware's page tables at 1000, the operating system's at 9000.
+        let smi = |page_table| {
+            format!("SMM: enter\nCR0=1 CR2=0 CR3={page_table} CR4=0\nSMM: after RSM\nCR3=9000\n")
+        };
+        let taken_over = [
+            &smi("1000"),
+            &serial("go "),
+            &smi("1000"),
+            &smi("9000"),
+            &smi("9000"),
+        ];
+        std::fs::write(&log, taken_over.map(String::as_str).concat()).unwrap();
+        assert_eq!(count_smis(&log, "go ", true).unwrap(), 2);
+        assert_eq!(count_smis(&log, "go ", false).unwrap(), 3);
     }
 
     #[test]

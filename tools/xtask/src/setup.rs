@@ -1,5 +1,6 @@
 //! Which programs the rest needs, and how to get them.
 
+use crate::linux::{self, Files, Processor};
 use crate::report::Missing;
 use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, CLIPPY_PACKAGE, Toolchain, X86_64_NONE, X86_64_UEFI};
 use crate::{is_ci, process};
@@ -13,7 +14,7 @@ use xshell::{Shell, cmd};
 /// Installs what the tests need.
 ///
 /// On Debian and Ubuntu this says which packages are missing and why, asks, and installs them with apt-get. Elsewhere it
-/// only says what is missing.
+/// only says what is missing. Debian's kernels are downloaded (65 MB, with package lists) into the build directory, and not installed.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it
@@ -40,6 +41,23 @@ pub(crate) struct Tool {
     /// Fails where it is not installed, with the packages that bring it.
     find: fn(&Shell) -> Result<(), Missing>,
 }
+
+/// The operating system of a machine, which is downloaded and not installed.
+pub(crate) const LINUX: Tool = Tool {
+    name: "Debian's kernel",
+    why: "what machine linux boots",
+    find: |_| Files::find(Processor::X86).map(drop),
+};
+
+/// The same for the Arm machine. Its first file system is packed by the other's shell.
+pub(crate) const LINUX_ARM: Tool = Tool {
+    name: "Debian's kernel for AArch64",
+    why: "what machine linux-aarch64 boots",
+    find: |_| {
+        Files::find(Processor::X86)?;
+        Files::find(Processor::Arm).map(drop)
+    },
+};
 
 /// The machine itself.
 pub(crate) const QEMU_X86: Tool = Tool {
@@ -122,6 +140,8 @@ pub(crate) const CHROMIUM: Tool = Tool {
 };
 
 const TOOLS: &[&Tool] = &[
+    &LINUX,
+    &LINUX_ARM,
     &QEMU_X86,
     &OVMF,
     &OVMF_WITHOUT_SMM,
@@ -194,9 +214,14 @@ const INSTALL_DENY: [&str; 3] = ["install", "--locked", "cargo-deny@0.20.2"];
 
 pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     let mut packages = Vec::new();
+    let downloads: Vec<Processor> = [Processor::X86, Processor::Arm]
+        .into_iter()
+        .filter(|processor| Files::find(*processor).is_err())
+        .collect();
     for tool in TOOLS {
         let state = match tool.require(shell) {
             Ok(()) => "installed".to_owned(),
+            Err(missing) if missing.packages.is_empty() => "needs a download".to_owned(),
             Err(missing) => {
                 let needs = format!("needs {}", missing.packages.join(", "));
                 packages.extend(missing.packages);
@@ -219,7 +244,7 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     );
 
     if options.check {
-        return Ok(if packages.is_empty() {
+        return Ok(if packages.is_empty() && downloads.is_empty() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -227,6 +252,11 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     }
     if !packages.is_empty() {
         install(shell, &packages, options.yes || is_ci())?;
+    }
+    for processor in downloads {
+        linux::download(shell, processor)?;
+    }
+    if !packages.is_empty() {
         for tool in TOOLS {
             if let Err(Missing { what, .. }) = tool.require(shell) {
                 bail!(

@@ -7,21 +7,22 @@
 
 use core::ffi::c_void;
 use mm_wire::PAGE_LEN;
-use mm_wire::hob::COMM_REGION_HOB_GUID;
+use mm_wire::hob::{COMM_REGION_HOB_GUID, Owner};
 use patina::pi::hob::{
     END_OF_HOB_LIST, GUID_EXTENSION, HANDOFF, MEMORY_ALLOCATION, PhaseHandoffInformationTable,
 };
+use q35_mm::handoff::RUNTIME_BUFFER_HOB;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{Immutable, IntoBytes, Unaligned};
 
-/// Pages of each comm buffer, the supervisor's (0) and the user's (1); a page for its mailbox follows.
-const BUFFERS: [u64; 2] = [4, 4];
+/// Pages of each comm buffer; a page for its mailbox follows.
+const PAGES: u64 = 4;
 const PAGE: u64 = PAGE_LEN as u64;
 
 /// EfiRuntimeServicesData, which the operating system leaves alone.
 const RUNTIME_SERVICES_DATA: u32 = 6;
 
-#[derive(IntoBytes, Immutable)]
+#[derive(IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Header {
     hob_type: U16,
@@ -41,16 +42,26 @@ impl Header {
     }
 }
 
-/// The HOBs of one comm buffer, and the end of the list.
-#[derive(IntoBytes, Immutable)]
+/// The HOBs of all comm buffers, and the end of the list.
+#[derive(IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Hobs {
-    allocation: Allocation,
-    region: CommRegion,
+    supervisor: Announced<CommRegion>,
+    user: Announced<CommRegion>,
+    /// The runtime driver's.
+    runtime: Announced<CommBuffer>,
     end: Header,
 }
 
-#[derive(IntoBytes, Immutable)]
+/// The HOBs of one comm buffer.
+#[derive(IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct Announced<A> {
+    allocation: Allocation,
+    announcement: A,
+}
+
+#[derive(IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Allocation {
     header: Header,
@@ -61,7 +72,7 @@ struct Allocation {
     reserved: U32,
 }
 
-#[derive(IntoBytes, Immutable)]
+#[derive(IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct CommRegion {
     header: Header,
@@ -72,8 +83,18 @@ struct CommRegion {
     status: U64,
 }
 
-/// Adds the HOBs of all comm buffers to the list. If there is no room for all of them the list
-/// stays as it is, and MM is not configured.
+#[derive(IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct CommBuffer {
+    header: Header,
+    name: [u8; 16],
+    start: U64,
+    pages: U64,
+    status: U64,
+}
+
+/// Adds the HOBs of all comm buffers to the list. Where there is no room for all of them the list stays as it is, and MM is
+/// not configured.
 ///
 /// # Safety
 ///
@@ -86,25 +107,17 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
     if table.header.r#type != HANDOFF {
         return;
     }
-    let mut owner = 0;
-    let all = BUFFERS.map(|pages| {
-        let placed = place(&mut table, owner, pages);
-        owner = owner.saturating_add(1);
-        placed
-    });
-    if all.iter().any(Option::is_none) {
+    let Some(Placed { at, hobs, base, len }) = place(&mut table) else {
         return;
-    }
-    for Placed { at, hobs, base, len } in all.into_iter().flatten() {
-        let at = core::ptr::with_exposed_provenance_mut::<Hobs>(at);
-        // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces,
-        // and what it took for the comm buffer: PEI's free memory, which is there to be given.
-        unsafe { at.write_unaligned(hobs) };
-        let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
-        // SAFETY: `place` took these bytes from the end of free memory.
-        unsafe { base.write_bytes(0, len) };
-    }
-    // SAFETY: as for the reading above. The HOBs that it counts are written.
+    };
+    let at = core::ptr::with_exposed_provenance_mut::<Hobs>(at);
+    // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and what it took for the comm
+    // buffers: PEI's free memory, which is there to be given.
+    unsafe { at.write_unaligned(hobs) };
+    let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
+    // SAFETY: `place` took these bytes from the end of free memory.
+    unsafe { base.write_bytes(0, len) };
+    // SAFETY: as for the reading above. The HOBs that it counts now stand.
     unsafe { phit.write(table) };
 }
 
@@ -112,48 +125,89 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
 struct Placed {
     at: usize,
     hobs: Hobs,
-    /// The comm buffer and its mailbox.
+    /// The comm buffers and their mailboxes.
     base: usize,
     len: usize,
 }
 
-/// Takes memory for a comm buffer and its mailbox, and room for HOBs; `None` if there is not enough.
-fn place(table: &mut PhaseHandoffInformationTable, owner: u64, pages: u64) -> Option<Placed> {
-    let len = pages.checked_add(1)?.checked_mul(PAGE)?;
-    let base = (table.free_memory_top & !(PAGE - 1)).checked_sub(len)?;
-    // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it
-    // (`MdeModulePkg/Core/Pei/Hob`).
+/// One comm buffer's memory.
+struct Memory {
+    start: u64,
+    mailbox: u64,
+    len: u64,
+}
+
+impl Memory {
+    /// Takes it from the end of free memory; `None` if there is not enough.
+    fn take(table: &mut PhaseHandoffInformationTable) -> Option<Self> {
+        let len = PAGES.checked_add(1)?.checked_mul(PAGE)?;
+        let start = (table.free_memory_top & !(PAGE - 1)).checked_sub(len)?;
+        table.free_memory_top = start;
+        Some(Self {
+            start,
+            mailbox: start.checked_add(PAGES.checked_mul(PAGE)?)?,
+            len,
+        })
+    }
+
+    fn announced<A>(&self, announcement: A) -> Announced<A> {
+        Announced {
+            allocation: Allocation {
+                header: Header::of::<Allocation>(MEMORY_ALLOCATION),
+                name: [0; 16],
+                base: self.start.into(),
+                len: self.len.into(),
+                memory_type: RUNTIME_SERVICES_DATA.into(),
+                reserved: 0.into(),
+            },
+            announcement,
+        }
+    }
+
+    fn region_of(&self, owner: Owner) -> Announced<CommRegion> {
+        self.announced(CommRegion {
+            header: Header::of::<CommRegion>(GUID_EXTENSION),
+            name: COMM_REGION_HOB_GUID.to_bytes(),
+            owner: u64::from(owner.number()).into(),
+            start: self.start.into(),
+            pages: PAGES.into(),
+            status: self.mailbox.into(),
+        })
+    }
+
+    fn buffer_of_the_runtime_driver(&self) -> Announced<CommBuffer> {
+        self.announced(CommBuffer {
+            header: Header::of::<CommBuffer>(GUID_EXTENSION),
+            name: RUNTIME_BUFFER_HOB.to_bytes(),
+            start: self.start.into(),
+            pages: PAGES.into(),
+            status: self.mailbox.into(),
+        })
+    }
+}
+
+/// Takes memory for the comm buffers and their mailboxes, and room for HOBs; `None` if there is not enough.
+fn place(table: &mut PhaseHandoffInformationTable) -> Option<Placed> {
+    let top = table.free_memory_top & !(PAGE - 1);
+    let [supervisor, user, runtime] = [Memory::take(table)?, Memory::take(table)?, Memory::take(table)?];
+    let base = table.free_memory_top;
+    // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it (`MdeModulePkg/Core/Pei/Hob`).
     let at = table.end_of_hob_list;
     let end = at.checked_add(size_of::<Hobs>() as u64)?;
     if end.max(table.free_memory_bottom) > base {
         return None;
     }
-    table.free_memory_top = base;
     table.free_memory_bottom = table.free_memory_bottom.max(end);
     table.end_of_hob_list = end.checked_sub(size_of::<Header>() as u64)?;
-    let hobs = Hobs {
-        allocation: Allocation {
-            header: Header::of::<Allocation>(MEMORY_ALLOCATION),
-            name: [0; 16],
-            base: base.into(),
-            len: len.into(),
-            memory_type: RUNTIME_SERVICES_DATA.into(),
-            reserved: 0.into(),
-        },
-        region: CommRegion {
-            header: Header::of::<CommRegion>(GUID_EXTENSION),
-            name: COMM_REGION_HOB_GUID.to_bytes(),
-            owner: owner.into(),
-            start: base.into(),
-            pages: pages.into(),
-            status: base.checked_add(pages.checked_mul(PAGE)?)?.into(),
-        },
-        end: Header::of::<Header>(END_OF_HOB_LIST),
-    };
     Some(Placed {
         at: usize::try_from(at).ok()?,
-        hobs,
+        hobs: Hobs {
+            supervisor: supervisor.region_of(Owner::Supervisor),
+            user: user.region_of(Owner::User),
+            runtime: runtime.buffer_of_the_runtime_driver(),
+            end: Header::of::<Header>(END_OF_HOB_LIST),
+        },
         base: usize::try_from(base).ok()?,
-        len: usize::try_from(len).ok()?,
+        len: usize::try_from(top.checked_sub(base)?).ok()?,
     })
 }

@@ -30,22 +30,16 @@ use patina::component::service::uefi_services::config_table::ConfigurationTableS
 use patina::error::{EfiError, Result};
 use patina_mm::service::PlatformMmControl;
 use q35_mm::chipset::{
-    CLOSED, NotLocked, OPEN, ProcessorsError, first_smi, lock, lock_without_mm, require_one_processor,
+    CLOSED, COMMAND, COMMAND_PORT, DATA_PORT, NotLocked, OPEN, ProcessorsError, first_smi, lock,
+    lock_without_mm, require_one_processor,
 };
 use q35_mm::handoff::{HandOff, STATE_OFFSET, State};
-use q35_mm::layout::{HANDOFF, SMBASE, SMRAM_BASE};
+use q35_mm::layout::{HANDOFF, LARGEST_BUFFER, SMBASE, SMRAM_BASE};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
 /// SMRAM from its start to the last byte that is not zero (`build.rs`).
 pub(crate) const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/smram.bin"));
-
-/// The command and the data port.
-pub(crate) const COMMAND_PORT: u16 = 0xb2;
-const DATA_PORT: u16 = 0xb3;
-
-/// The command that enters MM. It takes any but 2 and 3, for which QEMU raises no SMI.
-pub(crate) const COMMAND: u8 = 0xff;
 
 /// `mov dword ptr [0x3ff00], SMBASE; rsm`, as 16-bit code: the field SMBASE of the save state.
 const MOVE_SMBASE: [u8; 14] = {
@@ -259,7 +253,7 @@ pub(crate) struct BufferToCome(pub(crate) CommBuffer);
 
 impl BufferToCome {
     /// Pages of the buffer: as many as MM can copy.
-    const PAGES: usize = 8;
+    const PAGES: usize = LARGEST_BUFFER;
 
     pub(super) fn reserve(memory: &dyn MemoryManager) -> Result<Self> {
         let start = memory::runtime_pages(memory, Self::PAGES)?;
