@@ -2,9 +2,9 @@
 
 use crate::memory::Window;
 use mm_comm::SharedRegion;
-use mm_conformance::mm::State;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome, SystemMemory};
+use mm_liar::State;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::{AddressRange, EfiStatus, Header, HeaderFormat};
 
@@ -233,7 +233,7 @@ impl Core<'_> {
             return Err(CallError::InvalidParameters);
         };
         self.requests = self.requests.saturating_add(1);
-        let visit = mm_conformance::mm::enter(
+        let visit = mm_liar::enter(
             &mut core,
             &buffers,
             &mut self.variables,

@@ -6,7 +6,6 @@
 use crate::machine::Outside;
 use crate::mm::{Buffers, check, respond};
 use core::fmt::{self, Write};
-use mm_conformance::mm;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, Visit};
 use mm_wire::EfiStatus;
@@ -23,7 +22,7 @@ type AllBuffers = Buffers<{ control::MAX_BUFFERS + handoff::MAX_BUFFERS }>;
 /// The MM side of the suite.
 pub(crate) struct Suite {
     buffers: SuiteBuffers,
-    state: mm::State,
+    state: mm_liar::State,
     /// What the last SMI with a request in these buffers led to.
     last: Option<Visit>,
 }
@@ -32,7 +31,7 @@ impl Suite {
     pub(crate) const fn new() -> Self {
         Self {
             buffers: SuiteBuffers::new(),
-            state: mm::State::NEW,
+            state: mm_liar::State::NEW,
             last: None,
         }
     }
@@ -43,7 +42,7 @@ impl Suite {
 
     pub(crate) fn set_buffers(&mut self, buffers: SuiteBuffers) {
         self.buffers = buffers;
-        self.state = mm::State::NEW;
+        self.state = mm_liar::State::NEW;
         self.last = None;
     }
 
@@ -54,7 +53,7 @@ impl Suite {
             return;
         };
         let state = &mut self.state;
-        let visit = mm::enter(&mut core, buffers, variables, state, &mut Outside, mmi);
+        let visit = mm_liar::enter(&mut core, buffers, variables, state, &mut Outside, mmi);
         if outcomes(&visit).next().is_some() {
             self.last = Some(visit);
         }

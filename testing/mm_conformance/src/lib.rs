@@ -13,24 +13,19 @@
 //! | module | content |
 //! |---|---|
 //! | [`lab`] | the traits that a host implements, and the words that client and suite share |
-//! | [`mm`] | the MM side: handlers to talk to, and the lies that MM can tell |
-//! | [`project_mu`] | a double of Project Mu's MM supervisor |
+//! | [`mm`] | the MM side, the crate `mm_liar`: handlers to talk to, and the lies that MM can tell |
 //! | [`scenarios`] | the scenarios, a file per subject |
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-#[cfg(feature = "client")]
 extern crate alloc;
 
-#[cfg(feature = "client")]
 pub mod lab;
-pub mod mm;
-pub mod project_mu;
-#[cfg(feature = "client")]
 pub mod scenarios;
 
-#[cfg(feature = "client")]
+/// The MM side that the scenarios talk to.
+pub use mm_liar as mm;
+
 pub use lab::{Abilities, Failure, Lab, Machine, Setup, SetupFailure};
-#[cfg(feature = "client")]
 pub use scenarios::{Outcome, Scenario, all, run};

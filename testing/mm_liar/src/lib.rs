@@ -1,7 +1,8 @@
 //! The MM side of the suite: handlers to talk to, and the lies that MM can tell.
 //!
 //! [`ConformanceMm`] is the real [`MmCore`] with a few handlers of its own. What a scenario wants of it is in the
-//! message, so that the same scenario works where the MM side is in another address space. It does not allocate.
+//! message, so that the same scenario works where the MM side is in another address space. It does not allocate, and does
+//! not know Patina: `platforms/q35_mm` runs it in SMRAM, `machines/aarch64_monitor` in the secure world.
 //!
 //! | GUID | answers |
 //! |---|---|
@@ -14,8 +15,13 @@
 //! | [`PROJECT_MU`] | nothing; from then on comm buffers 0 and 1 are served by a double of Project Mu's supervisor ([`project_mu`]), of the [`Release`] that the message names |
 //! | the MM supervisor's | as `mm_core`'s handler does |
 //! | the variable service's | as `mm_core`'s handler does |
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
-use crate::project_mu::{self, ProjectMu, Serving};
+pub mod project_mu;
+
+use crate::project_mu::{ProjectMu, Serving};
 use core::cell::Cell;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
 use mm_core::{

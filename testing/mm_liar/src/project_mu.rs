@@ -37,7 +37,7 @@ impl Release {
     /// Both.
     pub const ALL: [Self; 2] = [Self::V20ToV23, Self::Main];
 
-    /// The message that makes [`PROJECT_MU`](crate::mm::PROJECT_MU) serve like this one.
+    /// The message that makes [`PROJECT_MU`](crate::PROJECT_MU) serve like this one.
     #[must_use]
     pub const fn request(self) -> [u8; 1] {
         match self {
