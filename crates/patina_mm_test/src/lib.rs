@@ -35,6 +35,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`machine`] | the simulated machine (feature `sim`, on by default; needs `std`) |
+//! | [`clock`] | a clock that moves when it is read |
 //! | [`dispatcher`] | dispatches components in the order of a DXE core |
 //! | [`events`] | events and their groups in memory |
 //! | [`protocols`] | a protocol database in memory |
@@ -54,6 +55,7 @@ extern crate std;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod clock;
 pub mod dispatcher;
 pub mod events;
 #[cfg(feature = "sim")]

@@ -1,6 +1,7 @@
 //! A simulated machine with the real components, and handlers in MM that a test writes.
 
 use crate::Dispatcher;
+use crate::clock::HostClock;
 use crate::events::{HostEvents, SharedEvents};
 use crate::protocols::{HostProtocols, SharedProtocols};
 use crate::tap::Tap;
@@ -92,7 +93,7 @@ pub struct Exchange {
 /// A simulated machine: see the [crate's documentation](crate).
 ///
 /// It has comm buffers 0 and 1 with a status mailbox each, SMIs that are on, the services `MmCommunication`, `SwMmiTrigger`,
-/// `ProtocolServices`, `EventServices` and `TplServices`, and no handlers but those that are added. If a test panics, it
+/// `ProtocolServices`, `EventServices`, `TplServices` and `ArchTimerFunctionality`, and no handlers but those that are added. If a test panics, it
 /// prints its [`Self::transcript`].
 pub struct Machine {
     inner: Rc<Inner>,
@@ -166,6 +167,7 @@ impl Machine {
         storage.add_service(SharedProtocols(protocols));
         storage.add_service(SharedEvents(events));
         storage.add_service(SharedTpl(Rc::clone(&tpl)));
+        storage.add_service(HostClock::default());
         dispatcher.add(SwMmiManager::with_ports(tap.clone()));
         dispatcher.add(MmCommunicator::new());
         let found = Rc::new(Cell::new(None));

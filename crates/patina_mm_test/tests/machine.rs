@@ -4,6 +4,7 @@ use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::params::Config;
 use patina::component::service::Service;
+use patina::component::service::perf_timer::ArchTimerFunctionality;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::tpl::Tpl;
 use patina::error::{EfiError, Result};
@@ -214,7 +215,9 @@ fn components_find_what_the_test_adds() {
             mmi: Service<dyn SwMmiTrigger>,
             settings: Config<Settings>,
             _: Service<dyn EventServices>,
+            clock: Service<dyn ArchTimerFunctionality>,
         ) -> Result<()> {
+            assert!(clock.cpu_count() < clock.cpu_count());
             mmi.trigger_sw_mmi(settings.command, 0)
         }
     }

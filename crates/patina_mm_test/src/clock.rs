@@ -1,0 +1,20 @@
+//! A clock in memory.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use patina::component::service::IntoService;
+use patina::component::service::perf_timer::ArchTimerFunctionality;
+
+/// A clock of one MHz that moves by a microsecond each time it is read, so that waits end and runs are alike.
+#[derive(Debug, Default, IntoService)]
+#[service(dyn ArchTimerFunctionality)]
+pub struct HostClock(AtomicU64);
+
+impl ArchTimerFunctionality for HostClock {
+    fn cpu_count(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn perf_frequency(&self) -> u64 {
+        1_000_000
+    }
+}
