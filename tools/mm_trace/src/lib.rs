@@ -5,6 +5,7 @@
 //! | [`log`] | the lines that `patina_mm` logs |
 //! | [`qemu`] | QEMU's log of interrupts |
 //! | [`mod@dump`] | dumps of comm buffers, mailboxes and messages |
+//! | [`doctor`] | the file that `mm_doctor` writes |
 //! | [`calls`] | which line belongs to which call |
 //! | [`decode`] | what the bytes of a message say |
 //! | [`guids`] | names of GUIDs, with their sources |
@@ -17,6 +18,7 @@
 
 pub mod calls;
 pub mod decode;
+pub mod doctor;
 pub mod dump;
 pub mod guids;
 pub mod input;

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 /// Decodes and draws what was said between a boot and its Management Mode (MM).
 ///
-/// Reads serial logs with the lines of patina_mm (levels debug and trace), QEMU's log of interrupts (-d int), and dumps of
+/// Reads serial logs with the lines of patina_mm (levels debug and trace), QEMU's log of interrupts (-d int), mm_doctor's file, and dumps of
 /// comm buffers, status mailboxes and messages, as bytes or as xxd, hexdump -C, the UEFI Shell's dmem or QEMU's xp print them.
 #[derive(Debug, Parser)]
 #[command(
@@ -63,6 +63,8 @@ enum Kind {
     CommBuffer,
     /// A status mailbox.
     Mailbox,
+    /// The file that mm_doctor writes.
+    Doctor,
     /// A message to, or from, the handler that --guid names.
     Message,
 }
@@ -111,6 +113,7 @@ fn run(options: &Options) -> Result<u64> {
         Some(Kind::Qemu) => Some(Format::Qemu),
         Some(Kind::CommBuffer) => Some(Format::CommBuffer),
         Some(Kind::Mailbox) => Some(Format::Mailbox),
+        Some(Kind::Doctor) => Some(Format::Doctor),
         Some(Kind::Message) => match options.guid {
             Some(guid) => Some(Format::Message(guid)),
             None => bail!("a message has no GUID in it: say whose it is with --guid"),

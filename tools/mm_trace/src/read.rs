@@ -1,10 +1,10 @@
 //! Reads an input, whatever it is.
 
 use crate::calls::{Calls, Event, Sink};
-use crate::dump;
 use crate::input::{Damage, Lines};
 use crate::log::Parser;
 use crate::qemu::Interrupts;
+use crate::{doctor, dump};
 use memchr::memmem;
 use mm_wire::Guid;
 use std::io::{self, BufRead, Read as _};
@@ -23,6 +23,8 @@ pub enum Format {
     CommBuffer,
     /// A status mailbox, as bytes or in digits.
     Mailbox,
+    /// The doctor's file.
+    Doctor,
     /// A message to, or from, this handler, as bytes or in digits.
     Message(Guid),
 }
@@ -34,6 +36,7 @@ impl Format {
             Self::Qemu => "QEMU's log",
             Self::CommBuffer => "comm buffer",
             Self::Mailbox => "status mailbox",
+            Self::Doctor => "the doctor's file",
             Self::Message(_) => "message",
         }
     }
@@ -53,6 +56,9 @@ fn guess(start: &[u8]) -> Format {
             .iter()
             .any(|word| memmem::find(start, word.as_bytes()).is_some())
     };
+    if has(&[doctor::MARK]) {
+        return Format::Doctor;
+    }
     if has(&[
         "SMM: enter",
         "Servicing hardware INT",
@@ -117,15 +123,22 @@ pub fn read(
         _ => {
             let mut bytes = Vec::new();
             input.take(LARGEST_DUMP).read_to_end(&mut bytes)?;
-            let dump = match in_bytes(bytes) {
-                Ok(bytes) => describe(format, &bytes, mailbox),
+            let dumps = match format {
+                Format::Doctor => doctor::read(&bytes),
+                _ => in_bytes(bytes).map(|bytes| vec![describe(format, &bytes, mailbox)]),
+            };
+            match dumps {
+                Ok(dumps) => {
+                    for dump in &dumps {
+                        sink.event(&Event::Dump(dump))?;
+                    }
+                    Ok(Summary::default())
+                }
                 Err(damage) => {
                     sink.event(&Event::Damaged(&damage))?;
-                    return Ok(Summary { damaged: 1 });
+                    Ok(Summary { damaged: 1 })
                 }
-            };
-            sink.event(&Event::Dump(&dump))?;
-            Ok(Summary::default())
+            }
         }
     }
 }
@@ -214,6 +227,10 @@ mod tests {
             (b"BdsDxe: starting\n", Format::Log),
             (b"", Format::Log),
             (b"Servicing hardware INT=0x20\n", Format::Qemu),
+            (
+                b"{\n  \"tool\": \"mm_doctor\",\n  \"format\": 1,\n  \"buffers\": [ \"comm-buffer HOB\" ]",
+                Format::Doctor,
+            ),
             (&mailbox, Format::Mailbox),
             (b"\x33\xd5\x32\xed\0\0", Format::CommBuffer),
             (b"00000000: 33d5 32ed\n00000004: 01", Format::CommBuffer),

@@ -18,7 +18,9 @@ struct Programs {
     q35_mm: Option<bool>,
 }
 
-const PROGRAMS: [Programs; 14] = [
+const PROGRAMS: [Programs; 16] = [
+    plain(X86_64_UEFI, &["-p", "mm_doctor"]),
+    plain(AARCH64_UEFI, &["-p", "mm_doctor"]),
     plain(
         X86_64_UEFI,
         &["-p", "patina_mm", "-p", "mm_comm", "--example", "asm_probe"],

@@ -4,8 +4,8 @@ use crate::image::{self, PATINA_Q35, PATINA_Q35_RUNTIME, PATINA_SMM};
 use crate::linux::{self, Files, Processor};
 use crate::qemu;
 use crate::setup::{
-    ARM_UEFI, ARM_UEFI_CODE, LINUX, LINUX_ARM, OVMF, OVMF_CODE, OVMF_VARS, OVMF_WITHOUT_SMM, QEMU_ARM,
-    QEMU_X86, RUST_ARM, RUST_NONE, RUST_UEFI, Tool, ovmf_file,
+    ARM_UEFI, ARM_UEFI_CODE, LINUX, LINUX_ARM, OVMF, OVMF_CODE, OVMF_CODE_WITHOUT_SMM, OVMF_VARS,
+    OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM, RUST_NONE, RUST_UEFI, Tool, ovmf_file,
 };
 use crate::toolchain::{self, AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use anyhow::{Context as _, Result, bail};
@@ -342,6 +342,59 @@ fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
 fn uefi_product(shell: &Shell, name: &str) -> Result<PathBuf> {
     let products = Toolchain::find(shell, X86_64_UEFI)?.products();
     Ok(products.join(name).with_extension("efi"))
+}
+
+/// The machines that `mm_doctor` looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Doctor {
+    /// OVMF with edk2's SMM core.
+    OvmfSmm,
+    /// OVMF without MM.
+    OvmfWithoutMm,
+    /// The same with a Patina DXE core and a Rust MM core.
+    PatinaQ35,
+    /// UEFI above the monitor, with FF-A.
+    Aarch64,
+}
+
+/// A machine whose firmware starts `mm_doctor`, which finds its words in a file.
+pub(crate) fn with_doctor(
+    shell: &Shell,
+    which: Doctor,
+    application: &Path,
+    dir: &Path,
+    words: &str,
+) -> Result<Command> {
+    let boot = Boot {
+        image: application,
+        dir,
+        mode: Mode::Demo,
+        variant: "uefi",
+    };
+    let command = match which {
+        Doctor::OvmfSmm => with_smm(q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?, &boot).into(),
+        Doctor::OvmfWithoutMm => q35(shell, &ovmf_file(OVMF_CODE_WITHOUT_SMM), application, &boot)?.into(),
+        Doctor::PatinaQ35 => {
+            let image = image::build(shell, &PATINA_Q35, false, None)?;
+            q35(shell, &image, application, &boot)?
+                .args(["-device", "VGA"])
+                .into()
+        }
+        Doctor::Aarch64 => {
+            let image = build_aarch64(shell)?;
+            let command = aarch64(
+                shell,
+                &Boot {
+                    image: &image,
+                    ..boot
+                },
+            )?;
+            shell.copy_file(application, dir.join("esp/EFI/BOOT/BOOTAA64.EFI"))?;
+            command
+        }
+    };
+    shell.write_file(dir.join("esp/EFI/BOOT/DOCTOR.TXT"), words)?;
+    Ok(command)
 }
 
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.

@@ -7,6 +7,7 @@
 //! | [`api`] | the public API beside that of the published crate |
 //! | [`asm`] | checks of generated machine code |
 //! | [`mod@bench`] | the benchmark beside the published crate |
+//! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`guide`] | the examples of the README and docs/, compiled as firmware |
 //! | [`image`] | firmware images of this repository's platforms |
@@ -26,6 +27,7 @@ mod api;
 mod asm;
 mod bench;
 mod demo;
+mod doctor;
 mod downstream;
 mod guide;
 mod image;
@@ -62,6 +64,7 @@ enum Command {
     Setup(setup::Setup),
     Test(test::Test),
     Demo(demo::Demo),
+    Doctor(doctor::Options),
     Image(image::Image),
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
@@ -89,6 +92,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(options) => setup::run(&shell, &options),
         Command::Test(options) => test::run(&shell, &options),
         Command::Demo(options) => demo::run(&shell, &options),
+        Command::Doctor(options) => doctor::run(&shell, &options),
         Command::Image(options) => image::run(&shell, &options),
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),

@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, demo, downstream, guide, image, lints, page, size};
+use crate::{asm, bench, demo, doctor, downstream, guide, image, lints, page, size};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -88,6 +88,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         });
     }
     if options.machine.is_empty() {
+        doctor::stages(shell, deadline, |name, stage| report.stage(name, stage));
         report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("guide", || guide::stage(shell));

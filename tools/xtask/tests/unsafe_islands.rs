@@ -41,6 +41,7 @@ fn the_list_of_unsafe_files_is_the_tree() {
         "platforms",
         "machines",
         "tools/bench",
+        "tools/mm_doctor",
         "tools/mm_trace",
         "tools/ovmf_image",
     ] {

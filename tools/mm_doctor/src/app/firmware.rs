@@ -1,0 +1,285 @@
+//! What the firmware says: tables, protocols, images, the memory map. An unsafe island (`docs/unsafe.md`).
+
+use super::path;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::ffi::c_void;
+use core::ptr;
+use mm_doctor::Memory;
+use mm_doctor::facts::{Mapped, Protocol};
+use mm_wire::{Guid, guid};
+use uefi::boot::{self, MemoryType, SearchType};
+use uefi::fs::FileSystem;
+use uefi::mem::memory_map::MemoryMap as _;
+use uefi::proto::device_path::text::{AllowShortcuts, DisplayOnly};
+use uefi::proto::loaded_image::LoadedImage;
+use uefi::{Handle, Status, system, table};
+
+/// `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3`.
+pub(super) const COMMUNICATION: [Guid; 3] = [
+    guid!("c68ed8e2-9dc6-4cbd-9d94-db65acc5c332"),
+    guid!("378daedc-f06b-4446-8314-40ab933c87a3"),
+    guid!("f7234a14-0df2-46c0-ad28-90e6b883a72f"),
+];
+
+/// The protocols that have to do with MM (MdePkg/MdePkg.dec, MdeModulePkg/MdeModulePkg.dec; the supervisor's: Project Mu).
+const PROTOCOLS: [(&str, Guid); 11] = [
+    ("MM communication", COMMUNICATION[0]),
+    ("MM communication 2", COMMUNICATION[1]),
+    ("MM communication 3", COMMUNICATION[2]),
+    ("MM control", guid!("843dc720-ab1e-42cb-9357-8a0078f3561b")),
+    ("MM access", guid!("c2702b74-800c-4131-8746-8fb5b89ce4ac")),
+    ("MM base", guid!("f4ccbfb7-f6e0-47fd-9dd4-10a8f150c191")),
+    ("comm-buffer update", mm_wire::hob::UPDATE_PROTOCOL_GUID),
+    (
+        "MM supervisor's communication",
+        guid!("495b267c-fc7f-4f03-ad1f-d86769e325b5"),
+    ),
+    (
+        "variable service in MM",
+        guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7"),
+    ),
+    (
+        "variable writes in MM",
+        guid!("93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3"),
+    ),
+    (
+        "DXE MM ready to lock",
+        guid!("60ff8964-e906-41d0-afed-f241e974e08e"),
+    ),
+];
+
+/// The address of a configuration table.
+pub(super) fn configuration_table(guid: Guid) -> Option<u64> {
+    system::with_config_table(|tables| {
+        let found = tables.iter().find(|table| table.guid == guid)?;
+        Some(found.address.expose_provenance() as u64)
+    })
+}
+
+/// The first interface of a protocol; null for one without an interface, `None` if it is not installed.
+pub(super) fn interface(protocol: Guid) -> Option<*mut c_void> {
+    let handles = boot::locate_handle_buffer(SearchType::ByProtocol(&protocol)).ok()?;
+    let handle = *handles.first()?;
+    let mut interface = ptr::null_mut();
+    let system_table = table::system_table_raw()?;
+    // SAFETY: the system table is valid while boot services are, which an application does not end.
+    let services = unsafe { (*system_table.as_ptr()).boot_services };
+    // SAFETY: as above.
+    let handle_protocol = unsafe { (*services).handle_protocol };
+    // SAFETY: a handle that was located just now, a GUID, and room for one pointer.
+    let status = unsafe { handle_protocol(handle.as_ptr(), &raw const protocol, &raw mut interface) };
+    (status == Status::SUCCESS).then_some(interface)
+}
+
+/// A loaded image: its name and its addresses.
+struct Image {
+    name: String,
+    start: u64,
+    len: u64,
+}
+
+fn images() -> Vec<Image> {
+    let handles = boot::find_handles::<LoadedImage>().unwrap_or_default();
+    handles.into_iter().filter_map(image).collect()
+}
+
+fn image(handle: Handle) -> Option<Image> {
+    let parameters = boot::OpenProtocolParams {
+        handle,
+        agent: boot::image_handle(),
+        controller: None,
+    };
+    // SAFETY: it is only read, and nothing unloads the image meanwhile: the application does not return in between.
+    let image =
+        unsafe { boot::open_protocol::<LoadedImage>(parameters, boot::OpenProtocolAttributes::GetProtocol) }
+            .ok()?;
+    let (base, len) = image.info();
+    let name = image
+        .file_path()
+        .and_then(|path| path.to_string16(DisplayOnly(true), AllowShortcuts(true)).ok())
+        .map_or_else(|| "an image without a path".to_string(), |path| path.to_string());
+    Some(Image {
+        name,
+        start: base.expose_provenance() as u64,
+        len,
+    })
+}
+
+/// Those of [`PROTOCOLS`] that are installed.
+pub(super) fn protocols() -> Vec<Protocol> {
+    let images = images();
+    let owner = |address: u64| {
+        let is_in = |image: &&Image| {
+            address
+                .checked_sub(image.start)
+                .is_some_and(|offset| offset < image.len)
+        };
+        images
+            .iter()
+            .find(is_in)
+            .map_or(String::new(), |image| image.name.clone())
+    };
+    PROTOCOLS
+        .into_iter()
+        .filter_map(|(name, guid)| {
+            let interface = interface(guid)?;
+            Some(Protocol {
+                name,
+                guid: guid.to_string(),
+                image: owner(interface.expose_provenance() as u64),
+            })
+        })
+        .collect()
+}
+
+/// The UEFI memory map as it was when the doctor started.
+pub(super) struct MemoryMap(Vec<Piece>);
+
+struct Piece {
+    kind: MemoryType,
+    attributes: u64,
+    start: u64,
+    end: u64,
+}
+
+impl MemoryMap {
+    pub(super) fn read() -> Self {
+        let Ok(map) = boot::memory_map(MemoryType::LOADER_DATA) else {
+            return Self(Vec::new());
+        };
+        let pieces = map.entries().map(|entry| Piece {
+            kind: entry.ty,
+            attributes: entry.att.bits(),
+            start: entry.phys_start,
+            end: entry
+                .phys_start
+                .saturating_add(entry.page_count.saturating_mul(mm_wire::PAGE_LEN as u64)),
+        });
+        let mut pieces: Vec<Piece> = pieces.collect();
+        pieces.sort_unstable_by_key(|piece| piece.start);
+        Self(pieces)
+    }
+
+    fn at(&self, address: u64) -> Option<&Piece> {
+        self.0
+            .iter()
+            .find(|piece| (piece.start..piece.end).contains(&address))
+    }
+
+    /// What the map says of a range.
+    pub(super) fn mapped(&self, start: u64, len: u64) -> Mapped {
+        let Some(first) = self.at(start) else {
+            return Mapped {
+                kind: String::new(),
+                attributes: 0,
+                whole: false,
+            };
+        };
+        let end = start.saturating_add(len);
+        let mut reached = first.end;
+        while reached < end {
+            match self.at(reached) {
+                Some(next) if next.kind == first.kind => reached = next.end,
+                _ => break,
+            }
+        }
+        Mapped {
+            kind: name(first.kind),
+            attributes: first.attributes,
+            whole: reached >= end,
+        }
+    }
+}
+
+fn name(kind: MemoryType) -> String {
+    match kind {
+        MemoryType::RESERVED => "Reserved",
+        MemoryType::LOADER_CODE => "LoaderCode",
+        MemoryType::LOADER_DATA => "LoaderData",
+        MemoryType::BOOT_SERVICES_CODE => "BootServicesCode",
+        MemoryType::BOOT_SERVICES_DATA => "BootServicesData",
+        MemoryType::RUNTIME_SERVICES_CODE => "RuntimeServicesCode",
+        MemoryType::RUNTIME_SERVICES_DATA => "RuntimeServicesData",
+        MemoryType::CONVENTIONAL => "Conventional",
+        MemoryType::UNUSABLE => "Unusable",
+        MemoryType::ACPI_RECLAIM => "AcpiReclaim",
+        MemoryType::ACPI_NON_VOLATILE => "AcpiNonVolatile",
+        MemoryType::MMIO => "Mmio",
+        MemoryType::MMIO_PORT_SPACE => "MmioPortSpace",
+        other => return alloc::format!("memory type {:#x}", other.0),
+    }
+    .to_string()
+}
+
+impl Memory for MemoryMap {
+    fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        let mut done = 0;
+        // Piece by piece: tables may cross from one into the next.
+        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let Some(at) = address.checked_add(done as u64) else {
+                return false;
+            };
+            let Some(piece) = self.at(at).filter(|piece| is_memory(piece.kind)) else {
+                return false;
+            };
+            let room = usize::try_from(piece.end.saturating_sub(at)).unwrap_or(usize::MAX);
+            let Ok(start) = usize::try_from(at) else {
+                return false;
+            };
+            let len = rest.len().min(room);
+            for (offset, byte) in rest.iter_mut().take(len).enumerate() {
+                let from = ptr::with_exposed_provenance::<u8>(start.saturating_add(offset));
+                // SAFETY: the memory map has this byte as memory that is in use, and the firmware maps such memory one to
+                // one while boot services are there (UEFI 2.11, 2.3.4). It is read as volatile: others may write to it.
+                *byte = unsafe { from.read_volatile() };
+            }
+            done = done.saturating_add(len);
+        }
+        true
+    }
+}
+
+/// Memory that can be read without effect. What nobody uses may be unmapped.
+fn is_memory(kind: MemoryType) -> bool {
+    !matches!(
+        kind,
+        MemoryType::CONVENTIONAL | MemoryType::UNUSABLE | MemoryType::MMIO | MemoryType::MMIO_PORT_SPACE
+    )
+}
+
+fn volume() -> Result<FileSystem, String> {
+    boot::get_image_file_system(boot::image_handle())
+        .map(FileSystem::new)
+        .map_err(|error| error.to_string())
+}
+
+/// Reads a file of the application's volume.
+pub(super) fn read_file(name: &str) -> Result<Vec<u8>, String> {
+    let path = path(name)?;
+    volume()?.read(&*path).map_err(|error| error.to_string())
+}
+
+/// Writes a file of the application's volume, and reads it back.
+pub(super) fn write_file(name: &str, bytes: &[u8]) -> Result<(), String> {
+    let path = path(name)?;
+    volume()?
+        .write(&*path, bytes)
+        .map_err(|error| error.to_string())?;
+    if read_file(name)? == bytes {
+        Ok(())
+    } else {
+        Err("it is not what was written".to_string())
+    }
+}
+
+/// Waits for any key. Without a keyboard there is nothing to wait for.
+pub(super) fn wait_for_key() {
+    let event = system::with_stdin(|input| input.wait_for_key_event());
+    if let Ok(event) = event
+        && boot::wait_for_event(&[event]).is_ok()
+    {
+        // The key does not matter.
+        let _ = system::with_stdin(|input| input.read_key());
+    }
+}

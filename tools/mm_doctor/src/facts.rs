@@ -1,0 +1,177 @@
+//! What was seen. This is what the file for a bug report has: numbers, names and states, but no bytes of messages other than the
+//! doctor's own.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::Serialize;
+
+/// The version of the file's layout.
+pub const FORMAT: u32 = 1;
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Facts {
+    /// Names the file: `mm_doctor`.
+    pub tool: &'static str,
+    /// [`FORMAT`].
+    pub format: u32,
+    /// `x86_64` or `aarch64`.
+    pub arch: &'static str,
+    /// The firmware's vendor and revision.
+    pub firmware: String,
+    /// Whether there is a HOB list.
+    pub has_hob_list: bool,
+    /// Comm buffers that HOBs announce.
+    pub buffers: Vec<Buffer>,
+    /// Ranges of MMRAM that HOBs announce.
+    pub mmram: Vec<Range>,
+    /// Protocols that are installed.
+    pub protocols: Vec<Protocol>,
+    /// What ACPI says.
+    pub acpi: Acpi,
+    /// What the chipset says; x86 only.
+    pub chipset: Option<Chipset>,
+    /// What the processor says; AArch64 only.
+    pub arm: Option<Arm>,
+    /// What came back when MM was asked.
+    pub probes: Vec<Probe>,
+}
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Range {
+    /// Its start.
+    pub start: u64,
+    /// Its bytes.
+    pub len: u64,
+}
+
+/// What the UEFI memory map says of a range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mapped {
+    /// The memory type by name; empty if the range is in no descriptor.
+    pub kind: String,
+    /// The descriptor's attributes.
+    pub attributes: u64,
+    /// Whether all of the range is in descriptors of that type.
+    pub whole: bool,
+}
+
+/// A comm buffer that a HOB announces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Buffer {
+    /// Which HOB: `comm-buffer HOB`, `comm-region HOB, supervisor`, `comm-region HOB, user`.
+    pub source: String,
+    /// Its memory.
+    pub region: Option<Range>,
+    /// The address of its mailbox.
+    pub mailbox: Option<u64>,
+    /// What is wrong with the HOB, in the words of the error.
+    pub error: Option<String>,
+    /// What the memory map says of the buffer.
+    pub memory: Option<Mapped>,
+    /// What the memory map says of the mailbox.
+    pub mailbox_memory: Option<Mapped>,
+    /// What is in the mailbox.
+    pub state: Option<Mailbox>,
+}
+
+/// A status mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Mailbox {
+    /// Whether it announces a request.
+    pub pending: bool,
+    /// Its ReturnStatus.
+    pub status: u64,
+    /// Its ReturnBufferSize.
+    pub size: u64,
+}
+
+/// A protocol that is installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Protocol {
+    /// Its name here.
+    pub name: &'static str,
+    /// Its GUID.
+    pub guid: String,
+    /// The image that its interface is in; empty if that is in no image, or if there is no interface.
+    pub image: String,
+}
+
+/// What ACPI says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Acpi {
+    /// Whether there are ACPI tables.
+    pub present: bool,
+    /// FADT: the port for SMI commands; 0 for none.
+    pub smi_cmd: Option<u32>,
+    /// FADT: the PM1a event block, which is at PMBASE on Intel's chipsets.
+    pub pm1a_event: Option<u64>,
+    /// FADT: ARM_BOOT_ARCH.
+    pub arm_boot: Option<u16>,
+    /// WSMT: its flags.
+    pub wsmt: Option<u32>,
+    /// The table `UEFI` of the SMM communication GUID: the software SMI's number, and where the buffer's address is.
+    pub smm_communication: Option<(u32, u64)>,
+}
+
+/// What the chipset says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Chipset {
+    /// Vendor and device of PCI 0:0.0.
+    pub host_bridge: Option<(u16, u16)>,
+    /// Vendor and device of PCI 0:1F.0.
+    pub lpc: Option<(u16, u16)>,
+    /// Which one it is; empty if it is not known.
+    pub name: String,
+    /// Where the ACPI base was read.
+    pub acpi_base_from: String,
+    /// The ACPI base.
+    pub acpi_base: Option<u16>,
+    /// Whether the ACPI base is decoded.
+    pub acpi_enabled: Option<bool>,
+    /// SMI_EN.
+    pub smi_en: Option<u32>,
+    /// SMI_STS.
+    pub smi_sts: Option<u32>,
+    /// SMI_LOCK.
+    pub smi_lock: Option<bool>,
+    /// The SMRAM control register of the host bridge.
+    pub smram: Option<u8>,
+    /// TSEG, if it is on.
+    pub tseg: Option<Range>,
+}
+
+/// What an Arm processor says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Arm {
+    /// The exception level that UEFI runs at.
+    pub level: u8,
+    /// `SMC`, `HVC`, or empty if PSCI is not there.
+    pub conduit: &'static str,
+    /// FF-A's version, as major and minor, or the error.
+    pub ffa: Option<Result<(u16, u16), String>>,
+    /// SPM_MM's version, as major and minor, or the error.
+    pub spm_mm: Option<Result<(u16, u16), String>>,
+}
+
+/// A question to MM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Probe {
+    /// By which way it went.
+    pub way: String,
+    /// What was asked.
+    pub question: &'static str,
+    /// Whether a machine may have no handler for it.
+    pub may_be_missing: bool,
+    /// Whether no machine has a handler for it.
+    pub nobody: bool,
+    /// The handler's GUID.
+    pub recipient: String,
+    /// The request, in hexadecimal digits.
+    pub request: String,
+    /// The response in hexadecimal digits, or why there is none.
+    pub response: Result<String, String>,
+    /// How long it took, in microseconds.
+    pub us: Option<u64>,
+}

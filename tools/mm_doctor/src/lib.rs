@@ -1,0 +1,42 @@
+//! What a machine has for Management Mode (MM), what is wrong with it, and the Rust that fits it.
+//!
+//! The application gathers [`facts`]; everything else is decided here, where this host can test it.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`facts`] | what was seen, as it goes into the file for a bug report |
+//! | [`hobs`] | the HOBs that say where comm buffers and MMRAM are |
+//! | [`acpi`] | the tables that say something of SMM: FADT, WSMT, "UEFI" |
+//! | [`chipset`] | PMBASE, SMI_EN, SMRAM of Intel's chipsets |
+//! | [`findings`] | what is fine, what needs a look, what is broken, and what to do |
+//! | [`paste`] | the components and the configuration for this machine |
+//! | [`report`] | all that as text |
+//! | [`options`] | the command line |
+#![no_std]
+#![deny(missing_docs)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod acpi;
+pub mod chipset;
+pub mod facts;
+pub mod findings;
+pub mod hobs;
+pub mod options;
+pub mod paste;
+pub mod report;
+
+/// Physical memory, to be read only.
+pub trait Memory {
+    /// Copies bytes out; `false` if not all of them can be read.
+    fn read(&self, address: u64, out: &mut [u8]) -> bool;
+
+    /// Copies a value out.
+    fn value<T: zerocopy::FromBytes + zerocopy::IntoBytes>(&self, address: u64) -> Option<T> {
+        let mut value = T::new_zeroed();
+        self.read(address, value.as_mut_bytes()).then_some(value)
+    }
+}

@@ -1,0 +1,15 @@
+use patina_dxe_core::*;
+use patina_mm::component::communicator::MmCommunicator;
+use patina_mm::component::hob_configuration::MmHobConfiguration;
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+
+struct Board;
+
+impl ComponentInfo for Board {
+    fn components(mut add: Add<Component>) {
+        // Takes the comm buffers from the HOBs. SMI_EN is not known for this chipset, and so not checked.
+        add.component(MmHobConfiguration::new());
+        add.component(SwMmiManager::new());
+        add.component(MmCommunicator::new());
+    }
+}
