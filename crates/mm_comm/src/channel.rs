@@ -2,8 +2,7 @@
 
 use crate::error::{BeginError, ChannelError};
 use crate::mailbox::Mailbox;
-use crate::region::SharedRegion;
-use crate::transaction::{Claim, Staged};
+use crate::region::{SharedRegion, WORD};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
@@ -14,7 +13,11 @@ use mm_wire::{Guid, Header, HeaderError, HeaderFormat, ResponseLength};
 const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
 
 /// The size of the field at [`LENGTH_OFFSET`].
-const LENGTH_LEN: usize = size_of::<u64>();
+const LENGTH_LEN: usize = WORD;
+
+/// Words of a v1 header, and of the rest of a v3 header.
+const V1_WORDS: usize = HeaderFormat::V1.header_len() / WORD;
+const REST_WORDS: usize = MAX_HEADER_LEN / WORD - V1_WORDS;
 
 /// A comm buffer with its mailbox, where it has one.
 ///
@@ -34,6 +37,8 @@ pub struct Channel {
     written_in_flight: Cell<bool>,
     /// How far header and message reached, of all that were written since the region was last wiped.
     reached: Cell<usize>,
+    /// Whether the end of the transaction wipes the whole region, rather than only what was reached.
+    wipes_all: Cell<bool>,
 }
 
 /// Why what stands in a comm buffer is not what was last written to it.
@@ -88,6 +93,61 @@ pub enum WriteError {
     },
 }
 
+/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so that it is moved in a
+/// register; what else belongs to the transaction is kept in the channel.
+#[derive(Debug)]
+pub(crate) struct Claim<'c>(&'c Channel);
+
+impl<'c> Claim<'c> {
+    /// Takes the channel. Its whole region is wiped at the end, see [`Self::wipe_reached`].
+    pub(crate) fn new(channel: &'c Channel) -> Result<Self, BeginError> {
+        if channel.in_use.swap(true, Ordering::SeqCst) {
+            return Err(BeginError::Busy);
+        }
+        let refused = if channel.is_retired() {
+            // Looked at only now: code that retires a channel, and then finds it not in use, has its memory to itself.
+            BeginError::Retired
+        } else if channel.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
+            BeginError::MailboxInUse
+        } else {
+            channel.transaction.update(|number| number.wrapping_add(1));
+            channel.wipes_all.set(true);
+            return Ok(Self(channel));
+        };
+        channel.free();
+        Err(refused)
+    }
+
+    /// The channel.
+    pub(crate) const fn channel(&self) -> &'c Channel {
+        self.0
+    }
+
+    /// Writes header and message, and looks whether the memory keeps them.
+    pub(crate) fn write_request(&self, header: Header, message: &[u8]) -> Result<(), BeginError> {
+        let Self(channel) = self;
+        channel.put(header, Some(message));
+        channel.written_in_flight.set(false);
+        if channel.read_header() != Ok(header) {
+            let address = channel.region.as_ptr().addr();
+            return Err(BeginError::NotMemory { address });
+        }
+        Ok(())
+    }
+
+    /// From now on the end wipes the first `len` bytes, and what was written behind them.
+    pub(crate) fn wipe_reached(&self, len: usize) {
+        self.0.reached.update(|reached| reached.max(len));
+        self.0.wipes_all.set(false);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// A channel that no transaction can begin in.
 #[derive(Debug)]
 #[must_use = "dropping it lets transactions begin"]
@@ -114,6 +174,7 @@ impl Channel {
             tracked: Cell::new(None),
             written_in_flight: Cell::new(false),
             reached: Cell::new(0),
+            wipes_all: Cell::new(true),
         }
     }
 
@@ -287,85 +348,6 @@ impl Channel {
         Ok(Hold(self))
     }
 
-    /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
-    ///
-    /// The next step is to raise the MMI, then [`Staged::finish`].
-    ///
-    /// # Errors
-    ///
-    /// Each [`BeginError`] leaves shared memory without a byte of the message.
-    pub fn begin(
-        &self,
-        format: HeaderFormat,
-        recipient: Guid,
-        message: &[u8],
-    ) -> Result<Staged<'_>, BeginError> {
-        if message.is_empty() {
-            return Err(BeginError::EmptyMessage);
-        }
-        self.begin_sized(format, recipient, message, None)
-    }
-
-    /// Like [`Self::begin`], but the message may be empty, and MessageSize of a v3 header is `message_size` if that is given:
-    /// less than `message` has, if the end of that is room for the response.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Self::begin`]. A `message_size` beyond `message` is [`BeginError::MessageTooLarge`]: MM cores refuse it.
-    pub fn begin_sized(
-        &self,
-        format: HeaderFormat,
-        recipient: Guid,
-        message: &[u8],
-        message_size: Option<u64>,
-    ) -> Result<Staged<'_>, BeginError> {
-        let capacity = self.capacity(format);
-        let too_large = BeginError::MessageTooLarge {
-            len: message.len(),
-            capacity,
-        };
-        if message.len() > capacity {
-            return Err(too_large);
-        }
-        if !Header::can_name(format, recipient) {
-            return Err(BeginError::RecipientIsMarker(recipient));
-        }
-        let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
-        let header = message_size.map_or(header, |size| header.with_message_size(size));
-        if header.message_size() > header.message_len() {
-            return Err(BeginError::MessageTooLarge {
-                len: usize::try_from(header.message_size()).unwrap_or(usize::MAX),
-                capacity: message.len(),
-            });
-        }
-
-        if self.in_use.swap(true, Ordering::SeqCst) {
-            return Err(BeginError::Busy);
-        }
-        let claim = Claim::new(self);
-        // Looked at only now: whoever retires a channel and then finds it not in use has its memory to itself.
-        if self.is_retired() {
-            claim.release_untouched();
-            return Err(BeginError::Retired);
-        }
-        if self.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
-            claim.release_untouched();
-            return Err(BeginError::MailboxInUse);
-        }
-        self.transaction.update(|number| number.wrapping_add(1));
-        self.put(header, Some(message));
-        self.written_in_flight.set(false);
-        if self.read_header() != Ok(header) {
-            return Err(BeginError::NotMemory {
-                address: self.region.as_ptr().addr(),
-            });
-        }
-        if let Some(mailbox) = &self.mailbox {
-            mailbox.write(&self.armed());
-        }
-        Ok(Staged::new(claim, header))
-    }
-
     /// Writes a header for `recipient`, keeping the tracked length. What an executor that answers by hand calls first.
     ///
     /// # Errors
@@ -488,7 +470,9 @@ impl Channel {
     /// response of no bytes, if nothing is written by hand afterwards.
     pub fn clear(&self) {
         self.wipe(self.region.len());
-        self.reached.set(0);
+        if !self.is_in_use() {
+            self.reached.set(0);
+        }
         self.tracked.set(None);
         self.written_in_flight.set(true);
     }
@@ -498,7 +482,8 @@ impl Channel {
     pub(crate) fn withdraw_from_region(&self) {
         if self.mailbox.is_none() {
             // Regions that are too small for a header hold no request.
-            let _ = self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
+            let _ = self.region.write_words(LENGTH_OFFSET, &[[0; WORD]])
+                || self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
         }
     }
 
@@ -509,8 +494,34 @@ impl Channel {
         debug_assert!(wiped, "the length was limited to the region's");
     }
 
-    /// Copies and parses the header that stands in shared memory now.
+    /// Copies and parses the header that is in shared memory now. Of a v1 header no more than it has.
     pub(crate) fn read_header(&self) -> Result<Header, HeaderError> {
+        match self.region.read_words(0) {
+            Some(start) => Header::parse_v1_words(start).unwrap_or_else(|| self.read_v3_header(start)),
+            None => self.read_odd_header(),
+        }
+    }
+
+    /// Reads the rest of a v3 header that starts with these words.
+    #[cold]
+    fn read_v3_header(&self, start: [[u8; WORD]; V1_WORDS]) -> Result<Header, HeaderError> {
+        let Some(rest) = self
+            .region
+            .read_words::<REST_WORDS>(HeaderFormat::V1.header_len())
+        else {
+            // The region ends before: as much as there is says so.
+            return Header::parse(start.as_flattened());
+        };
+        let mut bytes = [[0; WORD]; V1_WORDS + REST_WORDS];
+        let (first, last) = bytes.split_at_mut(V1_WORDS);
+        first.copy_from_slice(&start);
+        last.copy_from_slice(&rest);
+        Header::parse(bytes.as_flattened())
+    }
+
+    /// Like [`Self::read_header`], if the region is not aligned, or shorter than a header.
+    #[cold]
+    fn read_odd_header(&self) -> Result<Header, HeaderError> {
         let mut bytes = [0; MAX_HEADER_LEN];
         let len = self.region.len().min(MAX_HEADER_LEN);
         let copy = bytes.get_mut(..len).unwrap_or_default();
@@ -525,27 +536,30 @@ impl Channel {
         self.written_in_flight.get().then_some(self.tracked.get())
     }
 
-    /// Ends a transaction: withdraws a request that still stands, so that MM does not take one that is half wiped; wipes the
-    /// first `len` bytes, and whatever was written behind them; frees the channel.
-    pub(crate) fn end(&self, len: usize) {
-        if let Some(mailbox) = self.mailbox.as_ref().filter(|mailbox| mailbox.is_pending()) {
-            mailbox.withdraw();
+    /// Ends a transaction: withdraws a request that MM has not taken, so that MM does not take one that is half wiped; wipes
+    /// the region, all of it or what was reached; frees the channel.
+    fn end(&self) {
+        if let Some(mailbox) = &self.mailbox {
+            if mailbox.is_pending() {
+                mailbox.withdraw();
+            }
+            // The next request in a shared mailbox may be of a driver that does not write this byte.
+            if self.shares_mailbox_as_supervisors() {
+                mailbox.clear_talk_to_supervisor();
+            }
         }
-        // The next request in a shared mailbox may be of a driver that does not write this byte.
-        if let Some(mailbox) = self
-            .mailbox
-            .as_ref()
-            .filter(|_| self.shares_mailbox_as_supervisors())
-        {
-            mailbox.clear_talk_to_supervisor();
-        }
-        self.wipe(len.max(self.reached.replace(0)));
+        let reached = self.reached.replace(0);
+        self.wipe(if self.wipes_all.get() {
+            self.region.len()
+        } else {
+            reached
+        });
         self.tracked.set(None);
         self.free();
     }
 
     /// Frees the channel without a change to shared memory.
-    pub(crate) fn free(&self) {
+    fn free(&self) {
         self.in_use.store(false, Ordering::Release);
     }
 
@@ -557,20 +571,35 @@ impl Channel {
         if let Some(message) = message {
             written &= self.region.write(header.format().header_len(), message);
         }
-        let encoded = header.encode();
-        if let Some((start, (length, rest))) = encoded
-            .as_ref()
-            .split_at_checked(LENGTH_OFFSET)
-            .and_then(|(start, rest)| Some((start, rest.split_at_checked(LENGTH_LEN)?)))
-        {
-            written &= self.region.write(LENGTH_OFFSET.saturating_add(LENGTH_LEN), rest)
-                && self.region.write(0, start)
-                && self.region.write(LENGTH_OFFSET, length);
-        }
+        written &= self.write_header(header);
         debug_assert!(written, "the callers checked that header and message fit");
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);
         self.reached.update(|reached| reached.max(total));
         self.tracked.set(Some(header));
         self.written_in_flight.set(true);
+    }
+
+    /// Writes a header, its length last.
+    fn write_header(&self, header: Header) -> bool {
+        let Some([first, second, length]) = header.v1_words() else {
+            return self.write_odd_header(header);
+        };
+        self.region.write_words(0, &[first, second]) && self.region.write_words(LENGTH_OFFSET, &[length])
+            || self.write_odd_header(header)
+    }
+
+    /// Like [`Self::write_header`], for a v3 header, or if the region is not aligned.
+    #[cold]
+    fn write_odd_header(&self, header: Header) -> bool {
+        let encoded = header.encode();
+        let parts = encoded
+            .as_ref()
+            .split_at_checked(LENGTH_OFFSET)
+            .and_then(|(start, rest)| Some((start, rest.split_at_checked(LENGTH_LEN)?)));
+        parts.is_some_and(|(start, (length, rest))| {
+            self.region.write(LENGTH_OFFSET.saturating_add(LENGTH_LEN), rest)
+                && self.region.write(0, start)
+                && self.region.write(LENGTH_OFFSET, length)
+        })
     }
 }

@@ -1,14 +1,15 @@
 //! The status mailbox in shared memory.
 
 use crate::error::ChannelError;
-use crate::region::SharedRegion;
+use crate::region::{SharedRegion, WORD};
 use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
-use zerocopy::{FromZeros, IntoBytes};
+
+const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 
 /// The mailbox of one comm buffer.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// Invariant: exactly `MAILBOX_LEN` bytes, so that no access below can fail.
+    /// Invariant: exactly `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`, so that no access below can fail.
     region: SharedRegion,
 }
 
@@ -46,30 +47,25 @@ impl Mailbox {
         &self.region
     }
 
-    /// Copies the whole mailbox out, once.
+    /// Copies the whole mailbox out, once, word by word.
     #[must_use]
     pub fn read(&self) -> MailboxImage {
-        let mut image = MailboxImage::new_zeroed();
-        let read = self.region.read(0, image.as_mut_bytes());
-        debug_assert!(read, "a mailbox has MAILBOX_LEN bytes");
-        image
+        let words = self.region.read_words::<MAILBOX_WORDS>(0);
+        debug_assert!(words.is_some(), "a mailbox has MAILBOX_LEN aligned bytes");
+        zerocopy::transmute!(words.unwrap_or_default())
     }
 
     /// Whether MM still has a request to process. One volatile load.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        let mut valid = [0];
-        let read = self.region.read(VALID_OFFSET, &mut valid);
-        debug_assert!(read, "a mailbox has MAILBOX_LEN bytes");
-        valid != [0]
+        self.region.read_byte(VALID_OFFSET) != Some(0)
     }
 
-    /// Writes the whole mailbox. The result fields go first: when `IsCommBufferValid` changes, the rest stands.
+    /// Writes the whole mailbox. The result fields go first, so that they are right when `IsCommBufferValid` changes.
     pub fn write(&self, image: &MailboxImage) {
-        let bytes = image.as_bytes();
-        let (valid, rest) = bytes.split_at(1);
-        let written = self.region.write(1, rest) && self.region.write(VALID_OFFSET, valid);
-        debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
+        let [first, status, size]: [[u8; WORD]; MAILBOX_WORDS] = zerocopy::transmute!(*image);
+        let written = self.region.write_words(WORD, &[status, size]) && self.region.write_words(0, &[first]);
+        debug_assert!(written, "a mailbox has MAILBOX_LEN aligned bytes");
     }
 
     /// Empties a mailbox that others used before: what it announces first, then the rest. Returns what was there; `None` if

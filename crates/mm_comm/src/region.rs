@@ -18,7 +18,10 @@ pub struct SharedRegion {
 }
 
 /// The width of a bulk access.
-const WORD: usize = size_of::<u64>();
+pub const WORD: usize = size_of::<u64>();
+
+/// Bytes of an unrolled step: the compiler does not unroll loops of volatile accesses by itself.
+const BLOCK: usize = 8 * WORD;
 
 impl SharedRegion {
     /// Takes over `len` bytes at `base`.
@@ -74,56 +77,58 @@ impl SharedRegion {
         AddressRange::new(self.base.addr().get() as u64, self.len as u64)
     }
 
-    /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, where they are not all in the region.
+    /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if they are not all in the region.
     #[must_use]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
         if !self.holds(offset, out.len()) {
             return false;
         }
         let mut from = self.base.as_ptr().wrapping_add(offset).cast_const();
-        let (head, words) = out.split_at_mut(out.len().min(from.align_offset(WORD)));
+        let (head, rest) = out.split_at_mut(out.len().min(from.align_offset(WORD)));
+        let (blocks, rest) = rest.as_chunks_mut::<BLOCK>();
+        let (words, tail) = rest.as_chunks_mut::<WORD>();
         for byte in head {
             *byte = load(from);
             from = from.wrapping_add(1);
         }
-        let mut words = words.chunks_exact_mut(WORD);
-        for word in &mut words {
-            // SAFETY: `holds` proved that all of `out.len()` bytes from `offset` lie in the region, which is readable by
-            // the type's invariant; `from` has advanced by exactly the bytes written to `out`, and is aligned to 8
-            // since the head brought it there (or the head took all of `out`, and there is no word).
-            let value = unsafe { from.cast::<u64>().read_volatile() };
-            word.copy_from_slice(&value.to_ne_bytes());
+        for block in blocks {
+            for word in block.as_chunks_mut().0 {
+                *word = load_word(from);
+                from = from.wrapping_add(WORD);
+            }
+        }
+        for word in words {
+            *word = load_word(from);
             from = from.wrapping_add(WORD);
         }
-        for byte in words.into_remainder() {
+        for byte in tail {
             *byte = load(from);
             from = from.wrapping_add(1);
         }
         true
     }
 
-    /// Copies `bytes` in; `false`, and nothing is written, where they do not all lie in the region.
+    /// Copies `bytes` in; `false`, and nothing is written, if they do not all lie in the region.
     #[must_use]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
-        if !self.holds(offset, bytes.len()) {
+        let Some(mut to) = self.place_to_write(offset, bytes.len()) else {
             return false;
-        }
-        #[cfg(test)]
-        if watch::swallows(self.base.addr().get().wrapping_add(offset), bytes.len()) {
-            return true;
-        }
-        #[cfg(test)]
-        watch::interrupt();
-        let mut to = self.base.as_ptr().wrapping_add(offset);
-        let (head, words) = bytes.split_at(bytes.len().min(to.align_offset(WORD)));
+        };
+        let (head, rest) = bytes.split_at(bytes.len().min(to.align_offset(WORD)));
+        let (blocks, rest) = rest.as_chunks::<BLOCK>();
+        let (words, tail) = rest.as_chunks::<WORD>();
         for byte in head {
             store(to, *byte);
             to = to.wrapping_add(1);
         }
-        let (words, tail) = words.as_chunks::<WORD>();
+        for block in blocks {
+            for word in block.as_chunks().0 {
+                store_word(to, *word);
+                to = to.wrapping_add(WORD);
+            }
+        }
         for word in words {
-            // SAFETY: as in `read`: `holds` covers these bytes, and `to` is aligned to 8 once the head is written.
-            unsafe { to.cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
+            store_word(to, *word);
             to = to.wrapping_add(WORD);
         }
         for byte in tail {
@@ -133,27 +138,89 @@ impl SharedRegion {
         true
     }
 
-    /// Writes zeroes over `len` bytes; `false`, and nothing is written, where they do not all lie in the region.
+    /// Writes zeroes over `len` bytes; `false`, and nothing is written, if they do not all lie in the region.
     #[must_use]
     pub fn wipe(&self, offset: usize, len: usize) -> bool {
-        const ZEROES: [u8; 512] = [0; 512];
-        if !self.holds(offset, len) {
+        let Some(mut to) = self.place_to_write(offset, len) else {
             return false;
+        };
+        let head = len.min(to.align_offset(WORD));
+        let rest = len.saturating_sub(head);
+        for _ in 0..head {
+            store(to, 0);
+            to = to.wrapping_add(1);
         }
-        let mut at = offset;
-        let mut left = len;
-        while let Some(chunk) = ZEROES
-            .get(..left.min(ZEROES.len()))
-            .filter(|chunk| !chunk.is_empty())
-        {
-            if !self.write(at, chunk) {
-                return false;
+        for _ in 0..rest / BLOCK {
+            for _ in 0..BLOCK / WORD {
+                store_word(to, [0; WORD]);
+                to = to.wrapping_add(WORD);
             }
-            // Neither saturates: both stay within the range that `holds` accepted.
-            at = at.saturating_add(chunk.len());
-            left = left.saturating_sub(chunk.len());
+        }
+        for _ in 0..rest % BLOCK / WORD {
+            store_word(to, [0; WORD]);
+            to = to.wrapping_add(WORD);
+        }
+        for _ in 0..rest % WORD {
+            store(to, 0);
+            to = to.wrapping_add(1);
         }
         true
+    }
+
+    /// Copies `N` words out, each with one load; `None`, and nothing is read, if they are not all in the region, or are
+    /// not aligned to 8 bytes.
+    #[must_use]
+    pub fn read_words<const N: usize>(&self, offset: usize) -> Option<[[u8; WORD]; N]> {
+        let mut from = self.base.as_ptr().wrapping_add(offset).cast_const();
+        if !self.holds(offset, size_of::<[[u8; WORD]; N]>()) || !from.addr().is_multiple_of(WORD) {
+            return None;
+        }
+        let mut words = [[0; WORD]; N];
+        for word in &mut words {
+            *word = load_word(from);
+            from = from.wrapping_add(WORD);
+        }
+        Some(words)
+    }
+
+    /// Copies `N` words in, each with one store; `false`, and nothing is written, if they do not all lie in the region, or
+    /// are not aligned to 8 bytes.
+    #[must_use]
+    pub fn write_words<const N: usize>(&self, offset: usize, words: &[[u8; WORD]; N]) -> bool {
+        let at = self.base.as_ptr().wrapping_add(offset);
+        if !at.addr().is_multiple_of(WORD) {
+            return false;
+        }
+        let Some(mut to) = self.place_to_write(offset, size_of::<[[u8; WORD]; N]>()) else {
+            return false;
+        };
+        for word in words {
+            store_word(to, *word);
+            to = to.wrapping_add(WORD);
+        }
+        true
+    }
+
+    /// The byte at `offset`, with one load; `None` if it is not in the region.
+    #[must_use]
+    pub fn read_byte(&self, offset: usize) -> Option<u8> {
+        self.holds(offset, 1)
+            .then(|| load(self.base.as_ptr().wrapping_add(offset)))
+    }
+
+    /// Where `len` bytes at `offset` are written; `None` if they do not all lie in the region.
+    fn place_to_write(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        if !self.holds(offset, len) {
+            return None;
+        }
+        let to = self.base.as_ptr().wrapping_add(offset);
+        #[cfg(test)]
+        if watch::swallows(to.addr(), len) {
+            return Some(watch::elsewhere(len, to.addr()));
+        }
+        #[cfg(test)]
+        watch::interrupt();
+        Some(to)
     }
 
     fn holds(&self, offset: usize, len: usize) -> bool {
@@ -163,16 +230,30 @@ impl SharedRegion {
 
 /// Reads one byte. Private, and called only with addresses that `SharedRegion::holds` accepted.
 fn load(from: *const u8) -> u8 {
-    // SAFETY: every caller is `SharedRegion::read`, which checked that the address lies in its region, readable by the
-    // type's invariant; a byte has no alignment and every value is a `u8`.
+    // SAFETY: the callers are methods of `SharedRegion`, which checked that the address lies in its region, readable by
+    // the type's invariant; a byte has no alignment and every value is a `u8`.
     unsafe { from.read_volatile() }
 }
 
 /// Writes one byte. Private, and called only with addresses that `SharedRegion::holds` accepted.
 fn store(to: *mut u8, value: u8) {
-    // SAFETY: every caller is `SharedRegion::write`, which checked that the address lies in its region, writable by the
-    // type's invariant; a byte has no alignment.
+    // SAFETY: the callers are methods of `SharedRegion`, which checked that the address lies in its region, writable by
+    // the type's invariant; a byte has no alignment.
     unsafe { to.write_volatile(value) };
+}
+
+/// Reads an aligned word. Private, and called only with addresses that `SharedRegion::holds` accepted.
+fn load_word(from: *const u8) -> [u8; WORD] {
+    // SAFETY: the callers are methods of `SharedRegion`, which checked that all bytes of the word lie in its region,
+    // readable by the type's invariant, and that the address is aligned to 8 bytes; every value is a `u64`.
+    unsafe { from.cast::<u64>().read_volatile() }.to_ne_bytes()
+}
+
+/// Writes an aligned word. Private, and called only with addresses that `SharedRegion::holds` accepted.
+fn store_word(to: *mut u8, value: [u8; WORD]) {
+    // SAFETY: the callers are methods of `SharedRegion`, which checked that all bytes of the word lie in its region,
+    // writable by the type's invariant, and that the address is aligned to 8 bytes.
+    unsafe { to.cast::<u64>().write_volatile(u64::from_ne_bytes(value)) };
 }
 
 /// What a test sees of a thread's writes to shared memory.
@@ -188,6 +269,12 @@ pub(crate) mod watch {
         static INTERRUPT: RefCell<Option<Interrupt>> = const { RefCell::new(None) };
         static WRITES: RefCell<Vec<(usize, usize)>> = const { RefCell::new(Vec::new()) };
         static SWALLOW: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Memory that takes what is not to arrive, aligned like `address`.
+    pub(super) fn elsewhere(len: usize, address: usize) -> *mut u8 {
+        let memory: &'static mut [u64] = Box::leak(std::vec![0; len / 8 + 2].into_boxed_slice());
+        memory.as_mut_ptr().cast::<u8>().wrapping_add(address % 8)
     }
 
     pub(super) fn swallows(address: usize, len: usize) -> bool {

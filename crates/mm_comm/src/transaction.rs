@@ -9,40 +9,70 @@
 //! all went well, that is as much as request and response took; after an error it is the whole region, since nothing is
 //! known about how far MM wrote.
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Claim};
 use crate::error::{BeginError, ResponseError};
 use crate::mailbox::Mailbox;
-use core::cell::Cell;
-use mm_wire::{Header, ResponseLength};
+use mm_wire::{Guid, Header, HeaderFormat, ResponseLength};
 
-/// The exclusive use of a channel; ends the transaction when dropped.
-#[derive(Debug)]
-pub(crate) struct Claim<'c> {
-    channel: &'c Channel,
-    wipe_len: Cell<Option<usize>>,
-}
-
-impl<'c> Claim<'c> {
-    /// The caller has set the channel's `in_use`.
-    pub(crate) fn new(channel: &'c Channel) -> Self {
-        Self {
-            channel,
-            wipe_len: Cell::new(Some(channel.region().len())),
+impl Channel {
+    /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
+    ///
+    /// The next step is to raise the MMI, then [`Staged::finish`].
+    ///
+    /// # Errors
+    ///
+    /// Each [`BeginError`] leaves shared memory without a byte of the message.
+    pub fn begin(
+        &self,
+        format: HeaderFormat,
+        recipient: Guid,
+        message: &[u8],
+    ) -> Result<Staged<'_>, BeginError> {
+        if message.is_empty() {
+            return Err(BeginError::EmptyMessage);
         }
+        self.begin_sized(format, recipient, message, None)
     }
 
-    /// Gives the channel back without a change to shared memory.
-    pub(crate) fn release_untouched(self) {
-        self.wipe_len.set(None);
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        match self.wipe_len.get() {
-            Some(len) => self.channel.end(len),
-            None => self.channel.free(),
+    /// Like [`Self::begin`], but the message may be empty, and MessageSize of a v3 header is `message_size` if that is given:
+    /// less than `message` has, if the end of that is room for the response.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::begin`]. A `message_size` beyond `message` is [`BeginError::MessageTooLarge`]: MM cores refuse it.
+    pub fn begin_sized(
+        &self,
+        format: HeaderFormat,
+        recipient: Guid,
+        message: &[u8],
+        message_size: Option<u64>,
+    ) -> Result<Staged<'_>, BeginError> {
+        let capacity = self.capacity(format);
+        let too_large = BeginError::MessageTooLarge {
+            len: message.len(),
+            capacity,
+        };
+        if message.len() > capacity {
+            return Err(too_large);
         }
+        if !Header::can_name(format, recipient) {
+            return Err(BeginError::RecipientIsMarker(recipient));
+        }
+        let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
+        let header = message_size.map_or(header, |size| header.with_message_size(size));
+        if header.message_size() > header.message_len() {
+            return Err(BeginError::MessageTooLarge {
+                len: usize::try_from(header.message_size()).unwrap_or(usize::MAX),
+                capacity: message.len(),
+            });
+        }
+
+        let claim = Claim::new(self)?;
+        claim.write_request(header, message)?;
+        if let Some(mailbox) = self.mailbox() {
+            mailbox.write(&self.armed());
+        }
+        Ok(Staged { claim })
     }
 }
 
@@ -51,24 +81,19 @@ impl Drop for Claim<'_> {
 #[must_use = "dropping it withdraws the request"]
 pub struct Staged<'c> {
     claim: Claim<'c>,
-    request: Header,
 }
 
 impl<'c> Staged<'c> {
-    pub(crate) const fn new(claim: Claim<'c>, request: Header) -> Self {
-        Self { claim, request }
-    }
-
     /// Lets MM take the request: see [`wait`]. Whether it did is for [`Self::finish`] to say.
     pub fn wait(&self, polls: u32, pause: impl FnMut()) -> u32 {
-        wait(self.claim.channel, polls, pause)
+        wait(self.claim.channel(), polls, pause)
     }
 
     /// Whether there is a response to be read: an executor wrote one by hand, or the mailbox does not announce the request any
     /// more. Without a mailbox only the former can be told.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        let channel = self.claim.channel;
+        let channel = self.claim.channel();
         let is_taken = |mailbox: &Mailbox| !mailbox.is_pending();
         channel.written_by_hand().is_some() || channel.mailbox().is_some_and(is_taken)
     }
@@ -77,7 +102,7 @@ impl<'c> Staged<'c> {
     /// [`Channel::may_write`].
     #[must_use]
     pub fn number(&self) -> u32 {
-        self.claim.channel.transaction()
+        self.claim.channel().transaction()
     }
 
     /// Looks whether the region still has the header of this request, before the MMI is raised. Firmware may have a driver
@@ -88,10 +113,12 @@ impl<'c> Staged<'c> {
     ///
     /// [`BeginError::Overwritten`].
     pub fn check(&self) -> Result<(), BeginError> {
-        match self.claim.channel.read_header() {
-            Ok(found) if self.request.is_of_same_kind(&found) => Ok(()),
+        let channel = self.claim.channel();
+        let request = channel.tracked();
+        match channel.read_header() {
+            Ok(found) if request.is_some_and(|request| request.is_of_same_kind(&found)) => Ok(()),
             _ => Err(BeginError::Overwritten {
-                recipient: self.request.recipient(),
+                recipient: request.map_or(Guid::ZERO, |request| request.recipient()),
             }),
         }
     }
@@ -107,16 +134,18 @@ impl<'c> Staged<'c> {
     ///
     /// Each [`ResponseError`] ends the transaction and wipes the whole region.
     pub fn finish(self) -> Result<Response<'c>, ResponseError> {
-        let channel = self.claim.channel;
+        let channel = self.claim.channel();
         if let Some(written) = channel.written_by_hand() {
             return Ok(self.finish_by_hand(written));
         }
-        let in_mailbox = self.claimed_by_mailbox()?;
+        // The header that was written, since nothing was written by hand.
+        let request = channel.tracked().ok_or(ResponseError::NotProcessed)?;
+        let in_mailbox = claimed_by_mailbox(channel, request.format())?;
         let found = channel.read_header().map_err(ResponseError::HeaderDamaged)?;
         channel.withdraw_from_region();
-        if !self.request.is_of_same_kind(&found) {
+        if !request.is_of_same_kind(&found) {
             return Err(ResponseError::RecipientChanged {
-                sent: self.request.recipient(),
+                sent: request.recipient(),
             });
         }
         let capacity = channel.capacity(found.format());
@@ -126,16 +155,15 @@ impl<'c> Staged<'c> {
         };
         // What the header counts has to fit even if a mailbox tells the length: it is wiped, too.
         let counted = fits(found.message_len())?;
-        let in_header = self.request.response_length(&found);
+        let in_header = request.response_length(&found);
         let message_len = match in_mailbox {
             Some(len) => len,
             None => fits(in_header.map_err(ResponseError::HeaderDamaged)?.len)?,
         };
 
         let header_len = found.format().header_len();
-        let requested = usize::try_from(self.request.message_len()).unwrap_or(capacity);
-        let touched = message_len.max(counted).max(requested);
-        self.claim.wipe_len.set(Some(touched.saturating_add(header_len)));
+        self.claim
+            .wipe_reached(message_len.max(counted).saturating_add(header_len));
         Ok(Response {
             claim: self.claim,
             header_len,
@@ -147,10 +175,8 @@ impl<'c> Staged<'c> {
 
     /// The response that an executor wrote, with its header; `None` if it wiped the region and wrote nothing.
     fn finish_by_hand(self, written: Option<Header>) -> Response<'c> {
-        self.claim.channel.withdraw_from_region();
-        // As much is wiped as was written, so only what the request took has to be told.
-        let requested = usize::try_from(self.request.total_len()).unwrap_or(usize::MAX);
-        self.claim.wipe_len.set(Some(requested));
+        self.claim.channel().withdraw_from_region();
+        self.claim.wipe_reached(0);
         let message_len = written.map_or(0, |header| header.message_len());
         Response {
             claim: self.claim,
@@ -160,32 +186,31 @@ impl<'c> Staged<'c> {
             taken: 0,
         }
     }
+}
 
-    /// The response's message length according to the mailbox; `None` where there is none.
-    fn claimed_by_mailbox(&self) -> Result<Option<usize>, ResponseError> {
-        let channel = self.claim.channel;
-        let Some(mailbox) = channel.mailbox() else {
-            return Ok(None);
-        };
-        let image = mailbox.read();
-        if image.is_pending() {
-            return Err(ResponseError::NotProcessed);
-        }
-        if image.return_status().as_error().is_some() {
-            return Err(ResponseError::Mm(image.return_status()));
-        }
-        let claimed = image.return_buffer_size();
-        let capacity = channel.region().len();
-        let total = usize::try_from(claimed)
-            .ok()
-            .filter(|total| *total <= capacity)
-            .ok_or(ResponseError::SizeBeyondBuffer { claimed, capacity })?;
-        let minimum = self.request.format().header_len();
-        let message_len = total
-            .checked_sub(minimum)
-            .ok_or(ResponseError::SizeBelowHeader { claimed, minimum })?;
-        Ok(Some(message_len))
+/// The response's message length according to the mailbox; `None` if there is none.
+fn claimed_by_mailbox(channel: &Channel, format: HeaderFormat) -> Result<Option<usize>, ResponseError> {
+    let Some(mailbox) = channel.mailbox() else {
+        return Ok(None);
+    };
+    let image = mailbox.read();
+    if image.is_pending() {
+        return Err(ResponseError::NotProcessed);
     }
+    if image.return_status().as_error().is_some() {
+        return Err(ResponseError::Mm(image.return_status()));
+    }
+    let claimed = image.return_buffer_size();
+    let capacity = channel.region().len();
+    let total = usize::try_from(claimed)
+        .ok()
+        .filter(|total| *total <= capacity)
+        .ok_or(ResponseError::SizeBeyondBuffer { claimed, capacity })?;
+    let minimum = format.header_len();
+    let message_len = total
+        .checked_sub(minimum)
+        .ok_or(ResponseError::SizeBelowHeader { claimed, minimum })?;
+    Ok(Some(message_len))
 }
 
 /// How often [`wait`] pauses where there is no mailbox to look at. One was enough on every machine tried; some more cost
@@ -282,7 +307,7 @@ impl Response<'_> {
         let len = out.len().min(self.remaining());
         let offset = self.header_len.saturating_add(self.taken);
         let out = out.get_mut(..len).unwrap_or_default();
-        let read = self.claim.channel.region().read(offset, out);
+        let read = self.claim.channel().region().read(offset, out);
         debug_assert!(read, "`finish` proved that header and message lie in the region");
         self.taken = self.taken.saturating_add(len);
         out

@@ -250,6 +250,32 @@ impl Header {
         })
     }
 
+    /// A v1 header as the words that it has in memory: GUID, GUID, length. `None` for another format.
+    #[must_use]
+    pub fn v1_words(&self) -> Option<[[u8; 8]; 3]> {
+        let HeaderFormat::V1 = self.format else {
+            return None;
+        };
+        let [first, second] = zerocopy::transmute!(self.recipient.to_bytes());
+        Some([first, second, self.message_len.to_le_bytes()])
+    }
+
+    /// Reads a v1 header from the words that it has in memory; `None` if they start a v3 header.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError::LengthOverflows`], as [`Self::parse`].
+    #[must_use]
+    pub fn parse_v1_words([first, second, length]: [[u8; 8]; 3]) -> Option<Result<Self, HeaderError>> {
+        let recipient = Guid::from_bytes(zerocopy::transmute!([first, second]));
+        if recipient == V3_MARKER {
+            return None;
+        }
+        let claimed = u64::from_le_bytes(length);
+        let header = Self::new(HeaderFormat::V1, recipient, claimed);
+        Some(header.ok_or(HeaderError::LengthOverflows { claimed }))
+    }
+
     /// Lays the header out as it stands in memory.
     #[must_use]
     pub fn encode(&self) -> EncodedHeader {
@@ -316,10 +342,9 @@ pub struct EncodedHeader {
 impl EncodedHeader {
     fn new<T: IntoBytes + Immutable>(raw: &T) -> Self {
         let mut bytes = [0; MAX_HEADER_LEN];
-        bytes
-            .iter_mut()
-            .zip(raw.as_bytes())
-            .for_each(|(to, from)| *to = *from);
+        if let Some(start) = bytes.get_mut(..size_of::<T>()) {
+            start.copy_from_slice(raw.as_bytes());
+        }
         Self {
             bytes,
             len: size_of::<T>(),
