@@ -9,7 +9,7 @@ mod sync {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 }
 /// The hand-over of announcements by itself: a protocol database allocates when a protocol is installed.
-#[path = "../src/component/communicator/update/latest.rs"]
+#[path = "../src/component/communicator/announced_move/latest.rs"]
 mod latest;
 
 use mm_comm::smc::{Call, Conduit};

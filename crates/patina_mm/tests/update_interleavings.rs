@@ -15,7 +15,7 @@ extern crate alloc;
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 }
-#[path = "../src/component/communicator/update/latest.rs"]
+#[path = "../src/component/communicator/announced_move/latest.rs"]
 mod latest;
 
 use latest::{Latest, Turn};

@@ -1,20 +1,23 @@
 //! Carries messages to MM handlers and their answers back.
 
+mod after_calls;
+mod announced_move;
+mod client;
 mod executor;
 mod failure;
 mod ids;
-#[cfg(test)]
-mod interruptions;
 #[cfg(any(test, feature = "mockall"))]
 mod mock;
-mod relocation;
 mod request;
+mod requested_move;
 mod response;
 mod status;
 mod tag;
 mod tpl;
-mod update;
 
+pub(crate) use client::Sealed;
+#[cfg(test)]
+pub(crate) use client::{Client, State};
 #[cfg(any(test, feature = "mockall"))]
 pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
@@ -33,12 +36,11 @@ use crate::config::{
 use crate::service::SwMmiTrigger;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::{BorrowError, Cell, RefCell};
+#[cfg(not(test))]
+use client::{Client, State};
 use core::fmt;
 use core::panic::UnwindSafe;
-use failure::Failure;
 use ids::Ids;
-use mm_comm::BeginError;
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
@@ -46,7 +48,6 @@ use patina::component::service::uefi_services::tpl::TplServices;
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
 use patina::{Guid, writelncrlf};
-use response::trace_request;
 use tag::{CallTag, Clock};
 
 /// How one call is made. The default is what the comm buffer says.
@@ -217,65 +218,11 @@ pub trait MmCommunication {
         Err(Status::Unsupported)
     }
 
-    /// Sends a message that has MM move comm buffers to `to`, through the one of them whose identifier is `id`. The response is
-    /// lent to `take`, which says whether they moved; then `to` takes the place of the buffers with the same identifiers.
-    ///
-    /// MM answers in the new place or, where it refuses, in the old one. The message has a v1 header, and must be such that no
-    /// response is the same as the message. A move that the platform announces meanwhile is put into effect afterwards; a
-    /// call through a buffer that moves gives [`Status::Busy`] until then.
-    ///
-    /// MM may move a buffer and then refuse the rest. Then `take` is lent the refusal, and what has moved is used in its new
-    /// place with its old mailbox. [`Self::is_at`] says what that is.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::communicate`]; [`Status::Busy`] where one of the buffers that are to move is in use, or is being moved by
-    /// a call that this one interrupted; [`Status::InvalidDataBuffer`] where `to` shares memory with a buffer of now, or the
-    /// buffer `id` has no status mailbox in its old or its new place, [`Status::CommBufferDisabled`] where one of `to` is
-    /// disabled, and [`Status::CommBufferNotFound`] where `id` is not among them; [`Status::Unsupported`] where an
-    /// implementation cannot do it.
-    fn communicate_and_move(
-        &self,
-        id: u8,
-        message: &[u8],
-        recipient: Guid<'_>,
-        to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
-    ) -> Result<(), Status> {
-        let _ = (id, message, recipient, to, take);
-        Err(Status::Unsupported)
-    }
-
-    /// Whether the comm buffer with the identifier of `place` has the memory of `place`. Its mailbox may be another one.
-    ///
-    /// # Errors
-    ///
-    /// [`Status::CommBufferNotFound`], and [`Status::Unsupported`] where an implementation does not know.
-    fn is_at(&self, place: &CommunicateBuffer) -> Result<bool, Status> {
-        let _ = place;
-        Err(Status::Unsupported)
-    }
-
     /// Whether success of a call through the comm buffer `id` shows that MM took the message. Not so if MM is entered through
     /// x86 ports and the buffer has no status mailbox.
     fn confirms(&self, id: u8) -> bool {
         let _ = id;
         true
-    }
-
-    /// Has calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one to make another one
-    /// through the same buffer, and is told [`Status::Busy`]. For buffers that are shared with callers who do not survive
-    /// that. What is lent to the closure of [`Self::communicate_with`] is then read at that level, too.
-    ///
-    /// A move of the buffer, whoever puts it into effect, runs at `TPL_NOTIFY`, too. A caller above that stays at its level.
-    /// Called once more for the same buffer, this replaces `tpl`.
-    ///
-    /// # Errors
-    ///
-    /// [`Status::Unsupported`] where an implementation cannot do it.
-    fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
-        let _ = (id, tpl);
-        Err(Status::Unsupported)
     }
 
     /// Has `call` run after each call of anybody's, when its comm buffer is free again. For those who were told
@@ -294,6 +241,12 @@ pub trait MmCommunication {
     fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
         let _ = call;
         Err(Status::Unsupported)
+    }
+
+    /// What only this crate's components need of [`MmCommunicator`]: a platform without them does not link it.
+    #[doc(hidden)]
+    fn client(&self, _: Sealed) -> Option<Client<'_>> {
+        None
     }
 }
 
@@ -327,29 +280,8 @@ pub trait MmCommunication {
 #[derive(IntoService)]
 #[service(dyn MmCommunication)]
 pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
-    /// Borrowed only to look up or replace a buffer, never while MM or an executor runs.
-    buffers: RefCell<Vec<CommunicateBuffer>>,
+    state: State,
     executor: Option<E>,
-    /// Whether MM is entered by secure monitor calls, and so takes no message without bytes.
-    by_secure_calls: bool,
-    /// How many calls there were; log lines name a call by this number.
-    calls: Cell<u32>,
-    clock: Option<Clock>,
-    updates: Option<Rc<update::Pending>>,
-    /// Borrowed only to add one or to look one up, never while one runs.
-    after_calls: RefCell<Vec<Rc<dyn Fn()>>>,
-    /// How many were told [`Status::Busy`]: whoever is, waits for the end of a call.
-    refusals: Cell<u32>,
-    /// Whether those of `after_calls` run.
-    waking: Cell<bool>,
-    /// Whether they have to run once more.
-    wake_again: Cell<bool>,
-    /// The buffers whose calls run at `TPL_NOTIFY`. Borrowed as the one before.
-    at_notify: RefCell<Vec<(u8, Service<dyn TplServices>)>>,
-    /// The MM supervisor's and the users' comm buffer, if they share their mailbox.
-    one_mailbox: Cell<Option<[u8; 2]>>,
-    /// Whether MM is entered through x86 ports, which tell nothing about it.
-    enters_by_ports: bool,
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
@@ -357,19 +289,17 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     #[must_use]
     pub fn with_executor(executor: E) -> Self {
         Self {
-            buffers: RefCell::default(),
+            state: State::default(),
             executor: Some(executor),
-            by_secure_calls: false,
-            calls: Cell::default(),
-            clock: None,
-            updates: None,
-            after_calls: RefCell::default(),
-            refusals: Cell::default(),
-            waking: Cell::default(),
-            wake_again: Cell::default(),
-            at_notify: RefCell::default(),
-            one_mailbox: Cell::default(),
-            enters_by_ports: false,
+        }
+    }
+
+    /// The same, without the executor's type.
+    fn as_client(&self) -> Client<'_> {
+        let executor = self.executor.as_ref();
+        Client {
+            state: &self.state,
+            executor: executor.map(|executor| -> &dyn MmExecutor { executor }),
         }
     }
 
@@ -382,27 +312,18 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// as they were.
     pub fn set_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) -> Result<(), ConfigurationError> {
         check_buffers(&buffers)?;
-        let Ok(mut current) = self.buffers.try_borrow_mut() else {
+        let Ok(mut current) = self.state.buffers.try_borrow_mut() else {
             return Err(ConfigurationError::BuffersBusy);
         };
         let one_mailbox = buffers.iter().find_map(|first| {
             let second = buffers.iter().find(|second| first.shares_mailbox_with(second))?;
             Some([first.id(), second.id()])
         });
-        self.one_mailbox.set(one_mailbox);
+        self.state.one_mailbox.set(one_mailbox);
         let former = core::mem::replace(&mut *current, buffers);
         drop(current);
         drop(former);
         Ok(())
-    }
-
-    /// The identifier of the buffer that shares its mailbox with the buffer `id`.
-    fn beside(&self, id: u8) -> Option<u8> {
-        match self.one_mailbox.get()? {
-            [first, second] if first == id => Some(second),
-            [first, second] if second == id => Some(first),
-            _ => None,
-        }
     }
 
     /// Replaces the comm buffers; a set that [`Self::set_comm_buffers`] refuses is logged and changes nothing.
@@ -412,34 +333,47 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         }
     }
 
-    /// Finds an enabled buffer. A copy of the handle, so that nothing is borrowed while MM runs.
-    fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Failure> {
-        let find = |buffers: &[CommunicateBuffer]| {
-            let mut of_id = buffers.iter().filter(|buffer| buffer.id() == id);
-            let first = of_id.clone().next();
-            // A disabled buffer does not hide the one that replaces it.
-            let enabled = of_id.find(|buffer| buffer.is_enabled());
-            enabled.or(first).cloned().ok_or(Ids::of(buffers))
-        };
-        let found = self.look(find).map_err(|_replaced| {
-            let why = "the list of comm buffers is being replaced by a call that this one interrupted";
-            Failure::also(Status::Busy, why)
-        })?;
-        let buffer = found.map_err(Failure::unknown_buffer)?;
-        if !buffer.is_enabled() {
-            return Err(Status::CommBufferDisabled.into());
-        }
-        Ok(buffer)
+    /// Like [`MmCommunication::communicate_with`], for a message with a v1 header that has MM move comm buffers to `to`, through
+    /// the one of them whose identifier is `id`. `take` says whether they moved; then `to` takes the place of the buffers with
+    /// the same identifiers.
+    ///
+    /// MM answers in the new place or, if it refuses, in the old one. The message must be such that no response is the same as
+    /// the message. A move that the platform announces meanwhile is put into effect afterwards; a call through a buffer that
+    /// moves gets [`Status::Busy`] until then.
+    ///
+    /// MM may move a buffer and then refuse the rest. Then `take` is lent the refusal, and what has moved is used in its new
+    /// place with its old mailbox.
+    ///
+    /// # Errors
+    ///
+    /// As [`MmCommunication::communicate`]; [`Status::Busy`] if one of the buffers that are to move is in use, or is being moved
+    /// by a call that this one interrupted; [`Status::InvalidDataBuffer`] if `to` shares memory with a buffer of now, or the
+    /// buffer `id` has no status mailbox in its old or its new place, [`Status::CommBufferDisabled`] if one of `to` is
+    /// disabled, and [`Status::CommBufferNotFound`] if `id` is not among them.
+    pub fn communicate_and_move(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        to: &[CommunicateBuffer],
+        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
+    ) -> Result<(), Status> {
+        self.as_client()
+            .communicate_and_move(id, message, recipient, to, take)
     }
 
-    /// Looks at the list of comm buffers. Where a call through the buffer that may move is never to be refused, no
-    /// notification comes meanwhile: it would find the list borrowed, and could not put a move into effect.
-    fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
-        let _raised = self.raise_for_updates();
-        let buffers = self.buffers.try_borrow()?;
-        let seen = look(&buffers);
-        drop(buffers);
-        Ok(seen)
+    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one to make another one
+    /// through the same buffer, and gets [`Status::Busy`]. For buffers that are shared with callers that cannot handle that. What
+    /// is lent to the closure of [`MmCommunication::communicate_with`] is then read at that level, too.
+    ///
+    /// A move of the buffer, announced or requested, runs at `TPL_NOTIFY`, too. A caller above that stays at its level. Called
+    /// once more for the same buffer, this replaces `tpl`.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Busy`] in the middle of another call of this function.
+    pub fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
+        self.state.run_at_notify(id, tpl)
     }
 }
 
@@ -449,19 +383,8 @@ impl MmCommunicator {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            buffers: RefCell::default(),
+            state: State::default(),
             executor: None,
-            by_secure_calls: false,
-            calls: Cell::default(),
-            clock: None,
-            updates: None,
-            after_calls: RefCell::default(),
-            refusals: Cell::default(),
-            waking: Cell::default(),
-            wake_again: Cell::default(),
-            at_notify: RefCell::default(),
-            one_mailbox: Cell::default(),
-            enters_by_ports: false,
         }
     }
 
@@ -477,18 +400,18 @@ impl MmCommunicator {
         self.set_comm_buffers(config.comm_buffers.clone())
             .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
         self.executor = Some(RealMmExecutor::with_options(trigger, *options));
-        self.by_secure_calls = matches!(config.cmd_port, MmiPort::Smc(_));
-        self.enters_by_ports = matches!(config.cmd_port, MmiPort::Smi(_));
-        self.clock = clock;
+        self.state.by_secure_calls = matches!(config.cmd_port, MmiPort::Smc(_));
+        self.state.enters_by_ports = matches!(config.cmd_port, MmiPort::Smi(_));
+        self.state.clock = clock;
         self.keep_others_out(&config, tpl);
         if config.enable_comm_buffer_updates
             && let Some(id) = config.updatable_buffer_id
         {
-            let updates = update::Pending::about(id).ok_or(EfiError::OutOfResources)?;
+            let updates = announced_move::Pending::about(id).ok_or(EfiError::OutOfResources)?;
             updates.watch(&protocols).inspect_err(|error| {
                 log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
             })?;
-            self.updates = Some(updates);
+            self.state.updates = Some(updates);
         }
         log::info!(target: "mm_comm", "{}", config.summary());
         warn_of_missing_buffers(&config);
@@ -533,7 +456,7 @@ impl MmCommunicator {
         let through_ports = matches!(config.cmd_port, MmiPort::Smi(_));
         let silent = enabled().filter(|buffer| through_ports && !buffer.has_status_mailbox());
         let ids = shared.into_iter().chain(silent.map(CommunicateBuffer::id));
-        self.at_notify.get_mut().extend(ids.map(|id| (id, tpl)));
+        self.state.at_notify.get_mut().extend(ids.map(|id| (id, tpl)));
     }
 }
 
@@ -605,296 +528,26 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         options: CallOptions,
         take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<(), Status> {
-        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let tag = self.new_call(id);
-        let refusals = self.refusals.get();
-        let raised = self.tpl_for(id).and_then(raise_to_notify);
-        let result = self
-            .settle(id)
-            .and_then(|()| self.exchange(tag, message, recipient, options, take));
-        drop(raised);
-        let result = self.log_end(tag, message.len(), recipient, result);
-        if !self.is_refused(&result) {
-            self.call_has_ended(refusals);
-        }
-        result.map(drop)
-    }
-
-    fn communicate_and_move(
-        &self,
-        id: u8,
-        message: &[u8],
-        recipient: Guid<'_>,
-        to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
-    ) -> Result<(), Status> {
-        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let tag = self.new_call(id);
-        let refusals = self.refusals.get();
-        let updatable = self.updates.as_ref().map(|updates| updates.id());
-        let moving = to.iter().map(CommunicateBuffer::id).chain(updatable);
-        let tpl = core::iter::once(id).chain(moving).find_map(|id| self.tpl_for(id));
-        let raised = tpl.and_then(raise_to_notify);
-        let result = self.hold_updates(to).and_then(|turn| {
-            let result = self.exchange_and_move(tag, message, recipient, to, take);
-            drop(turn);
-            result
-        });
-        drop(raised);
-        let result = self.log_end(tag, message.len(), recipient, result);
-        if !self.is_refused(&result) {
-            self.call_has_ended(refusals);
-        }
-        result.map(drop)
+        self.as_client()
+            .communicate_with(id, message, recipient, options, take)
     }
 
     fn confirms(&self, id: u8) -> bool {
         let has_mailbox = |buffer: CommunicateBuffer| buffer.has_status_mailbox();
-        !self.enters_by_ports || self.buffer(id).is_ok_and(has_mailbox)
-    }
-
-    fn is_at(&self, place: &CommunicateBuffer) -> Result<bool, Status> {
-        let buffer = self.buffer(place.id()).map_err(|failure| failure.status)?;
-        let [[at, _], [expected, _]] = [buffer.ranges(), place.ranges()];
-        Ok(at == expected)
+        !self.state.enters_by_ports || self.state.buffer(id).is_ok_and(has_mailbox)
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
-        let refusals = self.refusals.get();
-        let result = self.settle(id).and_then(|()| self.buffer(id)).map_err(|failure| {
-            let why = self.explain(&failure);
-            log::error!(target: "mm_comm", "{}: {why}", CallTag::of_buffer(id));
-            failure.status
-        });
-        // No call, but whoever came while it put a move into effect waits for its end.
-        if !self.is_refused(&result) && self.refusals.get() != refusals {
-            self.call_has_ended(refusals);
-        }
-        result.map(|buffer| {
-            buffer
-                .channel()
-                .capacity(options.header.unwrap_or(buffer.header()))
-        })
-    }
-
-    fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
-        let mut at_notify = self
-            .at_notify
-            .try_borrow_mut()
-            .map_err(|_looked_at| Status::Busy)?;
-        match at_notify.iter_mut().find(|(at, _)| *at == id) {
-            Some((_, former)) => *former = tpl,
-            None => at_notify.push((id, tpl)),
-        }
-        Ok(())
+        self.as_client().message_capacity(id, options)
     }
 
     fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
-        let mut calls = self
-            .after_calls
-            .try_borrow_mut()
-            .map_err(|_looked_at| Status::Busy)?;
-        calls.push(call);
-        Ok(())
-    }
-}
-
-impl<E: MmExecutor + 'static> MmCommunicator<E> {
-    /// Logs what became of a call, in one line.
-    fn log_end(
-        &self,
-        tag: CallTag,
-        sent: usize,
-        recipient: mm_wire::Guid,
-        result: Result<usize, Failure>,
-    ) -> Result<usize, Status> {
-        match &result {
-            Ok(answered) => {
-                log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {answered} bytes back");
-            }
-            Err(failure) => {
-                let why = self.explain(failure);
-                log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
-            }
-        }
-        result.map_err(|failure| failure.status)
+        self.state.after_calls.add(call)
     }
 
-    /// A failure for the log.
-    fn explain(&self, failure: &Failure) -> impl fmt::Display {
-        fmt::from_fn(|f| failure.explain(self.executor.as_ref(), f))
+    fn client(&self, _: Sealed) -> Option<Client<'_>> {
+        Some(self.as_client())
     }
-
-    /// Counts a call, and names it for the log.
-    fn new_call(&self, buffer: u8) -> CallTag {
-        self.calls.update(|calls| calls.wrapping_add(1));
-        CallTag {
-            number: Some(self.calls.get()),
-            clock: self.clock,
-            buffer,
-        }
-    }
-
-    /// The services that raise the TPL, where calls through this buffer run at `TPL_NOTIFY`.
-    fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
-        let at_notify = self.at_notify.try_borrow().ok()?;
-        let ids = [Some(id), self.beside(id)];
-        let mut raised = at_notify.iter();
-        raised
-            .find(|(at, _)| ids.contains(&Some(*at)))
-            .map(|(_, tpl)| *tpl)
-    }
-
-    /// Raises the TPL where calls through the buffer that may move run at `TPL_NOTIFY`.
-    fn raise_for_updates(&self) -> Option<Raised> {
-        let updates = self.updates.as_ref()?;
-        self.tpl_for(updates.id()).and_then(raise_to_notify)
-    }
-
-    /// Whether a call was told [`Status::Busy`]; counts it then.
-    fn is_refused<T>(&self, result: &Result<T, Status>) -> bool {
-        let is_refused = matches!(result, Err(Status::Busy));
-        self.refusals
-            .update(|refusals| refusals.wrapping_add(u32::from(is_refused)));
-        is_refused
-    }
-
-    /// Runs whatever waits for the end of a call. `refusals` are those before it. A call in the middle of that has it run
-    /// once more where somebody was told [`Status::Busy`] because of that call.
-    fn call_has_ended(&self, refusals: u32) {
-        if self.waking.replace(true) {
-            if self.refusals.get() != refusals {
-                self.wake_again.set(true);
-            }
-            return;
-        }
-        loop {
-            self.wake_again.set(false);
-            let waiting = |index: usize| self.after_calls.try_borrow().ok()?.get(index).cloned();
-            (0..).map_while(waiting).for_each(|call| call());
-            // In this order: a call that comes between sees to those who wait for it itself.
-            self.waking.set(false);
-            if !self.wake_again.get() || self.waking.replace(true) {
-                return;
-            }
-        }
-    }
-
-    /// Puts announced moves into effect. [`Status::Busy`] where that has to wait and `id` is the buffer that moves.
-    fn settle(&self, id: u8) -> Result<(), Failure> {
-        let Some(updates) = &self.updates else {
-            return Ok(());
-        };
-        let _raised = self.raise_for_updates();
-        let is_settled = updates.turn().is_some_and(|turn| turn.apply(&self.buffers));
-        if !is_settled && updates.id() == id {
-            let why = "it is being moved by a call that this one interrupted";
-            return Err(Failure::also(Status::Busy, why));
-        }
-        Ok(())
-    }
-
-    /// Puts announced moves into effect, and keeps others from coming while `to` is moved to. [`Status::Busy`] where a call
-    /// that this one interrupted does the same, or has to end before a buffer of `to` can be where it was announced.
-    fn hold_updates(&self, to: &[CommunicateBuffer]) -> Result<Option<update::Turn<'_>>, Failure> {
-        let Some(updates) = &self.updates else {
-            return Ok(None);
-        };
-        let id = updates.id();
-        let busy = |why| Failure::also(Status::Busy, why);
-        let turn = updates
-            .turn()
-            .ok_or_else(|| busy("a comm buffer is being moved by a call that this one interrupted"))?;
-        if !turn.apply(&self.buffers) && to.iter().any(|new| new.id() == id) {
-            return Err(busy(
-                "the announced move of one of them waits for a call that this one interrupted",
-            ));
-        }
-        Ok(Some(turn))
-    }
-
-    /// The way into MM.
-    fn executor(&self) -> Result<&E, Failure> {
-        let executor = self.executor.as_ref();
-        executor.ok_or_else(|| not_dispatched(Status::SwMmiServiceNotAvailable))
-    }
-
-    /// Makes one exchange. Returns the bytes of the response.
-    fn exchange(
-        &self,
-        tag: CallTag,
-        message: &[u8],
-        recipient: mm_wire::Guid,
-        options: CallOptions,
-        take: &mut dyn FnMut(&mut ResponseReader<'_>),
-    ) -> Result<usize, Failure> {
-        // An interrupted call may be replacing the list; then it is not empty.
-        if self.look(<[_]>::is_empty).is_ok_and(|is_empty| is_empty) {
-            return Err(match self.executor {
-                Some(_) => Status::NoCommBuffer.into(),
-                None => not_dispatched(Status::NoCommBuffer),
-            });
-        }
-        let has_no_bytes = options.message_size.map_or(message.is_empty(), |size| size == 0);
-        if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && self.by_secure_calls) {
-            return Err(Status::InvalidDataBuffer.into());
-        }
-        let executor = self.executor()?;
-        loop {
-            let buffer = self.buffer(tag.buffer)?;
-            // One mailbox for two buffers announces one request at a time.
-            let beside = self.beside(tag.buffer).and_then(|other| self.buffer(other).ok());
-            let _held = beside
-                .as_ref()
-                .filter(|other| other.shares_mailbox_with(&buffer))
-                .map(|other| other.channel().hold())
-                .transpose()?;
-            let format = options.header.unwrap_or(buffer.header());
-            let staged = match buffer
-                .channel()
-                .begin_sized(format, recipient, message, options.message_size)
-            {
-                // It moved after it was looked up: nothing was written, so this starts again in the new place.
-                Err(BeginError::Retired) => continue,
-                staged => staged?,
-            };
-            trace_request(tag, recipient, format, message);
-            staged.check()?;
-            let mut lent = buffer.lend(staged.number(), format);
-            executor
-                .execute_mm(&mut lent)
-                .map_err(|status| Failure::executor(status, &lent))?;
-            if !lent.is_same(&buffer) {
-                drop(staged);
-                return take_from_another(&lent, tag, take);
-            }
-            let response = staged.finish().map_err(|error| Failure::response(error, &lent))?;
-            let answered = response.len();
-            take(&mut ResponseReader::in_place(response, tag));
-            return Ok(answered);
-        }
-    }
-}
-
-/// An executor may respond by putting another comm buffer, with a message in it, in the place of the one that it was lent.
-/// Returns the bytes of the response.
-fn take_from_another(
-    buffer: &CommunicateBuffer,
-    tag: CallTag,
-    take: &mut dyn FnMut(&mut ResponseReader<'_>),
-) -> Result<usize, Failure> {
-    let message = buffer.get_message().map_err(|_damaged| {
-        let why = "the executor put another comm buffer in the place of the one that it was lent, without a message";
-        Failure::also(Status::InvalidResponse, why)
-    })?;
-    take(&mut ResponseReader::copied(&message, tag));
-    Ok(message.len())
-}
-
-/// A call came before the component was dispatched.
-const fn not_dispatched(status: Status) -> Failure {
-    let why = "MmCommunicator was not dispatched yet; take the Service<dyn MmCommunication> as a parameter";
-    Failure::also(status, why)
 }
 
 /// Refuses a component that sends through a comm buffer that does not exist. An implementation that does not tell is
@@ -922,7 +575,7 @@ impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
         // One after the other, so that nothing is borrowed while it prints.
         let mut index: usize = 0;
         loop {
-            match self.look(|buffers| buffers.get(index).cloned()) {
+            match self.state.look(|buffers| buffers.get(index).cloned()) {
                 Ok(Some(buffer)) => writelncrlf!(f, "Comm Buffer: {buffer:?}")?,
                 Ok(None) => break,
                 Err(error) => {
@@ -938,10 +591,13 @@ impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
 
 #[cfg(test)]
 mod tests {
+    mod interrupted;
+
     use super::*;
     use crate::config::CommunicateBufferStatus;
     use alloc::boxed::Box;
     use alloc::{format, vec};
+    use core::cell::RefCell;
     use core::pin::Pin;
     use std::string::String;
 
@@ -995,7 +651,7 @@ mod tests {
     #[test]
     fn an_executors_error_is_the_callers_and_nothing_stays_behind() {
         let failing = communicator(Play(|_: &mut CommunicateBuffer| Err(Status::SwMmiFailed)), &[0]);
-        let handle = failing.buffer(0).unwrap();
+        let handle = failing.state.buffer(0).unwrap();
         assert_eq!(
             failing.communicate(0, b"secret", RECIPIENT.as_guid()),
             Err(Status::SwMmiFailed)
@@ -1033,7 +689,7 @@ mod tests {
         by_hand: impl Fn(&mut CommunicateBuffer) -> Result<(), Status> + 'static,
     ) -> Result<Vec<u8>, Status> {
         let communicator = communicator(Play(by_hand), &[0]);
-        let handle = communicator.buffer(0).unwrap();
+        let handle = communicator.state.buffer(0).unwrap();
         let options = CallOptions::new().with_header(header);
         let mut response = Ok(vec![]);
         communicator.communicate_with(0, b"request", RECIPIENT.as_guid(), options, &mut |reader| {
@@ -1188,7 +844,7 @@ mod tests {
     #[test]
     fn buffers_that_interrupted_code_looks_at_are_not_replaced() {
         let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[4]);
-        let looking = communicator.buffers.borrow();
+        let looking = communicator.state.buffers.borrow();
         let error = communicator.set_comm_buffers(vec![buffer(1)]).unwrap_err();
         communicator.set_test_comm_buffers(vec![buffer(1)]);
         drop(looking);
@@ -1197,7 +853,10 @@ mod tests {
             patina::error::EfiError::from(error),
             patina::error::EfiError::AlreadyStarted
         );
-        assert_eq!(communicator.buffer(4).map(|buffer| buffer.id()).ok(), Some(4));
+        assert_eq!(
+            communicator.state.buffer(4).map(|buffer| buffer.id()).ok(),
+            Some(4)
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //! }
 //! ```
 
-use super::communicator::{CallOptions, ResponseReader, Status, error_of};
+use super::communicator::{CallOptions, ResponseReader, Sealed, Status, error_of};
 use crate::config::{CommunicateBuffer, HeaderFormat};
 use crate::service::MmCommunication;
 use alloc::vec::Vec;
@@ -524,10 +524,12 @@ impl MmSupervisor for MmSupervisorClient {
                 .and_then(|header| check(REQUEST_COMM_UPDATE, &header));
             result.is_ok()
         };
-        mm.communicate_and_move(self.buffer, &message, RECIPIENT.as_guid(), &to, &mut take)
+        let client = mm.client(Sealed::new()).ok_or(Status::Unsupported)?;
+        client
+            .communicate_and_move(self.buffer, &message, RECIPIENT.as_guid(), &to, &mut take)
             .inspect_err(|status| self.look_for_the_platforms_driver(*status))?;
         let [supervisor, users] = &to;
-        let is_at = |place| mm.is_at(place) == Ok(true);
+        let is_at = |place| client.is_at(place);
         if let Err(SupervisorError::Refused { result: refusal, .. }) = result
             && is_at(supervisor)
         {

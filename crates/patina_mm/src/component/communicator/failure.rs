@@ -85,7 +85,7 @@ impl Failure {
     /// For the log. `executor` is the one that made the call.
     pub(super) fn explain(
         &self,
-        executor: Option<&impl MmExecutor>,
+        executor: Option<&dyn MmExecutor>,
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
         let status = self.status;

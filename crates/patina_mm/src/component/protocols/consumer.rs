@@ -2,7 +2,7 @@
 
 use super::driver_lock::DriverLock;
 use super::{Communication2, Communication3};
-use crate::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status, raise_to_notify};
+use crate::component::communicator::{MmCommunicator, MmExecutor, Status, raise_to_notify};
 use crate::config::{CommunicateBuffer, HeaderFormat};
 use core::ffi::c_void;
 use core::fmt;
@@ -271,6 +271,7 @@ impl FirmwareMmCommunication {
 mod tests {
     use super::*;
     use crate::component::communicator::CallOptions;
+    use crate::service::MmCommunication;
     use alloc::boxed::Box;
     use alloc::rc::Rc;
     use alloc::vec;

@@ -232,6 +232,7 @@ mod tests {
     use super::bridge::tests::Growing;
     use super::*;
     use crate::component::communicator::MockMmCommunication;
+    use crate::component::communicator::State;
     use alloc::boxed::Box;
     use core::cell::{Cell, RefCell};
     use patina::component::service::uefi_services::protocol::{Handle, MockProtocolServices, ProtocolPtr};
@@ -284,10 +285,10 @@ mod tests {
             protocols
                 .expect_install_interface()
                 .returning_st(move |_, _, _| is_installed.then(handle).ok_or(ProtocolError::OutOfResources));
-            let at_notify = Rc::new(Cell::new(None));
+            let state = Rc::<State>::default();
             let mm: Box<dyn MmCommunication> = Box::new(Growing {
                 longest: Rc::new(Cell::new(100)),
-                at_notify: Rc::clone(&at_notify),
+                state: Rc::clone(&state),
             });
             let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
             let result = MmCommunicationProducer::new(7).entry_point(
@@ -296,7 +297,8 @@ mod tests {
                 Some(tpl()),
             );
             assert_eq!(result.is_ok(), is_installed);
-            assert_eq!(at_notify.get(), is_installed.then_some(7));
+            assert_eq!(state.runs_at_notify(7), is_installed);
+            assert!(!state.runs_at_notify(6));
         }
     }
 

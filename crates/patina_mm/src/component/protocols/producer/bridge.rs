@@ -4,7 +4,7 @@
 //! after it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`,
 //! after which there is no allocator.
 
-use crate::component::communicator::{CallOptions, Status, raise_to_notify, require_buffer};
+use crate::component::communicator::{CallOptions, Sealed, Status, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
 use crate::service::MmCommunication;
 use alloc::collections::TryReserveError;
@@ -54,10 +54,10 @@ impl Bridge {
     /// Makes all calls through the buffer run at `TPL_NOTIFY`. For when the protocols are installed: it cannot be undone.
     pub(super) fn run_at_notify(&self) {
         let buffer = self.buffer;
-        let raised = self
-            .tpl
-            .ok_or(Status::Unsupported)
-            .and_then(|tpl| self.mm.run_at_notify(buffer, tpl));
+        let raised = self.tpl.ok_or(Status::Unsupported).and_then(|tpl| {
+            let client = self.mm.client(Sealed::new()).ok_or(Status::Unsupported)?;
+            client.run_at_notify(buffer, tpl)
+        });
         if let Err(status) = raised {
             log::warn!(
                 target: "mm_comm",
@@ -207,6 +207,7 @@ fn send(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::component::communicator::{Client, State};
     use alloc::boxed::Box;
     use alloc::rc::Rc;
     use alloc::vec;
@@ -216,7 +217,7 @@ pub(super) mod tests {
     /// Answers nothing, through a comm buffer whose size changes.
     pub(in super::super) struct Growing {
         pub(in super::super) longest: Rc<Cell<usize>>,
-        pub(in super::super) at_notify: Rc<Cell<Option<u8>>>,
+        pub(in super::super) state: Rc<State>,
     }
 
     impl MmCommunication for Growing {
@@ -228,9 +229,11 @@ pub(super) mod tests {
             Ok(self.longest.get())
         }
 
-        fn run_at_notify(&self, id: u8, _: Service<dyn TplServices>) -> Result<(), Status> {
-            self.at_notify.set(Some(id));
-            Ok(())
+        fn client(&self, _: Sealed) -> Option<Client<'_>> {
+            Some(Client {
+                state: &self.state,
+                executor: None,
+            })
         }
     }
 
@@ -239,7 +242,7 @@ pub(super) mod tests {
         let longest = Rc::new(Cell::new(100));
         let mm: Box<dyn MmCommunication> = Box::new(Growing {
             longest: Rc::clone(&longest),
-            at_notify: Rc::default(),
+            state: Rc::default(),
         });
         let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
         let room = || {

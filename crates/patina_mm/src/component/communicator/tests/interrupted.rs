@@ -1,8 +1,8 @@
 //! What becomes of calls that come in the middle of others, at the places that only this crate can reach: the log lines, which
 //! a slow serial port makes long, and MM's turn.
 
-use super::update::Pending;
-use super::{CallOptions, MmCommunication, MmCommunicator, MmExecutor, ResponseReader, Status};
+use super::super::announced_move::Pending;
+use super::super::{CallOptions, MmCommunication, MmCommunicator, MmExecutor, ResponseReader, Status};
 use crate::config::CommunicateBuffer;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -87,10 +87,8 @@ struct Scene {
 impl Scene {
     fn new(ids: &[u8], updatable: u8) -> Self {
         let updates = Pending::about(updatable).unwrap();
-        let mm = MmCommunicator {
-            updates: Some(Rc::clone(&updates)),
-            ..MmCommunicator::with_executor(Echo::default())
-        };
+        let mut mm = MmCommunicator::with_executor(Echo::default());
+        mm.state.updates = Some(Rc::clone(&updates));
         mm.set_comm_buffers(ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect())
             .unwrap();
         Self {
@@ -144,7 +142,7 @@ fn call(mm: &dyn MmCommunication, id: u8) -> Result<(), Status> {
 }
 
 /// Moves through the first of these buffers.
-fn move_to(mm: &dyn MmCommunication, to: &[CommunicateBuffer]) -> Result<(), Status> {
+fn move_to<E: MmExecutor>(mm: &MmCommunicator<E>, to: &[CommunicateBuffer]) -> Result<(), Status> {
     let mut take = |response: &mut ResponseReader<'_>| {
         assert_eq!(response.read_to_vec().as_deref(), Ok(&b"move"[..]));
         true
@@ -240,7 +238,7 @@ fn an_update_to_where_a_requested_move_goes_leaves_its_request_alone() {
 fn a_requested_move_waits_for_an_update_that_cannot_be_applied_yet() {
     let scene = Scene::new(&[0, 1], 1);
     let (mm, updates, inner) = (scene.mm, Rc::clone(&scene.updates), Rc::clone(&scene.inner));
-    let first = mm.buffer(1).unwrap();
+    let first = mm.state.buffer(1).unwrap();
     scene.meanwhile(move || {
         // Away from where the call under way is, and back.
         updates.announce(&CommunicateBuffer::of_a_page(1));
@@ -369,7 +367,7 @@ fn a_response_by_hand_to_a_request_to_move_is_found() {
     let to = fresh(&[0]);
     assert_eq!(move_to(&mm, &to), Ok(()));
     assert_eq!(
-        mm.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
+        mm.state.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
         Some(to[0].as_ptr())
     );
 }
@@ -396,7 +394,7 @@ fn a_move_that_nobody_could_tell_of_is_not_asked_for() {
         assert_eq!(move_to(&mm, &to), Err(error));
         assert!(mm.executor.as_ref().unwrap().places.take().is_empty());
         assert_eq!(
-            mm.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
+            mm.state.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
             Some(old.as_ptr())
         );
     }

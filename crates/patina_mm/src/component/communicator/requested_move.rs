@@ -5,17 +5,18 @@
 //! old place. So the request is put into both, and the mailbox that MM has cleared says where the response is. Both places have
 //! one. An executor that answers by hand does so in the new place.
 //!
-//! Meanwhile no announced move is put into effect: the caller has that turn ([`super::update::Turn`]). No other call uses a
+//! Meanwhile no announced move is put into effect: the caller has that turn ([`super::announced_move::Turn`]). No other call uses a
 //! buffer that moves, and the new mailboxes are zeroed: MM looks at them from then on.
 //!
 //! MM may also move a buffer and then refuse the rest, so that the mailboxes stay. Then it announces that in the old mailbox,
 //! leaves the request in the old buffer as it is, and answers in the new one. The list follows: what has moved is used in
 //! the new place with the old mailbox.
 
+use super::client::Client;
 use super::failure::Failure;
 use super::response::trace_request;
 use super::tag::CallTag;
-use super::{MmCommunicator, MmExecutor, ResponseReader, Status};
+use super::{MmExecutor, ResponseReader, Status};
 use crate::config::{CommunicateBuffer, check_buffers};
 use alloc::vec::Vec;
 use mm_comm::ResponseError;
@@ -28,7 +29,7 @@ struct Plan {
     leaving: Vec<CommunicateBuffer>,
 }
 
-impl<E: MmExecutor + 'static> MmCommunicator<E> {
+impl Client<'_> {
     /// Makes the exchange, and if `take` says so, puts `to` in the place of the buffers with the same identifiers.
     /// Returns the bytes of the response.
     pub(super) fn exchange_and_move(
@@ -117,7 +118,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// Follows MM, which moved the buffer `id` without its mailbox, and maybe others of `leaving`.
     fn follow_in_part(
         &self,
-        executor: &E,
+        executor: &dyn MmExecutor,
         mut all: Vec<CommunicateBuffer>,
         leaving: &[CommunicateBuffer],
         id: u8,
@@ -214,7 +215,7 @@ const UNKNOWN: mm_wire::Guid = guid!("d9cd1dc0-1c38-4d29-8a5b-2b1e7a0c5f36");
 
 /// Asks MM from which of two places it takes requests that are announced in the mailbox of `old`, whose channel the caller
 /// holds: one byte is in the old place and two are in the new one, and MM says how many it found. `None` if it does not say.
-fn probe(executor: &impl MmExecutor, old: &CommunicateBuffer, new: &CommunicateBuffer) -> Option<bool> {
+fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBuffer) -> Option<bool> {
     let mailbox = old.channel().mailbox()?;
     let places = [(old, 1), (new, 2)].map(|(buffer, len)| (buffer.channel().region(), len));
     let header_len = HeaderFormat::V1.header_len();
