@@ -203,12 +203,14 @@ impl SharedRegion {
 
     /// The byte at `offset`, with one load; `None` if it is not in the region.
     #[must_use]
+    #[inline]
     pub fn read_byte(&self, offset: usize) -> Option<u8> {
         self.holds(offset, 1)
             .then(|| load(self.base.as_ptr().wrapping_add(offset)))
     }
 
     /// Where `len` bytes at `offset` are written; `None` if they do not all lie in the region.
+    #[inline]
     fn place_to_write(&self, offset: usize, len: usize) -> Option<*mut u8> {
         if !self.holds(offset, len) {
             return None;
@@ -223,6 +225,7 @@ impl SharedRegion {
         Some(to)
     }
 
+    #[inline]
     fn holds(&self, offset: usize, len: usize) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.len)
     }

@@ -133,6 +133,7 @@ pub struct ResponseLength {
 impl Header {
     /// Whether a header of this format can name this recipient: a v1 header for [`V3_MARKER`] would read back as v3.
     #[must_use]
+    #[inline]
     pub fn can_name(format: HeaderFormat, recipient: Guid) -> bool {
         format != HeaderFormat::V1 || recipient != V3_MARKER
     }
@@ -140,6 +141,7 @@ impl Header {
     /// Describes a message of `message_len` bytes to `recipient`; `None` where header and message exceed 64 bits. Ask
     /// [`Self::can_name`] before about a recipient that somebody else chose.
     #[must_use]
+    #[inline]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
         match message_len.checked_add(format.header_len() as u64) {
             Some(_) => Some(Self {
@@ -155,6 +157,7 @@ impl Header {
     /// Has a v3 header say this in `MessageSize`, where the transaction has more room than its message takes. A v1 header has
     /// no such field.
     #[must_use]
+    #[inline]
     pub const fn with_message_size(self, message_size: u64) -> Self {
         match self.format {
             HeaderFormat::V1 => self,
@@ -252,6 +255,7 @@ impl Header {
 
     /// A v1 header as the words that it has in memory: GUID, GUID, length. `None` for another format.
     #[must_use]
+    #[inline]
     pub fn v1_words(&self) -> Option<[[u8; 8]; 3]> {
         let HeaderFormat::V1 = self.format else {
             return None;
@@ -266,6 +270,7 @@ impl Header {
     ///
     /// [`HeaderError::LengthOverflows`], as [`Self::parse`].
     #[must_use]
+    #[inline]
     pub fn parse_v1_words([first, second, length]: [[u8; 8]; 3]) -> Option<Result<Self, HeaderError>> {
         let recipient = Guid::from_bytes(zerocopy::transmute!([first, second]));
         if recipient == V3_MARKER {
@@ -296,6 +301,7 @@ impl Header {
 
     /// Whether `other` has the same layout and names the same recipient, whatever its length is.
     #[must_use]
+    #[inline]
     pub fn is_of_same_kind(&self, other: &Self) -> bool {
         self.format == other.format && self.recipient == other.recipient
     }

@@ -80,7 +80,7 @@ impl State {
             match enabled.or(first) {
                 Some(buffer) => Ok(buffer.clone()),
                 None if buffers.is_empty() => Err(Status::NoCommBuffer.into()),
-                None => Err(Failure::unknown_buffer(Ids::of(buffers))),
+                None => Err(Failure::unknown_buffer()),
             }
         };
         let found = self.look(find).map_err(|_replaced| {
@@ -315,7 +315,7 @@ impl Client<'_> {
 
     /// A failure for the log.
     pub(super) fn explain(&self, failure: &Failure) -> impl fmt::Display {
-        fmt::from_fn(|f| failure.explain(self.executor, f))
+        fmt::from_fn(|f| failure.explain(self.executor, || self.look(Ids::of).ok(), f))
     }
 
     /// The way into MM.

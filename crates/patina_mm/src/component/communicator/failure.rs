@@ -20,8 +20,8 @@ enum Why {
     Status,
     /// The status, and this.
     Also(&'static str),
-    /// These are the comm buffers that there are.
-    Buffers(Ids),
+    /// No comm buffer has the identifier.
+    UnknownBuffer,
     Begin(BeginError),
     Response(ResponseError),
     /// The executor knows more about this buffer.
@@ -38,11 +38,11 @@ impl Failure {
         }
     }
 
-    /// No comm buffer has the identifier; these are there.
-    pub(super) const fn unknown_buffer(ids: Ids) -> Self {
+    /// No comm buffer has the identifier.
+    pub(super) const fn unknown_buffer() -> Self {
         Self {
             status: Status::CommBufferNotFound,
-            why: Why::Buffers(ids),
+            why: Why::UnknownBuffer,
         }
     }
 
@@ -82,17 +82,22 @@ impl Failure {
         }
     }
 
-    /// For the log. `executor` is the one that made the call.
+    /// For the log. `executor` is the one that made the call, `buffers` are those that there are.
+    #[cold]
     pub(super) fn explain(
         &self,
         executor: Option<&dyn MmExecutor>,
+        buffers: impl FnOnce() -> Option<Ids>,
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
         let status = self.status;
         match (&self.why, executor) {
             (Why::Status, _) | (Why::Executor(_), None) => status.fmt(f),
             (Why::Also(why), _) => write!(f, "{status}: {why}"),
-            (Why::Buffers(ids), _) => write!(f, "{status}; {ids}"),
+            (Why::UnknownBuffer, _) => match buffers() {
+                Some(ids) => write!(f, "{status}; {ids}"),
+                None => status.fmt(f),
+            },
             (Why::Begin(error), _) => error.fmt(f),
             (Why::Response(error), _) => error.fmt(f),
             (Why::Executor(buffer), Some(executor)) => executor.explain(status, buffer, f),
