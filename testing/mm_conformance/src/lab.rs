@@ -6,6 +6,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use mm_wire::message::supervisor::UnblockMemory;
 use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
+use patina_mm::component::communicator::Status;
+use patina_mm::config::CommunicateBufferStatus;
+use patina_mm::service::SupervisorError;
 use thiserror::Error;
 
 bitflags::bitflags! {
@@ -63,129 +66,6 @@ impl Abilities {
     pub fn names(self) -> Vec<&'static str> {
         self.iter_names().map(|(name, _)| name).collect()
     }
-}
-
-/// Why a call had no response, in words that do not depend on the client under test.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Failure {
-    /// No comm buffer is configured.
-    #[error("no comm buffer")]
-    NoBuffer,
-    /// No comm buffer has the identifier.
-    #[error("unknown comm buffer")]
-    UnknownBuffer,
-    /// The comm buffer is disabled.
-    #[error("disabled comm buffer")]
-    BufferDisabled,
-    /// The message is larger than the comm buffer.
-    #[error("message too large")]
-    MessageTooLarge,
-    /// The message is empty.
-    #[error("empty message")]
-    EmptyMessage,
-    /// A header cannot name the recipient.
-    #[error("bad recipient")]
-    BadRecipient,
-    /// The comm buffer is in use.
-    #[error("busy")]
-    Busy,
-    /// The mailbox announces a foreign request.
-    #[error("mailbox in use")]
-    MailboxInUse,
-    /// Another driver overwrote the request before the MMI.
-    #[error("request overwritten")]
-    Overwritten,
-    /// The machine delivers no MMIs.
-    #[error("MMI not raised")]
-    MmiNotRaised,
-    /// MMIs were to be switched on, and the chipset did not take it.
-    #[error("MMIs cannot be switched on")]
-    MmisLocked,
-    /// There is no way into MM.
-    #[error("no trigger")]
-    NoTrigger,
-    /// The trigger failed for a reason of its own.
-    #[error("trigger failed")]
-    TriggerFailed,
-    /// MM did not take the request.
-    #[error("not processed")]
-    NotProcessed,
-    /// MM answered with a status other than success.
-    #[error("MM answered {0}")]
-    Mm(EfiStatus),
-    /// The mailbox claims less than a header.
-    #[error("response of {claimed} bytes is below the header")]
-    SizeBelowHeader {
-        /// What the mailbox claims.
-        claimed: u64,
-    },
-    /// The mailbox claims more than the buffer.
-    #[error("response of {claimed} bytes is beyond the buffer's {capacity}")]
-    SizeBeyondBuffer {
-        /// What the mailbox claims.
-        claimed: u64,
-        /// Bytes of the buffer.
-        capacity: usize,
-    },
-    /// The header is not the request's, or its length does not fit.
-    #[error("bad header")]
-    BadHeader,
-    /// The comm buffer is no memory.
-    #[error("no memory behind the comm buffer")]
-    BadMemory,
-    /// The response does not fit where the caller wanted it.
-    #[error("response of {needed} bytes, room for {room}")]
-    ResponseTooLong {
-        /// Bytes of the response.
-        needed: usize,
-        /// Bytes that the caller gave.
-        room: usize,
-    },
-    /// The response has not the size of the expected type.
-    #[error("response of {returned} bytes, the type has {expected}")]
-    ResponseSize {
-        /// Bytes of the type.
-        expected: usize,
-        /// Bytes of the response.
-        returned: usize,
-    },
-    /// The client does not do it on this platform.
-    #[error("denied")]
-    Denied,
-    /// The supervisor moved comm buffers, and then refused the rest.
-    #[error("moved in part: {refusal}")]
-    MovedInPart {
-        /// Why it refused.
-        refusal: EfiStatus,
-        /// Whether the users' buffer moved, too.
-        users_moved: bool,
-    },
-    /// The client does not offer such a call.
-    #[error("call not offered")]
-    Unsupported,
-    /// The client has no memory for the response.
-    #[error("out of memory")]
-    OutOfMemory,
-}
-
-/// Why memory was refused as a comm buffer.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Refusal {
-    /// Too small for a header.
-    #[error("too small")]
-    TooSmall,
-    /// There is no memory.
-    #[error("no memory")]
-    NoMemory,
-    /// Not aligned.
-    #[error("not aligned")]
-    NotAligned,
-    /// The address or the size cannot be used.
-    #[error("bad address")]
-    BadAddress,
-    /// Anything else.
-    #[error("other")]
-    Other,
 }
 
 /// What an observer sees of a client that did not come up.
@@ -669,8 +549,8 @@ pub trait Lab {
     ///
     /// # Errors
     ///
-    /// [`Refusal`] says why it would not.
-    fn adopt(&self, address: u64, len: usize, mailbox: Option<u64>) -> Result<(), Refusal>;
+    /// [`CommunicateBufferStatus`] says why it would not.
+    fn adopt(&self, address: u64, len: usize, mailbox: Option<u64>) -> Result<(), CommunicateBufferStatus>;
 
     /// The address of memory that [`Self::adopt`] may be tried with: 8 pages, aligned, mapped one to one.
     fn scratch(&self) -> u64;
@@ -688,8 +568,8 @@ pub trait Machine {
     ///
     /// # Errors
     ///
-    /// [`Failure`] is the client's error in the suite's words.
-    fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure>;
+    /// The client's own error.
+    fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status>;
 
     /// As [`Self::communicate`], made in another way.
     ///
@@ -702,7 +582,7 @@ pub trait Machine {
         buffer: u8,
         message: &[u8],
         recipient: Guid,
-    ) -> Result<Vec<u8>, Failure>;
+    ) -> Result<Vec<u8>, Status>;
 
     /// As [`Self::communicate`], with `callback` run once in the middle of it: the request stands in the buffer, MM has not
     /// been entered. Needs [`Abilities::CALLBACKS`].
@@ -716,7 +596,7 @@ pub trait Machine {
         message: &[u8],
         recipient: Guid,
         callback: Callback,
-    ) -> Result<Vec<u8>, Failure>;
+    ) -> Result<Vec<u8>, Status>;
 
     /// Runs `code` as a notification at `TPL_CALLBACK`: at once, or as soon as the TPL is below that. Needs
     /// [`Abilities::CALLBACKS`].
@@ -733,9 +613,9 @@ pub trait Machine {
     ///
     /// # Errors
     ///
-    /// [`Failure::NotProcessed`] if it does not start.
-    fn start_project_mus_driver(&self) -> Result<(), Failure> {
-        Err(Failure::Unsupported)
+    /// [`Status::NotProcessed`] if it does not start.
+    fn start_project_mus_driver(&self) -> Result<(), Status> {
+        Err(Status::Unsupported)
     }
 
     /// Calls one of the protocols for C; `None` where it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
@@ -757,8 +637,8 @@ pub trait Machine {
     ///
     /// # Errors
     ///
-    /// [`Failure::Mm`] with what the supervisor refuses with, else as [`Self::communicate`].
-    fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, Failure>;
+    /// The client's own error.
+    fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, SupervisorError>;
 
     /// Bytes that a message through this buffer can have.
     fn capacity(&self, buffer: u8) -> usize;

@@ -1,7 +1,7 @@
 //! Scenarios that every client of Management Mode (MM) must pass, written once for every machine.
 //!
 //! ```text
-//!            Scenario ── bring_up(Setup) ──► Lab ──► Machine ── communicate ──► Result<Vec<u8>, Failure>
+//!            Scenario ── bring_up(Setup) ──► Lab ──► Machine ── communicate ──► Result<Vec<u8>, Status>
 //!                                             │
 //!            the simulated machine, UEFI under QEMU, ...       ConformanceMm: the MM side, where we control it
 //! ```
@@ -27,5 +27,5 @@ pub mod scenarios;
 /// The MM side that the scenarios talk to.
 pub use mm_liar as mm;
 
-pub use lab::{Abilities, Failure, Lab, Machine, Setup, SetupFailure};
+pub use lab::{Abilities, Lab, Machine, Setup, SetupFailure};
 pub use scenarios::{Outcome, Scenario, all, run};

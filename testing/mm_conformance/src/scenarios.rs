@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use mm_wire::EfiStatus;
+use patina::standard::efi;
 
 /// Fails the scenario unless the condition holds.
 macro_rules! ensure {
@@ -129,6 +130,11 @@ pub fn run(lab: &dyn Lab, report: &mut dyn FnMut(&Scenario, &Outcome)) {
         let outcome = scenario.run(lab);
         report(scenario, &outcome);
     }
+}
+
+/// A status of MM, as `Status::MmReturned` has it.
+fn efi_status(status: EfiStatus) -> efi::Status {
+    usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
 /// Brings up a client that is expected to work.

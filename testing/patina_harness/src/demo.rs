@@ -9,10 +9,11 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::cell::RefCell;
 use core::fmt;
-use mm_conformance::lab::{Abilities, Failure, Lab, LogLevel, Machine, Setup};
+use mm_conformance::lab::{Abilities, Lab, LogLevel, Machine, Setup};
 use mm_wire::message::supervisor::{self, RequestHeader, VersionInfo};
 use mm_wire::message::variable::{self, AccessVariable, FunctionHeader, PayloadSize, function};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, guid};
+use patina_mm::component::communicator::Status;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Where the transcript goes, line by line.
@@ -157,14 +158,14 @@ fn interrupt(lab: &dyn Lab, machine: &dyn Machine, number: u32, out: Out<'_>) {
     ));
 }
 
-fn outcome(result: &Result<Vec<u8>, Failure>) -> String {
+fn outcome(result: &Result<Vec<u8>, Status>) -> String {
     match result {
         Ok(response) => format!("{} bytes", response.len()),
         Err(failure) => failure.to_string(),
     }
 }
 
-fn told(result: &Result<Vec<u8>, Failure>) -> String {
+fn told(result: &Result<Vec<u8>, Status>) -> String {
     match result {
         Ok(response) => format!("none, but {} bytes", response.len()),
         Err(failure) => failure.to_string(),

@@ -20,9 +20,9 @@ use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion, SmiEnable};
 use mm_conformance::lab::{
-    Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, Failure, HobSetup, Lab,
-    LockSetup, LogLevel, Machine, MailboxSetup, Move, Piece, PortSetup, Refusal, Remains, ResponseTo, Setup,
-    SetupFailure, SupervisorCall, Update, UpdatePlace,
+    Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, ControlSetup, HobSetup, Lab, LockSetup,
+    LogLevel, Machine, MailboxSetup, Move, Piece, PortSetup, Remains, ResponseTo, Setup, SetupFailure,
+    SupervisorCall, Update, UpdatePlace,
 };
 use mm_conformance::mm::Release;
 use mm_core::CommBuffer;
@@ -47,7 +47,7 @@ use patina_mm::component::events::{MmEvent, MmEventNotifier};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
 use patina_mm::component::supervisor::MmSupervisorClient;
-use patina_mm::component::sw_mmi_manager::{SwMmiManager, TriggerError};
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationConfiguration,
     MmCommunicationOptions, MmiPort, SmiCheck,
@@ -177,6 +177,11 @@ pub struct PatinaLab<S> {
     scratch: *mut u8,
 }
 
+/// The site has no memory left for the buffers of a move.
+const OUT_OF_MEMORY: Status = Status::OutOfMemory {
+    needed: SCRATCH_PAGES * PAGE_LEN,
+};
+
 /// Pages that [`Lab::scratch`] promises.
 const SCRATCH_PAGES: usize = 8;
 
@@ -201,19 +206,10 @@ impl<S: Site + 'static> Lab for PatinaLab<S> {
         Ok(Box::new(PatinaMachine::bring_up(Rc::clone(&self.site), setup)?))
     }
 
-    fn adopt(&self, address: u64, len: usize, mailbox: Option<u64>) -> Result<(), Refusal> {
+    fn adopt(&self, address: u64, len: usize, mailbox: Option<u64>) -> Result<(), CommunicateBufferStatus> {
         // SAFETY: the suite passes memory inside `scratch`, which is nobody else's, or addresses that are refused. The
         // buffer is dropped here.
-        match unsafe { CommunicateBuffer::from_firmware_region(address, len, 0, mailbox) } {
-            Ok(_) => Ok(()),
-            Err(CommunicateBufferStatus::TooSmallForHeader) => Err(Refusal::TooSmall),
-            Err(CommunicateBufferStatus::NoBuffer) => Err(Refusal::NoMemory),
-            Err(CommunicateBufferStatus::NotAligned) => Err(Refusal::NotAligned),
-            Err(CommunicateBufferStatus::AddressValidationFailed) => Err(Refusal::BadAddress),
-            Err(CommunicateBufferStatus::TooSmallForMessage | CommunicateBufferStatus::InvalidRecipient) => {
-                Err(Refusal::Other)
-            }
-        }
+        unsafe { CommunicateBuffer::from_firmware_region(address, len, 0, mailbox) }.map(drop)
     }
 
     fn scratch(&self) -> u64 {
@@ -752,12 +748,9 @@ fn options(setup: &Setup) -> MmCommunicationOptions {
 }
 
 impl<S: Site + 'static> Machine for PatinaMachine<S> {
-    fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure> {
+    fn communicate(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
         let recipient = patina::Guid::from_bytes(&recipient.to_bytes());
-        self.0
-            .communication
-            .communicate(buffer, message, recipient)
-            .map_err(failure)
+        self.0.communication.communicate(buffer, message, recipient)
     }
 
     fn communicate_as(
@@ -766,13 +759,13 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         buffer: u8,
         message: &[u8],
         recipient: Guid,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, Status> {
         let recipient = patina::Guid::from_bytes(&recipient.to_bytes());
         let mm = &self.0.communication;
         let options = call.header.map_or(CallOptions::new(), |header| {
             CallOptions::new().with_header(header)
         });
-        let response = match call.response {
+        match call.response {
             ResponseTo::Allocation => mm.communicate(buffer, message, recipient),
             ResponseTo::Slice(room) => {
                 let mut out = alloc::vec![0; room];
@@ -792,8 +785,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
             ResponseTo::Type16 => mm
                 .request_with(buffer, message, recipient, options)
                 .map(|response: [u8; 16]| response.to_vec()),
-        };
-        response.map_err(failure)
+        }
     }
 
     fn signal(&self, event: BootEvent) {
@@ -809,9 +801,9 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         }
     }
 
-    fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, Failure> {
-        let supervisor = self.0.supervisor.as_ref().ok_or(Failure::Unsupported)?;
-        let response = match call {
+    fn ask_supervisor(&self, call: &SupervisorCall) -> Result<Vec<u8>, SupervisorError> {
+        let supervisor = self.0.supervisor.as_ref().ok_or(Status::Unsupported)?;
+        match call {
             SupervisorCall::Version => supervisor.version().map(|version| {
                 let level = version.max_request_level.get().to_le_bytes();
                 let fields = [version.version.to_bytes(), version.patch_level.to_bytes()];
@@ -820,10 +812,10 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
             SupervisorCall::Unblock(memory) => {
                 supervisor.unblock_memory(&(*memory).into()).map(|()| Vec::new())
             }
-            SupervisorCall::Move(to) => return self.move_both(**supervisor, *to),
+            SupervisorCall::Move(to) => self.move_both(**supervisor, *to),
             SupervisorCall::MoveMixedUp => {
                 let [Some(own), Some(users)] = [self.fresh(0, 4), self.fresh(1, 4)] else {
-                    return Err(Failure::OutOfMemory);
+                    return Err(OUT_OF_MEMORY.into());
                 };
                 supervisor
                     .move_comm_buffers(users.handle, own.handle)
@@ -835,8 +827,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
                     .fetch_policy(&mut out)
                     .map(|len| out.drain(..len).collect())
             }
-        };
-        response.map_err(supervisor_failure)
+        }
     }
 
     fn notify(&self, code: Callback) {
@@ -879,8 +870,8 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         .unwrap_or(Err(EfiStatus::UNSUPPORTED))
     }
 
-    fn start_project_mus_driver(&self) -> Result<(), Failure> {
-        project_mu::start_driver(self).ok_or(Failure::NotProcessed)
+    fn start_project_mus_driver(&self) -> Result<(), Status> {
+        project_mu::start_driver(self).ok_or(Status::NotProcessed)
     }
 
     fn call_c(&self, call: &CCall) -> Option<CReply> {
@@ -907,7 +898,7 @@ impl<S: Site + 'static> Machine for PatinaMachine<S> {
         message: &[u8],
         recipient: Guid,
         callback: Callback,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, Status> {
         let inside = self.clone();
         let code = Box::new(move || callback(&inside));
         match self.0.site.secure_calls() {
@@ -1025,11 +1016,11 @@ impl<S: Site + 'static> PatinaMachine<S> {
     }
 
     /// Makes the supervisor move the comm buffers 0, its own, and 1.
-    fn move_both(&self, supervisor: &dyn MmSupervisor, to: Move) -> Result<Vec<u8>, Failure> {
-        let impossible = |_failure| Failure::OutOfMemory;
+    fn move_both(&self, supervisor: &dyn MmSupervisor, to: Move) -> Result<Vec<u8>, SupervisorError> {
+        let impossible = |_failure| OUT_OF_MEMORY;
         let new = [self.fresh(0, to.supervisor), self.fresh(1, to.users)];
         let [Some(mut own), Some(users)] = new else {
-            return Err(Failure::OutOfMemory);
+            return Err(OUT_OF_MEMORY.into());
         };
         if self.0.serves_like == Some(Release::V20ToV23) {
             own = project_mu::share_mailbox(own, &users).map_err(impossible)?;
@@ -1050,20 +1041,18 @@ impl<S: Site + 'static> PatinaMachine<S> {
             };
             let address = memory.map_or(0, |memory| memory.expose_provenance() as u64);
             let memory = UnblockMemory::runtime_data(address, 1, PROTOCOL_GUID);
-            supervisor.unblock_memory(&memory).map_err(supervisor_failure)?;
+            supervisor.unblock_memory(&memory)?;
         }
         if to.are_mailboxes_stale {
             let mailboxes = [&own, &users].into_iter().filter_map(|new| new.mailbox.as_ref());
             mailboxes.for_each(|mailbox| mailbox.write(&MailboxImage::armed()));
         }
-        let moved = supervisor
-            .move_comm_buffers(own.handle.clone(), users.handle.clone())
-            .map_err(supervisor_failure);
+        let moved = supervisor.move_comm_buffers(own.handle.clone(), users.handle.clone());
         let mut buffers = self.0.buffers.borrow_mut();
         // In part: the memory moved, and the mailboxes stay.
         let (own_moved, users_moved) = match moved {
             Ok(()) => (true, true),
-            Err(Failure::MovedInPart { users_moved, .. }) => (true, users_moved),
+            Err(SupervisorError::MovedInPart { users_moved, .. }) => (true, users_moved),
             Err(_) => (false, false),
         };
         for (mut new, has_moved) in [(own, own_moved), (users, users_moved)] {
@@ -1147,53 +1136,6 @@ const fn mm_event(event: BootEvent) -> MmEvent {
         BootEvent::ReadyToLock => MmEvent::ReadyToLock,
         BootEvent::ReadyToBoot => MmEvent::ReadyToBoot,
         BootEvent::ExitBootServices => MmEvent::ExitBootServices,
-    }
-}
-
-fn supervisor_failure(error: SupervisorError) -> Failure {
-    match error {
-        SupervisorError::Communication(status) => failure(status),
-        SupervisorError::Refused { result, .. } => Failure::Mm(result),
-        SupervisorError::WrongBuffers { .. } => Failure::UnknownBuffer,
-        SupervisorError::UnfitBuffer { .. } => Failure::BadMemory,
-        SupervisorError::MovedInPart { result, users_moved } => Failure::MovedInPart {
-            refusal: result,
-            users_moved,
-        },
-        SupervisorError::NoWholePages { .. } => Failure::BadMemory,
-        SupervisorError::HasDriver => Failure::Denied,
-        SupervisorError::NotTaken { .. } => Failure::NotProcessed,
-        _ => Failure::BadHeader,
-    }
-}
-
-/// The client's error in the suite's words.
-fn failure(status: Status) -> Failure {
-    match status {
-        Status::NoCommBuffer => Failure::NoBuffer,
-        Status::CommBufferNotFound => Failure::UnknownBuffer,
-        Status::CommBufferDisabled => Failure::BufferDisabled,
-        Status::CommBufferTooSmall => Failure::MessageTooLarge,
-        Status::CommBufferInitError => Failure::BadMemory,
-        Status::InvalidDataBuffer => Failure::EmptyMessage,
-        Status::SwMmiServiceNotAvailable => Failure::NoTrigger,
-        Status::SwMmiFailed => Failure::TriggerFailed,
-        Status::InvalidRecipient => Failure::BadRecipient,
-        Status::InvalidResponse => Failure::BadHeader,
-        Status::Busy => Failure::Busy,
-        Status::MailboxInUse => Failure::MailboxInUse,
-        Status::RequestOverwritten => Failure::Overwritten,
-        Status::MmiNotRaised(TriggerError::EnableRefused { .. }) => Failure::MmisLocked,
-        Status::MmiNotRaised(_) | Status::SecureCall(_) => Failure::MmiNotRaised,
-        Status::NotProcessed => Failure::NotProcessed,
-        Status::MmReturned(status) => Failure::Mm(EfiStatus(status.as_usize() as u64)),
-        Status::ResponseBelowHeader { claimed, .. } => Failure::SizeBelowHeader { claimed },
-        Status::ResponseBeyondBuffer { claimed, capacity } => Failure::SizeBeyondBuffer { claimed, capacity },
-        Status::ResponseTooLong { needed, room } => Failure::ResponseTooLong { needed, room },
-        Status::ResponseSize { expected, returned } => Failure::ResponseSize { expected, returned },
-        Status::Unsupported => Failure::Unsupported,
-        Status::OutOfMemory { .. } => Failure::OutOfMemory,
-        other => unreachable!("the suite has no word for: {other}"),
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn test(
                 .transpose()
                 .map_err(|error| VerdictError::NotCounted(format!("{error:#}")))
         })
-        .and_then(|taken| transcript.judge(taken, variant))
+        .and_then(|taken| transcript.judge(taken, variant, scenarios))
         .and_then(|()| match machine.smis {
             Smis::CountedByTheGuest => transcript.require_smis(),
             Smis::None | Smis::LoggedSince(_) | Smis::LoggedAfterTakeover(_) => Ok(()),

@@ -1,7 +1,10 @@
 //! Which scenario of the conformance suite ran where, and what came of it.
 
+use crate::process::{self, require_success};
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::fmt;
+use xshell::{Shell, cmd};
 
 /// What came of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,15 +17,58 @@ pub(crate) enum Outcome {
 /// The scenarios of the suite on the machines that it ran on.
 #[derive(Debug, Default)]
 pub(crate) struct Scenarios {
+    names: Vec<String>,
     machines: Vec<(String, BTreeMap<String, Outcome>)>,
 }
 
 impl Scenarios {
+    /// Asks the suite's test binary for its scenarios. To link the suite here would compile Patina into this tool.
+    pub(crate) fn list(shell: &Shell) -> Result<Self> {
+        // As `cargo xtask test` builds it, so that nothing is built twice.
+        let command = cmd!(
+            shell,
+            "cargo test --workspace --features patina_mm/mockall --test conformance -- --list --format terse"
+        );
+        let mut names = Vec::new();
+        let mut others = Vec::new();
+        let label = "the list of scenarios";
+        let status = process::run(label, command.into(), None, |line| {
+            match line.strip_suffix(": test") {
+                Some(name) => names.push(name.to_owned()),
+                None => others.push(line.to_owned()),
+            }
+            None
+        })?;
+        require_success(label, status).inspect_err(|_| others.iter().for_each(|line| println!("{line}")))?;
+        if names.is_empty() {
+            bail!("the suite's test binary lists no scenario");
+        }
+        Ok(Self::of(names))
+    }
+
+    /// Scenarios with these names, before any ran.
+    pub(crate) fn of(names: Vec<String>) -> Self {
+        Self {
+            names,
+            machines: Vec::new(),
+        }
+    }
+
+    /// Those that are not among these tests.
+    pub(crate) fn missing_in(&self, outcomes: &BTreeMap<String, Outcome>) -> Vec<String> {
+        let names = self.names.iter();
+        names
+            .filter(|name| !outcomes.contains_key(*name))
+            .cloned()
+            .collect()
+    }
+
     /// Notes the tests of a machine. Those that are no scenarios are left out, and so is a machine without scenarios.
     pub(crate) fn add(&mut self, machine: &str, outcomes: &BTreeMap<String, Outcome>) {
-        let scenarios = mm_conformance::all().into_iter();
-        let found: BTreeMap<_, _> = scenarios
-            .filter_map(|scenario| outcomes.get_key_value(scenario.name))
+        let found: BTreeMap<_, _> = self
+            .names
+            .iter()
+            .filter_map(|name| outcomes.get_key_value(name))
             .map(|(name, outcome)| (name.clone(), *outcome))
             .collect();
         if !found.is_empty() {
@@ -36,8 +82,7 @@ impl fmt::Display for Scenarios {
         let Some(last) = self.machines.len().checked_sub(1) else {
             return Ok(());
         };
-        let scenarios = mm_conformance::all();
-        let width = scenarios.iter().map(|scenario| scenario.name.len()).max();
+        let width = self.names.iter().map(String::len).max();
         let width = width.unwrap_or_default();
         // The machines' names stand above their columns, one line each.
         for (column, (machine, _)) in self.machines.iter().enumerate() {
@@ -49,18 +94,18 @@ impl fmt::Display for Scenarios {
             "scenario",
             "|  ".repeat(last.saturating_add(1)).trim_end()
         )?;
-        for scenario in &scenarios {
+        for name in &self.names {
             let marks = self
                 .machines
                 .iter()
-                .map(|(_, outcomes)| match outcomes.get(scenario.name) {
+                .map(|(_, outcomes)| match outcomes.get(name) {
                     Some(Outcome::Passed) => "ok",
                     Some(Outcome::Failed) => "NO",
                     Some(Outcome::Skipped) => "- ",
                     None => "  ",
                 });
             let marks = marks.collect::<Vec<_>>().join(" ");
-            writeln!(f, "{}", format!("{:width$}  {marks}", scenario.name).trim_end())?;
+            writeln!(f, "{}", format!("{name:width$}  {marks}").trim_end())?;
         }
         writeln!(f, "\nok passed, NO failed, - the machine cannot run it\n")
     }
@@ -72,9 +117,10 @@ mod tests {
 
     #[test]
     fn each_scenario_is_a_row_and_each_machine_a_column() {
-        let all = mm_conformance::all();
-        let names: Vec<_> = all.iter().map(|scenario| scenario.name.to_owned()).collect();
-        let mut scenarios = Scenarios::default();
+        let names = ["echo_works", "smi_is_late", "lie_is_refused"]
+            .map(str::to_owned)
+            .to_vec();
+        let mut scenarios = Scenarios::of(names.clone());
         assert_eq!(scenarios.to_string(), "");
         scenarios.add(
             "nowhere",

@@ -3,12 +3,11 @@
 use cargo_metadata::MetadataCommand;
 
 /// Crates that must not depend on the SDK, so that another DXE core could use them.
-const WITHOUT_PATINA: [&str; 8] = [
+const WITHOUT_PATINA: [&str; 7] = [
     "mm_wire",
     "mm_comm",
     "mm_core",
     "mm_sim",
-    "mm_conformance",
     "mm_liar",
     "q35_mm",
     "aarch64_monitor",

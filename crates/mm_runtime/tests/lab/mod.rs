@@ -8,11 +8,12 @@ mod tap;
 use c_abi::Addresses;
 use firmware::Firmware;
 use memory::Block;
+use mm_comm::TriggerError;
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{SmiCheck, SmiEnable, SmiEnableRegister};
 use mm_conformance::lab::{
-    Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, Failure, Lab, LogLevel, Machine,
-    MailboxSetup, Refusal, Setup, SetupFailure, SupervisorCall, Update,
+    Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, Lab, LogLevel, Machine, MailboxSetup,
+    Setup, SetupFailure, SupervisorCall, Update,
 };
 use mm_conformance::mm::ConformanceMm;
 use mm_core::CommBuffer;
@@ -21,6 +22,9 @@ use mm_runtime::{Configuration, InstallError, PortEntry, Silent, install};
 use mm_sim::{Config, MAX_VARIABLE_LEN, VARIABLE_STORE_LEN};
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, PAGE_LEN};
+use patina_mm::component::communicator::Status;
+use patina_mm::config::CommunicateBufferStatus;
+use patina_mm::service::SupervisorError;
 use r_efi::efi;
 use std::rc::Rc;
 use tap::Tap;
@@ -241,8 +245,8 @@ impl Lab for RuntimeLab {
         Ok(Box::new(machine))
     }
 
-    fn adopt(&self, _: u64, _: usize, _: Option<u64>) -> Result<(), Refusal> {
-        Err(Refusal::Other)
+    fn adopt(&self, _: u64, _: usize, _: Option<u64>) -> Result<(), CommunicateBufferStatus> {
+        Err(CommunicateBufferStatus::NoBuffer)
     }
 
     fn scratch(&self) -> u64 {
@@ -261,7 +265,7 @@ impl Lab for RuntimeLab {
 
 impl Machine for RuntimeMachine {
     /// Through protocol 2, with all the room that there is.
-    fn communicate(&self, _: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure> {
+    fn communicate(&self, _: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
         let mut bytes = Header::new(HeaderFormat::V1, recipient, message.len() as u64)
             .map(|header| header.encode().as_ref().to_vec())
             .unwrap();
@@ -273,16 +277,19 @@ impl Machine for RuntimeMachine {
             bytes: Some(bytes),
             comm_size: Some(len),
         };
-        let reply = self.call_c(&call).ok_or(Failure::Unsupported)?;
+        let reply = self.call_c(&call).ok_or(Status::Unsupported)?;
         match reply.status {
             EfiStatus::SUCCESS => Ok(reply.bytes[24..reply.comm_size.unwrap()].to_vec()),
-            EfiStatus::ALREADY_STARTED => Err(Failure::Busy),
-            EfiStatus::BAD_BUFFER_SIZE if message.is_empty() => Err(Failure::EmptyMessage),
-            EfiStatus::BAD_BUFFER_SIZE => Err(Failure::MessageTooLarge),
-            EfiStatus::NO_RESPONSE => Err(Failure::NotProcessed),
-            EfiStatus::NOT_READY => Err(Failure::MmiNotRaised),
-            EfiStatus::PROTOCOL_ERROR => Err(Failure::BadHeader),
-            status => Err(Failure::Mm(status)),
+            EfiStatus::ALREADY_STARTED => Err(Status::Busy),
+            EfiStatus::BAD_BUFFER_SIZE if message.is_empty() => Err(Status::InvalidDataBuffer),
+            EfiStatus::BAD_BUFFER_SIZE => Err(Status::CommBufferTooSmall),
+            EfiStatus::NO_RESPONSE => Err(Status::NotProcessed),
+            // C does not say why no MMI was raised.
+            EfiStatus::NOT_READY => Err(Status::MmiNotRaised(TriggerError::NoPortIo)),
+            EfiStatus::PROTOCOL_ERROR => Err(Status::InvalidResponse),
+            status => Err(Status::MmReturned(efi::Status::from_usize(
+                usize::try_from(status.0).unwrap(),
+            ))),
         }
     }
 
@@ -292,7 +299,7 @@ impl Machine for RuntimeMachine {
         buffer: u8,
         message: &[u8],
         recipient: Guid,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, Status> {
         self.communicate(buffer, message, recipient)
     }
 
@@ -302,7 +309,7 @@ impl Machine for RuntimeMachine {
         message: &[u8],
         recipient: Guid,
         callback: Callback,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, Status> {
         let inside = self.clone();
         self.0.tap.before_next_write(Box::new(move || callback(&inside)));
         self.communicate(buffer, message, recipient)
@@ -351,8 +358,8 @@ impl Machine for RuntimeMachine {
 
     fn signal(&self, _: BootEvent) {}
 
-    fn ask_supervisor(&self, _: &SupervisorCall) -> Result<Vec<u8>, Failure> {
-        Err(Failure::Unsupported)
+    fn ask_supervisor(&self, _: &SupervisorCall) -> Result<Vec<u8>, SupervisorError> {
+        Err(Status::Unsupported.into())
     }
 
     fn capacity(&self, _: u8) -> usize {

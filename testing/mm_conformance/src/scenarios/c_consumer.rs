@@ -1,14 +1,17 @@
 //! The client sends through the protocols of the firmware.
 
+use super::efi_status;
 use super::nesting::look_during;
 use super::{Seen, pattern, up};
-use crate::lab::{Abilities, BufferSetup, Failure, Lab, LogLevel, Machine, Setup};
+use crate::lab::{Abilities, BufferSetup, Lab, LogLevel, Machine, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::RefCell;
 use mm_wire::{EfiStatus, HeaderFormat};
+use patina::standard::efi;
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "messages and answers of any length go through protocol 2";
@@ -85,7 +88,7 @@ fn firmware_protocol_has_no_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
         let machine = through_firmware(lab, header)?;
         ensure_eq!(
             machine.communicate(1, &mm::stretch(9), mm::STRETCH),
-            Err(Failure::Mm(EfiStatus::BUFFER_TOO_SMALL))
+            Err(Status::MmReturned(efi::Status::BUFFER_TOO_SMALL))
         );
         // The echo's handler answers the padding, too.
         let mut padded = b"padded".to_vec();
@@ -122,7 +125,7 @@ fn missing_firmware_protocol_is_an_error(lab: &dyn Lab) -> Seen {
     )?;
     ensure_eq!(
         machine.communicate(0, b"x", super::refusals::NOBODY),
-        Err(Failure::NoTrigger)
+        Err(Status::SwMmiServiceNotAvailable)
     );
     ensure_eq!(machine.mmis(), 0);
     Ok(())
@@ -155,7 +158,7 @@ fn edk2_driver_carries_messages(lab: &dyn Lab) -> Seen {
     }
     ensure_eq!(
         machine.communicate(0, b"x", super::refusals::NOBODY),
-        Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        Err(Status::MmReturned(efi::Status::NOT_FOUND))
     );
     let machine = through_edk2(lab, HeaderFormat::V3)?;
     for len in [0, 5, 8] {
@@ -174,7 +177,7 @@ fn edk2_driver_is_entered_once_at_a_time(lab: &dyn Lab) -> Seen {
         let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
             machine.communicate(1, &mm::stretch(5000), recipient)
         });
-        ensure_eq!(inner, Some(Err(Failure::Busy)));
+        ensure_eq!(inner, Some(Err(Status::Busy)));
         ensure_eq!(outer, Ok(b"outer".to_vec()));
     }
     ensure_eq!(machine.mmis(), 2);
@@ -227,7 +230,7 @@ fn edk2_driver_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
         for (status, _) in super::lies::STATUSES_WITHOUT_ERROR_BIT {
             ensure_eq!(
                 machine.communicate(0, &mm::Lie::Status(status).request(), mm::LIAR),
-                Err(Failure::Mm(EfiStatus(status)))
+                Err(Status::MmReturned(efi_status(EfiStatus(status))))
             );
         }
         ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));

@@ -2,9 +2,10 @@
 
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready};
-use crate::lab::{Call, Failure, Lab, Machine, ResponseTo};
+use crate::lab::{Call, Lab, Machine, ResponseTo};
 use crate::mm;
 use alloc::vec::Vec;
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     response_into_slice_is_exact: CONTROLLED_MM | LONGER_RESPONSES, "a response goes to the start of the caller's memory, with its length";
@@ -28,7 +29,7 @@ fn call(
     response: ResponseTo,
     message: &[u8],
     recipient: mm_wire::Guid,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Vec<u8>, Status> {
     let call = Call {
         response,
         ..Call::default()
@@ -58,7 +59,7 @@ fn response_into_short_slice_is_refused(lab: &dyn Lab) -> Seen {
                 &mm::stretch(needed),
                 mm::STRETCH
             ),
-            Err(Failure::ResponseTooLong { needed, room })
+            Err(Status::ResponseTooLong { needed, room })
         );
         ensure_clean(&*machine, 0)?;
         ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
@@ -97,7 +98,7 @@ fn typed_response_of_another_size_is_refused(lab: &dyn Lab) -> Seen {
     for returned in [0, 15, 17, 4096] {
         ensure_eq!(
             call(&*machine, ResponseTo::Type16, &mm::stretch(returned), mm::STRETCH),
-            Err(Failure::ResponseSize {
+            Err(Status::ResponseSize {
                 expected: 16,
                 returned
             })
@@ -122,11 +123,11 @@ fn every_way_refuses_before_the_mmi(lab: &dyn Lab) -> Seen {
     for way in WAYS {
         ensure_eq!(
             call(&*machine, way, &[], super::refusals::NOBODY),
-            Err(Failure::EmptyMessage)
+            Err(Status::InvalidDataBuffer)
         );
         ensure_eq!(
             call(&*machine, way, &too_large, super::refusals::NOBODY),
-            Err(Failure::MessageTooLarge)
+            Err(Status::CommBufferTooSmall)
         );
     }
     ensure_eq!(machine.mmis(), 0);

@@ -2,11 +2,12 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::BootEvent::{self, EndOfDxe, ExitBootServices, ReadyToBoot, ReadyToLock};
-use crate::lab::{BufferSetup, Failure, Lab, LogLevel, Machine, MailboxSetup, Setup, SupervisorCall};
+use crate::lab::{BufferSetup, Lab, LogLevel, Machine, MailboxSetup, Setup, SupervisorCall};
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::string::String;
 use mm_wire::HeaderFormat;
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     each_boot_event_reaches_mm: CONTROLLED_MM | EVENTS, "each event is one message, under the GUID that MM cores know";
@@ -246,7 +247,7 @@ fn supervisor_is_told_of_exit_boot_services_once(lab: &dyn Lab) -> Seen {
         match release {
             // Releases serve on.
             Release::V20ToV23 => ensure!(version.is_ok(), "the supervisor answers {version:?}"),
-            Release::Main => ensure_eq!(version, Err(Failure::NotProcessed)),
+            Release::Main => ensure_eq!(version, Err(Status::NotProcessed.into())),
         }
         // Nothing stays announced that each later MMI would have to refuse.
         ensure_clean(&*machine, 0)?;

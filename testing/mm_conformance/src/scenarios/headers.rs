@@ -3,13 +3,15 @@
 use super::nesting::look_during;
 use super::responses::padded_stretch;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{BufferSetup, Call, Failure, Lab, Machine, ResponseTo, Setup};
+use crate::lab::{BufferSetup, Call, Lab, Machine, ResponseTo, Setup};
 use crate::mm::{self, Lie};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use mm_wire::header::V3_MARKER;
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
+use patina::standard::efi;
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     v3_message_comes_back: CONTROLLED_MM | V3_HEADERS, "a message behind a v3 header is answered, for a call that asks for it";
@@ -47,7 +49,7 @@ fn v3_ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
     up(lab, &v3_setup(crate::lab::MailboxSetup::OwnPage))
 }
 
-fn v3(machine: &dyn Machine, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Failure> {
+fn v3(machine: &dyn Machine, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
     machine.communicate_as(V3, 0, message, recipient)
 }
 
@@ -81,7 +83,7 @@ fn v3_message_fills_the_buffer(lab: &dyn Lab) -> Seen {
     let before = machine.mmis();
     ensure_eq!(
         v3(&*machine, &pattern(capacity + 1), mm::ECHO),
-        Err(Failure::MessageTooLarge)
+        Err(Status::CommBufferTooSmall)
     );
     ensure_eq!(machine.mmis(), before);
     ensure_clean(&*machine, 0)
@@ -115,7 +117,7 @@ fn v1_call_through_v3_buffer(lab: &dyn Lab) -> Seen {
     let message = pattern(machine.region(0).len() - 24);
     ensure_eq!(
         machine.communicate(0, &message, mm::ECHO),
-        Err(Failure::MessageTooLarge)
+        Err(Status::CommBufferTooSmall)
     );
     let v1 = Call {
         header: Some(HeaderFormat::V1),
@@ -155,25 +157,31 @@ fn v3_lies_are_refused(lab: &dyn Lab) -> Seen {
     let capacity = machine.region(0).len();
     let beyond = capacity as u64 + 1;
     for (lie, expected) in [
-        (Lie::Ignore, Failure::NotProcessed),
+        (Lie::Ignore, Status::NotProcessed),
         (
             Lie::Status(EfiStatus::ACCESS_DENIED.0),
-            Failure::Mm(EfiStatus::ACCESS_DENIED),
+            Status::MmReturned(efi::Status::ACCESS_DENIED),
         ),
-        (Lie::Size(55), Failure::SizeBelowHeader { claimed: 55 }),
+        (
+            Lie::Size(55),
+            Status::ResponseBelowHeader {
+                claimed: 55,
+                minimum: 56,
+            },
+        ),
         (
             Lie::Size(beyond),
-            Failure::SizeBeyondBuffer {
+            Status::ResponseBeyondBuffer {
                 claimed: beyond,
                 capacity,
             },
         ),
-        (Lie::Recipient, Failure::BadHeader),
-        (Lie::MessageLength(beyond), Failure::BadHeader),
+        (Lie::Recipient, Status::InvalidResponse),
+        (Lie::MessageLength(beyond), Status::InvalidResponse),
         // BufferSize is then 55, less than the header.
-        (Lie::MessageLength(u64::MAX), Failure::BadHeader),
-        (Lie::WipeHeader, Failure::BadHeader),
-        (Lie::OtherFormat, Failure::BadHeader),
+        (Lie::MessageLength(u64::MAX), Status::InvalidResponse),
+        (Lie::WipeHeader, Status::InvalidResponse),
+        (Lie::OtherFormat, Status::InvalidResponse),
     ] {
         ensure_eq!(v3(&*machine, &lie.request(), mm::LIAR), Err(expected));
         ensure_clean(&*machine, 0)?;
@@ -222,7 +230,7 @@ fn v3_message_size_is_the_length_without_mailbox(lab: &dyn Lab) -> Seen {
     }
     for len in [17, 16384, u64::MAX] {
         let claimed = machine.communicate(0, &Lie::MessageSize(len).request(), mm::LIAR);
-        ensure_eq!(claimed, Err(Failure::BadHeader));
+        ensure_eq!(claimed, Err(Status::InvalidResponse));
         ensure_clean(&*machine, 0)?;
     }
     Ok(())

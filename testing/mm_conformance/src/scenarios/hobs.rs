@@ -2,13 +2,16 @@
 
 use super::nesting::look_during;
 use super::{Refused, Seen, ensure_clean, ensure_refused, pattern, up};
-use crate::lab::{BufferSetup, Failure, HobKind, HobSetup, Lab, MailboxSetup, Move, Setup, SupervisorCall};
+use crate::lab::{BufferSetup, HobKind, HobSetup, Lab, MailboxSetup, Move, Setup, SupervisorCall};
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use mm_wire::EfiStatus;
+use patina::standard::efi;
+use patina_mm::component::communicator::Status;
+use patina_mm::component::sw_mmi_manager::TriggerError;
 
 scenarios! {
     comm_buffer_hob_configures: CONTROLLED_MM | HOBS | MAILBOX, "edk2's comm-buffer HOB is all that a client needs";
@@ -65,7 +68,7 @@ fn comm_buffer_hob_configures(lab: &dyn Lab) -> Seen {
     );
     ensure_eq!(
         machine.communicate(1, b"x", mm::ECHO),
-        Err(Failure::UnknownBuffer)
+        Err(Status::CommBufferNotFound)
     );
     ensure_eq!(machine.port_writes(), [(0xb3, 0), (0xb2, 0xff)]);
     ensure_clean(&*machine, 0)
@@ -80,7 +83,7 @@ fn region_hobs_configure(lab: &dyn Lab) -> Seen {
         );
         ensure_eq!(
             machine.communicate(id, b"x", mm::FAIL),
-            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+            Err(Status::MmReturned(efi::Status::NOT_FOUND))
         );
         ensure_clean(&*machine, id)?;
     }
@@ -121,7 +124,7 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
     // Only the mailbox tells that no handler took the message.
     ensure_eq!(
         machine.communicate(1, b"x", super::refusals::NOBODY),
-        Err(Failure::Mm(EfiStatus::NOT_FOUND))
+        Err(Status::MmReturned(efi::Status::NOT_FOUND))
     );
     let elsewhere = HobSetup {
         mailbox: Some(machine.region(1).len() as u64),
@@ -129,7 +132,7 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
     };
     ensure_eq!(
         machine.communicate(0, b"x", mm::ECHO),
-        Err(Failure::UnknownBuffer)
+        Err(Status::CommBufferNotFound)
     );
     refused(
         lab,
@@ -157,7 +160,7 @@ fn project_mus_hobs_configure_both_channels(lab: &dyn Lab) -> Seen {
         ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
         ensure_eq!(
             machine.communicate(1, b"x", super::refusals::NOBODY),
-            Err(Failure::Mm(EfiStatus::NOT_FOUND))
+            Err(Status::MmReturned(efi::Status::NOT_FOUND))
         );
         ensure_eq!(
             machine.ask_supervisor(&SupervisorCall::Move(Move::TAKEN)),
@@ -190,7 +193,14 @@ fn supervisor_without_its_users_hob_has_no_mailbox(lab: &dyn Lab) -> Seen {
 fn acpi_base_is_read_from_the_chipset(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup(&[BUFFER]))?;
     machine.switch_smis(false);
-    ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Err(Failure::MmiNotRaised));
+    let result = machine.communicate(0, b"x", mm::ECHO);
+    ensure!(
+        matches!(
+            result,
+            Err(Status::MmiNotRaised(TriggerError::SmisDisabled { .. }))
+        ),
+        "the result is {result:?}"
+    );
     ensure_eq!(machine.mmis(), 0);
     machine.switch_smis(true);
     ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
@@ -242,7 +252,7 @@ fn firmware_driver_in_the_middle_of_a_call_is_noticed(lab: &dyn Lab) -> Seen {
         machine.call_firmware_driver(0, &mm::stretch(300), mm::STRETCH)
     });
     ensure_eq!(driver, Some(Ok(pattern(300))));
-    ensure_eq!(outer, Err(Failure::BadHeader));
+    ensure_eq!(outer, Err(Status::InvalidResponse));
     ensure_clean(&*machine, 0)?;
     ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())

@@ -1,12 +1,14 @@
 //! What MM says is checked, and what it refuses is an error.
 
+use super::efi_status;
 use super::nesting::look_during;
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{BufferSetup, Failure, Lab, Machine, MailboxSetup, Setup};
+use crate::lab::{BufferSetup, Lab, Machine, MailboxSetup, Setup};
 use crate::mm::{self, Lie};
 use alloc::vec::Vec;
 use mm_wire::{EfiStatus, MailboxImage};
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     no_handler_is_an_error: MM | NO_HANDLER_STATUS, "a message that nobody takes is an error with MM's status, not an echo";
@@ -30,7 +32,7 @@ scenarios! {
     lies_leave_nothing_behind: CONTROLLED_MM | MAILBOX, "after every lie the whole buffer is clean and the next call is served";
 }
 
-fn lie(machine: &dyn Machine, lie: Lie) -> Result<Vec<u8>, Failure> {
+fn lie(machine: &dyn Machine, lie: Lie) -> Result<Vec<u8>, Status> {
     machine.communicate(0, &lie.request(), mm::LIAR)
 }
 
@@ -80,7 +82,10 @@ fn mm_status_is_carried(lab: &dyn Lab) -> Seen {
         EfiStatus::UNSUPPORTED,
         EfiStatus(0x8000_0000_0000_7777),
     ] {
-        ensure_eq!(lie(&*machine, Lie::Status(status.0)), Err(Failure::Mm(status)));
+        ensure_eq!(
+            lie(&*machine, Lie::Status(status.0)),
+            Err(Status::MmReturned(efi_status(status)))
+        );
     }
     Ok(())
 }
@@ -104,7 +109,7 @@ fn mm_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
     for (status, _) in STATUSES_WITHOUT_ERROR_BIT {
         ensure_eq!(
             lie(&*machine, Lie::Status(status)),
-            Err(Failure::Mm(EfiStatus(status)))
+            Err(Status::MmReturned(efi_status(EfiStatus(status))))
         );
         ensure_clean(&*machine, 0)?;
         ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
@@ -114,7 +119,7 @@ fn mm_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
 
 fn ignored_request_is_an_error(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::Ignore), Err(Failure::NotProcessed));
+    ensure_eq!(lie(&*machine, Lie::Ignore), Err(Status::NotProcessed));
     ensure_clean(&*machine, 0)
 }
 
@@ -129,7 +134,7 @@ fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
     )?;
     ensure_eq!(
         machine.communicate(0, &pattern(50), mm::ECHO),
-        Err(Failure::NotProcessed)
+        Err(Status::NotProcessed)
     );
     ensure_clean(&*machine, 0)?;
     // Its MMI is still on the way: 10 pauses into this wait MM runs, and must find this request and no other.
@@ -142,7 +147,7 @@ fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
 
 fn late_response_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::Late), Err(Failure::NotProcessed));
+    ensure_eq!(lie(&*machine, Lie::Late), Err(Status::NotProcessed));
     ensure_clean(&*machine, 0)?;
     // Only a request in the same buffer gets it.
     ensure_eq!(
@@ -151,7 +156,7 @@ fn late_response_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
     );
     ensure_eq!(
         machine.communicate(0, &pattern(600), mm::ECHO),
-        Err(Failure::BadHeader)
+        Err(Status::InvalidResponse)
     );
     ensure_clean(&*machine, 0)?;
     ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
@@ -163,7 +168,7 @@ fn late_response_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
 /// it is left for the call after.
 fn late_message_is_the_response_that_mm_gave(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::LateMessage), Err(Failure::NotProcessed));
+    ensure_eq!(lie(&*machine, Lie::LateMessage), Err(Status::NotProcessed));
     ensure_clean(&*machine, 0)?;
     ensure_eq!(
         machine.communicate(0, &pattern(600), mm::ECHO),
@@ -179,7 +184,7 @@ fn size_below_the_header_is_refused(lab: &dyn Lab) -> Seen {
     for claimed in [0, 1, 23] {
         ensure_eq!(
             lie(&*machine, Lie::Size(claimed)),
-            Err(Failure::SizeBelowHeader { claimed })
+            Err(Status::ResponseBelowHeader { claimed, minimum: 24 })
         );
     }
     Ok(())
@@ -191,7 +196,7 @@ fn size_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
     let claimed = capacity as u64 + 1;
     ensure_eq!(
         lie(&*machine, Lie::Size(claimed)),
-        Err(Failure::SizeBeyondBuffer { claimed, capacity })
+        Err(Status::ResponseBeyondBuffer { claimed, capacity })
     );
     Ok(())
 }
@@ -202,7 +207,7 @@ fn size_of_all_ones_is_refused(lab: &dyn Lab) -> Seen {
     for claimed in [u64::MAX, 1 << 63, u64::from(u32::MAX) + 1] {
         ensure_eq!(
             lie(&*machine, Lie::Size(claimed)),
-            Err(Failure::SizeBeyondBuffer { claimed, capacity })
+            Err(Status::ResponseBeyondBuffer { claimed, capacity })
         );
     }
     Ok(())
@@ -210,7 +215,7 @@ fn size_of_all_ones_is_refused(lab: &dyn Lab) -> Seen {
 
 fn changed_recipient_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::Recipient), Err(Failure::BadHeader));
+    ensure_eq!(lie(&*machine, Lie::Recipient), Err(Status::InvalidResponse));
     Ok(())
 }
 
@@ -220,7 +225,7 @@ fn changed_length_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
     for length in [beyond, u64::MAX, u64::MAX - 23] {
         ensure_eq!(
             lie(&*machine, Lie::MessageLength(length)),
-            Err(Failure::BadHeader)
+            Err(Status::InvalidResponse)
         );
     }
     Ok(())
@@ -228,13 +233,13 @@ fn changed_length_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
 
 fn wiped_header_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::WipeHeader), Err(Failure::BadHeader));
+    ensure_eq!(lie(&*machine, Lie::WipeHeader), Err(Status::InvalidResponse));
     Ok(())
 }
 
 fn foreign_header_format_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::OtherFormat), Err(Failure::BadHeader));
+    ensure_eq!(lie(&*machine, Lie::OtherFormat), Err(Status::InvalidResponse));
     Ok(())
 }
 

@@ -1,8 +1,10 @@
 //! How an MMI is raised.
 
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{Failure, Lab, Setup};
+use crate::lab::{Lab, Setup};
 use crate::mm;
+use patina_mm::component::communicator::Status;
+use patina_mm::component::sw_mmi_manager::TriggerError;
 
 scenarios! {
     data_port_is_written_before_the_command_port: PORTS, "the write that raises the MMI is the last one";
@@ -85,7 +87,10 @@ fn switched_off_smis_are_an_error(lab: &dyn Lab) -> Seen {
     let result = machine.communicate(0, &pattern(100), super::refusals::NOBODY);
     let raised = machine.mmis();
     machine.switch_smis(true);
-    ensure_eq!(result, Err(Failure::MmiNotRaised));
+    ensure!(
+        matches!(result, Err(Status::MmiNotRaised(_))),
+        "the result is {result:?}"
+    );
     ensure_eq!(raised, 0);
     ensure_clean(&*machine, 0)
 }
@@ -131,7 +136,13 @@ fn smis_that_cannot_be_switched_on_are_an_error(lab: &dyn Lab) -> Seen {
     let raised = machine.mmis();
     machine.lock_smis(false);
     machine.switch_smis(true);
-    ensure_eq!(result, Err(Failure::MmisLocked));
+    ensure!(
+        matches!(
+            result,
+            Err(Status::MmiNotRaised(TriggerError::EnableRefused { .. }))
+        ),
+        "the result is {result:?}"
+    );
     ensure_eq!(raised, 0);
     ensure_clean(&*machine, 0)
 }
@@ -147,7 +158,7 @@ fn failing_trigger_is_an_error(lab: &dyn Lab) -> Seen {
     for _ in 0..2 {
         ensure_eq!(
             machine.communicate(0, &pattern(100), super::refusals::NOBODY),
-            Err(Failure::TriggerFailed)
+            Err(Status::SwMmiFailed)
         );
         ensure_clean(&*machine, 0)?;
     }

@@ -2,8 +2,9 @@
 
 use super::nesting::look_during;
 use super::{Seen, ensure_clean, up};
-use crate::lab::{Failure, Lab, Setup, Update, UpdatePlace};
+use crate::lab::{Lab, Setup, Update, UpdatePlace};
 use crate::mm;
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     moved_buffer_is_used: CONTROLLED_MM | UPDATES, "after an update, messages go through the new memory";
@@ -72,7 +73,7 @@ fn update_of_unknown_version_is_ignored(lab: &dyn Lab) -> Seen {
         let large = super::pattern(5 * 4096);
         ensure_eq!(
             machine.communicate(0, &large, mm::ECHO),
-            Err(Failure::MessageTooLarge)
+            Err(Status::CommBufferTooSmall)
         );
     }
     Ok(())
@@ -114,7 +115,7 @@ fn last_of_many_updates_counts(lab: &dyn Lab) -> Seen {
     );
     ensure_eq!(
         machine.communicate(0, &super::pattern(7 * 4096), mm::ECHO),
-        Err(Failure::MessageTooLarge)
+        Err(Status::CommBufferTooSmall)
     );
     Ok(())
 }
@@ -129,7 +130,7 @@ fn update_with_impossible_mailbox_is_ignored(lab: &dyn Lab) -> Seen {
         ensure_eq!(machine.communicate(0, b"same", mm::ECHO), Ok(b"same".to_vec()));
         ensure_eq!(
             machine.communicate(0, &super::pattern(5 * 4096), mm::ECHO),
-            Err(Failure::MessageTooLarge)
+            Err(Status::CommBufferTooSmall)
         );
     }
     Ok(())
@@ -186,12 +187,12 @@ fn update_to_the_same_place_waits_for_the_call_there(lab: &dyn Lab) -> Seen {
             machine.communicate(1, b"inner", mm::ECHO),
         ]
     });
-    ensure_eq!(inner, Some([Err(Failure::Busy), Ok(b"inner".to_vec())]));
+    ensure_eq!(inner, Some([Err(Status::Busy), Ok(b"inner".to_vec())]));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     // Now it is in effect: 2 pages are left of 4.
     ensure_eq!(
         machine.communicate(0, &super::pattern(3 * 4096), mm::ECHO),
-        Err(Failure::MessageTooLarge)
+        Err(Status::CommBufferTooSmall)
     );
     ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())
@@ -216,13 +217,13 @@ fn update_back_waits_for_the_call_in_the_old_place(lab: &dyn Lab) -> Seen {
     });
     ensure_eq!(
         inner,
-        Some([Ok(b"away".to_vec()), Err(Failure::Busy), Ok(b"other".to_vec())])
+        Some([Ok(b"away".to_vec()), Err(Status::Busy), Ok(b"other".to_vec())])
     );
     ensure_eq!(outer, Ok(message));
     // Now it is in effect: 2 pages.
     ensure_eq!(
         machine.communicate(0, &super::pattern(3 * 4096), mm::ECHO),
-        Err(Failure::MessageTooLarge)
+        Err(Status::CommBufferTooSmall)
     );
     ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())
@@ -240,7 +241,7 @@ fn updates_arriving_in_every_call_are_all_used(lab: &dyn Lab) -> Seen {
         let before = machine.mmis();
         ensure_eq!(
             machine.communicate(0, &super::pattern(capacity + 1), mm::ECHO),
-            Err(Failure::MessageTooLarge)
+            Err(Status::CommBufferTooSmall)
         );
         ensure_eq!(machine.mmis(), before);
         let full = super::pattern(capacity);
@@ -272,7 +273,7 @@ fn moved_buffer_keeps_its_header(lab: &dyn Lab) -> Seen {
     );
     ensure_eq!(
         machine.communicate(0, &super::pattern(6 * 4096 - 55), mm::ECHO),
-        Err(Failure::MessageTooLarge)
+        Err(Status::CommBufferTooSmall)
     );
     Ok(())
 }

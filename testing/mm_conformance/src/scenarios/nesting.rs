@@ -2,13 +2,14 @@
 
 use super::refusals::{NOBODY, not_taken};
 use super::{Seen, ensure_clean, ready, up};
-use crate::lab::{BufferSetup, Failure, Lab, Machine, MailboxSetup, Setup};
+use crate::lab::{BufferSetup, Lab, Machine, MailboxSetup, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use mm_wire::Guid;
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     callback_during_call_is_busy: MM | CALLBACKS | NO_HANDLER_STATUS, "the buffer in use gives Busy, and the outer call goes its way";
@@ -26,7 +27,7 @@ pub(super) fn look_during<T: 'static>(
     message: &[u8],
     recipient: Guid,
     look: impl FnOnce(&dyn Machine) -> T + 'static,
-) -> (Option<T>, Result<Vec<u8>, Failure>) {
+) -> (Option<T>, Result<Vec<u8>, Status>) {
     let seen = Rc::new(RefCell::new(None));
     let inner = Rc::clone(&seen);
     let callback = Box::new(move |machine: &dyn Machine| *inner.borrow_mut() = Some(look(machine)));
@@ -39,7 +40,7 @@ fn callback_during_call_is_busy(lab: &dyn Lab) -> Seen {
     let (inner, outer) = look_during(&*machine, b"outer", NOBODY, |machine| {
         machine.communicate(0, b"inner", NOBODY)
     });
-    ensure_eq!(inner, Some(Err(Failure::Busy)));
+    ensure_eq!(inner, Some(Err(Status::Busy)));
     // The outer call went its way: MM looked for a handler of its recipient.
     ensure_eq!(outer, Err(not_taken(lab)));
     ensure_eq!(machine.mmis(), 1);
@@ -62,7 +63,7 @@ fn callback_on_another_buffer_is_busy(lab: &dyn Lab) -> Seen {
     let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
         machine.communicate(1, b"inner", mm::ECHO)
     });
-    ensure_eq!(inner, Some(Err(Failure::Busy)));
+    ensure_eq!(inner, Some(Err(Status::Busy)));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     ensure_eq!(machine.mmis(), 1);
     ensure_clean(&*machine, 0)?;

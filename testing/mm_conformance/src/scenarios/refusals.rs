@@ -1,11 +1,13 @@
 //! What cannot be sent is refused before MM is entered.
 
+use super::efi_status;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{Abilities, Failure, Lab, Machine, Setup};
+use crate::lab::{Abilities, Lab, Machine, Setup};
 use crate::mm;
 use alloc::vec::Vec;
 use mm_wire::header::V3_MARKER;
 use mm_wire::{EfiStatus, Guid, MailboxImage};
+use patina_mm::component::communicator::Status;
 
 scenarios! {
     empty_message_is_refused: MM, "an empty message raises no MMI";
@@ -23,8 +25,8 @@ pub(super) const NOBODY: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d
 
 /// What MM says to a request that nobody takes, or whose handler fails: the mailbox has a word for it, a secure monitor call
 /// says that it is not supported.
-pub(super) fn not_taken(lab: &dyn Lab) -> Failure {
-    Failure::Mm(not_taken_status(lab))
+pub(super) fn not_taken(lab: &dyn Lab) -> Status {
+    Status::MmReturned(efi_status(not_taken_status(lab)))
 }
 
 /// The status in [`not_taken`].
@@ -36,7 +38,7 @@ pub(super) fn not_taken_status(lab: &dyn Lab) -> EfiStatus {
     }
 }
 
-fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Failure) -> Seen {
+fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Status) -> Seen {
     let before = machine.mmis();
     ensure_eq!(machine.communicate(buffer, message, NOBODY), Err(expected));
     ensure_eq!(machine.mmis(), before);
@@ -45,15 +47,15 @@ fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Failure)
 
 fn empty_message_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    refused(&*machine, 0, &[], Failure::EmptyMessage)?;
+    refused(&*machine, 0, &[], Status::InvalidDataBuffer)?;
     ensure_clean(&*machine, 0)
 }
 
 fn message_too_large_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let capacity = machine.capacity(0);
-    refused(&*machine, 0, &pattern(capacity + 1), Failure::MessageTooLarge)?;
-    refused(&*machine, 0, &pattern(capacity * 3), Failure::MessageTooLarge)?;
+    refused(&*machine, 0, &pattern(capacity + 1), Status::CommBufferTooSmall)?;
+    refused(&*machine, 0, &pattern(capacity * 3), Status::CommBufferTooSmall)?;
     ensure_clean(&*machine, 0)
 }
 
@@ -61,7 +63,7 @@ fn v3_marker_is_no_recipient(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(
         machine.communicate(0, b"x", V3_MARKER),
-        Err(Failure::BadRecipient)
+        Err(Status::InvalidRecipient)
     );
     ensure_eq!(machine.mmis(), 0);
     ensure_clean(&*machine, 0)
@@ -69,13 +71,13 @@ fn v3_marker_is_no_recipient(lab: &dyn Lab) -> Seen {
 
 fn unknown_buffer_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
-    refused(&*machine, 200, b"x", Failure::UnknownBuffer)
+    refused(&*machine, 200, b"x", Status::CommBufferNotFound)
 }
 
 fn disabled_buffer_is_refused(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     machine.disable(0);
-    refused(&*machine, 0, b"x", Failure::BufferDisabled)?;
+    refused(&*machine, 0, b"x", Status::CommBufferDisabled)?;
     ensure_clean(&*machine, 0)
 }
 
@@ -87,14 +89,14 @@ fn no_buffer_is_an_error(lab: &dyn Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    refused(&*machine, 0, b"x", Failure::NoBuffer)
+    refused(&*machine, 0, b"x", Status::NoCommBuffer)
 }
 
 fn foreign_request_in_the_mailbox_is_left_alone(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     let foreign = MailboxImage::armed();
     machine.write_mailbox(0, foreign);
-    refused(&*machine, 0, b"x", Failure::MailboxInUse)?;
+    refused(&*machine, 0, b"x", Status::MailboxInUse)?;
     ensure_eq!(machine.mailbox(0), Some(foreign));
     machine.write_mailbox(0, MailboxImage::answered(EfiStatus::SUCCESS, 0));
     ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));

@@ -1,9 +1,10 @@
 //! A platform's mistakes are refused when the client comes up, and its hooks are called.
 
 use super::{COMMUNICATOR, Refused, Seen, ensure_refused, up};
-use crate::lab::{BufferSetup, Lab, LockSetup, MailboxSetup, PortSetup, Refusal, Setup};
+use crate::lab::{BufferSetup, Lab, LockSetup, MailboxSetup, PortSetup, Setup};
 use alloc::vec::Vec;
 use mm_wire::EfiStatus;
+use patina_mm::config::CommunicateBufferStatus;
 
 scenarios! {
     unset_configuration_is_refused: , "a forgotten configuration offers no MMIs, instead of writing to ports 0xFF and 0x00";
@@ -176,14 +177,17 @@ fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
 fn buffer_too_small_for_a_header_is_refused(lab: &dyn Lab) -> Seen {
     let at = lab.scratch();
     for len in [0, 1, 23] {
-        ensure_eq!(lab.adopt(at, len, None), Err(Refusal::TooSmall));
+        ensure_eq!(
+            lab.adopt(at, len, None),
+            Err(CommunicateBufferStatus::TooSmallForHeader)
+        );
     }
     ensure_eq!(lab.adopt(at, 24, None), Ok(()));
     Ok(())
 }
 
 fn null_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    ensure_eq!(lab.adopt(0, 4096, None), Err(Refusal::NoMemory));
+    ensure_eq!(lab.adopt(0, 4096, None), Err(CommunicateBufferStatus::NoBuffer));
     Ok(())
 }
 
@@ -191,45 +195,65 @@ fn misaligned_buffer_is_refused(lab: &dyn Lab) -> Seen {
     for offset in [1, 8, 64, 4095] {
         ensure_eq!(
             lab.adopt(lab.scratch() + offset, 4096, None),
-            Err(Refusal::NotAligned)
+            Err(CommunicateBufferStatus::NotAligned)
         );
     }
     Ok(())
 }
 
 fn wrapping_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    ensure_eq!(lab.adopt(LAST_PAGE, 4096, None), Err(Refusal::BadAddress));
-    ensure_eq!(lab.adopt(LAST_PAGE, 8192, None), Err(Refusal::BadAddress));
+    ensure_eq!(
+        lab.adopt(LAST_PAGE, 4096, None),
+        Err(CommunicateBufferStatus::AddressValidationFailed)
+    );
+    ensure_eq!(
+        lab.adopt(LAST_PAGE, 8192, None),
+        Err(CommunicateBufferStatus::AddressValidationFailed)
+    );
     Ok(())
 }
 
 fn buffers_are_checked_in_the_documented_order(lab: &dyn Lab) -> Seen {
     for (address, len, expected) in [
-        (LAST_PAGE + 1, 8192, Refusal::BadAddress),
-        (u64::MAX, 2, Refusal::BadAddress),
-        (0, 23, Refusal::TooSmall),
-        (1, 23, Refusal::TooSmall),
-        (0, usize::MAX, Refusal::NoMemory),
-        (1, isize::MAX.unsigned_abs() + 1, Refusal::NotAligned),
+        (
+            LAST_PAGE + 1,
+            8192,
+            CommunicateBufferStatus::AddressValidationFailed,
+        ),
+        (u64::MAX, 2, CommunicateBufferStatus::AddressValidationFailed),
+        (0, 23, CommunicateBufferStatus::TooSmallForHeader),
+        (1, 23, CommunicateBufferStatus::TooSmallForHeader),
+        (0, usize::MAX, CommunicateBufferStatus::NoBuffer),
+        (
+            1,
+            isize::MAX.unsigned_abs() + 1,
+            CommunicateBufferStatus::NotAligned,
+        ),
     ] {
         ensure_eq!(lab.adopt(address, len, Some(1)), Err(expected));
     }
     ensure_eq!(
         lab.adopt(lab.scratch() + 8, 4096, Some(1)),
-        Err(Refusal::NotAligned)
+        Err(CommunicateBufferStatus::NotAligned)
     );
     Ok(())
 }
 
 fn enormous_buffer_is_refused(lab: &dyn Lab) -> Seen {
     for len in [isize::MAX.unsigned_abs() + 1, usize::MAX] {
-        ensure_eq!(lab.adopt(4096, len, None), Err(Refusal::BadAddress));
+        ensure_eq!(
+            lab.adopt(4096, len, None),
+            Err(CommunicateBufferStatus::AddressValidationFailed)
+        );
     }
     Ok(())
 }
 
 fn null_mailbox_is_refused(lab: &dyn Lab) -> Seen {
-    ensure_eq!(lab.adopt(lab.scratch(), 4096, Some(0)), Err(Refusal::BadAddress));
+    ensure_eq!(
+        lab.adopt(lab.scratch(), 4096, Some(0)),
+        Err(CommunicateBufferStatus::AddressValidationFailed)
+    );
     Ok(())
 }
 
@@ -238,7 +262,7 @@ fn misaligned_mailbox_is_refused(lab: &dyn Lab) -> Seen {
     for offset in 1..8 {
         ensure_eq!(
             lab.adopt(lab.scratch(), 4096, Some(behind + offset)),
-            Err(Refusal::NotAligned)
+            Err(CommunicateBufferStatus::NotAligned)
         );
     }
     ensure_eq!(lab.adopt(lab.scratch(), 4096, Some(behind)), Ok(()));
@@ -248,7 +272,7 @@ fn misaligned_mailbox_is_refused(lab: &dyn Lab) -> Seen {
 fn wrapping_mailbox_is_refused(lab: &dyn Lab) -> Seen {
     ensure_eq!(
         lab.adopt(lab.scratch(), 4096, Some(u64::MAX - 15)),
-        Err(Refusal::BadAddress)
+        Err(CommunicateBufferStatus::AddressValidationFailed)
     );
     Ok(())
 }
@@ -262,7 +286,7 @@ fn mailbox_inside_its_buffer_is_refused(lab: &dyn Lab) -> Seen {
     for mailbox in inside.into_iter().chain([second_page - 16]) {
         ensure_eq!(
             lab.adopt(second_page, 4096, Some(mailbox)),
-            Err(Refusal::BadAddress)
+            Err(CommunicateBufferStatus::AddressValidationFailed)
         );
     }
     ensure_eq!(lab.adopt(second_page, 4096, Some(second_page - 24)), Ok(()));

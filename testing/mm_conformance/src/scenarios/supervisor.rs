@@ -2,8 +2,7 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::{
-    BootEvent, BufferSetup, Failure, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall, Update,
-    UpdatePlace,
+    BootEvent, BufferSetup, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall, Update, UpdatePlace,
 };
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
@@ -12,7 +11,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use mm_wire::message::supervisor::{GUID, RequestHeader, UnblockMemory, version_request};
+use mm_wire::message::supervisor::{REQUEST_COMM_UPDATE, REQUEST_FETCH_POLICY, REQUEST_UNBLOCK_MEMORY};
 use mm_wire::{EfiStatus, Guid, HeaderFormat, guid};
+use patina::standard::efi;
+use patina_mm::component::communicator::Status;
+use patina_mm::service::SupervisorError;
 use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
@@ -86,7 +89,7 @@ fn supervisor_refuses_requests_without_room(lab: &dyn Lab) -> Seen {
             message.truncate(shortest - 1);
             ensure_eq!(
                 machine.communicate(0, &message, GUID),
-                Err(Failure::Mm(EfiStatus::NOT_FOUND))
+                Err(Status::MmReturned(efi::Status::NOT_FOUND))
             );
         }
         for spoiled in [0, 4] {
@@ -107,7 +110,7 @@ fn supervisor_refuses_requests_without_room(lab: &dyn Lab) -> Seen {
 
 fn supervisor_has_a_channel_of_its_own(lab: &dyn Lab) -> Seen {
     with_each(lab, |machine, _| {
-        let nobody = Err(Failure::Mm(EfiStatus::NOT_FOUND));
+        let nobody = Err(Status::MmReturned(efi::Status::NOT_FOUND));
         ensure_eq!(machine.communicate(1, &version_request(), GUID), nobody);
         ensure_eq!(machine.communicate(0, b"x", mm::ECHO), nobody);
         ensure_both_answer(machine)
@@ -120,7 +123,7 @@ fn supervisor_client_unblocks_memory(lab: &dyn Lab) -> Seen {
             let memory = UnblockMemory::runtime_data(address, pages, identifier);
             machine.ask_supervisor(&SupervisorCall::Unblock(memory))
         };
-        let refused = |status| Err(Failure::Mm(status));
+        let refused = |status| Err(refused_request(REQUEST_UNBLOCK_MEMORY, status));
         // The same memory once more is no error.
         for _ in 0..2 {
             ensure_eq!(unblock(0x1000_0000, 4, GUID), Ok(Vec::new()));
@@ -153,7 +156,7 @@ fn memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor(lab: &dyn Lab) ->
             let memory = UnblockMemory::runtime_data(address, pages, GUID);
             ensure_eq!(
                 machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
-                Err(Failure::BadMemory)
+                Err(SupervisorError::NoWholePages { address, pages })
             );
         }
         ensure_eq!(machine.mmis(), mmis);
@@ -173,12 +176,12 @@ fn supervisor_client_fetches_the_policy(lab: &dyn Lab) -> Seen {
         for room in [0, 7, 15] {
             ensure_eq!(
                 machine.ask_supervisor(&SupervisorCall::Policy(room)),
-                Err(Failure::Mm(EfiStatus::BUFFER_TOO_SMALL))
+                Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::BUFFER_TOO_SMALL))
             );
         }
         ensure_eq!(
             machine.ask_supervisor(&SupervisorCall::Policy(capacity)),
-            Err(Failure::MessageTooLarge)
+            Err(Status::CommBufferTooSmall.into())
         );
         ensure_clean(machine, 0)
     })?;
@@ -193,12 +196,12 @@ fn supervisor_client_fetches_the_policy(lab: &dyn Lab) -> Seen {
         }
         ensure_eq!(
             machine.ask_supervisor(&SupervisorCall::Policy(39)),
-            Err(Failure::Mm(EfiStatus::OUT_OF_RESOURCES))
+            Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::OUT_OF_RESOURCES))
         );
         // The supervisor has room in the comm buffer, and the caller has not.
         ensure_eq!(
             machine.ask_supervisor(&SupervisorCall::Policy(63)),
-            Err(Failure::ResponseTooLong { needed: 64, room: 63 })
+            Err(Status::ResponseTooLong { needed: 64, room: 63 }.into())
         );
         let policy = machine.ask_supervisor(&SupervisorCall::Policy(64));
         ensure!(
@@ -211,14 +214,17 @@ fn supervisor_client_fetches_the_policy(lab: &dyn Lab) -> Seen {
 
 fn supervisor_is_locked_by_its_policy(lab: &dyn Lab) -> Seen {
     with_each(lab, |machine, _| {
-        let denied = Err(Failure::Mm(EfiStatus::ACCESS_DENIED));
+        let denied = |request| Err(refused_request(request, EfiStatus::ACCESS_DENIED));
         ensure_eq!(
             machine.ask_supervisor(&SupervisorCall::Policy(0)),
-            Err(Failure::Mm(EfiStatus::BUFFER_TOO_SMALL))
+            Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::BUFFER_TOO_SMALL))
         );
         let memory = UnblockMemory::runtime_data(0x1000_0000, 4, GUID);
-        ensure_eq!(machine.ask_supervisor(&SupervisorCall::Unblock(memory)), denied);
-        ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), denied);
+        ensure_eq!(
+            machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
+            denied(REQUEST_UNBLOCK_MEMORY)
+        );
+        ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), denied(REQUEST_COMM_UPDATE));
         ensure_both_answer(machine)
     })
 }
@@ -241,11 +247,16 @@ fn supervisor_client_sends_v1_headers(lab: &dyn Lab) -> Seen {
         // A message with the buffer's own header shows that this supervisor does not take it.
         ensure_eq!(
             machine.communicate(0, b"x", mm::ECHO),
-            Err(Failure::Mm(EfiStatus::UNSUPPORTED))
+            Err(Status::MmReturned(efi::Status::UNSUPPORTED))
         );
         ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
+}
+
+/// What the client says if the supervisor refuses a request.
+fn refused_request(request: u32, result: EfiStatus) -> SupervisorError {
+    SupervisorError::Refused { request, result }
 }
 
 const MOVE: SupervisorCall = SupervisorCall::Move(Move::TAKEN);
@@ -313,7 +324,7 @@ fn supervisor_refuses_a_second_move(lab: &dyn Lab) -> Seen {
         let before = machine.describe_buffers();
         ensure_eq!(
             machine.ask_supervisor(&NOT_TAKEN),
-            Err(Failure::Mm(EfiStatus::ACCESS_DENIED))
+            Err(refused_request(REQUEST_COMM_UPDATE, EfiStatus::ACCESS_DENIED))
         );
         ensure_eq!(machine.describe_buffers(), before);
         ensure_both_answer(machine)
@@ -325,7 +336,10 @@ fn supervisor_refuses_a_whole_move(lab: &dyn Lab) -> Seen {
         let before = machine.describe_buffers();
         ensure_eq!(
             machine.ask_supervisor(&refused_at(Piece::Supervisor)),
-            Err(Failure::Mm(EfiStatus::SECURITY_VIOLATION))
+            Err(refused_request(
+                REQUEST_COMM_UPDATE,
+                EfiStatus::SECURITY_VIOLATION
+            ))
         );
         ensure_eq!(machine.describe_buffers(), before);
         ensure_both_answer(machine)
@@ -341,7 +355,11 @@ fn supervisor_move_of_another_size_is_not_sent(lab: &dyn Lab) -> Seen {
                 users,
                 ..Move::TAKEN
             });
-            ensure_eq!(machine.ask_supervisor(&other), Err(Failure::BadMemory));
+            let refused = machine.ask_supervisor(&other);
+            ensure!(
+                matches!(refused, Err(SupervisorError::UnfitBuffer { .. })),
+                "{supervisor} and {users} pages: {refused:?}"
+            );
         }
         ensure_eq!(machine.mmis(), mmis);
         ensure_both_answer(machine)
@@ -353,7 +371,11 @@ fn supervisor_move_of_mixed_up_buffers_is_not_sent(lab: &dyn Lab) -> Seen {
         let mmis = machine.mmis();
         ensure_eq!(
             machine.ask_supervisor(&SupervisorCall::MoveMixedUp),
-            Err(Failure::UnknownBuffer)
+            Err(SupervisorError::WrongBuffers {
+                supervisor: 1,
+                users: 0,
+                own: 0
+            })
         );
         ensure_eq!(machine.mmis(), mmis);
         ensure_both_answer(machine)?;
@@ -368,8 +390,8 @@ fn supervisor_move_in_part_is_followed(lab: &dyn Lab) -> Seen {
             let before = machine.describe_buffers();
             ensure_eq!(
                 machine.ask_supervisor(&refused_at(piece)),
-                Err(Failure::MovedInPart {
-                    refusal: EfiStatus::SECURITY_VIOLATION,
+                Err(SupervisorError::MovedInPart {
+                    result: EfiStatus::SECURITY_VIOLATION,
                     users_moved
                 })
             );
@@ -388,15 +410,15 @@ fn supervisor_move_of_a_buffer_in_use_is_busy(lab: &dyn Lab) -> Seen {
         let (inner, outer) = super::nesting::look_during(machine, b"outer", mm::ECHO, |machine| {
             machine.ask_supervisor(&NOT_TAKEN)
         });
-        ensure_eq!(inner, Some(Err(Failure::Busy)));
+        ensure_eq!(inner, Some(Err(Status::Busy.into())));
         // The outer call is through the supervisor's buffer.
-        ensure_eq!(outer, Err(Failure::Mm(EfiStatus::NOT_FOUND)));
+        ensure_eq!(outer, Err(Status::MmReturned(efi::Status::NOT_FOUND)));
         ensure_both_answer(machine)
     })
 }
 
 /// Asks for the version in the middle of a call through the users' buffer.
-fn ask_during_a_users_call(machine: &dyn Machine) -> Result<Result<Vec<u8>, Failure>, String> {
+fn ask_during_a_users_call(machine: &dyn Machine) -> Result<Result<Vec<u8>, SupervisorError>, String> {
     let seen = Rc::new(Cell::new(None));
     let inner = Rc::clone(&seen);
     let callback = Box::new(move |machine: &dyn Machine| {
@@ -422,7 +444,7 @@ fn nested_call_to_project_mus_supervisor(lab: &dyn Lab) -> Seen {
 fn nested_call_through_a_shared_mailbox_is_busy(lab: &dyn Lab) -> Seen {
     let machine = up(lab, &setup(Release::V20ToV23))?;
     let before = machine.mmis();
-    ensure_eq!(ask_during_a_users_call(&*machine)?, Err(Failure::Busy));
+    ensure_eq!(ask_during_a_users_call(&*machine)?, Err(Status::Busy.into()));
     ensure_eq!(machine.mmis(), before + 1);
     ensure_both_answer(&*machine)
 }
@@ -447,11 +469,14 @@ fn users_follow_project_mus_driver(lab: &dyn Lab) -> Seen {
             version = machine.ask_supervisor(&SupervisorCall::Version);
         });
         match release {
-            Release::V20ToV23 => ensure_eq!(version, Err(Failure::BufferDisabled)),
-            Release::Main => ensure_eq!(version, Err(Failure::MailboxInUse)),
+            Release::V20ToV23 => ensure_eq!(version, Err(Status::CommBufferDisabled.into())),
+            Release::Main => ensure_eq!(version, Err(Status::MailboxInUse.into())),
         }
         ensure!(log.contains("MmDxeSupport"), "{release:?}: the log says {log}");
-        ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), Err(Failure::Denied));
+        ensure_eq!(
+            machine.ask_supervisor(&NOT_TAKEN),
+            Err(SupervisorError::HasDriver)
+        );
         for event in [
             BootEvent::EndOfDxe,
             BootEvent::ReadyToLock,
@@ -480,7 +505,7 @@ fn supervisor_with_a_driver_of_its_own_is_not_moved(lab: &dyn Lab) -> Seen {
         };
         let machine = up(lab, &setup)?;
         let mmis = machine.mmis();
-        ensure_eq!(machine.ask_supervisor(&MOVE), Err(Failure::Denied));
+        ensure_eq!(machine.ask_supervisor(&MOVE), Err(SupervisorError::HasDriver));
         ensure_eq!(machine.mmis(), mmis);
         ensure_both_answer(&*machine)?;
     }
@@ -500,7 +525,7 @@ fn supervisor_that_its_driver_closed_is_explained(lab: &dyn Lab) -> Seen {
         let log = lab.with_log(LogLevel::Debug, &mut || {
             version = machine.ask_supervisor(&SupervisorCall::Version);
         });
-        ensure_eq!(version, Err(Failure::NotProcessed));
+        ensure_eq!(version, Err(Status::NotProcessed.into()));
         ensure!(
             log.contains("MmDxeSupport") == is_named,
             "with the driver ({supervisors_driver}) the log says {log}"
@@ -543,7 +568,7 @@ fn supervisor_whose_mailbox_moved_away_is_disabled(lab: &dyn Lab) -> Seen {
     let mmis = machine.mmis();
     ensure_eq!(
         machine.ask_supervisor(&SupervisorCall::Version),
-        Err(Failure::BufferDisabled)
+        Err(Status::CommBufferDisabled.into())
     );
     ensure_eq!(machine.mmis(), mmis);
     Ok(())

@@ -1,7 +1,7 @@
 //! edk2's variable service answers as its clients expect.
 
 use super::{Seen, ready};
-use crate::lab::{Call, Failure, Lab, Machine, ResponseTo};
+use crate::lab::{Call, Lab, Machine, ResponseTo};
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
@@ -9,6 +9,7 @@ use mm_wire::message::variable::{
     self, AccessVariable, FunctionHeader, NextName, PayloadSize, QueryInfo, function,
 };
 use mm_wire::{EfiStatus, Guid, guid};
+use patina_mm::component::communicator::Status;
 use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
@@ -224,7 +225,7 @@ fn payload_size_request() -> Vec<u8> {
 }
 
 /// Has a response of the variable service put there.
-fn ask_into(machine: &dyn Machine, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Failure> {
+fn ask_into(machine: &dyn Machine, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Status> {
     let call = Call {
         response,
         ..Call::default()
@@ -255,7 +256,7 @@ fn every_way_carries_the_variable_services_response(lab: &dyn Lab) -> Seen {
     let (needed, room) = (message.len(), message.len() - 1);
     ensure_eq!(
         ask_into(&*machine, ResponseTo::Slice(room), &message),
-        Err(Failure::ResponseTooLong { needed, room })
+        Err(Status::ResponseTooLong { needed, room })
     );
     super::ensure_clean(&*machine, 0)
 }
@@ -273,7 +274,7 @@ fn typed_response_of_the_variable_service(lab: &dyn Lab) -> Seen {
     let message = payload_size_request();
     ensure_eq!(
         ask_into(&*machine, ResponseTo::Type16, &message),
-        Err(Failure::ResponseSize {
+        Err(Status::ResponseSize {
             expected: 16,
             returned: message.len()
         })
