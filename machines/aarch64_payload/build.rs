@@ -1,4 +1,4 @@
-//! Has the linker write the bare payload as a flat image that starts at its first byte.
+//! Makes the linker write the bare payload as a flat image that starts at its first byte.
 
 use std::env::var;
 

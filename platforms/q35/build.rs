@@ -1,4 +1,4 @@
-//! Tells the linker what kind of UEFI image this is, and lays the MM image out as it will stand in SMRAM.
+//! Tells the linker what kind of UEFI image this is, and lays the MM image out as it will be in SMRAM.
 
 use object::{Object, ObjectSegment};
 use q35_mm::layout::{HANDOFF, HANDOFF_LEN, SAVE_STATE, SMRAM_BASE, SMRAM_LEN};

@@ -80,7 +80,7 @@ pub enum RequestError {
         /// The virtual address.
         virt: usize,
     },
-    /// CommSize is zero, or more than MM takes.
+    /// CommSize 0, or more than MM takes: the driver gets `EFI_BAD_BUFFER_SIZE` with the maximum written back.
     #[error("caller: CommSize is {size}, MM takes up to {largest} bytes, header included")]
     CommSize {
         /// The value of CommSize.

@@ -121,7 +121,7 @@ pub enum ResponseError {
         /// Bytes of the header.
         minimum: usize,
     },
-    /// The mailbox claims a response that is larger than the buffer.
+    /// A response beyond the buffer: the mailbox claims more bytes than the comm buffer has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
     SizeBeyondBuffer {
         /// The value of ReturnBufferSize.

@@ -8,7 +8,7 @@ use aarch64_monitor::layout::{RAM, UEFI};
 use core::arch::asm;
 use mm_comm::SharedRegion;
 
-/// Where the tables are: RAM that UEFI is not told of. Walks are non-secure, so they cannot be in
+/// Where the tables are: RAM that UEFI does not know about. Walks are non-secure, so they cannot be in
 /// secure RAM. Two tables of the first level, concatenated, then one of the second.
 const TABLES: u64 = 0x7f00_0000;
 const LEVEL_1_LEN: u64 = 0x2000;

@@ -51,7 +51,7 @@ extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTa
     uefi_app::firmware::exit(run(firmware))
 }
 
-/// `true` where everything went as it should.
+/// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {
     let demo = firmware
         .read_file(&MODE_FILE)

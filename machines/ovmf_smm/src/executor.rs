@@ -1,7 +1,7 @@
 //! The ways into traditional SMM. An unsafe island (`docs/unsafe.md`).
 //!
-//! edk2's SMM core neither knows a status mailbox nor touches the header in the comm buffer: how long a response is
-//! stands elsewhere. So the executor that raises the SMI itself tells the communicator what the SMM core told it.
+//! edk2's SMM core does not know a status mailbox and does not change the header in the comm buffer: it returns the
+//! response's length elsewhere. So the executor that raises the SMI itself passes that length to the communicator.
 
 use crate::smm_core::{RequestError, SmmCorePrivate};
 use alloc::rc::Rc;
@@ -93,7 +93,7 @@ fn request_len(comm_buffer: &CommunicateBuffer) -> Result<usize, Status> {
     Ok(len.saturating_add(HEADER_LEN))
 }
 
-/// Answers with what stands behind the header: `claimed` bytes with the header, by the word of MM.
+/// Responds with the bytes behind the header. MM says that there are `claimed` bytes, header included.
 fn hand_over(comm_buffer: &mut CommunicateBuffer, claimed: u64) -> Result<(), Status> {
     let capacity = comm_buffer.len();
     let total = usize::try_from(claimed)
@@ -107,7 +107,7 @@ fn hand_over(comm_buffer: &mut CommunicateBuffer, claimed: u64) -> Result<(), St
     comm_buffer.accept_in_place(len).map_err(unusable)
 }
 
-/// Copies bytes out of a comm buffer's memory, whatever they are; `false` where they are not all in it.
+/// Copies bytes out of a comm buffer's memory, whatever they are; `false` if they are not all in it.
 pub(crate) fn read_memory(comm_buffer: &CommunicateBuffer, offset: usize, out: &mut [u8]) -> bool {
     // SAFETY: the bytes are the comm buffer's, which lives at least as long as this borrow, and whose contract is that
     // no reference into them is used.

@@ -37,12 +37,11 @@ pub(crate) struct OvmfSite {
     kept: Cell<Option<usize>>,
 }
 
-/// Opens the lab in `memory`, the application's comm buffer, which nobody uses any more; `None` where the chipset has no
-/// PMBASE or the memory is too small.
+/// Opens the lab in `memory`, the application's comm buffer, which is not in use any more; `None` if the chipset does not
+/// have PMBASE or the memory is too small.
 ///
-/// The SMM core took its picture of the memory map long before the application started, and accepts a request only where
-/// it saw memory in use. Of what the firmware set aside for runtime data there is not much, so that each client gets the
-/// same pages again.
+/// The SMM core copied the memory map long before the application started, and accepts a request only in memory that was
+/// in use then. The firmware reserves little memory for runtime data, so each client gets the same pages again.
 pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<PatinaLab<OvmfSite>> {
     let pm_base = Q35::new().acpi_base().ok()?;
     // SAFETY: the application allocated these pages for comm buffers and never frees them; only comm buffers and the

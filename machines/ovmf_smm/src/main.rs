@@ -2,7 +2,7 @@
 //!
 //! No Patina core is there: the application dispatches the components itself. SMM is traditional SMM, without a status
 //! mailbox, so other executors take the place of `patina_mm`'s usual one: one of the application's raises the SMI through
-//! `SwMmiTrigger`, and `patina_mm`'s `FirmwareMmExecutor` has the firmware raise it. The rest, configuration, trigger and
+//! `SwMmiTrigger`, and `patina_mm`'s `FirmwareMmExecutor` makes the firmware raise it. The rest, configuration, trigger and
 //! communicator, is what a platform uses.
 //!
 //! | module | content |
@@ -14,7 +14,7 @@
 //! | `lab` | the conformance suite's lab on this machine |
 //! | `tests`, `host_tests` | what the application tests besides the suite |
 //!
-//! A file `\EFI\BOOT\MODE.TXT` with `demo` has it hold the demo's conversation instead.
+//! A file `\EFI\BOOT\MODE.TXT` with `demo` makes it run the demo instead.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 

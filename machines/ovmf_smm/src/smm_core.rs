@@ -81,7 +81,7 @@ impl Block {
     }
 }
 
-/// Why there is no way to the SMM core.
+/// Why the SMM core cannot be reached.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum FindError {
     /// The firmware has no traditional SMM.
@@ -173,15 +173,15 @@ impl SmmCorePrivate {
         Ok(Self { region })
     }
 
-    /// Has the SMM core serve what stands at `buffer`, `len` bytes with their header. Returns the size of the response in
-    /// the same place, header included, as the SMM core tells it: a claim.
+    /// Makes the SMM core serve the request at `buffer`, `len` bytes with their header. Returns the size of the response in
+    /// the same place, header included, as the SMM core reports it: it is not checked.
     ///
     /// `raise` raises one SMI and `pause` lets it be taken. Nothing else runs meanwhile: a notification that talks to MM
     /// by itself would put its request into the same block.
     ///
     /// # Errors
     ///
-    /// [`RequestError`]; the request is withdrawn where the SMM core did not take it.
+    /// [`RequestError`]; the request is withdrawn if the SMM core did not take it.
     pub(crate) fn request<E>(
         &self,
         boot: &impl BootServices,

@@ -24,7 +24,7 @@ extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTa
     uefi_app::firmware::exit(run(firmware))
 }
 
-/// `true` where everything went as it should.
+/// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {
     let protocols = BootProtocols::new(firmware.boot());
     let mode = firmware.read_file(&MODE_FILE).unwrap_or_default();

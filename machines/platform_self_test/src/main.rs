@@ -1,4 +1,4 @@
-//! A UEFI application that has a Patina platform run its tests.
+//! A UEFI application that makes a Patina platform run its tests.
 //!
 //! BDS starts it from the ESP. It looks for the protocols that the platform publishes: the test bench
 //! (`patina_harness::bench`), and the announcement of the comm buffer that moved. A file `\EFI\BOOT\MODE.TXT` with `demo`

@@ -8,7 +8,7 @@ use patina::pi::dxe_services::{DXE_SERVICES_TABLE_GUID, DxeServicesTable};
 ///
 /// # Errors
 ///
-/// [`EfiError::NotFound`] where the core has not installed its table.
+/// [`EfiError::NotFound`] if the core has not installed its table.
 pub fn dxe_services(tables: &dyn ConfigurationTableServices) -> Result<&'static DxeServicesTable> {
     let table = tables
         .get_table(DXE_SERVICES_TABLE_GUID)

@@ -14,7 +14,7 @@ const INTERVAL: u32 = PM_TIMER_HZ / 100;
 /// Readings after which a timer that does not advance is given up. One takes about a microsecond.
 const MAX_READINGS: u32 = 10_000_000;
 
-/// Measures the frequency of the time stamp counter in Hz; `None` if the ACPI timer stands still.
+/// Measures the frequency of the time stamp counter in Hz; `None` if the ACPI timer does not run.
 #[must_use]
 pub fn tsc_frequency() -> Option<u64> {
     // From one tick to another, not from somewhere between two.

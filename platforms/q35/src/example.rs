@@ -5,7 +5,7 @@
 //!
 //! | there | here | why |
 //! |---|---|---|
-//! | `pub` | `pub(crate)` | nobody imports a program |
+//! | `pub` | `pub(crate)` | no crate imports a program |
 //! | `8c633b23-1260-4ea6-830f7ddc97382111` | a hyphen more | the usual form; Patina reads both |
 //! | `unsafe { mm_comm.communicate(..) }` | without `unsafe` | the method is safe |
 //! | `map_err` to `DeviceError`, "Map actual codes" | `?` | the status becomes the `EfiError` that fits |

@@ -5,9 +5,9 @@
 //! | module | content |
 //! |---|---|
 //! | `platform` | what the machine is made of: the one list of configurations and components, and the entry point; an unsafe island (`docs/unsafe.md`) |
-//! | `mm` | what MM is told: the component that offers the launcher |
-//! | `mm::launcher` | puts the MM image into SMRAM, and locks it in |
-//! | `mm::guard` | locks SMRAM if it did not come to a launch |
+//! | `mm` | what MM gets to know: the component that offers the launcher |
+//! | `mm::launcher` | copies the MM image into SMRAM, and locks SMRAM |
+//! | `mm::guard` | locks SMRAM if the launcher did not run |
 //! | `mm::comm_buffer_hobs` | makes the HOBs that say where the comm buffers are; an unsafe island |
 //! | `mm::memory` | SMRAM while it is open, and the memory that the first SMI runs in; an unsafe island |
 //! | `chipset` | the registers that decide about SMIs and SMRAM; an unsafe island |

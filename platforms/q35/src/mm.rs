@@ -1,4 +1,4 @@
-//! Management Mode on this machine: who launches it, and what it is told.
+//! Management Mode on this machine: what launches it, and what it gets to know.
 //!
 //! ```text
 //! HOBs ─┬─► MmLaunch ── PlatformMmControl ──────────────────┐
@@ -34,7 +34,7 @@ use patina::component::service::uefi_services::config_table::ConfigurationTableS
 use patina::error::{EfiError, Result};
 use q35_mm::handoff::RUNTIME_BUFFER_HOB;
 
-/// A comm-region HOB, or why it is none.
+/// A comm-region HOB, or why it is not a valid one.
 struct CommRegionHob(core::result::Result<CommRegion, PlaceError>);
 
 impl FromHob for CommRegionHob {
@@ -45,7 +45,7 @@ impl FromHob for CommRegionHob {
     }
 }
 
-/// The HOB of the runtime driver's comm buffer, or why it is none. Only MM is told of it: the driver finds it by itself.
+/// The HOB of the runtime driver's comm buffer, or why it is not valid. Only MM gets it: the driver finds it by itself.
 struct RuntimeBufferHob(core::result::Result<CommBufferPlace, PlaceError>);
 
 impl FromHob for RuntimeBufferHob {
@@ -58,8 +58,8 @@ impl FromHob for RuntimeBufferHob {
 
 /// Component: offers the [`Launcher`], which tells MM what the PEI phase left in HOBs.
 ///
-/// `MmHobConfiguration` makes this side's configuration of the same HOBs. Comm buffer 0 may move: MM serves only what it is
-/// told of before SMRAM is locked, so the place that it may move to is set aside here, as the service [`BufferToCome`].
+/// `MmHobConfiguration` makes this side's configuration of the same HOBs. Comm buffer 0 may move: MM serves only buffers
+/// that it knows before SMRAM is locked, so the memory that it may move to is reserved here, as the service [`BufferToCome`].
 pub(crate) struct MmLaunch;
 
 #[component]

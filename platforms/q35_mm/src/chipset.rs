@@ -1,7 +1,7 @@
-//! Which registers decide about SMRAM, and the order in which they are locked.
+//! Which registers control SMRAM on Q35, and the order in which they are locked.
 //!
-//! Apart from the launcher and from any hardware, so that a chipset that does not do as it is told
-//! can be tried.
+//! It is separate from the launcher and from any hardware, so that tests can use a chipset that
+//! ignores writes.
 
 use thiserror::Error;
 

@@ -13,7 +13,7 @@ use r_efi::efi;
 /// Where OVMF has the ACPI registers in I/O space.
 const PM_BASE: u16 = 0x600;
 
-/// QEMU's debug console (`-debugcon`): a port that takes bytes, whoever runs. Nobody decodes it where there is none.
+/// QEMU's debug console (`-debugcon`): a port that takes bytes at any time. Without the device, writes to it do nothing.
 const DEBUG_CONSOLE: u16 = 0x402;
 
 /// The processor's ports.

@@ -1,4 +1,4 @@
-//! The tests of the components in this firmware. An application has them run
+//! The tests of the components in this firmware. An application makes them run
 //! ([`patina_harness::bench`]).
 
 use crate::platform::BUFFER_ID;

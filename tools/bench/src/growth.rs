@@ -105,7 +105,7 @@ pub fn run() -> Growth {
         use patina_mm::service::MmCommunication;
         let (mine, _) = ours::communicator(1);
         for _ in 0..count {
-            // A bound on callbacks is no failure of the benchmark: it shows where the line ends.
+            // A bound on callbacks is not a failure of the benchmark: it shows where the line ends.
             let _ = mine.after_calls(std::rc::Rc::new(|| {
                 std::hint::black_box(());
             }));

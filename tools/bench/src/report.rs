@@ -117,7 +117,7 @@ pub fn check(now: &Figures, committed: &Figures) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Shapes tell the series apart, so that nobody needs colours.
+/// Shapes tell the series apart, so that colours are not needed.
 const SHAPES: usize = 4;
 
 /// Draws cost by message and by buffer.

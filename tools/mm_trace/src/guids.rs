@@ -7,7 +7,7 @@ use mm_wire::{Guid, guid};
 pub enum Kind {
     /// A handler in MM: messages are sent to it.
     Handler,
-    /// An event of the boot that MM is told of. The GUID is all that the message says.
+    /// An event of the boot that is sent to MM. The GUID is all that the message says.
     Event,
     /// The vendor of variables.
     Vendor,

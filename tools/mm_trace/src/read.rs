@@ -164,7 +164,7 @@ pub fn in_bytes(dump: Vec<u8>) -> Result<Vec<u8>, Damage> {
     }
 }
 
-/// Takes a line of a log; a line that cannot be read is told.
+/// Takes a line of a log; a line that cannot be read is reported.
 fn line(
     parser: &Parser,
     number: u64,

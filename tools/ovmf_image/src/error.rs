@@ -64,9 +64,9 @@ pub enum ImageError {
     LzmaHeader {
         /// Bytes of the stream.
         len: usize,
-        /// The properties byte, 0xff where there is none.
+        /// The properties byte, 0xff if there is none.
         properties: u8,
-        /// Bytes of the dictionary, 0 where there is no header.
+        /// Bytes of the dictionary, 0 if there is no header.
         dictionary_len: u32,
     },
     /// The content is larger than any that a flash image has.
@@ -148,7 +148,7 @@ pub enum ImageError {
         /// What the builder says.
         cause: FirmwareFileSystemError,
     },
-    /// The new DXE core is no image that the PEI phase can start.
+    /// The new DXE core is not an image that the PEI phase can start.
     #[error("the new DXE core: {0}")]
     Core(PeError),
     /// A driver cannot be flattened.

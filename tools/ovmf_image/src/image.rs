@@ -58,7 +58,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError`] where the image is damaged, or of a form that this crate would not write back unchanged.
+    /// [`ImageError`] if the image is damaged, or of a form that this crate would not write back unchanged.
     pub fn open(bytes: &[u8]) -> Result<Self, ImageError> {
         let before = variable_store_len(bytes);
         let flash = bytes.get(before..).unwrap_or_default();
@@ -88,13 +88,13 @@ impl Image {
         })
     }
 
-    /// Puts `core` in the place of the DXE core, in a file called `name`.
+    /// Replaces the DXE core with `core`, in a file called `name`.
     ///
     /// # Errors
     ///
-    /// [`ImageError::Core`] where `core` is not a PE32+ boot service driver for x86-64 with sections on pages;
-    /// [`ImageError::Cores`] where there are several DXE cores to choose from, [`ImageError::NameTaken`] where another file
-    /// has the name; [`ImageError::PeSections`] where the file that holds the DXE core has none or several PE32 sections.
+    /// [`ImageError::Core`] if `core` is not a PE32+ boot service driver for x86-64 with sections on pages;
+    /// [`ImageError::Cores`] if there are several DXE cores to choose from, [`ImageError::NameTaken`] if another file
+    /// has the name; [`ImageError::PeSections`] if the file that holds the DXE core has none or several PE32 sections.
     pub fn replace_dxe_core(&mut self, core: &[u8], name: BinaryGuid) -> Result<&mut Self, ImageError> {
         pe::require_dxe_core(core).map_err(ImageError::Core)?;
         let at = only(self.dxe.files(), |file| {
@@ -145,8 +145,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError::Driver`] where a driver cannot be laid out; [`ImageError::PeSections`] and
-    /// [`ImageError::UnsupportedSection`] where its file is not understood.
+    /// [`ImageError::Driver`] if a driver cannot be laid out; [`ImageError::PeSections`] and
+    /// [`ImageError::UnsupportedSection`] if its file is not understood.
     pub fn flatten_drivers(&mut self) -> Result<&mut Self, ImageError> {
         for file in self.dxe.files_mut() {
             let dispatched = matches!(
@@ -190,7 +190,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError::TooLarge`] where what was put in does not fit.
+    /// [`ImageError::TooLarge`] if the new contents do not fit.
     pub fn finish(mut self) -> Result<Vec<u8>, ImageError> {
         if self.changes.is_empty() {
             return Ok(self.original);
@@ -284,7 +284,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// How people know a file: its GUID, and the name in its user interface section where it has one.
+/// How people know a file: its GUID, and the name in its user interface section if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileId {
     /// The file's name in the volume.
@@ -344,7 +344,7 @@ fn only<'a>(files: impl Iterator<Item = &'a File>, wanted: impl Fn(&File) -> boo
     }
 }
 
-/// Bytes of the volume for variables at the start of `flash`; 0 where there is another one.
+/// Bytes of the volume for variables at the start of `flash`; 0 if another one is there.
 fn variable_store_len(flash: &[u8]) -> usize {
     let is = |place, expected: &[u8]| flash.get(place) == Some(expected);
     if !is(SIGNATURE_AT, b"_FVH") || !is(FILE_SYSTEM_AT, guids::VARIABLE_STORE.as_bytes()) {

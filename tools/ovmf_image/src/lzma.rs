@@ -10,7 +10,7 @@ use patina_ffs_extractors::LzmaSectionExtractor;
 const HEADER_LEN: usize = 13;
 
 /// Dictionaries that are accepted, in bytes. The format's smallest; and four times edk2's, because the encoder takes eight
-/// times as much memory as it is told.
+/// times as much memory as its limit says.
 const DICTIONARY: RangeInclusive<u32> = 1 << 12..=1 << 26;
 
 /// The longest content accepted, in bytes: five times that of Debian's images of 2022, 13,500,560 bytes.

@@ -26,10 +26,10 @@ pub const PAGE_LEN: u32 = 0x1000;
 /// The largest SizeOfImage accepted: a section of a file can have no more bytes than this (PI 1.9, volume 3, 2.1.5.1).
 const MAX_IMAGE_LEN: u32 = 0x100_0000;
 
-/// Bytes of the signature and the file header, which stand before the optional header.
+/// Bytes of the signature and the file header, which come before the optional header.
 const OPTIONAL_HEADER_AT: usize = size_of::<u32>() + size_of::<ImageFileHeader>();
 
-/// Where the entry for resources is, from the start of the NT headers: the data directories stand behind them.
+/// Where the entry for resources is, from the start of the NT headers: the data directories follow them.
 const RESOURCE_DIRECTORY_AT: usize =
     size_of::<ImageNtHeaders64>() + IMAGE_DIRECTORY_ENTRY_RESOURCE * size_of::<ImageDataDirectory>();
 
@@ -48,21 +48,21 @@ pub struct Flattened {
     pub resources_moved: bool,
 }
 
-/// Lays out a PE32+ image whose sections do not start on pages; `None` where they do.
+/// Lays out a PE32+ image whose sections do not start on pages; `None` if they do.
 ///
 /// The new file is the loaded image, with SectionAlignment 0x1000 and
 ///
 /// | section | address and offset | characteristics |
 /// |---|---|---|
 /// | `.text` | 0 | code, execute, read |
-/// | `.rsrc`, where the image has resources | the page behind `.text`; a copy, with its addresses adjusted | data, read |
+/// | `.rsrc`, if the image has resources | the page behind `.text`; a copy, with its addresses adjusted | data, read |
 ///
 /// No address inside the image changes, so code, relocations and debug information stay as they are. Resources need their
 /// own section because a loader finds the HII package list by the section's name.
 ///
 /// # Errors
 ///
-/// [`PeError`] where the image is damaged, or not for x86-64.
+/// [`PeError`] if the image is damaged, or not for x86-64.
 pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
     let pe = PeFile64::parse(file).map_err(PeError::Parse)?;
     require_machine(pe.nt_headers())?;
@@ -227,7 +227,7 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
 }
 
 /// Copies the resources behind the image, in whole pages, with the addresses in them adjusted. Gives the copy's length
-/// in pages, in bytes; `None` where there are no resources.
+/// in pages, in bytes; `None` if there are no resources.
 fn append_resources(image: &mut Vec<u8>, pe: &PeFile64<'_>) -> Result<Option<u32>, PeError> {
     let Some(directory) = pe.data_directory(IMAGE_DIRECTORY_ENTRY_RESOURCE) else {
         return Ok(None);
@@ -398,7 +398,7 @@ fn len_u32(image: &[u8]) -> Result<u32, PeError> {
     })
 }
 
-/// A 32-bit offset as an index. Where `usize` is smaller, an offset that does not fit is out of every range.
+/// A 32-bit offset as an index. If `usize` is smaller, an offset that does not fit is out of every range.
 fn index(offset: u32) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }

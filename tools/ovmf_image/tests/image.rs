@@ -579,7 +579,7 @@ fn a_runtime_driver_is_added_with_a_dependency_that_holds() {
     }
     .build();
     let mut image = Image::open(&bytes).unwrap();
-    // What is no runtime driver, or cannot be protected, is refused.
+    // An image that is not a runtime driver, or cannot be protected, is refused.
     for unfit in [TinyPe::core().build(), TinyPe::driver().build(), vec![0; 4096]] {
         let error = image.add_runtime_driver(PAYLOAD_FILE, &unfit).err().unwrap();
         assert!(matches!(error, ImageError::RuntimeDriver(_)), "{error}");

@@ -28,7 +28,7 @@ fn stock() -> Option<Vec<u8>> {
     clippy::explicit_write,
     reason = "the test harness swallows what eprintln! prints in a test that passes"
 )]
-/// An installed image. Without it a test has nothing to do, which is an error where `CI` is `true`.
+/// An installed image. Without it a test has nothing to do, which is an error if `CI` is `true`.
 fn installed(path: &str) -> Option<Vec<u8>> {
     match std::fs::read(path) {
         Ok(bytes) => Some(bytes),

@@ -1,7 +1,7 @@
-//! The public API beside that of the published crate.
+//! Compares the public API with that of the published crate.
 //!
-//! rustdoc writes both as JSON, and the crate `public-api` makes two lists of them. What the published crate has and this tree
-//! lacks, or has otherwise, breaks somebody's build, so each such line is in [`ACCEPTED`] with its reason. So is a new variant
+//! rustdoc writes both as JSON, and the crate `public-api` makes two lists of them. An item that this tree lacks, or
+//! that differs from the published crate, breaks a consumer's build, so each is in [`ACCEPTED`] with its reason. So is a new variant
 //! of a published enum, unless the enum is `non_exhaustive`.
 
 use crate::report::{Counts, Missing};
@@ -69,7 +69,7 @@ const ACCEPTED: [Accepted; 9] = [
 
 const SAME_TYPE: &str = "the two names are one type";
 
-/// What `mockall` generates for itself: nobody can name it.
+/// What `mockall` generates for itself: no consumer can name it.
 const MOCKALL_INTERNAL: &str = "::__mock_";
 
 /// The version of rustdoc's JSON that `public-api` reads. A toolchain's rustdoc writes one version only.
@@ -180,7 +180,7 @@ fn is_variant(line: &str, enums: &BTreeSet<String>) -> bool {
     parent.is_some_and(|parent| enums.contains(&format!("pub enum {parent}")))
 }
 
-/// Fails where a dependent asks for a feature that is gone: cargo then ignores the patch, with a warning only.
+/// Fails if a dependent asks for a feature that is gone: cargo then ignores the patch, with a warning only.
 fn require_features(published: &Path, ours: &Path) -> Result<()> {
     let features = |dir: &Path| -> Result<BTreeSet<String>> {
         let manifest = dir.join("Cargo.toml");

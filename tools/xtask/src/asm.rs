@@ -154,7 +154,7 @@ impl<'a> Instruction<'a> {
     /// First and last operand: source and destination.
     fn operands(self) -> Option<(&'a str, &'a str)> {
         let operands = self.0.strip_prefix(self.mnemonic())?.trim();
-        // A comma inside an address is no separator.
+        // A comma inside an address is not a separator.
         let mut depth = 0_u32;
         let comma = operands.char_indices().find(|(_, c)| {
             match c {

@@ -39,7 +39,7 @@ pub(crate) struct Demo {
 
 pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
     let log = if options.machine == SIM {
-        // By itself first, since it takes minutes where nothing is built yet, and says what it is at.
+        // By itself first, since it takes minutes if nothing is built yet, and shows its progress.
         let build = cmd!(shell, "cargo build --package patina_harness --example demo");
         process::run_quietly("build of the demo", build.into())?;
         simulated_log(shell, false)?

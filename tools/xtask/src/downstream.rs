@@ -308,7 +308,7 @@ fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) 
     let command = cmd!(shell, "cargo test {select} --no-fail-fast --manifest-path")
         .arg(dir.join("Cargo.toml"))
         .env("CARGO_TARGET_DIR", parent.join("target"))
-        // Nobody debugs these, and it is half of what they take on the disk.
+        // These are not debugged, and debug information is half of their size on disk.
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     println!("  {name} {RELEASE} with patina_mm of this tree:");
     let (counts, _) = cargo_test(command.into())?;
@@ -341,7 +341,7 @@ fn source(registry: &Metadata, package: &str) -> Result<PathBuf> {
         .with_context(|| format!("cargo did not download {package} {RELEASE}"))
 }
 
-/// Whether the `patina_mm` in use is this tree's; `false` where it is the published one.
+/// Whether the `patina_mm` in use is this tree's; `false` if it is the published one.
 fn is_patched(metadata: &Metadata) -> Result<bool> {
     let mut found = metadata
         .packages

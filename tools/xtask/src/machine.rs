@@ -1,4 +1,4 @@
-//! The table of machines that can be booted.
+//! The table of machines that can be booted. `docs/testing.md` says how to add a machine.
 
 use crate::image::{self, PATINA_Q35, PATINA_Q35_RUNTIME, PATINA_SMM};
 use crate::linux::{self, Files, Processor};
@@ -25,7 +25,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// The word by which a guest is told.
+    /// The word that tells a guest its mode.
     const fn word(self) -> &'static str {
         match self {
             Self::Test => "test",
@@ -71,13 +71,13 @@ pub(crate) enum Smis {
 
 /// A way to boot a machine.
 pub(crate) struct Variant {
-    /// Its name in the table; empty where there is one only.
+    /// Its name in the table; empty if there is only one.
     pub(crate) name: &'static str,
     /// Whether the conformance suite runs on it: each scenario must then have a line.
     pub(crate) suite: bool,
     /// How many tests pass at least. A machine that has lost an ability skips what needs it, and nothing else would tell.
     pub(crate) least: u64,
-    /// Words that must stand in a serial line.
+    /// Words that a serial line must contain.
     pub(crate) says: Option<&'static str>,
     /// Whether the firmware has to refuse this machine, with those words. There are no tests then.
     pub(crate) refused: bool,

@@ -4,20 +4,20 @@
 //! |---|---|
 //! | [`setup`] | which programs the rest needs, and how to get them |
 //! | [`mod@test`] | all tests of this repository, stage by stage |
-//! | [`api`] | the public API beside that of the published crate |
+//! | [`api`] | compares the public API with the published crate's |
 //! | [`asm`] | checks of generated machine code |
-//! | [`mod@bench`] | the benchmark beside the published crate |
+//! | [`mod@bench`] | the benchmark against the published crate |
 //! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`guide`] | the examples of the README and docs/, compiled as firmware |
 //! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
 //! | [`qemu`] | one run of a machine: files, command line, deadline, exit code |
-//! | [`verdict`] | what a guest says on its serial line, and whether to believe it |
+//! | [`verdict`] | what a guest says on its serial line, and whether it is consistent |
 //! | [`toolchain`] | how to compile for firmware targets with what is installed |
 //! | [`page`] | the page that `mm_trace` writes, in a real browser |
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
-//! | [`scenarios`] | which scenario of the conformance suite ran where |
+//! | [`scenarios`] | which scenario of the conformance suite ran on which machine |
 //! | [`linux`] | Debian's kernel, and what it starts |
 //! | [`lints`] | Clippy over the code that only firmware targets have |
 //! | [`size`] | what the crate adds to an image, beside the published crate |

@@ -30,7 +30,7 @@ impl KillOnDrop {
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Each of these fails only where nothing is left to be killed or waited for, which is what is wanted.
+        // Each of these fails only if nothing is left to be killed or waited for, which is the goal.
         #[cfg(unix)]
         if let Some(group) = i32::try_from(self.0.id())
             .ok()
@@ -55,13 +55,13 @@ impl Stopped {
     }
 }
 
-/// The number of the signal that came, 0 where none did.
+/// The number of the signal that came, 0 if none came.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| {
     let signal = Arc::new(AtomicUsize::new(0));
     #[cfg(unix)]
     for number in [SIGHUP, SIGINT, SIGTERM] {
         let value = usize::try_from(number).unwrap_or(usize::MAX);
-        // Where it cannot be registered the signal ends this process as it always does.
+        // If it cannot be registered, the signal ends this process as usual.
         let _ = signal_hook::flag::register_usize(number, Arc::clone(&signal), value);
     }
     signal
@@ -78,17 +78,17 @@ pub(crate) fn stopped() -> Option<Stopped> {
 
 /// How often the child, the deadline and signals are looked at while the child says nothing.
 const POLL: Duration = Duration::from_millis(100);
-/// How long output is awaited after the child has ended, where something that it started holds the other end.
+/// How long output is awaited after the child has ended, if a process that it started holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Runs `command` to its end, or kills it at the deadline; what it started ends with it. Each line of its output goes to `on_line`
-/// as it comes; what that returns is printed. The result is `None` where the command was killed.
+/// as it comes; what that returns is printed. The result is `None` if the command was killed.
 ///
 /// Standard output and standard error are one stream, which keeps their order.
 ///
 /// # Errors
 ///
-/// [`Stopped`] where a signal came; the command is killed then, too.
+/// [`Stopped`] if a signal came; the command is killed then, too.
 pub(crate) fn run(
     label: &str,
     mut command: Command,
@@ -145,7 +145,7 @@ pub(crate) fn run(
     Ok(end.map(|(status, _)| status))
 }
 
-/// Runs `command` without a deadline; its output is shown only where it fails, which is then an error.
+/// Runs `command` without a deadline; its output is shown only if it fails, which is then an error.
 pub(crate) fn run_quietly(label: &str, command: Command) -> Result<()> {
     let mut output = Vec::new();
     let status = run(label, command, None, |line| {
@@ -155,7 +155,7 @@ pub(crate) fn run_quietly(label: &str, command: Command) -> Result<()> {
     require_success(label, status).inspect_err(|_| output.iter().for_each(|line| println!("{line}")))
 }
 
-/// Sends each line until there is no more or nobody listens.
+/// Sends each line until the end or until the receiver is gone.
 fn forward(from: impl Read, to: &Sender<String>) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
@@ -176,7 +176,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Fails where a command that had to succeed did not.
+/// Fails if a command that had to succeed did not.
 pub(crate) fn require_success(what: &str, status: Option<ExitStatus>) -> Result<()> {
     match status {
         Some(status) if status.success() => Ok(()),
@@ -232,7 +232,7 @@ impl<'a> Progress<'a> {
         let detail: String = self.detail.trim().chars().take(60).collect();
         if self.terminal {
             eprint!("\r\x1b[2K  {}: {} s  {detail}", self.label, elapsed.as_secs());
-            // A progress line that cannot be shown is no reason to stop.
+            // A progress line that cannot be shown is not a reason to stop.
             let _ = std::io::stderr().flush();
         } else {
             println!("  {}: running for {} s  {detail}", self.label, elapsed.as_secs());

@@ -68,7 +68,7 @@ pub(crate) fn test(
         };
         println!("  SMIs taken {context}: {taken}");
     }
-    // Where the machine has no debug console there is no such file.
+    // Without a debug console there is no such file.
     for line in std::fs::read_to_string(debug_console(run.dir.path()))
         .unwrap_or_default()
         .lines()
@@ -113,7 +113,7 @@ fn refusal(
     run.conclude(verdict, Counts::ONE)
 }
 
-/// Words that must stand in a serial line, if any.
+/// Words that a serial line must contain, if any.
 struct Words {
     due: Option<&'static str>,
     said: bool,
@@ -127,7 +127,7 @@ impl Words {
         }
     }
 
-    /// Takes a line; `true` where the words are in it.
+    /// Takes a line; `true` if the words are in it.
     fn take(&mut self, line: &str) -> bool {
         let is_it = self.due.is_some_and(|due| line.contains(due));
         self.said |= is_it;
@@ -180,7 +180,7 @@ struct Run {
 }
 
 impl Run {
-    /// Boots the machine and waits for its end. Serial lines are shown where `take` says so.
+    /// Boots the machine and waits for its end. Serial lines are shown if `take` says so.
     fn start(
         shell: &Shell,
         machine: &Machine,
@@ -249,7 +249,7 @@ impl Run {
             .map_or_else(|| "a kill".to_owned(), |status| status.to_string())
     }
 
-    /// Shows what helps to find the fault, where there is one, and keeps the files of the run.
+    /// Shows what helps to find the fault, if there is one, and keeps the files of the run.
     fn conclude(self, verdict: Result<(), VerdictError>, counts: Counts) -> Result<Counts> {
         let Err(error) = verdict else {
             return Ok(counts);

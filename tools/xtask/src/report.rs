@@ -47,7 +47,7 @@ impl fmt::Display for Counts {
 pub(crate) struct Missing {
     /// What is not there.
     pub(crate) what: String,
-    /// The distribution's packages that bring it; none where it comes from elsewhere.
+    /// The distribution's packages that bring it; none if it comes from elsewhere.
     pub(crate) packages: Vec<&'static str>,
     /// What to do about it.
     pub(crate) remedy: String,

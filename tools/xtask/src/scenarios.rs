@@ -1,4 +1,4 @@
-//! Which scenario of the conformance suite ran where, and what came of it.
+//! Which scenario of the conformance suite ran on which machine, and its result.
 
 use crate::process::{self, require_success};
 use anyhow::{Result, bail};
@@ -84,7 +84,7 @@ impl fmt::Display for Scenarios {
         };
         let width = self.names.iter().map(String::len).max();
         let width = width.unwrap_or_default();
-        // The machines' names stand above their columns, one line each.
+        // The machines' names are above their columns, one line each.
         for (column, (machine, _)) in self.machines.iter().enumerate() {
             writeln!(f, "{:width$}  {}{machine}", "", "|  ".repeat(column))?;
         }

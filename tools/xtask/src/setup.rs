@@ -24,7 +24,7 @@ pub(crate) struct Setup {
     /// Install without a question.
     #[arg(long)]
     yes: bool,
-    /// Only report; ends with code 1 where something is missing.
+    /// Only report; ends with code 1 if something is missing.
     #[arg(long, conflicts_with_all = ["yes", "with_deny"])]
     check: bool,
     /// Also build and install cargo-deny, which takes some minutes.
@@ -38,7 +38,7 @@ pub(crate) struct Tool {
     pub(crate) name: &'static str,
     /// Which stages need it.
     why: &'static str,
-    /// Fails where it is not installed, with the packages that bring it.
+    /// Fails if it is not installed, with the packages that bring it.
     find: fn(&Shell) -> Result<(), Missing>,
 }
 
@@ -170,13 +170,13 @@ pub(crate) fn ovmf_file(name: &str) -> PathBuf {
 }
 
 impl Tool {
-    /// Fails with [`Missing`] where this is not installed.
+    /// Fails with [`Missing`] if this is not installed.
     pub(crate) fn require(&self, shell: &Shell) -> Result<(), Missing> {
         (self.find)(shell)
     }
 }
 
-/// Fails where there is no such program, which `package` brings.
+/// Fails if there is no such program, which `package` brings.
 fn program(name: &str, package: &'static str) -> Result<(), Missing> {
     match process::find(name) {
         Some(_) => Ok(()),
@@ -184,7 +184,7 @@ fn program(name: &str, package: &'static str) -> Result<(), Missing> {
     }
 }
 
-/// Fails where one of the files is not there; `package` brings them all.
+/// Fails if one of the files is missing; `package` brings them all.
 fn files(files: &[PathBuf], package: &'static str) -> Result<(), Missing> {
     match files.iter().find(|file| !file.is_file()) {
         None => Ok(()),

@@ -126,14 +126,14 @@ fn require_all(
     .into())
 }
 
-/// A command that succeeds or fails as a whole; its output matters only where it fails.
+/// A command that succeeds or fails as a whole; its output matters only if it fails.
 fn check(command: Command) -> Result<Counts> {
     let label = label(&command);
     process::run_quietly(&label, command)?;
     Ok(Counts::ONE)
 }
 
-/// What cargo says about its progress, which is no part of a test's output.
+/// What cargo says about its progress, which is not part of a test's output.
 const CARGO_PROGRESS: [&str; 10] = [
     "Adding ",
     "Blocking ",

@@ -52,9 +52,9 @@ enum Kind {
     Installed,
     /// They are built from source.
     BuildStd {
-        /// The compiler, where it is not the active one.
+        /// The compiler, if it is not the active one.
         rustc: Option<PathBuf>,
-        /// The linker, where the compiler does not find its own.
+        /// The linker, if the compiler does not find its own.
         linker: Option<PathBuf>,
     },
 }

@@ -122,7 +122,7 @@ impl Transcript {
             }
         };
         *counter = counter.saturating_add(1);
-        // The suite's tests have a prefix where there are others beside it.
+        // The suite's tests have a prefix if there are others as well.
         let scenario = name.strip_prefix("conformance.").unwrap_or(name);
         match self.outcomes.insert(scenario.to_owned(), outcome) {
             None => Ok(()),
@@ -198,7 +198,7 @@ impl Transcript {
     }
 }
 
-/// `None` where the line is not ours, an error where it should be and is damaged.
+/// `None` if the line is not ours, an error if it is ours and damaged.
 fn parse(line: &str) -> Option<Result<Said<'_>, ()>> {
     let (word, rest) = line.split_once(' ')?;
     let said = match word {

@@ -131,7 +131,7 @@ mod loader {
         let mut size = len;
         // SAFETY: the protocol that the function belongs to, and memory for `size` bytes.
         check(unsafe { read(opened, &raw mut size, start.cast()) })?;
-        // SAFETY: allocated above, never freed, and nobody else's.
+        // SAFETY: allocated above, never freed, and used only here.
         Ok(unsafe { core::slice::from_raw_parts_mut(start, size) })
     }
 

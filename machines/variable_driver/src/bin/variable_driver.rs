@@ -64,7 +64,7 @@ mod driver {
     }
 
     unsafe extern "efiapi" fn on_exit_boot_services(_: efi::Event, _: *mut c_void) {
-        // Nothing can be done where MM refuses.
+        // Nothing can be done if MM refuses.
         let _ = Message::begin().and_then(|message| message.send(function::EXIT_BOOT_SERVICE, 0));
     }
 
@@ -97,7 +97,7 @@ mod driver {
             if BUSY.swap(true, Ordering::SeqCst) {
                 return Err(efi::Status::NOT_READY);
             }
-            // SAFETY: allocated by `run`, mapped by whoever owns the address space, and only reached by the holder of `BUSY`.
+            // SAFETY: allocated by `run`, mapped by the owner of the address space, and only accessed by the holder of `BUSY`.
             let region = unsafe { SharedRegion::new(BUFFER.load(Ordering::SeqCst), LEN) };
             region.map(Self).map_err(|_null| {
                 BUSY.store(false, Ordering::SeqCst);
@@ -291,7 +291,7 @@ mod driver {
                 if found > room {
                     return Err(efi::Status::DEVICE_ERROR);
                 }
-                // SAFETY: as above: `found` is no more than the room that the caller has.
+                // SAFETY: `found` is no more than the room that the caller has.
                 let to = unsafe { memory(data, found) }.ok_or(efi::Status::INVALID_PARAMETER)?;
                 copy(&message.0, PAYLOAD.saturating_add(data_at), &to, 0, found)?;
             }

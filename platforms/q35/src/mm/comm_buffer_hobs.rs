@@ -93,7 +93,7 @@ struct CommBuffer {
     status: U64,
 }
 
-/// Adds the HOBs of all comm buffers to the list. Where there is no room for all of them the list stays as it is, and MM is
+/// Adds the HOBs of all comm buffers to the list. If there is no room for all of them the list stays as it is, and MM is
 /// not configured.
 ///
 /// # Safety
@@ -117,7 +117,7 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
     let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
     // SAFETY: `place` took these bytes from the end of free memory.
     unsafe { base.write_bytes(0, len) };
-    // SAFETY: as for the reading above. The HOBs that it counts now stand.
+    // SAFETY: the same PHIT HOB that was read above. The HOBs that it counts are written now.
     unsafe { phit.write(table) };
 }
 

@@ -1,4 +1,4 @@
-//! Sees to it that SMRAM is locked before anything else runs.
+//! Makes sure that SMRAM is locked on Q35 before any driver runs.
 
 use crate::chipset::Q35Chipset;
 use alloc::vec::Vec;
@@ -11,12 +11,12 @@ use patina::error::Result;
 use patina::standard::efi::protocols::loaded_image;
 use q35_mm::chipset::{is_locked, lock_without_mm};
 
-/// Component: locks SMRAM when the first driver was loaded, before it is started, if it is not
+/// Component: locks SMRAM after the first driver is loaded and before it is started, if it is not
 /// locked by then.
 ///
-/// The launcher locks it, even if the launch fails. But it does not come to that if a HOB is
-/// missing or wrong, or if the configuration is never locked. This component needs nothing of all
-/// that: it depends on the core alone.
+/// The launcher locks it, even if the launch fails. But the launcher does not run if a
+/// HOB is missing or wrong, or if the configuration is never locked. This component depends only on
+/// the core.
 pub(crate) struct SmramGuard;
 
 #[component]

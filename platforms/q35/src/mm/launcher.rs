@@ -1,14 +1,14 @@
-//! Puts the MM image into SMRAM, and locks it in.
+//! Copies the MM image into SMRAM, and locks SMRAM.
 //!
-//! 1. SMRAM is opened, the image copied there, and what MM has to know written behind it.
-//! 2. Code that moves SMBASE into SMRAM is put to 0x38000, in ordinary memory, where the first SMI starts. Then SMIs are
+//! 1. SMRAM is opened, the image copied there, and the data that MM needs is written behind it.
+//! 2. Code that moves SMBASE into SMRAM is copied to 0x38000, in ordinary memory, where the first SMI starts. Then SMIs are
 //!    switched on, and the first one is raised.
-//! 3. The second one starts MM, which says whether it accepts what it was told.
+//! 3. The second one starts MM, which reports whether it accepts that data.
 //! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset only MM reaches SMRAM.
 //!
 //! All of it happens before any driver is started, and before anything from outside this firmware.
 //! SMRAM is locked even if one of the steps failed, so that no other code can put an MM of its own
-//! there; if it did not come to these steps at all, `guard` locks it.
+//! there; if the launcher did not run at all, `guard` locks it.
 //!
 //! A failed launch leaves SMIs switched off, but not for good: under QEMU any code in ring 0 can
 //! switch them on, and run code of its own in System Management Mode if SMBASE was not moved, or if

@@ -37,11 +37,11 @@ unsafe impl ProtocolInterface for SmmControl2 {
 /// The driver's own function while [`quiet_trigger`] is in its place; null before.
 static DRIVERS: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Component: has the firmware raise SMIs with external interrupts held back.
+/// Component: makes the firmware raise SMIs with external interrupts held back.
 ///
-/// Before the end of DXE, SMM drivers call boot services. Patina's switch interrupts on where they
-/// lower the TPL, as everywhere, and in SMM nothing takes one: SMM's interrupt table has exceptions
-/// only. The task priority of the processor keeps them back until SMM is left.
+/// Before the end of DXE, SMM drivers call boot services. Patina's switch interrupts on when they
+/// lower the TPL, also in SMM, but nothing can handle one there: SMM's interrupt table has exceptions
+/// only. The task priority of the processor holds them back until SMM is left.
 pub(crate) struct QuietSmis;
 
 #[component]

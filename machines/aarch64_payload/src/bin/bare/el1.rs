@@ -16,7 +16,7 @@ global_asm!(include_str!("el1.s"));
 unsafe extern "C" {
     /// Gives each vector register a value of its own.
     fn fill_vectors(seed: u64);
-    /// How many halves of vector registers have not the value that `fill_vectors` gave them with
+    /// How many halves of vector registers do not have the value that `fill_vectors` gave them with
     /// the same seed.
     fn changed_vectors(seed: u64) -> u64;
 }
