@@ -4,7 +4,7 @@ use crate::executor::{MmiCount, SmmCoreExecutor};
 use crate::q35::{self, Q35};
 use crate::smm_core::SmmCorePrivate;
 use crate::tests::Tests;
-use crate::{host_tests, lab};
+use crate::{hobs, host_tests, lab};
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec;
@@ -69,6 +69,17 @@ fn run(firmware: Firmware) -> bool {
         return tell(firmware, memory);
     }
     host_tests::run(&mut report.borrow_mut(), firmware);
+    // Not this repository's machines: what `cargo xtask test --machine own` boots may have them.
+    let hobs = hobs::find(firmware);
+    if !hobs.is_empty() {
+        return hobs::run(&report, firmware, &hobs);
+    }
+    if let Err(error) = SmmCorePrivate::find(firmware, &BootProtocols::new(firmware.boot())) {
+        let why = alloc::format!("no comm-buffer HOB, and no SMM core to reach: {error}");
+        let mut report = report.borrow_mut();
+        report.verdict("firmware.has_mm", Err(NotOk::Failed(why)));
+        return report.finish(0);
+    }
 
     let mut dispatcher = Dispatcher::new();
     match configuration(memory) {
@@ -143,7 +154,7 @@ fn configuration(memory: *mut u8) -> Result<MmCommunicationConfiguration> {
     })
 }
 
-fn all_succeeded(outcome: &Outcome) -> core::result::Result<(), NotOk> {
+pub(crate) fn all_succeeded(outcome: &Outcome) -> core::result::Result<(), NotOk> {
     log::info!("{} components succeeded", outcome.succeeded.len());
     for (component, why) in &outcome.not_run {
         log::error!("{component} never ran: {why}");

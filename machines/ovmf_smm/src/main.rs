@@ -8,6 +8,7 @@
 //! | module | content |
 //! |---|---|
 //! | `app` | the entry point, the configuration, the components |
+//! | `hobs` | the tests where the firmware announces comm buffers in HOBs: edk2 with Standalone MM, Project Mu |
 //! | `executor` | the ways into SMM |
 //! | `smm_core` | the block that edk2's SMM IPL shares with its SMM core |
 //! | `q35` | where the chipset has its SMI registers |
@@ -25,6 +26,8 @@ extern crate alloc;
 mod app;
 #[cfg(target_os = "uefi")]
 mod executor;
+#[cfg(target_os = "uefi")]
+mod hobs;
 #[cfg(target_os = "uefi")]
 mod host_tests;
 #[cfg(target_os = "uefi")]

@@ -27,10 +27,10 @@ use uefi_app::firmware::next_variable;
 use zerocopy::IntoBytes;
 
 /// The vendor of the variable that the tests write.
-const VENDOR: BinaryGuid = BinaryGuid::from_string("1b838190-4b8e-4f0c-8a3c-2d6f3c3f7a10");
+pub(crate) const VENDOR: BinaryGuid = BinaryGuid::from_string("1b838190-4b8e-4f0c-8a3c-2d6f3c3f7a10");
 
 /// A GUID that no handler has.
-const NOBODY: Guid = guid!("0f7f64c5-1a0e-4f43-9f1d-7d8a5c0b6e21");
+pub(crate) const NOBODY: Guid = guid!("0f7f64c5-1a0e-4f43-9f1d-7d8a5c0b6e21");
 
 /// `gEfiSmmFaultTolerantWriteProtocolGuid`.
 const FAULT_TOLERANT_WRITE: Guid = guid!("3868fc3b-7e45-43a7-906c-4ba47de1754d");
@@ -180,7 +180,7 @@ fn ask(mm: &dyn MmCommunication, recipient: Guid, message: &[u8]) -> Result<Vec<
     mm.communicate(BUFFER_ID, message, as_patina(&recipient).as_guid())
 }
 
-fn as_patina(guid: &Guid) -> BinaryGuid {
+pub(crate) fn as_patina(guid: &Guid) -> BinaryGuid {
     BinaryGuid::from_bytes(&guid.to_bytes())
 }
 

@@ -5,11 +5,15 @@ use core::ffi::c_void;
 use log::LevelFilter;
 use ovmf_platform::{WritableImages, machine, timer};
 use patina::UefiSpecVersion;
-use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
+#[cfg(not(feature = "own"))]
+use patina_dxe_core::Config;
+use patina_dxe_core::{Add, Component, ComponentInfo, Core, CpuInfo, MemoryInfo, PlatformInfo};
 use patina_ffs_extractors::NullSectionExtractor;
-use patina_mm::component::protocols::FirmwareMmCommunication;
-use patina_mm::component::sw_mmi_manager::SwMmiManager;
-use patina_mm::config::{AcpiBase, MmCommunicationConfiguration, MmiPort};
+#[cfg(not(feature = "own"))]
+use patina_mm::{
+    component::{protocols::FirmwareMmCommunication, sw_mmi_manager::SwMmiManager},
+    config::{AcpiBase, MmCommunicationConfiguration, MmiPort},
+};
 
 static LOGGER: machine::Logger = machine::logger();
 
@@ -17,12 +21,26 @@ static LOGGER: machine::Logger = machine::logger();
 static CORE: Core<Q35Smm> = Core::new(NullSectionExtractor);
 
 /// The comm buffer for messages to edk2's handlers.
+#[cfg(not(feature = "own"))]
 pub(crate) const BUFFER_ID: u8 = 0;
 /// Its pages.
+#[cfg(not(feature = "own"))]
 const BUFFER_PAGES: usize = 16;
 
 struct Q35Smm;
 
+#[cfg(feature = "own")]
+impl ComponentInfo for Q35Smm {
+    fn components(mut add: Add<'_, Component>) {
+        add.component(WritableImages);
+        add.component(ovmf_platform::FlashMapping);
+        add.component(QuietSmis);
+        add.component(SmmDispatch);
+        crate::own::add_components(&mut add);
+    }
+}
+
+#[cfg(not(feature = "own"))]
 impl ComponentInfo for Q35Smm {
     fn configs(mut add: Add<'_, Config>) {
         add.config(MmCommunicationConfiguration {
@@ -70,5 +88,7 @@ extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
     // It fails only if a logger is installed already, and this is the first code that runs.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(LevelFilter::Info);
+    #[cfg(feature = "own")]
+    crate::own::look_for_hobs(hob_list);
     CORE.entry_point(hob_list)
 }

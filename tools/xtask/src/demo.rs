@@ -27,7 +27,7 @@ const SIM: &str = "sim";
   cargo xtask demo --machine aarch64     on stock UEFI firmware above a secure world, by FF-A")]
 pub(crate) struct Demo {
     /// Where to run it.
-    #[arg(long, value_name = "NAME", default_value = SIM, value_parser = machine::names(SIM))]
+    #[arg(long, value_name = "NAME", default_value = SIM, value_parser = machine::names(&[SIM]))]
     machine: String,
     /// How long a machine may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]

@@ -154,13 +154,25 @@ pub(crate) fn build(
         || target_dir().join(format!("firmware/{}{suffix}.fd", platform.name)),
         Path::to_path_buf,
     );
-    let ovmf = ovmf_file(platform.ovmf);
+    pack(shell, &ovmf_file(platform.ovmf), &core, &output, &files)?;
+    Ok(output)
+}
+
+/// Puts the core of platform patina-smm, configured by HOBs, into a copy of somebody's flash image.
+pub(crate) fn build_into(shell: &Shell, ovmf: &Path) -> Result<PathBuf> {
+    let core = program(shell, X86_64_UEFI, PATINA_SMM.package, &["own"], None)?;
+    let output = target_dir().join("firmware/own.fd");
+    pack(shell, ovmf, &core, &output, &[])?;
+    Ok(output)
+}
+
+/// Puts a DXE core into a copy of a flash image; `files` are further arguments of the image tool.
+fn pack(shell: &Shell, ovmf: &Path, core: &Path, output: &Path, files: &[String]) -> Result<()> {
     let tool = cmd!(
         shell,
         "cargo run --package ovmf_image -- --ovmf {ovmf} --core {core} --output {output} {files...}"
     );
-    process::run_quietly("flash image", tool.into())?;
-    Ok(output)
+    process::run_quietly("flash image", tool.into())
 }
 
 /// Builds the MM core that platform patina-q35 puts into SMRAM.

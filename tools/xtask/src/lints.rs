@@ -18,7 +18,7 @@ struct Programs {
     q35_mm: Option<bool>,
 }
 
-const PROGRAMS: [Programs; 16] = [
+const PROGRAMS: [Programs; 17] = [
     plain(X86_64_UEFI, &["-p", "mm_doctor"]),
     plain(AARCH64_UEFI, &["-p", "mm_doctor"]),
     plain(
@@ -34,6 +34,7 @@ const PROGRAMS: [Programs; 16] = [
     },
     plain(X86_64_UEFI, &["-p", "q35_smm"]),
     plain(X86_64_UEFI, &["-p", "q35_smm", "--features", "conformance"]),
+    plain(X86_64_UEFI, &["-p", "q35_smm", "--features", "own"]),
     plain(X86_64_NONE, &["-p", "q35_mm", "--features", "conformance"]),
     Programs {
         target: X86_64_UEFI,

@@ -119,7 +119,52 @@ pub(crate) struct Boot<'a> {
     pub(crate) mode: Mode,
     /// The name of one of [`Machine::variants`].
     pub(crate) variant: &'static str,
+    /// The firmware that machine [`OWN`] boots.
+    pub(crate) own: Option<&'a Firmware>,
 }
+
+/// Firmware that somebody names.
+#[derive(Clone, Debug)]
+pub(crate) struct Firmware {
+    /// Its code.
+    pub(crate) code: PathBuf,
+    /// An empty variable store for it.
+    pub(crate) vars: PathBuf,
+}
+
+/// Boots the firmware that somebody names, edk2's OvmfPkg or another one for Q35, with the application of machine `ovmf-smm`.
+pub(crate) const OWN: Machine = Machine {
+    name: "own",
+    tools: &[&QEMU_X86, &RUST_UEFI],
+    // What passes depends on the firmware.
+    variants: &[Variant::new("", false, 1)],
+    build: |shell| build_uefi(shell, OVMF_APP),
+    demo_lines: &[],
+    command: |shell, boot| {
+        let firmware = boot.own.context("no firmware was named")?;
+        own(shell, boot, &firmware.code, boot.image)
+    },
+    exit_code: DEBUG_EXIT_SUCCESS,
+    // The firmware's own words differ.
+    smis: Smis::LoggedSince("TEST "),
+};
+
+/// The same with a Patina DXE core put into a copy of the firmware.
+pub(crate) const OWN_WITH_CORE: Machine = Machine {
+    name: "own core",
+    tools: &[&QEMU_X86, &RUST_UEFI],
+    variants: &[Variant::new("", false, 1)],
+    build: |shell| build_uefi(shell, BENCH_APP),
+    demo_lines: &[],
+    command: |shell, boot| {
+        let firmware = boot.own.context("no firmware was named")?;
+        let image = image::build_into(shell, &firmware.code)?;
+        own(shell, boot, &image, boot.image)
+    },
+    exit_code: DEBUG_EXIT_SUCCESS,
+    // Where no comm buffer is announced, none is raised.
+    smis: Smis::None,
+};
 
 /// All of them.
 pub(crate) const MACHINES: &[Machine] = &[
@@ -256,9 +301,10 @@ pub(crate) fn find(name: &str) -> Option<&'static Machine> {
     MACHINES.iter().find(|machine| machine.name == name)
 }
 
-/// What can be named on the command line: one word for no machine of the table, and all that are in it.
-pub(crate) fn names(first: &'static str) -> PossibleValuesParser {
-    PossibleValuesParser::new(std::iter::once(first).chain(MACHINES.iter().map(|machine| machine.name)))
+/// What can be named on the command line: words for no machine of the table, and all that are in it.
+pub(crate) fn names(others: &[&'static str]) -> PossibleValuesParser {
+    let all = MACHINES.iter().map(|machine| machine.name);
+    PossibleValuesParser::new(others.iter().copied().chain(all))
 }
 
 /// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice that, plus one.
@@ -325,6 +371,15 @@ fn with_smm<'s>(qemu: Cmd<'s>, boot: &Boot<'_>) -> Cmd<'s> {
     qemu.args(ONLY_SMM_WRITES_FLASH).args(qemu::log_smis(boot.dir))
 }
 
+/// Q35 with firmware that somebody named.
+fn own(shell: &Shell, boot: &Boot<'_>, code: &Path, application: &Path) -> Result<Command> {
+    let qemu = with_smm(q35(shell, code, application, boot)?, boot);
+    // As much SMRAM as edk2 with Standalone MM needs; others use what they need. The VGA device covers the SMRAM of machine
+    // patina-q35, whose image can be named, too.
+    let devices = ["-global", "mch.extended-tseg-mbytes=32", "-device", "VGA"];
+    Ok(qemu.args(devices).into())
+}
+
 /// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
 fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = uefi_product(shell, BENCH_APP)?;
@@ -370,6 +425,7 @@ pub(crate) fn with_doctor(
         dir,
         mode: Mode::Demo,
         variant: "uefi",
+        own: None,
     };
     let command = match which {
         Doctor::OvmfSmm => with_smm(q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?, &boot).into(),
@@ -400,17 +456,23 @@ pub(crate) fn with_doctor(
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.
 fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -> Result<Cmd<'s>> {
     let Boot {
-        dir, mode, variant, ..
+        dir,
+        mode,
+        variant,
+        own,
+        ..
     } = *boot;
     let (memory, mode) = match variant.strip_suffix(MIB) {
         Some(memory) => (memory, PLATFORM_TESTS),
+        None if own.is_some() => ("512", mode.word()),
         None => ("256", mode.word()),
     };
+    let empty_vars = own.map_or_else(|| ovmf_file(OVMF_VARS), |own| own.vars.clone());
     let boot = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
     shell.copy_file(application, boot.join("BOOTX64.EFI"))?;
     shell.write_file(boot.join("MODE.TXT"), mode)?;
     let vars = dir.join("vars.fd");
-    shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
+    shell.copy_file(empty_vars, &vars)?;
 
     let esp = format!("format=raw,file=fat:rw:{}", path(&dir.join("esp"))?);
     Ok(q35_with_flash(shell, code, &vars, memory)?

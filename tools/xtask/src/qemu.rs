@@ -1,6 +1,6 @@
 //! One run of a machine: files, command line, deadline, exit code.
 
-use crate::machine::{Boot, DEBUG_EXIT_FAILURE, Machine, Mode, Smis, Variant};
+use crate::machine::{Boot, DEBUG_EXIT_FAILURE, Firmware, Machine, Mode, Smis, Variant};
 use crate::process;
 use crate::report::{Counts, Failed};
 use crate::scenarios::Scenarios;
@@ -40,6 +40,7 @@ pub(crate) fn test(
     variant: &Variant,
     deadline: Duration,
     scenarios: &mut Scenarios,
+    own: Option<&Firmware>,
 ) -> Result<Counts> {
     let mut words = Words::of(variant);
     if variant.refused {
@@ -51,7 +52,8 @@ pub(crate) fn test(
             .iter()
             .any(|word| line.starts_with(word))
     };
-    let run = Run::start(shell, machine, variant.name, Mode::Test, deadline, |line| {
+    let place = (variant.name, own);
+    let run = Run::start(shell, machine, place, Mode::Test, deadline, |line| {
         transcript.take(line);
         words.take(line);
         is_protocol(line)
@@ -102,7 +104,8 @@ fn refusal(
     mut words: Words,
     deadline: Duration,
 ) -> Result<Counts> {
-    let mut run = Run::start(shell, machine, variant, Mode::Test, deadline, |line| {
+    let place = (variant, None);
+    let mut run = Run::start(shell, machine, place, Mode::Test, deadline, |line| {
         words.take(line)
     })?;
     run.expected = DEBUG_EXIT_FAILURE;
@@ -146,7 +149,7 @@ impl Words {
 pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: bool) -> Result<String> {
     let variant = machine.variants.first().map_or("", |variant| variant.name);
     let mut log = String::new();
-    let run = Run::start(shell, machine, variant, Mode::Demo, deadline, |line| {
+    let run = Run::start(shell, machine, (variant, None), Mode::Demo, deadline, |line| {
         let logged = logged(line);
         for text in logged.iter().flat_map(|line| [line, "\n"]) {
             log.push_str(text);
@@ -184,7 +187,7 @@ impl Run {
     fn start(
         shell: &Shell,
         machine: &Machine,
-        variant: &'static str,
+        (variant, own): (&'static str, Option<&Firmware>),
         mode: Mode,
         deadline: Duration,
         mut take: impl FnMut(&str) -> bool,
@@ -199,6 +202,7 @@ impl Run {
             dir: dir.path(),
             mode,
             variant,
+            own,
         };
         let command = (machine.command)(shell, &boot)?;
         let command_line = quoted(&command);

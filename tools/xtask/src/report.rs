@@ -64,6 +64,11 @@ impl Missing {
     }
 }
 
+/// A stage that has nothing to do, which is not a failure anywhere.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct NothingToDo(pub(crate) &'static str);
+
 /// A stage whose tests ran, some without success.
 #[derive(Debug, Error)]
 #[error("{reason}")]
@@ -112,7 +117,7 @@ impl Report {
     fn add(&mut self, name: &str, time: Duration, result: Result<Counts>, missing_is_failure: bool) {
         let (outcome, counts, reason) = match result {
             Ok(counts) => (Outcome::Passed, counts, String::new()),
-            Err(error) if error.is::<Missing>() && !missing_is_failure => (
+            Err(error) if error.is::<NothingToDo>() || error.is::<Missing>() && !missing_is_failure => (
                 Outcome::Skipped,
                 Counts {
                     skipped: 1,
@@ -255,6 +260,22 @@ mod tests {
         let failed = report(true);
         assert!(!failed.is_success());
         assert!(failed.to_string().ends_with("\n12 passed, 1 failed, 2 skipped\n"));
+    }
+
+    #[test]
+    fn a_stage_without_work_is_skipped_everywhere() {
+        for missing_is_failure in [false, true] {
+            let mut report = Report::default();
+            let nothing = Err(NothingToDo("no firmware named").into());
+            report.add("own", Duration::ZERO, nothing, missing_is_failure);
+            assert!(report.is_success());
+            assert!(
+                report
+                    .to_string()
+                    .contains("own   | skipped | 0.0 s | no firmware named\n"),
+                "{report}"
+            );
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! All tests of this repository, stage by stage.
 
-use crate::machine::{self, MACHINES};
+use crate::machine::{self, Firmware, MACHINES, OWN, OWN_WITH_CORE};
 use crate::process::{self, require_success};
 use crate::qemu;
-use crate::report::{Counts, Failed, Report};
+use crate::report::{Counts, Failed, NothingToDo, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
@@ -11,6 +11,7 @@ use crate::{asm, bench, demo, doctor, downstream, guide, image, lints, page, siz
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
+use std::path::{PathBuf, absolute};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -30,14 +31,25 @@ const HOST_LEAST: u64 = 543;
 #[command(after_help = "Examples:
   cargo xtask test                       everything
   cargo xtask test --machine host        formatting, lints, tests and documentation, without QEMU
-  cargo xtask test --machine ovmf-smm    only what runs on this machine")]
+  cargo xtask test --machine ovmf-smm    only what runs on this machine
+  cargo xtask test --machine own --code OVMF_CODE.fd --vars OVMF_VARS.fd [--core]
+                                         firmware of yours, alone or with a Patina DXE core in it")]
 pub(crate) struct Test {
     /// Only this machine; can be given more than once.
-    #[arg(long, value_name = "NAME", value_parser = machine::names(HOST))]
+    #[arg(long, value_name = "NAME", value_parser = machine::names(&[HOST, OWN.name]))]
     machine: Vec<String>,
     /// How long a machine may take from power-on to its verdict, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     deadline: u64,
+    /// The firmware of machine own: its code.
+    #[arg(long, value_name = "FILE", requires = "vars")]
+    code: Option<PathBuf>,
+    /// An empty variable store for that firmware.
+    #[arg(long, value_name = "FILE", requires = "code")]
+    vars: Option<PathBuf>,
+    /// Also puts a Patina DXE core into that firmware, which HOBs configure.
+    #[arg(long, requires = "code")]
+    core: bool,
 }
 
 pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
@@ -79,13 +91,33 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     for machine in MACHINES.iter().filter(|machine| wanted(machine.name)) {
         for variant in machine.variants {
             report.stage(&machine.stage_name(variant), || {
-                qemu::test(shell, machine, variant, deadline, &mut scenarios)
+                qemu::test(shell, machine, variant, deadline, &mut scenarios, None)
             });
         }
         report.stage(&format!("{} demo", machine.name), || {
             qemu::demo(shell, machine, deadline, false)?;
             Ok(Counts::ONE)
         });
+    }
+    if wanted(OWN.name) {
+        let own = options.code.as_ref().zip(options.vars.as_ref());
+        // Commands run in the repository; paths are meant from where this was started.
+        let own = own.map(|(code, vars)| -> Result<_> {
+            Ok(Firmware {
+                code: absolute(code)?,
+                vars: absolute(vars)?,
+            })
+        });
+        let own = own.transpose()?;
+        let machines = [Some(&OWN), options.core.then_some(&OWN_WITH_CORE)];
+        for machine in machines.into_iter().flatten() {
+            for variant in machine.variants {
+                report.stage(machine.name, || match &own {
+                    Some(own) => qemu::test(shell, machine, variant, deadline, &mut scenarios, Some(own)),
+                    None => Err(NothingToDo("no firmware named: --code FILE --vars FILE").into()),
+                });
+            }
+        }
     }
     if options.machine.is_empty() {
         doctor::stages(shell, deadline, |name, stage| report.stage(name, stage));

@@ -167,15 +167,15 @@ impl Transcript {
         if total == 0 {
             return Err(VerdictError::NoTests);
         }
+        if !self.failed.is_empty() {
+            return Err(VerdictError::TestsFailed(self.failed.clone()));
+        }
         let raised = self.smis.ok_or(VerdictError::NoSmis)?;
         if let Some(taken) = taken {
             self.require_smis()?;
             if taken < raised {
                 return Err(VerdictError::SmisNotTaken { raised, taken });
             }
-        }
-        if !self.failed.is_empty() {
-            return Err(VerdictError::TestsFailed(self.failed.clone()));
         }
         let missing = scenarios.missing_in(&self.outcomes);
         if expected.suite && !missing.is_empty() {

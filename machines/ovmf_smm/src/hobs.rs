@@ -1,0 +1,309 @@
+//! Firmware that announces its comm buffers in HOBs, as edk2 with Standalone MM and Project Mu do: `patina_mm`'s own components
+//! configure themselves, and what they get is asked in three ways. An unsafe island (`docs/unsafe.md`).
+
+use crate::app::{SharedReport, all_succeeded};
+use crate::q35::Q35;
+use crate::tests::{NOBODY, VENDOR, as_patina};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use mm_comm::SmiEnable;
+use mm_conformance::lab::{CCall, CProtocol};
+use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID};
+use mm_wire::message::variable::{self, FunctionHeader, function};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, PAGE_LEN};
+use patina::BinaryGuid;
+use patina::component::component;
+use patina::component::params::Config;
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina::component::service::{IntoService, Service};
+use patina::pi::hob::{Hob, HobList};
+use patina::standard::efi;
+use patina::uefi::boot_services::BootServices;
+use patina::uefi::boot_services::tpl::Tpl;
+use patina_harness::c_abi;
+use patina_harness::dispatcher::Dispatcher;
+use patina_harness::protocols::{HostProtocols, SharedProtocols};
+use patina_harness::report::{NotOk, ensure, equal, failed};
+use patina_harness::variables::{VariableError, VariableId, VariableService};
+use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
+use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
+use patina_mm::component::sw_mmi_manager::{SwMmiManager, TriggerError};
+use patina_mm::config::{CommunicateBuffer, MmCommunicationConfiguration};
+use patina_mm::service::MmCommunication;
+use uefi_app::Firmware;
+use uefi_app::firmware::next_variable;
+use uefi_app::protocols::BootProtocols;
+use zerocopy::IntoBytes;
+
+/// Where the HOB list is (PI 1.9, volume 3, 4.3).
+const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-0090273fc14d");
+
+/// `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4, 5.7.2).
+const COMMUNICATION2: BinaryGuid = BinaryGuid::from_string("378daedc-f06b-4446-8314-40ab933c87a3");
+
+/// `gEfiSmmVariableProtocolGuid`, which edk2 installs in the DXE phase too: the variables of this firmware are in MM.
+const VARIABLES_ARE_IN_MM: BinaryGuid = BinaryGuid::from_string("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
+
+/// Pages of the comm buffer for the firmware's protocol.
+const FIRMWARES_PAGES: usize = 16;
+
+/// The comm-buffer HOBs of this firmware: GUID and data.
+pub(crate) fn find(firmware: Firmware) -> Vec<(BinaryGuid, Vec<u8>)> {
+    let mut list = HobList::default();
+    if let Some(start) = firmware.configuration_table(&HOB_LIST) {
+        list.discover_hobs(start.cast_const());
+    }
+    let wanted = [COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID].map(|guid| as_patina(&guid));
+    list.iter()
+        .filter_map(|hob| match hob {
+            Hob::GuidHob(hob, data) if wanted.contains(&hob.name) => Some((hob.name, data.to_vec())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Runs the tests; `true` if all passed.
+pub(crate) fn run(report: &SharedReport, firmware: Firmware, hobs: &[(BinaryGuid, Vec<u8>)]) -> bool {
+    // Beside a supervisor's buffer the users have the second one.
+    let regions = as_patina(&COMM_REGION_HOB_GUID);
+    let id = u8::from(hobs.iter().any(|(guid, _)| *guid == regions));
+    let tests = Tests {
+        firmware,
+        report: report.clone(),
+        sent: Rc::default(),
+        id,
+    };
+    let mut dispatcher = client(BootProtocols::new(firmware.boot()), hobs);
+    dispatcher.add(tests.clone());
+    let outcome = dispatcher.dispatch();
+    report
+        .borrow_mut()
+        .test("hobs.all_components_are_dispatched", || all_succeeded(&outcome));
+
+    // Protocols for C go to a database of the test's own: the firmware's may have the firmware's.
+    let protocols: &'static HostProtocols = Box::leak(Box::default());
+    let mut dispatcher = client(SharedProtocols(protocols), hobs);
+    dispatcher.add(MmCommunicationProducer::new(id));
+    let outcome = dispatcher.dispatch();
+    report
+        .borrow_mut()
+        .test("produced.all_components_are_dispatched", || {
+            all_succeeded(&outcome)
+        });
+    for protocol in [CProtocol::One, CProtocol::Two] {
+        tests.test(&format!("produced.{protocol:?}_brings_a_message_to_mm"), || {
+            tests.c_call(protocols, protocol)
+        });
+    }
+    let sent = tests.sent.get();
+    report.borrow_mut().finish(sent)
+}
+
+/// What a platform adds, and nothing else.
+fn client(protocols: impl IntoService + 'static, hobs: &[(BinaryGuid, Vec<u8>)]) -> Dispatcher {
+    let mut dispatcher = Dispatcher::new();
+    dispatcher.storage().add_service(protocols);
+    dispatcher.add(MmHobConfiguration::new().with_acpi_base(AcpiBaseSource::Ich9));
+    dispatcher.add(SwMmiManager::new());
+    dispatcher.add(MmCommunicator::new());
+    for (guid, data) in hobs {
+        for parse in dispatcher.storage().get_hob_parsers(guid) {
+            parse(data, dispatcher.storage());
+        }
+    }
+    dispatcher
+}
+
+/// Component: asks MM through the communicator, then through the firmware's own protocol.
+#[derive(Clone)]
+struct Tests {
+    firmware: Firmware,
+    report: SharedReport,
+    /// Messages that were sent, each of which raised an MMI.
+    sent: Rc<Cell<u64>>,
+    /// The comm buffer.
+    id: u8,
+}
+
+#[component]
+impl Tests {
+    fn entry_point(
+        self,
+        config: Config<MmCommunicationConfiguration>,
+        mm: Service<dyn MmCommunication>,
+        protocols: Service<dyn ProtocolServices>,
+    ) -> patina::error::Result<()> {
+        let buffer = config.comm_buffers.iter().find(|buffer| buffer.id() == self.id);
+        let has_mailbox = buffer.is_some_and(CommunicateBuffer::has_status_mailbox);
+        self.run_over("hobs", *mm, has_mailbox);
+        self.test("hobs.switched_off_smis_are_an_error", || {
+            self.switched_off_smis(*mm)
+        });
+        self.test("hobs.what_cannot_be_sent_raises_no_mmi", || {
+            let capacity = buffer.map_or(0, CommunicateBuffer::message_capacity);
+            let too_long = vec![0; capacity.saturating_add(1)];
+            let send = |id, message: &[u8]| mm.communicate(id, message, as_patina(&variable::GUID).as_guid());
+            equal(send(self.id, &too_long), Err(Status::CommBufferTooSmall))?;
+            equal(send(self.id, &[]), Err(Status::InvalidDataBuffer))?;
+            equal(
+                send(self.id.wrapping_add(7), &[1]),
+                Err(Status::CommBufferNotFound),
+            )
+        });
+        if let Err(why) = self.over_the_firmwares_protocol(protocols) {
+            self.test("communication2", || Err(why));
+        }
+        Ok(())
+    }
+}
+
+impl Tests {
+    fn test(&self, name: &str, test: impl FnOnce() -> Result<(), NotOk>) {
+        // The report is not borrowed while the test runs.
+        let verdict = test();
+        self.report.borrow_mut().verdict(name, verdict);
+    }
+
+    /// Sends a message. Nothing else of the firmware runs meanwhile: its own driver may use the same comm buffer.
+    fn ask(&self, mm: &dyn MmCommunication, recipient: Guid, message: &[u8]) -> Result<Vec<u8>, Status> {
+        let _undisturbed = self.firmware.boot().raise_tpl_guarded(Tpl::NOTIFY);
+        let response = mm.communicate(self.id, message, as_patina(&recipient).as_guid());
+        if !matches!(response, Err(Status::MmiNotRaised(_))) {
+            self.sent.set(self.sent.get().saturating_add(1));
+        }
+        response
+    }
+
+    fn run_over(&self, way: &str, mm: &dyn MmCommunication, tells_errors: bool) {
+        let variables = VariableService(|message: &[u8]| self.ask(mm, variable::GUID, message));
+        let test = |name: &str, test: &dyn Fn() -> Result<(), NotOk>| {
+            self.test(&format!("{way}.{name}"), test);
+        };
+        let served = |test: &dyn Fn() -> Result<(), NotOk>| match variables.payload_size() {
+            Err(VariableError::Exchange(Status::MmReturned(efi::Status::NOT_FOUND))) => {
+                Err(NotOk::Skipped("this MM has no variable service".into()))
+            }
+            _ => test(),
+        };
+        test("the_variable_service_tells_its_payload_size", &|| {
+            served(&|| {
+                let size = variables.payload_size()?;
+                log::info!("{way}: the variable service takes {size} bytes");
+                ensure(size >= 1024, format!("only {size} bytes"))
+            })
+        });
+        test(
+            "a_function_that_the_handler_does_not_know_is_its_own_error",
+            &|| {
+                served(&|| match variables.bare_call(99) {
+                    Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
+                    other => Err(failed(other)),
+                })
+            },
+        );
+        test("a_missing_handler_is_the_status_of_mm", &|| {
+            if !tells_errors {
+                return Err(NotOk::Skipped("without a mailbox MM cannot say so".into()));
+            }
+            match self.ask(mm, NOBODY, b"anybody there?") {
+                Err(Status::MmReturned(_)) => Ok(()),
+                other => Err(failed(other)),
+            }
+        });
+        let in_mm = || match BootProtocols::new(self.firmware.boot()).locate_interface(VARIABLES_ARE_IN_MM) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(NotOk::Skipped(
+                "this firmware does not keep its variables in MM".into(),
+            )),
+        };
+        test("mm_reads_the_variable_that_runtime_services_wrote", &|| {
+            in_mm()?;
+            variables.follow(self.firmware.runtime(), VENDOR.into_inner())
+        });
+        test("mm_lists_the_variables_that_runtime_services_list", &|| {
+            in_mm()?;
+            let mut current = VariableId::before_the_first();
+            let mut count = 0_u32;
+            loop {
+                let here = next_variable(&current.name, &current.vendor)?;
+                let there = variables.next(&current)?;
+                equal(&there, &here.map(|(name, vendor)| VariableId { vendor, name }))?;
+                let Some(next) = there else { break };
+                current = next;
+                count = count.saturating_add(1);
+            }
+            ensure(count > 10, format!("only {count} variables"))
+        });
+        test("1000_calls_work", &|| {
+            served(&|| {
+                let size = variables.payload_size()?;
+                (0..1000).try_for_each(|_| equal(variables.payload_size()?, size))
+            })
+        });
+    }
+
+    fn over_the_firmwares_protocol(&self, protocols: Service<dyn ProtocolServices>) -> Result<(), NotOk> {
+        if protocols.locate_interface(COMMUNICATION2).is_err() {
+            return Err(NotOk::Skipped(
+                "this firmware offers no EFI_MM_COMMUNICATION2_PROTOCOL".into(),
+            ));
+        }
+        let memory = self
+            .firmware
+            .allocate_runtime_pages(FIRMWARES_PAGES)
+            .map_err(failed)?;
+        // SAFETY: the pages were allocated for this and are never freed; only the communicator uses them.
+        let buffer =
+            unsafe { CommunicateBuffer::from_raw_parts(memory, FIRMWARES_PAGES * PAGE_LEN, self.id) };
+        let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
+        communicator
+            .set_comm_buffers(vec![buffer.map_err(failed)?])
+            .map_err(failed)?;
+        self.run_over("communication2", &communicator, false);
+        Ok(())
+    }
+
+    /// Takes APMC_EN away, as anyone in ring 0 can, and gives it back.
+    fn switched_off_smis(&self, mm: &dyn MmCommunication) -> Result<(), NotOk> {
+        let request = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
+        let request = || self.ask(mm, variable::GUID, request.as_bytes());
+        match Q35::new()
+            .without_smis(self.firmware.boot(), request)
+            .ok_or("no SMI_EN")?
+        {
+            Err(Status::MmiNotRaised(TriggerError::SmisDisabled { missing, .. })) => {
+                equal(missing, SmiEnable::APMC)
+            }
+            other => Err(failed(other)),
+        }
+    }
+
+    /// Has a driver in C ask the variable service, through a protocol that `patina_mm` produced.
+    fn c_call(&self, protocols: &dyn ProtocolServices, protocol: CProtocol) -> Result<(), NotOk> {
+        let message = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
+        // The size follows the function's header.
+        let message = [message.as_bytes(), &[0; 8]].concat();
+        let header =
+            Header::new(HeaderFormat::V1, variable::GUID, message.len() as u64).ok_or("no header")?;
+        let bytes = [header.encode().as_ref(), &message].concat();
+        let comm_size = Some(bytes.len());
+        let call = CCall {
+            protocol,
+            bytes: Some(bytes),
+            comm_size,
+        };
+        let _undisturbed = self.firmware.boot().raise_tpl_guarded(Tpl::NOTIFY);
+        self.sent.set(self.sent.get().saturating_add(1));
+        let reply = c_abi::call(protocols, &call).ok_or("the protocol is not installed")?;
+        match reply.status {
+            EfiStatus::SUCCESS => Ok(()),
+            EfiStatus::NOT_FOUND => Err(NotOk::Skipped("this MM has no variable service".into())),
+            status => Err(failed(status)),
+        }
+    }
+}

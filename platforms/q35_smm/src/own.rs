@@ -1,0 +1,151 @@
+//! The platform of firmware that somebody names: `MmHobConfiguration` configures MM, and no code of the platform's own does.
+//! What MM that firmware has is not known, so the tests ask what any has. An unsafe island (`docs/unsafe.md`).
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicU8, Ordering};
+use mm_wire::EfiStatus;
+use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID};
+use mm_wire::message::variable::GUID as VARIABLES;
+use ovmf_platform::machine::Console;
+use patina::component::component;
+use patina::component::service::Service;
+use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
+use patina::error::Result;
+use patina::pi::hob::{PhaseHandoffInformationTable, find_guid_hob_data};
+use patina::standard::efi;
+use patina::{BinaryGuid, Guid};
+use patina_dxe_core::{Add, Component};
+use patina_harness::bench::{Bench, Task};
+use patina_harness::report::{NotOk, Report, ensure, equal, failed};
+use patina_harness::variables::{VariableError, VariableService};
+use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
+use patina_mm::service::MmCommunication;
+
+/// A GUID that no handler has.
+const NOBODY: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
+
+/// Calls of the endurance test.
+const MANY_CALLS: u64 = 1_000;
+
+/// What the HOB list has: nothing for MM, a comm buffer, or comm regions.
+static HOBS: AtomicU8 = AtomicU8::new(NONE);
+const NONE: u8 = 0;
+const BUFFER: u8 = 1;
+const REGIONS: u8 = 2;
+
+/// Notes which comm buffers this firmware announces.
+pub(crate) fn look_for_hobs(hob_list: *const c_void) {
+    // SAFETY: the PEI phase starts a DXE core with a pointer to the HOB list, which starts with this HOB; the core has not
+    // touched the list yet.
+    let Some(list) = (unsafe { hob_list.cast::<PhaseHandoffInformationTable>().as_ref() }) else {
+        return;
+    };
+    for (guid, found) in [(COMM_BUFFER_HOB_GUID, BUFFER), (COMM_REGION_HOB_GUID, REGIONS)] {
+        // SAFETY: the list is in its place, and ends with the HOB that says so.
+        let hob = unsafe { find_guid_hob_data(list, BinaryGuid::from_bytes(&guid.to_bytes())) };
+        if hob.is_some() {
+            HOBS.store(found, Ordering::Relaxed);
+        }
+    }
+}
+
+type Mm = Rc<Cell<Option<&'static dyn MmCommunication>>>;
+
+/// What configures and reaches MM, and the tests.
+pub(crate) fn add_components(add: &mut Add<'_, Component>) {
+    let mm = Mm::default();
+    add.component(MmHobConfiguration::new().with_acpi_base(AcpiBaseSource::Ich9));
+    add.component(SwMmiManager::new());
+    add.component(MmCommunicator::new());
+    add.component(Asks(Rc::clone(&mm)));
+    add.component(OwnBench(mm));
+}
+
+/// Component: is dispatched once there is a way to MM.
+struct Asks(Mm);
+
+#[component]
+impl Asks {
+    fn entry_point(self, mm: Service<dyn MmCommunication>) -> Result<()> {
+        self.0.set(Some(*mm));
+        Ok(())
+    }
+}
+
+/// Component: publishes the tests.
+struct OwnBench(Mm);
+
+#[component]
+impl OwnBench {
+    fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
+        let bench = Bench::publishable(move |task, _findings| match task {
+            Task::Test | Task::PlatformTest => run(&self.0),
+            Task::Demo => false,
+        });
+        protocols.install_protocol::<Bench>(None, bench)?;
+        Ok(())
+    }
+}
+
+/// `true` if all tests passed.
+fn run(mm: &Mm) -> bool {
+    let hobs = HOBS.load(Ordering::Relaxed);
+    let sent = Cell::new(0_u64);
+    let mut report = Report::new(Console);
+    report.test("core.boots_to_an_application", || Ok(()));
+    report.test("core.hobs_configure_mm", || match (hobs, mm.get()) {
+        (NONE, None) => Err(NotOk::Skipped("this firmware announces no comm buffer".into())),
+        (NONE, Some(_)) => Err(NotOk::Failed("a way to MM without a comm buffer".into())),
+        (_, None) => Err(NotOk::Failed(
+            "a comm buffer is announced, and no way to MM: see the log".into(),
+        )),
+        (_, Some(_)) => Ok(()),
+    });
+    if let Some(mm) = mm.get() {
+        ask(&mut report, mm, u8::from(hobs == REGIONS), &sent);
+    }
+    report.finish(sent.get())
+}
+
+fn ask(report: &mut Report<Console>, mm: &dyn MmCommunication, id: u8, sent: &Cell<u64>) {
+    let send = |recipient: &[u8; 16], message: &[u8]| -> core::result::Result<Vec<u8>, Status> {
+        sent.set(sent.get().saturating_add(1));
+        mm.communicate(id, message, Guid::from_bytes(recipient))
+    };
+    let variables = VariableService(|message: &[u8]| send(&VARIABLES.to_bytes(), message));
+    let served = |test: &dyn Fn() -> core::result::Result<(), NotOk>| match variables.payload_size() {
+        Err(VariableError::Exchange(Status::MmReturned(efi::Status::NOT_FOUND))) => {
+            Err(NotOk::Skipped("this MM has no variable service".into()))
+        }
+        _ => test(),
+    };
+    report.test("core.the_variable_service_tells_its_payload_size", || {
+        served(&|| ensure(variables.payload_size()? >= 1024, "less than a KiB"))
+    });
+    report.test(
+        "core.a_function_that_the_handler_does_not_know_is_its_own_error",
+        || {
+            served(&|| match variables.bare_call(99) {
+                Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
+                other => Err(failed(other)),
+            })
+        },
+    );
+    report.test("core.a_missing_handler_is_the_status_of_mm", || {
+        match send(NOBODY.as_bytes(), b"anybody there?") {
+            Err(Status::MmReturned(_)) => Ok(()),
+            other => Err(failed(other)),
+        }
+    });
+    report.test("core.1000_calls_work", || {
+        served(&|| {
+            let size = variables.payload_size()?;
+            (0..MANY_CALLS).try_for_each(|_| equal(variables.payload_size()?, size))
+        })
+    });
+}
