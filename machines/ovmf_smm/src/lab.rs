@@ -37,11 +37,12 @@ pub(crate) struct OvmfSite {
     kept: Cell<Option<usize>>,
 }
 
-/// Opens the lab in `memory`, the application's comm buffer, which is not in use any more; `None` if the chipset does not
-/// have PMBASE or the memory is too small.
+/// Opens the lab in `memory`, the application's comm buffer, which is not in use any more; `None`
+/// if the chipset does not have PMBASE or the memory is too small.
 ///
-/// The SMM core copied the memory map long before the application started, and accepts a request only in memory that was
-/// in use then. The firmware reserves little memory for runtime data, so each client gets the same pages again.
+/// The SMM core copied the memory map long before the application started, and accepts a request
+/// only in memory that was in use then. The firmware reserves little memory for runtime data, so
+/// each client gets the same pages again.
 pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<PatinaLab<OvmfSite>> {
     let pm_base = Q35::new().acpi_base().ok()?;
     // SAFETY: the application allocated these pages for comm buffers and never frees them; only comm buffers and the

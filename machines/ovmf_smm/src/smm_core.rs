@@ -173,8 +173,9 @@ impl SmmCorePrivate {
         Ok(Self { region })
     }
 
-    /// Makes the SMM core serve the request at `buffer`, `len` bytes with their header. Returns the size of the response in
-    /// the same place, header included, as the SMM core reports it: it is not checked.
+    /// Makes the SMM core serve the request at `buffer`, `len` bytes with their header. Returns the
+    /// size of the response in the same place, header included, as the SMM core reports it: it is
+    /// not checked.
     ///
     /// `raise` raises one SMI and `pause` lets it be taken. Nothing else runs meanwhile: a notification that talks to MM
     /// by itself would put its request into the same block.

@@ -67,9 +67,10 @@ fn is_flattened(base: *const u8, len: u64) -> bool {
     if base.is_null() || len < UEFI_PAGE_SIZE as u64 {
         return false;
     }
-    // SAFETY: the core keeps `len` bytes at `base` for this image, which are at least a page, and mapped the page
-    // readable. Nothing writes it while the slice lives: the caller runs when the protocol is installed, before the image
-    // is started; the only image that runs by then is the core itself, whose sections start behind its first page.
+    // SAFETY: the core keeps `len` bytes at `base` for this image, which are at least a page, and
+    // mapped the page readable. Nothing writes it while the slice lives: the caller runs when the
+    // protocol is installed, before the image is started; the only image that runs by then is the
+    // core itself, whose sections start behind its first page.
     let headers = unsafe { core::slice::from_raw_parts(base, UEFI_PAGE_SIZE) };
     let Ok(pe) = PeFile64::parse(headers) else {
         return false;

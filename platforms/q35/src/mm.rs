@@ -58,8 +58,9 @@ impl FromHob for RuntimeBufferHob {
 
 /// Component: offers the [`Launcher`], which tells MM what the PEI phase left in HOBs.
 ///
-/// `MmHobConfiguration` makes this side's configuration of the same HOBs. Comm buffer 0 may move: MM serves only buffers
-/// that it knows before SMRAM is locked, so the memory that it may move to is reserved here, as the service [`BufferToCome`].
+/// `MmHobConfiguration` makes this side's configuration of the same HOBs. Comm buffer 0 may move:
+/// MM serves only buffers that it knows before SMRAM is locked, so the memory that it may move to
+/// is reserved here, as the service [`BufferToCome`].
 pub(crate) struct MmLaunch;
 
 #[component]

@@ -14,7 +14,7 @@
 //! 0xbe000  stack, down from 0xc0000               write
 //! ```
 //!
-//! The fault stack has no guard page of its own. What is told about a fault took 632 of its 2304 bytes (release
+//! The fault stack has no guard page of its own. The report of a fault took 632 of its 2304 bytes (release
 //! build, measured by the lowest byte that was not zero afterwards). Deeper it would come through the hand-off
 //! block, which is not used any more by then, and the descriptors to the page tables, which cannot be written.
 //!

@@ -13,7 +13,8 @@ use r_efi::efi;
 /// Where OVMF has the ACPI registers in I/O space.
 const PM_BASE: u16 = 0x600;
 
-/// QEMU's debug console (`-debugcon`): a port that takes bytes at any time. Without the device, writes to it do nothing.
+/// QEMU's debug console (`-debugcon`): a port that takes bytes at any time. Without the device,
+/// writes to it do nothing.
 const DEBUG_CONSOLE: u16 = 0x402;
 
 /// The processor's ports.

@@ -1,7 +1,7 @@
 //! The cases, and how they are timed.
 //!
-//! All clients of a case take turns, so that a slow moment of the machine hits each of them, and the median of the ratios
-//! within each round is what is reported.
+//! All clients of a case take turns, so that a slow moment of the machine hits each of them, and
+//! the median of the ratios within each round is what is reported.
 
 use crate::clients::{self, Client, Into, With};
 use crate::floor::Floor;

@@ -326,7 +326,7 @@ impl Calls {
         Ok(())
     }
 
-    /// Takes an MMI that was raised or taken. An MMI that only this line reports needs a time: [`Self::taken`].
+    /// Takes an MMI that was raised or taken. If only QEMU's log reports it, [`Self::taken`] adds when that was.
     fn mmi(&mut self, note: &Note, sink: &mut dyn Sink) -> io::Result<()> {
         let call = self.open.last_mut();
         if let Some(call) = call.filter(|call| call.mmis.len() < KEPT) {

@@ -1,7 +1,7 @@
 //! What the bytes of a message say.
 //!
-//! A log shows the start of a message only, so everything here takes a message that may be cut: missing bytes behind the cut
-//! are not an error.
+//! A log shows the start of a message only, so everything here takes a message that may be cut:
+//! missing bytes behind the cut are not an error.
 
 use crate::guids::{self, Kind};
 use mm_wire::message::supervisor::{

@@ -40,7 +40,7 @@ struct Probe {
 ///
 /// # Errors
 ///
-/// [`Damage`] where it is no such file.
+/// [`Damage`] if it is not such a file.
 pub fn read(text: &[u8]) -> Result<Vec<Dump>, Damage> {
     let file: File = serde_json::from_slice(text).map_err(|error| Damage {
         line: u64::try_from(error.line()).unwrap_or(u64::MAX),

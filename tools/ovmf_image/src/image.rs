@@ -141,7 +141,7 @@ impl Image {
         changes.len().saturating_sub(before)
     }
 
-    /// Lays out every driver and application of DXEFV whose sections do not start on pages, as [`pe::flatten`] does.
+    /// Lays out every driver and application of DXEFV whose sections do not start on pages, with [`pe::flatten`].
     ///
     /// # Errors
     ///

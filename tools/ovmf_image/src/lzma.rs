@@ -9,8 +9,8 @@ use patina_ffs_extractors::LzmaSectionExtractor;
 /// Bytes of the header of an `.lzma` stream: properties (1), dictionary size (4), length of the content (8).
 const HEADER_LEN: usize = 13;
 
-/// Dictionaries that are accepted, in bytes. The format's smallest; and four times edk2's, because the encoder takes eight
-/// times as much memory as its limit says.
+/// Dictionaries that are accepted, in bytes. From the format's smallest to four times edk2's: the
+/// encoder takes eight times the dictionary's size in memory.
 const DICTIONARY: RangeInclusive<u32> = 1 << 12..=1 << 26;
 
 /// The longest content accepted, in bytes: five times that of Debian's images of 2022, 13,500,560 bytes.

@@ -19,8 +19,9 @@ const DROPPED: [BinaryGuid; 4] = [
 
 /// Puts a Patina DXE core into an OVMF flash image.
 ///
-/// The image is Debian's or another build of edk2's OvmfPkg, with or without SMM, of 2 or 4 MiB, with a variable store at its
-/// start or without. CpuDxe, BootScriptExecutorDxe and QemuVideoDxe are dropped if they are in it.
+/// The image is Debian's or another build of edk2's OvmfPkg, with or without SMM, of 2 or 4 MiB,
+/// with a variable store at its start or without. CpuDxe, BootScriptExecutorDxe and QemuVideoDxe
+/// are dropped if they are in it.
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
   ovmf_image --core q35.efi --output q35.fd

@@ -1,8 +1,9 @@
 //! Compares the public API with that of the published crate.
 //!
-//! rustdoc writes both as JSON, and the crate `public-api` makes two lists of them. An item that this tree lacks, or
-//! that differs from the published crate, breaks a consumer's build, so each is in [`ACCEPTED`] with its reason. So is a new variant
-//! of a published enum, unless the enum is `non_exhaustive`.
+//! rustdoc writes both as JSON, and the crate `public-api` makes two lists of them. An item that
+//! this tree lacks, or that differs from the published crate, breaks a consumer's build, so each is
+//! in [`ACCEPTED`] with its reason. So is a new variant of a published enum, unless the enum is
+//! `non_exhaustive`.
 
 use crate::report::{Counts, Missing};
 use crate::{downstream, process, root, target_dir};

@@ -316,7 +316,7 @@ pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
 /// The end of the name of a way to boot with so many MiB of RAM. The platform's own tests run, and not the suite.
 const MIB: &str = "-mib";
 
-/// The word by which machine patina-q35 is told that.
+/// The word that tells machine patina-q35 to do that.
 const PLATFORM_TESTS: &str = "platform";
 
 /// Ways to boot machine patina-q35 that its launcher must refuse.
@@ -383,7 +383,7 @@ fn own(shell: &Shell, boot: &Boot<'_>, code: &Path, application: &Path) -> Resul
 /// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
 fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = uefi_product(shell, BENCH_APP)?;
-    // Without a VGA device at its addresses QEMU would leave SMRAM readable to everybody.
+    // Without a VGA device at its addresses QEMU would leave SMRAM readable for all code.
     let devices: &[&str] = match boot.variant {
         WITHOUT_VGA => &[],
         TWO_SOCKETS => &["-device", "VGA", "-smp", "2,sockets=2"],
@@ -634,7 +634,7 @@ fn linux_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
         .into())
 }
 
-/// What the monitor and the payload are told by a word in RAM (`machines/aarch64_monitor/src/layout.rs`).
+/// What a word in RAM tells the monitor and the payload (`machines/aarch64_monitor/src/layout.rs`).
 const MODE_WORD: u32 = 0x5fff_f000;
 const UEFI_BIT: u32 = 1 << 8;
 const DEMO_BIT: u32 = 1 << 9;

@@ -81,8 +81,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long output is awaited after the child has ended, if a process that it started holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Runs `command` to its end, or kills it at the deadline; what it started ends with it. Each line of its output goes to `on_line`
-/// as it comes; what that returns is printed. The result is `None` if the command was killed.
+/// Runs `command` to its end, or kills it at the deadline; what it started ends with it. Each line
+/// of its output goes to `on_line` as it comes; what that returns is printed. The result is `None`
+/// if the command was killed.
 ///
 /// Standard output and standard error are one stream, which keeps their order.
 ///

@@ -25,8 +25,9 @@ pub struct MmCommunicationOptions {
     /// [`SmiCheck::Enable`] writes to SMI_EN, so that a wrong ACPI base is not only read. [`SmiCheck::Off`] is
     /// for chipsets whose SMI_EN is not at Intel's PMBASE + 0x30: the ACPI base is then not used at all.
     pub smi_check: SmiCheck,
-    /// The timeout of a call: how often the status mailbox is polled, with a `pause` before each poll, until a request counts
-    /// as not processed. Default 100,000. Processors stop while MM runs, so this bounds only the wait for MM's entry.
+    /// The timeout of a call: how often the status mailbox is polled, with a `pause` before each
+    /// poll, until a request counts as not processed. Default 100,000. Processors stop while MM
+    /// runs, so this bounds only the wait for MM's entry.
     pub completion_polls: u32,
 }
 

@@ -58,7 +58,7 @@ mod loader {
 
     /// Writes a variable for Linux to find, through whatever serves SetVariable now.
     fn write_variable(firmware: Firmware) -> Result<()> {
-        /// Linux's own GUID, whose files it lets everybody change.
+        /// Linux's own GUID, whose files any process may change.
         const VENDOR: efi::Guid = efi::Guid::from_fields(
             0xcfc8_fc79,
             0xbe2e,

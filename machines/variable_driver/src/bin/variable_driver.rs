@@ -97,7 +97,8 @@ mod driver {
             if BUSY.swap(true, Ordering::SeqCst) {
                 return Err(efi::Status::NOT_READY);
             }
-            // SAFETY: allocated by `run`, mapped by the owner of the address space, and only accessed by the holder of `BUSY`.
+            // SAFETY: allocated by `run`, mapped by the owner of the address space, and only
+            // accessed by the holder of `BUSY`.
             let region = unsafe { SharedRegion::new(BUFFER.load(Ordering::SeqCst), LEN) };
             region.map(Self).map_err(|_null| {
                 BUSY.store(false, Ordering::SeqCst);

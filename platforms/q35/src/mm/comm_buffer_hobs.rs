@@ -93,8 +93,8 @@ struct CommBuffer {
     status: U64,
 }
 
-/// Adds the HOBs of all comm buffers to the list. If there is no room for all of them the list stays as it is, and MM is
-/// not configured.
+/// Adds the HOBs of all comm buffers to the list. If there is no room for all of them the list
+/// stays as it is, and MM is not configured.
 ///
 /// # Safety
 ///

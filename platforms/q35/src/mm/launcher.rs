@@ -1,8 +1,8 @@
 //! Copies the MM image into SMRAM, and locks SMRAM.
 //!
 //! 1. SMRAM is opened, the image copied there, and the data that MM needs is written behind it.
-//! 2. Code that moves SMBASE into SMRAM is copied to 0x38000, in ordinary memory, where the first SMI starts. Then SMIs are
-//!    switched on, and the first one is raised.
+//! 2. Code that moves SMBASE into SMRAM is copied to 0x38000, in ordinary memory, where the first
+//!    SMI starts. Then SMIs are switched on, and the first one is raised.
 //! 3. The second one starts MM, which reports whether it accepts that data.
 //! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset only MM reaches SMRAM.
 //!
