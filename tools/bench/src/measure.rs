@@ -147,12 +147,13 @@ fn case(buffer: usize, len: usize, mailbox: bool, rounds: usize) -> Result<Case>
     let ours = [3, 4, 5].map(|at| {
         let before = memory::allocations();
         contestants[at].call(&message, &mut out);
+        let allocations = memory::allocations() - before;
         Ours {
             ns: median(times[at].clone()),
             to_published: ratio(at, 2),
             to_floor: ratio(at, 0),
             to_floor_and_wipe: ratio(at, 1),
-            allocations: memory::allocations() - before,
+            allocations,
         }
     });
     Ok(Case {

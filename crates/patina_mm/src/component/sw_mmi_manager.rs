@@ -379,6 +379,10 @@ unsafe impl SwMmiTrigger for SwMmiManager {
     }
 
     fn describe_mmi(&self, command: u8, data: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It is for the log alone: a build without log lines does not link the text.
+        if log::STATIC_MAX_LEVEL < log::Level::Error {
+            return Ok(());
+        }
         let (Some(Entry::Ports(trigger)), Some(ports)) = (&self.entry, self.ports.as_deref()) else {
             return match &self.entry {
                 Some(entry) => write!(f, "MM was entered by {entry}"),
