@@ -31,7 +31,6 @@ use core::fmt;
 use core::fmt::Write;
 use mm_comm::SharedRegion;
 use mm_comm::smc::Conduit;
-use mm_conformance::Outcome;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_harness::PatinaLab;
 use patina_harness::conduit;
@@ -72,14 +71,9 @@ pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Wri
         tests::requests_served::<C>(place.interface),
     );
     match place.lab::<C>() {
-        Ok(lab) => mm_conformance::run(&lab, &mut |scenario, outcome| {
-            let verdict = match outcome {
-                Outcome::Passed => Ok(()),
-                Outcome::Failed(seen) => Err(NotOk::Failed(seen.clone())),
-                Outcome::Skipped(why) => Err(NotOk::Skipped(why.clone())),
-            };
-            report.verdict(scenario.name, verdict);
-        }),
+        Ok(lab) => mm_conformance::all()
+            .into_iter()
+            .for_each(|scenario| report.scenario(scenario, &lab)),
         Err(why) => report.verdict("conformance", Err(NotOk::Failed(why))),
     }
     let made = conduit::total_requests().saturating_sub(before.0) as u64;

@@ -4,7 +4,7 @@ use crate::executor::{MmiCount, SmmCoreExecutor};
 use crate::q35::{self, Q35};
 use crate::smm_core::SmmCorePrivate;
 use crate::tests::Tests;
-use crate::{hobs, host_tests, lab};
+use crate::{hobs, host_tests, site};
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec;
@@ -107,7 +107,7 @@ fn run(firmware: Firmware) -> bool {
     report
         .borrow_mut()
         .test("components.all_are_dispatched", || all_succeeded(&outcome));
-    lab::run(&report, firmware, mmis.clone(), memory);
+    site::run(&report, firmware, mmis.clone(), memory);
     report.borrow_mut().finish(mmis.get())
 }
 
@@ -116,7 +116,7 @@ fn tell(firmware: Firmware, memory: *mut u8) -> bool {
     // `cargo xtask demo --html` draws it; what else is shown are not log lines.
     log::set_max_level(log::LevelFilter::Trace);
     let place = "which is edk2's SMM core in C, inside OVMF";
-    let told = match lab::open(firmware, MmiCount::default(), memory) {
+    let told = match site::open(firmware, MmiCount::default(), memory) {
         Some(lab) => patina_harness::demo::run(&lab, place, &mut print),
         None => Err(String::from("the chipset has no PMBASE")),
     };

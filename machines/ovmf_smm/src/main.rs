@@ -13,7 +13,7 @@
 //! | `executor` | the ways into SMM |
 //! | `smm_core` | the block that edk2's SMM IPL shares with its SMM core |
 //! | `q35` | where the chipset has its SMI registers |
-//! | `lab` | the conformance suite's lab on this machine |
+//! | `site` | this machine as a site for the conformance suite |
 //! | `tests`, `host_tests` | what the application tests besides the suite |
 //!
 //! A file `\EFI\BOOT\MODE.TXT` with `demo` makes it run the demo instead.
@@ -32,9 +32,9 @@ mod hobs;
 #[cfg(target_os = "uefi")]
 mod host_tests;
 #[cfg(target_os = "uefi")]
-mod lab;
-#[cfg(target_os = "uefi")]
 mod q35;
+#[cfg(target_os = "uefi")]
+mod site;
 #[cfg(target_os = "uefi")]
 mod smm_core;
 #[cfg(target_os = "uefi")]

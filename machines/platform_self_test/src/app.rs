@@ -8,8 +8,8 @@ use patina::component::service::uefi_services::protocol::{ProtocolServices, Prot
 use patina::management_mode::protocol::mm_comm_buffer_update;
 use patina::standard::efi;
 use patina::{Char16Array, string::ucs2_capacity};
-use patina_harness::bench::{Bench, Findings, Task};
 use patina_harness::c_abi;
+use patina_harness::test_protocol::{Findings, Task, TestProtocol};
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 
@@ -45,10 +45,10 @@ fn run(firmware: Firmware) -> bool {
         update,
         answered: u32::try_from(answered).unwrap_or(u32::MAX),
     };
-    match protocols.locate_protocol::<Bench>() {
-        Ok(bench) => (bench.run)(bench, task.number(), findings) == 1,
+    match protocols.locate_protocol::<TestProtocol>() {
+        Ok(interface) => (interface.run)(interface, task.number(), findings) == 1,
         Err(error) => {
-            log::error!("this firmware has no test bench: {error:?}");
+            log::error!("this firmware does not publish the test protocol: {error:?}");
             false
         }
     }

@@ -29,8 +29,8 @@ use patina::component::service::uefi_services::image::ImageServices;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::component::service::uefi_services::timer_event::TimerEventServices;
 use patina::error::Result;
-use patina_harness::bench::{Bench, Findings, Task};
 use patina_harness::report::Report;
+use patina_harness::test_protocol::{Findings, Task, TestProtocol};
 use patina_harness::{PatinaLab, demo};
 use patina_mm::service::{MmCommunication, PlatformMmControl, SwMmiTrigger};
 use site::Q35Site;
@@ -67,7 +67,7 @@ type MmServices = (
     Service<BufferToCome>,
 );
 
-/// Component: publishes the test bench, and starts the traffic that goes on until the tests.
+/// Component: publishes the test protocol, and starts the traffic that goes on until the tests.
 pub(crate) struct TestBench;
 
 #[component]
@@ -98,8 +98,11 @@ impl TestBench {
             timers: *timers,
         };
         let traffic = Traffic::start(services, to_come.0)?;
-        let bench = Bench::publishable(move |task, findings| run(services, &traffic, task, findings));
-        services.protocols.install_protocol::<Bench>(None, bench)?;
+        let interface =
+            TestProtocol::publishable(move |task, findings| run(services, &traffic, task, findings));
+        services
+            .protocols
+            .install_protocol::<TestProtocol>(None, interface)?;
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
 //! The tests of the components in this firmware. An application makes them run
-//! ([`patina_harness::bench`]).
+//! ([`patina_harness::test_protocol`]).
 
 use crate::platform::BUFFER_ID;
 use alloc::boxed::Box;
@@ -18,8 +18,8 @@ use patina::error::Result;
 use patina::standard::efi;
 use patina::uefi::runtime_services::StandardRuntimeServices;
 use patina::{BinaryGuid, Guid};
-use patina_harness::bench::{Bench, Task};
 use patina_harness::report::{Report, equal, failed};
+use patina_harness::test_protocol::{Task, TestProtocol};
 use patina_harness::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableService};
 use patina_mm::component::communicator::Status;
 use patina_mm::service::{MmCommunication, SwMmiTrigger};
@@ -58,11 +58,11 @@ impl TestBench {
             Tpl::Callback,
             Box::new(move |_handle| response.set(Some(payload_size(mm).map_err(|why| format!("{why:?}"))))),
         )?;
-        let bench = Bench::publishable(move |task, _findings| match task {
+        let interface = TestProtocol::publishable(move |task, _findings| match task {
             Task::Test | Task::PlatformTest => run(mm, trigger, &runtime, early.take()),
             Task::Demo => false,
         });
-        protocols.install_protocol::<Bench>(None, bench)?;
+        protocols.install_protocol::<TestProtocol>(None, interface)?;
         Ok(())
     }
 }

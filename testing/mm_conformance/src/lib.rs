@@ -28,4 +28,4 @@ pub mod scenarios;
 pub use mm_liar as mm;
 
 pub use lab::{Abilities, Lab, Machine, Setup, SetupFailure};
-pub use scenarios::{Outcome, Scenario, all, run};
+pub use scenarios::{Outcome, Scenario, all};

@@ -124,14 +124,6 @@ pub fn all() -> Vec<&'static Scenario> {
     .collect()
 }
 
-/// Runs all scenarios in a lab and reports each as soon as it is known.
-pub fn run(lab: &dyn Lab, report: &mut dyn FnMut(&Scenario, &Outcome)) {
-    for scenario in all() {
-        let outcome = scenario.run(lab);
-        report(scenario, &outcome);
-    }
-}
-
 /// A status of MM, as `Status::MmReturned` has it.
 fn efi_status(status: EfiStatus) -> efi::Status {
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)

@@ -2,7 +2,6 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`mod@bench`] | a protocol by which an application has the firmware run its tests |
 //! | [`conduit`] | counts secure monitor calls, and runs code in the middle of one |
 //! | [`c_abi`] | calls the protocols for C as a driver in C does |
 //! | [`demo`] | a conversation with MM that a person can follow |
@@ -13,6 +12,7 @@
 //! | [`protocols`] | a protocol database in memory |
 //! | [`report`] | the lines by which a run tells its verdict |
 //! | [`tap`] | records port writes, and runs code in the middle of a call |
+//! | [`test_protocol`] | the protocol by which an application makes a platform run its tests |
 //! | [`tpl`] | the task priority level in memory |
 //! | [`variables`] | requests to the variable service's handler |
 //! | [`sim`] | the simulated machine as a site (feature `sim`) |
@@ -23,7 +23,6 @@ extern crate alloc;
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
-pub mod bench;
 pub mod c_abi;
 pub mod conduit;
 pub mod demo;
@@ -32,6 +31,7 @@ pub mod lab;
 pub mod report;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod test_protocol;
 pub mod variables;
 
 pub use lab::{PatinaLab, Site};

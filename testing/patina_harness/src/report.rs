@@ -13,6 +13,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{self, Debug, Display, Write};
+use mm_conformance::{Lab, Outcome, Scenario};
 
 /// Why a test has no `ok`.
 #[derive(Debug)]
@@ -96,6 +97,16 @@ impl<W: Write> Report<W> {
             Err(NotOk::Failed(why)) => self.line(format_args!("TEST {name} FAILED: {}", OneLine(&why))),
             Err(NotOk::Skipped(why)) => self.line(format_args!("TEST {name} skipped: {}", OneLine(&why))),
         }
+    }
+
+    /// Runs a scenario of the conformance suite in a lab and tells its line.
+    pub fn scenario(&mut self, scenario: &Scenario, lab: &dyn Lab) {
+        let verdict = match scenario.run(lab) {
+            Outcome::Passed => Ok(()),
+            Outcome::Failed(seen) => Err(NotOk::Failed(format!("{}, but {seen}", scenario.shows))),
+            Outcome::Skipped(why) => Err(NotOk::Skipped(why)),
+        };
+        self.verdict(&format!("conformance.{}", scenario.name), verdict);
     }
 
     /// Tells something that is no verdict.

@@ -19,8 +19,8 @@ use core::cell::Cell;
 use core::time::Duration;
 use log::LevelFilter;
 use mm_comm::{Ports, SmiEnable};
+use mm_conformance::all;
 use mm_conformance::mm::ECHO;
-use mm_conformance::{Outcome, all};
 use mm_core::CommBuffer;
 use mm_wire::message::supervisor::{RequestHeader, SIGNATURE};
 use mm_wire::{AddressRange, EfiStatus, PAGE_LEN};
@@ -33,8 +33,8 @@ use patina::error::EfiError;
 use patina::pi::dxe_services::{GcdMemoryType, MemorySpaceDescriptor};
 use patina::standard::efi::{self, protocols::loaded_image};
 use patina_harness::PatinaLab;
-use patina_harness::bench::Findings;
 use patina_harness::report::{NotOk, Report, ensure, equal, failed};
+use patina_harness::test_protocol::Findings;
 use patina_mm::component::communicator::Status;
 use q35_mm::chipset::{D_CLS, LOCKED, OPEN, SMI_LOCK};
 use q35_mm::layout::{CONSTANT, REACH, SMRAM_BASE, SMRAM_LEN, hash};
@@ -463,18 +463,13 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &PatinaLab<Q35Site>, cont
     let mut endurance = Vec::new();
     for scenario in all() {
         let before = control.state();
-        let verdict = match scenario.run(lab) {
-            Outcome::Passed => Ok(()),
-            Outcome::Failed(seen) => Err(NotOk::Failed(format!("{}, but {seen}", scenario.shows))),
-            Outcome::Skipped(why) => Err(NotOk::Skipped(why)),
-        };
+        report.scenario(scenario, lab);
         if let (Ok(before), Ok(after)) = (before, control.state()) {
             let taken = after.smis.get().saturating_sub(before.smis.get());
             if taken >= MANY_CALLS.into() {
                 endurance.push((scenario.name, taken));
             }
         }
-        report.verdict(&format!("conformance.{}", scenario.name), verdict);
     }
     log::set_max_level(level);
     report.test("conformance.mm_took_the_smi_of_each_of_many_calls", || {

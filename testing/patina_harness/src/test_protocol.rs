@@ -1,4 +1,4 @@
-//! A protocol by which an application from the ESP has the firmware run its tests, or hold the demo's conversation.
+//! A protocol by which an application from the ESP makes the firmware run its tests, or hold the demo's conversation.
 //!
 //! The components under test live in the DXE core, whose services no application reaches; what BDS starts is an
 //! application. An unsafe island (`docs/unsafe.md`).
@@ -20,7 +20,7 @@ pub enum Task {
 }
 
 impl Task {
-    /// The number that [`Bench::run`] gets.
+    /// The number that [`TestProtocol::run`] gets.
     #[must_use]
     pub const fn number(self) -> u32 {
         match self {
@@ -52,13 +52,13 @@ pub struct Findings {
 /// The protocol's interface.
 #[derive(Debug)]
 #[repr(C)]
-pub struct Bench {
+pub struct TestProtocol {
     /// Does a [`Task`]; 1 where all went well, else 0.
-    pub run: extern "efiapi" fn(this: *const Bench, task: u32, findings: Findings) -> u32,
+    pub run: extern "efiapi" fn(this: *const TestProtocol, task: u32, findings: Findings) -> u32,
 }
 
 // SAFETY: this type is the only definition of the protocol, and `repr(C)`.
-unsafe impl ProtocolInterface for Bench {
+unsafe impl ProtocolInterface for TestProtocol {
     const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("4c9f2c3b-52f5-4d39-9c25-5b5f6f3f8a6e");
 }
 
@@ -68,11 +68,11 @@ type Run = Box<dyn Fn(Task, Findings) -> bool>;
 #[repr(C)]
 struct Instance {
     /// First, so that a pointer to it is one to the instance.
-    protocol: Bench,
+    protocol: TestProtocol,
     run: Run,
 }
 
-impl Bench {
+impl TestProtocol {
     /// Makes an interface that lasts for good.
     #[must_use]
     pub fn publishable(run: impl Fn(Task, Findings) -> bool + 'static) -> &'static Self {
@@ -85,7 +85,7 @@ impl Bench {
     }
 }
 
-extern "efiapi" fn called(this: *const Bench, task: u32, findings: Findings) -> u32 {
+extern "efiapi" fn called(this: *const TestProtocol, task: u32, findings: Findings) -> u32 {
     let Some(task) = Task::of_number(task) else {
         return 0;
     };
