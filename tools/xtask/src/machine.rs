@@ -51,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) exit_code: i32,
     /// How the lines start that its demo shows; every line, if there is none.
     pub(crate) demo_lines: &'static [&'static str],
+    /// Of those none is shown before the first with this start; empty where all are.
+    pub(crate) demo_since: &'static str,
     /// Whether its tests raise SMIs, and who counts how many were taken.
     pub(crate) smis: Smis,
 }
@@ -81,6 +83,8 @@ pub(crate) struct Variant {
     pub(crate) says: Option<&'static str>,
     /// Whether the firmware has to refuse this machine, with those words. There are no tests then.
     pub(crate) refused: bool,
+    /// Whether no SMI at all may be raised or taken where they are counted.
+    pub(crate) silent: bool,
 }
 
 impl Variant {
@@ -91,6 +95,7 @@ impl Variant {
             least,
             says: None,
             refused: false,
+            silent: false,
         }
     }
 
@@ -99,6 +104,10 @@ impl Variant {
             says: Some(words),
             ..self
         }
+    }
+
+    const fn silent(self) -> Self {
+        Self { silent: true, ..self }
     }
 
     const fn refused(name: &'static str, says: &'static str) -> Self {
@@ -140,6 +149,7 @@ pub(crate) const OWN: Machine = Machine {
     variants: &[Variant::new("", false, 1)],
     build: |shell| build_uefi(shell, OVMF_APP),
     demo_lines: &[],
+    demo_since: "",
     command: |shell, boot| {
         let firmware = boot.own.context("no firmware was named")?;
         own(shell, boot, &firmware.code, boot.image)
@@ -156,6 +166,7 @@ pub(crate) const OWN_WITH_CORE: Machine = Machine {
     variants: &[Variant::new("", false, 1)],
     build: |shell| build_uefi(shell, BENCH_APP),
     demo_lines: &[],
+    demo_since: "",
     command: |shell, boot| {
         let firmware = boot.own.context("no firmware was named")?;
         let image = image::build_into(shell, &firmware.code)?;
@@ -176,6 +187,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
         demo_lines: &[],
+        demo_since: "",
         smis: Smis::LoggedSince("BdsDxe: starting "),
     },
     Machine {
@@ -205,6 +217,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         command: patina_q35,
         exit_code: DEBUG_EXIT_SUCCESS,
         demo_lines: &[],
+        demo_since: "",
         // Twice 100,000 calls are too many for QEMU's log.
         smis: Smis::CountedByTheGuest,
     },
@@ -223,6 +236,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         command: patina_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
         demo_lines: &[],
+        demo_since: "",
         smis: Smis::LoggedSince("BdsDxe: starting "),
     },
     Machine {
@@ -243,6 +257,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         command: aarch64,
         exit_code: DEBUG_EXIT_SUCCESS,
         demo_lines: &[],
+        demo_since: "",
         smis: Smis::None,
     },
     Machine {
@@ -256,9 +271,12 @@ pub(crate) const MACHINES: &[Machine] = &[
             &RUST_NONE,
         ],
         variants: &[
-            Variant::new(LINUX_Q35, false, 15).saying("the comm buffer will be at 0xffff"),
-            Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying("the comm buffer will be at 0xffff"),
-            Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1).saying("boot services end"),
+            Variant::new(LINUX_Q35, false, 15).saying(" will be at 0xffff"),
+            Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying(" will be at 0xffff"),
+            // The kernel then calls no firmware.
+            Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1)
+                .saying("boot services end")
+                .silent(),
             Variant::new(LINUX_SMM, false, 2),
         ],
         build: |shell| {
@@ -269,6 +287,8 @@ pub(crate) const MACHINES: &[Machine] = &[
         // Powered off by the guest.
         exit_code: 0,
         demo_lines: &["DEMO ", "q35_runtime: "],
+        // Before that edk2's drivers and the kernel set and read some hundred variables.
+        demo_since: "DEMO ",
         smis: Smis::LoggedAfterTakeover("EFI stub: "),
     },
     Machine {
@@ -285,6 +305,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         // So the monitor ends a machine that is powered off by PSCI: its own applications end otherwise.
         exit_code: DEBUG_EXIT_FAILURE,
         demo_lines: &["DEMO "],
+        demo_since: "",
         smis: Smis::None,
     },
 ];

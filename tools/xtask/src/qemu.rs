@@ -149,6 +149,7 @@ impl Words {
 pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: bool) -> Result<String> {
     let variant = machine.variants.first().map_or("", |variant| variant.name);
     let mut log = String::new();
+    let mut begun = false;
     let run = Run::start(shell, machine, (variant, None), Mode::Demo, deadline, |line| {
         let logged = logged(line);
         for text in logged.iter().flat_map(|line| [line, "\n"]) {
@@ -156,7 +157,8 @@ pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: b
         }
         let is_shown =
             |starts: &[&str]| starts.is_empty() || starts.iter().any(|start| line.starts_with(start));
-        show && logged.is_none() && is_shown(machine.demo_lines)
+        begun |= line.starts_with(machine.demo_since);
+        show && begun && logged.is_none() && is_shown(machine.demo_lines)
     })?;
     let verdict = run.in_time().and_then(|()| run.exit_code());
     run.conclude(verdict, Counts::ONE).map(|_| log)

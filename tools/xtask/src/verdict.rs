@@ -62,6 +62,8 @@ pub(crate) enum VerdictError {
     SmisTwice(u64, u64),
     #[error("the guest raised no SMI")]
     NoSmiRaised,
+    #[error("{0} SMIs raised or taken where there may be none")]
+    NotSilent(u64),
     #[error("the guest raised {raised} SMIs, the machine took {taken}")]
     SmisNotTaken { raised: u64, taken: u64 },
     #[error("{0}")]
@@ -171,7 +173,12 @@ impl Transcript {
             return Err(VerdictError::TestsFailed(self.failed.clone()));
         }
         let raised = self.smis.ok_or(VerdictError::NoSmis)?;
-        if let Some(taken) = taken {
+        if expected.silent {
+            let smis = raised.saturating_add(taken.unwrap_or_default());
+            if smis > 0 {
+                return Err(VerdictError::NotSilent(smis));
+            }
+        } else if let Some(taken) = taken {
             self.require_smis()?;
             if taken < raised {
                 return Err(VerdictError::SmisNotTaken { raised, taken });
@@ -244,6 +251,7 @@ mod tests {
         least: 2,
         says: None,
         refused: false,
+        silent: false,
     };
 
     fn judge(lines: &str) -> Result<(), VerdictError> {
@@ -313,6 +321,24 @@ mod tests {
         assert_eq!(transcript(lines).judge(None, &TWO, &Scenarios::default()), Ok(()));
         assert_eq!(transcript(lines).require_smis(), Err(VerdictError::NoSmiRaised));
         assert_eq!(transcript(GOOD).require_smis(), Ok(()));
+    }
+
+    #[test]
+    fn a_silent_machine_neither_raises_nor_takes_any() {
+        let silent = Variant { silent: true, ..TWO };
+        let lines = "TEST a ok\nTEST c ok\nSMIS 0\nDONE 2/2";
+        assert_eq!(
+            transcript(lines).judge(Some(0), &silent, &Scenarios::default()),
+            Ok(())
+        );
+        assert_eq!(
+            transcript(lines).judge(Some(1), &silent, &Scenarios::default()),
+            Err(VerdictError::NotSilent(1))
+        );
+        assert_eq!(
+            transcript(GOOD).judge(Some(0), &silent, &Scenarios::default()),
+            Err(VerdictError::NotSilent(7))
+        );
     }
 
     #[test]
