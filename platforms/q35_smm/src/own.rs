@@ -18,8 +18,8 @@ use patina::pi::hob::{PhaseHandoffInformationTable, find_guid_hob_data};
 use patina::standard::efi;
 use patina::{BinaryGuid, Guid};
 use patina_dxe_core::{Add, Component};
-use patina_harness::bench::{Bench, Task};
 use patina_harness::report::{NotOk, Report, ensure, equal, failed};
+use patina_harness::test_protocol::{Task, TestProtocol};
 use patina_harness::variables::{VariableError, VariableService};
 use patina_mm::component::communicator::{MmCommunicator, Status};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
@@ -83,11 +83,11 @@ struct OwnBench(Mm);
 #[component]
 impl OwnBench {
     fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
-        let bench = Bench::publishable(move |task, _findings| match task {
+        let interface = TestProtocol::publishable(move |task, _findings| match task {
             Task::Test | Task::PlatformTest => run(&self.0),
             Task::Demo => false,
         });
-        protocols.install_protocol::<Bench>(None, bench)?;
+        protocols.install_protocol::<TestProtocol>(None, interface)?;
         Ok(())
     }
 }
