@@ -20,12 +20,14 @@ pub mod probes {
         check: SmiCheck::Require,
     };
 
-    /// Reads the mailbox, raises an MMI, reads the mailbox again: true where MM took the request.
+    /// Reads the mailbox, and if it announces a request, raises an MMI and reads the mailbox again: true if MM took the request.
+    /// It returns before the MMI otherwise, so that one path alone has port writes.
     #[unsafe(no_mangle)]
     pub fn probe_raise_then_load(ports: &NativePorts, mailbox: &Mailbox) -> bool {
-        let before = mailbox.is_pending();
-        let raised = TRIGGER.raise(ports, 0xff, 0x5a);
-        raised.is_ok() && before && !mailbox.is_pending()
+        if !mailbox.is_pending() {
+            return false;
+        }
+        TRIGGER.raise(ports, 0xff, 0x5a).is_ok() && !mailbox.is_pending()
     }
 
     /// Writes a byte of a message, then raises an MMI, then overwrites the byte.

@@ -58,7 +58,9 @@ impl Mailbox {
     /// Whether MM still has a request to process. One volatile load.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.region.read_byte(VALID_OFFSET) != Some(0)
+        self.region
+            .read_byte(VALID_OFFSET)
+            .is_some_and(|valid| valid != 0)
     }
 
     /// Writes the whole mailbox. The result fields go first, so that they are right when `IsCommBufferValid` changes.
