@@ -21,6 +21,8 @@ pub(crate) struct Block {
     alias: *mut u8,
     /// Where the code under test reaches it.
     current: Cell<usize>,
+    /// What is mapped.
+    file: OwnedFd,
 }
 
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
@@ -42,6 +44,7 @@ impl Block {
             len,
             alias: map(&file, len),
             current: Cell::new(physical),
+            file,
         }
     }
 
@@ -70,24 +73,17 @@ impl Block {
     }
 
     /// Moves the code's mapping to the address that was chosen.
+    ///
+    /// Neither range is ever unmapped: another thread could get its memory there before this one has it back.
     pub(crate) fn finish_move(&self) {
         let old = ptr::with_exposed_provenance_mut(self.physical);
         let new = ptr::with_exposed_provenance_mut(self.current.get());
-        // SAFETY: the new range is the one that `announce_move` reserved; nothing of Rust's is in either.
-        let moved = unsafe {
-            rustix::mm::mremap_fixed(old, self.len, self.len, rustix::mm::MremapFlags::MAYMOVE, new)
-        };
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the range is the one that `announce_move` reserved; nothing of Rust's is in it.
+        let moved = unsafe { mmap(new, self.len, READ_WRITE, flags, &self.file, 0) };
         assert_eq!(moved.unwrap(), new);
-        // SAFETY: the old range is free since; what a later allocation must not get is reserved, without access.
-        let reserved = unsafe {
-            mmap_anonymous(
-                old,
-                self.len,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::FIXED,
-            )
-        };
-        assert_eq!(reserved.unwrap(), old);
+        // SAFETY: a mapping of this block; nothing of Rust's is in it.
+        unsafe { mprotect(old, self.len, MprotectFlags::empty()) }.unwrap();
     }
 
     /// Takes the code's mapping away, for good.
