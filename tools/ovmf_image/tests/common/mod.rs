@@ -203,8 +203,9 @@ pub(crate) fn loaded(file: &[u8]) -> Vec<u8> {
     let headers = optional.size_of_headers.get(LE) as usize;
     memory[..headers].copy_from_slice(&file[..headers]);
     for section in pe.section_table().iter() {
-        let (_, raw) = section.pe_file_range();
-        let raw = raw as usize;
+        // As edk2's `PeCoffLoaderLoadImage`: a section without a size in memory has that of its raw data.
+        let (raw, in_memory) = (section.size_of_raw_data.get(LE), section.virtual_size.get(LE));
+        let raw = if in_memory == 0 { raw } else { raw.min(in_memory) } as usize;
         let (from, to) = (
             section.pointer_to_raw_data.get(LE) as usize,
             section.virtual_address.get(LE) as usize,
