@@ -340,7 +340,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`BeginError::Busy`] if a transaction, or somebody else, has it.
+    /// [`BeginError::Busy`] if a transaction or another user has it.
     pub fn hold(&self) -> Result<Hold<'_>, BeginError> {
         if self.in_use.swap(true, Ordering::SeqCst) {
             return Err(BeginError::Busy);

@@ -2,7 +2,7 @@
 //!
 //! | state | what holds |
 //! |---|---|
-//! | [`Staged`] | header and message stand in shared memory, the mailbox announces them, nobody else uses the channel |
+//! | [`Staged`] | header and message stand in shared memory, the mailbox announces them, and the channel is in use |
 //! | [`Response`] | MM processed the request; the response's length was read once and fits the region |
 //!
 //! Dropping either ends the transaction and wipes shared memory, whatever happened in between, a panic included. Where
@@ -220,7 +220,7 @@ pub const PAUSES_WITHOUT_MAILBOX: u32 = 16;
 /// Pauses until the channel's mailbox no longer announces a request, `polls` times at the most and once at least.
 /// Without a mailbox there is nothing to observe: then it pauses [`PAUSES_WITHOUT_MAILBOX`] times.
 ///
-/// For executors that are handed the channel of a transaction that somebody else started. Returns the pauses made.
+/// For executors that are handed the channel of a transaction that another caller started. Returns the pauses made.
 pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
     let Some(mailbox) = channel.mailbox() else {
         (0..PAUSES_WITHOUT_MAILBOX).for_each(|_| pause());
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_told_by_the_mailbox_or_by_whoever_wrote_it() {
+    fn response_is_detected_by_mailbox_or_executor() {
         for (channel, in_mailbox) in [(channel(), true), (without_mailbox(), false)] {
             let staged = begin(&channel);
             assert!(!staged.is_answered());
@@ -688,7 +688,7 @@ mod tests {
         let staged = begin(&channel);
         channel.write_message(&[0x77; 3000]).unwrap();
         channel.write_message(b"short").unwrap();
-        // Whoever writes to the memory behind an executor's back does not change what it answered.
+        // A write to the memory from elsewhere does not change what the executor answered.
         assert!(channel.region().write(16, &9u64.to_le_bytes()));
         let response = staged.finish().unwrap();
         assert_eq!(response.len(), 5);
@@ -902,7 +902,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_that_announces_somebody_elses_request_is_left_alone() {
+    fn mailbox_with_a_foreign_request_is_left_alone() {
         let channel = channel();
         let foreign = MailboxImage::armed();
         channel.mailbox().unwrap().write(&foreign);

@@ -34,7 +34,7 @@ pub(crate) struct Driver<E, S> {
     boot_services: AtomicPtr<efi::BootServices>,
     /// To convert pointers with; null after that was done.
     runtime_services: AtomicPtr<efi::RuntimeServices>,
-    /// Touched by whoever set `state` to [`IN_CALL`].
+    /// Touched only by the caller that set `state` to [`IN_CALL`].
     inner: UnsafeCell<Inner<E, S>>,
 }
 
@@ -69,7 +69,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
     ///
     /// # Safety
     ///
-    /// `block` is valid, aligned to a page and nobody else's, for good. So is the comm buffer that `configuration` names, with
+    /// `block` is valid, aligned to a page and used by nothing else, for good. So is the comm buffer that `configuration` names, with
     /// its mailbox. Both are mapped one to one. `services` are those of the firmware.
     pub(crate) unsafe fn place(
         block: *mut c_void,
@@ -178,9 +178,9 @@ impl<E: Entry, S: Sink> Driver<E, S> {
     ///
     /// # Safety
     ///
-    /// `driver` is from [`Self::place`], and nobody was given its interfaces yet.
+    /// `driver` is from [`Self::place`], and its interfaces were not given away yet.
     pub(crate) unsafe fn register(driver: *const Self) -> Option<usize> {
-        // SAFETY: the caller's promise: nobody else uses it.
+        // SAFETY: the caller's promise: nothing else uses it.
         unsafe { (*Self::inner(driver)).entry.register() }
     }
 
@@ -295,7 +295,7 @@ impl Raised {
         if services.is_null() {
             return None;
         }
-        // Nobody tells the level but a raise to the highest one; to ask for less than the current one is fatal.
+        // The current TPL can only be read by raising to `TPL_HIGH_LEVEL`; lowering it through `RaiseTPL` is fatal.
         let current = raise(services, efi::TPL_HIGH_LEVEL);
         restore(services, current);
         (current <= efi::TPL_NOTIFY).then(|| Self {
@@ -404,7 +404,7 @@ unsafe fn serve<E: Entry, S: Sink>(
     // SAFETY: the claim makes this the only access.
     let inner = unsafe { &*Driver::inner(driver) };
     let copies = driver.cast::<u8>().wrapping_add(size_of::<Driver<E, S>>());
-    // SAFETY: the block has twice `copy_len` bytes behind the driver, which nobody but the holder of the claim touches.
+    // SAFETY: the block has twice `copy_len` bytes behind the driver, which only the holder of the claim touches.
     let copies = unsafe { core::slice::from_raw_parts_mut(copies, inner.copy_len.saturating_mul(2)) };
     let serve = |given: Result<(Option<usize>, &Memory<'_>), RequestError>| match given {
         Ok((comm_size, memory)) => inner.serve(comm_size, only, memory, copies),

@@ -105,7 +105,7 @@ unsafe fn find_in(list: *const c_void, source: Source) -> Result<CommBufferPlace
             break;
         }
         if hob_type == GUID_EXTENSION {
-            // SAFETY: the HOB has that many bytes, and nobody writes to the list after the PEI phase.
+            // SAFETY: the HOB has that many bytes, and the list is not written after the PEI phase.
             let hob = unsafe { core::slice::from_raw_parts(at, len) };
             if let Some(place) = place(hob, source)? {
                 match found {

@@ -60,7 +60,7 @@ use mm_wire::hob::CommBufferPlace;
 /// What a platform says about its MM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// The comm buffer and its mailbox, which nobody else uses. Both are RuntimeServicesData, mapped one to one at boot, and
+    /// The comm buffer and its mailbox, for this driver alone. Both are RuntimeServicesData, mapped one to one at boot, and
     /// MM knows the buffer.
     pub buffer: CommBufferPlace,
     /// How often the mailbox is looked at before a request is withdrawn. MM's slowest handler decides.

@@ -36,7 +36,7 @@ const OTHERS: &[&str] = &[
     "header_length_counts_without_mailbox",
     "ignored_request_is_an_error",
     "late_message_is_the_response_that_mm_gave",
-    "late_mm_is_an_error_and_harms_nobody",
+    "late_mm_is_an_error_and_harms_no_other_call",
     "lengths_need_no_alignment",
     "lies_leave_nothing_behind",
     "many_calls_work",

@@ -178,7 +178,7 @@ fn variables_outlive_the_exchange_and_are_reached_through_each_buffer() {
 }
 
 #[test]
-fn nobody_to_response_is_an_error_from_mm() {
+fn missing_handler_is_an_error_from_mm() {
     let (machine, channels) = standard(&[1]);
     assert_eq!(
         exchange(&machine, &channels[0], V1, OTHER, b"anybody?"),

@@ -77,7 +77,7 @@ impl HeaderFormat {
 
 /// A communicate header whose fields have been read.
 ///
-/// `total_len` is a *claim* of whoever wrote the header: compare it with the memory at hand before it is used.
+/// `total_len` is a *claim* by the writer of the header: compare it with the memory at hand before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     format: HeaderFormat,
@@ -139,7 +139,7 @@ impl Header {
     }
 
     /// Describes a message of `message_len` bytes to `recipient`; `None` where header and message exceed 64 bits. Ask
-    /// [`Self::can_name`] before about a recipient that somebody else chose.
+    /// [`Self::can_name`] before about a recipient that a caller chose.
     #[must_use]
     #[inline]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {

@@ -39,7 +39,7 @@ statuses! {
     OUT_OF_RESOURCES = ERROR_BIT | 9, "a resource has run out";
     NOT_FOUND = ERROR_BIT | 14, "the item was not found";
     ACCESS_DENIED = ERROR_BIT | 15, "access was denied";
-    NO_RESPONSE = ERROR_BIT | 16, "nobody answered";
+    NO_RESPONSE = ERROR_BIT | 16, "no response";
     NO_MAPPING = ERROR_BIT | 17, "there is no mapping, or not one for all of it";
     TIMEOUT = ERROR_BIT | 18, "the time ran out";
     NOT_STARTED = ERROR_BIT | 19, "the protocol has not been started";

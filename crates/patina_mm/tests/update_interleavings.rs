@@ -42,7 +42,7 @@ struct Model {
     applied: UnsafeCell<Vec<u32>>,
 }
 
-// SAFETY: `applied` is reached by whoever has the turn only, and once all threads are joined. That no two threads get there
+// SAFETY: `applied` is reached only by the thread that has the turn, and once all threads are joined. That no two threads get there
 // at once is what loom checks.
 unsafe impl Sync for Model {}
 
@@ -75,7 +75,7 @@ impl Model {
         self.latest.turn().is_some_and(|turn| turn.apply(Err))
     }
 
-    /// All that was applied. Only for whoever has the turn, and for the last thread there is.
+    /// All that was applied. Only for the thread that has the turn, and for the last thread there is.
     fn applied(&self) -> Vec<u32> {
         // SAFETY: see the type; the pointer does not leave the closure.
         self.applied.with(|applied| unsafe { (*applied).clone() })
@@ -153,7 +153,7 @@ fn an_update_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
 }
 
 #[test]
-fn nothing_is_applied_while_somebody_has_the_turn() {
+fn nothing_is_applied_during_another_turn() {
     loom::model(|| {
         let model = Model::new();
         model.put(1);
@@ -194,7 +194,7 @@ fn two_announcers_leak_nothing() {
 }
 
 #[test]
-fn an_update_that_nobody_applies_is_dropped_with_its_slot() {
+fn unapplied_update_is_dropped_with_its_slot() {
     loom::model(|| {
         let model = Model::new();
         let announcing = run(&model, |model| model.put(1));

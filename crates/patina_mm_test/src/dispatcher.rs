@@ -50,7 +50,7 @@ impl Dispatcher {
     /// Runs components until none can run any more.
     ///
     /// When nothing makes progress, every configuration is locked, and components that read a configuration that
-    /// nobody wrote get their chance: the order of a Patina DXE core.
+    /// no other component wrote get their chance: the order of a Patina DXE core.
     #[must_use = "the outcome tells which components failed or never ran"]
     pub fn dispatch(mut self) -> Outcome {
         self.run()

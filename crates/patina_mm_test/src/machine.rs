@@ -350,7 +350,7 @@ impl Machine {
         self.inner
             .mm_side
             .say(format_args!("event group {group:?} is signalled"));
-        // Nobody listens to a group that does not exist.
+        // A group that does not exist has no listener.
         let _ = self.inner.events.signal_group(group);
     }
 
@@ -431,7 +431,7 @@ impl Drop for Machine {
     }
 }
 
-/// Has an SMI that is still pending taken: nobody waits for one that is not for a message.
+/// Takes an SMI that is still pending: no caller waits for one that is not for a message.
 fn settle(hardware: &mm_sim::Machine) {
     hardware.set_latency(0);
     hardware.pause();

@@ -11,7 +11,7 @@ use patina::component::service::uefi_services::protocol::{
     Tpl,
 };
 
-/// Interfaces by handle and GUID; installing one calls whoever waits for it. Nobody opens by driver here, so that usage is
+/// Interfaces by handle and GUID; installing one calls the callbacks that wait for it. Nothing opens by driver here, so that usage is
 /// not tracked.
 #[derive(Default)]
 pub struct HostProtocols {
@@ -198,7 +198,7 @@ impl ProtocolServices for HostProtocols {
         let registration = NotifyRegistration::from_raw(event, event, context);
         database.waiting.push((registration, protocol, Some(callback)));
         drop(database);
-        // As a DXE core does: whoever is installed already is reported, too.
+        // As a DXE core does: what is installed already is reported, too.
         let present = self.locate_handles(protocol).unwrap_or_default();
         present
             .into_iter()
@@ -236,7 +236,7 @@ mod tests {
     const GUID: BinaryGuid = BinaryGuid::from_string("2a22e38f-9d1c-49d0-bdce-7ddac16da45d");
 
     #[test]
-    fn whoever_waits_is_called_and_may_look_the_interface_up() {
+    fn waiting_callback_may_look_the_interface_up() {
         static VALUE: u32 = 5;
         let protocols: &'static HostProtocols = Box::leak(Box::default());
         let seen = Rc::new(Cell::new(None));

@@ -722,7 +722,7 @@ fn a_hob_beside_buffers_by_hand_needs_another_identifier() {
 
 /// A platform that forgets to lock: the components wait for the end, and take what is there.
 #[test]
-fn a_configuration_that_nobody_locks_is_taken_in_the_end() {
+fn unlocked_configuration_is_used_in_the_end() {
     struct Fills(MmCommunicationConfiguration);
     #[component]
     impl Fills {

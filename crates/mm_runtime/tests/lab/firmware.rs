@@ -203,7 +203,7 @@ impl Firmware {
         }
     }
 
-    /// Ends boot services: whoever uses them still faults.
+    /// Ends boot services: a later use faults.
     pub(crate) fn exit_boot_services(&self) {
         self.signal(efi::EVT_SIGNAL_EXIT_BOOT_SERVICES);
         self.boot.forbid();

@@ -178,7 +178,7 @@ impl RuntimeMachine {
             completion_polls: setup.polls,
             ..Configuration::new(place(buffer, mailbox.as_deref()))
         };
-        // SAFETY: the firmware's table; the comm buffer is nobody else's, and no pointer in entry and sink is to memory that
+        // SAFETY: the firmware's table; the comm buffer is for this alone, and no pointer in entry and sink is to memory that
         // moves.
         unsafe { install(firmware.system_table(), &configure(configuration), entry, Silent) }
     }

@@ -110,11 +110,11 @@ impl CallOptions {
 /// and response are types.
 pub trait MmCommunication {
     /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
-    /// answered, be they fewer or more than were sent.
+    /// answered, which may be shorter or longer than the request.
     ///
-    /// Where MM is entered through x86 ports and the comm buffer has no status mailbox, nothing tells whether a handler, or
-    /// MM at all, took the message: then `data_buffer` itself comes back, as `Ok`. [`MmCommunicator`] warns of such
-    /// buffers when it is dispatched. A handler whose response can be told from its request makes up for it.
+    /// If MM is entered through x86 ports and the comm buffer has no status mailbox, the client cannot see whether a
+    /// handler, or MM at all, took the message: then `data_buffer` itself comes back, as `Ok`. [`MmCommunicator`] warns
+    /// of such buffers when it is dispatched. A handler whose response always differs from its request avoids this.
     ///
     /// # Errors
     ///
@@ -225,19 +225,18 @@ pub trait MmCommunication {
         true
     }
 
-    /// Has `call` run after each call of anybody's, when its comm buffer is free again. For those who were told
-    /// [`Status::Busy`] in a notification, and cannot wait there. A call that was itself told so is no call here: the one that
-    /// it interrupted is, and ends later.
+    /// Registers `call` to run after every completed call, when its comm buffer is free again; calls rejected with
+    /// [`Status::Busy`] do not count. For callers that got [`Status::Busy`] in a notification and cannot wait there.
     ///
-    /// It runs at the TPL of whoever made the call, before that one has its result. For a driver in C that is `TPL_NOTIFY`,
-    /// and before its response is written back; what `call` sends through C's protocols is refused there.
+    /// It runs at the caller's TPL, before the caller has its result. For a driver in C that is `TPL_NOTIFY`, before the
+    /// response is written back; what `call` sends through C's protocols is rejected there.
     ///
-    /// `call` may send. It does not run once more for what is sent while it runs, unless somebody was told [`Status::Busy`] in
-    /// the middle of that.
+    /// `call` may send. It does not run again for what is sent while it runs, unless another call was rejected with
+    /// [`Status::Busy`] meanwhile.
     ///
     /// # Errors
     ///
-    /// [`Status::Unsupported`] where an implementation does not know when its calls end.
+    /// [`Status::Unsupported`] if an implementation does not know when its calls end.
     fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
         let _ = call;
         Err(Status::Unsupported)
@@ -425,7 +424,7 @@ impl MmCommunicator {
     /// Makes calls run at `TPL_NOTIFY` if what a notification does in the middle of one would spoil it:
     ///
     /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and would overwrite the request.
-    /// - The buffer has no status mailbox: each MMI that somebody else raises before the response is read makes MM take
+    /// - The buffer has no status mailbox: each MMI that other code raises before the response is read makes MM take
     ///   what is in the buffer for a request once more.
     fn keep_others_out(
         &mut self,

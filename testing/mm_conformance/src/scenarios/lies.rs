@@ -13,12 +13,12 @@ use patina_mm::component::communicator::Status;
 scenarios! {
     no_handler_is_an_error: MM | NO_HANDLER_STATUS, "a message that nobody takes is an error with MM's status, not an echo";
     failed_handler_is_an_error: CONTROLLED_MM | NO_HANDLER_STATUS, "a handler that fails is an error with MM's status";
-    without_mailbox_over_ports_nobody_says_no: CONTROLLED_MM | PORTS | LATENCY, "what cannot be told: without a mailbox a message that nobody takes, or MM never sees, comes back as if it was answered";
+    ports_without_mailbox_echo_request: CONTROLLED_MM | PORTS | LATENCY, "what cannot be told: without a mailbox a message that nobody takes, or MM never sees, comes back as if it was answered";
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
     mm_status_without_error_bit_is_an_error: CONTROLLED_MM | MAILBOX, "a status that is neither success nor an EFI_ERROR, a warning or an error of a 32-bit MM core, comes without a response";
     ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
-    late_mm_is_an_error_and_harms_nobody: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
-    late_response_is_none_to_somebody_elses_request: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for that to a request for somebody else";
+    late_mm_is_an_error_and_harms_no_other_call: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
+    late_response_does_not_answer_other_recipient: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for that to a request for somebody else";
     late_message_is_the_response_that_mm_gave: CONTROLLED_MM | MAILBOX, "MM that ends a request with the message of another is believed, for that one call and no byte more";
     size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "a response that does not cover its header is refused with the number";
     size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "a response larger than the buffer is refused with the numbers";
@@ -49,7 +49,7 @@ fn failed_handler_is_an_error(lab: &dyn Lab) -> Seen {
     ensure_clean(&*machine, 0)
 }
 
-fn without_mailbox_over_ports_nobody_says_no(lab: &dyn Lab) -> Seen {
+fn ports_without_mailbox_echo_request(lab: &dyn Lab) -> Seen {
     let without_mailbox = |latency| Setup {
         buffers: [BufferSetup {
             mailbox: MailboxSetup::None,
@@ -123,7 +123,7 @@ fn ignored_request_is_an_error(lab: &dyn Lab) -> Seen {
     ensure_clean(&*machine, 0)
 }
 
-fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
+fn late_mm_is_an_error_and_harms_no_other_call(lab: &dyn Lab) -> Seen {
     let machine = up(
         lab,
         &Setup {
@@ -145,7 +145,7 @@ fn late_mm_is_an_error_and_harms_nobody(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn late_response_is_none_to_somebody_elses_request(lab: &dyn Lab) -> Seen {
+fn late_response_does_not_answer_other_recipient(lab: &dyn Lab) -> Seen {
     let machine = ready(lab)?;
     ensure_eq!(lie(&*machine, Lie::Late), Err(Status::NotProcessed));
     ensure_clean(&*machine, 0)?;

@@ -43,7 +43,7 @@ pub(super) struct Pending {
     id: u8,
     latest: Latest<MmCommBufferUpdateProtocol>,
     /// Buffers that moved away while a call was using them, until a move finds that call done. No more than calls are
-    /// nested. Borrowed only by whoever applies, and that is one at a time.
+    /// nested. Borrowed only while a move is applied, and that is one at a time.
     leaving: RefCell<Vec<CommunicateBuffer>>,
 }
 
@@ -103,7 +103,7 @@ impl Pending {
                 return;
             }
         };
-        // SAFETY: whoever installs this protocol installs an interface of this type under its GUID; the type is packed,
+        // SAFETY: a driver that installs this protocol installs an interface of this type under its GUID; the type is packed,
         // so that it has no alignment, and every bit pattern is a value of it.
         self.put(unsafe { interface.read_unaligned() });
     }
@@ -156,7 +156,7 @@ impl Pending {
         }
         // SAFETY: the platform announces memory that it set aside for this use, mapped one to one, for the rest of the
         // boot. No transaction uses it, and none will through an older buffer: those in the list do not overlap it, or
-        // are `old`; those that left the list are retired, and so is `old` before anybody can begin there, because a call
+        // are `old`; those that left the list are retired, and so is `old` before another call can begin there, because a call
         // that looked it up before finds it retired once it has claimed it, and one that interrupts this waits. What was
         // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps. A request to
         // move uses memory that is not in the list yet: it has the turn until that is in the list, or wiped.

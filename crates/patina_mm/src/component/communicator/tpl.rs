@@ -17,8 +17,8 @@ impl Drop for Raised {
     }
 }
 
-/// Raises the TPL to `TPL_NOTIFY`. `None` where it is higher already: to ask for less is fatal, and nobody tells the level
-/// but a raise to the highest one.
+/// Raises the TPL to `TPL_NOTIFY`. `None` if it is higher already: lowering it through `RaiseTPL` is fatal, and the current
+/// TPL can only be read by raising to `TPL_HIGH_LEVEL`.
 pub(crate) fn raise_to_notify(services: Service<dyn TplServices>) -> Option<Raised> {
     let current = services.raise_tpl(Tpl::HighLevel);
     services.restore_tpl(current);

@@ -155,7 +155,7 @@ fn fresh(ids: &[u8]) -> Vec<CommunicateBuffer> {
 }
 
 #[test]
-fn an_announced_move_does_not_refuse_who_is_never_refused() {
+fn announced_move_never_yields_busy_at_notify() {
     let calls: [fn(&dyn MmCommunication); 4] = [
         |mm| assert_eq!(call(mm, 0), Ok(())),
         |mm| assert_eq!(call(mm, 1), Ok(())),
@@ -373,7 +373,7 @@ fn a_response_by_hand_to_a_request_to_move_is_found() {
 }
 
 #[test]
-fn a_move_that_nobody_could_tell_of_is_not_asked_for() {
+fn move_without_a_mailbox_is_not_requested() {
     let without_mailbox = || {
         let memory: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
         CommunicateBuffer::new(Pin::new(memory), 0)
