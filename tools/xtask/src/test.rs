@@ -21,7 +21,7 @@ const HOST: &str = "host";
 
 /// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that is no longer built would not
 /// be missed otherwise.
-const HOST_LEAST: u64 = 543;
+const HOST_LEAST: u64 = 1664;
 
 /// Runs all tests: on this host, then on each machine whose programs are installed.
 ///
