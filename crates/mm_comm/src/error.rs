@@ -1,9 +1,13 @@
-//! What can go wrong, whose fault it is, and with which numbers.
+//! Errors of the client core. Each names the side at fault and carries the numbers.
+//!
+//! A length that cannot be true has one name in all crates: `ResponseBelowHeader` if it is less than the header that it
+//! counts, `ResponseBeyondBuffer` if it is more than the comm buffer has.
 
+use core::fmt;
 use mm_wire::{AddressRange, EfiStatus, Guid};
 use thiserror::Error;
 
-/// Why memory cannot serve as a comm buffer or mailbox. The platform's fault.
+/// Why memory cannot be a comm buffer or mailbox. The platform's fault.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChannelError {
@@ -21,24 +25,24 @@ pub enum ChannelError {
     /// The region does not start on a page.
     #[error("platform: the comm buffer at {address:#x} is not aligned to 4096 bytes")]
     NotPageAligned {
-        /// Where the region starts.
+        /// The region's address.
         address: usize,
     },
     /// The region goes past the end of the address space, or is larger than any object may be.
     #[error("platform: {len} bytes from {address:#x} go past the end of the address space")]
     Wraps {
-        /// Where the region starts.
+        /// The region's address.
         address: usize,
         /// Its claimed length.
         len: usize,
     },
-    /// The mailbox stands at address zero.
+    /// The mailbox is at address zero.
     #[error("platform: the status mailbox's address is null")]
     MailboxNull,
     /// The mailbox is not aligned for its 64-bit fields.
     #[error("platform: the status mailbox at {address:#x} is not aligned to {align} bytes")]
     MailboxMisaligned {
-        /// Where the mailbox starts.
+        /// The mailbox's address.
         address: usize,
         /// The alignment it needs.
         align: usize,
@@ -46,10 +50,10 @@ pub enum ChannelError {
     /// The mailbox goes past the end of the address space.
     #[error("platform: the status mailbox at {address:#x} goes past the end of the address space")]
     MailboxWraps {
-        /// Where the mailbox starts.
+        /// The mailbox's address.
         address: usize,
     },
-    /// The mailbox lies in the memory that messages are written to.
+    /// The mailbox is inside the comm buffer.
     #[error("platform: the status mailbox {mailbox} overlaps the comm buffer {region}")]
     MailboxInRegion {
         /// The mailbox's addresses.
@@ -59,17 +63,17 @@ pub enum ChannelError {
     },
 }
 
-/// Why a transaction was not started. No MMI was raised and nothing was left in shared memory.
+/// Why a transaction did not start. No MMI was raised, and nothing is left in shared memory.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BeginError {
-    /// An outer call uses this channel.
+    /// The channel is in use by a call that this one interrupted.
     #[error("caller: the comm buffer is in use by a call that has not finished")]
     Busy,
     /// The channel was taken out of use.
-    #[error("caller: the comm buffer is out of use")]
+    #[error("caller: the comm buffer was taken out of use")]
     Retired,
-    /// There is nothing to send.
+    /// The message is empty.
     #[error("caller: the message is empty")]
     EmptyMessage,
     /// The message does not fit.
@@ -77,19 +81,19 @@ pub enum BeginError {
     MessageTooLarge {
         /// Bytes of the message.
         len: usize,
-        /// Bytes that the buffer can hold behind the header.
+        /// Bytes that fit behind the header.
         capacity: usize,
     },
     /// The recipient is [`mm_wire::header::V3_MARKER`], which no v1 header can name.
     #[error("caller: the recipient is the v3 header's marker {0}, a v1 header for it would read as v3")]
     RecipientIsMarker(Guid),
-    /// The mailbox already announces a request that is not ours.
+    /// The mailbox already announces another driver's request.
     #[error("platform: the status mailbox already announces a request that MM has not taken")]
     MailboxInUse,
     /// The request was overwritten before the MMI was raised.
     #[error(
-        "platform: another driver overwrote the request for {recipient} in the comm buffer before the MMI: it uses the same \
-         buffer, and a notification called it meanwhile"
+        "platform: another driver overwrote the request for {recipient} in the comm buffer before the MMI was raised: it uses \
+         the same buffer, and a notification called it"
     )]
     Overwritten {
         /// The recipient of the request.
@@ -98,12 +102,30 @@ pub enum BeginError {
     /// What was written could not be read back.
     #[error("platform: the comm buffer at {address:#x} does not hold what is written to it")]
     NotMemory {
-        /// Where the region starts.
+        /// The region's address.
         address: usize,
     },
 }
 
-/// Why what MM left behind is no response. The request has been wiped from shared memory.
+/// Where the length of a response comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LengthSource {
+    /// ReturnBufferSize in the status mailbox.
+    Mailbox,
+    /// The communicate header in the comm buffer.
+    Header,
+}
+
+impl fmt::Display for LengthSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mailbox => "ReturnBufferSize",
+            Self::Header => "the header's length, with the header,",
+        })
+    }
+}
+
+/// Why what MM left is not a response. The request was wiped from shared memory.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponseError {
@@ -113,45 +135,38 @@ pub enum ResponseError {
     /// MM says that the request failed.
     #[error("MM answered {0}")]
     Mm(EfiStatus),
-    /// The mailbox claims a response that does not even cover the header.
+    /// The mailbox claims a response of fewer bytes than the header has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
-    SizeBelowHeader {
+    ResponseBelowHeader {
         /// The value of ReturnBufferSize.
         claimed: u64,
         /// Bytes of the header.
         minimum: usize,
     },
-    /// A response beyond the buffer: the mailbox claims more bytes than the comm buffer has.
-    #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
-    SizeBeyondBuffer {
-        /// The value of ReturnBufferSize.
+    /// A response beyond the buffer: mailbox or header claims more bytes than the comm buffer has.
+    #[error("MM: {told_by} is {claimed} bytes, the comm buffer has {capacity}")]
+    ResponseBeyondBuffer {
+        /// Which of them claims it.
+        told_by: LengthSource,
+        /// Bytes of the response, with the header.
         claimed: u64,
-        /// Bytes of the region.
+        /// Bytes of the comm buffer.
         capacity: usize,
     },
-    /// The header in the buffer has another GUID now, or another format. What is there instead may be anything, message bytes
-    /// included, and so is not told.
+    /// The header in the buffer has another GUID or another format now. The new contents are not in the error: they may be
+    /// message bytes.
     #[error("MM: the communicate header in the comm buffer is not the one for {sent} any more")]
     RecipientChanged {
         /// The recipient of the request.
         sent: Guid,
     },
-    /// The header's length does not fit the buffer.
-    #[error("MM: the header claims {claimed} message bytes, the comm buffer has room for {capacity}")]
-    LengthBeyondBuffer {
-        /// The header's length field, without the header.
-        claimed: u64,
-        /// Bytes that the buffer can hold behind the header.
-        capacity: usize,
-    },
-    /// The bytes at the start of the buffer are no header any more.
+    /// The bytes at the start of the buffer are not a header any more.
     #[error("MM: the communicate header is damaged: {0}")]
     HeaderDamaged(mm_wire::HeaderError),
 }
 
-/// What C is told: the statuses that `patina_mm` gives its callers for the same.
 impl BeginError {
-    /// The same as an `EFI_STATUS`.
+    /// The same as an `EFI_STATUS`, which drivers in C get.
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {
@@ -166,7 +181,8 @@ impl BeginError {
 }
 
 impl ResponseError {
-    /// The same as an `EFI_STATUS`, which is an error: MM's own, or that MM did not take the request or broke the protocol.
+    /// The same as an `EFI_STATUS`, which drivers in C get: MM's own, or that MM did not take the request, or broke the
+    /// protocol.
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {
@@ -175,10 +191,9 @@ impl ResponseError {
                 Some(error) => error,
                 None => EfiStatus::PROTOCOL_ERROR,
             },
-            Self::SizeBelowHeader { .. }
-            | Self::SizeBeyondBuffer { .. }
+            Self::ResponseBelowHeader { .. }
+            | Self::ResponseBeyondBuffer { .. }
             | Self::RecipientChanged { .. }
-            | Self::LengthBeyondBuffer { .. }
             | Self::HeaderDamaged(_) => EfiStatus::PROTOCOL_ERROR,
         }
     }

@@ -9,7 +9,7 @@ const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 /// The mailbox of one comm buffer.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// Invariant: exactly `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`, so that no access below can fail.
+    /// Invariant: exactly `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So none of the accesses below fails.
     region: SharedRegion,
 }
 
@@ -25,23 +25,21 @@ impl Mailbox {
     /// The contract of [`SharedRegion::new`] for the 24 bytes at `address`.
     pub unsafe fn new(address: *mut u8) -> Result<Self, ChannelError> {
         let at = address.addr();
-        if address.is_null() {
-            return Err(ChannelError::MailboxNull);
-        }
         if !at.is_multiple_of(MAILBOX_ALIGN) {
             return Err(ChannelError::MailboxMisaligned {
                 address: at,
                 align: MAILBOX_ALIGN,
             });
         }
-        // SAFETY: the caller vouches for the 24 bytes, with the same contract.
+        // SAFETY: this function's contract is that of `new`, for these bytes.
         match unsafe { SharedRegion::new(address, MAILBOX_LEN) } {
             Ok(region) => Ok(Self { region }),
+            Err(ChannelError::Null) => Err(ChannelError::MailboxNull),
             Err(_wraps) => Err(ChannelError::MailboxWraps { address: at }),
         }
     }
 
-    /// The memory that the mailbox takes.
+    /// The mailbox's memory.
     #[must_use]
     pub fn region(&self) -> &SharedRegion {
         &self.region
@@ -55,7 +53,7 @@ impl Mailbox {
         zerocopy::transmute!(words.unwrap_or_default())
     }
 
-    /// Whether MM still has a request to process. One volatile load.
+    /// Whether the mailbox announces a request that MM has not processed. One volatile load.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.region
@@ -63,16 +61,16 @@ impl Mailbox {
             .is_some_and(|valid| valid != 0)
     }
 
-    /// Writes the whole mailbox. The result fields go first, so that they are right when `IsCommBufferValid` changes.
+    /// Writes the whole mailbox: the result fields first, so that they are right when `IsCommBufferValid` changes.
     pub fn write(&self, image: &MailboxImage) {
         let [first, status, size]: [[u8; WORD]; MAILBOX_WORDS] = zerocopy::transmute!(*image);
         let written = self.region.write_words(WORD, &[status, size]) && self.region.write_words(0, &[first]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN aligned bytes");
     }
 
-    /// Empties a mailbox that others used before: what it announces first, then the rest. Returns what was there; `None` if
-    /// it was empty.
-    #[must_use = "what was there is worth a line in the log"]
+    /// Empties a mailbox that other code used before: `IsCommBufferValid` first, then the rest. Returns what was in it;
+    /// `None` if it was empty.
+    #[must_use = "what was in it is for the log"]
     pub fn take_over(&self) -> Option<MailboxImage> {
         let found = self.read();
         self.withdraw();
@@ -86,7 +84,8 @@ impl Mailbox {
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
     }
 
-    /// Says that the next request is not for the MM supervisor, in a mailbox that it shares with its users.
+    /// Clears TalkToSupervisor, so that the next request in a mailbox that the MM supervisor shares with its users is for
+    /// the users.
     pub fn clear_talk_to_supervisor(&self) {
         let written = self.region.write(TALK_TO_SUPERVISOR_OFFSET, &[0]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");

@@ -2,26 +2,24 @@
 //!
 //! | state | what holds |
 //! |---|---|
-//! | [`Staged`] | header and message stand in shared memory, the mailbox announces them, and the channel is in use |
+//! | [`Staged`] | header and message are in shared memory, the mailbox announces them, and the channel is in use |
 //! | [`Response`] | MM processed the request; the response's length was read once and fits the region |
 //!
-//! Dropping either ends the transaction and wipes shared memory, whatever happened in between, a panic included. Where
-//! all went well, that is as much as request and response took; after an error it is the whole region, since nothing is
-//! known about how far MM wrote.
+//! Dropping either ends the transaction and wipes shared memory, also during a panic. After success the bytes of request
+//! and response are wiped; after an error the whole region is, because it is unknown how far MM wrote.
 
 use crate::channel::{Channel, Claim};
-use crate::error::{BeginError, ResponseError};
+use crate::error::{BeginError, LengthSource, ResponseError};
 use crate::mailbox::Mailbox;
 use mm_wire::{Guid, Header, HeaderFormat, ResponseLength};
 
 impl Channel {
     /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
-    ///
-    /// The next step is to raise the MMI, then [`Staged::finish`].
+    /// The caller then raises the MMI and calls [`Staged::finish`].
     ///
     /// # Errors
     ///
-    /// Each [`BeginError`] leaves shared memory without a byte of the message.
+    /// A [`BeginError`]. No byte of the message is in shared memory then.
     pub fn begin(
         &self,
         format: HeaderFormat,
@@ -34,8 +32,8 @@ impl Channel {
         self.begin_sized(format, recipient, message, None)
     }
 
-    /// Like [`Self::begin`], but the message may be empty, and MessageSize of a v3 header is `message_size` if that is given:
-    /// less than `message` has, if the end of that is room for the response.
+    /// Like [`Self::begin`], but the message may be empty, and `message_size` is the MessageSize of a v3 header: less than
+    /// the length of `message`, if the end of that is only room for the response. `None` stands for that length.
     ///
     /// # Errors
     ///
@@ -76,7 +74,7 @@ impl Channel {
     }
 }
 
-/// A request that stands in shared memory and waits for MM.
+/// A request in shared memory that waits for MM.
 #[derive(Debug)]
 #[must_use = "dropping it withdraws the request"]
 pub struct Staged<'c> {
@@ -84,29 +82,26 @@ pub struct Staged<'c> {
 }
 
 impl<'c> Staged<'c> {
-    /// Lets MM take the request: see [`wait`]. Whether it did is for [`Self::finish`] to say.
+    /// Waits for MM, see [`wait`]. [`Self::finish`] tells whether MM took the request.
     pub fn wait(&self, polls: u32, pause: impl FnMut()) -> u32 {
         wait(self.claim.channel(), polls, pause)
     }
 
-    /// Whether there is a response to be read: an executor wrote one by hand, or the mailbox does not announce the request any
-    /// more. Without a mailbox only the former can be told.
+    /// Whether the mailbox says that MM processed the request; `false` without a mailbox.
     #[must_use]
-    pub fn is_answered(&self) -> bool {
-        let channel = self.claim.channel();
-        let is_taken = |mailbox: &Mailbox| !mailbox.is_pending();
-        channel.written_by_hand().is_some() || channel.mailbox().is_some_and(is_taken)
+    pub fn is_processed(&self) -> bool {
+        let mailbox = self.claim.channel().mailbox();
+        mailbox.is_some_and(|mailbox| !mailbox.is_pending())
     }
 
-    /// The number of this transaction, with which an executor may write to the region by hand: see
-    /// [`Channel::may_write`].
+    /// The number of this transaction, [`Channel::transaction`].
     #[must_use]
     pub fn number(&self) -> u32 {
         self.claim.channel().transaction()
     }
 
-    /// Looks whether the region still has the header of this request, before the MMI is raised. Firmware may have a driver
-    /// that uses the same comm buffer, and a notification may have called it since. The length does not count: an MMI for
+    /// Checks, before the MMI is raised, that the region still has the header of this request: a notification may have
+    /// called a driver of the firmware that uses the same comm buffer. The length is not compared, because an MMI for
     /// another comm buffer may have served this request already.
     ///
     /// # Errors
@@ -123,22 +118,15 @@ impl<'c> Staged<'c> {
         }
     }
 
-    /// Reads what MM left behind, once, and checks it: the mailbox, the header, the length. If there is no mailbox, this
-    /// also takes the header's length away, before the response is read: MM must not take a response for a request if
-    /// another MMI comes now.
-    ///
-    /// If an executor responded by hand (through [`Channel::write_recipient`], [`Channel::write_message`] or
-    /// [`Channel::clear`]), its response is trusted: neither mailbox nor header is read, and the recipient does not matter.
+    /// Reads what MM left, once, and checks it: the mailbox, the header, the length. Without a mailbox this also clears the
+    /// header's length before the response is read, so that MM does not take the response for a request if another MMI
+    /// comes.
     ///
     /// # Errors
     ///
-    /// Each [`ResponseError`] ends the transaction and wipes the whole region.
+    /// A [`ResponseError`], which ends the transaction and wipes the whole region.
     pub fn finish(self) -> Result<Response<'c>, ResponseError> {
         let channel = self.claim.channel();
-        if let Some(written) = channel.written_by_hand() {
-            return Ok(self.finish_by_hand(written));
-        }
-        // The header that was written, since nothing was written by hand.
         let request = channel.tracked().ok_or(ResponseError::NotProcessed)?;
         let in_mailbox = claimed_by_mailbox(channel, request.format())?;
         let found = channel.read_header().map_err(ResponseError::HeaderDamaged)?;
@@ -149,11 +137,16 @@ impl<'c> Staged<'c> {
             });
         }
         let capacity = channel.capacity(found.format());
-        let fits = |claimed: u64| {
-            let len = usize::try_from(claimed).ok().filter(|len| *len <= capacity);
-            len.ok_or(ResponseError::LengthBeyondBuffer { claimed, capacity })
+        let header_len = found.format().header_len();
+        let fits = |len: u64| {
+            let fitting = usize::try_from(len).ok().filter(|len| *len <= capacity);
+            fitting.ok_or(ResponseError::ResponseBeyondBuffer {
+                told_by: LengthSource::Header,
+                claimed: len.saturating_add(header_len as u64),
+                capacity: channel.region().len(),
+            })
         };
-        // What the header counts has to fit even if a mailbox tells the length: it is wiped, too.
+        // The header's length has to fit even if a mailbox tells the response's: these bytes are wiped, too.
         let counted = fits(found.message_len())?;
         let in_header = request.response_length(&found);
         let message_len = match in_mailbox {
@@ -161,7 +154,6 @@ impl<'c> Staged<'c> {
             None => fits(in_header.map_err(ResponseError::HeaderDamaged)?.len)?,
         };
 
-        let header_len = found.format().header_len();
         self.claim
             .wipe_reached(message_len.max(counted).saturating_add(header_len));
         Ok(Response {
@@ -173,9 +165,12 @@ impl<'c> Staged<'c> {
         })
     }
 
-    /// The response that an executor wrote, with its header; `None` if it wiped the region and wrote nothing.
-    fn finish_by_hand(self, written: Option<Header>) -> Response<'c> {
-        self.claim.channel().withdraw_from_region();
+    /// Takes what was last written with [`Channel::write`], or [`Channel::clear`], for the response, and reads neither
+    /// mailbox nor header. For executors of tests, whose response is trusted.
+    pub fn finish_by_hand(self) -> Response<'c> {
+        let channel = self.claim.channel();
+        let written = channel.tracked();
+        channel.withdraw_from_region();
         self.claim.wipe_reached(0);
         let message_len = written.map_or(0, |header| header.message_len());
         Response {
@@ -205,22 +200,26 @@ fn claimed_by_mailbox(channel: &Channel, format: HeaderFormat) -> Result<Option<
     let total = usize::try_from(claimed)
         .ok()
         .filter(|total| *total <= capacity)
-        .ok_or(ResponseError::SizeBeyondBuffer { claimed, capacity })?;
+        .ok_or(ResponseError::ResponseBeyondBuffer {
+            told_by: LengthSource::Mailbox,
+            claimed,
+            capacity,
+        })?;
     let minimum = format.header_len();
     let message_len = total
         .checked_sub(minimum)
-        .ok_or(ResponseError::SizeBelowHeader { claimed, minimum })?;
+        .ok_or(ResponseError::ResponseBelowHeader { claimed, minimum })?;
     Ok(Some(message_len))
 }
 
-/// How often [`wait`] pauses where there is no mailbox to look at. One was enough on every machine tried; some more cost
-/// well under a microsecond.
+/// How often [`wait`] pauses if there is no mailbox. One pause was enough on every machine that was tried; the others cost
+/// less than a microsecond together.
 pub const PAUSES_WITHOUT_MAILBOX: u32 = 16;
 
-/// Pauses until the channel's mailbox no longer announces a request, `polls` times at the most and once at least.
-/// Without a mailbox there is nothing to observe: then it pauses [`PAUSES_WITHOUT_MAILBOX`] times.
+/// Pauses until the channel's mailbox does not announce a request any more: once at least, and `polls` times at most, which
+/// is the timeout. Without a mailbox this pauses [`PAUSES_WITHOUT_MAILBOX`] times.
 ///
-/// For executors that are handed the channel of a transaction that another caller started. Returns the pauses made.
+/// Returns the number of pauses.
 pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
     let Some(mailbox) = channel.mailbox() else {
         (0..PAUSES_WITHOUT_MAILBOX).for_each(|_| pause());
@@ -236,15 +235,15 @@ pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
     }
 }
 
-/// After how many looks at a mailbox that still announces its request another MMI is raised.
+/// Number of polls after which another MMI is raised, if the mailbox still announces the request.
 const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
 
-/// Like [`wait`], after an MMI was raised, but one more is raised with `again` if MM does not take the request for a while: some
-/// MM cores serve one request at an MMI (Project Mu's supervisor the users' before its own), and that may have been the request
-/// of a call that this one interrupted.
+/// Like [`wait`], but calls `again` once, to raise another MMI, if MM does not take the request for a while: some MM cores
+/// serve one request per MMI (Project Mu's supervisor serves its users before itself), and that may have been the request of
+/// a call that this one interrupted.
 ///
-/// Returns the pauses made. `again` tells by itself if it fails; the wait goes on all the same: the first MMI was raised, so that
-/// MM may have taken the request, or may yet. The mailbox has the last word.
+/// Returns the number of pauses. If `again` fails, it logs that itself, and the wait continues: MM may take the request at
+/// the first MMI.
 pub fn wait_and_raise_again(
     channel: &Channel,
     polls: u32,
@@ -261,10 +260,10 @@ pub fn wait_and_raise_again(
     pauses.saturating_add(wait(channel, left, pause))
 }
 
-/// MM's response, still in shared memory; its length has been read and checked.
+/// MM's response, still in shared memory; its length was read and checked.
 ///
-/// There is no reference to it to be had, since MM may still write there. It is copied out, front to back, and no byte
-/// twice: what was checked once cannot be fetched again.
+/// MM may still write there, so there is no reference to it. It is copied out front to back, and no byte twice, so that no
+/// byte is read again after it was checked.
 #[derive(Debug)]
 #[must_use = "dropping it wipes the response from shared memory"]
 pub struct Response<'c> {
@@ -276,45 +275,45 @@ pub struct Response<'c> {
 }
 
 impl Response<'_> {
-    /// What the header that MM left says about the response; a mailbox counts more. `None` if the header contradicts itself, or
-    /// if an executor answered by hand.
+    /// What the header that MM left says about the response; if there is a mailbox, that one decides. `None` if the header
+    /// contradicts itself, or after [`Staged::finish_by_hand`].
     #[must_use]
     pub const fn in_header(&self) -> Option<ResponseLength> {
         self.in_header
     }
 
-    /// Bytes of the response, without the header.
+    /// Number of bytes of the response, without the header.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.message_len
     }
 
-    /// Whether MM answered with no bytes at all.
+    /// Whether the response is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.message_len == 0
     }
 
-    /// Bytes that have not been copied out yet.
+    /// Number of bytes that have not been copied yet.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         // Never saturates: `read` takes no more than there is.
         self.message_len.saturating_sub(self.taken)
     }
 
-    /// Copies the next bytes out, as many as `out` takes and as there are. Returns the part of `out` that was filled.
+    /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that was filled.
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let len = out.len().min(self.remaining());
         let offset = self.header_len.saturating_add(self.taken);
         let out = out.get_mut(..len).unwrap_or_default();
         let read = self.claim.channel().region().read(offset, out);
-        debug_assert!(read, "`finish` proved that header and message lie in the region");
+        debug_assert!(read, "`finish` checked that header and message are in the region");
         self.taken = self.taken.saturating_add(len);
         out
     }
 
-    /// Copies the response out, once, and ends the transaction. Returns the part of `out` that was filled; `None`, with
-    /// nothing copied, where `out` is shorter than [`Self::remaining`].
+    /// Copies the rest of the response, and ends the transaction. Returns the part of `out` that was filled; `None`, with
+    /// nothing copied, if `out` is shorter than [`Self::remaining`].
     pub fn copy_to(mut self, out: &mut [u8]) -> Option<&mut [u8]> {
         (out.len() >= self.remaining()).then(|| self.read(out))
     }
@@ -323,7 +322,6 @@ impl Response<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::WriteError;
     use crate::error::ChannelError;
     use crate::region::watch;
     use mm_wire::mailbox::MailboxImage;
@@ -425,19 +423,13 @@ mod tests {
     }
 
     #[test]
-    fn response_is_detected_by_mailbox_or_executor() {
-        for (channel, in_mailbox) in [(channel(), true), (without_mailbox(), false)] {
-            let staged = begin(&channel);
-            assert!(!staged.is_answered());
-            if in_mailbox {
-                mm_answers(&channel, b"yes");
-                assert!(staged.is_answered());
-            }
-            drop(staged);
-            let staged = begin(&channel);
-            channel.write_message(b"by hand").unwrap();
-            assert!(staged.is_answered());
-        }
+    fn response_is_detected_by_the_mailbox() {
+        let channel = channel();
+        let staged = begin(&channel);
+        assert!(!staged.is_processed());
+        mm_answers(&channel, b"yes");
+        assert!(staged.is_processed());
+        assert!(!begin(&without_mailbox()).is_processed());
     }
 
     #[test]
@@ -521,7 +513,7 @@ mod tests {
         assert_eq!(finish([Some(60), Some(9)]), Ok(b"0123".to_vec()));
         assert_eq!(len([Some(4096), None]), Ok(LEN - 56));
         for claimed in [33, 4096, u64::MAX] {
-            let error = mm_wire::HeaderError::MessageBeyondBuffer { claimed, room: 32 };
+            let error = mm_wire::HeaderError::MessageBeyondBufferSize { claimed, room: 32 };
             assert_eq!(
                 len([None, Some(claimed)]),
                 Err(ResponseError::HeaderDamaged(error))
@@ -529,9 +521,10 @@ mod tests {
         }
         assert_eq!(
             len([Some(4097), Some(4)]),
-            Err(ResponseError::LengthBeyondBuffer {
-                claimed: 4041,
-                capacity: 4040
+            Err(ResponseError::ResponseBeyondBuffer {
+                told_by: LengthSource::Header,
+                claimed: 4097,
+                capacity: 4096
             })
         );
     }
@@ -613,21 +606,23 @@ mod tests {
             ),
             (
                 |channel| claim(channel, EfiStatus::SUCCESS, 23),
-                ResponseError::SizeBelowHeader {
+                ResponseError::ResponseBelowHeader {
                     claimed: 23,
                     minimum: 24,
                 },
             ),
             (
                 |channel| claim(channel, EfiStatus::SUCCESS, 4097),
-                ResponseError::SizeBeyondBuffer {
+                ResponseError::ResponseBeyondBuffer {
+                    told_by: LengthSource::Mailbox,
                     claimed: 4097,
                     capacity: 4096,
                 },
             ),
             (
                 |channel| claim(channel, EfiStatus::SUCCESS, u64::MAX),
-                ResponseError::SizeBeyondBuffer {
+                ResponseError::ResponseBeyondBuffer {
+                    told_by: LengthSource::Mailbox,
                     claimed: u64::MAX,
                     capacity: 4096,
                 },
@@ -644,9 +639,10 @@ mod tests {
                     mm_answers(channel, &[]);
                     assert!(channel.region().write(16, &4073u64.to_le_bytes()));
                 },
-                ResponseError::LengthBeyondBuffer {
-                    claimed: 4073,
-                    capacity: 4072,
+                ResponseError::ResponseBeyondBuffer {
+                    told_by: LengthSource::Header,
+                    claimed: 4097,
+                    capacity: 4096,
                 },
             ),
             (
@@ -680,31 +676,6 @@ mod tests {
         let after = contents(&channel);
         assert!(after[..behind].iter().all(|byte| *byte == 0));
         assert!(after[behind..].iter().all(|byte| *byte == 0x77));
-    }
-
-    #[test]
-    fn a_response_by_hand_is_wiped_as_far_as_it_ever_reached() {
-        let channel = channel();
-        let staged = begin(&channel);
-        channel.write_message(&[0x77; 3000]).unwrap();
-        channel.write_message(b"short").unwrap();
-        // A write to the memory from elsewhere does not change what the executor answered.
-        assert!(channel.region().write(16, &9u64.to_le_bytes()));
-        let response = staged.finish().unwrap();
-        assert_eq!(response.len(), 5);
-        drop(response);
-        assert_clean_and_free(&channel);
-    }
-
-    #[test]
-    fn a_message_from_before_the_transaction_is_wiped_with_it() {
-        let channel = channel();
-        channel.write_recipient(HeaderFormat::V1, RECIPIENT).unwrap();
-        channel.write_message(&[0x77; 3000]).unwrap();
-        let staged = begin(&channel);
-        mm_answers(&channel, b"ok");
-        drop(staged.finish().unwrap());
-        assert_clean_and_free(&channel);
     }
 
     #[test]
@@ -801,20 +772,6 @@ mod tests {
     }
 
     #[test]
-    fn only_who_knows_the_number_of_the_transaction_writes_during_it() {
-        let channel = channel();
-        assert!(channel.may_write(None));
-        let first = begin(&channel);
-        let number = first.number();
-        assert!(channel.may_write(Some(number)));
-        assert!(!channel.may_write(None));
-        drop(first);
-        let second = begin(&channel);
-        assert!(!channel.may_write(Some(number)));
-        assert!(channel.may_write(Some(second.number())));
-    }
-
-    #[test]
     fn request_that_another_driver_overwrote_is_noticed_before_the_mmi() {
         for channel in [channel(), without_mailbox()] {
             let staged = begin(&channel);
@@ -854,10 +811,6 @@ mod tests {
         watch::take_writes();
         let begun = channel.begin(HeaderFormat::V1, V3_MARKER, b"x").map(drop);
         assert_eq!(begun, Err(BeginError::RecipientIsMarker(V3_MARKER)));
-        assert_eq!(
-            channel.write_recipient(HeaderFormat::V1, V3_MARKER),
-            Err(WriteError::RecipientIsMarker(V3_MARKER))
-        );
         assert!(watch::take_writes().is_empty());
         drop(channel.begin(HeaderFormat::V3, V3_MARKER, b"x").unwrap());
     }
@@ -952,49 +905,6 @@ mod tests {
                 capacity: LEN - 56
             }
         );
-    }
-
-    #[test]
-    fn an_executor_that_answers_by_hand_is_believed_over_the_mailbox() {
-        let channel = channel();
-        let staged = begin(&channel);
-        channel.clear();
-        channel.write_recipient(HeaderFormat::V1, RECIPIENT).unwrap();
-        channel.write_message(b"").unwrap();
-        let response = staged.finish().unwrap();
-        assert!(response.is_empty());
-        drop(response);
-        assert_clean_and_free(&channel);
-    }
-
-    #[test]
-    fn response_by_hand_is_trusted_whatever_its_recipient_and_format() {
-        let other = guid!("99999999-2222-3333-4444-555555555555");
-        type ByHand = fn(&Channel, Guid);
-        let cases: [(ByHand, &[u8]); 3] = [
-            (
-                |channel, other| {
-                    channel.write_recipient(HeaderFormat::V3, other).unwrap();
-                    channel.write_message(b"other").unwrap();
-                },
-                b"other",
-            ),
-            (
-                |channel, other| channel.write_recipient(HeaderFormat::V1, other).unwrap(),
-                &SECRET,
-            ),
-            (|channel, _| channel.clear(), b""),
-        ];
-        for (by_hand, expected) in cases {
-            for channel in [channel(), without_mailbox()] {
-                let staged = begin(&channel);
-                by_hand(&channel, other);
-                assert!(staged.is_answered());
-                let mut out = vec![0; LEN];
-                assert_eq!(staged.finish().unwrap().copy_to(&mut out).unwrap(), expected);
-                assert_clean_and_free(&channel);
-            }
-        }
     }
 
     #[test]

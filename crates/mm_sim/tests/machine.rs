@@ -228,7 +228,8 @@ fn what_mm_did_can_be_watched_and_lied_about() {
     let channel = machine.channel(buffer).unwrap();
     assert_eq!(
         exchange(&machine, &channel, V1, Echo::GUID, b"12345"),
-        Err(ResponseError::SizeBeyondBuffer {
+        Err(ResponseError::ResponseBeyondBuffer {
+            told_by: mm_comm::error::LengthSource::Mailbox,
             claimed: 4097,
             capacity: 4096
         })

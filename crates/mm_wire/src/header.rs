@@ -99,7 +99,7 @@ pub enum HeaderError {
     },
     /// A v3 header whose `BufferSize` does not even cover itself.
     #[error("BufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
-    SizeBelowHeader {
+    BufferSizeBelowHeader {
         /// The value of `BufferSize`.
         claimed: u64,
         /// The size of the v3 header.
@@ -113,7 +113,7 @@ pub enum HeaderError {
     },
     /// A response whose `MessageSize` is more than its `BufferSize` has room for.
     #[error("MessageSize is {claimed} bytes, BufferSize has room for {room}")]
-    MessageBeyondBuffer {
+    MessageBeyondBufferSize {
         /// The value of `MessageSize`.
         claimed: u64,
         /// What `BufferSize` counts behind the header.
@@ -181,7 +181,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`HeaderError::MessageBeyondBuffer`] if MessageSize is more than BufferSize allows.
+    /// [`HeaderError::MessageBeyondBufferSize`] if MessageSize is more than BufferSize allows.
     pub const fn response_length(&self, left: &Self) -> Result<ResponseLength, HeaderError> {
         let resized = left.message_len != self.message_len;
         if resized || matches!(self.format, HeaderFormat::V1) {
@@ -200,7 +200,7 @@ impl Header {
         }
         let len = left.message_size;
         if len > left.message_len {
-            return Err(HeaderError::MessageBeyondBuffer {
+            return Err(HeaderError::MessageBeyondBufferSize {
                 claimed: len,
                 room: left.message_len,
             });
@@ -221,7 +221,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`HeaderError::Truncated`] where `bytes` ends inside the header, [`HeaderError::SizeBelowHeader`] and
+    /// [`HeaderError::Truncated`] where `bytes` ends inside the header, [`HeaderError::BufferSizeBelowHeader`] and
     /// [`HeaderError::LengthOverflows`] where the length field cannot be true whatever the buffer's size is.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         let (v1, _) = RawV1::read_from_prefix(bytes).map_err(|rest| HeaderError::Truncated {
@@ -241,7 +241,7 @@ impl Header {
         let message_len =
             claimed
                 .checked_sub(size_of::<RawV3>() as u64)
-                .ok_or(HeaderError::SizeBelowHeader {
+                .ok_or(HeaderError::BufferSizeBelowHeader {
                     claimed,
                     minimum: size_of::<RawV3>(),
                 })?;
@@ -441,7 +441,7 @@ mod tests {
             for claimed in [101, u64::MAX] {
                 assert_eq!(
                     sent.response_length(&v3(100, claimed)),
-                    Err(HeaderError::MessageBeyondBuffer { claimed, room: 100 })
+                    Err(HeaderError::MessageBeyondBufferSize { claimed, room: 100 })
                 );
             }
             // BufferSize counts as soon as MM changed it, whatever MessageSize says.
@@ -486,7 +486,7 @@ mod tests {
         v3[16..24].copy_from_slice(&55u64.to_le_bytes());
         assert_eq!(
             Header::parse(&v3),
-            Err(HeaderError::SizeBelowHeader {
+            Err(HeaderError::BufferSizeBelowHeader {
                 claimed: 55,
                 minimum: 56
             })

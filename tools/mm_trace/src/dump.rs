@@ -4,6 +4,7 @@ use crate::decode::{self, Decoded, Direction};
 use crate::guids;
 use crate::input::Damage;
 use mm_comm::ResponseError;
+use mm_comm::error::LengthSource;
 use mm_wire::{Guid, Header, HeaderFormat, MailboxImage};
 use serde::Serialize;
 use zerocopy::FromBytes as _;
@@ -112,10 +113,14 @@ fn mailbox_of(
     let minimum = header.header_len();
     // Both zero: no request was ever answered here, or it was withdrawn.
     if claimed < minimum as u64 && (claimed != 0 || image.return_status().is_error()) {
-        dump.problem(ResponseError::SizeBelowHeader { claimed, minimum });
+        dump.problem(ResponseError::ResponseBelowHeader { claimed, minimum });
     }
     if let Some(capacity) = capacity.filter(|capacity| claimed > *capacity as u64) {
-        dump.problem(ResponseError::SizeBeyondBuffer { claimed, capacity });
+        dump.problem(ResponseError::ResponseBeyondBuffer {
+            told_by: LengthSource::Mailbox,
+            claimed,
+            capacity,
+        });
     }
     Some(image)
 }
@@ -177,9 +182,10 @@ pub fn comm_buffer(bytes: &[u8], mailbox: Option<&[u8]>) -> Dump {
     }
     let capacity = bytes.len().saturating_sub(format.header_len());
     if header.message_len() > capacity as u64 {
-        dump.problem(ResponseError::LengthBeyondBuffer {
-            claimed: header.message_len(),
-            capacity,
+        dump.problem(ResponseError::ResponseBeyondBuffer {
+            told_by: LengthSource::Header,
+            claimed: header.total_len(),
+            capacity: bytes.len(),
         });
     }
     let claimed = state.map(|state| {
@@ -447,7 +453,8 @@ mod tests {
         assert_eq!(problems(EfiStatus::SUCCESS, 48), [""; 0]);
         assert_eq!(
             problems(EfiStatus::SUCCESS, 49),
-            [ResponseError::SizeBeyondBuffer {
+            [ResponseError::ResponseBeyondBuffer {
+                told_by: LengthSource::Mailbox,
                 claimed: 49,
                 capacity: 48
             }
@@ -457,7 +464,7 @@ mod tests {
             problems(EfiStatus::NOT_FOUND, 0),
             [
                 ResponseError::Mm(EfiStatus::NOT_FOUND).to_string(),
-                ResponseError::SizeBelowHeader {
+                ResponseError::ResponseBelowHeader {
                     claimed: 0,
                     minimum: 24
                 }
@@ -468,9 +475,10 @@ mod tests {
         long[16] = 25;
         assert_eq!(
             comm_buffer(&long, None).problems,
-            [ResponseError::LengthBeyondBuffer {
-                claimed: 25,
-                capacity: 24
+            [ResponseError::ResponseBeyondBuffer {
+                told_by: LengthSource::Header,
+                claimed: 49,
+                capacity: 48
             }
             .to_string()]
         );

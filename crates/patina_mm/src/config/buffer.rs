@@ -1,14 +1,16 @@
-//! The comm buffer as platforms configure it and executors are handed it.
+//! The comm buffer, as platforms configure it and executors get it.
+
+mod draft;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use core::pin::Pin;
-use mm_comm::channel::{MismatchError, WriteError};
-use mm_comm::{Channel, ChannelError, SharedRegion};
+use draft::{Draft, MismatchError, WriteError};
+use mm_comm::{Channel, ChannelError, Response, ResponseError, SharedRegion, Staged};
 use mm_wire::hob::CommBufferPlace;
-use mm_wire::{AddressRange, Header, HeaderFormat};
+use mm_wire::{AddressRange, Header, HeaderFormat, ResponseLength};
 use patina::error::EfiError;
 use patina::{Guid, OwnedGuid};
 use thiserror::Error;
@@ -55,8 +57,7 @@ impl From<MismatchError> for CommunicateBufferStatus {
         match error {
             MismatchError::Recipient { .. } => Self::InvalidRecipient,
             MismatchError::Damaged(mm_wire::HeaderError::Truncated { .. }) => Self::TooSmallForHeader,
-            // Length, other damage, and whatever is added to them.
-            _ => Self::TooSmallForMessage,
+            MismatchError::Length { .. } | MismatchError::Damaged(_) => Self::TooSmallForMessage,
         }
     }
 }
@@ -66,8 +67,7 @@ impl From<WriteError> for CommunicateBufferStatus {
         match error {
             WriteError::NoRecipient | WriteError::RecipientIsMarker(_) => Self::InvalidRecipient,
             WriteError::NoRoomForHeader { .. } => Self::TooSmallForHeader,
-            // TooLarge, and whatever is added to it.
-            _ => Self::TooSmallForMessage,
+            WriteError::TooLarge { .. } => Self::TooSmallForMessage,
         }
     }
 }
@@ -108,6 +108,7 @@ pub(crate) enum Attempt {
 
 struct Shared {
     channel: Channel,
+    draft: Draft,
     id: u8,
 }
 
@@ -133,7 +134,11 @@ impl CommunicateBuffer {
     )]
     fn over(channel: Channel, id: u8) -> Self {
         Self {
-            shared: Arc::new(Shared { channel, id }),
+            shared: Arc::new(Shared {
+                channel,
+                draft: Draft::default(),
+                id,
+            }),
             header: HeaderFormat::V1,
             is_shared_with_firmware: false,
             lent_for: None,
@@ -195,11 +200,12 @@ impl CommunicateBuffer {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// The channel, for a handle that may write to it by hand now.
-    fn writable(&self) -> Result<&Channel, CommunicateBufferStatus> {
+    /// The channel, if this handle may write to it by hand now: while a call uses it, only the handle that was lent for the
+    /// call may.
+    fn writable(&self) -> Result<(&Channel, &Draft), CommunicateBufferStatus> {
         let channel = self.channel();
-        if channel.may_write(self.lent_for) {
-            return Ok(channel);
+        if !channel.is_in_use() || self.lent_for == Some(channel.transaction()) {
+            return Ok((channel, &self.shared.draft));
         }
         log::error!(
             target: "mm_comm",
@@ -207,6 +213,24 @@ impl CommunicateBuffer {
             self.id()
         );
         Err(CommunicateBufferStatus::NoBuffer)
+    }
+
+    /// Whether there is a response to `staged`: the executor wrote one by hand, or MM processed the request.
+    pub(crate) fn is_answered(&self, staged: &Staged<'_>) -> bool {
+        self.shared.draft.is_response(self.channel()) || staged.is_processed()
+    }
+
+    /// Finishes the transaction that this handle was lent for, with the response that its executor wrote by hand, or with MM's.
+    pub(crate) fn finish<'c>(&self, staged: Staged<'c>) -> Result<Response<'c>, ResponseError> {
+        if self.shared.draft.is_response(self.channel()) {
+            return Ok(staged.finish_by_hand());
+        }
+        staged.finish()
+    }
+
+    /// What the header that MM, or the firmware's driver, left in the buffer says about the response.
+    pub(crate) fn response_in_header(&self) -> Result<ResponseLength, CommunicateBufferStatus> {
+        draft::response_in_header(self.channel()).map_err(refused(self.id()))
     }
 
     /// The header of the message in the buffer; without one, that of new messages.
@@ -461,7 +485,7 @@ impl CommunicateBuffer {
     ///
     /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
     pub fn set_comm_buffer_valid(&mut self) -> Result<(), CommunicateBufferStatus> {
-        let channel = self.writable()?;
+        let (channel, _) = self.writable()?;
         channel
             .mailbox()
             .ok_or(CommunicateBufferStatus::NoBuffer)?
@@ -492,9 +516,9 @@ impl CommunicateBuffer {
     /// Wipes the memory and forgets what was written. By the handle that an executor is lent, this is a response of no
     /// bytes if nothing is written afterwards.
     pub fn reset(&mut self) {
-        // Why not is logged there.
-        if let Ok(channel) = self.writable() {
-            channel.clear();
+        // `writable` logs why not.
+        if let Ok((channel, draft)) = self.writable() {
+            draft.clear(channel);
         }
     }
 
@@ -512,8 +536,9 @@ impl CommunicateBuffer {
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) for the v3 header's marker GUID in a v1 header.
     pub fn set_message_info(&mut self, recipient: Guid) -> Result<(), CommunicateBufferStatus> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        self.writable()?
-            .write_recipient(self.header_in_use(), recipient)
+        let (channel, draft) = self.writable()?;
+        draft
+            .write_recipient(channel, self.header_in_use(), recipient)
             .map_err(refused(self.id()))
     }
 
@@ -524,9 +549,8 @@ impl CommunicateBuffer {
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`], then
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where no recipient was set.
     pub fn set_message(&mut self, message: &[u8]) -> Result<(), CommunicateBufferStatus> {
-        self.writable()?
-            .write_message(message)
-            .map_err(refused(self.id()))
+        let (channel, draft) = self.writable()?;
+        draft.write_message(channel, message).map_err(refused(self.id()))
     }
 
     /// Takes the `len` bytes that stand behind the header for the message. For an executor whose MM answers in place, and
@@ -537,7 +561,8 @@ impl CommunicateBuffer {
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where the header is not the one that was written,
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond the memory.
     pub fn accept_in_place(&mut self, len: usize) -> Result<(), CommunicateBufferStatus> {
-        self.writable()?.accept_in_place(len).map_err(refused(self.id()))
+        let (channel, draft) = self.writable()?;
+        draft.accept_in_place(channel, len).map_err(refused(self.id()))
     }
 
     /// Copies the message out, after the header was compared with what was written.
@@ -587,7 +612,7 @@ impl CommunicateBuffer {
     }
 
     fn verified(&self) -> Result<Option<Header>, CommunicateBufferStatus> {
-        self.channel().verify().map_err(refused(self.id()))
+        draft::verify(self.channel()).map_err(refused(self.id()))
     }
 
     /// The memory, its mailbox, and what is known about a transaction under way.

@@ -379,7 +379,9 @@ impl Client<'_> {
                 drop(staged);
                 return take_from_another(&lent, tag, take);
             }
-            let response = staged.finish().map_err(|error| Failure::response(error, &lent))?;
+            let response = lent
+                .finish(staged)
+                .map_err(|error| Failure::response(error, &lent))?;
             let answered = response.len();
             take(&mut ResponseReader::in_place(response, tag));
             return Ok(answered);

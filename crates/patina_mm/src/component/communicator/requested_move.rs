@@ -72,9 +72,9 @@ impl Client<'_> {
         }
         let failed = |error: ResponseError| Failure::response(error, &lent);
         // The other place is done with before the list changes: no call may find memory that is still to be wiped.
-        if there.is_answered() {
+        if lent.is_answered(&there) {
             drop(here);
-            let response = ResponseReader::in_place(there.finish().map_err(failed)?, tag);
+            let response = ResponseReader::in_place(lent.finish(there).map_err(failed)?, tag);
             return self.conclude(response, take, all, &leaving);
         }
         let in_old_place = ResponseReader::in_place(here.finish().map_err(failed)?, tag).read_to_vec()?;

@@ -3,6 +3,7 @@
 use crate::component::sw_mmi_manager::{MmiError, SmcError, efi_error, efi_status};
 use crate::config::CommunicateBufferStatus;
 use core::fmt;
+use mm_comm::error::LengthSource;
 use mm_comm::{BeginError, ResponseError, TriggerError};
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
@@ -204,13 +205,15 @@ impl From<ResponseError> for Status {
             ResponseError::Mm(status) => Self::MmReturned(
                 usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize),
             ),
-            ResponseError::SizeBelowHeader { claimed, minimum } => {
+            ResponseError::ResponseBelowHeader { claimed, minimum } => {
                 Self::ResponseBelowHeader { claimed, minimum }
             }
-            ResponseError::SizeBeyondBuffer { claimed, capacity } => {
-                Self::ResponseBeyondBuffer { claimed, capacity }
-            }
-            // RecipientChanged, LengthBeyondBuffer, HeaderDamaged, and variants to come.
+            ResponseError::ResponseBeyondBuffer {
+                told_by: LengthSource::Mailbox,
+                claimed,
+                capacity,
+            } => Self::ResponseBeyondBuffer { claimed, capacity },
+            // ResponseBeyondBuffer by the header (as in 24.1.1), RecipientChanged, HeaderDamaged, and variants to come.
             _ => Self::InvalidResponse,
         }
     }

@@ -158,7 +158,7 @@ impl MmExecutor for FirmwareMmExecutor {
         drop(raised);
 
         let (claimed, room) = if comm_size == told {
-            let left = comm_buffer.channel().response_in_header().map_err(unusable)?;
+            let left = comm_buffer.response_in_header().map_err(unusable)?;
             let claimed = left.len.saturating_add(minimum as u64);
             // A v1 header that claims more than was sent counts bytes that the driver did not have from MM: edk2's MM for Arm
             // copies no more back.
