@@ -1,5 +1,8 @@
 //! The return codes of both interfaces: their names, and the `EFI_STATUS` of each.
 
+use arm_ffa::Version;
+use core::fmt;
+
 /// Makes a type of a list of return codes.
 macro_rules! return_codes {
     ($(#[$about:meta])* $code:ident { $($number:literal $name:literal => $status:ident,)+ }) => {
@@ -26,8 +29,8 @@ macro_rules! return_codes {
             }
         }
 
-        impl core::fmt::Display for $code {
-            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        impl fmt::Display for $code {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let name = self.known().map_or("unknown code", |(name, _)| name);
                 write!(f, "{name} ({})", self.0)
             }
@@ -74,6 +77,44 @@ impl FfaCode {
     pub(super) const INTERRUPTED: Self = Self(-5);
     pub(super) const DENIED: Self = Self(-6);
     pub(super) const RETRY: Self = Self(-7);
+}
+
+/// What FFA_VERSION returned, instead of a version that a caller of 1.2 can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherVersion {
+    /// The result for version 1.2, 32 bits: an older version or another major one, or a negative
+    /// number.
+    pub response: u32,
+    /// The minor version that is accepted in the place of 1.2: 1 for 1.1.
+    pub accepted: Option<u16>,
+}
+
+impl OtherVersion {
+    /// No version is accepted.
+    #[must_use]
+    pub const fn refused(response: u32) -> Self {
+        Self {
+            response,
+            accepted: None,
+        }
+    }
+}
+
+impl fmt::Display for OtherVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Version::try_from(self.response) {
+            Ok(Version(major, minor)) => write!(f, "{major}.{minor}"),
+            Err(_) => FfaCode(self.response.cast_signed()).fmt(f),
+        }?;
+        match self.accepted {
+            None => Ok(()),
+            Some(minor) => write!(
+                f,
+                " for 1.2, but 1.{minor} is accepted: an earlier caller has settled that version, \
+                 or the firmware has no later one"
+            ),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,15 +14,15 @@ pub mod discovery;
 #[cfg(test)]
 mod tests;
 
-pub use super::codes::FfaCode;
+pub use super::codes::{FfaCode, OtherVersion};
+use super::conduit::{call, low};
 use super::patience::Limits;
 use super::spm_mm::SpmMmCode;
-use super::{Conduit, SmcError, call, low};
+use super::{Conduit, SmcError};
 use arm_ffa::interface_args::{DirectMsg2Args, DirectMsgArgs, TargetInfo};
 use arm_ffa::{Error, FuncId, Interface, Uuid, Version};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
-pub use discovery::OtherVersion;
 
 /// The version that is asked for first. All calls are encoded as this version has them, also for a
 /// newer minor version.

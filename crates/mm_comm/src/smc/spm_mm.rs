@@ -5,9 +5,10 @@
 //! | MM_VERSION `0x8400_0040` | – | w0: major in bits 30:16, minor in 15:0; negative: not there |
 //! | MM_COMMUNICATE `0xC400_0041` | x1 = 0, x2 = physical address of the buffer, x3 = 0 | x0: [`SpmMmCode`] |
 
+use super::codes::OtherVersion;
 pub use super::codes::SpmMmCode;
-use super::ffa::OtherVersion;
-use super::{Call, SmcError, call, low};
+use super::conduit::{call, low};
+use super::{Call, SmcError};
 use core::fmt;
 
 /// MM_VERSION. It does not have a 64-bit form.
