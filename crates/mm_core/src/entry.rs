@@ -19,13 +19,10 @@ use crate::setup::{self, CommBuffer, MAX_BUFFERS, SetupError};
 use crate::{AddressRange, Mmi, SystemMemory};
 use core::fmt;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET};
-use mm_wire::mailbox::{MailboxImage, VALID_OFFSET};
+use mm_wire::mailbox::{MailboxImage, RESULT_OFFSET, VALID_OFFSET};
 use mm_wire::{EfiStatus, Guid, Header, HeaderError, HeaderFormat};
 use thiserror::Error;
 use zerocopy::IntoBytes;
-
-/// Where the mailbox's result fields start.
-const RESULT_OFFSET: usize = 8;
 
 /// An MM core over the comm buffers of one platform.
 #[derive(Debug)]
