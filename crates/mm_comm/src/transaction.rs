@@ -50,7 +50,8 @@ impl Channel {
             len: message.len(),
             capacity,
         };
-        if message.len() > capacity {
+        // An empty message needs its header all the same.
+        if message.len() > capacity || self.region().len() < format.header_len() {
             return Err(too_large);
         }
         if !Header::can_name(format, recipient) {
@@ -878,6 +879,20 @@ mod tests {
         let staged = begin(&channel);
         assert_eq!(channel.mailbox().unwrap().read(), MailboxImage::armed());
         drop(staged);
+    }
+
+    #[test]
+    fn an_empty_message_needs_room_for_its_header() {
+        let channel = Channel::over(crate::SharedRegion::over_static(Box::leak(Box::new([0xee; 55]))));
+        let refused = channel.begin_sized(HeaderFormat::V3, RECIPIENT, &[], None);
+        let expected = BeginError::MessageTooLarge { len: 0, capacity: 0 };
+        assert_eq!(refused.unwrap_err(), expected);
+        assert_eq!(contents(&channel), [0xee; 55]);
+        assert!(
+            channel
+                .begin_sized(HeaderFormat::V1, RECIPIENT, &[], None)
+                .is_ok()
+        );
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Protocols, events, memory. An unsafe island (`docs/unsafe.md`): it calls the firmware.
 
-use crate::driver::{Driver, Placed, Services, block_len};
+use crate::driver::{Driver, Services};
 use crate::protocols::{
-    COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE, guid,
+    COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
 };
 use crate::{Configuration, Entry, Sink};
 use core::ffi::c_void;
 use core::ptr;
 use mm_comm::ChannelError;
-use mm_comm::c_request::status_for_c;
 use mm_wire::PAGE_LEN;
 use r_efi::efi;
 use thiserror::Error;
@@ -81,7 +80,7 @@ pub unsafe fn install<E: Entry, S: Sink>(
         return Err(InstallError::AlreadyInstalled);
     }
     let place = configuration.buffer;
-    let len = block_len::<E, S>(place).ok_or(InstallError::TooLarge(place.region().len()))?;
+    let len = Driver::<E, S>::block_len(place).ok_or(InstallError::TooLarge(place.region().len()))?;
     let pages = len.div_ceil(PAGE_LEN);
     let block = firmware.allocate(pages)?;
     let services = Services {
@@ -89,15 +88,15 @@ pub unsafe fn install<E: Entry, S: Sink>(
         runtime: system.runtime_services,
     };
     // SAFETY: the block was allocated for this; the rest is the caller's promise.
-    let placed = unsafe { Driver::place(block, configuration, entry, sink, &services) };
-    let placed = match placed {
-        Ok(placed) => placed,
+    let driver = unsafe { Driver::place(block, configuration, entry, sink, &services) };
+    let driver = match driver {
+        Ok(driver) => driver,
         Err(error) => {
             firmware.free(block, pages);
             return Err(error.into());
         }
     };
-    let installed = firmware.install_all(&placed, configuration);
+    let installed = firmware.install_all(driver, configuration);
     if installed.is_err() {
         firmware.free(block, pages);
     }
@@ -122,15 +121,15 @@ struct Firmware {
 impl Firmware {
     fn install_all<E: Entry, S: Sink>(
         &self,
-        placed: &Placed<E, S>,
+        driver: *mut Driver<E, S>,
         configuration: &Configuration,
     ) -> Result<(), InstallError> {
-        // SAFETY: made just now; it is freed only if this fails.
-        let driver = unsafe { &*placed.block }.driver();
-        if let Some(address) = driver.register().filter(|_| configuration.map_registers) {
+        // SAFETY: made just now.
+        let register = unsafe { Driver::register(driver) };
+        if let Some(address) = register.filter(|_| configuration.map_registers) {
             self.mark_runtime(address)?;
         }
-        let context = placed.block.cast();
+        let context = driver.cast();
         let left = self.create_event(
             efi::EVT_SIGNAL_EXIT_BOOT_SERVICES,
             Driver::<E, S>::on_exit_boot_services,
@@ -143,9 +142,12 @@ impl Firmware {
                 context,
             )
             .inspect_err(|_| self.close_event(left))?;
-        let mut protocols = placed
-            .interfaces
-            .map(|(protocol, interface)| (guid(protocol), interface));
+        let [one, two, three] = Driver::interfaces(driver);
+        let mut protocols = [
+            (COMMUNICATION, one),
+            (COMMUNICATION2, two),
+            (COMMUNICATION3, three),
+        ];
         let count = if configuration.protocol3 { 3 } else { 2 };
         let wanted = protocols.get_mut(..count).unwrap_or_default();
         self.install_protocols(wanted).inspect_err(|_| {
@@ -159,8 +161,9 @@ impl Firmware {
     }
 
     /// Installs the markers, or says why not. The protocols serve in any case.
-    fn mark_variables<E: Entry, S: Sink>(&self, driver: &Driver<E, S>) {
-        let error = match driver.variable_payload_size() {
+    fn mark_variables<E: Entry, S: Sink>(&self, driver: *mut Driver<E, S>) {
+        // SAFETY: made just now, in the driver's entry point.
+        let why = match unsafe { Driver::variable_payload_size(driver) } {
             Ok(1..) => {
                 let null = ptr::null_mut();
                 let mut markers = [(VARIABLES_READABLE, null), (VARIABLES_WRITABLE, null)];
@@ -171,10 +174,15 @@ impl Firmware {
                 error
             }
             Ok(0) => InstallError::NoVariables(efi::Status::NOT_READY),
-            Err(error) => InstallError::NoVariables(status_for_c(error)),
+            Err(status) => InstallError::NoVariables(status),
         };
-        let line = format_args!("edk2's variable driver will wait for ever: {error}");
-        driver.sink().error(line);
+        // SAFETY: as above.
+        unsafe {
+            Driver::error(
+                driver,
+                format_args!("edk2's variable driver will wait for ever: {why}"),
+            )
+        };
     }
 
     /// Installs protocols on one handle, or none of them.

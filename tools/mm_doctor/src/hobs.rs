@@ -9,7 +9,8 @@ use mm_wire::{Guid, guid};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub use mm_wire::hob::HOB_LIST_GUID as HOB_LIST;
+/// The configuration table that points to the HOB list.
+pub const HOB_LIST: Guid = guid!("7739f24c-93d7-11d4-9a3a-0090273fc14d");
 
 /// `gEfiSmmSmramMemoryGuid` and `gEfiMmPeiMmramMemoryReserveGuid`: descriptors of MMRAM.
 const MMRAM: [Guid; 2] = [

@@ -1,0 +1,75 @@
+//! Fuzz targets, and the reference models that judge them.
+//!
+//! A target takes bytes, makes a case of them (typed, by `arbitrary`), runs the code, and compares the result with what a model
+//! expects that shares no code with it. It panics if they differ. No crash is not enough: a target also fails if shared memory
+//! keeps bytes, a buffer stays in use, a byte outside is written, or a wait is not bounded.
+//!
+//! `fuzz/` runs the targets under libFuzzer with AddressSanitizer (`cargo xtask fuzz`). `tests/targets.rs` runs the committed
+//! corpus and a fixed number of generated cases through them as an ordinary test.
+#![deny(missing_docs)]
+#![deny(unsafe_code)]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::missing_panics_doc,
+    reason = "a panic is a finding, and in a model the fault of the model"
+)]
+
+pub mod device_tree;
+pub mod entry;
+pub mod header;
+#[allow(unsafe_code, reason = "listed in docs/unsafe.md")]
+pub mod memory;
+pub mod pe;
+pub mod random;
+pub mod transaction;
+pub mod wire;
+
+/// One fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name: that of the program in `fuzz/` and of the folder of its corpus.
+    pub name: &'static str,
+    /// What it feeds with arbitrary input.
+    pub about: &'static str,
+    /// Runs one input.
+    pub run: fn(&[u8]),
+    /// The longest input that makes sense, in bytes.
+    pub max_len: usize,
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "wire",
+        about: "headers, HOBs, mailbox and payloads of mm_wire, against readers of their own",
+        run: wire::run,
+        max_len: 512,
+    },
+    Target {
+        name: "transaction",
+        about: "whole transactions of mm_comm, against an arbitrary MM",
+        run: transaction::run,
+        max_len: 512,
+    },
+    Target {
+        name: "entry",
+        about: "mm_core, against an arbitrary caller",
+        run: entry::run,
+        max_len: 1024,
+    },
+    Target {
+        name: "pe",
+        about: "PE files that ovmf_image flattens or refuses",
+        run: pe::run,
+        max_len: 4096,
+    },
+    Target {
+        name: "device_tree",
+        about: "device trees that the monitor changes or refuses",
+        run: device_tree::run,
+        max_len: 2048,
+    },
+];

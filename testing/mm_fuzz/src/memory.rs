@@ -1,0 +1,126 @@
+//! Memory that a target shares with the other side. An unsafe island (`docs/unsafe.md`): it makes channels over leaked memory.
+
+use mm_comm::{Channel, ChannelError, SharedRegion};
+use mm_wire::PAGE_LEN;
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+
+/// Bytes on each side of a block. With the feature `exact` there are none: an access beyond a block is one beyond its
+/// allocation, which AddressSanitizer reports even if it only reads.
+const GUARD: usize = if cfg!(feature = "exact") { 0 } else { PAGE_LEN };
+/// What the guard bytes are.
+const GUARD_BYTE: u8 = 0xa7;
+
+/// What a block is for. Blocks of different purposes are different memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// A comm buffer.
+    Region,
+    /// The status mailbox.
+    Mailbox,
+    /// Memory of any other kind.
+    Other,
+}
+
+/// Memory between guard bytes, aligned to a page. It lives until the process ends and is used again by the next case.
+#[derive(Debug)]
+pub struct Block {
+    inside: SharedRegion,
+    whole: SharedRegion,
+}
+
+thread_local! {
+    static BLOCKS: RefCell<BTreeMap<(Purpose, usize), &'static Block>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+impl Block {
+    /// The block of this purpose and length, with `fill` in each byte.
+    #[must_use]
+    pub fn of(purpose: Purpose, len: usize, fill: u8) -> &'static Self {
+        let block = BLOCKS.with_borrow_mut(|blocks| {
+            *blocks
+                .entry((purpose, len))
+                .or_insert_with(|| Box::leak(Box::new(Self::allocate(len))))
+        });
+        let total = block.whole.len();
+        assert!(block.whole.write(0, &vec![GUARD_BYTE; total]));
+        assert!(block.inside.write(0, &vec![fill; len]));
+        block
+    }
+
+    fn allocate(len: usize) -> Self {
+        let total = len + 2 * GUARD;
+        let layout = Layout::from_size_align(total.max(1), PAGE_LEN).unwrap();
+        // SAFETY: the layout has at least one byte.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        // SAFETY: the memory was allocated with `total` bytes, is never freed, and no reference to it exists.
+        let whole = unsafe { SharedRegion::new(base.as_ptr(), total) };
+        // SAFETY: the same memory without its guards; both are accessed as volatile, by this thread.
+        let inside = unsafe { SharedRegion::new(base.as_ptr().wrapping_add(GUARD), len) };
+        Self {
+            inside: inside.unwrap(),
+            whole: whole.unwrap(),
+        }
+    }
+
+    /// The memory without its guards.
+    #[must_use]
+    pub const fn shared(&self) -> &SharedRegion {
+        &self.inside
+    }
+
+    /// Where it starts.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.inside.as_ptr().addr() as u64
+    }
+
+    /// All its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.inside.len()];
+        assert!(self.inside.read(0, &mut bytes));
+        bytes
+    }
+
+    /// Writes what fits, as the other side does.
+    pub fn put(&self, offset: usize, bytes: &[u8]) {
+        let room = self.inside.len().saturating_sub(offset);
+        let bytes = &bytes[..bytes.len().min(room)];
+        let _nothing_fits = self.inside.write(offset, bytes);
+    }
+
+    /// Fails if a byte outside the block was written.
+    pub fn check_guards(&self) {
+        let mut bytes = vec![0; self.whole.len()];
+        assert!(self.whole.read(0, &mut bytes));
+        let (before, rest) = bytes.split_at(GUARD);
+        let (_, behind) = rest.split_at(self.inside.len());
+        let mut guards = before.iter().chain(behind);
+        assert!(
+            guards.all(|byte| *byte == GUARD_BYTE),
+            "a byte outside the block was written"
+        );
+    }
+
+    /// A region of its own over the first `len` bytes at most, for code that takes one.
+    #[must_use]
+    pub fn region(&self, len: usize) -> SharedRegion {
+        let len = len.min(self.inside.len());
+        // SAFETY: the memory is never freed, and only accessed as volatile, by this thread.
+        unsafe { SharedRegion::new(self.inside.as_ptr(), len) }.unwrap()
+    }
+
+    /// Makes a channel over this comm buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError`] if the memory is unfit.
+    pub fn channel(&self, mailbox: Option<&Self>) -> Result<Channel, ChannelError> {
+        let mailbox = mailbox.map(|mailbox| mailbox.inside.as_ptr());
+        // SAFETY: both blocks are never freed, and only accessed as volatile, by this thread.
+        unsafe { Channel::at_firmware_region(self.inside.as_ptr(), self.inside.len(), mailbox) }
+    }
+}

@@ -1,0 +1,76 @@
+//! The quick form of `cargo xtask fuzz`: the committed corpus, and a fixed number of generated cases, through each target.
+
+use mm_fuzz::random::Random;
+use mm_fuzz::{TARGETS, Target};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Generated cases for each target, and how long they may take at most.
+const CASES: u32 = 20_000;
+const LONGEST: Duration = Duration::from_secs(4);
+
+fn target(name: &str) -> Target {
+    *TARGETS.iter().find(|target| target.name == name).unwrap()
+}
+
+/// The inputs that the fuzzer found worth keeping, and those that once failed.
+fn replay(name: &str) {
+    let run = target(name).run;
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+    let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut inputs = 0;
+    for file in files {
+        let path = file.unwrap().path();
+        // Shown if the input fails.
+        println!("{}", path.display());
+        run(&fs::read(path).unwrap());
+        inputs += 1;
+    }
+    assert!(inputs > 0, "{} is empty", folder.display());
+}
+
+/// The same cases each time, as far as there is time for them.
+fn generated(name: &str) {
+    let target = target(name);
+    let start = Instant::now();
+    for seed in 0..CASES {
+        let mut random = Random::new(seed.into());
+        let len = random.below(target.max_len);
+        let input = random.bytes(len);
+        println!("seed {seed}");
+        (target.run)(&input);
+        if start.elapsed() > LONGEST {
+            break;
+        }
+    }
+}
+
+macro_rules! targets {
+    ($($name:ident)+) => {
+        $(mod $name {
+            #[test]
+            fn committed_corpus_finds_nothing() {
+                super::replay(stringify!($name));
+            }
+
+            #[test]
+            fn generated_cases_find_nothing() {
+                super::generated(stringify!($name));
+            }
+        })+
+
+        #[test]
+        fn every_target_is_tested_and_has_a_program() {
+            let tested = [$(stringify!($name)),+];
+            let known: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+            assert_eq!(tested[..], known);
+            let manifest = include_str!("../../../fuzz/Cargo.toml");
+            for name in tested {
+                assert!(manifest.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml has no {name}");
+            }
+        }
+    };
+}
+
+targets! { wire transaction entry pe device_tree }
