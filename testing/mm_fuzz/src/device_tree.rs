@@ -30,8 +30,15 @@ pub fn run(data: &[u8]) {
     let word = |bytes: &[u8], at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
     let total = word(&before, start + 4);
     assert_eq!(before[..start], after[..start], "bytes before the tree");
-    assert_eq!(before[start + total..], after[start + total..], "bytes behind the tree");
-    assert!(total <= work.len() && word(&after, start + 4) <= total, "the tree has grown");
+    assert_eq!(
+        before[start + total..],
+        after[start + total..],
+        "bytes behind the tree"
+    );
+    assert!(
+        total <= work.len() && word(&after, start + 4) <= total,
+        "the tree has grown"
+    );
     // What was made is a tree that can be changed again, and then says the same.
     ram.put(0, &after);
     let again = prepare(ram.shared(), ram.address() + start as u64, &mut work);

@@ -3,7 +3,9 @@
 
 use crate::header::{Fields, Name, Size};
 use arbitrary::{Arbitrary, Unstructured};
-use mm_core::{AddressRange, CommBuffer, Handler, MmCore, Mmi, Outcome, Refusal, Request, SetupError, SystemMemory};
+use mm_core::{
+    AddressRange, CommBuffer, Handler, MmCore, Mmi, Outcome, Refusal, Request, SetupError, SystemMemory,
+};
 use mm_wire::EfiStatus;
 use std::cell::{Cell, RefCell};
 
@@ -53,9 +55,21 @@ impl Address {
 
 #[derive(Arbitrary, Debug)]
 enum Write {
-    Header { buffer: u8, v3: bool, name: Name, len: Size, message_size: Size },
-    Bytes { at: u16, bytes: [u8; 8] },
-    Announce { buffer: u8, value: u8 },
+    Header {
+        buffer: u8,
+        v3: bool,
+        name: Name,
+        len: Size,
+        message_size: Size,
+    },
+    Bytes {
+        at: u16,
+        bytes: [u8; 8],
+    },
+    Announce {
+        buffer: u8,
+        value: u8,
+    },
 }
 
 /// What a handler does.
@@ -87,7 +101,11 @@ impl Ram {
     fn race(&self) {
         let number = self.accesses.get();
         self.accesses.set(number + 1);
-        for (_, at, value) in self.races.iter().filter(|(when, ..)| usize::from(*when) == number) {
+        for (_, at, value) in self
+            .races
+            .iter()
+            .filter(|(when, ..)| usize::from(*when) == number)
+        {
             self.bytes.borrow_mut()[usize::from(*at) % RAM_LEN] = *value;
         }
     }
@@ -96,7 +114,9 @@ impl Ram {
 impl SystemMemory for Ram {
     fn read(&self, address: u64, out: &mut [u8]) -> bool {
         assert!(!out.is_empty(), "a read of nothing");
-        let Some(place) = Self::place(address, out.len()) else { return false };
+        let Some(place) = Self::place(address, out.len()) else {
+            return false;
+        };
         self.reads.borrow_mut().push((address, out.len()));
         out.copy_from_slice(&self.bytes.borrow()[place]);
         self.race();
@@ -105,7 +125,9 @@ impl SystemMemory for Ram {
 
     fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
         assert!(!bytes.is_empty(), "a write of nothing");
-        let Some(place) = Self::place(address, bytes.len()) else { return false };
+        let Some(place) = Self::place(address, bytes.len()) else {
+            return false;
+        };
         self.writes.push((address, bytes.len()));
         self.bytes.borrow_mut()[place].copy_from_slice(bytes);
         self.race();
@@ -121,7 +143,7 @@ impl Script {
             message.resize(len as usize, 0);
             message.iter_mut().for_each(|byte| *byte ^= self.fill);
         }
-        (self.status % 3 != 0).then_some(EfiStatus(self.status))
+        (!self.status.is_multiple_of(3)).then_some(EfiStatus(self.status))
     }
 }
 
@@ -201,14 +223,22 @@ pub fn run(data: &[u8]) {
         }
     }
     // Nothing of a message stays in MM's own copy; what was never used keeps what was there.
-    drop(core);
-    assert!(scratch.iter().all(|byte| matches!(byte, 0 | 0x77)), "a message stayed in MM");
+    assert!(
+        scratch.iter().all(|byte| matches!(byte, 0 | 0x77)),
+        "a message stayed in MM"
+    );
 }
 
 fn prepare(ram: &mut Ram, buffers: &[CommBuffer], write: &Write) {
     let chosen = |index: u8| buffers.get(usize::from(index) % buffers.len().max(1));
     match write {
-        Write::Header { buffer, v3, name, len, message_size } => {
+        Write::Header {
+            buffer,
+            v3,
+            name,
+            len,
+            message_size,
+        } => {
             let Some(buffer) = chosen(*buffer) else { return };
             let region_len = buffer.region.len() as usize;
             let header = Fields {
@@ -247,7 +277,10 @@ fn check_access(ram: &Ram, buffers: &[CommBuffer]) {
     };
     let reads = ram.reads.borrow();
     for (address, len) in reads.iter().chain(&ram.writes) {
-        assert!(inside(*address, *len), "access outside: {len} bytes at {address:#x}");
+        assert!(
+            inside(*address, *len),
+            "access outside: {len} bytes at {address:#x}"
+        );
     }
     for buffer in buffers {
         let fetches = |address: u64| {
@@ -256,7 +289,10 @@ fn check_access(ram: &Ram, buffers: &[CommBuffer]) {
         };
         // A v1 header; the rest of a v3 header is a v1 message's start, and copied as that again.
         for offset in 0..24 {
-            assert!(fetches(buffer.region.start() + offset) <= 1, "double fetch at +{offset}");
+            assert!(
+                fetches(buffer.region.start() + offset) <= 1,
+                "double fetch at +{offset}"
+            );
         }
         if let Some(mailbox) = buffer.mailbox {
             assert!(fetches(mailbox) <= 1, "the mailbox was read twice");
@@ -294,13 +330,15 @@ fn setup(mmram: &[AddressRange], buffers: &[CommBuffer]) -> Option<Setup> {
         ranges.push((start, start + len));
         if let Some(mailbox) = buffer.mailbox {
             let end = u128::from(mailbox) + 24;
-            if mailbox % 8 != 0 || end > u128::from(u64::MAX) {
+            if !mailbox.is_multiple_of(8) || end > u128::from(u64::MAX) {
                 return Some(Setup::Mailbox);
             }
             ranges.push((u128::from(mailbox), end));
         }
     }
-    let own = mmram.iter().map(|range| (u128::from(range.start()), u128::from(range.end())));
+    let own = mmram
+        .iter()
+        .map(|range| (u128::from(range.start()), u128::from(range.end())));
     let all: Vec<_> = ranges.iter().copied().chain(own).collect();
     let overlaps = (0..ranges.len()).any(|first| {
         all[first + 1..]
@@ -315,9 +353,10 @@ fn model(before: &[u8], buffers: &[CommBuffer], handlers: &[Script]) -> (Vec<Out
     let mut ram = before.to_vec();
     let outcomes = buffers
         .iter()
-        .map(|buffer| serve(&mut ram, *buffer, handlers).unwrap_or_else(|(address, len)| {
-            Outcome::Refused(Refusal::Inaccessible { address, len })
-        }))
+        .map(|buffer| {
+            serve(&mut ram, *buffer, handlers)
+                .unwrap_or_else(|(address, len)| Outcome::Refused(Refusal::Inaccessible { address, len }))
+        })
         .collect();
     (outcomes, ram)
 }
@@ -360,7 +399,10 @@ fn serve(ram: &mut [u8], buffer: CommBuffer, handlers: &[Script]) -> Result<Outc
     };
     let recipient = mm_wire::Guid::from_bytes(header.guid);
     let mut status = None;
-    for script in handlers.iter().filter(|script| script.name.bytes() == header.guid) {
+    for script in handlers
+        .iter()
+        .filter(|script| script.name.bytes() == header.guid)
+    {
         status = match script.apply(&mut message, capacity) {
             None => Some(EfiStatus::SUCCESS),
             Some(EfiStatus::SUCCESS) => Some(EfiStatus::ABORTED),
@@ -399,7 +441,10 @@ fn serve(ram: &mut [u8], buffer: CommBuffer, handlers: &[Script]) -> Result<Outc
         }
     }
     Ok(match status {
-        None => Outcome::NoHandler { recipient, request_len },
+        None => Outcome::NoHandler {
+            recipient,
+            request_len,
+        },
         Some(status) => Outcome::Dispatched {
             recipient,
             request_len,

@@ -94,7 +94,11 @@ impl Fields {
     /// The format in the code's words.
     #[must_use]
     pub const fn format(&self) -> HeaderFormat {
-        if self.v3 { HeaderFormat::V3 } else { HeaderFormat::V1 }
+        if self.v3 {
+            HeaderFormat::V3
+        } else {
+            HeaderFormat::V1
+        }
     }
 }
 

@@ -54,7 +54,8 @@ impl Block {
         let total = len + 2 * GUARD;
         let layout = Layout::from_size_align(total.max(1), PAGE_LEN).unwrap();
         // SAFETY: the layout has at least one byte.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        let base =
+            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
         // SAFETY: the memory was allocated with `total` bytes, is never freed, and no reference to it exists.
         let whole = unsafe { SharedRegion::new(base.as_ptr(), total) };
         // SAFETY: the same memory without its guards; both are accessed as volatile, by this thread.

@@ -76,7 +76,12 @@ impl Made {
                 _ => b".reloc\0\0",
             };
             put(at, name);
-            let fields = [section.memory_len, section.address, section.raw_len, section.raw_at];
+            let fields = [
+                section.memory_len,
+                section.address,
+                section.raw_len,
+                section.raw_at,
+            ];
             for (index, field) in fields.into_iter().enumerate() {
                 put(at + 8 + 4 * index, &u32::from(field).to_le_bytes());
             }
@@ -104,7 +109,10 @@ pub fn run(data: &[u8]) {
     };
     let core = pe::require_dxe_core(file);
     let driver = pe::require_runtime_driver(file);
-    assert!(core.is_err() || driver.is_err(), "a core that is a runtime driver");
+    assert!(
+        core.is_err() || driver.is_err(),
+        "a core that is a runtime driver"
+    );
     let Ok(Some(flat)) = pe::flatten(file) else { return };
     assert!(core.is_err() && driver.is_err(), "both fit and flattened");
     let old = Loaded::of(file).unwrap();
@@ -132,17 +140,26 @@ impl Loaded {
         let optional = nt + 24;
         let size_of_headers = word(optional + 60)?;
         let mut image = vec![0; word(optional + 56)?];
-        image.get_mut(..size_of_headers)?.copy_from_slice(file.get(..size_of_headers)?);
+        image
+            .get_mut(..size_of_headers)?
+            .copy_from_slice(file.get(..size_of_headers)?);
         let table = optional + half(nt + 20)?;
         for index in 0..half(nt + 6)? {
             let at = table + 40 * index;
-            let [memory_len, address, raw_len, raw_at] = [word(at + 8)?, word(at + 12)?, word(at + 16)?, word(at + 20)?];
+            let [memory_len, address, raw_len, raw_at] =
+                [word(at + 8)?, word(at + 12)?, word(at + 16)?, word(at + 20)?];
             let memory_len = if memory_len == 0 { raw_len } else { memory_len };
             let len = raw_len.min(memory_len);
             if len > 0 {
-                image.get_mut(address..address + len)?.copy_from_slice(file.get(raw_at..raw_at + len)?);
+                image
+                    .get_mut(address..address + len)?
+                    .copy_from_slice(file.get(raw_at..raw_at + len)?);
             }
         }
-        Some(Self { image, size_of_headers, alignment: word(optional + 32)? })
+        Some(Self {
+            image,
+            size_of_headers,
+            alignment: word(optional + 32)?,
+        })
     }
 }

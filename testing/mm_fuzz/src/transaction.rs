@@ -1,12 +1,13 @@
 //! Whole transactions of `mm_comm` against an MM that does anything, judged by a model of what a client believes.
 //!
 //! MM acts while the client waits, one act at each pause: it serves the request like an MM core, or writes anything anywhere in
-//! the comm buffer and the mailbox, or an executor responds by hand. When the wait is over the model reads what is there, decides
+//! the comm buffer and the mailbox. When the wait is over the model reads what is there, decides
 //! what the result must be, and looks at the memory once the transaction is over.
 
 use crate::header::{Fields, MARKER, Name, Size, number};
 use crate::memory::{Block, Purpose};
 use arbitrary::{Arbitrary, Unstructured};
+use mm_comm::error::LengthSource;
 use mm_comm::transaction::wait_and_raise_again;
 use mm_comm::{BeginError, Channel, ResponseError};
 
@@ -50,8 +51,6 @@ enum Act {
     Guid3(Name),
     /// Another call through the same channel, from a notification.
     Begin,
-    ByHand(bool, Name, Size),
-    ClearByHand,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -86,8 +85,15 @@ pub fn run(data: &[u8]) {
     if case.supervisors {
         channel.share_mailbox_as_supervisors();
     }
-    assert!(region.bytes().iter().all(|byte| *byte == 0), "stale bytes after the take-over");
-    let machine = Machine { region, mailbox, channel };
+    assert!(
+        region.bytes().iter().all(|byte| *byte == 0),
+        "stale bytes after the take-over"
+    );
+    let machine = Machine {
+        region,
+        mailbox,
+        channel,
+    };
     for round in case.rounds.iter().take(8) {
         machine.round(round);
     }
@@ -100,13 +106,6 @@ struct Machine {
     region: &'static Block,
     mailbox: Option<&'static Block>,
     channel: Channel,
-}
-
-/// What an executor wrote by hand, as the model follows it.
-#[derive(Clone, Copy, Debug)]
-struct Hand {
-    written: bool,
-    tracked: Option<Fields>,
 }
 
 /// What the model expects of a transaction's end.
@@ -134,13 +133,15 @@ impl Machine {
     fn round(&self, round: &Round) {
         for act in &round.before {
             // Nothing is under way: only memory is written.
-            if !matches!(act, Act::Begin | Act::ByHand(..) | Act::ClearByHand | Act::Serve(..)) {
-                self.act(act, &mut None);
+            if !matches!(act, Act::Begin | Act::Serve(..)) {
+                self.act(act);
             }
         }
         let len = self.len();
         let message_len = round.len.of(len).min(len as u64 + 70) as usize;
-        let message: Vec<u8> = (0..message_len).map(|at| round.fill.wrapping_add(at as u8) | 1).collect();
+        let message: Vec<u8> = (0..message_len)
+            .map(|at| round.fill.wrapping_add(at as u8) | 1)
+            .collect();
         let message_size = round.message_size.map(|size| size.of(message_len));
         let sent = Fields {
             v3: round.v3,
@@ -151,7 +152,9 @@ impl Machine {
         let (before, mailbox_before) = (self.region.bytes(), self.mailbox.map(Block::bytes));
         let refusal = self.refusal(&sent, &message, message_size.is_some());
         let begun = match message_size {
-            None => self.channel.begin(sent.format(), round.recipient.guid(), &message),
+            None => self
+                .channel
+                .begin(sent.format(), round.recipient.guid(), &message),
             Some(_) => {
                 self.channel
                     .begin_sized(sent.format(), round.recipient.guid(), &message, message_size)
@@ -162,7 +165,11 @@ impl Machine {
             (Err(found), Some(expected)) => {
                 assert_eq!(found, expected);
                 assert_eq!(self.region.bytes(), before, "a refusal changed the comm buffer");
-                assert_eq!(self.mailbox.map(Block::bytes), mailbox_before, "a refusal changed the mailbox");
+                assert_eq!(
+                    self.mailbox.map(Block::bytes),
+                    mailbox_before,
+                    "a refusal changed the mailbox"
+                );
                 assert!(!self.channel.is_in_use());
                 return;
             }
@@ -180,7 +187,6 @@ impl Machine {
         }
         staged.check().unwrap();
 
-        let mut hand = Some(Hand { written: false, tracked: Some(sent) });
         let mut acts = round.acts.iter();
         let polls = round.polls % MOST_POLLS;
         let mut raised = 0;
@@ -190,11 +196,14 @@ impl Machine {
             || raised += 1,
             || {
                 if let Some(act) = acts.next() {
-                    self.act(act, &mut hand);
+                    self.act(act);
                 }
             },
         );
-        assert!(raised <= 1 && pauses <= u32::from(polls.max(16)), "{pauses} pauses of {polls}");
+        assert!(
+            raised <= 1 && pauses <= u32::from(polls.max(16)),
+            "{pauses} pauses of {polls}"
+        );
         assert!(self.channel.is_in_use());
 
         let left = self.region.bytes();
@@ -202,14 +211,7 @@ impl Machine {
             drop(staged);
             return self.check_end(&vec![0; left.len()]);
         }
-        let hand = hand.unwrap();
-        let expected = if hand.written {
-            let (at, len) = hand.tracked.map_or((0, 0), |written| (written.len(), written.counted as usize));
-            // What is wiped afterwards depends on all that was written; it is all zero in the end, checked below.
-            Expected::Response { at, len, reached: usize::MAX }
-        } else {
-            self.expected(&sent, &left)
-        };
+        let expected = self.expected(&sent, &left);
         match (staged.finish(), &expected) {
             (Ok(response), Expected::Response { at, len, .. }) => {
                 assert_eq!(response.len(), *len);
@@ -219,10 +221,12 @@ impl Machine {
                 let found = match error {
                     ResponseError::NotProcessed => Expected::NotProcessed,
                     ResponseError::Mm(_) => Expected::Status,
-                    ResponseError::SizeBelowHeader { .. } => Expected::BelowHeader,
-                    ResponseError::SizeBeyondBuffer { .. } => Expected::BeyondBuffer,
+                    ResponseError::ResponseBelowHeader { .. } => Expected::BelowHeader,
                     ResponseError::RecipientChanged { .. } => Expected::Changed,
-                    ResponseError::LengthBeyondBuffer { .. } => Expected::LengthBeyond,
+                    ResponseError::ResponseBeyondBuffer { told_by, .. } => match told_by {
+                        LengthSource::Mailbox => Expected::BeyondBuffer,
+                        LengthSource::Header => Expected::LengthBeyond,
+                    },
                     ResponseError::HeaderDamaged(_) => Expected::Damaged,
                     other => panic!("{other}"),
                 };
@@ -233,13 +237,6 @@ impl Machine {
         }
         let mut after = left;
         match expected {
-            Expected::Response { reached: usize::MAX, .. } => {
-                // By hand: the header and what it counted are gone, at least.
-                after = self.region.bytes();
-                let kept = hand.tracked.map_or(0, |written| written.total() as usize);
-                let kept = kept.max(sent.total() as usize).min(after.len());
-                after[..kept].fill(0);
-            }
             Expected::Response { reached, .. } => after[..reached].fill(0),
             _ => after.fill(0),
         }
@@ -253,7 +250,10 @@ impl Machine {
             return Some(BeginError::EmptyMessage);
         }
         if message.len() > capacity || self.len() < sent.len() {
-            return Some(BeginError::MessageTooLarge { len: message.len(), capacity });
+            return Some(BeginError::MessageTooLarge {
+                len: message.len(),
+                capacity,
+            });
         }
         if !sent.v3 && sent.guid == MARKER {
             return Some(BeginError::RecipientIsMarker(mm_wire::Guid::from_bytes(MARKER)));
@@ -317,20 +317,26 @@ impl Machine {
 
     /// What must be true after each transaction.
     fn check_end(&self, expected: &[u8]) {
-        assert_eq!(self.region.bytes(), expected, "the comm buffer after the transaction");
+        assert_eq!(
+            self.region.bytes(),
+            expected,
+            "the comm buffer after the transaction"
+        );
         assert!(!self.channel.is_in_use());
         assert_eq!(self.channel.tracked(), None);
         if let Some(mailbox) = self.mailbox {
             let mailbox = mailbox.bytes();
             assert_eq!(mailbox[0], 0, "the mailbox announces a request after its end");
             if self.channel.shares_mailbox_as_supervisors() {
-                assert_eq!(mailbox[1], 0, "the mailbox still says that it is the supervisor's");
+                assert_eq!(
+                    mailbox[1], 0,
+                    "the mailbox still says that it is the supervisor's"
+                );
             }
         }
     }
 
-    /// `hand` follows what an executor wrote; `None` outside of a transaction.
-    fn act(&self, act: &Act, hand: &mut Option<Hand>) {
+    fn act(&self, act: &Act) {
         let len = self.len();
         let mailbox = |offset: usize, bytes: &[u8]| {
             self.mailbox.inspect(|mailbox| mailbox.put(offset, bytes));
@@ -352,35 +358,17 @@ impl Machine {
             Act::Guid3(name) => self.region.put(32, &name.bytes()),
             Act::Begin => {
                 let memory = self.region.bytes();
-                let nested = self.channel.begin(mm_wire::HeaderFormat::V1, Name::Known(0).guid(), &[1]);
+                let nested = self
+                    .channel
+                    .begin(mm_wire::HeaderFormat::V1, Name::Known(0).guid(), &[1]);
                 if len > 24 {
                     assert_eq!(nested.unwrap_err(), BeginError::Busy);
                 }
-                assert_eq!(self.region.bytes(), memory, "a nested call changed the outer request");
-            }
-            Act::ByHand(v3, name, size) => {
-                let Some(hand) = hand else { return };
-                let fields = Fields {
-                    v3: *v3,
-                    guid: name.bytes(),
-                    counted: hand.tracked.map_or(0, |tracked| tracked.counted),
-                    message_size: 0,
-                };
-                if self.channel.write_recipient(fields.format(), name.guid()).is_ok() {
-                    *hand = Hand { written: true, tracked: Some(fields) };
-                }
-                let message = vec![0x5a; (size.of(len) as usize).min(len)];
-                if self.channel.write_message(&message).is_ok()
-                    && let Some(tracked) = &mut hand.tracked
-                {
-                    tracked.counted = message.len() as u64;
-                    hand.written = true;
-                }
-            }
-            Act::ClearByHand => {
-                let Some(hand) = hand else { return };
-                self.channel.clear();
-                *hand = Hand { written: true, tracked: None };
+                assert_eq!(
+                    self.region.bytes(),
+                    memory,
+                    "a nested call changed the outer request"
+                );
             }
         }
     }
@@ -391,7 +379,8 @@ impl Machine {
             return;
         }
         let memory = self.region.bytes();
-        let Some(header) = Fields::read(&memory).filter(|header| header.total() <= memory.len() as u128) else {
+        let Some(header) = Fields::read(&memory).filter(|header| header.total() <= memory.len() as u128)
+        else {
             return;
         };
         let room = memory.len() - header.len();
@@ -403,7 +392,9 @@ impl Machine {
                 mailbox.put(8, &[u64::from(status), total].map(u64::to_le_bytes).concat());
                 mailbox.put(0, &[0]);
             }
-            None if header.v3 && len as u64 <= header.counted => self.region.put(48, &(len as u64).to_le_bytes()),
+            None if header.v3 && len as u64 <= header.counted => {
+                self.region.put(48, &(len as u64).to_le_bytes())
+            }
             None if header.v3 => self.region.put(16, &(len as u64 + 56).to_le_bytes()),
             None => self.region.put(16, &(len as u64).to_le_bytes()),
         }

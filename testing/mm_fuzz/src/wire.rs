@@ -94,7 +94,11 @@ fn headers(sent: Sent, bytes: &[u8]) {
         }
     }
 
-    let format = if sent.v3 { HeaderFormat::V3 } else { HeaderFormat::V1 };
+    let format = if sent.v3 {
+        HeaderFormat::V3
+    } else {
+        HeaderFormat::V1
+    };
     let guid = Guid::from_bytes(sent.guid);
     let request = Header::new(format, guid, sent.len);
     let fits = u128::from(sent.len) + format.header_len() as u128 <= u128::from(u64::MAX);
@@ -170,13 +174,16 @@ fn payloads(bytes: &[u8]) {
 
 /// What memory a HOB or an update may name: whole pages that do not wrap, and a mailbox beside them.
 fn is_place(address: u64, pages: u64, mailbox: Option<u64>) -> bool {
-    let (start, end) = (u128::from(address), u128::from(address) + u128::from(pages) * 4096);
-    let region = address != 0 && address % 4096 == 0 && pages != 0 && end <= u128::from(u64::MAX);
+    let (start, end) = (
+        u128::from(address),
+        u128::from(address) + u128::from(pages) * 4096,
+    );
+    let region = address != 0 && address.is_multiple_of(4096) && pages != 0 && end <= u128::from(u64::MAX);
     region
         && mailbox.is_none_or(|mailbox| {
             let (first, behind) = (u128::from(mailbox), u128::from(mailbox) + 24);
             let apart = behind <= start || end <= first;
-            mailbox != 0 && mailbox % 8 == 0 && behind <= u128::from(u64::MAX) && apart
+            mailbox != 0 && mailbox.is_multiple_of(8) && behind <= u128::from(u64::MAX) && apart
         })
 }
 
@@ -195,7 +202,12 @@ fn places(data: &[u8]) {
     let region = CommRegion::of_hob(data).ok();
     match data.len() {
         24 => {
-            check(hob, is_place(field(0), field(1), Some(field(2))), 0, Some(field(2)));
+            check(
+                hob,
+                is_place(field(0), field(1), Some(field(2))),
+                0,
+                Some(field(2)),
+            );
             let expected = field(0) < 2 && is_place(field(1), field(2), None);
             check(region.map(|region| region.place), expected, 1, None);
         }
@@ -212,14 +224,24 @@ fn places(data: &[u8]) {
         _ => assert!(hob.is_none() && update.is_none() && region.is_none()),
     }
     if let Some(region) = region {
-        let owner = if field(0) == 0 { Owner::Supervisor } else { Owner::User };
+        let owner = if field(0) == 0 {
+            Owner::Supervisor
+        } else {
+            Owner::User
+        };
         assert_eq!(region.owner, owner);
         let guid = supervisor::GUID;
         let move_to_it = supervisor::CommUpdate::to(region.place, region.place, guid);
-        let on_page = region.place.mailbox().is_some_and(|mailbox| mailbox % 4096 == 0);
+        let on_page = region
+            .place
+            .mailbox()
+            .is_some_and(|mailbox| mailbox.is_multiple_of(4096));
         assert_eq!(move_to_it.is_some(), on_page);
         if let Some(update) = move_to_it {
-            assert_eq!(update.buffers[0].physical_start.get(), region.place.region().start());
+            assert_eq!(
+                update.buffers[0].physical_start.get(),
+                region.place.region().start()
+            );
             assert_eq!(update.buffers[0].pages.get() * 4096, region.place.region().len());
         }
     }
@@ -228,7 +250,7 @@ fn places(data: &[u8]) {
     let expected = data.len() > 32 && data[32] == 0 && {
         let (address, len) = (field(2), field(3));
         let end = u128::from(address) + u128::from(len);
-        address != 0 && address % 4096 == 0 && len >= 4096 && end <= u128::from(u64::MAX)
+        address != 0 && address.is_multiple_of(4096) && len >= 4096 && end <= u128::from(u64::MAX)
     };
     assert_eq!(found.is_some(), expected, "{data:02x?}");
     if let Some(buffer) = found {

@@ -1,7 +1,9 @@
 //! The quick form of `cargo xtask fuzz`: the committed corpus, and a fixed number of generated cases, through each target.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests may panic")]
 
 use mm_fuzz::random::Random;
 use mm_fuzz::{TARGETS, Target};
+use std::fmt::Display;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,17 +16,29 @@ fn target(name: &str) -> Target {
     *TARGETS.iter().find(|target| target.name == name).unwrap()
 }
 
+/// The input that is run, printed if it fails.
+struct Input<'a>(&'a dyn Display);
+
+impl Drop for Input<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("this input fails: {}", self.0);
+        }
+    }
+}
+
 /// The inputs that the fuzzer found worth keeping, and those that once failed.
 fn replay(name: &str) {
     let run = target(name).run;
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fuzz/corpus")
+        .join(name);
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut inputs = 0;
     for file in files {
         let path = file.unwrap().path();
-        // Shown if the input fails.
-        println!("{}", path.display());
-        run(&fs::read(path).unwrap());
+        let _name = Input(&path.display());
+        run(&fs::read(&path).unwrap());
         inputs += 1;
     }
     assert!(inputs > 0, "{} is empty", folder.display());
@@ -38,7 +52,7 @@ fn generated(name: &str) {
         let mut random = Random::new(seed.into());
         let len = random.below(target.max_len);
         let input = random.bytes(len);
-        println!("seed {seed}");
+        let _seed = Input(&format_args!("seed {seed}"));
         (target.run)(&input);
         if start.elapsed() > LONGEST {
             break;

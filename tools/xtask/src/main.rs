@@ -9,6 +9,7 @@
 //! | [`mod@bench`] | the benchmark against the published crate |
 //! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
+//! | [`mod@fuzz`] | the fuzz targets under libFuzzer |
 //! | [`guide`] | the examples of the README and docs/, compiled as firmware |
 //! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
@@ -29,6 +30,7 @@ mod bench;
 mod demo;
 mod doctor;
 mod downstream;
+mod fuzz;
 mod guide;
 mod image;
 mod lints;
@@ -68,6 +70,7 @@ enum Command {
     Image(image::Image),
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
+    Fuzz(fuzz::Fuzz),
     Guide(guide::Guide),
     Lints(lints::Lints),
     Page(page::Options),
@@ -96,6 +99,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(options) => image::run(&shell, &options),
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
+        Command::Fuzz(options) => fuzz::run(&shell, &options),
         Command::Guide(_) => Ok(guide::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),
         Command::Page(_) => Ok(page::run(&shell)),

@@ -139,6 +139,13 @@ pub(crate) const CHROMIUM: Tool = Tool {
     find: |_| program("chromium", "chromium"),
 };
 
+/// What compiles libFuzzer.
+pub(crate) const CXX: Tool = Tool {
+    name: "a C++ compiler",
+    why: "compiles libFuzzer, for cargo xtask fuzz",
+    find: |_| program("c++", "g++"),
+};
+
 const TOOLS: &[&Tool] = &[
     &LINUX,
     &LINUX_ARM,
@@ -152,6 +159,7 @@ const TOOLS: &[&Tool] = &[
     &RUST_ARM,
     &CLIPPY,
     &CHROMIUM,
+    &CXX,
 ];
 
 /// The image of the distribution's package `qemu-efi-aarch64` that runs from RAM.

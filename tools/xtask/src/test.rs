@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, NothingToDo, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, demo, doctor, downstream, guide, image, lints, page, size};
+use crate::{asm, bench, demo, doctor, downstream, fuzz, guide, image, lints, page, size};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -123,6 +123,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         doctor::stages(shell, deadline, |name, stage| report.stage(name, stage));
         report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
+        report.stage("fuzz", || fuzz::stage(shell));
         report.stage("guide", || guide::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
