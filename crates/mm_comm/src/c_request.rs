@@ -1,26 +1,44 @@
 //! Requests that drivers in C make through PI's MM communication protocols.
 //!
 //! ```text
-//! serve ── reads CommSize ──► Request::check ──► copy_message ──► (a transaction) ──► response or refuse ──► writes back
+//! Interfaces ──► Driver::serve ──► Call::serve ── reads CommSize ──► Request::check ──► copy_message
+//!                                                                                          │
+//!            writes CommSize back ◄── Reply ◄── answer or refuse ◄── (a transaction) ◄─────┘
 //! ```
 //!
-//! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever reached through
+//! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever accessed through
 //! [`SharedRegion`]; the message is copied out before the transaction, and the response copied in after it. What the transaction
 //! wiped of the caller's is put back: the header, and after an error the message.
 //!
 //! Two drivers offer the protocols and use this: the Patina component until `ExitBootServices`, and the runtime driver.
+//!
+//! The C interfaces are here since both need them. `r-efi` does not have them; the SDK's own types pass `CommSize` by value,
+//! but the specification and every firmware pass a pointer to it.
 
-mod entry;
+mod interface;
 
-pub use entry::{Buffer, serve};
+pub use interface::{Call, Communication, Communication2, Communication3, Driver, Interfaces, status_for_c};
 
 use crate::region::SharedRegion;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MARKER};
 use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
 
-/// Gives so many bytes of the caller's buffer, or `None` if they exceed the address space.
-pub type Memory<'m> = dyn Fn(usize) -> Option<SharedRegion> + 'm;
+/// What a caller gives.
+pub struct Given<'c> {
+    /// CommSize, if the protocol has it and it is not null.
+    pub comm_size: Option<usize>,
+    /// The one format that the protocol takes.
+    pub only: Option<HeaderFormat>,
+    /// So many bytes of the caller's buffer, or `None` if they exceed the address space.
+    pub memory: &'c dyn Fn(usize) -> Option<SharedRegion>,
+}
+
+impl Given<'_> {
+    fn memory(&self, len: usize) -> Result<SharedRegion, Refused> {
+        (self.memory)(len).ok_or_else(|| wraps(len))
+    }
+}
 
 /// The longest message that MM takes, by the header in front of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +194,74 @@ const fn maximum_offset(format: HeaderFormat) -> usize {
     }
 }
 
+/// What a header claims.
+#[derive(Clone, Copy)]
+struct Claims {
+    format: HeaderFormat,
+    /// MessageLength, or what BufferSize counts behind the header.
+    len: u64,
+    /// MessageLength, or MessageSize.
+    message_size: u64,
+}
+
+impl Claims {
+    /// Bytes behind the header, and with the header. More than a `usize` can count becomes the largest one, which is refused.
+    fn lengths(self) -> (usize, usize) {
+        let message_len = usize::try_from(self.len).unwrap_or(usize::MAX);
+        (message_len, message_len.saturating_add(self.format.header_len()))
+    }
+
+    fn check(self, given: &Given<'_>, longest: Longest) -> Result<(), Refused> {
+        let Self {
+            format,
+            len: claimed,
+            message_size,
+        } = self;
+        let comm_size = given.comm_size;
+        let (message_len, total) = self.lengths();
+        let longest_message = longest.of(format);
+        let not_v3 = Refused::invalid(RequestError::NotV3);
+        let error = RequestError::MessageLength {
+            message_size,
+            claimed,
+            longest: longest_message,
+        };
+        let too_long = Refused::bad_size(error, longest);
+        let no_room = Refused::invalid(RequestError::BufferSize {
+            message_size,
+            claimed,
+            comm_size,
+        });
+        first_that_applies([
+            (given.only.is_some_and(|only| only != format), not_v3),
+            (message_len > longest_message, too_long),
+            (message_size > claimed, no_room),
+            (comm_size.is_some_and(|size| size < total), no_room),
+        ])
+        .inspect_err(|refused| {
+            if refused.reply.status == EfiStatus::BAD_BUFFER_SIZE {
+                // The header was read, so its field is in the caller's buffer.
+                let header = given.memory(format.header_len());
+                let _ = header.map(|header| write_maximum(&header, format, longest_message));
+            }
+        })
+    }
+}
+
+fn check_comm_size(comm_size: Option<usize>, longest: Longest) -> Result<(), Refused> {
+    let Some(size) = comm_size else {
+        return Ok(());
+    };
+    let largest = longest.buffer();
+    let not_taken = Refused::bad_size(RequestError::CommSize { size, largest }, longest);
+    let below_header = Refused::invalid(RequestError::BelowHeader { size });
+    first_that_applies([
+        (size == 0, not_taken),
+        (size > largest, not_taken),
+        (size < HeaderFormat::V1.header_len(), below_header),
+    ])
+}
+
 /// The first refusal whose condition holds.
 fn first_that_applies<const N: usize>(table: [(bool, Refused); N]) -> Result<(), Refused> {
     let first = table.into_iter().find(|(applies, _)| *applies);
@@ -183,75 +269,37 @@ fn first_that_applies<const N: usize>(table: [(bool, Refused); N]) -> Result<(),
 }
 
 impl Request {
-    /// Checks a request. `only` is the one format that the protocol takes.
+    /// Checks a request.
     ///
     /// # Errors
     ///
     /// [`Refused`]; a message that is too long also has the maximum written to the header's length field.
-    pub fn check(
-        comm_size: Option<usize>,
-        only: Option<HeaderFormat>,
-        longest: Longest,
-        memory: &Memory<'_>,
-    ) -> Result<Self, Refused> {
-        let largest = longest.buffer();
-        if let Some(size) = comm_size {
-            let not_taken = Refused::bad_size(RequestError::CommSize { size, largest }, longest);
-            let below_header = Refused::invalid(RequestError::BelowHeader { size });
-            first_that_applies([
-                (size == 0, not_taken),
-                (size > largest, not_taken),
-                (size < HeaderFormat::V1.header_len(), below_header),
-            ])?;
-        }
-
-        let raw = RawHeader::read(comm_size, memory)?;
+    pub fn check(given: &Given<'_>, longest: Longest) -> Result<Self, Refused> {
+        check_comm_size(given.comm_size, longest)?;
+        let raw = RawHeader::read(given)?;
         let damaged = |error| Refused::invalid(RequestError::Header(error));
-        let parsed = Header::parse(raw.bytes());
-        let (format, claimed, message_size) = match parsed {
-            Ok(header) => (header.format(), header.message_len(), header.message_size()),
+        let header = Header::parse(raw.bytes());
+        let claims = match header {
+            Ok(header) => Claims {
+                format: header.format(),
+                len: header.message_len(),
+                message_size: header.message_size(),
+            },
             // Beyond 64 bits together with the header, and so too long.
-            Err(HeaderError::LengthOverflows { claimed }) => (HeaderFormat::V1, claimed, claimed),
+            Err(HeaderError::LengthOverflows { claimed }) => Claims {
+                format: HeaderFormat::V1,
+                len: claimed,
+                message_size: claimed,
+            },
             // BufferSize below the header, or a CommSize that ends inside it.
             Err(error) => return Err(damaged(error)),
         };
-        // Neither loses anything after the table: the longest message is a `usize`.
-        let message_len = usize::try_from(claimed).unwrap_or(usize::MAX);
-        let total = message_len.saturating_add(format.header_len());
-        let longest_message = longest.of(format);
-        let too_long = RequestError::MessageLength {
-            message_size,
-            claimed,
-            longest: longest_message,
-        };
-        let no_room = Refused::invalid(RequestError::BufferSize {
-            message_size,
-            claimed,
-            comm_size,
-        });
-        first_that_applies([
-            (
-                only.is_some_and(|only| only != format),
-                Refused::invalid(RequestError::NotV3),
-            ),
-            (
-                message_len > longest_message,
-                Refused::bad_size(too_long, longest),
-            ),
-            (message_size > claimed, no_room),
-            (comm_size.is_some_and(|size| size < total), no_room),
-        ])
-        .inspect_err(|refused| {
-            if refused.reply.status == EfiStatus::BAD_BUFFER_SIZE {
-                // The header was read, so its field is in the caller's buffer.
-                let _ =
-                    memory(format.header_len()).map(|header| write_maximum(&header, format, longest_message));
-            }
-        })?;
+        claims.check(given, longest)?;
+        let (message_len, total) = claims.lengths();
         Ok(Self {
-            header: parsed.map_err(damaged)?,
+            header: header.map_err(damaged)?,
             raw,
-            region: memory(comm_size.unwrap_or(total)).ok_or_else(|| wraps(total))?,
+            region: given.memory(given.comm_size.unwrap_or(total))?,
             message_len,
         })
     }
@@ -290,7 +338,7 @@ impl Request {
 
     /// Writes a response that is no longer than [`Self::room`] into the caller's buffer.
     ///
-    /// The header there stays as the caller wrote it, so that it serves again, but for the field of `in_header` that MM changed
+    /// The header there stays as the caller wrote it, so that it serves again. Exception: the field of `in_header` that MM changed
     /// to tell the response's length. edk2's drivers give their caller the header that MM left, too; its MM cores for x86 leave it
     /// as it was, the one for Arm writes MessageLength or MessageSize.
     #[must_use]
@@ -376,12 +424,12 @@ struct RawHeader {
 
 impl RawHeader {
     /// Copies as much of the header as CommSize covers.
-    fn read(comm_size: Option<usize>, memory: &Memory<'_>) -> Result<Self, Refused> {
+    fn read(given: &Given<'_>) -> Result<Self, Refused> {
         let copy = |len: usize| {
-            let len = len.min(comm_size.unwrap_or(len));
+            let len = len.min(given.comm_size.unwrap_or(len));
             let mut bytes = [0; MAX_HEADER_LEN];
             let copy = bytes.get_mut(..len).unwrap_or_default();
-            let is_read = memory(len).is_some_and(|header| header.read(0, copy));
+            let is_read = given.memory(len)?.read(0, copy);
             is_read.then_some(Self { bytes, len }).ok_or_else(|| wraps(len))
         };
         // No more than a v1 header, until its GUID says that there is more.

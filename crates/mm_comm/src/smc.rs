@@ -31,10 +31,10 @@ mod world;
 
 #[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
 pub use conduit::Smc;
-pub use conduit::{Call, Conduit};
+pub use conduit::{Call, Conduit, Counter};
 pub use error::SmcError;
 pub use ffa::discovery::RxTxMemory;
-pub use patience::{Counter, Patience, TimeLimit};
+pub use patience::{Patience, TimeLimit};
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -196,25 +196,9 @@ impl Drop for EndOfCall<'_> {
     }
 }
 
-/// Makes a call with registers x0 to x17.
-///
-/// Also for identifiers of 32-bit calls: [`Call::call32`] would let the compiler keep values in x8
-/// to x17, which the older calling convention lets the callee change.
-fn call<C: Call>(registers: [u64; 18]) -> [u64; 18] {
-    let [function, arguments @ ..] = registers;
-    C::call64(low(function), arguments)
-}
-
-/// The low 32 bits. Results are compared by these alone: that of an unknown identifier is all ones
-/// in 64 bits, other failures have them in 32 only, and identifiers of partitions may be
-/// sign-extended.
-const fn low(value: u64) -> u32 {
-    let [a, b, c, d, ..] = value.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
 #[cfg(test)]
 mod tests {
+    use super::conduit::low;
     use super::ffa::OtherVersion;
     use super::spm_mm::SpmMmCode;
     use super::world::{self, FakeConduit, Seen, World};

@@ -15,20 +15,14 @@
 //! Arm, into MessageSize (`PiMmCpuTpFwRootMmiHandler` in EventHandle.c). Only a response that is longer than BufferSize allows changes that.
 
 use crate::request::{Registration, Request, RootHandler};
-use crate::setup::{self, CommBuffer, SetupError};
+use crate::setup::{self, CommBuffer, MAX_BUFFERS, SetupError};
 use crate::{AddressRange, Mmi, SystemMemory};
 use core::fmt;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET};
-use mm_wire::mailbox::{MailboxImage, VALID_OFFSET};
+use mm_wire::mailbox::{MailboxImage, RESULT_OFFSET, VALID_OFFSET};
 use mm_wire::{EfiStatus, Guid, Header, HeaderError, HeaderFormat};
 use thiserror::Error;
 use zerocopy::IntoBytes;
-
-/// The most comm buffers that one MM core serves.
-pub const MAX_BUFFERS: usize = 8;
-
-/// Where the mailbox's result fields start.
-const RESULT_OFFSET: usize = 8;
 
 /// An MM core over the comm buffers of one platform.
 #[derive(Debug)]

@@ -51,10 +51,10 @@ pub mod handlers;
 pub mod request;
 pub mod setup;
 
-pub use entry::{MAX_BUFFERS, MmCore, Outcome, Refusal, Visit};
+pub use entry::{MmCore, Outcome, Refusal, Visit};
 pub use mm_wire::AddressRange;
 pub use request::{Handler, NoRoom, Registration, Request, RootHandler};
-pub use setup::{CommBuffer, SetupError};
+pub use setup::{CommBuffer, MAX_BUFFERS, SetupError};
 
 /// Memory outside MM, as MM reaches it: physical addresses, no mapping of its own. Never asked for zero bytes.
 pub trait SystemMemory {

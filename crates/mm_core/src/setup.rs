@@ -2,11 +2,13 @@
 //!
 //! Whoever describes a buffer may lie about it: a "buffer" in MMRAM would make MM overwrite itself.
 
-use crate::entry::MAX_BUFFERS;
 use core::fmt;
 use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN};
 use mm_wire::{AddressRange, HeaderFormat};
 use thiserror::Error;
+
+/// The most comm buffers that one MM core serves.
+pub const MAX_BUFFERS: usize = 8;
 
 /// A comm buffer and, where the platform has one, its status mailbox. Physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,19 +1,17 @@
-//! One call, and the change of addresses. An unsafe island (`docs/unsafe.md`): it is called by C, with C's pointers, and its
-//! memory moves.
+//! One call, and the change of addresses. An unsafe island (`docs/unsafe.md`): its memory moves.
 
-use crate::protocols::{Communication, Communication2, Communication3};
 use crate::{Configuration, Entry, Progress, Sink};
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
-use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
-use mm_comm::c_request::{self, Buffer, Longest, Memory, Refused, Reply, Request, RequestError};
+use mm_comm::c_request::{self, Call, Given, Interfaces, Longest, Refused, Reply, Request};
 use mm_comm::{BeginError, Channel, ChannelError, transaction};
 use mm_wire::hob::CommBufferPlace;
-use mm_wire::message::variable;
-use mm_wire::{EfiStatus, Header, HeaderFormat, ResponseLength};
+use mm_wire::message::variable::{self, PayloadSizeMessage};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, ResponseLength};
 use r_efi::efi;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// No call is under way.
 const FREE: u8 = 0;
@@ -22,24 +20,29 @@ const IN_CALL: u8 = 1;
 /// The addresses changed in the middle of a call, so that not all pointers could be converted. For good.
 const LOST: u8 = 2;
 
-/// The driver's memory: one block, followed by the room for copies. A caller's `This` points into it, and so leads to all of
-/// it, whatever its address is.
-#[repr(C)]
+/// The driver's memory: the interfaces, the driver, and behind them room for two copies. A caller's `This` points into it, and so
+/// leads to all of it, whatever its address is.
+pub(crate) type Block<E, S> = Interfaces<Driver<E, S>>;
+
+/// Bytes of the block for a comm buffer.
+pub(crate) fn block_len<E, S>(place: CommBufferPlace) -> Option<usize> {
+    let copy = usize::try_from(place.region().len()).ok()?;
+    copy.checked_mul(2)?.checked_add(size_of::<Block<E, S>>())
+}
+
+/// What serves the calls.
 pub(crate) struct Driver<E, S> {
-    one: Communication,
-    two: Communication2,
-    three: Communication3,
     state: AtomicU8,
     /// To raise the TPL with; null after `ExitBootServices`.
     boot_services: AtomicPtr<efi::BootServices>,
     /// To convert pointers with; null after that was done.
     runtime_services: AtomicPtr<efi::RuntimeServices>,
-    /// Touched only by the caller that set `state` to [`IN_CALL`].
+    /// Changed only by the event that changes addresses, while it has set `state` to [`IN_CALL`].
     inner: UnsafeCell<Inner<E, S>>,
 }
 
 struct Inner<E, S> {
-    /// `None` where the operating system has not mapped it.
+    /// `None` if the operating system has not mapped it.
     channel: Option<Channel>,
     /// Where the comm buffer is, which is what MM knows.
     place: CommBufferPlace,
@@ -58,44 +61,38 @@ pub(crate) struct Services {
     pub(crate) runtime: *mut efi::RuntimeServices,
 }
 
-impl<E: Entry, S: Sink> Driver<E, S> {
-    /// Bytes of the block for a comm buffer.
-    pub(crate) fn block_len(place: CommBufferPlace) -> Option<usize> {
-        let copy = usize::try_from(place.region().len()).ok()?;
-        copy.checked_mul(2)?.checked_add(size_of::<Self>())
-    }
+/// A driver in its block.
+pub(crate) struct Placed<E, S> {
+    pub(crate) block: *mut Block<E, S>,
+    /// What to install: GUID and address of each interface.
+    pub(crate) interfaces: [(Guid, *mut c_void); 3],
+}
 
-    /// Makes a driver in its block of [`Self::block_len`] bytes, and wipes the comm buffer.
+impl<E: Entry, S: Sink> Driver<E, S> {
+    /// Makes a driver in its block of [`block_len`] bytes, and wipes the comm buffer.
     ///
     /// # Safety
     ///
-    /// `block` is valid, aligned to a page and used by nothing else, for good. So is the comm buffer that `configuration` names, with
-    /// its mailbox. Both are mapped one to one. `services` are those of the firmware.
+    /// 1. `block` is valid, aligned to a page and used by nothing else, for good.
+    /// 2. So is the comm buffer that `configuration` names, with its mailbox.
+    /// 3. Both are mapped one to one.
+    /// 4. `services` are those of the firmware.
     pub(crate) unsafe fn place(
         block: *mut c_void,
         configuration: &Configuration,
         entry: E,
         sink: S,
         services: &Services,
-    ) -> Result<*mut Self, ChannelError> {
+    ) -> Result<Placed<E, S>, ChannelError> {
         let place = configuration.buffer;
-        // SAFETY: the caller's promise about the comm buffer.
+        // SAFETY: premises 2 and 3.
         let channel = unsafe { channel(place, Some) }?;
         if let Some(channel) = &channel {
             // What was in the mailbox is not a request any more.
             let _ = channel.take_over();
         }
-        let driver = block.cast::<Self>();
-        let new = Self {
-            one: Communication {
-                communicate: communicate1::<E, S>,
-            },
-            two: Communication2 {
-                communicate: communicate2::<E, S>,
-            },
-            three: Communication3 {
-                communicate: communicate3::<E, S>,
-            },
+        let block = block.cast::<Block<E, S>>();
+        let new = Interfaces::new(Self {
             state: AtomicU8::new(FREE),
             boot_services: AtomicPtr::new(services.boot),
             runtime_services: AtomicPtr::new(services.runtime),
@@ -109,100 +106,87 @@ impl<E: Entry, S: Sink> Driver<E, S> {
                 // Does not lose anything: `block_len` was computed from it.
                 copy_len: usize::try_from(place.region().len()).unwrap_or(0),
             }),
-        };
-        // SAFETY: the block is large enough and aligned, by the caller's promise.
-        unsafe { driver.write(new) };
-        // C passes these addresses back.
-        driver.expose_provenance();
-        Ok(driver)
-    }
-
-    /// The three interfaces.
-    pub(crate) fn interfaces(driver: *mut Self) -> [*mut c_void; 3] {
-        [
-            offset_of!(Self, one),
-            offset_of!(Self, two),
-            offset_of!(Self, three),
-        ]
-        .map(|offset| driver.cast::<c_void>().wrapping_byte_add(offset))
+        });
+        // SAFETY: the block is large enough and aligned (premise 1).
+        unsafe { block.write(new) };
+        // SAFETY: the block is valid for good (premise 1).
+        let interfaces = unsafe { Interfaces::to_install(block) };
+        Ok(Placed { block, interfaces })
     }
 
     /// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it finds the first marker.
-    ///
-    /// # Safety
-    ///
-    /// `driver` is from [`Self::place`], and memory is still mapped one to one.
-    pub(crate) unsafe fn variable_payload_size(driver: *mut Self) -> Result<u64, efi::Status> {
-        const HEADER_LEN: usize = HeaderFormat::V1.header_len();
-        // Function, ReturnStatus, and the size.
-        const MESSAGE_LEN: usize = 24;
-        let mut bytes = [0_u8; HEADER_LEN + MESSAGE_LEN];
-        let header = Header::new(HeaderFormat::V1, variable::GUID, MESSAGE_LEN as u64);
-        let header = header.map(|header| header.encode());
-        let function = variable::function::GET_PAYLOAD_SIZE.to_le_bytes();
-        let request = header.iter().flat_map(AsRef::as_ref).chain(&function);
-        bytes.iter_mut().zip(request).for_each(|(to, from)| *to = *from);
-        let [one, ..] = Self::interfaces(driver);
-        let buffer = bytes.as_mut_ptr().cast();
-        // SAFETY: the driver's interface, and a buffer that is as long as its header says.
-        let status = unsafe { communicate1::<E, S>(one.cast_const().cast(), buffer, ptr::null_mut()) };
-        let field = |offset| bytes.get(offset..).and_then(<[u8]>::first_chunk);
-        let field = |offset| field(offset).map_or(0, |field| u64::from_le_bytes(*field));
-        match (status, field(HEADER_LEN + 8)) {
-            (efi::Status::SUCCESS, 0) => Ok(field(HEADER_LEN + 16)),
-            (efi::Status::SUCCESS, refused) => Err(efi::Status::from_usize(
-                usize::try_from(refused).unwrap_or(usize::MAX),
-            )),
-            (status, _) => Err(status),
-        }
+    pub(crate) fn variable_payload_size(&self) -> Result<u64, EfiStatus> {
+        let mut message = PayloadSizeMessage::request();
+        let header = Header::new(HeaderFormat::V1, variable::GUID, size_of_val(&message) as u64);
+        self.with_claim(|inner, _| {
+            let (Some(channel), Some(header)) = (&inner.channel, header) else {
+                return Err(EfiStatus::NOT_READY);
+            };
+            let mut response = [0; size_of::<PayloadSizeMessage>()];
+            inner.exchange(channel, &header, message.as_bytes(), &mut response)?;
+            message = PayloadSizeMessage::read_from_bytes(&response).unwrap_or(message);
+            message.size()
+        })
+        .unwrap_or_else(Err)
     }
 
-    /// Where to say what goes wrong.
-    ///
-    /// # Safety
-    ///
-    /// `driver` is from [`Self::place`], and memory is still mapped one to one.
-    pub(crate) unsafe fn error(driver: *const Self, line: core::fmt::Arguments<'_>) {
-        // SAFETY: shared with nothing but other shared references: the exclusive one is made when addresses change.
-        let inner = unsafe { &*Self::inner(driver) };
-        inner.sink.error(line);
-    }
-
-    /// What only the holder of the claim may touch.
-    fn inner(driver: *const Self) -> *mut Inner<E, S> {
-        let cell = driver.wrapping_byte_add(offset_of!(Self, inner));
-        UnsafeCell::raw_get(cell.cast())
+    /// Where to say what goes wrong, while boot services last.
+    pub(crate) fn sink(&self) -> &S {
+        &self.shared().sink
     }
 
     /// The address of a memory-mapped register that the entry uses.
-    ///
-    /// # Safety
-    ///
-    /// `driver` is from [`Self::place`], and its interfaces were not given away yet.
-    pub(crate) unsafe fn register(driver: *const Self) -> Option<usize> {
-        // SAFETY: the caller's promise: nothing else uses it.
-        unsafe { (*Self::inner(driver)).entry.register() }
+    pub(crate) fn register(&self) -> Option<usize> {
+        self.shared().entry.register()
     }
 
-    /// The function of `EVT_SIGNAL_EXIT_BOOT_SERVICES`, whose context is the driver.
+    /// What is inside, until addresses change.
+    fn shared(&self) -> &Inner<E, S> {
+        // SAFETY: all references to it are shared ones, until addresses change.
+        unsafe { &*self.inner.get() }
+    }
+
+    /// Runs `serve` as the only call, at `TPL_NOTIFY` while boot services last. The bytes are room for two copies.
+    ///
+    /// # Errors
+    ///
+    /// The status for a call that comes in the middle of another one, or after a change of addresses in the middle of one.
+    fn with_claim<T>(&self, serve: impl FnOnce(&Inner<E, S>, &mut [u8]) -> T) -> Result<T, EfiStatus> {
+        let _raised = Raised::to_notify(&self.boot_services);
+        let Some(_claim) = Claim::of(&self.state) else {
+            return Err(match self.state.load(Ordering::SeqCst) {
+                LOST => EfiStatus::NOT_READY,
+                _ => EfiStatus::ALREADY_STARTED,
+            });
+        };
+        // SAFETY: with the claim, addresses do not change. So all references are shared ones.
+        let inner = unsafe { &*self.inner.get() };
+        let copies = ptr::from_ref(self).addr().saturating_add(size_of::<Self>());
+        let copies = ptr::with_exposed_provenance_mut::<u8>(copies);
+        // SAFETY:
+        // 1. The driver is the last field of its block, which has twice `copy_len` bytes behind itself (`block_len`).
+        // 2. Only the holder of the claim accesses them.
+        // 3. `to_install` exposed the block's provenance; after a change of addresses there is no other memory under the new ones.
+        let copies = unsafe { core::slice::from_raw_parts_mut(copies, inner.copy_len.saturating_mul(2)) };
+        Ok(serve(inner, copies))
+    }
+
+    /// The function of `EVT_SIGNAL_EXIT_BOOT_SERVICES`, whose context is the block.
     pub(crate) unsafe extern "efiapi" fn on_exit_boot_services(_: efi::Event, context: *mut c_void) {
-        let driver = context.cast_const().cast::<Self>();
-        // SAFETY: the event's context is the driver, which is never freed. A field that is only accessed atomically.
-        let boot_services = unsafe { &(*driver).boot_services };
-        boot_services.store(ptr::null_mut(), Ordering::Release);
-        // SAFETY: as in `error`.
-        let inner = unsafe { &*Self::inner(driver) };
-        inner.sink.note(format_args!("boot services end"));
+        // SAFETY: the context is the block, which is never freed.
+        let block = unsafe { &*context.cast_const().cast::<Block<E, S>>() };
+        let driver = block.driver();
+        driver.boot_services.store(ptr::null_mut(), Ordering::Release);
+        driver.sink().note(format_args!("boot services end"));
     }
 
-    /// The function of `EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE`, whose context is the driver. Memory is still mapped one to one; the
+    /// The function of `EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE`, whose context is the block. Memory is still mapped one to one; the
     /// new addresses must not be used yet (UEFI 2.11, 8.4).
     pub(crate) unsafe extern "efiapi" fn on_address_change(_: efi::Event, context: *mut c_void) {
-        let driver = context.cast::<Self>();
-        // SAFETY: as above.
-        let state = unsafe { &(*driver).state };
-        // SAFETY: as above.
-        let services = unsafe { &(*driver).runtime_services }.swap(ptr::null_mut(), Ordering::AcqRel);
+        let block = context.cast::<Block<E, S>>();
+        // SAFETY: the context is the block, which is never freed.
+        let driver = unsafe { &*block.cast_const() }.driver();
+        let services = driver.runtime_services.swap(ptr::null_mut(), Ordering::AcqRel);
         if services.is_null() {
             return;
         }
@@ -214,29 +198,36 @@ impl<E: Entry, S: Sink> Driver<E, S> {
             let status = unsafe { convert_pointer(0, &raw mut pointer) };
             (status == efi::Status::SUCCESS).then_some(pointer.addr())
         };
-        match Claim::of(state) {
+        match Claim::of(&driver.state) {
             Some(_claim) => {
-                // SAFETY: the claim makes this the only access.
-                let inner = unsafe { &mut *Self::inner(driver) };
+                // SAFETY: with the claim there is no call, and boot services, whose code uses `shared`, have ended.
+                let inner = unsafe { &mut *driver.inner.get() };
                 inner.convert(&mut convert);
             }
             // A call is under way, in which MM or another processor is. It must not go on with the old addresses.
-            None => state.store(LOST, Ordering::SeqCst),
+            None => driver.state.store(LOST, Ordering::SeqCst),
         }
-        for interface in Self::interfaces(driver) {
-            // All three have nothing but a pointer to their function.
-            let function = interface.cast::<usize>();
-            // SAFETY: a field of the driver; no reference to it exists, only C's pointer.
-            let address = unsafe { function.read() };
-            if let Some(converted) = convert(address) {
-                // SAFETY: as above.
-                unsafe { function.write(converted) };
-            }
-        }
+        // SAFETY:
+        // 1. The block is valid, and `driver` is a reference to another part of it.
+        // 2. C finds the functions under what ConvertPointer returns.
+        unsafe { Interfaces::convert(block, &mut convert) };
     }
 }
 
-/// The comm buffer behind converted addresses; `None` where one of them cannot be converted. It is not touched.
+impl<E: Entry, S: Sink> c_request::Driver for Driver<E, S> {
+    fn serve(&self, call: Call<'_>) -> efi::Status {
+        let served = self.with_claim(|inner, copies| {
+            call.serve(
+                inner.one_to_one,
+                |given| inner.serve(given, copies),
+                |error| inner.sink.error(format_args!("{error}")),
+            )
+        });
+        served.unwrap_or_else(c_request::status_for_c)
+    }
+}
+
+/// The comm buffer behind converted addresses; `None` if one of them cannot be converted. It is not accessed.
 ///
 /// # Safety
 ///
@@ -264,7 +255,7 @@ unsafe fn channel(
     unsafe { Channel::at_untouched_region(base, len, mailbox) }.map(Some)
 }
 
-/// The right to touch what the driver keeps; ends when dropped.
+/// The right to make a call, or to change addresses; ends when dropped.
 struct Claim<'a>(&'a AtomicU8);
 
 impl<'a> Claim<'a> {
@@ -276,7 +267,7 @@ impl<'a> Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        // Fails where the driver was lost meanwhile, and then stays so.
+        // Fails if the driver was lost meanwhile, and then stays so.
         let _ = self
             .0
             .compare_exchange(IN_CALL, FREE, Ordering::SeqCst, Ordering::SeqCst);
@@ -314,141 +305,32 @@ impl Drop for Raised {
 fn raise(services: *mut efi::BootServices, tpl: efi::Tpl) -> efi::Tpl {
     // SAFETY: the firmware's table, until `ExitBootServices`, when the driver forgets it.
     let raise_tpl = unsafe { (*services).raise_tpl };
-    // SAFETY: as above.
+    // SAFETY: a function of the boot services, which have not ended.
     unsafe { raise_tpl(tpl) }
 }
 
 fn restore(services: *mut efi::BootServices, tpl: efi::Tpl) {
-    // SAFETY: as above.
+    // SAFETY: the firmware's table, until `ExitBootServices`, when the driver forgets it.
     let restore_tpl = unsafe { (*services).restore_tpl };
-    // SAFETY: as above.
+    // SAFETY: a function of the boot services, which have not ended.
     unsafe { restore_tpl(tpl) };
-}
-
-/// The driver that an interface belongs to. By address: a caller may have come here from a reference to the interface, and no
-/// further.
-fn driver_of<E, S, P>(this: *const P, offset: usize) -> Option<*mut Driver<E, S>> {
-    let address = this.addr().checked_sub(offset).filter(|address| *address != 0)?;
-    (!this.is_null()).then(|| ptr::with_exposed_provenance_mut(address))
-}
-
-unsafe extern "efiapi" fn communicate1<E: Entry, S: Sink>(
-    this: *const Communication,
-    comm_buffer: *mut c_void,
-    comm_size: *mut usize,
-) -> efi::Status {
-    let driver = driver_of::<E, S, _>(this, offset_of!(Driver<E, S>, one));
-    let buffer = Buffer {
-        physical: None,
-        virt: comm_buffer,
-    };
-    // SAFETY: `This` is the interface that the function was found in (UEFI 2.11, 2.5.1), and the caller passes a buffer and its
-    // size, as PI 1.9 describes them.
-    unsafe { serve(driver, buffer, comm_size, None) }
-}
-
-unsafe extern "efiapi" fn communicate2<E: Entry, S: Sink>(
-    this: *const Communication2,
-    comm_buffer_physical: *mut c_void,
-    comm_buffer_virtual: *mut c_void,
-    comm_size: *mut usize,
-) -> efi::Status {
-    let driver = driver_of::<E, S, _>(this, offset_of!(Driver<E, S>, two));
-    let buffer = Buffer {
-        physical: Some(comm_buffer_physical),
-        virt: comm_buffer_virtual,
-    };
-    // SAFETY: as in `communicate1`.
-    unsafe { serve(driver, buffer, comm_size, None) }
-}
-
-unsafe extern "efiapi" fn communicate3<E: Entry, S: Sink>(
-    this: *const Communication3,
-    comm_buffer_physical: *mut c_void,
-    comm_buffer_virtual: *mut c_void,
-) -> efi::Status {
-    let driver = driver_of::<E, S, _>(this, offset_of!(Driver<E, S>, three));
-    let buffer = Buffer {
-        physical: Some(comm_buffer_physical),
-        virt: comm_buffer_virtual,
-    };
-    // SAFETY: as in `communicate1`. A null size is not used.
-    unsafe { serve(driver, buffer, ptr::null_mut(), Some(HeaderFormat::V3)) }
-}
-
-/// Serves a call of any of the three protocols.
-///
-/// # Safety
-///
-/// `driver` is one from [`Driver::place`]; for the rest that of [`c_request::serve`].
-unsafe fn serve<E: Entry, S: Sink>(
-    driver: Option<*mut Driver<E, S>>,
-    buffer: Buffer,
-    comm_size: *mut usize,
-    only: Option<HeaderFormat>,
-) -> efi::Status {
-    let Some(driver) = driver else {
-        return efi::Status::INVALID_PARAMETER;
-    };
-    // SAFETY: the driver is never freed. A field that is only accessed atomically.
-    let boot_services = unsafe { &(*driver).boot_services };
-    let _raised = Raised::to_notify(boot_services);
-    // SAFETY: as above.
-    let state = unsafe { &(*driver).state };
-    let Some(_claim) = Claim::of(state) else {
-        return match state.load(Ordering::SeqCst) {
-            LOST => efi::Status::NOT_READY,
-            _ => efi::Status::ALREADY_STARTED,
-        };
-    };
-    // SAFETY: the claim makes this the only access.
-    let inner = unsafe { &*Driver::inner(driver) };
-    let copies = driver.cast::<u8>().wrapping_add(size_of::<Driver<E, S>>());
-    // SAFETY: the block has twice `copy_len` bytes behind the driver, which only the holder of the claim touches.
-    let copies = unsafe { core::slice::from_raw_parts_mut(copies, inner.copy_len.saturating_mul(2)) };
-    let serve = |given: Result<(Option<usize>, &Memory<'_>), RequestError>| match given {
-        Ok((comm_size, memory)) => inner.serve(comm_size, only, memory, copies),
-        Err(error) => {
-            inner.sink.error(format_args!("{error}"));
-            Reply::status(EfiStatus::INVALID_PARAMETER)
-        }
-    };
-    let one_to_one = inner.one_to_one;
-    // SAFETY: the caller's promise.
-    let status = unsafe { c_request::serve(buffer, comm_size, one_to_one, serve) };
-    usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
 impl<E: Entry, S: Sink> Inner<E, S> {
     /// Serves a call, and leaves no byte of a message in `copies`.
-    fn serve(
-        &self,
-        comm_size: Option<usize>,
-        only: Option<HeaderFormat>,
-        memory: &Memory<'_>,
-        copies: &mut [u8],
-    ) -> Reply {
+    fn serve(&self, given: &Given<'_>, copies: &mut [u8]) -> Result<Reply, Refused> {
         let Some(channel) = &self.channel else {
             self.sink.error(format_args!(
-                "the operating system has not mapped the comm buffer"
+                "platform: the operating system has not mapped the comm buffer"
             ));
-            return Reply::status(EfiStatus::NOT_READY);
+            return Ok(Reply::status(EfiStatus::NOT_READY));
         };
         let longest = Longest {
             v1: channel.capacity(HeaderFormat::V1),
             v3: channel.capacity(HeaderFormat::V3),
         };
-        match Request::check(comm_size, only, longest, memory) {
-            Ok(request) => self
-                .send(channel, longest, &request, copies)
-                .unwrap_or_else(|refused| self.refuse(&refused)),
-            Err(refused) => self.refuse(&refused),
-        }
-    }
-
-    fn refuse(&self, refused: &Refused) -> Reply {
-        self.sink.error(format_args!("{}", refused.error));
-        refused.reply
+        let request = Request::check(given, longest)?;
+        self.send(channel, longest, &request, copies)
     }
 
     fn send(
@@ -459,14 +341,14 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         copies: &mut [u8],
     ) -> Result<Reply, Refused> {
         let (message, response) = copies.split_at_mut(self.copy_len.min(copies.len()));
-        // Never empty-handed: a message is no longer than the comm buffer, nor is a response.
+        // Never the default: a message is no longer than the comm buffer.
         let message = message.get_mut(..request.message_len()).unwrap_or_default();
         request.copy_message(message)?;
         if !E::TAKES_EMPTY_MESSAGES && request.header().message_size() == 0 {
             self.sink.error(format_args!("caller: the message is empty"));
             return Ok(request.refuse_empty(message, longest));
         }
-        let reply = match self.exchange(channel, request, message, response) {
+        let reply = match self.exchange(channel, request.header(), message, response) {
             Ok((response, in_header)) if response.len() <= request.room() => {
                 let reply = request.answer(response, in_header);
                 response.fill(0);
@@ -490,11 +372,10 @@ impl<E: Entry, S: Sink> Inner<E, S> {
     fn exchange<'r>(
         &self,
         channel: &Channel,
-        request: &Request,
+        header: &Header,
         message: &[u8],
         response: &'r mut [u8],
     ) -> Result<(&'r mut [u8], Option<ResponseLength>), EfiStatus> {
-        let header = request.header();
         let size = Some(header.message_size());
         let not_sent = |error: BeginError| {
             self.sink.error(format_args!("{error}"));

@@ -1,22 +1,13 @@
 //! The comm buffer that the PEI phase announced in a HOB. An unsafe island (`docs/unsafe.md`): it walks the HOB list.
 
+use crate::protocols::guid;
 use core::ffi::c_void;
 use mm_wire::Guid;
 use mm_wire::hob::{
-    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, Owner, PlaceError,
+    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, HOB_LIST_GUID, Owner, PlaceError,
 };
 use r_efi::efi;
 use thiserror::Error;
-
-/// The configuration table with the HOB list, `gEfiHobListGuid`.
-const HOB_LIST: efi::Guid = efi::Guid::from_fields(
-    0x7739_f24c,
-    0x93d7,
-    0x11d4,
-    0x9a,
-    0x3a,
-    &[0x00, 0x90, 0x27, 0x3f, 0xc1, 0x4d],
-);
 
 /// PI 1.9, volume 3, 5: the types of HOBs, and where the data of a GUID HOB starts.
 const GUID_EXTENSION: u16 = 4;
@@ -76,7 +67,7 @@ pub unsafe fn find(
         .map(|index| system.configuration_table.wrapping_add(index))
         // SAFETY: the firmware keeps as many entries there as it says.
         .map(|entry| unsafe { entry.read() })
-        .find(|entry| entry.vendor_guid == HOB_LIST)
+        .find(|entry| entry.vendor_guid == guid(HOB_LIST_GUID))
         .map(|entry| entry.vendor_table.cast_const())
         .filter(|list| !list.is_null())
         .ok_or(HobError::NoList)?;

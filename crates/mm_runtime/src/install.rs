@@ -1,13 +1,14 @@
 //! Protocols, events, memory. An unsafe island (`docs/unsafe.md`): it calls the firmware.
 
-use crate::driver::{Driver, Services};
+use crate::driver::{Driver, Placed, Services, block_len};
 use crate::protocols::{
-    COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
+    COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE, guid,
 };
 use crate::{Configuration, Entry, Sink};
 use core::ffi::c_void;
 use core::ptr;
 use mm_comm::ChannelError;
+use mm_comm::c_request::status_for_c;
 use mm_wire::PAGE_LEN;
 use r_efi::efi;
 use thiserror::Error;
@@ -80,7 +81,7 @@ pub unsafe fn install<E: Entry, S: Sink>(
         return Err(InstallError::AlreadyInstalled);
     }
     let place = configuration.buffer;
-    let len = Driver::<E, S>::block_len(place).ok_or(InstallError::TooLarge(place.region().len()))?;
+    let len = block_len::<E, S>(place).ok_or(InstallError::TooLarge(place.region().len()))?;
     let pages = len.div_ceil(PAGE_LEN);
     let block = firmware.allocate(pages)?;
     let services = Services {
@@ -88,15 +89,15 @@ pub unsafe fn install<E: Entry, S: Sink>(
         runtime: system.runtime_services,
     };
     // SAFETY: the block was allocated for this; the rest is the caller's promise.
-    let driver = unsafe { Driver::place(block, configuration, entry, sink, &services) };
-    let driver = match driver {
-        Ok(driver) => driver,
+    let placed = unsafe { Driver::place(block, configuration, entry, sink, &services) };
+    let placed = match placed {
+        Ok(placed) => placed,
         Err(error) => {
             firmware.free(block, pages);
             return Err(error.into());
         }
     };
-    let installed = firmware.install_all(driver, configuration);
+    let installed = firmware.install_all(&placed, configuration);
     if installed.is_err() {
         firmware.free(block, pages);
     }
@@ -121,15 +122,15 @@ struct Firmware {
 impl Firmware {
     fn install_all<E: Entry, S: Sink>(
         &self,
-        driver: *mut Driver<E, S>,
+        placed: &Placed<E, S>,
         configuration: &Configuration,
     ) -> Result<(), InstallError> {
-        // SAFETY: made just now.
-        let register = unsafe { Driver::register(driver) };
-        if let Some(address) = register.filter(|_| configuration.map_registers) {
+        // SAFETY: made just now; it is freed only if this fails.
+        let driver = unsafe { &*placed.block }.driver();
+        if let Some(address) = driver.register().filter(|_| configuration.map_registers) {
             self.mark_runtime(address)?;
         }
-        let context = driver.cast();
+        let context = placed.block.cast();
         let left = self.create_event(
             efi::EVT_SIGNAL_EXIT_BOOT_SERVICES,
             Driver::<E, S>::on_exit_boot_services,
@@ -142,12 +143,9 @@ impl Firmware {
                 context,
             )
             .inspect_err(|_| self.close_event(left))?;
-        let [one, two, three] = Driver::interfaces(driver);
-        let mut protocols = [
-            (COMMUNICATION, one),
-            (COMMUNICATION2, two),
-            (COMMUNICATION3, three),
-        ];
+        let mut protocols = placed
+            .interfaces
+            .map(|(protocol, interface)| (guid(protocol), interface));
         let count = if configuration.protocol3 { 3 } else { 2 };
         let wanted = protocols.get_mut(..count).unwrap_or_default();
         self.install_protocols(wanted).inspect_err(|_| {
@@ -161,9 +159,8 @@ impl Firmware {
     }
 
     /// Installs the markers, or says why not. The protocols serve in any case.
-    fn mark_variables<E: Entry, S: Sink>(&self, driver: *mut Driver<E, S>) {
-        // SAFETY: made just now, in the driver's entry point.
-        let why = match unsafe { Driver::variable_payload_size(driver) } {
+    fn mark_variables<E: Entry, S: Sink>(&self, driver: &Driver<E, S>) {
+        let error = match driver.variable_payload_size() {
             Ok(1..) => {
                 let null = ptr::null_mut();
                 let mut markers = [(VARIABLES_READABLE, null), (VARIABLES_WRITABLE, null)];
@@ -174,15 +171,10 @@ impl Firmware {
                 error
             }
             Ok(0) => InstallError::NoVariables(efi::Status::NOT_READY),
-            Err(status) => InstallError::NoVariables(status),
+            Err(error) => InstallError::NoVariables(status_for_c(error)),
         };
-        // SAFETY: as above.
-        unsafe {
-            Driver::error(
-                driver,
-                format_args!("edk2's variable driver will wait for ever: {why}"),
-            )
-        };
+        let line = format_args!("edk2's variable driver will wait for ever: {error}");
+        driver.sink().error(line);
     }
 
     /// Installs protocols on one handle, or none of them.

@@ -16,6 +16,8 @@ use uguid::{Guid, guid};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
+/// The configuration table that points to the HOB list, `gEfiHobListGuid`.
+pub const HOB_LIST_GUID: Guid = guid!("7739f24c-93d7-11d4-9a3a-0090273fc14d");
 /// `gMmCommBufferHobGuid`.
 pub const COMM_BUFFER_HOB_GUID: Guid = guid!("6c2a2520-0131-4aee-a750-cc384aace8c6");
 /// The GUID of the comm-region HOB.

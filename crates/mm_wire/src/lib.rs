@@ -10,6 +10,7 @@
 //! | [`mailbox`] | the 24-byte status mailbox | edk2 `MdePkg/Include/Guid/MmCommBuffer.h` |
 //! | [`status`] | `EFI_STATUS` as a 64-bit value | UEFI 2.11, appendix D |
 //! | [`hob`] | where comm buffers are: HOBs, update protocol | edk2, Project Mu |
+//! | [`protocol`] | GUIDs of protocols | PI 1.9, volume 4 |
 //! | [`address`] | checked ranges of physical addresses | |
 //! | [`message`] | payloads of handlers that every platform has | edk2, Project Mu |
 #![no_std]
@@ -22,6 +23,7 @@ pub mod header;
 pub mod hob;
 pub mod mailbox;
 pub mod message;
+pub mod protocol;
 pub mod status;
 
 pub use address::AddressRange;

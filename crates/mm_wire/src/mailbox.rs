@@ -12,6 +12,7 @@
 //! (`MmSupervisorPkg/Core/MmSupervisorCore.c`, `MmEntryPoint`). Later ones have a mailbox for each.
 
 use crate::status::EfiStatus;
+use core::mem::offset_of;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -21,11 +22,14 @@ pub const MAILBOX_LEN: usize = size_of::<MailboxImage>();
 /// The alignment that both sides rely on, in bytes: the mailbox holds 64-bit fields.
 pub const MAILBOX_ALIGN: usize = 8;
 
-/// Where `IsCommBufferValid` stands, in bytes from the mailbox's start.
-pub const VALID_OFFSET: usize = 0;
+/// Where `IsCommBufferValid` is, in bytes from the mailbox's start.
+pub const VALID_OFFSET: usize = offset_of!(MailboxImage, is_comm_buffer_valid);
 
 /// Where `TalkToSupervisor` is, in bytes from the mailbox's start.
-pub const TALK_TO_SUPERVISOR_OFFSET: usize = 1;
+pub const TALK_TO_SUPERVISOR_OFFSET: usize = offset_of!(MailboxImage, talk_to_supervisor);
+
+/// Where the result is, which is `ReturnStatus` and then `ReturnBufferSize`, in bytes from the mailbox's start.
+pub const RESULT_OFFSET: usize = offset_of!(MailboxImage, return_status);
 
 /// The value of `IsCommBufferValid` that a client writes. A reader takes any non-zero value for a request.
 pub const VALID: u8 = 1;

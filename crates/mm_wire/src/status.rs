@@ -59,6 +59,19 @@ impl EfiStatus {
         self.0 & ERROR_BIT != 0
     }
 
+    /// The value as this processor's `EFI_STATUS` has it, a `UINTN`; [`Self::DEVICE_ERROR`] if it does not fit into that.
+    #[must_use]
+    pub fn to_native(self) -> usize {
+        const DEVICE_ERROR: usize = 1 << (usize::BITS - 1) | 7;
+        usize::try_from(self.0).unwrap_or(DEVICE_ERROR)
+    }
+
+    /// The value of this processor's `EFI_STATUS`.
+    #[must_use]
+    pub const fn from_native(status: usize) -> Self {
+        Self(status as u64)
+    }
+
     /// The error that this value means where only [`Self::SUCCESS`] comes with a response; `None` for success itself.
     ///
     /// Every other value means that there is no response, with or without the error bit: edk2's MM cores turn whatever

@@ -12,9 +12,9 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use mm_comm::SmiEnable;
 use mm_conformance::lab::{CCall, CProtocol};
-use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID};
+use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, HOB_LIST_GUID};
 use mm_wire::message::variable::{self, FunctionHeader, function};
-use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, PAGE_LEN};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, PAGE_LEN, protocol};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::params::Config;
@@ -41,13 +41,13 @@ use uefi_app::protocols::BootProtocols;
 use zerocopy::IntoBytes;
 
 /// Where the HOB list is (PI 1.9, volume 3, 4.3).
-const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-0090273fc14d");
+const HOB_LIST: BinaryGuid = BinaryGuid::from_bytes(&HOB_LIST_GUID.to_bytes());
 
 /// `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4, 5.7.2).
-const COMMUNICATION2: BinaryGuid = BinaryGuid::from_string("378daedc-f06b-4446-8314-40ab933c87a3");
+const COMMUNICATION2: BinaryGuid = BinaryGuid::from_bytes(&protocol::COMMUNICATION2.to_bytes());
 
 /// `gEfiSmmVariableProtocolGuid`, which edk2 installs in the DXE phase too: the variables of this firmware are in MM.
-const VARIABLES_ARE_IN_MM: BinaryGuid = BinaryGuid::from_string("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
+const VARIABLES_ARE_IN_MM: BinaryGuid = BinaryGuid::from_bytes(&variable::GUID.to_bytes());
 
 /// Pages of the comm buffer for the firmware's protocol.
 const FIRMWARES_PAGES: usize = 16;

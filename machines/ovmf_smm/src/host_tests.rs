@@ -36,7 +36,7 @@ pub(crate) fn run(report: &mut Report<impl Write>, firmware: Firmware) {
 }
 
 /// `gEfiHobListGuid`.
-const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-0090273fc14d");
+const HOB_LIST: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::hob::HOB_LIST_GUID.to_bytes());
 
 struct Marker;
 

@@ -24,7 +24,7 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 /// `EFI_MM_COMMUNICATION_PROTOCOL` (PI 1.9, volume 4, 5.7.1).
-const COMMUNICATION: BinaryGuid = BinaryGuid::from_string("c68ed8e2-9dc6-4cbd-9d94-db65acc5c332");
+const COMMUNICATION: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::protocol::COMMUNICATION.to_bytes());
 
 /// How often `pause` is executed before a request counts as not taken. Under QEMU's TCG one is enough.
 const MAX_PAUSES: u32 = 100_000;

@@ -23,7 +23,7 @@ pub(crate) use {
 
 use alloc::vec::Vec;
 use mm_core::CommBuffer;
-use mm_wire::hob::{CommBufferPlace, CommRegion, PlaceError};
+use mm_wire::hob::{COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, PlaceError};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::hob::{FromHob, Hob, HobParseError};
@@ -38,7 +38,7 @@ use q35_mm::handoff::RUNTIME_BUFFER_HOB;
 struct CommRegionHob(core::result::Result<CommRegion, PlaceError>);
 
 impl FromHob for CommRegionHob {
-    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("d4ffc718-fb82-4274-9afc-aa8b1eef5293");
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_bytes(&COMM_REGION_HOB_GUID.to_bytes());
 
     fn parse(data: &[u8]) -> core::result::Result<Self, HobParseError> {
         Ok(Self(CommRegion::of_hob(data)))

@@ -30,15 +30,15 @@ pub fn call_in_place(
     let status = match call.protocol {
         CProtocol::ThreeInPlace(_) => protocols.with_protocol(|three: &Communication3| {
             // SAFETY: the memory is as long as its header says, and reached through volatile accesses only.
-            unsafe { (three.communicate)(from_ref(three), buffer, buffer) }
+            unsafe { (three.0.communicate)(from_ref(&three.0), buffer, buffer) }
         }),
         _ => protocols.with_protocol(|two: &Communication2| {
             // SAFETY: the memory is as long as `size` says, or its header, and reached through volatile accesses only.
-            unsafe { (two.communicate)(from_ref(two), buffer, buffer, size) }
+            unsafe { (two.0.communicate)(from_ref(&two.0), buffer, buffer, size) }
         }),
     };
     memory.read(0, &mut bytes).then_some(CReply {
-        status: EfiStatus(status.ok()?.as_usize() as u64),
+        status: EfiStatus::from_native(status.ok()?.as_usize()),
         bytes,
         comm_size,
     })
@@ -58,7 +58,7 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
         CProtocol::TwoInPlace(_) | CProtocol::ThreeInPlace(_) => return None,
         CProtocol::One => protocols.with_protocol(|one: &Communication| {
             // SAFETY: the buffer is as long as its header or `size` says, or null; the producer checks both.
-            unsafe { (one.communicate)(from_ref(one), buffer, size) }
+            unsafe { (one.0.communicate)(from_ref(&one.0), buffer, size) }
         }),
         CProtocol::Two | CProtocol::TwoApart => protocols.with_protocol(|two: &Communication2| {
             let other = if call.protocol == CProtocol::Two {
@@ -67,7 +67,7 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
                 apart
             };
             // SAFETY: the buffer is as long as its header or `size` says, or null; the producer checks both.
-            unsafe { (two.communicate)(from_ref(two), buffer, other, size) }
+            unsafe { (two.0.communicate)(from_ref(&two.0), buffer, other, size) }
         }),
         CProtocol::Three | CProtocol::ThreeApart => protocols.with_protocol(|three: &Communication3| {
             let other = if call.protocol == CProtocol::Three {
@@ -76,11 +76,11 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
                 apart
             };
             // SAFETY: the buffer is as long as its header says, or null; the producer checks that.
-            unsafe { (three.communicate)(from_ref(three), buffer, other) }
+            unsafe { (three.0.communicate)(from_ref(&three.0), buffer, other) }
         }),
     };
     Some(CReply {
-        status: EfiStatus(status.ok()?.as_usize() as u64),
+        status: EfiStatus::from_native(status.ok()?.as_usize()),
         bytes: bytes.unwrap_or_default(),
         comm_size,
     })

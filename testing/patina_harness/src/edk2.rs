@@ -8,6 +8,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ffi::c_void;
+use mm_comm::c_request;
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion};
 use mm_conformance::lab::{CCall, CProtocol, CReply};
@@ -59,9 +60,21 @@ impl MmCommunicationDxe {
     /// That of the database.
     pub fn install(self, protocols: &HostProtocols) -> Result<(), ProtocolError> {
         let driver = Rc::new(self);
-        install_one(protocols, Communication { communicate: one }, &driver)?;
-        install_one(protocols, Communication2 { communicate: two }, &driver)?;
-        install_one(protocols, Communication3 { communicate: three }, &driver)
+        install_one(
+            protocols,
+            Communication(c_request::Communication { communicate: one }),
+            &driver,
+        )?;
+        install_one(
+            protocols,
+            Communication2(c_request::Communication2 { communicate: two }),
+            &driver,
+        )?;
+        install_one(
+            protocols,
+            Communication3(c_request::Communication3 { communicate: three }),
+            &driver,
+        )
     }
 
     /// `ProcessCommunicationBuffer`.
@@ -155,7 +168,7 @@ unsafe fn driver_of<'a, P>(this: *const P) -> &'a MmCommunicationDxe {
 }
 
 unsafe extern "efiapi" fn one(
-    this: *const Communication,
+    this: *const c_request::Communication,
     buffer: *mut c_void,
     size: *mut usize,
 ) -> efi::Status {
@@ -166,7 +179,7 @@ unsafe extern "efiapi" fn one(
 }
 
 unsafe extern "efiapi" fn two(
-    this: *const Communication2,
+    this: *const c_request::Communication2,
     _: *mut c_void,
     buffer: *mut c_void,
     size: *mut usize,
@@ -178,7 +191,7 @@ unsafe extern "efiapi" fn two(
 }
 
 unsafe extern "efiapi" fn three(
-    this: *const Communication3,
+    this: *const c_request::Communication3,
     _: *mut c_void,
     buffer: *mut c_void,
 ) -> efi::Status {

@@ -495,7 +495,8 @@ fn move_early(site: &impl Site, setup: &Setup, pages: usize) -> Result<Observed,
 }
 
 /// `gMmSupervisorCommunicationProtocolGuid`.
-const SUPERVISOR_PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("495b267c-fc7f-4f03-ad1f-d86769e325b5");
+const SUPERVISOR_PROTOCOL_GUID: BinaryGuid =
+    BinaryGuid::from_bytes(&mm_wire::protocol::SUPERVISOR_COMMUNICATION.to_bytes());
 
 fn install_ready_to_lock(site: &impl Site) {
     install_marker(site, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID);

@@ -9,13 +9,11 @@
 use crate::Memory;
 use crate::facts::Acpi;
 use alloc::vec::Vec;
+use mm_wire::protocol::COMMUNICATION;
 use mm_wire::{Guid, guid};
 
 /// The configuration table of ACPI 2.0 and later, which points to the RSDP.
 pub const RSDP: Guid = guid!("8868e871-e4f1-11d3-bc22-0080c73c8881");
-
-/// `EFI_MM_COMMUNICATION_PROTOCOL`'s GUID, which is also that of the table.
-const COMMUNICATION: Guid = guid!("c68ed8e2-9dc6-4cbd-9d94-db65acc5c332");
 
 /// Bytes of a table's header.
 const HEADER: u64 = 36;

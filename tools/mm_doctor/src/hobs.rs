@@ -9,8 +9,7 @@ use mm_wire::{Guid, guid};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The configuration table that points to the HOB list.
-pub const HOB_LIST: Guid = guid!("7739f24c-93d7-11d4-9a3a-0090273fc14d");
+pub use mm_wire::hob::HOB_LIST_GUID as HOB_LIST;
 
 /// `gEfiSmmSmramMemoryGuid` and `gEfiMmPeiMmramMemoryReserveGuid`: descriptors of MMRAM.
 const MMRAM: [Guid; 2] = [

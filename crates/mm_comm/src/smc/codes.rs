@@ -1,17 +1,23 @@
 //! The return codes of both interfaces: their names, and the `EFI_STATUS` of each.
 
+use arm_ffa::Version;
+use core::fmt;
+
 /// Makes a type of a list of return codes.
 macro_rules! return_codes {
-    ($(#[$about:meta])* $code:ident { $($number:literal $name:literal => $status:ident,)+ }) => {
+    ($(#[$about:meta])* $code:ident { $($name:ident = $number:literal $(or $other:literal)? => $status:ident,)+ }) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub struct $code(pub i32);
 
         impl $code {
+            $(#[doc = concat!("`", stringify!($name), "`.")]
+            pub const $name: Self = Self($number);)+
+
             /// The code's name and its `EFI_STATUS`; `None` for a code that is not in the list.
             const fn known(self) -> Option<(&'static str, mm_wire::EfiStatus)> {
                 match self.0 {
-                    $($number => Some(($name, mm_wire::EfiStatus::$status)),)+
+                    $($number $(| $other)? => Some((stringify!($name), mm_wire::EfiStatus::$status)),)+
                     _ => None,
                 }
             }
@@ -26,8 +32,8 @@ macro_rules! return_codes {
             }
         }
 
-        impl core::fmt::Display for $code {
-            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        impl fmt::Display for $code {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let name = self.known().map_or("unknown code", |(name, _)| name);
                 write!(f, "{name} ({})", self.0)
             }
@@ -41,39 +47,67 @@ return_codes! {
     ///
     /// StandaloneMm uses the same codes in a direct response of FF-A.
     SpmMmCode {
-        0 "SUCCESS" => SUCCESS,
-        -1 "NOT_SUPPORTED" => UNSUPPORTED,
-        -2 "INVALID_PARAMS" => INVALID_PARAMETER,
-        -3 "DENIED" => ACCESS_DENIED,
-        // edk2's normal world has NO_MEMORY at -4, TF-A at -5.
-        -4 "NO_MEMORY" => OUT_OF_RESOURCES,
-        -5 "NO_MEMORY" => OUT_OF_RESOURCES,
+        SUCCESS = 0 => SUCCESS,
+        NOT_SUPPORTED = -1 => UNSUPPORTED,
+        INVALID_PARAMS = -2 => INVALID_PARAMETER,
+        DENIED = -3 => ACCESS_DENIED,
+        // edk2's normal world has it at -4, TF-A at -5.
+        NO_MEMORY = -4 or -5 => OUT_OF_RESOURCES,
     }
 }
 
 return_codes! {
     /// What FFA_ERROR carries in w2 (Arm DEN0077A, table 12.2).
     FfaCode {
-        -1 "NOT_SUPPORTED" => UNSUPPORTED,
-        -2 "INVALID_PARAMETERS" => INVALID_PARAMETER,
-        -3 "NO_MEMORY" => OUT_OF_RESOURCES,
-        -4 "BUSY" => TIMEOUT,
-        -5 "INTERRUPTED" => INTERRUPT_PENDING,
-        -6 "DENIED" => ACCESS_DENIED,
-        -7 "RETRY" => TIMEOUT,
-        -8 "ABORTED" => ABORTED,
-        -9 "NO_DATA" => NOT_FOUND,
-        -10 "NOT_READY" => NOT_READY,
+        NOT_SUPPORTED = -1 => UNSUPPORTED,
+        INVALID_PARAMETERS = -2 => INVALID_PARAMETER,
+        NO_MEMORY = -3 => OUT_OF_RESOURCES,
+        BUSY = -4 => TIMEOUT,
+        INTERRUPTED = -5 => INTERRUPT_PENDING,
+        DENIED = -6 => ACCESS_DENIED,
+        RETRY = -7 => TIMEOUT,
+        ABORTED = -8 => ABORTED,
+        NO_DATA = -9 => NOT_FOUND,
+        NOT_READY = -10 => NOT_READY,
     }
 }
 
-impl FfaCode {
-    pub(super) const NOT_SUPPORTED: Self = Self(-1);
-    pub(super) const INVALID_PARAMETERS: Self = Self(-2);
-    pub(super) const BUSY: Self = Self(-4);
-    pub(super) const INTERRUPTED: Self = Self(-5);
-    pub(super) const DENIED: Self = Self(-6);
-    pub(super) const RETRY: Self = Self(-7);
+/// What FFA_VERSION returned, instead of a version that a caller of 1.2 can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherVersion {
+    /// The result for version 1.2, 32 bits: an older version or another major one, or a negative
+    /// number.
+    pub response: u32,
+    /// The minor version that is accepted in the place of 1.2: 1 for 1.1.
+    pub accepted: Option<u16>,
+}
+
+impl OtherVersion {
+    /// No version is accepted.
+    #[must_use]
+    pub const fn refused(response: u32) -> Self {
+        Self {
+            response,
+            accepted: None,
+        }
+    }
+}
+
+impl fmt::Display for OtherVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Version::try_from(self.response) {
+            Ok(Version(major, minor)) => write!(f, "{major}.{minor}"),
+            Err(_) => FfaCode(self.response.cast_signed()).fmt(f),
+        }?;
+        match self.accepted {
+            None => Ok(()),
+            Some(minor) => write!(
+                f,
+                " for 1.2, but 1.{minor} is accepted: an earlier caller has settled that version, \
+                 or the firmware has no later one"
+            ),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The instruction that reaches the secure world. An unsafe island (`docs/unsafe.md`).
 
-use super::Counter;
 pub use smccc::Call;
 
 /// The instruction that reaches the secure world, and what the processor says about itself.
@@ -14,6 +13,32 @@ pub trait Conduit: Call {
     fn counter() -> Option<Counter> {
         None
     }
+}
+
+/// A counter that runs at a constant rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// Its value. It may wrap.
+    pub ticks: u64,
+    /// How many ticks it makes in a second.
+    pub per_second: u64,
+}
+
+/// Makes a call with registers x0 to x17.
+///
+/// Also for identifiers of 32-bit calls: [`Call::call32`] would let the compiler keep values in x8
+/// to x17, which the older calling convention lets the callee change.
+pub(super) fn call<C: Call>(registers: [u64; 18]) -> [u64; 18] {
+    let [function, arguments @ ..] = registers;
+    C::call64(low(function), arguments)
+}
+
+/// The low 32 bits. Results are compared by these alone: that of an unknown identifier is all ones
+/// in 64 bits, other failures have them in 32 only, and identifiers of partitions may be
+/// sign-extended.
+pub(super) const fn low(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// The `smc` instruction of this processor.
@@ -44,7 +69,7 @@ mod native {
         fn call32(function: u32, arguments: [u32; 7]) -> [u32; 8] {
             let [a, b, c, d, e, f, g] = arguments.map(u64::from);
             let result = Self::call64(function, [a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-            let [a, b, c, d, e, f, g, h, ..] = result.map(super::super::low);
+            let [a, b, c, d, e, f, g, h, ..] = result.map(super::low);
             [a, b, c, d, e, f, g, h]
         }
 

@@ -1,7 +1,6 @@
 //! Why MM in the secure world was not reached, or did not do what it was asked to.
 
-use super::ffa::{FfaCode, OtherVersion};
-use super::spm_mm::SpmMmCode;
+use super::codes::{FfaCode, OtherVersion, SpmMmCode};
 use mm_wire::EfiStatus;
 use thiserror::Error;
 

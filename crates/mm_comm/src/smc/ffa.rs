@@ -14,15 +14,15 @@ pub mod discovery;
 #[cfg(test)]
 mod tests;
 
-pub use super::codes::FfaCode;
+pub use super::codes::{FfaCode, OtherVersion};
+use super::conduit::{call, low};
 use super::patience::Limits;
 use super::spm_mm::SpmMmCode;
-use super::{Conduit, SmcError, call, low};
+use super::{Conduit, SmcError};
 use arm_ffa::interface_args::{DirectMsg2Args, DirectMsgArgs, TargetInfo};
 use arm_ffa::{Error, FuncId, Interface, Uuid, Version};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
-pub use discovery::OtherVersion;
 
 /// The version that is asked for first. All calls are encoded as this version has them, also for a
 /// newer minor version.
@@ -30,7 +30,7 @@ const VERSION: Version = Version(1, 2);
 
 /// The MM communication service: the GUID of `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4,
 /// 5.7.6) in the byte order of RFC 4122.
-pub const MM_SERVICE: Uuid = Uuid::from_u128(0x378daedc_f06b_4446_8314_40ab933c87a3);
+pub const MM_SERVICE: Uuid = Uuid::from_bytes_le(mm_wire::protocol::COMMUNICATION2.to_bytes());
 
 /// FFA_MSG_SEND_DIRECT_REQ with 64-bit registers.
 pub const MSG_SEND_DIRECT_REQ: u32 = FuncId::MsgSendDirectReq64 as u32;

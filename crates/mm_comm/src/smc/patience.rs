@@ -1,6 +1,6 @@
 //! How long a caller waits for MM: by the clock, or in calls on a processor without one.
 
-use super::Conduit;
+use super::conduit::Conduit;
 use core::time::Duration;
 
 /// How patient a caller is, in calls. It counts only if the processor has no counter, or the
@@ -44,15 +44,6 @@ impl Default for TimeLimit {
             request: Duration::from_secs(60),
         }
     }
-}
-
-/// A counter that runs at a constant rate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counter {
-    /// Its value. It may wrap.
-    pub ticks: u64,
-    /// How many ticks it makes in a second.
-    pub per_second: u64,
 }
 
 /// Both limits of a caller.
@@ -120,6 +111,7 @@ fn ticks(time: Duration, per_second: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Counter;
     use super::super::world::{self, FakeConduit, World};
     use super::*;
     use std::cell::Cell;

@@ -12,6 +12,7 @@
 //! The C structs end in a one-element array: padding behind it (4 bytes after `Attributes` in [`QueryInfo`]) belongs to
 //! the message, and the name starts right behind the last field.
 
+use crate::status::EfiStatus;
 use uguid::{Guid, guid};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -137,6 +138,39 @@ pub struct PayloadSize {
     pub size: U64,
 }
 
+/// The whole message for [`function::GET_PAYLOAD_SIZE`], and its response.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct PayloadSizeMessage {
+    header: FunctionHeader,
+    payload: PayloadSize,
+}
+
+impl PayloadSizeMessage {
+    /// The request.
+    #[must_use]
+    pub fn request() -> Self {
+        Self {
+            header: FunctionHeader::new(function::GET_PAYLOAD_SIZE),
+            ..Self::default()
+        }
+    }
+
+    /// What the response says.
+    ///
+    /// # Errors
+    ///
+    /// The function's status, if it is not success.
+    pub fn size(&self) -> Result<u64, EfiStatus> {
+        match EfiStatus(self.header.return_status.get()).as_error() {
+            None => Ok(self.payload.size.get()),
+            Some(error) => Err(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,5 +182,18 @@ mod tests {
         assert_eq!(size_of::<NextName>(), 24);
         assert_eq!(size_of::<QueryInfo>(), 32);
         assert_eq!(size_of::<PayloadSize>(), 8);
+    }
+
+    #[test]
+    fn payload_size_is_told_only_with_success() {
+        let request = PayloadSizeMessage::request();
+        let mut bytes = [0; 24];
+        bytes[0] = 11;
+        assert_eq!(request.as_bytes(), bytes);
+        bytes[16..18].copy_from_slice(&[0xe8, 0x3]);
+        let response = |bytes: &[u8]| PayloadSizeMessage::read_from_bytes(bytes).unwrap().size();
+        assert_eq!(response(&bytes), Ok(1000));
+        bytes[8..16].copy_from_slice(&EfiStatus::UNSUPPORTED.0.to_le_bytes());
+        assert_eq!(response(&bytes), Err(EfiStatus::UNSUPPORTED));
     }
 }

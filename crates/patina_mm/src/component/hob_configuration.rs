@@ -30,7 +30,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use mm_comm::Ports;
-use mm_wire::hob::{CommBufferPlace, CommRegion, Owner};
+use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, Owner};
 use mm_wire::{AddressRange, PAGE_LEN};
 use patina::BinaryGuid;
 use patina::component::component;
@@ -109,24 +109,24 @@ impl From<HobConfigurationError> for EfiError {
     }
 }
 
-/// The comm-buffer HOB, `gMmCommBufferHobGuid`, or why it is none. Kept for the component, which knows whom to tell.
+/// The comm-buffer HOB, `gMmCommBufferHobGuid`, or why it is not valid. The component logs that.
 #[derive(Clone, Copy, Debug)]
 pub struct CommBufferHob(Result<CommBufferPlace, PlaceError>);
 
 impl FromHob for CommBufferHob {
-    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("6c2a2520-0131-4aee-a750-cc384aace8c6");
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_bytes(&COMM_BUFFER_HOB_GUID.to_bytes());
 
     fn parse(data: &[u8]) -> Result<Self, HobParseError> {
         Ok(Self(CommBufferPlace::of_buffer_hob(data)))
     }
 }
 
-/// A comm-region HOB of Project Mu, or why it is none.
+/// A comm-region HOB of Project Mu, or why it is not valid.
 #[derive(Clone, Copy, Debug)]
 pub struct CommRegionHob(Result<CommRegion, PlaceError>);
 
 impl FromHob for CommRegionHob {
-    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("d4ffc718-fb82-4274-9afc-aa8b1eef5293");
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_bytes(&COMM_REGION_HOB_GUID.to_bytes());
 
     fn parse(data: &[u8]) -> Result<Self, HobParseError> {
         Ok(Self(CommRegion::of_hob(data)))
@@ -394,13 +394,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guids_are_those_of_the_wire() {
-        let guids = [
-            (CommBufferHob::HOB_GUID, mm_wire::hob::COMM_BUFFER_HOB_GUID),
-            (CommRegionHob::HOB_GUID, mm_wire::hob::COMM_REGION_HOB_GUID),
-        ];
-        for (here, wire) in guids {
-            assert_eq!(*here.as_bytes(), wire.to_bytes());
+    fn hobs_have_the_guids_of_edk2_and_project_mu() {
+        for (guid, published) in [
+            (CommBufferHob::HOB_GUID, "6c2a2520-0131-4aee-a750-cc384aace8c6"),
+            (CommRegionHob::HOB_GUID, "d4ffc718-fb82-4274-9afc-aa8b1eef5293"),
+        ] {
+            assert_eq!(guid, BinaryGuid::from_string(published));
         }
     }
 

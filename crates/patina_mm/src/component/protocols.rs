@@ -9,8 +9,8 @@
 //! [`MmCommunicationProducer`] installs all three over this crate's communicator; [`FirmwareMmExecutor`] and
 //! [`FirmwareMmCommunication`] use those that the firmware has.
 //!
-//! The SDK's own types for these protocols pass `CommSize` by value, where the specification and every firmware pass a
-//! pointer to it; hence these.
+//! The C interfaces are those of [`mm_comm::c_request`]. The types here wrap them, so that the SDK's services find them under
+//! their GUIDs.
 
 mod consumer;
 mod driver_lock;
@@ -19,60 +19,37 @@ mod producer;
 pub use consumer::{FirmwareMmCommunication, FirmwareMmExecutor};
 pub use producer::MmCommunicationProducer;
 
-use core::ffi::c_void;
+use mm_comm::c_request;
+use mm_wire::protocol;
 use patina::BinaryGuid;
 use patina::protocol::ProtocolInterface;
-use patina::standard::efi;
 
 /// `EFI_MM_COMMUNICATION_PROTOCOL`.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Communication {
-    /// Sends what is at `comm_buffer`. `comm_size`, which may be null, points to the bytes with the header, and is
-    /// set to the response's.
-    pub communicate: unsafe extern "efiapi" fn(
-        this: *const Communication,
-        comm_buffer: *mut c_void,
-        comm_size: *mut usize,
-    ) -> efi::Status,
-}
+#[repr(transparent)]
+pub struct Communication(pub c_request::Communication);
 
 /// `EFI_MM_COMMUNICATION2_PROTOCOL`.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Communication2 {
-    /// Like [`Communication::communicate`], with the buffer's physical and virtual address.
-    pub communicate: unsafe extern "efiapi" fn(
-        this: *const Communication2,
-        comm_buffer_physical: *mut c_void,
-        comm_buffer_virtual: *mut c_void,
-        comm_size: *mut usize,
-    ) -> efi::Status,
-}
+#[repr(transparent)]
+pub struct Communication2(pub c_request::Communication2);
 
 /// `EFI_MM_COMMUNICATION3_PROTOCOL`.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Communication3 {
-    /// Like [`Communication2::communicate`], for v3 headers, which carry the size.
-    pub communicate: unsafe extern "efiapi" fn(
-        this: *const Communication3,
-        comm_buffer_physical: *mut c_void,
-        comm_buffer_virtual: *mut c_void,
-    ) -> efi::Status,
-}
+#[repr(transparent)]
+pub struct Communication3(pub c_request::Communication3);
 
 // SAFETY: PI 1.9, volume 4, 5.7.1 gives the protocol exactly this layout.
 unsafe impl ProtocolInterface for Communication {
-    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("c68ed8e2-9dc6-4cbd-9d94-db65acc5c332");
+    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_bytes(&protocol::COMMUNICATION.to_bytes());
 }
 
 // SAFETY: PI 1.9, volume 4, 5.7.4 gives the protocol exactly this layout.
 unsafe impl ProtocolInterface for Communication2 {
-    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("378daedc-f06b-4446-8314-40ab933c87a3");
+    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_bytes(&protocol::COMMUNICATION2.to_bytes());
 }
 
 // SAFETY: PI 1.9, volume 4, 5.7.5 gives the protocol exactly this layout.
 unsafe impl ProtocolInterface for Communication3 {
-    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("f7234a14-0df2-46c0-ad28-90e6b883a72f");
+    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_bytes(&protocol::COMMUNICATION3.to_bytes());
 }

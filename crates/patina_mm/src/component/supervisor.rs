@@ -268,7 +268,7 @@ impl From<mm_wire::message::supervisor::UnblockMemory> for UnblockMemory {
 
 /// `gMmSupervisorCommunicationProtocolGuid`, which Project Mu's MmDxeSupport installs.
 pub(super) const SUPERVISOR_PROTOCOL_GUID: BinaryGuid =
-    BinaryGuid::from_string("495b267c-fc7f-4f03-ad1f-d86769e325b5");
+    BinaryGuid::from_bytes(&mm_wire::protocol::SUPERVISOR_COMMUNICATION.to_bytes());
 
 /// Component and service: asks the supervisor for its version, and then offers [`MmSupervisor`].
 ///

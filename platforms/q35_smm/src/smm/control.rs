@@ -31,7 +31,7 @@ struct SmmControl2 {
 
 // SAFETY: PI 1.9, volume 4, 6.3.2 has this GUID, and the function as the first field of the interface.
 unsafe impl ProtocolInterface for SmmControl2 {
-    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_string("843dc720-ab1e-42cb-9357-8a0078f3561b");
+    const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::protocol::CONTROL.to_bytes());
 }
 
 /// The driver's own function while [`quiet_trigger`] is in its place; null before.

@@ -7,7 +7,8 @@ use core::ffi::c_void;
 use core::ptr;
 use mm_doctor::Memory;
 use mm_doctor::facts::{Mapped, Protocol};
-use mm_wire::{Guid, guid};
+use mm_wire::message::variable;
+use mm_wire::{Guid, protocol};
 use uefi::boot::{self, MemoryType, SearchType};
 use uefi::fs::FileSystem;
 use uefi::mem::memory_map::MemoryMap as _;
@@ -17,9 +18,9 @@ use uefi::{Handle, Status, system, table};
 
 /// `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3`.
 pub(super) const COMMUNICATION: [Guid; 3] = [
-    guid!("c68ed8e2-9dc6-4cbd-9d94-db65acc5c332"),
-    guid!("378daedc-f06b-4446-8314-40ab933c87a3"),
-    guid!("f7234a14-0df2-46c0-ad28-90e6b883a72f"),
+    protocol::COMMUNICATION,
+    protocol::COMMUNICATION2,
+    protocol::COMMUNICATION3,
 ];
 
 /// The protocols that have to do with MM (MdePkg/MdePkg.dec, MdeModulePkg/MdeModulePkg.dec; the supervisor's: Project Mu).
@@ -27,26 +28,17 @@ const PROTOCOLS: [(&str, Guid); 11] = [
     ("MM communication", COMMUNICATION[0]),
     ("MM communication 2", COMMUNICATION[1]),
     ("MM communication 3", COMMUNICATION[2]),
-    ("MM control", guid!("843dc720-ab1e-42cb-9357-8a0078f3561b")),
-    ("MM access", guid!("c2702b74-800c-4131-8746-8fb5b89ce4ac")),
-    ("MM base", guid!("f4ccbfb7-f6e0-47fd-9dd4-10a8f150c191")),
+    ("MM control", protocol::CONTROL),
+    ("MM access", protocol::ACCESS),
+    ("MM base", protocol::BASE),
     ("comm-buffer update", mm_wire::hob::UPDATE_PROTOCOL_GUID),
     (
         "MM supervisor's communication",
-        guid!("495b267c-fc7f-4f03-ad1f-d86769e325b5"),
+        protocol::SUPERVISOR_COMMUNICATION,
     ),
-    (
-        "variable service in MM",
-        guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7"),
-    ),
-    (
-        "variable writes in MM",
-        guid!("93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3"),
-    ),
-    (
-        "DXE MM ready to lock",
-        guid!("60ff8964-e906-41d0-afed-f241e974e08e"),
-    ),
+    ("variable service in MM", variable::GUID),
+    ("variable writes in MM", variable::WRITE_READY_GUID),
+    ("DXE MM ready to lock", protocol::READY_TO_LOCK),
 ];
 
 /// The address of a configuration table.

@@ -12,13 +12,14 @@
 
 use super::{DirectRequest, FfaCode, MM_SERVICE, NamedPartition, Partition, VERSION, insist, unexpected};
 use crate::region::SharedRegion;
-use crate::smc::{Conduit, SmcError, call, low, patience::Limits};
+use crate::smc::codes::OtherVersion;
+use crate::smc::conduit::{call, low};
+use crate::smc::{Conduit, SmcError, patience::Limits};
 use arm_ffa::interface_args::{RxTxAddr, SuccessArgs, SuccessArgsIdGet, VersionFlags, VersionQueryType};
 use arm_ffa::partition_info::{
     PartitionInfo, PartitionInfoGetFlags, PartitionInfoIterator, SuccessArgsPartitionInfoGet,
 };
 use arm_ffa::{Interface, Version, VersionOut};
-use core::fmt;
 
 /// One page for each direction.
 const RX_TX_LEN: usize = 2 * mm_wire::PAGE_LEN;
@@ -40,44 +41,6 @@ pub trait RxTxMemory {
 impl<F: FnMut() -> Option<SharedRegion>> RxTxMemory for F {
     fn two_pages(&mut self) -> Option<SharedRegion> {
         self()
-    }
-}
-
-/// What FFA_VERSION returned, instead of a version that a caller of 1.2 can use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OtherVersion {
-    /// The result for version 1.2, 32 bits: an older version or another major one, or a negative
-    /// number.
-    pub response: u32,
-    /// The minor version that is accepted in the place of 1.2: 1 for 1.1.
-    pub accepted: Option<u16>,
-}
-
-impl OtherVersion {
-    /// No version is accepted.
-    #[must_use]
-    pub const fn refused(response: u32) -> Self {
-        Self {
-            response,
-            accepted: None,
-        }
-    }
-}
-
-impl fmt::Display for OtherVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Version::try_from(self.response) {
-            Ok(Version(major, minor)) => write!(f, "{major}.{minor}"),
-            Err(_) => FfaCode(self.response.cast_signed()).fmt(f),
-        }?;
-        match self.accepted {
-            None => Ok(()),
-            Some(minor) => write!(
-                f,
-                " for 1.2, but 1.{minor} is accepted: an earlier caller has settled that version, \
-                 or the firmware has no later one"
-            ),
-        }
     }
 }
 

@@ -92,10 +92,10 @@ impl FirmwareMmExecutor {
         let status = self
             .protocols
             .with_protocol(|protocol: &Communication2| {
-                let this = core::ptr::from_ref(protocol);
+                let this = core::ptr::from_ref(&protocol.0);
                 // SAFETY: `this` is the interface that the function belongs to. A comm buffer is memory for MM without
                 // references into it, by its own contract, and mapped one to one until the operating system takes over.
-                unsafe { (protocol.communicate)(this, buffer, buffer, &raw mut comm_size) }
+                unsafe { (protocol.0.communicate)(this, buffer, buffer, &raw mut comm_size) }
             })
             .map_err(unavailable)?;
         succeeded(status)?;
@@ -107,10 +107,10 @@ impl FirmwareMmExecutor {
         let status = self
             .protocols
             .with_protocol(|protocol: &Communication3| {
-                let this = core::ptr::from_ref(protocol);
+                let this = core::ptr::from_ref(&protocol.0);
                 // SAFETY: `this` is the interface that the function belongs to. A comm buffer is memory for MM without
                 // references into it, by its own contract, and mapped one to one until the operating system takes over.
-                unsafe { (protocol.communicate)(this, buffer, buffer) }
+                unsafe { (protocol.0.communicate)(this, buffer, buffer) }
             })
             .map_err(unavailable)?;
         succeeded(status)
@@ -277,6 +277,7 @@ mod tests {
     use alloc::vec;
     use core::cell::{Cell, RefCell};
     use core::pin::Pin;
+    use mm_comm::c_request;
     use patina::component::service::IntoService;
     use patina::component::service::memory::StdMemoryManager;
     use patina::component::service::uefi_services::protocol::{MockProtocolServices, ProtocolPtr};
@@ -313,7 +314,7 @@ mod tests {
 
     /// A driver that leaves all but those fields as it is.
     unsafe extern "efiapi" fn driver(
-        _: *const Communication2,
+        _: *const c_request::Communication2,
         physical: *mut c_void,
         virtual_: *mut c_void,
         size: *mut usize,
@@ -333,13 +334,16 @@ mod tests {
 
     /// The same driver's protocol 3.
     unsafe extern "efiapi" fn driver3(
-        _: *const Communication3,
+        _: *const c_request::Communication3,
         _: *mut c_void,
         buffer: *mut c_void,
     ) -> efi::Status {
         write_fields(buffer);
         CLAIM.get().0
     }
+
+    const DRIVER: Communication2 = Communication2(c_request::Communication2 { communicate: driver });
+    const DRIVER3: Communication3 = Communication3(c_request::Communication3 { communicate: driver3 });
 
     #[test]
     fn v3_response_has_the_length_that_the_driver_changed() {
@@ -394,8 +398,8 @@ mod tests {
 
     /// An executor over a driver of its own.
     fn executor() -> FirmwareMmExecutor {
-        let two: &'static Communication2 = Box::leak(Box::new(Communication2 { communicate: driver }));
-        let three: &'static Communication3 = Box::leak(Box::new(Communication3 { communicate: driver3 }));
+        let two: &'static Communication2 = Box::leak(Box::new(DRIVER));
+        let three: &'static Communication3 = Box::leak(Box::new(DRIVER3));
         let mut protocols = MockProtocolServices::new();
         protocols.expect_locate_interface().returning(move |guid| {
             let interface = match guid {
@@ -551,7 +555,7 @@ mod tests {
 
     #[test]
     fn the_component_offers_the_service_with_memory_of_its_own() {
-        static DRIVER: Communication2 = Communication2 { communicate: driver };
+        static INSTALLED: Communication2 = DRIVER;
         for (services, at) in [(None, efi::TPL_APPLICATION), (Some(tpl()), efi::TPL_NOTIFY)] {
             let mut storage = Storage::new();
             let mut component = FirmwareMmCommunication::new(3, 2).into_component();
@@ -562,7 +566,7 @@ mod tests {
             let mut protocols = MockProtocolServices::new();
             protocols.expect_locate_interface().returning_st(move |guid| {
                 (is_installed.get() && guid == Communication2::PROTOCOL_GUID)
-                    .then(|| ProtocolPtr::from_raw((&raw const DRIVER).cast_mut().cast()))
+                    .then(|| ProtocolPtr::from_raw((&raw const INSTALLED).cast_mut().cast()))
                     .flatten()
                     .ok_or(ProtocolError::NotFound)
             });

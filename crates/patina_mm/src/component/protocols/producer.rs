@@ -6,9 +6,9 @@ mod entry;
 use super::{Communication, Communication2, Communication3};
 use crate::component::communicator::Status;
 use crate::service::MmCommunication;
-use alloc::rc::Rc;
 use bridge::Bridge;
-use mm_wire::message::variable::{self, FunctionHeader, PayloadSize};
+use mm_comm::c_request::status_for_c;
+use mm_wire::message::variable::{self, PayloadSizeMessage};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::service::Service;
@@ -16,7 +16,7 @@ use patina::component::service::uefi_services::protocol::{ProtocolError, Protoco
 use patina::component::service::uefi_services::tpl::TplServices;
 use patina::error::EfiError;
 use patina::protocol::ProtocolInterface;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 /// Component: installs `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3` over [`MmCommunication`].
 ///
@@ -134,8 +134,8 @@ impl MmCommunicationProducer {
             log::error!(target: "mm_comm", "platform: another driver has installed an MM communication protocol");
             return Err(EfiError::AlreadyStarted);
         }
-        let bridge = Rc::new(Bridge::new(mm, self.buffer, tpl)?);
-        entry::install(&protocols, &bridge, self.protocol3).inspect_err(
+        let bridge = Bridge::new(mm, self.buffer, tpl)?;
+        let bridge = entry::install(&protocols, bridge, self.protocol3).inspect_err(
             |error| log::error!(target: "mm_comm", "the MM communication protocols were not installed: {error:?}"),
         )?;
         bridge.run_at_notify();
@@ -211,20 +211,15 @@ fn install_markers(protocols: &Service<dyn ProtocolServices>) -> Result<(), Prot
 /// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it finds the first marker.
 fn variable_payload_size(mm: &dyn MmCommunication, buffer: u8) -> Result<u64, Status> {
     let recipient = patina::Guid::from_bytes(&variable::GUID.to_bytes());
-    let mut message = [0; size_of::<FunctionHeader>().saturating_add(size_of::<PayloadSize>())];
-    let request = FunctionHeader::new(variable::function::GET_PAYLOAD_SIZE);
-    message
-        .iter_mut()
-        .zip(request.as_bytes())
-        .for_each(|(to, from)| *to = *from);
-    let mut response = message;
-    let returned = mm.communicate_into(buffer, &message, recipient, &mut response)?;
-    let expected = response.len();
-    if returned < expected {
-        return Err(Status::ResponseSize { expected, returned });
+    let request = PayloadSizeMessage::request();
+    let mut response = request;
+    let expected = size_of_val(&response);
+    match mm.communicate_into(buffer, request.as_bytes(), recipient, response.as_mut_bytes())? {
+        returned if returned < expected => Err(Status::ResponseSize { expected, returned }),
+        _ => response
+            .size()
+            .map_err(|error| Status::MmReturned(status_for_c(error))),
     }
-    let (_, size) = response.split_at(size_of::<FunctionHeader>());
-    Ok(PayloadSize::read_from_bytes(size).map_or(0, |size| size.size.get()))
 }
 
 #[cfg(test)]
@@ -234,6 +229,7 @@ mod tests {
     use crate::component::communicator::MockMmCommunication;
     use crate::component::communicator::State;
     use alloc::boxed::Box;
+    use alloc::rc::Rc;
     use core::cell::{Cell, RefCell};
     use patina::component::service::uefi_services::protocol::{Handle, MockProtocolServices, ProtocolPtr};
     use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl};

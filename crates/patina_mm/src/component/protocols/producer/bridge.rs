@@ -1,8 +1,8 @@
 //! Serves the requests of drivers in C.
 //!
 //! The rules of a request are those of [`mm_comm::c_request`]: it is copied out before the transaction, and the response copied in
-//! after it. Both copies go to memory that was set aside when the protocols were installed. A call may come at `ExitBootServices`,
-//! after which there is no allocator.
+//! after it. Both copies go to memory that was set aside when the protocols were installed: a call may come at `ExitBootServices`,
+//! and afterwards there is no allocator.
 
 use crate::component::communicator::{CallOptions, Sealed, Status, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
@@ -10,7 +10,7 @@ use crate::service::MmCommunication;
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use mm_comm::c_request::{Longest, Memory, Refused, Reply, Request};
+use mm_comm::c_request::{Call, Driver, Given, Longest, Refused, Reply, Request};
 use mm_wire::EfiStatus;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::tpl::TplServices;
@@ -102,28 +102,33 @@ fn hold(memory: &mut Vec<u8>, len: usize) -> bool {
 
 const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
 
-/// Serves a call, with `memory` to reach as many bytes of the caller's buffer as it is asked for.
-pub(super) fn answer(
-    bridge: &Bridge,
-    comm_size: Option<usize>,
-    only: Option<HeaderFormat>,
-    memory: &Memory<'_>,
-) -> Reply {
+impl Driver for Bridge {
+    fn serve(&self, call: Call<'_>) -> efi::Status {
+        call.serve(
+            true,
+            |given| answer(self, given),
+            |error| log::error!(target: "mm_comm", "{error}"),
+        )
+    }
+
+    fn this_is_null() {
+        log::error!(target: "mm_comm", "caller: the protocol's This is null");
+    }
+}
+
+fn answer(bridge: &Bridge, given: &Given<'_>) -> Result<Reply, Refused> {
     let _raised = bridge.tpl.and_then(raise_to_notify);
     let Ok(mut scratch) = bridge.scratch.try_borrow_mut() else {
-        return failed(bridge, Status::Busy);
+        return Ok(failed(bridge, Status::Busy));
     };
-    let reply = send(bridge, comm_size, only, memory, &mut scratch);
+    let reply = send(bridge, given, &mut scratch);
     scratch.wipe();
-    reply.unwrap_or_else(|refused| {
-        log::error!(target: "mm_comm", "{}", refused.error);
-        refused.reply
-    })
+    reply
 }
 
 /// What C gets for this status.
 fn to_c(status: Status) -> EfiStatus {
-    EfiStatus(efi::Status::from(EfiError::from(status)).as_usize() as u64)
+    EfiStatus::from_native(efi::Status::from(EfiError::from(status)).as_usize())
 }
 
 /// The reply to a call that did not come as far as the communicator, which logs what fails there.
@@ -133,13 +138,7 @@ fn failed(bridge: &Bridge, status: Status) -> Reply {
 }
 
 /// Checks a request, sends its message, and writes the response into the caller's buffer.
-fn send(
-    bridge: &Bridge,
-    comm_size: Option<usize>,
-    only: Option<HeaderFormat>,
-    memory: &Memory<'_>,
-    scratch: &mut Scratch,
-) -> Result<Reply, Refused> {
+fn send(bridge: &Bridge, given: &Given<'_>, scratch: &mut Scratch) -> Result<Reply, Refused> {
     let capacity = |format| {
         let options = CallOptions::new().with_header(format);
         bridge.mm.message_capacity(bridge.buffer, options)
@@ -155,7 +154,7 @@ fn send(
             "no {} bytes for messages of the MM communication protocols: {error}", longest.v1
         );
     }
-    let request = Request::check(comm_size, only, longest, memory)?;
+    let request = Request::check(given, longest)?;
     let Scratch {
         request: message,
         response,
@@ -254,8 +253,13 @@ pub(super) mod tests {
         // A header of 24 bytes that claims more than the buffer has.
         let memory =
             |len: usize| (len <= 24).then(|| SharedRegion::over_static(Box::leak(vec![1; len].into())));
-        let reply = answer(&bridge, Some(25), None, &memory);
-        assert_eq!(reply.status, EfiStatus::BAD_BUFFER_SIZE);
+        let given = Given {
+            comm_size: Some(25),
+            only: None,
+            memory: &memory,
+        };
+        let refused = answer(&bridge, &given).unwrap_err();
+        assert_eq!(refused.reply.status, EfiStatus::BAD_BUFFER_SIZE);
         assert_eq!(room(), (4000, 4000));
     }
 }
