@@ -6,14 +6,16 @@
 //!            writes CommSize back ◄── Reply ◄── answer or refuse ◄── (a transaction) ◄─────┘
 //! ```
 //!
-//! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only ever accessed through
-//! [`SharedRegion`]; the message is copied out before the transaction, and the response copied in after it. What the transaction
-//! wiped of the caller's is put back: the header, and after an error the message.
+//! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only
+//! ever accessed through [`SharedRegion`]; the message is copied out before the transaction, and
+//! the response copied in after it. What the transaction wiped of the caller's is put back: the
+//! header, and after an error the message.
 //!
-//! Two drivers offer the protocols and use this: the Patina component until `ExitBootServices`, and the runtime driver.
+//! Two drivers offer the protocols and use this: the Patina component until `ExitBootServices`, and
+//! the runtime driver.
 //!
-//! The C interfaces are here since both need them. `r-efi` does not have them; the SDK's own types pass `CommSize` by value,
-//! but the specification and every firmware pass a pointer to it.
+//! The C interfaces are here since both need them. `r-efi` does not have them; the SDK's own types
+//! pass `CommSize` by value, but the specification and every firmware pass a pointer to it.
 
 mod interface;
 
@@ -98,7 +100,8 @@ pub enum RequestError {
         /// The virtual address.
         virt: usize,
     },
-    /// CommSize 0, or more than MM takes: the driver gets `EFI_BAD_BUFFER_SIZE` with the maximum written back.
+    /// CommSize 0, or more than MM takes: the driver gets `EFI_BAD_BUFFER_SIZE` with the maximum
+    /// written back.
     #[error("caller: CommSize is {size}, MM takes up to {largest} bytes, header included")]
     CommSize {
         /// The value of CommSize.
@@ -148,8 +151,8 @@ pub enum RequestError {
     Wraps(usize),
 }
 
-/// A request that is not served: why, and what is returned and written to CommSize. If the maximum belongs into the header's
-/// length field, it is there already.
+/// A request that is not served: why, and what is returned and written to CommSize. If the maximum
+/// belongs into the header's length field, it is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Why.
@@ -205,7 +208,8 @@ struct Claims {
 }
 
 impl Claims {
-    /// Bytes behind the header, and with the header. More than a `usize` can count becomes the largest one, which is refused.
+    /// Bytes behind the header, and with the header. More than a `usize` can count becomes the
+    /// largest one, which is refused.
     fn lengths(self) -> (usize, usize) {
         let message_len = usize::try_from(self.len).unwrap_or(usize::MAX);
         (message_len, message_len.saturating_add(self.format.header_len()))
@@ -273,7 +277,8 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// [`Refused`]; a message that is too long also has the maximum written to the header's length field.
+    /// [`Refused`]; a message that is too long also has the maximum written to the header's length
+    /// field.
     pub fn check(given: &Given<'_>, longest: Longest) -> Result<Self, Refused> {
         check_comm_size(given.comm_size, longest)?;
         let raw = RawHeader::read(given)?;
@@ -338,9 +343,10 @@ impl Request {
 
     /// Writes a response that is no longer than [`Self::room`] into the caller's buffer.
     ///
-    /// The header there stays as the caller wrote it, so that it serves again. Exception: the field of `in_header` that MM changed
-    /// to tell the response's length. edk2's drivers give their caller the header that MM left, too; its MM cores for x86 leave it
-    /// as it was, the one for Arm writes MessageLength or MessageSize.
+    /// The header there stays as the caller wrote it, so that it serves again. Exception: the field
+    /// of `in_header` that MM changed to tell the response's length. edk2's drivers give their
+    /// caller the header that MM left, too; its MM cores for x86 leave it as it was, the one for
+    /// Arm writes MessageLength or MessageSize.
     #[must_use]
     pub fn answer(&self, response: &[u8], in_header: Option<ResponseLength>) -> Reply {
         // The transaction wiped this if the caller's buffer is the comm buffer.
@@ -362,7 +368,8 @@ impl Request {
         }
     }
 
-    /// Replies to a request that got no response: header and message are in the caller's buffer as before.
+    /// Replies to a request that got no response: header and message are in the caller's buffer as
+    /// before.
     #[must_use]
     pub fn refuse(&self, message: &[u8], status: EfiStatus) -> Reply {
         put_back(&self.region, 0, self.raw.bytes());

@@ -1,9 +1,11 @@
-//! PCI configuration space, and in it PMBASE of Intel's ICH9 and of what is compatible with it, QEMU's Q35 included.
+//! PCI configuration space, and in it PMBASE of Intel's ICH9 and of what is compatible with it,
+//! QEMU's Q35 included.
 
 use crate::ports::Ports;
 use thiserror::Error;
 
-/// PCI configuration mechanism #1 (PCI local bus specification 3.0, 3.2.2.3.2): address and data port.
+/// PCI configuration mechanism #1 (PCI local bus specification 3.0, 3.2.2.3.2): address and data
+/// port.
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 
@@ -19,7 +21,8 @@ pub struct PciRegister {
 }
 
 impl PciRegister {
-    /// The register at this offset of a device's function. Device and function are taken modulo 32 and 8.
+    /// The register at this offset of a device's function. Device and function are taken modulo 32
+    /// and 8.
     #[must_use]
     pub const fn new(device: u8, function: u8, offset: u8) -> Self {
         let [device, function] = [device as u32 & 0x1f, function as u32 & 7];
@@ -47,7 +50,8 @@ impl PciRegister {
         ports.write_u8(CONFIG_DATA | u16::from(self.byte), value);
     }
 
-    /// Reads the dword that the register is in. The address is read back, and two looks have to agree.
+    /// Reads the dword that the register is in. The address is read back, and two looks have to
+    /// agree.
     ///
     /// # Errors
     ///
@@ -70,8 +74,8 @@ impl PciRegister {
     }
 }
 
-/// PMBASE of the LPC bridge 0:1f.0 (Intel ICH9 datasheet, 13.1.13): bits 15:7 are the base, bit 0 says that it
-/// is in I/O space.
+/// PMBASE of the LPC bridge 0:1f.0 (Intel ICH9 datasheet, 13.1.13): bits 15:7 are the base, bit 0
+/// says that it is in I/O space.
 const PMBASE: PciRegister = PciRegister::new(0x1f, 0, 0x40);
 const PMBASE_MASK: u32 = 0xff80;
 /// ACPI_CNTL: bit 7 says that the registers behind PMBASE are decoded.
@@ -106,7 +110,7 @@ pub enum Ich9Error {
     },
     /// PMBASE was never programmed.
     #[error(
-        "platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which names no base: firmware has not set it, or \
+        "platform: PMBASE (PCI 0:1f.0, register 0x40) is {value:#x}, which is not a base: firmware has not set it, or \
          the chipset keeps it elsewhere (PCHs since Skylake: 0:1f.2); give the base with AcpiBaseSource::Fixed"
     )]
     NotProgrammed {

@@ -1,7 +1,7 @@
 //! The machine's I/O as the trigger sees it.
 //!
-//! A trait, so that a simulated machine can take the place of the processor's instructions. `NativePorts` is the real
-//! thing, and an unsafe island (`docs/unsafe.md`).
+//! A trait, so that a simulated machine can take the place of the processor's instructions.
+//! `NativePorts` is the real thing, and an unsafe island (`docs/unsafe.md`).
 
 /// Port and memory-mapped I/O of one processor.
 pub trait Ports {
@@ -15,8 +15,8 @@ pub trait Ports {
     fn read_mmio_u32(&self, address: usize) -> u32;
     /// Writes 32 bits to a memory-mapped register.
     fn write_mmio_u32(&self, address: usize, value: u32);
-    /// Lets a raised MMI be taken. An MMI is not synchronous with the port write that raises it: under QEMU's TCG it is
-    /// taken at the end of the translation block, which `pause` is.
+    /// Lets a raised MMI be taken. An MMI is not synchronous with the port write that raises it:
+    /// under QEMU's TCG it is taken at the end of the translation block, which `pause` is.
     fn pause(&self);
 }
 
@@ -30,8 +30,9 @@ mod native {
 
     /// The instructions of the processor that runs this code.
     ///
-    /// The crate `x86_64` has the same instructions, but declares its port writes `nomem`: the compiler may then keep
-    /// what it read from shared memory before the write. Here every access is a full barrier for the compiler.
+    /// The crate `x86_64` has the same instructions, but declares its port writes `nomem`: the
+    /// compiler may then keep what it read from shared memory before the write. Here every access
+    /// is a full barrier for the compiler.
     #[derive(Debug)]
     pub struct NativePorts(());
 
@@ -40,9 +41,9 @@ mod native {
         ///
         /// # Safety
         ///
-        /// The code runs at a privilege level that may execute `in` and `out`. Callers of this value's functions pass
-        /// ports and addresses of registers only, whose access cannot break memory safety: an MMI's command and data
-        /// port, SMI_EN, PCI configuration space.
+        /// The code runs at a privilege level that may execute `in` and `out`. Callers of this
+        /// value's functions pass ports and addresses of registers only, whose access cannot break
+        /// memory safety: an MMI's command and data port, SMI_EN, PCI configuration space.
         #[must_use]
         pub const unsafe fn new() -> Self {
             Self(())
@@ -51,7 +52,8 @@ mod native {
 
     impl Ports for NativePorts {
         fn write_u8(&self, port: u16, value: u8) {
-            // SAFETY: `new`'s caller vouches for privilege and ports. No `nomem`: an MMI's callee writes our memory.
+            // SAFETY: `new`'s caller vouches for privilege and ports. No `nomem`: an MMI's callee
+            // writes our memory.
             unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) };
         }
 
@@ -69,13 +71,15 @@ mod native {
 
         fn read_mmio_u32(&self, address: usize) -> u32 {
             let register = core::ptr::with_exposed_provenance::<u32>(address);
-            // SAFETY: `new`'s caller vouches for the registers, which are 32-bit aligned and outside Rust's memory.
+            // SAFETY: `new`'s caller vouches for the registers, which are 32-bit aligned and
+            // outside Rust's memory.
             unsafe { register.read_volatile() }
         }
 
         fn write_mmio_u32(&self, address: usize, value: u32) {
             let register = core::ptr::with_exposed_provenance_mut::<u32>(address);
-            // SAFETY: `new`'s caller vouches for the registers, which are 32-bit aligned and outside Rust's memory.
+            // SAFETY: `new`'s caller vouches for the registers, which are 32-bit aligned and
+            // outside Rust's memory.
             unsafe { register.write_volatile(value) };
         }
 

@@ -71,9 +71,9 @@ pub struct Setup {
     pub psci: PsciConduit,
     /// Which interface to use.
     pub interface: Interface,
-    /// How patient to be on a processor without a counter.
+    /// How long to wait on a processor without a counter.
     pub patience: Patience,
-    /// How patient to be on a processor with a counter. `None` to count calls there, too.
+    /// How long to wait on a processor with a counter. `None` to count calls there, too.
     pub time_limit: Option<TimeLimit>,
     /// The partition that offers MM over FF-A; `None` to look for it.
     pub partition: Option<NamedPartition>,
@@ -96,8 +96,8 @@ pub trait SecureMm: fmt::Debug + fmt::Display {
     /// Makes MM process the request in the comm buffer at a physical address. When it returns, MM
     /// has responded there or has said why not.
     ///
-    /// Success does not mean that a handler ran: StandaloneMm says success of a GUID that has no
-    /// handler, and leaves the request as it was.
+    /// Success does not mean that a handler ran: for a GUID without a handler StandaloneMm returns
+    /// success, too, and leaves the request as it was.
     ///
     /// # Errors
     ///
@@ -131,8 +131,8 @@ pub struct Connection<C> {
 ///
 /// # Errors
 ///
-/// [`SmcError::NoConduit`] without a call made; every other [`SmcError`] as its text says, but
-/// those of requests: `Busy`, `SpmMm`, `Refused`, `EarlierUnfinished`, `EarlierEnded`.
+/// [`SmcError::NoConduit`] if no call can be made. Every other [`SmcError`], except those of
+/// requests: `Busy`, `SpmMm`, `Refused`, `EarlierUnfinished`, `EarlierEnded`.
 pub fn connect<C: Conduit>(setup: Setup, rx_tx: &mut dyn RxTxMemory) -> Result<Connection<C>, SmcError> {
     if !C::el3_is_implemented() && setup.psci != PsciConduit::Smc {
         return Err(SmcError::NoConduit);
@@ -244,8 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn ffa_is_asked_first_and_spm_mm_is_what_remains() {
-        // Absent, too old, of another major version, an error that is not -1: all of them leave SPM_MM.
+    fn ffa_is_tried_first_then_spm_mm() {
+        // Absent, too old, of another major version, an error that is not -1: all of them leave
+        // SPM_MM.
         for ffa_version in [u64::MAX, 0xffff_ffff, 0x1_0001, 0x2_0000, 0xffff_fffd] {
             let world = World {
                 ffa_version,
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_was_settled_before_us_is_used_if_it_is_newer() {
+    fn newer_version_that_was_settled_before_is_used() {
         let world = World {
             ffa_version: 0x1_0003,
             settled: Some(0x1_0003),
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_version_that_was_settled_before_us_is_named() {
+    fn older_version_that_was_settled_before_is_named() {
         // Hafnium returns its own version for the one that was settled, TF-A that one for any.
         for (settled, ffa_version, text) in [
             (
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_that_insists_on_ffa_gets_no_spm_mm() {
+    fn platform_that_requires_ffa_does_not_get_spm_mm() {
         let world = World {
             mm_version: 0x1_0000,
             ..World::default()
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_inside_a_call_is_busy_and_is_not_made() {
+    fn re_entrant_call_is_busy_and_is_not_made() {
         use std::cell::Cell;
         use std::rc::Rc;
         let world = World {

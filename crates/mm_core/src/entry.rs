@@ -3,16 +3,18 @@
 //! For each comm buffer, in this order (edk2 `StandaloneMmPkg/Core/StandaloneMmCore.c`):
 //!
 //! 1. The mailbox's `IsCommBufferValid` is read: zero means that there is no request.
-//! 2. The header is copied and checked. Where it claims more than the region has, nothing is written back and
-//!    `IsCommBufferValid` stays set.
-//! 3. The message is copied into MMRAM; the handlers of its GUID are called in the order of their registration until one
-//!    succeeds.
+//! 2. The header is copied and checked. If it claims more than the region has, nothing is written
+//!    back and `IsCommBufferValid` stays set.
+//! 3. The message is copied into MMRAM; the handlers of its GUID are called in the order of their
+//!    registration until one succeeds.
 //! 4. The message is copied back behind the header, which stays as it is.
 //! 5. The mailbox gets its result, then `IsCommBufferValid` = 0.
 //!
-//! Then the root handlers run. A comm buffer without a mailbox (traditional SMM, SPM_MM) holds a request where its
-//! header has a GUID and a length that are not zero; the response's length goes into MessageLength or, as with edk2's Standalone MM on
-//! Arm, into MessageSize (`PiMmCpuTpFwRootMmiHandler` in EventHandle.c). Only a response that is longer than BufferSize allows changes that.
+//! Then the root handlers run. A comm buffer without a mailbox (traditional SMM, SPM_MM) holds a
+//! request if GUID and length in its header are not zero. The response's length goes into
+//! MessageLength or, as with edk2's Standalone MM on Arm, into MessageSize
+//! (`PiMmCpuTpFwRootMmiHandler` in EventHandle.c). BufferSize changes only if the response is
+//! longer than it allows.
 
 use crate::request::{Registration, Request, RootHandler};
 use crate::setup::{self, CommBuffer, MAX_BUFFERS, SetupError};
@@ -32,11 +34,11 @@ pub struct MmCore<'a> {
     scratch: &'a mut [u8],
 }
 
-/// Why a request was not answered. `IsCommBufferValid` stays set, so the client can tell.
+/// Why a request got no response. `IsCommBufferValid` stays set, so that the client notices.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// There is no readable header.
+    /// The header cannot be read.
     #[error("client: {0}")]
     Header(#[from] HeaderError),
     /// The header claims more than there is.
@@ -57,15 +59,15 @@ pub enum Refusal {
     },
 }
 
-/// What was done about one comm buffer.
+/// What one comm buffer held, and what became of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// It holds no request.
     #[default]
     NoRequest,
-    /// Its request was not answered.
+    /// Its request got no response.
     Refused(Refusal),
-    /// Nobody is registered for the GUID. The client was told `EFI_NOT_FOUND`.
+    /// No handler is registered for the GUID. The client got `EFI_NOT_FOUND`.
     NoHandler {
         /// The GUID.
         recipient: Guid,
@@ -80,15 +82,18 @@ pub enum Outcome {
         request_len: usize,
         /// Bytes of the response's message.
         response_len: usize,
-        /// `EFI_SUCCESS`, or with what the last handler failed. [`Outcome::response`] is what the client was told.
+        /// `EFI_SUCCESS`, or with what the last handler failed. [`Outcome::response`] is what the
+        /// client got.
         status: EfiStatus,
     },
 }
 
 impl Outcome {
-    /// The status that the client was told, in the mailbox where there is one; `None` where it got no response.
+    /// The status that the client got, in the mailbox if there is one; `None` if it got no
+    /// response.
     ///
-    /// An MM core has two words only: `EFI_SUCCESS`, and `EFI_NOT_FOUND` for no handler as for a failed one.
+    /// An MM core returns one of two: `EFI_SUCCESS`, and `EFI_NOT_FOUND` for a missing handler and
+    /// for a failed one.
     #[must_use]
     pub fn response(&self) -> Option<EfiStatus> {
         match self {
@@ -142,13 +147,13 @@ impl Visit {
 impl<'a> MmCore<'a> {
     /// Makes an MM core for these comm buffers.
     ///
-    /// `scratch` is memory in MMRAM, as long as the largest message that a region can hold (the region without 24 bytes).
-    /// Messages are copied there before anybody looks at them.
+    /// `scratch` is memory in MMRAM, as long as the largest message that a region can hold (the
+    /// region without 24 bytes). Messages are copied there before they are read.
     ///
     /// # Errors
     ///
-    /// Each [`SetupError`] names the buffer or mailbox that would let the other side reach what is MM's own, or two
-    /// buffers that would disturb each other.
+    /// Each [`SetupError`] names the buffer or mailbox that would give the other side access to
+    /// MM's memory, or two buffers that share memory.
     pub fn new(
         mmram: &[AddressRange],
         buffers: &'a [CommBuffer],
@@ -250,7 +255,7 @@ fn serve(
             );
             match header.format() {
                 HeaderFormat::V1 => field(memory, LENGTH_OFFSET, len)?,
-                // BufferSize is the client's, but it has to grow with a response that is longer.
+                // BufferSize is the client's, but it has to grow for a response that is longer.
                 HeaderFormat::V3 => {
                     if len > header.message_len() {
                         field(memory, LENGTH_OFFSET, total)?;
@@ -264,7 +269,7 @@ fn serve(
     Ok(outcome)
 }
 
-/// Copies the header of the request that stands in `buffer`; `None` where there is none.
+/// Copies the header of the request in `buffer`; `None` if it holds none.
 fn pending(buffer: CommBuffer, memory: &dyn SystemMemory) -> Result<Option<Header>, Refusal> {
     if let Some(mailbox) = buffer.mailbox {
         let mut valid = [0];
@@ -293,7 +298,7 @@ fn dispatch(handlers: &mut [Registration<'_>], request: &mut Request<'_>) -> Opt
         if *guid == request.recipient() {
             match handler.handle(request) {
                 Ok(()) => return Some(EfiStatus::SUCCESS),
-                // A handler that fails without a reason has failed all the same.
+                // A handler that fails with `EFI_SUCCESS` has failed, too.
                 Err(EfiStatus::SUCCESS) => failure = Some(EfiStatus::ABORTED),
                 Err(status) => failure = Some(status),
             }
@@ -302,7 +307,8 @@ fn dispatch(handlers: &mut [Registration<'_>], request: &mut Request<'_>) -> Opt
     failure
 }
 
-/// Writes the result fields, then withdraws the request: when `IsCommBufferValid` changes, the rest stands.
+/// Writes the result fields, and `IsCommBufferValid` last: when that changes, the result is
+/// complete.
 fn complete(memory: &mut dyn SystemMemory, mailbox: u64, image: &MailboxImage) -> Result<(), Refusal> {
     let (_, result) = image.as_bytes().split_at(RESULT_OFFSET);
     write(memory, mailbox.saturating_add(RESULT_OFFSET as u64), result)?;
@@ -348,13 +354,13 @@ mod tests {
         data: 0x5a,
     };
 
-    /// 2 KiB of memory at [`BASE`]; nothing else is there.
+    /// 2 KiB of memory at [`BASE`], and no other memory.
     #[derive(Clone)]
     struct Memory {
         bytes: Vec<u8>,
         /// What was written, in order: offset from [`BASE`], length.
         writes: Vec<(usize, usize)>,
-        /// Where nothing can be written any more.
+        /// From this offset on writes fail.
         read_only: core::ops::Range<u64>,
     }
 
@@ -441,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_answered_behind_its_header_and_told_in_the_mailbox() {
+    fn response_is_behind_the_header_and_its_result_in_the_mailbox() {
         for format in [HeaderFormat::V1, HeaderFormat::V3] {
             let header_len = format.header_len();
             for response in [b"".as_slice(), b"short", b"longer than the request"] {
@@ -483,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_mailbox_is_no_request_and_any_other_value_is_one() {
+    fn any_mailbox_value_but_zero_is_a_request() {
         let mut memory = Memory::new();
         memory
             .request(HeaderFormat::V1, Echo::GUID, b"x")
@@ -498,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_handler_nothing_but_the_mailbox_changes() {
+    fn without_handler_only_the_mailbox_changes() {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V3, OTHER, b"1234");
         let before = memory.clone();
@@ -515,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_that_fails_with_success_has_failed() {
+    fn handler_that_fails_with_success_has_failed() {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V1, OTHER, b"request");
         let mut handler = |_: &mut Request<'_>| Err(EfiStatus::SUCCESS);
@@ -525,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_handler_that_succeeds_ends_the_request() {
+    fn first_handler_that_succeeds_ends_the_request() {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V1, OTHER, b"1234");
         let mut fails = |request: &mut Request<'_>| {
@@ -557,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_may_fill_the_region_and_not_one_byte_more() {
+    fn request_may_fill_the_region_but_not_exceed_it() {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V1, Echo::GUID, &[7; 0x400 - 24]);
         let outcome = enter(&mut memory, Some(MAILBOX), &mut [(Echo::GUID, &mut Echo)]);
@@ -590,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mailbox_the_header_tells_the_responses_length() {
+    fn without_mailbox_the_header_has_the_responses_length() {
         // The field, and what it is after a response of six bytes; of a v3 header also BufferSize.
         let cases: [(_, &[u8], _); 3] = [
             (HeaderFormat::V1, b"1234", [(16, 6_u64), (16, 6)]),
@@ -615,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mailbox_a_wiped_or_damaged_header_is_no_request() {
+    fn without_mailbox_wiped_or_damaged_header_is_not_a_request() {
         for (recipient, length) in [(Guid::ZERO, 4u64), (OTHER, 0), (OTHER, u64::MAX)] {
             let mut memory = Memory::new();
             memory
@@ -628,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_mm_cannot_reach_is_told_and_the_request_stays_pending() {
+    fn memory_that_mm_cannot_access_is_reported_and_the_request_stays_pending() {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V1, Echo::GUID, b"1234");
         memory.read_only = BASE..BASE + LEN;
@@ -670,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_checked_is_what_is_used() {
+    fn only_checked_copies_are_used() {
         let mut memory = Memory::new();
         memory.request(HeaderFormat::V1, Echo::GUID, b"1234");
         let mut racing = Racing(RefCell::new(memory));

@@ -1,6 +1,6 @@
 //! Handlers that platforms have in common, without an allocator.
 //!
-//! | handler | GUID | answers |
+//! | handler | GUID | response |
 //! |---|---|---|
 //! | [`Echo`] | [`Echo::GUID`] | the message |
 //! | [`Supervisor`] | [`mm_wire::message::supervisor::GUID`] | the MM supervisor's version |
@@ -24,7 +24,8 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    /// Hands `message` to `handler` with room for `capacity` bytes. Returns the handler's result and the response.
+    /// Hands `message` to `handler` with room for `capacity` bytes. Returns the handler's result
+    /// and the response.
     pub(super) fn ask(
         handler: &mut dyn Handler,
         message: &[u8],
@@ -38,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn echo_answers_what_it_was_sent() {
+    fn echo_returns_what_it_was_sent() {
         let message = b"any bytes, any length".as_slice();
         assert_eq!(ask(&mut Echo, message, 64), (Ok(()), message.to_vec()));
         assert_eq!(ask(&mut Echo, &[], 0), (Ok(()), vec![]));

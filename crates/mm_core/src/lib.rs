@@ -1,8 +1,9 @@
 //! The MM side of Management Mode (MM) communication.
 //!
-//! What an MM core does when an MMI enters it: look at each comm buffer, copy a request into MMRAM, call the handlers
-//! of its GUID, copy the response back, tell the status mailbox. The same code runs in a simulated machine, in SMRAM and
-//! in an EL3 monitor; it neither allocates nor touches memory except through [`SystemMemory`].
+//! What an MM core does when an MMI enters it: look at each comm buffer, copy a request into MMRAM,
+//! call the handlers of its GUID, copy the response back, write the status mailbox. The same code
+//! runs in a simulated machine, in SMRAM and in an EL3 monitor. It does not allocate, and accesses
+//! memory only through [`SystemMemory`].
 //!
 //! ```text
 //! MmCore::new ── buffers checked against MMRAM ──► MmCore::enter ──► Request ──► Handler ──► Visit
@@ -15,8 +16,8 @@
 //! | [`request`] | a request in MMRAM, and what handles it | PI 1.9, volume 4, 4.6 |
 //! | [`handlers`] | handlers that platforms have in common | edk2, Project Mu |
 //!
-//! The side that raises the MMI is trusted with nothing. Each byte that it can change is read once, into memory that it
-//! cannot reach, and the copy is what gets checked and used.
+//! The side that raises the MMI is not trusted. Each byte that it can change is read once, into
+//! memory that it cannot access, and only the copy is checked and used.
 //!
 //! ```
 //! use mm_core::handlers::Echo;
@@ -56,11 +57,13 @@ pub use mm_wire::AddressRange;
 pub use request::{Handler, NoRoom, Registration, Request, RootHandler};
 pub use setup::{CommBuffer, MAX_BUFFERS, SetupError};
 
-/// Memory outside MM, as MM reaches it: physical addresses, no mapping of its own. Never asked for zero bytes.
+/// Memory outside MM, as MM reaches it: physical addresses, no mapping of its own. Never asked for
+/// zero bytes.
 pub trait SystemMemory {
-    /// Copies bytes out, as many as `out` takes; `false`, with nothing read, where not all of them are accessible.
+    /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if not all of them
+    /// are accessible.
     fn read(&self, address: u64, out: &mut [u8]) -> bool;
-    /// Copies `bytes` in; `false`, with nothing written, where not all of them are accessible.
+    /// Copies `bytes` in; `false`, and nothing is written, if not all of them are accessible.
     fn write(&mut self, address: u64, bytes: &[u8]) -> bool;
 }
 

@@ -4,7 +4,7 @@ use crate::Mmi;
 use mm_wire::{EfiStatus, Guid};
 use thiserror::Error;
 
-/// Answers the requests for one GUID.
+/// Serves the requests for one GUID.
 ///
 /// Closures of the same signature are handlers.
 pub trait Handler {
@@ -12,8 +12,9 @@ pub trait Handler {
     ///
     /// # Errors
     ///
-    /// A failed handler's status stays in MM: the client is told `EFI_NOT_FOUND`, and the message as the handler left it.
-    /// A handler that wants to say more puts its status into the message and returns `Ok`.
+    /// A failed handler's status stays in MM: the client gets `EFI_NOT_FOUND`, and the message as
+    /// the handler left it. A handler that wants to say more puts its status into the message and
+    /// returns `Ok`.
     fn handle(&mut self, request: &mut Request<'_>) -> Result<(), EfiStatus>;
 }
 
@@ -50,7 +51,7 @@ pub struct NoRoom {
     pub capacity: usize,
 }
 
-/// A message that was copied into MMRAM; nobody outside MM can change it any more.
+/// A message that was copied into MMRAM, so that nothing outside MM can change it.
 ///
 /// Its memory is wiped when it is dropped.
 #[derive(Debug)]
@@ -64,13 +65,15 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Makes a request of the message in the first `len` bytes of `memory`; the rest is room for a longer response.
+    /// Makes a request of the message in the first `len` bytes of `memory`; the rest is room for a
+    /// longer response.
     ///
-    /// [`crate::MmCore`] does it for requests in comm buffers. For other transports, and to test a handler.
+    /// [`crate::MmCore`] does it for requests in comm buffers. For other transports, and to test a
+    /// handler.
     ///
     /// # Errors
     ///
-    /// [`NoRoom`] where `memory` is shorter than `len`.
+    /// [`NoRoom`] if `memory` is shorter than `len`.
     pub fn new(recipient: Guid, mmi: Mmi, memory: &'a mut [u8], len: usize) -> Result<Self, NoRoom> {
         if len > memory.len() {
             return Err(NoRoom {

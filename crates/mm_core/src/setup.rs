@@ -1,6 +1,6 @@
-//! Comm buffers as MM gets to know them, and which of them it refuses.
+//! Comm buffers as they are described to MM, and which of them it refuses.
 //!
-//! Whoever describes a buffer may lie about it: a "buffer" in MMRAM would make MM overwrite itself.
+//! A description may be wrong: a "buffer" in MMRAM would make MM overwrite itself.
 
 use core::fmt;
 use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN};
@@ -10,7 +10,7 @@ use thiserror::Error;
 /// The most comm buffers that one MM core serves.
 pub const MAX_BUFFERS: usize = 8;
 
-/// A comm buffer and, where the platform has one, its status mailbox. Physical addresses.
+/// A comm buffer and, if the platform has one, its status mailbox. Physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommBuffer {
     /// The memory of header and message.
@@ -19,10 +19,10 @@ pub struct CommBuffer {
     pub mailbox: Option<u64>,
 }
 
-/// What memory is there for.
+/// What memory is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Memory that only MM reaches.
+    /// Memory that only MM can access.
     Mmram,
     /// Header and message.
     CommBuffer,
@@ -44,10 +44,10 @@ impl fmt::Display for Purpose {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// Without MMRAM no buffer can be told from it.
+    /// No MMRAM was named, with which the buffers could be compared.
     #[error("platform: no MMRAM range was named")]
     NoMmram,
-    /// More buffers than a [`crate::Visit`] can tell of.
+    /// More buffers than a [`crate::Visit`] has outcomes.
     #[error("platform: {count} comm buffers, at most {maximum} are supported")]
     TooManyBuffers {
         /// How many there are.
@@ -99,8 +99,8 @@ pub enum SetupError {
     },
 }
 
-/// Checks all that [`crate::MmCore::new`] promises, for buffers that are to be served later. `scratch_len` is the length of
-/// its `scratch` in bytes.
+/// Checks all that [`crate::MmCore::new`] promises, for buffers that are to be served later.
+/// `scratch_len` is the length of its `scratch` in bytes.
 ///
 /// # Errors
 ///
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn every_overlap_is_told_with_both_ranges() {
+    fn every_overlap_is_refused_with_both_ranges() {
         let low = buffer(0x1000, 0x100, None);
         let cases = [
             (

@@ -17,11 +17,12 @@ use zerocopy::{FromBytes, IntoBytes};
 const FREE: u8 = 0;
 /// One is.
 const IN_CALL: u8 = 1;
-/// The addresses changed in the middle of a call, so that not all pointers could be converted. For good.
+/// The addresses changed in the middle of a call, so that not all pointers could be converted. For
+/// good.
 const LOST: u8 = 2;
 
-/// The driver's memory: the interfaces, the driver, and behind them room for two copies. A caller's `This` points into it, and so
-/// leads to all of it, whatever its address is.
+/// The driver's memory: the interfaces, the driver, and behind them room for two copies. A caller's
+/// `This` points into it, so it is found at any address.
 pub(crate) type Block<E, S> = Interfaces<Driver<E, S>>;
 
 /// Bytes of the block for a comm buffer.
@@ -44,7 +45,7 @@ pub(crate) struct Driver<E, S> {
 struct Inner<E, S> {
     /// `None` if the operating system has not mapped it.
     channel: Option<Channel>,
-    /// Where the comm buffer is, which is what MM knows.
+    /// Where the comm buffer is, as MM knows it.
     place: CommBufferPlace,
     entry: E,
     sink: S,
@@ -114,7 +115,8 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         Ok(Placed { block, interfaces })
     }
 
-    /// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it finds the first marker.
+    /// Asks MM's variable service how long a message it takes, as edk2's variable driver does when
+    /// it finds the first marker.
     pub(crate) fn variable_payload_size(&self) -> Result<u64, EfiStatus> {
         let mut message = PayloadSizeMessage::request();
         let header = Header::new(HeaderFormat::V1, variable::GUID, size_of_val(&message) as u64);
@@ -146,11 +148,13 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         unsafe { &*self.inner.get() }
     }
 
-    /// Runs `serve` as the only call, at `TPL_NOTIFY` while boot services last. The bytes are room for two copies.
+    /// Runs `serve` as the only call, at `TPL_NOTIFY` while boot services last. The bytes are room
+    /// for two copies.
     ///
     /// # Errors
     ///
-    /// The status for a call that comes in the middle of another one, or after a change of addresses in the middle of one.
+    /// The status for a call that comes in the middle of another one, or after a change of
+    /// addresses in the middle of one.
     fn with_claim<T>(&self, serve: impl FnOnce(&Inner<E, S>, &mut [u8]) -> T) -> Result<T, EfiStatus> {
         let _raised = Raised::to_notify(&self.boot_services);
         let Some(_claim) = Claim::of(&self.state) else {
@@ -164,9 +168,11 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         let copies = ptr::from_ref(self).addr().saturating_add(size_of::<Self>());
         let copies = ptr::with_exposed_provenance_mut::<u8>(copies);
         // SAFETY:
-        // 1. The driver is the last field of its block, which has twice `copy_len` bytes behind itself (`block_len`).
+        // 1. The driver is the last field of its block, which has twice `copy_len` bytes behind
+        //    itself (`block_len`).
         // 2. Only the holder of the claim accesses them.
-        // 3. `to_install` exposed the block's provenance; after a change of addresses there is no other memory under the new ones.
+        // 3. `to_install` exposed the block's provenance; after a change of addresses there is no
+        //    other memory under the new ones.
         let copies = unsafe { core::slice::from_raw_parts_mut(copies, inner.copy_len.saturating_mul(2)) };
         Ok(serve(inner, copies))
     }
@@ -180,8 +186,8 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         driver.sink().note(format_args!("boot services end"));
     }
 
-    /// The function of `EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE`, whose context is the block. Memory is still mapped one to one; the
-    /// new addresses must not be used yet (UEFI 2.11, 8.4).
+    /// The function of `EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE`, whose context is the block. Memory is
+    /// still mapped one to one; the new addresses must not be used yet (UEFI 2.11, 8.4).
     pub(crate) unsafe extern "efiapi" fn on_address_change(_: efi::Event, context: *mut c_void) {
         let block = context.cast::<Block<E, S>>();
         // SAFETY: the context is the block, which is never freed.
@@ -200,11 +206,13 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         };
         match Claim::of(&driver.state) {
             Some(_claim) => {
-                // SAFETY: with the claim there is no call, and boot services, whose code uses `shared`, have ended.
+                // SAFETY: with the claim there is no call, and boot services, whose code uses
+                // `shared`, have ended.
                 let inner = unsafe { &mut *driver.inner.get() };
                 inner.convert(&mut convert);
             }
-            // A call is under way, in which MM or another processor is. It must not go on with the old addresses.
+            // This interrupted a call, or another processor is in one. It must not continue with
+            // the old addresses.
             None => driver.state.store(LOST, Ordering::SeqCst),
         }
         // SAFETY:
@@ -227,11 +235,13 @@ impl<E: Entry, S: Sink> c_request::Driver for Driver<E, S> {
     }
 }
 
-/// The comm buffer behind converted addresses; `None` if one of them cannot be converted. It is not accessed.
+/// The comm buffer behind converted addresses; `None` if one of them cannot be converted. It is not
+/// accessed.
 ///
 /// # Safety
 ///
-/// What `convert` gives for the place's addresses is valid memory for as long as the channel is used.
+/// What `convert` returns for the place's addresses is valid memory for as long as the channel is
+/// used.
 unsafe fn channel(
     place: CommBufferPlace,
     mut convert: impl FnMut(usize) -> Option<usize>,
@@ -274,7 +284,8 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// The TPL while boot services last: `TPL_NOTIFY`, unless it is higher already. Goes back when dropped.
+/// `TPL_NOTIFY` while boot services last, unless the TPL is higher already. Restores the TPL when
+/// dropped.
 struct Raised {
     services: *mut efi::BootServices,
     previous: efi::Tpl,
@@ -286,7 +297,8 @@ impl Raised {
         if services.is_null() {
             return None;
         }
-        // The current TPL can only be read by raising to `TPL_HIGH_LEVEL`; lowering it through `RaiseTPL` is fatal.
+        // The current TPL can only be read by raising to `TPL_HIGH_LEVEL`; lowering it through
+        // `RaiseTPL` is fatal.
         let current = raise(services, efi::TPL_HIGH_LEVEL);
         restore(services, current);
         (current <= efi::TPL_NOTIFY).then(|| Self {
@@ -368,7 +380,8 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         Ok(reply)
     }
 
-    /// Sends a message, and copies the response. When this returns, shared memory has nothing of either.
+    /// Sends a message, and copies the response. When this returns, shared memory has nothing of
+    /// either.
     fn exchange<'r>(
         &self,
         channel: &Channel,
@@ -393,7 +406,7 @@ impl<E: Entry, S: Sink> Inner<E, S> {
             channel.region().as_ptr()
         ));
         if self.entry.enter(address, &self.sink)? == Progress::Raised {
-            // What went wrong was told; the mailbox has the last word.
+            // The entry has logged what went wrong. The mailbox decides.
             let again = || {
                 let _ = self.entry.enter(address, &self.sink);
             };
@@ -406,16 +419,17 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         self.sink
             .trace(format_args!("MM returned {} bytes", shared.len()));
         let in_header = shared.in_header();
-        // Never `None`: `finish` proved that it is no longer than the comm buffer, as `response` is.
+        // Never `None`: `finish` proved that it is not longer than the comm buffer, and `response`
+        // is as long.
         let response = shared.copy_to(response).ok_or(EfiStatus::DEVICE_ERROR)?;
         Ok((response, in_header))
     }
 
-    /// Converts every address that is kept. MM is told the physical one all the same.
+    /// Converts every address that is kept. MM still gets the physical one.
     fn convert(&mut self, convert: &mut dyn FnMut(usize) -> Option<usize>) {
         self.one_to_one = false;
-        // SAFETY: the operating system maps what it was told to be RuntimeServicesData under the addresses that it announced,
-        // until the next reset.
+        // SAFETY: the operating system maps RuntimeServicesData under the addresses that it
+        // announced, until the next reset.
         let moved = unsafe { channel(self.place, &mut *convert) };
         self.channel = moved.ok().flatten();
         let physical = self.place.region();

@@ -1,46 +1,47 @@
-//! The ways into MM, as a runtime driver keeps them.
+//! How a runtime driver enters MM.
 
 use core::fmt;
 use mm_comm::smc::{Conduit, Connection, SecureMm};
 use mm_comm::{PortTrigger, Ports, SmiEnableRegister};
 use mm_wire::EfiStatus;
 
-/// How far MM has come when it was entered.
+/// What MM has done when `enter` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// An MMI was raised; the mailbox tells when MM took the request.
+    /// An MMI was raised; the mailbox shows when MM took the request.
     Raised,
     /// MM ran and has returned.
     Returned,
 }
 
-/// A way into MM.
+/// Enters MM.
 ///
-/// It lives in the driver's memory, which moves to another address with `SetVirtualAddressMap`. So it must not hold references
-/// or pointers that [`Self::convert`] does not convert; `dyn` objects neither.
+/// It lives in the driver's memory, which moves to another address with `SetVirtualAddressMap`. So
+/// it must not hold references, `dyn` objects, or pointers that [`Self::convert`] does not convert.
 pub trait Entry {
-    /// Whether MM takes a header without a message, as edk2's MM cores for x86 do and the one for Arm does not.
+    /// Whether MM takes a header without a message: edk2's MM cores for x86 do, the one for Arm
+    /// does not.
     const TAKES_EMPTY_MESSAGES: bool = true;
 
     /// Enters MM with the request in the comm buffer at this physical address.
     ///
     /// # Errors
     ///
-    /// The status for the caller, where MM was not entered or refused; `sink` is told why.
+    /// The status for the caller, if MM was not entered or refused; the reason goes to `sink`.
     fn enter(&self, comm_buffer: u64, sink: &dyn crate::Sink) -> Result<Progress, EfiStatus>;
 
-    /// Lets a raised MMI be taken.
+    /// Lets some time pass, in which a raised MMI is taken.
     fn pause(&self) {
         core::hint::spin_loop();
     }
 
-    /// The address of a memory-mapped register that is used, where there is one.
+    /// The address of a memory-mapped register, if one is used.
     fn register(&self) -> Option<usize> {
         None
     }
 
-    /// Converts every address that is kept; `false` where one cannot be. The new addresses are not mapped yet: they must not
-    /// be used here.
+    /// Converts every address that is kept; `false` if one cannot be converted. The new addresses
+    /// are not mapped yet: they must not be used here.
     fn convert(&mut self, convert: &mut dyn FnMut(usize) -> Option<usize>) -> bool {
         let _ = convert;
         true
@@ -86,7 +87,8 @@ impl<P: Ports> Entry for PortEntry<P> {
             return true;
         };
         let converted = convert(address);
-        // What was not converted must not be read any more. The MMI itself needs no memory.
+        // An address that was not converted must not be read any more. The MMI itself does not need
+        // memory.
         self.trigger.smi_enable = converted.map(SmiEnableRegister::Mmio);
         converted.is_some()
     }

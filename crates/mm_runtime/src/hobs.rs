@@ -1,4 +1,5 @@
-//! The comm buffer that the PEI phase announced in a HOB. An unsafe island (`docs/unsafe.md`): it walks the HOB list.
+//! The comm buffer that the PEI phase announced in a HOB. An unsafe island (`docs/unsafe.md`): it
+//! walks the HOB list.
 
 use crate::protocols::guid;
 use core::ffi::c_void;
@@ -9,7 +10,7 @@ use mm_wire::hob::{
 use r_efi::efi;
 use thiserror::Error;
 
-/// PI 1.9, volume 3, 5: the types of HOBs, and where the data of a GUID HOB starts.
+/// Types of HOBs, and the offset of a GUID HOB's data (PI 1.9, volume 3, 5).
 const GUID_EXTENSION: u16 = 4;
 const END_OF_LIST: u16 = 0xffff;
 const HEADER_LEN: usize = 8;
@@ -18,8 +19,8 @@ const DATA_OFFSET: usize = 24;
 /// Which HOB announces the driver's comm buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// One with the data of edk2's comm-buffer HOB, under this GUID: [`COMM_BUFFER_HOB_GUID`], or a platform's own, where that
-    /// one announces the Patina components' buffer.
+    /// One with the data of edk2's comm-buffer HOB, under this GUID: [`COMM_BUFFER_HOB_GUID`], or a
+    /// platform's own, if edk2's HOB announces the Patina components' buffer.
     Buffer(Guid),
     /// Project Mu's comm-region HOB with this owner.
     Region(Owner),
@@ -30,7 +31,7 @@ impl Source {
     pub const EDK2: Self = Self::Buffer(COMM_BUFFER_HOB_GUID);
 }
 
-/// Why there is no comm buffer.
+/// Why no comm buffer was found.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HobError {
@@ -56,12 +57,13 @@ pub enum HobError {
 ///
 /// # Safety
 ///
-/// `system_table` is what the entry point of the running image was called with, and boot services have not been left.
+/// `system_table` is what the entry point of the running image was called with, and boot services
+/// have not ended.
 pub unsafe fn find(
     system_table: *const efi::SystemTable,
     source: Source,
 ) -> Result<CommBufferPlace, HobError> {
-    // SAFETY: the caller's promise. A copy, since the firmware changes the table as it likes.
+    // SAFETY: the caller's promise. A copy, because the firmware may change the table.
     let system = unsafe { system_table.read() };
     let list = (0..system.number_of_table_entries)
         .map(|index| system.configuration_table.wrapping_add(index))
@@ -84,14 +86,15 @@ unsafe fn find_in(list: *const c_void, source: Source) -> Result<CommBufferPlace
     let mut found: Option<CommBufferPlace> = None;
     let mut at = list.cast::<u8>();
     loop {
-        // SAFETY: a HOB starts here: the first one, or behind one that was not the last.
+        // SAFETY: a HOB starts here: the first one, or the one after a HOB that was not the last.
         let header: [u8; HEADER_LEN] = unsafe { at.cast::<[u8; HEADER_LEN]>().read() };
         let [t0, t1, l0, l1, ..] = header;
         let (hob_type, len) = (
             u16::from_le_bytes([t0, t1]),
             usize::from(u16::from_le_bytes([l0, l1])),
         );
-        // A HOB that does not cover its own header is a damaged list: nothing behind it can be found.
+        // A HOB that does not cover its own header is a damaged list: nothing behind it can be
+        // found.
         if hob_type == END_OF_LIST || len < HEADER_LEN {
             break;
         }
@@ -110,7 +113,7 @@ unsafe fn find_in(list: *const c_void, source: Source) -> Result<CommBufferPlace
     found.ok_or(HobError::NotFound)
 }
 
-/// What a GUID HOB announces; `None` where it is about something else.
+/// What a GUID HOB announces; `None` if it is another HOB.
 fn place(hob: &[u8], source: Source) -> Result<Option<CommBufferPlace>, PlaceError> {
     let Some((guid, data)) = hob
         .get(HEADER_LEN..DATA_OFFSET)
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hob_that_was_asked_for_is_found_among_others() {
+    fn requested_hob_is_found_among_others() {
         let own = mm_wire::guid!("3f1b7f05-6c4e-4f0e-a9a4-4f3f2a3a5b10");
         let hobs = [
             guid_hob(COMM_BUFFER_HOB_GUID, &[0x1000, 1, 0x9000]),
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_decided_or_used_is_an_error() {
+    fn ambiguous_or_unusable_hobs_are_an_error() {
         let one = guid_hob(COMM_BUFFER_HOB_GUID, &[0x1000, 1, 0x9000]);
         let other = guid_hob(COMM_BUFFER_HOB_GUID, &[0x1000, 1, 0x9100]);
         assert!(find_among(&[one.clone(), one.clone()], Source::EDK2).is_ok());

@@ -34,7 +34,8 @@ pub enum InstallError {
         /// What it returned.
         status: efi::Status,
     },
-    /// MM's variable service does not answer, so that its markers are not installed. Not returned: a sink is told.
+    /// MM's variable service does not respond, so its markers are not installed. Not returned: it
+    /// goes to the sink.
     #[error("platform: MM's variable service returned {0:?}, its markers are not installed")]
     NoVariables(efi::Status),
     /// The firmware does not publish its DXE services.
@@ -42,7 +43,7 @@ pub enum InstallError {
     NoDxeServices(usize),
 }
 
-/// Fails where a function of the firmware did.
+/// The error of a function of the firmware, if it failed.
 fn check(function: &'static str, status: efi::Status) -> Result<(), InstallError> {
     match status {
         efi::Status::SUCCESS => Ok(()),
@@ -50,8 +51,8 @@ fn check(function: &'static str, status: efi::Status) -> Result<(), InstallError
     }
 }
 
-/// Installs the three protocols, and what [`Configuration`] asks for. To be called once, from the entry point of a runtime
-/// driver. Where it fails nothing is installed.
+/// Installs the three protocols, and what [`Configuration`] asks for. To be called once, from the
+/// entry point of a runtime driver. If it fails, nothing is installed.
 ///
 /// # Errors
 ///
@@ -59,8 +60,8 @@ fn check(function: &'static str, status: efi::Status) -> Result<(), InstallError
 ///
 /// # Safety
 ///
-/// - The running image is a runtime driver, `system_table` is what its entry point was called with, and it is not unloaded
-///   later: the protocols live until the next reset.
+/// - The running image is a runtime driver, `system_table` is what its entry point was called with,
+///   and it is not unloaded later: the protocols live until the next reset.
 /// - The comm buffer and the mailbox of `configuration` are as [`Configuration::buffer`] says.
 /// - `entry` and `sink` hold no pointers that [`Entry::convert`] does not convert.
 pub unsafe fn install<E: Entry, S: Sink>(
@@ -69,7 +70,7 @@ pub unsafe fn install<E: Entry, S: Sink>(
     entry: E,
     sink: S,
 ) -> Result<(), InstallError> {
-    // SAFETY: the caller's promise. A copy, since the firmware changes the table as it likes.
+    // SAFETY: the caller's promise. A copy, because the firmware may change the table.
     let system = unsafe { system_table.read() };
     let firmware = Firmware {
         boot: system.boot_services,
@@ -173,7 +174,7 @@ impl Firmware {
             Ok(0) => InstallError::NoVariables(efi::Status::NOT_READY),
             Err(error) => InstallError::NoVariables(status_for_c(error)),
         };
-        let line = format_args!("edk2's variable driver will wait for ever: {error}");
+        let line = format_args!("edk2's variable driver will wait for its markers for ever: {error}");
         driver.sink().error(line);
     }
 
@@ -191,7 +192,7 @@ impl Firmware {
             check("InstallProtocolInterface", status).inspect_err(|_| {
                 for (guid, interface) in done.iter_mut().rev() {
                     let uninstall = boot_service!(self.uninstall_protocol_interface);
-                    // SAFETY: a function of the firmware. Nothing can be done where it fails.
+                    // SAFETY: a function of the firmware. If it fails, nothing can be done.
                     let _ = unsafe { uninstall(handle, guid, *interface) };
                 }
             })?;
@@ -229,7 +230,8 @@ impl Firmware {
 
     fn free(&self, block: *mut c_void, pages: usize) {
         let free = boot_service!(self.free_pages);
-        // SAFETY: they were allocated by `allocate`, and nothing uses them. Where it fails they stay allocated.
+        // SAFETY: they were allocated by `allocate`, and nothing uses them. If it fails, they stay
+        // allocated.
         let _ = unsafe { free(block.addr() as u64, pages) };
     }
 
@@ -241,7 +243,8 @@ impl Firmware {
     ) -> Result<efi::Event, InstallError> {
         let mut event: efi::Event = ptr::null_mut();
         let create = boot_service!(self.create_event);
-        // SAFETY: a function of the firmware; function and context are the driver's, which lives until the next reset.
+        // SAFETY: a function of the firmware; function and context are the driver's, which lives
+        // until the next reset.
         let status = unsafe { create(kind, efi::TPL_NOTIFY, Some(function), context, &raw mut event) };
         check("CreateEvent", status)?;
         Ok(event)
@@ -249,11 +252,12 @@ impl Firmware {
 
     fn close_event(&self, event: efi::Event) {
         let close = boot_service!(self.close_event);
-        // SAFETY: created by `create_event`. Nothing can be done where it fails.
+        // SAFETY: created by `create_event`. If it fails, nothing can be done.
         let _ = unsafe { close(event) };
     }
 
-    /// Adds EFI_MEMORY_RUNTIME to the page of a register, which is memory-mapped I/O to the firmware already.
+    /// Adds EFI_MEMORY_RUNTIME to the page of a register, which is memory-mapped I/O to the
+    /// firmware already.
     fn mark_runtime(&self, address: usize) -> Result<(), InstallError> {
         let services = (0..self.table_count)
             .map(|index| self.tables.wrapping_add(index))
@@ -273,7 +277,7 @@ impl Firmware {
         if descriptor.attributes & efi::MEMORY_RUNTIME != 0 {
             return Ok(());
         }
-        // SAFETY: as above.
+        // SAFETY: the table with this GUID has this layout (PI 1.9, volume 2, 7.2).
         let set_capabilities = unsafe { (*services).set_memory_space_capabilities };
         let capabilities = descriptor.capabilities | efi::MEMORY_RUNTIME;
         if capabilities != descriptor.capabilities {
@@ -281,7 +285,7 @@ impl Firmware {
             let status = unsafe { set_capabilities(page, PAGE_LEN as u64, capabilities) };
             check("SetMemorySpaceCapabilities", status)?;
         }
-        // SAFETY: as above.
+        // SAFETY: the table with this GUID has this layout (PI 1.9, volume 2, 7.2).
         let set_attributes = unsafe { (*services).set_memory_space_attributes };
         let attributes = descriptor.attributes | efi::MEMORY_RUNTIME;
         // SAFETY: a function of the firmware.
@@ -309,8 +313,8 @@ struct DxeServices {
     others: [usize; 4],
     get_memory_space_descriptor: unsafe extern "efiapi" fn(u64, *mut MemorySpaceDescriptor) -> efi::Status,
     set_memory_space_attributes: unsafe extern "efiapi" fn(u64, u64, u64) -> efi::Status,
-    /// GetMemorySpaceMap, then the same for I/O: Add, Allocate, Free, Remove, GetDescriptor, GetMap; then Dispatch, Schedule,
-    /// Trust, ProcessFirmwareVolume.
+    /// GetMemorySpaceMap, then the same for I/O: Add, Allocate, Free, Remove, GetDescriptor,
+    /// GetMap; then Dispatch, Schedule, Trust, ProcessFirmwareVolume.
     more: [usize; 11],
     set_memory_space_capabilities: unsafe extern "efiapi" fn(u64, u64, u64) -> efi::Status,
 }

@@ -1,9 +1,11 @@
-//! Management Mode communication after `ExitBootServices`: the reusable part of a DXE runtime driver.
+//! Management Mode communication after `ExitBootServices`: the reusable part of a DXE runtime
+//! driver.
 //!
-//! A platform's runtime driver calls [`install`] from its entry point and returns. From then on drivers in C find
-//! `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3` and send through them, before `ExitBootServices`, after it, and after
-//! `SetVirtualAddressMap`. edk2's `VariableSmmRuntimeDxe` works above them unchanged, where [`Configuration::markers`] says
-//! that MM's variable service is ready.
+//! A platform's runtime driver calls [`install`] from its entry point and returns. From then on
+//! drivers in C find `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3` and send through them,
+//! before `ExitBootServices`, after it, and after `SetVirtualAddressMap`. edk2's
+//! `VariableSmmRuntimeDxe` works above them unchanged, if [`Configuration::markers`] says that MM's
+//! variable service is ready.
 //!
 //! ```text
 //! entry point ── hobs::find or constants ──► Configuration ─┐
@@ -11,7 +13,7 @@
 //!
 //!          at boot                    after ExitBootServices        after SetVirtualAddressMap
 //! calls    at TPL_NOTIFY              no boot services              comm buffer by its virtual address
-//! MM       is told the comm buffer's physical address, always
+//! MM gets  the comm buffer's physical address in each case
 //! ```
 //!
 //! | module | content |
@@ -21,23 +23,26 @@
 //! | `driver` | one call, and the change of addresses |
 //! | `install` | protocols, events, memory |
 //!
-//! # What the crate keeps, and where
+//! # Memory
 //!
-//! One block of RuntimeServicesData, which [`install`] allocates: the three interfaces, the pointers to comm buffer and mailbox,
-//! and room to copy the longest request and the longest response. Nothing is allocated later, and there is no static that
-//! changes. When the operating system moves the firmware to virtual addresses, the block converts its pointers; the code is
-//! relocated by the firmware, as every runtime image.
+//! One block of RuntimeServicesData, which [`install`] allocates: the three interfaces, the
+//! pointers to comm buffer and mailbox, and room to copy the longest request and the longest
+//! response. Nothing is allocated later, and no static changes. When the operating system moves the
+//! firmware to virtual addresses, the driver converts the pointers in the block; the firmware
+//! relocates the code, like that of every runtime image.
 //!
-//! # Calls inside of calls
+//! # Re-entrant and concurrent calls
 //!
-//! While boot services last, a call runs at `TPL_NOTIFY`, so that no notification of a driver in C comes between. What comes
-//! between all the same (`TPL_HIGH_LEVEL`, another processor, a machine check) gets `EFI_ALREADY_STARTED`, and the call that it
-//! interrupted goes on undisturbed. That is so after `ExitBootServices` too.
+//! While boot services last, a call runs at `TPL_NOTIFY`, so that no notification of a driver in C
+//! interrupts it. A call that still comes in the middle of another one (from `TPL_HIGH_LEVEL`,
+//! another processor, a machine check) gets `EFI_ALREADY_STARTED`, and the other one continues. The
+//! same is true after `ExitBootServices`.
 //!
 //! # Statuses
 //!
-//! What each parameter may be, and what is written back, is the same as with `patina_mm`'s `MmCommunicationProducer`: both call
-//! [`mm_comm::c_request`]. After `SetVirtualAddressMap` physical and virtual address may differ; the virtual one counts.
+//! What each parameter may be, and what is written back, is the same as with `patina_mm`'s
+//! `MmCommunicationProducer`: both call [`mm_comm::c_request`]. After `SetVirtualAddressMap`
+//! physical and virtual address may differ; the virtual one counts.
 #![no_std]
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
@@ -60,24 +65,26 @@ use mm_wire::hob::CommBufferPlace;
 /// What a platform says about its MM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Configuration {
-    /// The comm buffer and its mailbox, for this driver alone. Both are RuntimeServicesData, mapped one to one at boot, and
-    /// MM knows the buffer.
+    /// The comm buffer and its mailbox, for this driver alone. Both are RuntimeServicesData, mapped
+    /// one to one at boot, and MM knows the buffer.
     pub buffer: CommBufferPlace,
-    /// How often the mailbox is looked at before a request is withdrawn. MM's slowest handler decides.
+    /// How often the mailbox is looked at before a request is withdrawn. MM's slowest handler
+    /// decides.
     pub completion_polls: u32,
-    /// Whether to install `EFI_MM_COMMUNICATION3_PROTOCOL`. A driver that finds it sends v3 headers, edk2's variable driver of 2026
-    /// for one: not for MM that does not know them.
+    /// Whether to install `EFI_MM_COMMUNICATION3_PROTOCOL`. A driver that finds it sends v3
+    /// headers, edk2's variable driver of 2026 for one: not for MM that does not know them.
     pub protocol3: bool,
-    /// Whether to install the two protocols without an interface that edk2's variable driver waits for. MM's variable service is
-    /// asked first: if it does not answer, the sink is told and they are not installed, since that driver asserts that it does.
+    /// Whether to install the two protocols without an interface that edk2's variable driver waits
+    /// for. MM's variable service is asked first: if it does not respond, they are not installed
+    /// and the sink gets the reason, because that driver asserts that it responds.
     pub markers: bool,
-    /// Whether to add EFI_MEMORY_RUNTIME to the page of a memory-mapped SMI_EN, so that the operating system maps it. Not
-    /// where the platform has done so.
+    /// Whether to add EFI_MEMORY_RUNTIME to the page of a memory-mapped SMI_EN, so that the
+    /// operating system maps it. Leave it out if the platform has done so.
     pub map_registers: bool,
 }
 
 impl Configuration {
-    /// As many looks as `patina_mm` takes by default.
+    /// The default of `patina_mm`.
     pub const DEFAULT_POLLS: u32 = 1_000_000;
 
     /// A comm buffer, and defaults: all three protocols, no markers, no mapping.
@@ -111,10 +118,11 @@ impl Configuration {
     }
 }
 
-/// Where a driver says what went wrong with a call.
+/// Takes a driver's log lines.
 ///
-/// It is also called after `ExitBootServices` and after `SetVirtualAddressMap`. So it must not use boot services, nor memory or
-/// registers whose address it has not converted: an I/O port will do. Where a platform has none, [`Silent`] it is.
+/// It is also called after `ExitBootServices` and after `SetVirtualAddressMap`. So it must not use
+/// boot services, nor memory or registers whose address it has not converted: an I/O port will do.
+/// A platform without one passes [`Silent`].
 pub trait Sink {
     /// Takes one line, which has no bytes of messages in it.
     fn error(&self, line: fmt::Arguments<'_>);
@@ -124,13 +132,13 @@ pub trait Sink {
         let _ = line;
     }
 
-    /// Takes one line that tells how far the operating system has come.
+    /// Takes one line for each event of the operating system's start.
     fn note(&self, line: fmt::Arguments<'_>) {
         let _ = line;
     }
 }
 
-/// Says nothing. Statuses tell what went wrong.
+/// Writes no log. Callers still get statuses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

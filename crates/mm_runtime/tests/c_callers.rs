@@ -1,6 +1,6 @@
 //! The conformance scenarios for callers in C through a runtime driver, in each of its lives: at boot, after
-//! `ExitBootServices`, and after `SetVirtualAddressMap`, with nothing but faults left at the old addresses. Then what is the
-//! driver's own.
+//! `ExitBootServices`, and after `SetVirtualAddressMap`, when each access to an old address faults. Then the driver's own
+//! tests.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,8 +14,8 @@ use lab::{Life, RuntimeLab};
 use libtest_mimic::{Arguments, Failed, Trial};
 use mm_conformance::{Abilities, Outcome};
 
-/// Scenarios that are not about callers in C, but can be played by one with a single comm buffer. The statuses of C tell less
-/// than the errors that other scenarios ask for.
+/// Scenarios that are not about callers in C, but can be played by one with a single comm buffer. C's statuses do not
+/// distinguish the errors that other scenarios assert.
 const OTHERS: &[&str] = &[
     "response_fills_the_buffer",
     "response_longer_than_request",

@@ -1,14 +1,14 @@
 //! A simulated machine that takes Management Mode interrupts (MMIs).
 //!
-//! It knows nothing of the code under test and sees only what hardware sees: I/O ports, RAM, MMRAM. What runs in MM is a
-//! real MM core, or a closure that lies as a test wants it to.
+//! It sees only what hardware sees: I/O ports, RAM, MMRAM. In MM runs a real MM core, or a closure
+//! that sends the wrong responses that a test wants.
 //!
 //! | part | what is modelled |
 //! |---|---|
 //! | RAM | pages of the host, identity mapped: a physical address is a host address, so that code under test can reach it by pointer |
-//! | MMRAM | a range of addresses that MM always reaches, and everybody else until it is closed; then reads give 0xFF and writes vanish. It is no host memory, and MM's own variables are not in it: they are Rust values of the MM side |
+//! | MMRAM | a range of addresses that MM can always access, other code only until it is closed; then reads return 0xFF and writes are lost. It is not host memory, and MM's own variables are not in it: they are Rust values of the MM side |
 //! | ports | command and data port, SMI_EN in I/O space and, on request, memory-mapped, PMBASE in PCI configuration space; all other writes are recorded and do nothing |
-//! | SMI | a write to the command port makes one pending where SMI_EN has GBL_SMI_EN and APMC_EN; it is taken at a later `pause`, since on real machines it is not synchronous with the `out` either. Pending SMIs merge |
+//! | SMI | a write to the command port makes one pending if SMI_EN has GBL_SMI_EN and APMC_EN; it is taken at a later `pause`, because on real machines it is not synchronous with the `out`. Pending SMIs merge |
 //!
 //! ```
 //! use mm_comm::{Ports, SmiCheck};

@@ -9,14 +9,15 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-/// SMI_EN stands this far behind PMBASE.
+/// Offset of SMI_EN from PMBASE.
 const SMI_EN_OFFSET: u16 = 0x30;
 
 /// PCI configuration mechanism #1: address and data port.
 const PCI_ADDRESS: u16 = 0xcf8;
 const PCI_DATA: u16 = 0xcfc;
 
-/// Values of the command port that the chipset keeps to itself: ACPI enable and disable. They raise no SMI.
+/// Values of the command port that the chipset handles itself: ACPI enable and disable. They do not
+/// raise an SMI.
 const ACPI_COMMANDS: [u8; 2] = [0x02, 0x03];
 
 /// The compatible SMRAM segment of Intel chipsets.
@@ -38,7 +39,8 @@ pub struct Config {
     pub smi_enable_mmio: Option<usize>,
     /// SMI_EN at reset.
     pub smi_enable: u32,
-    /// How many pauses it takes until a pending SMI is taken; 0 is a machine that takes it with the `out`.
+    /// How many pauses it takes until a pending SMI is taken; 0 is a machine that takes it with the
+    /// `out`.
     pub latency: u32,
     /// The addresses of MMRAM.
     pub mmram: AddressRange,
@@ -71,7 +73,7 @@ pub enum IoWrite {
 
 type MmSide = Box<dyn FnMut(&mut dyn SystemMemory, Mmi)>;
 
-/// A handle of a simulated machine; clones are handles of the same machine.
+/// A handle to a simulated machine; clones are handles to the same one.
 ///
 /// It implements [`Ports`]: code under test takes one clone, the test observes through another.
 #[derive(Clone)]
@@ -98,7 +100,8 @@ struct Hardware {
 }
 
 impl Machine {
-    /// Makes a machine without RAM, with open MMRAM, and with nothing installed in it: an SMI is taken and returns.
+    /// Makes a machine without RAM, with open MMRAM, and with nothing installed in it: an SMI is
+    /// taken and returns.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self(Rc::new(Hardware {
@@ -118,12 +121,14 @@ impl Machine {
         }))
     }
 
-    /// Makes a machine with a comm buffer for each number of pages, each with a mailbox on a page of its own, and with
+    /// Makes a machine with a comm buffer for each number of pages, each with a mailbox on a page
+    /// of its own, and with
     /// [`StandardMm`] in its closed MMRAM.
     ///
     /// # Errors
     ///
-    /// [`SimError::NoPages`] for a buffer of no pages, [`SimError::Setup`] for more buffers than an MM core serves.
+    /// [`SimError::NoPages`] for a buffer of no pages, [`SimError::Setup`] for more buffers than an
+    /// MM core serves.
     pub fn with_standard_handlers(
         config: Config,
         pages: &[usize],
@@ -146,8 +151,8 @@ impl Machine {
         *self.0.mm.borrow_mut() = Some(Box::new(mm));
     }
 
-    /// Allocates zeroed RAM. The pointer is aligned to 4096 bytes, its address the physical one, and it stays valid until
-    /// the process ends. Null for no pages.
+    /// Allocates zeroed RAM. The pointer is aligned to 4096 bytes, its address the physical one,
+    /// and it stays valid until the process ends. Null for no pages.
     ///
     /// MM changes this memory behind the compiler's back: access it as volatile.
     #[must_use]
@@ -155,8 +160,8 @@ impl Machine {
         self.0.memory.allocate(pages)
     }
 
-    /// Adds RAM at a physical address, which MM and bus masters reach through `bytes`. A test so maps memory elsewhere for the
-    /// code under test, and takes that mapping away again.
+    /// Adds RAM at a physical address, which MM and bus masters reach through `bytes`. A test so
+    /// maps memory elsewhere for the code under test, and takes that mapping away again.
     pub fn add_ram(&self, start: u64, bytes: SharedRegion) {
         self.0.memory.add(start, bytes);
     }
@@ -165,7 +170,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`SimError::NoPages`] where `pages` is zero.
+    /// [`SimError::NoPages`] if `pages` is zero.
     pub fn allocate_buffer(&self, pages: usize, with_mailbox: bool) -> Result<CommBuffer, SimError> {
         let start = self.allocate_pages(pages).addr() as u64;
         let len = pages.saturating_mul(PAGE_LEN) as u64;
@@ -179,8 +184,8 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`SimError::NotRam`] where region or mailbox are not RAM of this machine, [`SimError::Channel`] where they are
-    /// unfit as such.
+    /// [`SimError::NotRam`] if region or mailbox are not RAM of this machine, [`SimError::Channel`]
+    /// if they cannot be a comm buffer.
     pub fn channel(&self, buffer: CommBuffer) -> Result<Channel, SimError> {
         self.0.memory.channel(buffer)
     }
@@ -202,17 +207,19 @@ impl Machine {
         self.0.config.mmram
     }
 
-    /// Closes MMRAM for everybody outside MM. Nothing opens it again.
+    /// Closes MMRAM for processors outside MM, for good.
     pub fn close_mmram(&self) {
         self.0.memory.mmram_open.set(false);
     }
 
-    /// Reads memory as a processor that is not in MM; 0xFF where there is none, and from closed MMRAM.
+    /// Reads memory like a processor outside MM: 0xFF from closed MMRAM and from addresses without
+    /// memory.
     pub fn read_outside(&self, address: u64, out: &mut [u8]) {
         self.0.memory.read_outside(address, out);
     }
 
-    /// Writes memory as a processor that is not in MM; writes to no memory and to closed MMRAM vanish.
+    /// Writes memory like a processor outside MM: writes to closed MMRAM and to addresses without
+    /// memory are lost.
     pub fn write_outside(&self, address: u64, bytes: &[u8]) {
         self.0.memory.write_outside(address, bytes);
     }
@@ -235,7 +242,8 @@ impl Machine {
         self.0.writes.take()
     }
 
-    /// How many pauses it takes until an SMI that is raised from now on is taken. One that is pending comes no later than that.
+    /// How many pauses it takes until an SMI that is raised from now on is taken. A pending one is
+    /// not taken later than that.
     pub fn set_latency(&self, pauses: u32) {
         self.0.latency.set(pauses);
         self.0
@@ -280,8 +288,8 @@ impl Hardware {
         self.smi_enable.update(|old| (old & locked) | (value & !locked));
     }
 
-    /// The LPC bridge, 0:1F.0, is all that there is on the PCI bus: PMBASE @0x40 and ACPI_CNTL @0x44, as firmware leaves
-    /// them.
+    /// The LPC bridge, 0:1F.0, is all that there is on the PCI bus: PMBASE @0x40 and ACPI_CNTL
+    /// @0x44, as firmware leaves them.
     fn read_pci(&self) -> u32 {
         match self.pci_address.get() {
             0x8000_f840 => u32::from(self.config.pm_base) | 1,

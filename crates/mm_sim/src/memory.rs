@@ -1,6 +1,7 @@
 //! RAM and MMRAM.
 //!
-//! This file is an unsafe island (`docs/unsafe.md`): it hands host memory to `SharedRegion` and `Channel`.
+//! This file is an unsafe island (`docs/unsafe.md`): it hands host memory to `SharedRegion` and
+//! `Channel`.
 
 use crate::SimError;
 use mm_comm::{Channel, SharedRegion};
@@ -9,7 +10,7 @@ use mm_wire::mailbox::MAILBOX_LEN;
 use mm_wire::{AddressRange, PAGE_LEN};
 use std::cell::{Cell, RefCell};
 
-/// What a bus without a device returns.
+/// What a read without a device returns.
 const NOTHING_THERE: u8 = 0xff;
 
 #[derive(Clone)]
@@ -33,7 +34,7 @@ impl Ram {
 
 /// All memory of a machine.
 ///
-/// Invariant: each piece of `ram` is valid until the process ends, whoever holds a pointer to it.
+/// Invariant: each piece of `ram` is valid until the process ends, also without this.
 #[derive(Debug)]
 pub(crate) struct Memory {
     ram: RefCell<Vec<Ram>>,
@@ -61,10 +62,11 @@ impl Memory {
         }
         // Code under test may get the address as a number.
         base.expose_provenance();
-        // SAFETY: the bytes are leaked, so valid for reads and writes until the process ends; the only reference to them
-        // was `memory`, which is not used any more.
+        // SAFETY: the bytes are leaked, so valid for reads and writes until the process ends; the
+        // only reference to them was `memory`, which is not used any more.
         let region = unsafe { SharedRegion::new(base, len) };
-        // Never an error: an allocation is not null, does not wrap and is at most `isize::MAX` long.
+        // Never an error: an allocation is not null, does not wrap and is at most `isize::MAX`
+        // long.
         let start = base.addr() as u64;
         self.ram
             .borrow_mut()
@@ -86,8 +88,8 @@ impl Memory {
             .and_then(|address| AddressRange::new(address, MAILBOX_LEN as u64))
             .map(|range| self.pointer(range))
             .transpose()?;
-        // SAFETY: `pointer` proved that both ranges lie in a region of `ram`, valid until the process ends by this type's
-        // invariant; nothing in this crate makes a reference to it.
+        // SAFETY: `pointer` proved that both ranges lie in a region of `ram`, valid until the
+        // process ends by this type's invariant; nothing in this crate makes a reference to it.
         Ok(unsafe { Channel::at_firmware_region(base, len, mailbox) }?)
     }
 
@@ -101,7 +103,8 @@ impl Memory {
         pointer
     }
 
-    /// Hands the region that all of `range` lies in to `access`, with the offset; `false` where there is none.
+    /// Calls `access` with the region that has all of `range`, and the offset in it; `false` if no
+    /// region has.
     fn in_ram(&self, range: AddressRange, mut access: impl FnMut(&SharedRegion, usize) -> bool) -> bool {
         self.ram.borrow().iter().any(|ram| {
             ram.addresses()
@@ -111,7 +114,7 @@ impl Memory {
         })
     }
 
-    /// Hands the bytes of MMRAM at `range` to `access`; `false` where not all of them are MMRAM.
+    /// Calls `access` with the bytes of MMRAM at `range`; `false` if not all of them are MMRAM.
     fn in_mmram(&self, range: AddressRange, access: impl FnOnce(&mut [u8])) -> bool {
         let mut bytes = self.mmram_bytes.borrow_mut();
         let start = range.start().checked_sub(self.mmram.start());

@@ -5,7 +5,7 @@ use mm_core::{CommBuffer, Handler, MmCore, Mmi, Registration, RootHandler, Setup
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, Guid};
 
-/// What the standard machine's supervisor tells of itself.
+/// What the standard machine's supervisor returns about itself.
 pub const SUPERVISOR: Supervisor = Supervisor {
     version: 0x0001_0002,
     patch_level: 0x0003_0004,
@@ -17,7 +17,8 @@ pub const VARIABLE_STORE_LEN: usize = 0x1_0000;
 /// Bytes that name and data of one variable may have there.
 pub const MAX_VARIABLE_LEN: usize = 0x2000;
 
-/// An MM core with [`Echo`], [`SUPERVISOR`] and an empty [`VariableStore`], and room for a test's own handlers.
+/// An MM core with [`Echo`], [`SUPERVISOR`] and an empty [`VariableStore`], to which a test can add
+/// handlers.
 ///
 /// Its memory lives until the process ends, as a machine's RAM does.
 pub struct StandardMm {
@@ -31,7 +32,7 @@ impl StandardMm {
     ///
     /// # Errors
     ///
-    /// As [`MmCore::new`].
+    /// Those of [`MmCore::new`].
     pub fn new(mmram: AddressRange, buffers: &[CommBuffer]) -> Result<Self, SetupError> {
         let largest = buffers.iter().map(|buffer| buffer.region.len()).max();
         let scratch_len = usize::try_from(largest.unwrap_or(0)).unwrap_or(0);

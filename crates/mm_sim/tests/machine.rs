@@ -76,7 +76,7 @@ fn mmi_between_response_and_wipe_does_not_serve_a_request_twice() {
             let staged = channel.begin(format, OTHER, b"one").unwrap();
             mmi();
             let mut response = staged.finish().unwrap();
-            // Others raise MMIs for whatever they want of MM.
+            // Another driver raises an MMI for a purpose of its own.
             mmi();
             let mut bytes = [0; 16];
             assert_eq!(response.read(&mut bytes), b"appended");
@@ -101,7 +101,7 @@ fn recording(config: Config) -> (Machine, Rc<RefCell<Vec<Mmi>>>) {
 }
 
 #[test]
-fn a_message_comes_back_from_mm_whatever_its_header_and_length() {
+fn messages_of_all_headers_and_lengths_come_back_from_mm() {
     let (machine, channels) = standard(&[2]);
     for format in [V1, V3] {
         for len in [1, 17, 4096, channels[0].capacity(format)] {
@@ -114,7 +114,7 @@ fn a_message_comes_back_from_mm_whatever_its_header_and_length() {
 }
 
 #[test]
-fn the_standard_supervisor_tells_its_version() {
+fn standard_supervisor_returns_its_version() {
     let (machine, channels) = standard(&[1]);
     let request = supervisor::version_request();
     let response = exchange(&machine, &channels[0], V1, supervisor::GUID, &request).unwrap();
@@ -124,7 +124,7 @@ fn the_standard_supervisor_tells_its_version() {
 }
 
 #[test]
-fn a_response_may_be_longer_than_its_request() {
+fn response_may_be_longer_than_its_request() {
     let machine = Machine::new(Config::default());
     let buffer = machine.allocate_buffer(1, true).unwrap();
     let mut mm = StandardMm::new(machine.mmram(), &[buffer]).unwrap().with_handler(
@@ -145,7 +145,7 @@ fn a_response_may_be_longer_than_its_request() {
 }
 
 #[test]
-fn variables_outlive_the_exchange_and_are_reached_through_each_buffer() {
+fn variables_outlive_the_exchange_and_are_found_through_each_buffer() {
     let (machine, channels) = standard(&[1, 2]);
     let name = b"V\0\0\0";
     let message = |function: u64, data: &[u8]| {
@@ -181,7 +181,7 @@ fn variables_outlive_the_exchange_and_are_reached_through_each_buffer() {
 fn missing_handler_is_an_error_from_mm() {
     let (machine, channels) = standard(&[1]);
     assert_eq!(
-        exchange(&machine, &channels[0], V1, OTHER, b"anybody?"),
+        exchange(&machine, &channels[0], V1, OTHER, b"handler?"),
         Err(ResponseError::Mm(EfiStatus::NOT_FOUND))
     );
 }
@@ -203,14 +203,14 @@ fn without_mailboxes_the_exchange_works_through_the_header() {
     let channel = machine.channel(buffer).unwrap();
     for format in [V1, V3] {
         assert_eq!(
-            exchange(&machine, &channel, format, OTHER, b"anybody?").unwrap(),
+            exchange(&machine, &channel, format, OTHER, b"handler?").unwrap(),
             b"yes"
         );
     }
 }
 
 #[test]
-fn what_mm_did_can_be_watched_and_lied_about() {
+fn mm_can_be_observed_and_made_to_send_wrong_responses() {
     let machine = Machine::new(Config::default());
     let buffer = machine.allocate_buffer(1, true).unwrap();
     let seen = Rc::new(RefCell::new(vec![]));
@@ -246,7 +246,7 @@ fn what_mm_did_can_be_watched_and_lied_about() {
 }
 
 #[test]
-fn an_smi_is_taken_at_a_pause_and_not_by_the_port_write() {
+fn smi_is_taken_at_a_pause_and_not_by_the_port_write() {
     let (machine, channels) = standard(&[1]);
     let staged = channels[0].begin(V1, Echo::GUID, b"later").unwrap();
     machine
@@ -262,7 +262,7 @@ fn an_smi_is_taken_at_a_pause_and_not_by_the_port_write() {
 }
 
 #[test]
-fn the_latency_counts_pauses() {
+fn latency_counts_pauses() {
     for latency in [0, 1, 2, 7] {
         let (machine, mmis) = recording(Config {
             latency,
@@ -325,7 +325,7 @@ fn acpi_commands_and_other_ports_raise_nothing_and_are_recorded() {
 }
 
 #[test]
-fn while_mm_runs_no_second_smi_is_taken() {
+fn second_smi_is_not_taken_while_mm_runs() {
     let machine = Machine::new(Config::default());
     let inner = machine.clone();
     machine.install_mm(move |_, mmi| {
@@ -406,7 +406,7 @@ fn smis_can_be_switched_on_through_ports_and_memory() {
 }
 
 #[test]
-fn closed_mmram_is_there_for_mm_only() {
+fn only_mm_can_access_closed_mmram() {
     let machine = Machine::new(Config::default());
     let mmram = machine.mmram();
     let (first, last) = (mmram.start(), mmram.end() - 1);
@@ -463,7 +463,7 @@ fn mm_reaches_allocated_ram_and_nothing_else() {
 }
 
 #[test]
-fn unfit_buffers_are_refused_by_the_side_that_would_suffer() {
+fn unfit_buffers_are_refused_by_the_side_that_they_would_harm() {
     let machine = Machine::new(Config::default());
     let mmram = machine.mmram();
     let region = AddressRange::new(mmram.start(), 4096).unwrap();

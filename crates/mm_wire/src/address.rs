@@ -4,7 +4,8 @@ use core::fmt;
 
 /// A non-empty range of physical addresses that does not wrap around the end of the address space.
 ///
-/// Holding one proves `start + len <= u64::MAX` and `len > 0`; it says nothing about what is mapped there.
+/// Holding one proves `start + len <= u64::MAX` and `len > 0`; it says nothing about what is mapped
+/// there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AddressRange {
     start: u64,
@@ -12,7 +13,8 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
-    /// Makes the range `start .. start + len`; `None` where it is empty or its end is not a 64-bit address.
+    /// Makes the range `start .. start + len`; `None` if it is empty or its end is not a 64-bit
+    /// address.
     #[must_use]
     pub const fn new(start: u64, len: u64) -> Option<Self> {
         match start.checked_add(len) {
@@ -34,7 +36,7 @@ impl AddressRange {
         self.len
     }
 
-    /// The first address behind the range.
+    /// The first address after the range.
     #[must_use]
     pub const fn end(self) -> u64 {
         // Never saturates: `new` proved that the sum is representable.
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_do_not_overlap() {
+    fn adjacent_ranges_do_not_overlap() {
         assert!(!range(0x1000, 0x1000).overlaps(range(0x2000, 0x1000)));
         assert!(!range(0x2000, 0x1000).overlaps(range(0x1000, 0x1000)));
         assert!(range(0x1000, 0x1001).overlaps(range(0x2000, 0x1000)));
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_contains_itself_and_nothing_larger() {
+    fn range_contains_itself_and_nothing_larger() {
         let outer = range(0x1000, 0x1000);
         assert!(outer.contains(outer));
         assert!(outer.contains(range(0x1fff, 1)));

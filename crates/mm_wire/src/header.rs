@@ -1,15 +1,16 @@
 //! The communicate header at the start of a comm buffer.
 //!
-//! Two formats exist. An MM core tells them apart by the first GUID alone: [`V3_MARKER`] means v3, anything else is
-//! the message's own GUID in a v1 header.
+//! Two formats exist. An MM core tells them apart by the first GUID alone: [`V3_MARKER`] means v3,
+//! anything else is the message's own GUID in a v1 header.
 //!
 //! | format | fields (offset) | size |
 //! |---|---|---|
 //! | v1, `EFI_MM_COMMUNICATE_HEADER` | HeaderGuid @0, MessageLength u64 @16 | 24 |
 //! | v3, `EFI_MM_COMMUNICATE_HEADER_V3` | marker GUID @0, BufferSize u64 @16, Reserved u64 @24, MessageGuid @32, MessageSize u64 @48 | 56 |
 //!
-//! `MessageLength` and `MessageSize` count the message alone, `BufferSize` the whole transaction with its header. The
-//! v1 length is a `UINTN`; only its 64-bit form is supported, which is also what the Mu MM supervisor reads on IA32.
+//! `MessageLength` and `MessageSize` count the message alone, `BufferSize` the whole transaction
+//! with its header. The v1 length is a `UINTN`; only its 64-bit form is supported, which is also
+//! what the Mu MM supervisor reads on IA32.
 
 use core::mem::offset_of;
 use thiserror::Error;
@@ -23,8 +24,8 @@ pub const V3_MARKER: Guid = guid!("68e8c853-2ba9-4dd7-9ac0-91e16155c935");
 /// The size of the longest header, in bytes.
 pub const MAX_HEADER_LEN: usize = size_of::<RawV3>();
 
-/// Offset of the field that counts the message in a v1 header (MessageLength), and header and message in a v3 header
-/// (BufferSize).
+/// Offset of the field that counts the message in a v1 header (MessageLength), and header and
+/// message in a v3 header (BufferSize).
 pub const LENGTH_OFFSET: usize = offset_of!(RawV1, message_length);
 
 /// Offset of MessageSize in a v3 header.
@@ -77,7 +78,8 @@ impl HeaderFormat {
 
 /// A communicate header whose fields have been read.
 ///
-/// `total_len` is a *claim* by the writer of the header: compare it with the memory at hand before it is used.
+/// `total_len` is a *claim* by the writer of the header: compare it with the memory at hand before
+/// it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     format: HeaderFormat,
@@ -131,15 +133,16 @@ pub struct ResponseLength {
 }
 
 impl Header {
-    /// Whether a header of this format can name this recipient: a v1 header for [`V3_MARKER`] would read back as v3.
+    /// Whether a header of this format can name this recipient: a v1 header for [`V3_MARKER`] would
+    /// read back as v3.
     #[must_use]
     #[inline]
     pub fn can_name(format: HeaderFormat, recipient: Guid) -> bool {
         format != HeaderFormat::V1 || recipient != V3_MARKER
     }
 
-    /// Describes a message of `message_len` bytes to `recipient`; `None` where header and message exceed 64 bits. Ask
-    /// [`Self::can_name`] before about a recipient that a caller chose.
+    /// Describes a message of `message_len` bytes to `recipient`; `None` if header and message
+    /// exceed 64 bits. If a caller chose the recipient, ask [`Self::can_name`] before.
     #[must_use]
     #[inline]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
@@ -154,8 +157,8 @@ impl Header {
         }
     }
 
-    /// Has a v3 header say this in `MessageSize`, where the transaction has more room than its message takes. A v1 header has
-    /// no such field.
+    /// Sets `MessageSize` of a v3 header, for a transaction that has more room than its message
+    /// takes. A v1 header does not have the field.
     #[must_use]
     #[inline]
     pub const fn with_message_size(self, message_size: u64) -> Self {
@@ -165,8 +168,8 @@ impl Header {
         }
     }
 
-    /// The length of the response if `self` was sent, `left` is the header that MM left in its place, and no mailbox tells
-    /// the length.
+    /// The length of the response if `self` was sent, `left` is the header that MM left in its
+    /// place, and no mailbox tells the length.
     ///
     /// | header | length of the response |
     /// |---|---|
@@ -174,10 +177,12 @@ impl Header {
     /// | v3 whose BufferSize has changed | what BufferSize counts behind the header |
     /// | v3 whose BufferSize is as it was sent | MessageSize, at most what BufferSize counts behind the header |
     ///
-    /// BufferSize is the room that the caller gives, and not MM's to change (PI 1.9, volume 4, 5.7.5). edk2's Standalone MM on
-    /// Arm leaves it alone, passes its handlers the address of MessageSize as that of their buffer's size, and copies no more
-    /// than BufferSize back (`PiMmCpuTpFwRootMmiHandler` and `PiMmStandaloneMmCpuDriverEntry` in EventHandle.c).
-    /// `MmCommunicationMmCommunicate3` in PiSmmIpl.c writes the response's size to BufferSize if it needs no SMI.
+    /// BufferSize is the room that the caller gives, and not MM's to change (PI 1.9, volume 4,
+    /// 5.7.5). edk2's Standalone MM on Arm leaves it alone, passes its handlers the address of
+    /// MessageSize as that of their buffer's size, and copies no more than BufferSize back
+    /// (`PiMmCpuTpFwRootMmiHandler` and `PiMmStandaloneMmCpuDriverEntry` in EventHandle.c).
+    /// `MmCommunicationMmCommunicate3` in PiSmmIpl.c writes the response's size to BufferSize if it
+    /// needs no SMI.
     ///
     /// # Errors
     ///
@@ -217,12 +222,14 @@ impl Header {
 
     /// Reads the header at the start of `bytes` and decides its format by the first GUID.
     ///
-    /// For v3 the transaction's size is `BufferSize`, as in edk2's MM core; `MessageSize` is not checked.
+    /// For v3 the transaction's size is `BufferSize`, as in edk2's MM core; `MessageSize` is not
+    /// checked.
     ///
     /// # Errors
     ///
-    /// [`HeaderError::Truncated`] where `bytes` ends inside the header, [`HeaderError::BufferSizeBelowHeader`] and
-    /// [`HeaderError::LengthOverflows`] where the length field cannot be true whatever the buffer's size is.
+    /// [`HeaderError::Truncated`] if `bytes` ends inside the header,
+    /// [`HeaderError::BufferSizeBelowHeader`] and [`HeaderError::LengthOverflows`] if the length
+    /// field cannot be true for any buffer.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         let (v1, _) = RawV1::read_from_prefix(bytes).map_err(|rest| HeaderError::Truncated {
             needed: size_of::<RawV1>(),
@@ -253,7 +260,8 @@ impl Header {
         })
     }
 
-    /// A v1 header as the words that it has in memory: GUID, GUID, length. `None` for another format.
+    /// A v1 header as the words that it has in memory: GUID, GUID, length. `None` for another
+    /// format.
     #[must_use]
     #[inline]
     pub fn v1_words(&self) -> Option<[[u8; 8]; 3]> {
@@ -268,7 +276,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`HeaderError::LengthOverflows`], as [`Self::parse`].
+    /// [`HeaderError::LengthOverflows`], like [`Self::parse`].
     #[must_use]
     #[inline]
     pub fn parse_v1_words([first, second, length]: [[u8; 8]; 3]) -> Option<Result<Self, HeaderError>> {
@@ -281,7 +289,7 @@ impl Header {
         Some(header.ok_or(HeaderError::LengthOverflows { claimed }))
     }
 
-    /// Lays the header out as it stands in memory.
+    /// The header's bytes as they are in memory.
     #[must_use]
     pub fn encode(&self) -> EncodedHeader {
         match self.format {
@@ -299,14 +307,14 @@ impl Header {
         }
     }
 
-    /// Whether `other` has the same layout and names the same recipient, whatever its length is.
+    /// Whether `other` has the same layout and recipient. Lengths may differ.
     #[must_use]
     #[inline]
     pub fn is_of_same_kind(&self, other: &Self) -> bool {
         self.format == other.format && self.recipient == other.recipient
     }
 
-    /// Which layout the header has.
+    /// The header's layout.
     #[must_use]
     pub const fn format(&self) -> HeaderFormat {
         self.format
@@ -324,7 +332,8 @@ impl Header {
         self.message_len
     }
 
-    /// `MessageSize` of a v3 header: how much of the transaction its message takes. In a v1 header it is the message's length.
+    /// `MessageSize` of a v3 header: how much of the transaction its message takes. In a v1 header
+    /// it is the message's length.
     #[must_use]
     pub const fn message_size(&self) -> u64 {
         self.message_size
@@ -401,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v3_message_may_be_smaller_than_its_transaction() {
+    fn v3_message_may_be_smaller_than_its_transaction() {
         let header = Header::new(HeaderFormat::V3, RECIPIENT, 24).unwrap();
         assert_eq!(header.message_size(), 24);
         let header = header.with_message_size(4);
@@ -444,7 +453,7 @@ mod tests {
                     Err(HeaderError::MessageBeyondBufferSize { claimed, room: 100 })
                 );
             }
-            // BufferSize counts as soon as MM changed it, whatever MessageSize says.
+            // If MM changed BufferSize, MessageSize does not count.
             assert_eq!(told(sent, v3(40, 20)), (40, Some((16, 96))));
             assert_eq!(told(sent, v3(0, 4)), (0, Some((16, 56))));
             assert_eq!(told(sent, v3(300, u64::MAX)), (300, Some((16, 356))));
@@ -452,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_is_told_with_its_numbers() {
+    fn truncated_header_is_refused_with_its_numbers() {
         assert_eq!(
             Header::parse(&V1_ON_THE_WIRE[..23]),
             Err(HeaderError::Truncated {
@@ -511,7 +520,7 @@ mod tests {
         }
 
         #[test]
-        fn a_marker_followed_by_anything_is_v3_or_refused(tail in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn marker_followed_by_anything_is_v3_or_refused(tail in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut bytes = V3_MARKER.to_bytes().to_vec();
             bytes.extend(tail);
             if let Ok(header) = Header::parse(&bytes) {

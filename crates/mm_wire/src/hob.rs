@@ -1,4 +1,5 @@
-//! Where comm buffers are: the data of the HOBs that announce them, and of the protocol that moves one.
+//! Where comm buffers are: the data of the HOBs that announce them, and of the protocol that moves
+//! one.
 //!
 //! | source | GUID | data (offset) | length |
 //! |---|---|---|---|
@@ -34,7 +35,7 @@ pub const UPDATE_VERSION: u64 = 1;
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlaceError {
-    /// The data has not the length of any known form.
+    /// The data does not have the length of any known form.
     #[error("platform: the data that announces a comm buffer has {found} bytes, not {expected}")]
     Length {
         /// Bytes that there are.
@@ -69,7 +70,7 @@ pub enum PlaceError {
         /// Where it starts.
         address: u64,
     },
-    /// The buffer goes past the end of the address space.
+    /// The buffer exceeds the address space.
     #[error("platform: {pages} pages from {address:#x} go past the end of the address space")]
     TooManyPages {
         /// Where the buffer starts.
@@ -86,7 +87,7 @@ pub enum PlaceError {
         /// Where it starts.
         address: u64,
     },
-    /// The mailbox goes past the end of the address space.
+    /// The mailbox exceeds the address space.
     #[error("platform: the announced status mailbox at {address:#x} goes past the end of the address space")]
     MailboxWraps {
         /// Where it starts.
@@ -104,8 +105,8 @@ pub enum PlaceError {
 
 /// A comm buffer's memory, as announced.
 ///
-/// Holding one proves that the buffer starts on a page, has at least one, and that neither it nor its mailbox wraps or
-/// overlaps the other. It says nothing about what is mapped there.
+/// Holding one proves that the buffer starts on a page, has at least one, and that neither it nor
+/// its mailbox wraps or overlaps the other. It says nothing about what is mapped there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommBufferPlace {
     region: AddressRange,
@@ -144,7 +145,7 @@ impl CommBufferPlace {
         self.region
     }
 
-    /// The mailbox's address, where one was announced.
+    /// The mailbox's address, if one was announced.
     #[must_use]
     pub const fn mailbox(&self) -> Option<u64> {
         self.mailbox
@@ -154,7 +155,7 @@ impl CommBufferPlace {
     ///
     /// # Errors
     ///
-    /// As [`Self::new`], and [`PlaceError::Length`] for other than 24 bytes.
+    /// Those of [`Self::new`], and [`PlaceError::Length`] unless there are 24 bytes.
     pub fn of_buffer_hob(data: &[u8]) -> Result<Self, PlaceError> {
         let [address, pages, mailbox] = fields(data)?;
         Self::new(address, pages, Some(mailbox))
@@ -164,7 +165,8 @@ impl CommBufferPlace {
     ///
     /// # Errors
     ///
-    /// As [`Self::new`], [`PlaceError::Length`] for other than 32 bytes, and [`PlaceError::Version`].
+    /// Those of [`Self::new`], [`PlaceError::Length`] unless there are 32 bytes, and
+    /// [`PlaceError::Version`].
     pub fn of_update(data: &[u8]) -> Result<Self, PlaceError> {
         let [version, address, pages, mailbox] = fields(data)?;
         if version != UPDATE_VERSION {
@@ -189,7 +191,7 @@ fn check_mailbox(address: u64, region: AddressRange) -> Result<(), PlaceError> {
     Ok(())
 }
 
-/// Whose a comm region is.
+/// Who owns a comm region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// Type 0: requests to the MM supervisor itself.
@@ -212,9 +214,9 @@ impl Owner {
 /// What a comm-region HOB says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommRegion {
-    /// Whose the region is.
+    /// Its owner.
     pub owner: Owner,
-    /// Where it is. The three-field form knows no mailbox.
+    /// Where it is. The three-field form does not have a mailbox.
     pub place: CommBufferPlace,
 }
 
@@ -223,7 +225,9 @@ impl CommRegion {
     ///
     /// # Errors
     ///
-    /// As [`CommBufferPlace::new`], [`PlaceError::Length`] for neither 24 nor 32 bytes, and [`PlaceError::UnknownOwner`].
+    /// Those of [`CommBufferPlace::new`], [`PlaceError::Length`] unless there are 24 or 32 bytes,
+    /// and
+    /// [`PlaceError::UnknownOwner`].
     pub fn of_hob(data: &[u8]) -> Result<Self, PlaceError> {
         let ([owner, address, pages], mailbox) = match fields(data) {
             Ok(three) => (three, None),
@@ -242,11 +246,11 @@ impl CommRegion {
     }
 }
 
-/// Where FF-A's RX buffer is, according to the HOB that edk2's `ArmFfaLib` leaves for later phases. It stays mapped in the
-/// secure world until the end of the boot.
+/// Where FF-A's RX buffer is, according to the HOB that edk2's `ArmFfaLib` leaves for later phases.
+/// It stays mapped in the secure world until the end of the boot.
 ///
-/// `None` if the data is too short, if the buffer was in temporary memory when the HOB was made (`RemapRequired`), or if it is
-/// not at least one whole page at an address other than zero.
+/// `None` if the data is too short, if the buffer was in temporary memory when the HOB was made
+/// (`RemapRequired`), or if it is not at least one whole page at an address other than zero.
 #[must_use]
 pub fn ffa_rx_buffer(data: &[u8]) -> Option<AddressRange> {
     const PAGE_LEN: u64 = crate::PAGE_LEN as u64;
@@ -271,7 +275,8 @@ fn fields<const N: usize>(data: &[u8]) -> Result<[u64; N], PlaceError> {
 mod tests {
     use super::*;
 
-    /// A comm-buffer HOB as edk2's Standalone MM IPL builds it: type 4 and length 0x30 in front, then GUID and data.
+    /// A comm-buffer HOB as edk2's Standalone MM IPL builds it: type 4 and length 0x30 in front,
+    /// then GUID and data.
     const BUFFER_HOB: [u8; 0x30] = [
         0x04, 0x00, 0x30, 0x00, 0x00, 0x00, 0x00, 0x00, //
         0x20, 0x25, 0x2a, 0x6c, 0x31, 0x01, 0xee, 0x4a, 0xa7, 0x50, 0xcc, 0x38, 0x4a, 0xac, 0xe8,
@@ -300,7 +305,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_buffer_hob_is_read_field_by_field() {
+    fn buffer_hob_is_read_field_by_field() {
         assert_eq!(BUFFER_HOB[8..24], COMM_BUFFER_HOB_GUID.to_bytes());
         let place = CommBufferPlace::of_buffer_hob(&BUFFER_HOB[24..]).unwrap();
         assert_eq!(
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_hob_is_read_in_both_forms() {
+    fn region_hob_is_read_in_both_forms() {
         assert_eq!(REGION_HOB[8..24], COMM_REGION_HOB_GUID.to_bytes());
         let four = CommRegion::of_hob(&REGION_HOB[24..]).unwrap();
         assert_eq!(four.owner, Owner::User);
@@ -326,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_is_read_and_its_version_checked() {
+    fn update_is_read_and_its_version_checked() {
         let place = CommBufferPlace::of_update(&UPDATE).unwrap();
         assert_eq!(place.region(), AddressRange::new(0x30_0000, 0x8000).unwrap());
         assert_eq!(place.mailbox(), Some(0x30_8000));
@@ -339,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rx_buffer_is_what_the_ffa_hob_names() {
+    fn rx_buffer_is_read_from_the_ffa_hob() {
         let hob = |rx: u64, rx_len: u64, remap: u8| {
             let mut data = [0; 48];
             let fields = [0x4000_1000, 0x1000, rx, rx_len];
@@ -401,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_owner_is_refused_with_its_number() {
+    fn unknown_owner_is_refused_with_its_number() {
         let mut hob = REGION_HOB;
         hob[24..32].copy_from_slice(&(1_u64 << 32).to_le_bytes());
         assert_eq!(

@@ -1,8 +1,8 @@
 //! The bytes that both sides of a Management Mode (MM) exchange agree on.
 //!
-//! This crate turns bytes into checked values and back. It owns no memory, raises no interrupt, and knows neither
-//! Patina nor an allocator, so the non-secure client (`mm_comm`) and the MM side (`mm_core`) share it. All integers
-//! are little-endian; offsets and sizes are bytes.
+//! This crate turns bytes into checked values and back. It does not own memory, raise interrupts,
+//! allocate, or depend on Patina, so the non-secure client (`mm_comm`) and the MM side (`mm_core`)
+//! share it. All integers are little-endian; offsets and sizes are bytes.
 //!
 //! | module | content | source |
 //! |---|---|---|

@@ -8,8 +8,9 @@
 //! | ReturnStatus | 8 | 8 | `EFI_STATUS` |
 //! | ReturnBufferSize | 16 | 8 | bytes of the response, **communicate header included** |
 //!
-//! TalkToSupervisor is how Project Mu's supervisors v20.0.0 to v23.0.3 tell their two channels apart
-//! (`MmSupervisorPkg/Core/MmSupervisorCore.c`, `MmEntryPoint`). Later ones have a mailbox for each.
+//! TalkToSupervisor is how Project Mu's supervisors v20.0.0 to v23.0.3 tell their two channels
+//! apart (`MmSupervisorPkg/Core/MmSupervisorCore.c`, `MmEntryPoint`). Later ones have a mailbox for
+//! each.
 
 use crate::status::EfiStatus;
 use core::mem::offset_of;
@@ -28,13 +29,15 @@ pub const VALID_OFFSET: usize = offset_of!(MailboxImage, is_comm_buffer_valid);
 /// Where `TalkToSupervisor` is, in bytes from the mailbox's start.
 pub const TALK_TO_SUPERVISOR_OFFSET: usize = offset_of!(MailboxImage, talk_to_supervisor);
 
-/// Where the result is, which is `ReturnStatus` and then `ReturnBufferSize`, in bytes from the mailbox's start.
+/// Where the result is, which is `ReturnStatus` and then `ReturnBufferSize`, in bytes from the
+/// mailbox's start.
 pub const RESULT_OFFSET: usize = offset_of!(MailboxImage, return_status);
 
-/// The value of `IsCommBufferValid` that a client writes. A reader takes any non-zero value for a request.
+/// The value of `IsCommBufferValid` that a client writes. A reader takes any non-zero value for a
+/// request.
 pub const VALID: u8 = 1;
 
-/// A copy of the mailbox, as it stands in memory.
+/// A copy of the mailbox, as it is in memory.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -57,7 +60,8 @@ impl MailboxImage {
         }
     }
 
-    /// Like [`Self::armed`], for a request in the MM supervisor's comm buffer, with a mailbox that it shares with its users.
+    /// Like [`Self::armed`], for a request in the MM supervisor's comm buffer, with a mailbox that
+    /// it shares with its users.
     #[must_use]
     pub fn armed_for_supervisor() -> Self {
         Self {
@@ -88,13 +92,14 @@ impl MailboxImage {
         self.talk_to_supervisor != 0
     }
 
-    /// What MM says of the request.
+    /// MM's status for the request.
     #[must_use]
     pub fn return_status(&self) -> EfiStatus {
         EfiStatus(self.return_status.get())
     }
 
-    /// The bytes of the response, communicate header included. A claim of the MM side: check it against the buffer.
+    /// The bytes of the response, communicate header included. A claim of the MM side: check it
+    /// against the buffer.
     #[must_use]
     pub fn return_buffer_size(&self) -> u64 {
         self.return_buffer_size.get()
@@ -106,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_layout_is_the_one_of_edk2() {
+    fn layout_is_that_of_edk2() {
         let image = MailboxImage::answered(EfiStatus::NOT_FOUND, 0x1122);
         let mut expected = [0; 24];
         expected[8..16].copy_from_slice(&0x8000_0000_0000_000e_u64.to_le_bytes());
@@ -116,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_mailbox_says_whose_request_it_is() {
+    fn shared_mailbox_distinguishes_the_supervisors_requests() {
         let image = MailboxImage::armed_for_supervisor();
         assert_eq!(image.as_bytes()[..8], [1, 1, 0, 0, 0, 0, 0, 0]);
         assert!(image.is_pending() && image.is_for_supervisor());

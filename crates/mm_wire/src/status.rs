@@ -14,7 +14,7 @@ macro_rules! statuses {
             $(#[doc = concat!("`EFI_", stringify!($name), "`: ", $text, ".")]
             pub const $name: Self = Self($value);)+
 
-            /// The specification's name without the `EFI_` prefix, where this crate knows it.
+            /// The specification's name without the `EFI_` prefix, if this crate knows it.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self {
@@ -31,19 +31,19 @@ statuses! {
     LOAD_ERROR = ERROR_BIT | 1, "the image failed to load";
     INVALID_PARAMETER = ERROR_BIT | 2, "a parameter was incorrect";
     UNSUPPORTED = ERROR_BIT | 3, "the operation is not supported";
-    BAD_BUFFER_SIZE = ERROR_BIT | 4, "the buffer has not the proper size";
+    BAD_BUFFER_SIZE = ERROR_BIT | 4, "the buffer does not have the proper size";
     BUFFER_TOO_SMALL = ERROR_BIT | 5, "the buffer cannot hold the data";
-    NOT_READY = ERROR_BIT | 6, "there is no data pending";
+    NOT_READY = ERROR_BIT | 6, "no data is pending";
     DEVICE_ERROR = ERROR_BIT | 7, "the device reported an error";
     WRITE_PROTECTED = ERROR_BIT | 8, "the device cannot be written to";
     OUT_OF_RESOURCES = ERROR_BIT | 9, "a resource has run out";
     NOT_FOUND = ERROR_BIT | 14, "the item was not found";
     ACCESS_DENIED = ERROR_BIT | 15, "access was denied";
     NO_RESPONSE = ERROR_BIT | 16, "no response";
-    NO_MAPPING = ERROR_BIT | 17, "there is no mapping, or not one for all of it";
+    NO_MAPPING = ERROR_BIT | 17, "the memory is not mapped, or not all of it";
     TIMEOUT = ERROR_BIT | 18, "the time ran out";
-    NOT_STARTED = ERROR_BIT | 19, "the protocol has not been started";
-    ALREADY_STARTED = ERROR_BIT | 20, "the protocol has already been started";
+    NOT_STARTED = ERROR_BIT | 19, "the protocol was not started";
+    ALREADY_STARTED = ERROR_BIT | 20, "the protocol was started already";
     ABORTED = ERROR_BIT | 21, "the operation was aborted";
     INCOMPATIBLE_VERSION = ERROR_BIT | 25, "the version does not fit";
     PROTOCOL_ERROR = ERROR_BIT | 24, "the other side broke the protocol";
@@ -59,7 +59,8 @@ impl EfiStatus {
         self.0 & ERROR_BIT != 0
     }
 
-    /// The value as this processor's `EFI_STATUS` has it, a `UINTN`; [`Self::DEVICE_ERROR`] if it does not fit into that.
+    /// The value as this processor's `EFI_STATUS` has it, a `UINTN`; [`Self::DEVICE_ERROR`] if it
+    /// does not fit into that.
     #[must_use]
     pub fn to_native(self) -> usize {
         const DEVICE_ERROR: usize = 1 << (usize::BITS - 1) | 7;
@@ -72,13 +73,15 @@ impl EfiStatus {
         Self(status as u64)
     }
 
-    /// The error that this value means where only [`Self::SUCCESS`] comes with a response; `None` for success itself.
+    /// The error that this value means if only [`Self::SUCCESS`] comes with a response; `None` for
+    /// success itself.
     ///
-    /// Every other value means that there is no response, with or without the error bit: edk2's MM cores turn whatever
-    /// `MmiManage` returns but success into `EFI_NOT_FOUND` (`MmEntryPoint` in StandaloneMmCore.c, `SmmEntryPoint` in
-    /// PiSmmCore.c), and Project Mu's driver sets the error bit of any `ReturnStatus` that is not zero
-    /// (`SmmCommunicationCommunicateWorker` in MmIplCommon.c). A caller that only looks at the error bit, as `EFI_ERROR`
-    /// does, would take its own request for the response.
+    /// Every other value means that there is no response, with or without the error bit: edk2's MM
+    /// cores turn any status of `MmiManage` but success into `EFI_NOT_FOUND` (`MmEntryPoint` in
+    /// StandaloneMmCore.c, `SmmEntryPoint` in PiSmmCore.c), and Project Mu's driver sets the error
+    /// bit of any `ReturnStatus` that is not zero (`SmmCommunicationCommunicateWorker` in
+    /// MmIplCommon.c). A caller that only looks at the error bit, as `EFI_ERROR` does, would take
+    /// its own request for the response.
     ///
     /// | value | error |
     /// |---|---|
@@ -123,14 +126,14 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn the_value_that_mm_cores_return_for_no_handler() {
+    fn values_are_those_that_mm_cores_return() {
         assert_eq!(EfiStatus::NOT_FOUND.0, 0x8000_0000_0000_000e);
         assert_eq!(
             EfiStatus::NOT_FOUND.to_string(),
             "EFI_NOT_FOUND (0x800000000000000e)"
         );
         assert_eq!(EfiStatus(0x77).to_string(), "EFI status 0x77");
-        // What the MM supervisor refuses memory with that is only partly mapped.
+        // The MM supervisor's status for memory that is only partly mapped.
         assert_eq!(
             EfiStatus(1 << 63 | 17).to_string(),
             "EFI_NO_MAPPING (0x8000000000000011)"
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings_and_success_are_no_errors() {
+    fn warnings_and_success_are_not_errors() {
         assert!(EfiStatus::NOT_FOUND.is_error());
         assert!(!EfiStatus::SUCCESS.is_error());
         assert!(!EfiStatus(4).is_error());

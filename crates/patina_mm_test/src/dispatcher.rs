@@ -68,7 +68,7 @@ impl Dispatcher {
         outcome
     }
 
-    /// Offers every waiting component its parameters once; `true` where at least one ran.
+    /// Offers every waiting component its parameters once; `true` if at least one ran.
     fn pass(&mut self) -> bool {
         let before = self.waiting.len();
         for mut component in core::mem::take(&mut self.waiting) {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_component_waits_for_its_service_and_its_error_is_kept() {
+    fn component_waits_for_its_service_and_its_error_is_kept() {
         let trace = Trace::default();
         let mut dispatcher = Dispatcher::new();
         dispatcher.add(Consumer(trace.clone()));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_component_without_its_service_is_named_with_what_it_misses() {
+    fn component_without_its_service_is_named_with_what_it_misses() {
         let trace = Trace::default();
         let mut dispatcher = Dispatcher::new();
         dispatcher.add(Consumer(trace.clone()));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_read_after_it_was_written_and_locked() {
+    fn configuration_is_read_after_it_was_written_and_locked() {
         let trace = Trace::default();
         let mut dispatcher = Dispatcher::new();
         dispatcher.storage().add_config(1u32);

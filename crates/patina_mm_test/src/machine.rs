@@ -35,8 +35,8 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// What a handler returns: the response's bytes, or the error with which it fails.
 ///
-/// The error stays in MM, as in edk2's MM core: the component gets `EFI_NOT_FOUND`, whatever it is. A handler that wants to
-/// say more puts a status into its response.
+/// The error stays in MM, as in edk2's MM core: the component gets `EFI_NOT_FOUND` for each error. A handler that wants
+/// to say more puts a status into its response.
 pub type Reply = Result<Vec<u8>, EfiError>;
 
 /// Pages of each comm buffer.

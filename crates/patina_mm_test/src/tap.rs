@@ -1,4 +1,4 @@
-//! A machine's ports with an ear on them.
+//! A recorder of a machine's ports.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -18,7 +18,7 @@ struct Inner {
 }
 
 impl Tap {
-    /// Listens at `ports`.
+    /// Records what is written to `ports`.
     #[must_use]
     pub fn new(ports: Box<dyn Ports>) -> Self {
         Self(Rc::new(Inner {

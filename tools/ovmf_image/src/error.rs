@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The bytes are no firmware volume that can be read.
+    /// The bytes are not a firmware volume that can be read.
     #[error("{volume}: not a readable firmware volume: {cause:?}")]
     Volume {
         /// Which volume.
@@ -27,7 +27,8 @@ pub enum ImageError {
         /// The bytes that there are.
         available: usize,
     },
-    /// Reading and writing the unchanged content does not give the same bytes: it has a form that is not understood.
+    /// Reading and writing the unchanged content does not give the same bytes: it has a form that
+    /// is not understood.
     #[error("{what}: reading and writing it back changes it, first at offset {offset:#x} of {len:#x}")]
     NotExact {
         /// What was read and written.
@@ -89,7 +90,7 @@ pub enum ImageError {
     },
     /// The changed content does not fit its volume.
     #[error(
-        "{volume} has {capacity} bytes, its new content needs {needed}: drop files that the platform can do without"
+        "{volume} has {capacity} bytes, its new content needs {needed}: drop files that the platform does not need"
     )]
     TooLarge {
         /// Which volume.
@@ -201,7 +202,7 @@ pub enum PeError {
         limit: u32,
     },
     /// A section shares memory with the headers or with another section.
-    #[error("section {at} starts at {start:#x}, before {end:#x}, where the headers or another section end")]
+    #[error("section {at} starts at {start:#x}, before the headers or another section end at {end:#x}")]
     SectionsOverlap {
         /// Which section of the section table, from 0.
         at: usize,

@@ -2,13 +2,15 @@
 
 use patina::BinaryGuid;
 
-/// The name that Patina expects its DXE core's file to have: it looks itself up in the HOB list by it.
+/// The name that Patina expects its DXE core's file to have: it looks itself up in the HOB list by
+/// it.
 pub const PATINA_DXE_CORE: BinaryGuid = BinaryGuid::from_string("23C9322F-2AF2-476A-BC4C-26BC88266C71");
 
 /// edk2 `UefiCpuPkg/CpuDxe`.
 pub const CPU_DXE: BinaryGuid = BinaryGuid::from_string("1A1E4886-9517-440E-9FDE-3BE44CEE2136");
 
-/// The same for one processor, which OVMF has beside it since edk2-stable202205 (`UP_CPU_DXE_GUID` in `OvmfPkgX64.dsc`).
+/// The same for one processor, which OVMF has beside it since edk2-stable202205 (`UP_CPU_DXE_GUID`
+/// in `OvmfPkgX64.dsc`).
 pub const CPU_DXE_FOR_ONE: BinaryGuid = BinaryGuid::from_string("6490F1C5-EBCC-4665-8892-0075B9BB49B7");
 
 /// The file system of a volume for variables, `gEfiSystemNvDataFvGuid`.

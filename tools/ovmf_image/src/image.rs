@@ -31,7 +31,8 @@ const PAYLOAD: &str = "the content of the LZMA section";
 /// Sections start at multiples of this many bytes (PI 1.9, volume 3, 2.1.5).
 const SECTION_ALIGN: usize = 4;
 
-/// Where a volume's header has the GUID of its file system, its length and its signature (PI 1.9, volume 3, 3.2.1).
+/// Where a volume's header has the GUID of its file system, its length and its signature (PI 1.9,
+/// volume 3, 3.2.1).
 const FILE_SYSTEM_AT: Range<usize> = 16..32;
 const LENGTH_AT: Range<usize> = 32..40;
 const SIGNATURE_AT: Range<usize> = 40..44;
@@ -53,12 +54,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads a flash image: FVMAIN_COMPACT, then SECFV up to the end. A variable store may precede them, as in an image that
-    /// is both code and variables; it stays as it is.
+    /// Reads a flash image: FVMAIN_COMPACT, then SECFV up to the end. A variable store may precede
+    /// them, as in an image that is both code and variables; it stays as it is.
     ///
     /// # Errors
     ///
-    /// [`ImageError`] if the image is damaged, or of a form that this crate would not write back unchanged.
+    /// [`ImageError`] if the image is damaged, or of a form that this crate would not write back
+    /// unchanged.
     pub fn open(bytes: &[u8]) -> Result<Self, ImageError> {
         let before = variable_store_len(bytes);
         let flash = bytes.get(before..).unwrap_or_default();
@@ -92,9 +94,10 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError::Core`] if `core` is not a PE32+ boot service driver for x86-64 with sections on pages;
-    /// [`ImageError::Cores`] if there are several DXE cores to choose from, [`ImageError::NameTaken`] if another file
-    /// has the name; [`ImageError::PeSections`] if the file that holds the DXE core has none or several PE32 sections.
+    /// [`ImageError::Core`] if `core` is not a PE32+ boot service driver for x86-64 with sections
+    /// on pages; [`ImageError::Cores`] if there are several DXE cores to choose from,
+    /// [`ImageError::NameTaken`] if another file has the name; [`ImageError::PeSections`] if the
+    /// file that holds the DXE core has none or several PE32 sections.
     pub fn replace_dxe_core(&mut self, core: &[u8], name: BinaryGuid) -> Result<&mut Self, ImageError> {
         pe::require_dxe_core(core).map_err(ImageError::Core)?;
         let at = only(self.dxe.files(), |file| {
@@ -125,8 +128,9 @@ impl Image {
         Ok(self)
     }
 
-    /// Takes the files that are `wanted` out of DXEFV; how many there were. A build may lack a file, or have it twice: edk2
-    /// builds CpuDxe once for one processor and once for several, for instance.
+    /// Takes the files that are `wanted` out of DXEFV; how many there were. A build may lack a
+    /// file, or have it twice: edk2 builds CpuDxe once for one processor and once for several, for
+    /// instance.
     pub fn drop_files(&mut self, wanted: impl Fn(&FileId) -> bool) -> usize {
         let changes = &mut self.changes;
         let before = changes.len();
@@ -141,7 +145,8 @@ impl Image {
         changes.len().saturating_sub(before)
     }
 
-    /// Lays out every driver and application of DXEFV whose sections do not start on pages, with [`pe::flatten`].
+    /// Lays out every driver and application of DXEFV whose sections do not start on pages, with
+    /// [`pe::flatten`].
     ///
     /// # Errors
     ///

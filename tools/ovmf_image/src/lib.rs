@@ -7,8 +7,9 @@
 //! SECFV            reset vector and SEC, at the end of the flash; kept as it is
 //! ```
 //!
-//! [`Image`] opens such an image, edits the files of DXEFV, and writes an image of the same length. What it does not
-//! understand it refuses: every volume that could be written must first serialise to exactly the bytes it was read from.
+//! [`Image`] opens such an image, edits the files of DXEFV, and writes an image of the same length.
+//! It refuses images that it does not understand: every volume that could be written must first
+//! serialise to exactly the bytes it was read from.
 //!
 //! ```no_run
 //! use ovmf_image::{Image, guids};

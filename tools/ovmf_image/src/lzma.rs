@@ -6,17 +6,20 @@ use lzma_rust2::{LzmaOptions, LzmaWriter, Write};
 use patina_ffs::section::{Section, SectionExtractor};
 use patina_ffs_extractors::LzmaSectionExtractor;
 
-/// Bytes of the header of an `.lzma` stream: properties (1), dictionary size (4), length of the content (8).
+/// Bytes of the header of an `.lzma` stream: properties (1), dictionary size (4), length of the
+/// content (8).
 const HEADER_LEN: usize = 13;
 
 /// Dictionaries that are accepted, in bytes. From the format's smallest to four times edk2's: the
 /// encoder takes eight times the dictionary's size in memory.
 const DICTIONARY: RangeInclusive<u32> = 1 << 12..=1 << 26;
 
-/// The longest content accepted, in bytes: five times that of Debian's images of 2022, 13,500,560 bytes.
+/// The longest content accepted, in bytes: five times that of Debian's images of 2022, 13,500,560
+/// bytes.
 const MAX_CONTENT_LEN: u64 = 64 << 20;
 
-/// What a stream's header says about its encoding. A decoder was built for these values, so a new stream keeps them.
+/// What a stream's header says about its encoding. A decoder was built for these values, so a new
+/// stream keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encoding {
     literal_context_bits: u32,

@@ -45,10 +45,11 @@ struct Options {
     /// Where to write the flash image.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Drops this file too: a GUID, or a name such as TlsDxe. Can be given more than once; one that is not there is named.
+    /// Drops this file too: a GUID, or a name such as TlsDxe. Can be given more than once; one that
+    /// is not there is named.
     #[arg(long, value_name = "NAME")]
     drop: Vec<String>,
-    /// Keeps this file, whatever else is said.
+    /// Keeps this file, also if another option drops it.
     #[arg(long, value_name = "NAME")]
     keep: Vec<String>,
 }

@@ -1,9 +1,10 @@
 //! PE images that a loader with page protection can load.
 //!
-//! edk2 builds boot-service drivers with sections on 64-byte boundaries: code and data share pages. A loader that maps
-//! code read-only and data non-executable, as Patina's does, refuses them. [`flatten`] gives such an image one section
-//! over everything, headers included. Its pages can then not be told apart, so the platform has to map them writable and
-//! executable; a first section at address 0, which no linker makes, marks the image for it.
+//! edk2 builds boot-service drivers with sections on 64-byte boundaries: code and data share pages.
+//! A loader that maps code read-only and data non-executable, as Patina's does, refuses them.
+//! [`flatten`] gives such an image one section over everything, headers included. Code and data are
+//! then not separate, so the platform has to map all pages writable and executable; a first section
+//! at address 0, which no linker makes, marks the image for it.
 
 use crate::error::PeError;
 use object::{
@@ -23,13 +24,15 @@ use std::collections::BTreeSet;
 /// Bytes of a page, and the section alignment of a flattened image.
 pub const PAGE_LEN: u32 = 0x1000;
 
-/// The largest SizeOfImage accepted: a section of a file can have no more bytes than this (PI 1.9, volume 3, 2.1.5.1).
+/// The largest SizeOfImage accepted: a section of a file can have no more bytes than this (PI 1.9,
+/// volume 3, 2.1.5.1).
 const MAX_IMAGE_LEN: u32 = 0x100_0000;
 
 /// Bytes of the signature and the file header, which come before the optional header.
 const OPTIONAL_HEADER_AT: usize = size_of::<u32>() + size_of::<ImageFileHeader>();
 
-/// Where the entry for resources is, from the start of the NT headers: the data directories follow them.
+/// Where the entry for resources is, from the start of the NT headers: the data directories follow
+/// them.
 const RESOURCE_DIRECTORY_AT: usize =
     size_of::<ImageNtHeaders64>() + IMAGE_DIRECTORY_ENTRY_RESOURCE * size_of::<ImageDataDirectory>();
 
@@ -42,7 +45,8 @@ const RESOURCES: [u8; 8] = *b".rsrc\0\0\0";
 /// A PE image that was laid out anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flattened {
-    /// The file, which is also the image as a loader puts it into memory: each byte is at its own address.
+    /// The file, which is also the image as a loader puts it into memory: each byte is at its own
+    /// address.
     pub bytes: Vec<u8>,
     /// Whether its resources got a section of their own.
     pub resources_moved: bool,
@@ -57,8 +61,9 @@ pub struct Flattened {
 /// | `.text` | 0 | code, execute, read |
 /// | `.rsrc`, if the image has resources | the page behind `.text`; a copy, with its addresses adjusted | data, read |
 ///
-/// No address inside the image changes, so code, relocations and debug information stay as they are. Resources need their
-/// own section because a loader finds the HII package list by the section's name.
+/// No address inside the image changes, so code, relocations and debug information stay as they
+/// are. Resources need their own section because a loader finds the HII package list by the
+/// section's name.
 ///
 /// # Errors
 ///
@@ -94,8 +99,8 @@ pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
     }))
 }
 
-/// Checks that `file` is a DXE core as OVMF's PEI phase can start one: PE32+, x86-64, a boot service driver, with
-/// sections on pages, because Patina protects its own image too.
+/// Checks that `file` is a DXE core as OVMF's PEI phase can start one: PE32+, x86-64, a boot
+/// service driver, with sections on pages, because Patina protects its own image too.
 ///
 /// # Errors
 ///
@@ -104,8 +109,9 @@ pub fn require_dxe_core(file: &[u8]) -> Result<(), PeError> {
     require_driver(file, IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER)
 }
 
-/// Checks that `file` is a runtime driver that a core can protect: PE32+, x86-64, with sections on pages. Runtime drivers are
-/// not flattened: the operating system maps their code and their data in different ways.
+/// Checks that `file` is a runtime driver that a core can protect: PE32+, x86-64, with sections on
+/// pages. Runtime drivers are not flattened: the operating system maps their code and their data in
+/// different ways.
 ///
 /// # Errors
 ///
@@ -147,7 +153,8 @@ fn require_machine(headers: &ImageNtHeaders64) -> Result<(), PeError> {
     })
 }
 
-/// Checks that all headers are where a loader has them in memory: behind the DOS header, within SizeOfHeaders.
+/// Checks that all headers are where a loader has them in memory: behind the DOS header, within
+/// SizeOfHeaders.
 fn require_headers(pe: &PeFile64<'_>) -> Result<(), PeError> {
     let headers = pe.nt_headers();
     let sections = pe
@@ -175,7 +182,7 @@ fn pages_only(headers: &ImageNtHeaders64) -> bool {
     alignment != 0 && alignment.is_multiple_of(PAGE_LEN)
 }
 
-/// Lays out the image in whole pages, as a loader does.
+/// Lays out the image in whole pages, like a loader.
 fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
     require_headers(pe)?;
     let optional = &pe.nt_headers().optional_header;
@@ -194,7 +201,8 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
         headers,
         "the headers",
     )?);
-    // Where the headers or the section before end; the section table is in the order of addresses (PE format, 4).
+    // Where the headers or the section before end; the section table is in the order of addresses
+    // (PE format, 4).
     let mut free_from = headers;
     for (at, section) in pe.section_table().iter().enumerate() {
         let (raw, virtual_size) = (section.size_of_raw_data.get(LE), section.virtual_size.get(LE));
@@ -226,8 +234,8 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
     Ok(image)
 }
 
-/// Copies the resources behind the image, in whole pages, with the addresses in them adjusted. Gives the copy's length
-/// in pages, in bytes; `None` if there are no resources.
+/// Copies the resources behind the image, in whole pages, with the addresses in them adjusted.
+/// Gives the copy's length in pages, in bytes; `None` if there are no resources.
 fn append_resources(image: &mut Vec<u8>, pe: &PeFile64<'_>) -> Result<Option<u32>, PeError> {
     let Some(directory) = pe.data_directory(IMAGE_DIRECTORY_ENTRY_RESOURCE) else {
         return Ok(None);
@@ -303,7 +311,8 @@ fn section(name: [u8; 8], start: u32, len: u32, characteristics: SectionFlags) -
     }
 }
 
-/// Makes the headers in `image` describe `sections` instead of the `old_count` sections that they describe.
+/// Makes the headers in `image` describe `sections` instead of the `old_count` sections that they
+/// describe.
 fn write_headers(image: &mut [u8], sections: &[ImageSectionHeader], old_count: usize) -> Result<(), PeError> {
     let number = match u16::try_from(sections.len()) {
         Ok(number) if sections.len() <= old_count => number,
@@ -361,7 +370,8 @@ fn part_mut<'a>(
     part.ok_or_else(|| out_of_range(what, start, len, available))
 }
 
-/// The header of type `T` at `start`. The types of [`object::pe`] have no alignment, so any place will do.
+/// The header of type `T` at `start`. The types of [`object::pe`] have no alignment, so any place
+/// will do.
 fn header_mut<'a, T: Pod>(
     bytes: &'a mut [u8],
     start: usize,
@@ -398,7 +408,8 @@ fn len_u32(image: &[u8]) -> Result<u32, PeError> {
     })
 }
 
-/// A 32-bit offset as an index. If `usize` is smaller, an offset that does not fit is out of every range.
+/// A 32-bit offset as an index. If `usize` is smaller, an offset that does not fit is out of every
+/// range.
 fn index(offset: u32) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }

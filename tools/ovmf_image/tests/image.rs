@@ -23,7 +23,8 @@ const MAIN_LEN: usize = 0x8000;
 const DXE_LEN: usize = 0x8000;
 const SEC_LEN: usize = 0x1000;
 
-/// Where the LZMA stream is in an image: behind the headers of the volume, the file and the section.
+/// Where the LZMA stream is in an image: behind the headers of the volume, the file and the
+/// section.
 const STREAM_AT: usize = 72 + 24 + 24;
 
 fn dxe_files() -> Vec<File> {
@@ -450,8 +451,8 @@ fn free_space_that_is_not_free_is_refused() {
 fn a_corrupted_stream_is_refused() {
     let bytes = image();
     let stream_len = image_stream_len(&bytes);
-    // Not touched: the size of the dictionary (bytes 1 to 4), for which a larger value means the same, see below; the last
-    // bytes, some of whose bits only flush the range coder.
+    // Not touched: the size of the dictionary (bytes 1 to 4), for which a larger value means the
+    // same, see below; the last bytes, some of whose bits only flush the range coder.
     for at in [0].into_iter().chain(5..stream_len - 8) {
         let mut bytes = bytes.clone();
         bytes[STREAM_AT + at] ^= 0x10;

@@ -111,7 +111,8 @@ fn the_stock_image_cut_or_changed_is_refused() {
     for len in [0, 0x48, 0x1000, bytes.len() / 2, bytes.len() - 1] {
         assert!(Image::open(&bytes[..len]).is_err(), "{len} bytes");
     }
-    // 16 bytes from the start of the LZMA stream, and in its first quarter: everything behind decodes differently.
+    // 16 bytes from the start of the LZMA stream, and in its first quarter: everything behind
+    // decodes differently.
     for at in [0x90 + 16, 0x1_0000, 0x4_0000] {
         let mut bytes = bytes.clone();
         bytes[at] ^= 0x10;

@@ -1,5 +1,6 @@
-//! The protocols as C sees them, and the functions that C calls. An unsafe island (`docs/unsafe.md`): it gets C's pointers, reads
-//! and writes CommSize, and makes the region through which all the rest reads and writes the caller's buffer.
+//! The protocols as C sees them, and the functions that C calls. An unsafe island
+//! (`docs/unsafe.md`): it gets C's pointers, reads and writes CommSize, and makes the region
+//! through which all the rest reads and writes the caller's buffer.
 
 use super::{Given, Refused, Reply, RequestError};
 use crate::region::SharedRegion;
@@ -14,8 +15,8 @@ use r_efi::efi;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Communication {
-    /// Sends what is at `comm_buffer`. `comm_size`, which may be null, points to the number of bytes, header included, and is set
-    /// to the response's.
+    /// Sends what is at `comm_buffer`. `comm_size`, which may be null, points to the number of
+    /// bytes, header included, and is set to the response's.
     pub communicate: unsafe extern "efiapi" fn(
         this: *const Communication,
         comm_buffer: *mut c_void,
@@ -53,11 +54,13 @@ pub trait Driver: Sized {
     /// Serves a call, by [`Call::serve`].
     fn serve(&self, call: Call<'_>) -> efi::Status;
 
-    /// A caller passed a null `This`, so that no driver can be found. It gets `EFI_INVALID_PARAMETER`.
+    /// A caller passed a null `This`, so that no driver can be found. It gets
+    /// `EFI_INVALID_PARAMETER`.
     fn this_is_null() {}
 }
 
-/// The three interfaces, and the driver behind them. A caller's `This` points to one of the interfaces, and so leads to the driver.
+/// The three interfaces, and the driver behind them. A caller's `This` points to one of the
+/// interfaces, and so leads to the driver.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Interfaces<D> {
@@ -95,7 +98,8 @@ impl<D: Driver> Interfaces<D> {
     ///
     /// # Safety
     ///
-    /// `block` is valid for as long as one of these addresses is known to C, or to the protocol database.
+    /// `block` is valid for as long as one of these addresses is known to C, or to the protocol
+    /// database.
     pub unsafe fn to_install(block: *mut Self) -> [(Guid, *mut c_void); 3] {
         // The functions get these addresses back from C.
         block.expose_provenance();
@@ -107,12 +111,13 @@ impl<D: Driver> Interfaces<D> {
         ]
     }
 
-    /// Converts the addresses of the interfaces' functions. One that `convert` returns `None` for stays as it is.
+    /// Converts the addresses of the interfaces' functions. One that `convert` returns `None` for
+    /// stays as it is.
     ///
     /// # Safety
     ///
-    /// `block` is valid, and nothing else accesses it meanwhile. What `convert` returns is the address under which C will
-    /// find the function.
+    /// `block` is valid, and nothing else accesses it meanwhile. What `convert` returns is the
+    /// address under which C will find the function.
     pub unsafe fn convert(block: *mut Self, convert: &mut dyn FnMut(usize) -> Option<usize>) {
         for offset in [
             offset_of!(Self, one),
@@ -124,7 +129,8 @@ impl<D: Driver> Interfaces<D> {
             // SAFETY: a field of the block, which is valid by the caller's promise.
             let address = unsafe { function.read() };
             if let Some(converted) = convert(address) {
-                // SAFETY: a field of the block, which nothing else accesses by the caller's promise.
+                // SAFETY: a field of the block, which nothing else accesses by the caller's
+                // promise.
                 unsafe { function.write(converted) };
             }
         }
@@ -136,8 +142,8 @@ impl<D: Driver> Interfaces<D> {
 /// Holding one proves what the protocols demand of their callers:
 ///
 /// - CommSize is null, or valid for reads and writes.
-/// - The buffer is null, or valid under its virtual address for reads and writes of CommSize bytes; without CommSize, of the
-///   header, and of as many bytes as it counts.
+/// - The buffer is null, or valid under its virtual address for reads and writes of CommSize bytes;
+///   without CommSize, of the header, and of as many bytes as it counts.
 /// - There is no reference to either while the call lasts.
 #[derive(Debug)]
 pub struct Call<'c> {
@@ -151,9 +157,11 @@ pub struct Call<'c> {
 }
 
 impl Call<'_> {
-    /// Lets `respond` serve the request, and writes CommSize back. `refused` gets what is wrong with the request.
+    /// Lets `respond` serve the request, and writes CommSize back. `refused` gets what is wrong
+    /// with the request.
     ///
-    /// `one_to_one` says that all memory is mapped one to one: then physical and virtual address must be the same.
+    /// `one_to_one` says that all memory is mapped one to one: then physical and virtual address
+    /// must be the same.
     pub fn serve(
         self,
         one_to_one: bool,
@@ -264,20 +272,24 @@ unsafe extern "efiapi" fn communicate3<D: Driver>(
 ///
 /// # Safety
 ///
-/// `this` is null, or the address of the interface at `offset` of an [`Interfaces`] whose addresses [`Interfaces::to_install`]
-/// gave away.
+/// `this` is null, or the address of the interface at `offset` of an [`Interfaces`] whose addresses
+/// [`Interfaces::to_install`] gave away.
 unsafe fn serve<D: Driver>(this: usize, offset: usize, call: Call<'_>) -> efi::Status {
     let block = this.checked_sub(offset).filter(|block| *block != 0);
     let Some(block) = block.filter(|_| this != 0) else {
         D::this_is_null();
         return efi::Status::INVALID_PARAMETER;
     };
-    // By address: a caller in Rust may have come here from a reference to the interface, and no further.
+    // By address: a caller in Rust may have come here from a reference to the interface, and no
+    // further.
     let block = ptr::with_exposed_provenance::<Interfaces<D>>(block);
     // SAFETY:
-    // 1. `block` is an `Interfaces<D>`, by the caller's promise: it is where `This` has its function from.
-    // 2. It is still valid, by the promise of `to_install`'s caller, who also exposed its provenance.
-    // 3. Only `convert` changes the interfaces. The reference is to the driver alone, which nothing changes but itself.
+    // 1. `block` is an `Interfaces<D>`, by the caller's promise: it is where `This` has its
+    //    function from.
+    // 2. It is still valid, by the promise of `to_install`'s caller, who also exposed its
+    //    provenance.
+    // 3. Only `convert` changes the interfaces. The reference is to the driver alone, which nothing
+    //    changes but itself.
     let driver = unsafe { &(*block).driver };
     driver.serve(call)
 }

@@ -152,8 +152,8 @@ mod native {
     impl Conduit for Smc {
         fn el3_is_implemented() -> bool {
             let features: u64;
-            // SAFETY: the register can be read at EL1 and above (Arm ARM, D24.2.76), which is where
-            // UEFI images and bare payloads run; the read has no effect but the value.
+            // SAFETY: the register can be read at EL1 and above (Arm ARM, D24.2.76), and UEFI
+            // images and bare payloads run there; the read has no side effect.
             unsafe {
                 asm!("mrs {}, id_aa64pfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags))
             };

@@ -1,17 +1,19 @@
-//! Why MM in the secure world was not reached, or did not do what it was asked to.
+//! Why MM in the secure world was not reached, or did not process a request.
 
 use super::codes::{FfaCode, OtherVersion, SpmMmCode};
 use mm_wire::EfiStatus;
 use thiserror::Error;
 
-/// Why MM could not be reached, or did not do what it was asked to.
+/// Why MM could not be reached, or did not process a request.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SmcError {
     /// An SMC would be undefined. None was made.
-    #[error("platform: there is no EL3 and PSCI is not called by smc, a secure monitor call would trap")]
+    #[error(
+        "platform: the processor has no EL3 and PSCI is not called by smc: a secure monitor call would trap"
+    )]
     NoConduit,
-    /// Neither interface is there.
+    /// The secure world has neither interface.
     #[error(
         "platform: the secure world offers neither FF-A 1.2 nor SPM_MM (FFA_VERSION: {ffa_version}; MM_VERSION: \
          {mm_version})"
@@ -22,7 +24,7 @@ pub enum SmcError {
         /// What MM_VERSION returned.
         mm_version: SpmMmCode,
     },
-    /// The platform insists on FF-A, which is not there.
+    /// The platform requires FF-A, which is not available.
     #[error("platform: the secure world does not offer FF-A 1.2 (FFA_VERSION: {0})")]
     NoFfa(OtherVersion),
     /// SPM_MM of another major version.
@@ -33,8 +35,8 @@ pub enum SmcError {
         /// Minor version.
         minor: u16,
     },
-    /// FF-A is there, and no partition has the MM service.
-    #[error("platform: FF-A is there, but no partition offers the MM communication service")]
+    /// FF-A is available, and no partition has the MM service.
+    #[error("platform: FF-A is available, but no partition offers the MM communication service")]
     NoPartition,
     /// The MM partition takes no direct requests.
     #[error("platform: the MM partition {id:#06x} does not take direct requests")]
@@ -48,13 +50,13 @@ pub enum SmcError {
          says where; name the MM partition in SmcOptions, or let that driver unmap them"
     )]
     RxTxMapped,
-    /// Discovery needs two pages, and there are none.
+    /// Discovery needs two pages, which the platform did not give.
     #[error("platform: no {needed} bytes of page-aligned memory for FF-A's RX and TX buffers")]
     NoRxTxMemory {
         /// Bytes that were needed.
         needed: usize,
     },
-    /// An outer call has not returned. The secure world serves one request at a time.
+    /// This call interrupted another one. The secure world serves one request at a time.
     #[error("caller: the secure world is serving a call that this one interrupted")]
     Busy,
     /// MM_COMMUNICATE failed.
@@ -84,8 +86,8 @@ pub enum SmcError {
         /// How often it was made.
         attempts: u32,
     },
-    /// MM is in the middle of a request whose call was given up, and was resumed without coming to
-    /// its end. The new request was not sent.
+    /// MM is in the middle of a request whose call was given up, and has not finished it after
+    /// being resumed. The new request was not sent.
     #[error(
         "MM: a request that was given up is still unfinished after {attempts} more resumptions; this one was not sent"
     )]
@@ -93,9 +95,9 @@ pub enum SmcError {
         /// How often this call has tried to resume it.
         attempts: u32,
     },
-    /// MM was in the middle of a request whose call was given up, and has now come to its end. The
-    /// new request was not sent: what MM still wrote to shared memory may have damaged it. The next
-    /// one will be.
+    /// MM was in the middle of a request whose call was given up, and has finished it now. The new
+    /// request was not sent: MM may have written to shared memory and damaged it. The next one is
+    /// sent.
     #[error("MM: a request that was given up has ended only now; this one was not sent, it can be repeated")]
     EarlierEnded,
     /// A response that the interface does not have.

@@ -65,7 +65,7 @@ pub struct NamedPartition {
     pub request: DirectRequest,
 }
 
-/// The MM partition, who we are to it, and what it owes us.
+/// The MM partition, our identifier, and its request that was given up.
 #[derive(Debug)]
 pub(super) struct Partition {
     own_id: u16,
@@ -127,7 +127,7 @@ fn invoke<C: Conduit>(request: &Interface) -> Result<(Interface, u32), Failure> 
     }
 }
 
-/// Makes a call until it does not fail with BUSY any more, or patience ends.
+/// Repeats a call while it fails with BUSY, until the limit is reached.
 fn insist<C: Conduit>(
     call: &'static str,
     request: &Interface,
@@ -149,7 +149,7 @@ fn insist<C: Conduit>(
     }
 }
 
-/// The error for a result that another call has.
+/// The error for a result that this call cannot have.
 fn unexpected(call: &'static str, response: &Interface) -> SmcError {
     SmcError::Protocol {
         call,
@@ -171,7 +171,7 @@ fn resume(target: u32) -> Interface {
 enum Progress {
     /// The partition has responded, and this is the status in its response.
     Responded(Result<(), SpmMmCode>),
-    /// It was interrupted or yields. FFA_RUN must name this, if it was told.
+    /// It was interrupted or yields. FFA_RUN must name this endpoint, if the result named one.
     Stopped(Option<u32>),
 }
 
@@ -217,10 +217,10 @@ impl Partition {
     /// Makes the partition process the request at `buffer`, and resumes it as often as it is
     /// interrupted.
     ///
-    /// If patience ends in the middle of a request, the partition keeps it and goes on as soon as
-    /// it is resumed, reading and writing shared memory. So it is resumed before anything else is
-    /// asked of it. By then it may have changed the request that is in shared memory now, so that
-    /// one is not sent.
+    /// If the limit is reached in the middle of a request, the partition keeps it and goes on as
+    /// soon as it is resumed, reading and writing shared memory. So it is resumed before anything
+    /// else is asked of it. By then it may have changed the request that is in shared memory now,
+    /// so that one is not sent.
     pub(super) fn communicate<C: Conduit>(&self, buffer: u64, limits: Limits) -> Result<(), SmcError> {
         match self.in_request.load(Ordering::Relaxed) {
             IDLE => self.run::<C>(self.request.call(), self.request(buffer), limits),
@@ -265,7 +265,8 @@ impl Partition {
                 }
                 Err(error) => {
                     if let SmcError::Ffa { .. } = error {
-                        // The partition has crashed, or the partition manager has nothing to resume.
+                        // The partition has crashed, or the partition manager has nothing to
+                        // resume.
                         self.in_request.store(IDLE, Ordering::Relaxed);
                     }
                     return Err(error);

@@ -3,8 +3,8 @@
 use super::conduit::Conduit;
 use core::time::Duration;
 
-/// How patient a caller is, in calls. It counts only if the processor has no counter, or the
-/// platform has set no [`TimeLimit`].
+/// The timeout in calls. It counts only if the processor has no counter, or the platform has set
+/// no [`TimeLimit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
     /// How often a call is made that fails with BUSY.
@@ -14,8 +14,8 @@ pub struct Patience {
     pub resumes: u32,
 }
 
-/// As patient as edk2, which makes 500,000 calls to a busy partition (`MAX_BUSY_RETRIES`); its
-/// patience with interrupts has no end.
+/// For a busy partition the 500,000 calls of edk2 (`MAX_BUSY_RETRIES`), which does not limit
+/// resumptions.
 impl Default for Patience {
     fn default() -> Self {
         Self {
@@ -25,8 +25,8 @@ impl Default for Patience {
     }
 }
 
-/// How patient a caller is, in time. Used if the processor has a counter ([`Conduit::counter`]),
-/// instead of [`Patience`].
+/// The timeout in time. Used if the processor has a counter ([`Conduit::counter`]), instead of
+/// [`Patience`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit {
     /// How long a call is repeated that fails with BUSY.
@@ -90,7 +90,7 @@ impl Limit {
     pub(super) fn is_reached<C: Conduit>(self, made: u32) -> bool {
         match self {
             Self::Calls(calls) => made >= calls,
-            // A counter that has gone away ends the wait: nothing else would.
+            // If the counter is gone, the wait ends: nothing else would end it.
             Self::Ticks { start, len } => {
                 C::counter().is_none_or(|counter| counter.ticks.wrapping_sub(start) >= len)
             }
@@ -118,7 +118,7 @@ mod tests {
     use std::rc::Rc;
 
     #[test]
-    fn a_time_is_rounded_down_to_ticks_and_saturates() {
+    fn time_is_rounded_down_to_ticks_and_saturates() {
         for (time, per_second, expected) in [
             (Duration::ZERO, 62_500_000, 0),
             (Duration::from_secs(5), 62_500_000, 312_500_000),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_counter_the_time_ends_a_wait_and_calls_do_not() {
+    fn with_counter_the_time_ends_a_wait_and_calls_do_not() {
         // Also across the end of the counter.
         for first in [0, u64::MAX - 2] {
             let (world, ticks) = counting_from(first);

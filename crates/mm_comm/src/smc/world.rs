@@ -11,7 +11,7 @@ use std::vec::Vec;
 pub(super) type Arguments = [u64; 17];
 pub(super) type Response = [u64; 18];
 
-/// Answers FF-A calls: identifier, arguments, how often this identifier was called before.
+/// Responds to FF-A calls: identifier, arguments, how often this identifier was called before.
 type Ffa = dyn Fn(u32, &Arguments, usize) -> Option<Response>;
 
 /// How the secure world responds.
@@ -34,7 +34,7 @@ pub(super) struct World {
     pub(super) ffa: Rc<Ffa>,
 }
 
-/// A secure world that knows nothing of MM.
+/// A secure world without MM.
 impl Default for World {
     fn default() -> Self {
         Self {

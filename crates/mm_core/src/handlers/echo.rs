@@ -1,7 +1,7 @@
 use crate::request::{Handler, Request};
 use mm_wire::{EfiStatus, Guid, guid};
 
-/// Answers each message with itself.
+/// Returns each message as its response.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 

@@ -6,19 +6,21 @@ use mm_wire::message::supervisor::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Answers the MM supervisor's version request.
+/// Serves the MM supervisor's version request.
 ///
-/// It is as strict as Project Mu's supervisor (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`, `MmSupvRequestHandler`):
+/// It checks what Project Mu's supervisor checks
+/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`, `MmSupvRequestHandler`):
 ///
-/// - A message too short for its header, or for what its request must have room for (40 bytes for the version), fails.
-/// - Everything else succeeds, with the status in the message: `EFI_INVALID_PARAMETER` for a wrong signature or revision,
-///   `EFI_UNSUPPORTED` for a request other than the version.
+/// - A message too short for its header, or for what its request must have room for (40 bytes for
+///   the version), fails.
+/// - Everything else succeeds, with the status in the message: `EFI_INVALID_PARAMETER` for a wrong
+///   signature or revision, `EFI_UNSUPPORTED` for a request other than the version.
 /// - The response is as long as the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Supervisor {
-    /// The version that it tells.
+    /// The version that it returns.
     pub version: u32,
-    /// The patch level that it tells.
+    /// The patch level that it returns.
     pub patch_level: u32,
 }
 
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_response_is_as_long_as_its_request() {
+    fn version_response_is_as_long_as_its_request() {
         for len in [40, 41, 64] {
             let mut message = RequestHeader::new(REQUEST_VERSION).as_bytes().to_vec();
             message.resize(len, 0xee);
@@ -94,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_know_is_told_in_the_result_field() {
+    fn unknown_request_is_an_error_in_the_result_field() {
         let good = RequestHeader::new(REQUEST_VERSION);
         let bad_signature = RequestHeader {
             signature: *b"PUSM",

@@ -7,14 +7,18 @@ use mm_wire::message::variable::{
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Answers edk2's SMM variable protocol out of memory that it is given.
+/// Serves edk2's SMM variable protocol, from memory that it gets from its owner.
 ///
-/// It knows get, get next name, set (create, replace, append, delete), query info, payload size, ready to boot and exit boot
-/// services; each other function is `EFI_UNSUPPORTED`, as with edk2's handler for a function that it does not know: statistics,
-/// locks and properties of variables, and the runtime cache, which a driver in DXE so does without. Statuses and sizes are those of edk2 (`MdeModulePkg/Universal/Variable/RuntimeDxe`,
-/// `VariableSmm.c` and `Variable.c`) without authentication and without hardware error records: status
-/// and sizes are written into the message, whose length stays, and a message of an impossible length is returned as it
-/// came. One store holds volatile and non-volatile variables; it lasts as long as its memory.
+/// It knows get, get next name, set (create, replace, append, delete), query info, payload size,
+/// ready to boot and exit boot services. Other functions get `EFI_UNSUPPORTED`, as edk2's handler
+/// returns for a function that it does not know: statistics, locks and properties of variables, and
+/// the runtime cache, without which a driver in DXE works, too.
+///
+/// Statuses and sizes are those of edk2 (`MdeModulePkg/Universal/Variable/RuntimeDxe`,
+/// `VariableSmm.c` and `Variable.c`), without authentication and without hardware error records.
+/// They are written into the message, whose length stays; a message of an impossible length is
+/// returned unchanged. One store holds volatile and non-volatile variables, and lasts as long as
+/// its memory.
 #[derive(Debug)]
 pub struct VariableStore<'a> {
     /// Records without gaps up to `used`: [`Record`], name with its NUL, data.
@@ -37,7 +41,7 @@ struct Record {
 
 const RECORD_LEN: usize = size_of::<Record>();
 
-/// What edk2 allows for besides a variable: the longest of its payloads up to the name
+/// What edk2 adds to the size of a variable: the longest of its payloads up to the name
 /// (`SMM_VARIABLE_COMMUNICATE_VAR_CHECK_VARIABLE_PROPERTY`).
 const PAYLOAD_OVERHEAD: usize = 48;
 
@@ -65,7 +69,8 @@ const fn record_len(name_len: usize, data_len: usize) -> usize {
 }
 
 impl<'a> VariableStore<'a> {
-    /// Makes an empty store in `arena`. A variable may have `max_variable_len` bytes of name and data, at most 4 GiB.
+    /// Makes an empty store in `arena`. A variable may have `max_variable_len` bytes of name and
+    /// data, at most 4 GiB.
     #[must_use]
     pub fn new(arena: &'a mut [u8], max_variable_len: usize) -> Self {
         Self {
@@ -108,7 +113,7 @@ impl<'a> VariableStore<'a> {
         self.variables().find(|variable| variable.is(vendor, name))
     }
 
-    /// What is for boot services alone is hidden from the operating system.
+    /// Variables for boot services alone are hidden from the operating system.
     fn is_visible(&self, variable: &Stored<'_>) -> bool {
         let attributes = Attributes::from_bits_retain(variable.record.attributes.get());
         !self.at_runtime || attributes.contains(Attributes::RUNTIME)
@@ -290,7 +295,7 @@ impl Handler for VariableStore<'_> {
         if payload.len() > self.payload_len() {
             return Ok(());
         }
-        // `None`: too short for its function, and returned as it came.
+        // `None`: too short for its function, and returned unchanged.
         let done = match header.function.get() {
             function::GET_VARIABLE => AccessVariable::mut_from_prefix(payload)
                 .ok()
@@ -305,7 +310,7 @@ impl Handler for VariableStore<'_> {
                 .ok()
                 .map(|(info, _)| self.query_info(info)),
             function::READY_TO_BOOT if self.at_runtime => Some(Err(EfiStatus::UNSUPPORTED)),
-            // Nothing is locked here.
+            // No variable is locked here.
             function::READY_TO_BOOT => Some(Ok(())),
             function::EXIT_BOOT_SERVICE => {
                 self.at_runtime = true;
@@ -348,7 +353,7 @@ fn ends_in_nul(name: &[u8]) -> bool {
     name.as_chunks::<2>().0.last() == Some(&[0, 0])
 }
 
-/// The UTF-16 units up to the first NUL, which is included; `None` where there is none.
+/// The UTF-16 units up to and with the first NUL; `None` if there is no NUL.
 fn up_to_nul(name: &[u8]) -> Option<&[u8]> {
     let units = name.as_chunks::<2>().0;
     let (text, _) = units.split_at(units.iter().position(|unit| *unit == [0, 0])?);
@@ -360,12 +365,13 @@ fn is_empty(name: &[u8]) -> bool {
     name.len() <= 2
 }
 
-/// A variable without one of these is no variable.
+/// A variable has at least one of these.
 const fn access_attributes() -> Attributes {
     Attributes::BOOT_SERVICE.union(Attributes::RUNTIME)
 }
 
-/// Whether the combination is wrong wherever it occurs: runtime without boot services, or nothing but non-volatile.
+/// Whether the combination is wrong wherever it occurs: runtime without boot services, or nothing
+/// but non-volatile.
 fn is_inconsistent(attributes: Attributes) -> bool {
     attributes.intersection(access_attributes()) == Attributes::RUNTIME
         || attributes.intersection(Attributes::all().difference(Attributes::AUTHENTICATED))
@@ -467,7 +473,7 @@ mod tests {
         status
     }
 
-    /// Status, attributes, data size as told, and the room with what was put there.
+    /// Status, attributes, the data size in the response, and the room with its content.
     fn get(store: &mut VariableStore<'_>, name: &str, room: usize) -> (EfiStatus, u32, u64, Vec<u8>) {
         let name = utf16(name);
         let sent = message(
@@ -538,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_is_created_read_replaced_and_deleted() {
+    fn variable_is_created_read_replaced_and_deleted() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 256);
         assert_eq!(get(store, "Boot0001", 8).0, EfiStatus::NOT_FOUND);
@@ -561,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_buffer_is_told_the_needed_size() {
+    fn short_buffer_gets_the_needed_size() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 256);
         set(store, "V", NV_BS_RT, b"12345");
@@ -573,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn appending_adds_to_what_is_there() {
+    fn append_adds_to_the_data() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 16);
         assert_eq!(set(store, "A", NV_BS_RT | APPEND, b""), SUCCESS);
@@ -593,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_visits_each_name_once_and_ends_in_not_found() {
+    fn walk_visits_each_name_once_and_ends_in_not_found() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 256);
         assert_eq!(next(store, "", 64).0, EfiStatus::NOT_FOUND);
@@ -610,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_sizes_that_do_not_add_up_have_their_statuses() {
+    fn inconsistent_names_and_sizes_have_the_statuses_of_edk2() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 256);
         let name = utf16("Name");
@@ -698,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_store_keeps_what_it_has() {
+    fn full_store_keeps_its_variables() {
         // Records are 36 bytes; name "A" takes four.
         let mut arena = [0; 100];
         let store = &mut VariableStore::new(&mut arena, 64);
@@ -720,9 +726,10 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list of variables that is as simple as can be, in the order of their last change.
+        /// Against a list of variables that is as simple as can be, in the order of their last
+        /// change.
         #[test]
-        fn any_order_of_changes_leaves_what_a_list_would_hold(
+        fn any_order_of_changes_leaves_the_same_as_in_a_list(
             changes in prop::collection::vec(
                 (0..3usize, prop_oneof![Just(7), Just(3), Just(0x47), Just(0)], 0..12usize),
                 0..40,
@@ -757,7 +764,7 @@ mod tests {
     }
 
     #[test]
-    fn other_functions_are_unsupported_and_impossible_lengths_are_returned_as_they_came() {
+    fn other_functions_are_unsupported_and_impossible_lengths_are_returned_unchanged() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 256);
         assert_eq!(send(store, &message(99, &[])).0, EfiStatus::UNSUPPORTED);
@@ -779,10 +786,10 @@ mod tests {
         assert_eq!(set(store, "A", NV_BS_RT, &[0; 256]), EfiStatus::INVALID_PARAMETER);
     }
 
-    /// `VariableServiceSetVariable`, `UpdateVariable`, `FindVariableEx` and `VariableServiceQueryVariableInfo` in edk2's Variable.c
-    /// and VariableParsing.c.
+    /// `VariableServiceSetVariable`, `UpdateVariable`, `FindVariableEx` and
+    /// `VariableServiceQueryVariableInfo` in edk2's Variable.c and VariableParsing.c.
     #[test]
-    fn operating_system_sees_and_changes_what_is_meant_for_it() {
+    fn operating_system_sees_and_changes_runtime_variables_only() {
         const BS: u32 = 2;
         const BS_RT: u32 = 6;
         let mut arena = vec![0; 1024];

@@ -1,4 +1,4 @@
-//! What is a runtime driver's own: the change of addresses, and what happens where something fails.
+//! A runtime driver's own tests: the change of addresses, and failures of the firmware.
 
 use crate::lab::firmware::REGISTER_PAGE;
 use crate::lab::memory::Block;
@@ -22,8 +22,8 @@ const ALL: [(&str, fn()); 12] = [
         page_of_a_memory_mapped_register_is_marked_for_the_operating_system,
     ),
     (
-        "markers_are_not_installed_if_mm_does_not_answer",
-        markers_are_not_installed_if_mm_does_not_answer,
+        "markers_are_not_installed_if_mm_does_not_respond",
+        markers_are_not_installed_if_mm_does_not_respond,
     ),
     (
         "protocol3_is_left_out_on_request",
@@ -37,7 +37,7 @@ const ALL: [(&str, fn()); 12] = [
         "physical_address_is_the_callers_once_addresses_changed",
         physical_address_is_the_callers_once_addresses_changed,
     ),
-    ("mm_is_told_the_physical_address", mm_is_told_the_physical_address),
+    ("mm_gets_the_physical_address", mm_gets_the_physical_address),
     (
         "unmapped_comm_buffer_is_not_ready",
         unmapped_comm_buffer_is_not_ready,
@@ -125,9 +125,9 @@ fn physical_address_is_the_callers_once_addresses_changed() {
     }
 }
 
-fn mm_is_told_the_physical_address() {
-    // MM of the simulated machine looks for requests at the physical address alone. Nothing else is there any more after the
-    // move, so a response shows both: where MM looked, and where the driver wrote.
+fn mm_gets_the_physical_address() {
+    // MM of the simulated machine looks for requests only at the physical address, and the driver can access the buffer only
+    // at the new one. So a response shows that each uses its own.
     let machine = up(Life::Moved);
     machine.live();
     let buffer: &Block = &machine.0.buffer;
@@ -162,7 +162,7 @@ fn address_change_during_a_call_ends_the_service() {
         inside.0.firmware.signal_address_change();
         seen.set(Some(call(&inside, CProtocol::Two).status));
     }));
-    // The call that was under way ends where it began; nothing moved here.
+    // The call that was under way ends normally, because nothing has moved in this test.
     assert_eq!(call(&machine, CProtocol::Two).status, EfiStatus::SUCCESS);
     assert_eq!(during.take(), Some(EfiStatus::NOT_READY));
     assert_eq!(call(&machine, CProtocol::Two).status, EfiStatus::NOT_READY);
@@ -227,7 +227,7 @@ fn markers_are_installed_on_request() {
     }
 }
 
-fn markers_are_not_installed_if_mm_does_not_answer() {
+fn markers_are_not_installed_if_mm_does_not_respond() {
     let machine = power_on(Life::Boot, &Setup::default());
     machine.0.machine.install_mm(|_, _| {});
     machine
@@ -274,7 +274,7 @@ fn protocol3_is_left_out_on_request() {
 /// Tells a child process of this test to use a stale pointer.
 const STALE: &str = "MM_RUNTIME_TEST_STALE_POINTER";
 
-/// That the other tests would not survive a stale pointer.
+/// Shows that the other tests would not survive a stale pointer.
 fn stale_pointer_faults() {
     let itself = std::env::current_exe().unwrap();
     let child = Command::new(itself).env(STALE, "1").status().unwrap();

@@ -47,19 +47,19 @@ pub(crate) fn call(
         let this = ptr::with_exposed_provenance::<Communication2>(interface);
         // SAFETY: the driver's interface.
         let function = unsafe { (*this).communicate };
-        // SAFETY: as above.
+        // SAFETY: the buffer is as long as its header or `size` says, or null; the driver checks both.
         unsafe { function(this, physical, virt, size) }
     } else {
         let this = ptr::with_exposed_provenance::<Communication3>(interface);
         // SAFETY: the driver's interface.
         let function = unsafe { (*this).communicate };
-        // SAFETY: as above.
+        // SAFETY: the buffer is as long as its header says, or null; the driver checks that.
         unsafe { function(this, physical, virt) }
     };
     EfiStatus(status.as_usize() as u64)
 }
 
-/// Calls with the caller's bytes at the start of `memory`, which is the comm buffer, or with what stands there.
+/// Calls with the caller's bytes at the start of `memory`, which is the comm buffer, or with what is there.
 pub(crate) fn call_in_place(
     interface: usize,
     memory: &SharedRegion,

@@ -3,8 +3,8 @@
 //! It does what edk2's does: `CoreRaiseTpl` and `CoreRestoreTpl` (MdeModulePkg/Core/Dxe/Event/Tpl.c) assert that a raise does not
 //! lower the level, and dispatch what is pending on a restore; `RuntimeDriverConvertPointer` and
 //! `RuntimeDriverSetVirtualAddressMap` (MdeModulePkg/Core/RuntimeDxe/Runtime.c) convert only inside of the event, and call the
-//! events' functions with the context that they were created with. Whatever boot service is called after `ExitBootServices` is
-//! memory without access.
+//! events' functions with the context that they were created with. After `ExitBootServices`, the
+//! table of boot services cannot be accessed: a call of one faults.
 
 use super::memory::Block;
 use mm_wire::PAGE_LEN;
@@ -16,7 +16,7 @@ use std::ptr;
 use std::rc::Rc;
 
 thread_local! {
-    /// The firmware whose functions are called: they have no other way to it.
+    /// The firmware whose functions are called: they cannot get it as an argument.
     static FIRMWARE: RefCell<Option<Rc<Firmware>>> = const { RefCell::new(None) };
 }
 
@@ -151,7 +151,7 @@ impl Firmware {
         ptr::with_exposed_provenance_mut(self.system.physical)
     }
 
-    /// Sets runtime memory aside.
+    /// Allocates runtime memory.
     pub(crate) fn allocate(&self, pages: usize) -> Rc<Block> {
         let block = Rc::new(Block::new(pages));
         self.blocks.borrow_mut().push(Rc::clone(&block));
@@ -234,7 +234,7 @@ impl Firmware {
         self.converting.set(false);
     }
 
-    /// Has ConvertPointer not know a block.
+    /// Makes ConvertPointer fail for a block.
     pub(crate) fn forget(&self, block: &Rc<Block>) {
         self.blocks.borrow_mut().retain(|known| !Rc::ptr_eq(known, block));
     }
@@ -345,7 +345,7 @@ unsafe extern "efiapi" fn install_protocol_interface(
         // SAFETY: the caller's pointers.
         let guid = unsafe { guid.read() };
         protocols.push((guid, interface.expose_provenance()));
-        // SAFETY: as above.
+        // SAFETY: the caller's place.
         unsafe { handle.write(ptr::without_provenance_mut(1)) };
         efi::Status::SUCCESS
     })
@@ -394,7 +394,7 @@ unsafe extern "efiapi" fn convert_pointer(_: usize, address: *mut *mut c_void) -
         let physical = unsafe { address.read() }.addr();
         let blocks = firmware.blocks.borrow();
         let converted = blocks.iter().find_map(|block| block.translate(physical));
-        // Code stays where it is: this process does not move.
+        // Code keeps its address: this process does not move.
         let is_code = physical.abs_diff(convert_pointer as *const () as usize) < 1 << 30;
         match converted.or(is_code.then_some(physical)) {
             None => efi::Status::NOT_FOUND,

@@ -62,7 +62,7 @@ impl Block {
         Some(self.current.get() + offset)
     }
 
-    /// Chooses another address, where nothing is yet.
+    /// Chooses another address, which is still free.
     pub(crate) fn announce_move(&self) -> usize {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let reserved =

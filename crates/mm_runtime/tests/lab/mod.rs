@@ -34,7 +34,7 @@ use tap::Tap;
 pub(crate) enum Life {
     /// Boot services last.
     Boot,
-    /// They do not, and all memory is where it was. So it stays where the operating system never changes addresses.
+    /// They have ended, and all memory is where it was. An operating system that never changes addresses stays here.
     Left,
     /// Everything is elsewhere.
     Moved,
@@ -320,7 +320,7 @@ impl Machine for RuntimeMachine {
         let code: Box<dyn FnOnce()> = Box::new(move || code(&machine));
         match self.0.life {
             Life::Boot => self.0.firmware.notify(efi::TPL_CALLBACK, code),
-            // There are no notifications any more; another processor has no reason to wait.
+            // Notifications have ended with boot services; another processor does not wait.
             _ => code(),
         }
     }

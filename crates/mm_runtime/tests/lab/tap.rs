@@ -1,4 +1,4 @@
-//! A machine's ports with an ear on them.
+//! A recorder of a machine's ports.
 
 use mm_comm::Ports;
 use std::cell::{Cell, RefCell};
@@ -29,7 +29,7 @@ impl Tap {
         self.0.writes.borrow().clone()
     }
 
-    /// Runs `code` once, before the next byte reaches its port: the request stands in the comm buffer, MM was not entered.
+    /// Runs `code` once, before the next byte reaches its port: the request is in the comm buffer, and MM was not entered.
     pub(crate) fn before_next_write(&self, code: Box<dyn FnOnce()>) {
         self.0.before_write.set(Some(code));
     }

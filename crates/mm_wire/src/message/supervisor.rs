@@ -1,4 +1,5 @@
-//! Requests to the MM supervisor (Project Mu `MmSupervisorPkg/Include/Guid/MmSupervisorRequestData.h`).
+//! Requests to the MM supervisor (Project Mu
+//! `MmSupervisorPkg/Include/Guid/MmSupervisorRequestData.h`).
 //!
 //! | field | offset | size |
 //! |---|---|---|
@@ -17,7 +18,8 @@
 //! | [`REQUEST_VERSION`] | room for [`VersionInfo`], 16 bytes | [`VersionInfo`]; the response is as long as the request |
 //! | [`REQUEST_COMM_UPDATE`] | [`CommUpdate`], 224 bytes; releases up to v23.0.3: [`SharedCommUpdate`], 168 bytes | the same |
 //!
-//! A request without its room fails: the client sees `EFI_NOT_FOUND` (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`).
+//! A request without its room fails: the client sees `EFI_NOT_FOUND`
+//! (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`).
 
 use crate::PAGE_LEN;
 use crate::hob::CommBufferPlace;
@@ -44,8 +46,8 @@ pub const REQUEST_COMM_UPDATE: u32 = 4;
 /// Ask for the supervisor's version.
 pub const REQUEST_VERSION: u32 = 3;
 
-/// How many bytes more than the policy a request for it must have room for: the supervisor counts the request's header
-/// twice (`MmSupervisorPkg/Core/Request/FetchPolicy.c`).
+/// How many bytes more than the policy a request for it must have room for: the supervisor counts
+/// the request's header twice (`MmSupervisorPkg/Core/Request/FetchPolicy.c`).
 pub const POLICY_SLACK: usize = size_of::<RequestHeader>();
 
 /// The shortest request for the version: header and room for [`VersionInfo`].
@@ -106,8 +108,8 @@ pub struct VersionInfo {
     pub max_request_level: U64,
 }
 
-/// A memory region and who asks for it, `MM_SUPERVISOR_UNBLOCK_MEMORY_PARAMS`: an `EFI_MEMORY_DESCRIPTOR` (40 bytes), then a
-/// GUID.
+/// A memory region and who asks for it, `MM_SUPERVISOR_UNBLOCK_MEMORY_PARAMS`: an
+/// `EFI_MEMORY_DESCRIPTOR` (40 bytes), then a GUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct UnblockMemory {
@@ -147,8 +149,8 @@ impl UnblockMemory {
 /// What the supervisor wants comm buffers and mailboxes to be: `EFI_MEMORY_XP` and `EFI_MEMORY_SP`.
 pub const COMM_BUFFER_ATTRIBUTES: u64 = 0x4000 | 0x4_0000;
 
-/// New places for the comm buffers and their mailboxes, `MM_SUPERVISOR_COMM_UPDATE_BUFFER`: the supervisor's first, then the
-/// user's.
+/// New places for the comm buffers and their mailboxes, `MM_SUPERVISOR_COMM_UPDATE_BUFFER`: the
+/// supervisor's first, then the user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CommUpdate {
@@ -160,7 +162,8 @@ pub struct CommUpdate {
 
 impl CommUpdate {
     /// Describes the move of both buffers as the supervisor wants it: runtime services data with
-    /// [`COMM_BUFFER_ATTRIBUTES`], a page for each mailbox. `None` if one has no mailbox at the start of a page.
+    /// [`COMM_BUFFER_ATTRIBUTES`], a page for each mailbox. `None` if one has no mailbox at the
+    /// start of a page.
     ///
     /// The supervisor takes only buffers as large as those that they replace.
     #[must_use]
@@ -175,8 +178,8 @@ impl CommUpdate {
     }
 }
 
-/// New places for the comm buffers and the mailbox that both share, `MM_SUPERVISOR_COMM_UPDATE_BUFFER` of the releases
-/// v20.0.0 to v23.0.3.
+/// New places for the comm buffers and the mailbox that both share,
+/// `MM_SUPERVISOR_COMM_UPDATE_BUFFER` of the releases v20.0.0 to v23.0.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct SharedCommUpdate {
@@ -187,8 +190,8 @@ pub struct SharedCommUpdate {
 }
 
 impl SharedCommUpdate {
-    /// Like [`CommUpdate::to`], with the mailbox of `users` for both. `None` if it is not at the start of a page, or not the
-    /// mailbox of `supervisor` too.
+    /// Like [`CommUpdate::to`], with the mailbox of `users` for both. `None` if it is not at the
+    /// start of a page, or not the mailbox of `supervisor` too.
     #[must_use]
     pub fn to(supervisor: CommBufferPlace, users: CommBufferPlace, identifier: Guid) -> Option<Self> {
         (supervisor.mailbox() == users.mailbox()).then_some(())?;
@@ -222,7 +225,8 @@ fn mailbox_at(place: CommBufferPlace, identifier: Guid) -> Option<UnblockMemory>
         .then(|| comm_memory(address, 1, identifier))
 }
 
-/// The first fields of a policy, `SMM_SUPV_SECURE_POLICY_DATA_V1_0` (Project Mu `SmmSecurePolicy.h`).
+/// The first fields of a policy, `SMM_SUPV_SECURE_POLICY_DATA_V1_0` (Project Mu
+/// `SmmSecurePolicy.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PolicyHeader {
@@ -239,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_request_has_room_for_its_response_of_40_bytes() {
+    fn version_request_has_room_for_its_response_of_40_bytes() {
         let mut expected = [0; 40];
         expected[..12].copy_from_slice(b"MSUP\x01\0\0\0\x03\0\0\0");
         assert_eq!(version_request(), expected);
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_described_as_an_efi_memory_descriptor() {
+    fn memory_is_described_by_an_efi_memory_descriptor() {
         let memory = UnblockMemory::runtime_data(0x1122_3000, 5, GUID);
         let mut expected = [0; 56];
         expected[0] = 6;
@@ -259,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_describes_buffers_and_mailboxes_with_the_supervisors_attributes() {
+    fn move_describes_buffers_and_mailboxes_with_the_supervisors_attributes() {
         let place = |address, mailbox| CommBufferPlace::new(address, 16, mailbox).unwrap();
         let supervisor = place(0x10_0000, Some(0x20_0000));
         let users = place(0x30_0000, Some(0x40_0000));
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_of_a_shared_mailbox_names_it_once() {
+    fn move_of_a_shared_mailbox_names_it_once() {
         let place = |address, mailbox| CommBufferPlace::new(address, 16, Some(mailbox)).unwrap();
         let (supervisor, users) = (place(0x10_0000, 0x40_0000), place(0x30_0000, 0x40_0000));
         let update = SharedCommUpdate::to(supervisor, users, GUID).unwrap();

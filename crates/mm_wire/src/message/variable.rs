@@ -1,6 +1,7 @@
 //! Messages of edk2's SMM variable service (`MdeModulePkg/Include/Guid/SmmVariableCommon.h`).
 //!
-//! Every message starts with [`FunctionHeader`]: Function u64 @0, ReturnStatus u64 @8. The rest depends on the function:
+//! Every message starts with [`FunctionHeader`]: Function u64 @0, ReturnStatus u64 @8. The rest
+//! depends on the function:
 //!
 //! | function | after the header |
 //! |---|---|
@@ -9,8 +10,8 @@
 //! | query info | [`QueryInfo`] |
 //! | payload size | [`PayloadSize`] |
 //!
-//! The C structs end in a one-element array: padding behind it (4 bytes after `Attributes` in [`QueryInfo`]) belongs to
-//! the message, and the name starts right behind the last field.
+//! The C structs end in a one-element array: padding behind it (4 bytes after `Attributes` in
+//! [`QueryInfo`]) belongs to the message, and the name starts right behind the last field.
 
 use crate::status::EfiStatus;
 use uguid::{Guid, guid};
@@ -20,8 +21,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The GUID of the variable service's handler, `gEfiSmmVariableProtocolGuid`.
 pub const GUID: Guid = guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
 
-/// The marker protocol that says that variables can be written, `gSmmVariableWriteGuid`. [`GUID`] is the one that says that they
-/// can be read.
+/// The marker protocol that says that variables can be written, `gSmmVariableWriteGuid`. [`GUID`]
+/// is the one that says that they can be read.
 pub const WRITE_READY_GUID: Guid = guid!("93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3");
 
 /// What the message asks for, the value of [`FunctionHeader::function`].
@@ -34,9 +35,11 @@ pub mod function {
     pub const SET_VARIABLE: u64 = 3;
     /// The sizes of the store.
     pub const QUERY_VARIABLE_INFO: u64 = 4;
-    /// The boot comes to its end: variables that only firmware writes are locked. Nothing follows the function header.
+    /// The boot comes to its end: variables that only firmware writes are locked. Nothing follows
+    /// the function header.
     pub const READY_TO_BOOT: u64 = 5;
-    /// Boot services have ended: from now on the operating system asks. Nothing follows the function header.
+    /// Boot services have ended: from now on the operating system asks. Nothing follows the
+    /// function header.
     pub const EXIT_BOOT_SERVICE: u64 = 6;
     /// The largest payload that the handler takes.
     pub const GET_PAYLOAD_SIZE: u64 = 11;

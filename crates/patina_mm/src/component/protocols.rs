@@ -6,11 +6,11 @@
 //! | [`Communication2`] | `EFI_MM_COMMUNICATION2_PROTOCOL` | 5.7.4 |
 //! | [`Communication3`] | `EFI_MM_COMMUNICATION3_PROTOCOL` | 5.7.5 |
 //!
-//! [`MmCommunicationProducer`] installs all three over this crate's communicator; [`FirmwareMmExecutor`] and
-//! [`FirmwareMmCommunication`] use those that the firmware has.
+//! [`MmCommunicationProducer`] installs all three over this crate's communicator;
+//! [`FirmwareMmExecutor`] and [`FirmwareMmCommunication`] use those that the firmware has.
 //!
-//! The C interfaces are those of [`mm_comm::c_request`]. The types here wrap them, so that the SDK's services find them under
-//! their GUIDs.
+//! The C interfaces are those of [`mm_comm::c_request`]. The types here wrap them, so that the
+//! SDK's services find them under their GUIDs.
 
 mod consumer;
 mod driver_lock;

@@ -8,8 +8,8 @@ use patina::pi::fw_fs::ffs::{file::raw::r#type as file_type, section::raw_type a
 use patina_ffs::file::File;
 use patina_ffs::section::SectionHeader;
 
-/// A dependency expression that always holds (PI 1.9, volume 2, 10.7): TRUE, END. Without one a driver would wait for all
-/// architectural protocols.
+/// A dependency expression that always holds (PI 1.9, volume 2, 10.7): TRUE, END. Without one a
+/// driver would wait for all architectural protocols.
 const ALWAYS: [u8; 2] = [0x06, 0x08];
 
 impl Image {
@@ -17,8 +17,8 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError::NoFileToTake`] if none or several files of the other image have that name, [`ImageError::NameTaken`] if one of
-    /// this image has it.
+    /// [`ImageError::NoFileToTake`] if none or several files of the other image have that name,
+    /// [`ImageError::NameTaken`] if one of this image has it.
     pub fn take_file(&mut self, from: &Self, name: BinaryGuid) -> Result<&mut Self, ImageError> {
         let none = ImageError::NoFileToTake { name, found: 0 };
         let at = only(from.dxe.files(), |file| file.name() == name)
@@ -33,12 +33,13 @@ impl Image {
         self.push(file, change)
     }
 
-    /// Puts a runtime driver behind the files of DXEFV. It is dispatched as soon as the core dispatches drivers.
+    /// Puts a runtime driver behind the files of DXEFV. It is dispatched as soon as the core
+    /// dispatches drivers.
     ///
     /// # Errors
     ///
-    /// [`ImageError::RuntimeDriver`] if `driver` is not a PE32+ runtime driver for x86-64 with sections on pages;
-    /// [`ImageError::NameTaken`] if a file has the name.
+    /// [`ImageError::RuntimeDriver`] if `driver` is not a PE32+ runtime driver for x86-64 with
+    /// sections on pages; [`ImageError::NameTaken`] if a file has the name.
     pub fn add_runtime_driver(&mut self, name: BinaryGuid, driver: &[u8]) -> Result<&mut Self, ImageError> {
         pe::require_runtime_driver(driver).map_err(ImageError::RuntimeDriver)?;
         let section = |kind, content: Vec<u8>| {

@@ -53,7 +53,8 @@ impl TinySection {
     }
 }
 
-/// A PE32+ file whose sections have the same offset in the file and in memory, as edk2's drivers have.
+/// A PE32+ file whose sections have the same offset in the file and in memory, as edk2's drivers
+/// have.
 pub(crate) struct TinyPe {
     pub(crate) machine: u16,
     pub(crate) subsystem: u16,
@@ -203,7 +204,8 @@ pub(crate) fn loaded(file: &[u8]) -> Vec<u8> {
     let headers = optional.size_of_headers.get(LE) as usize;
     memory[..headers].copy_from_slice(&file[..headers]);
     for section in pe.section_table().iter() {
-        // As edk2's `PeCoffLoaderLoadImage`: a section without a size in memory has that of its raw data.
+        // As edk2's `PeCoffLoaderLoadImage`: a section without a size in memory has that of its raw
+        // data.
         let (raw, in_memory) = (section.size_of_raw_data.get(LE), section.virtual_size.get(LE));
         let raw = if in_memory == 0 { raw } else { raw.min(in_memory) } as usize;
         let (from, to) = (

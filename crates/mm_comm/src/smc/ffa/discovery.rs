@@ -86,8 +86,8 @@ pub(in crate::smc) fn version<C: Conduit>() -> Result<(), OtherVersion> {
     if serves_1_2(ask_for_version::<C>(NEWER)) {
         return Ok(());
     }
-    // The result is the firmware's own version, whatever was settled: that there is one says that
-    // this one was.
+    // The result is always the firmware's own version. A version instead of an error means that the
+    // one in the request was settled.
     let accepted = OLDER
         .into_iter()
         .find(|older| version_in(ask_for_version::<C>(*older)).is_some());

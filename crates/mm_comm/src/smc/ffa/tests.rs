@@ -1112,7 +1112,7 @@ fn a_response_that_is_not_to_this_request_is_refused() {
 }
 
 proptest! {
-    /// Also says that `arm-ffa` is never given what it panics on.
+    /// Also shows that `arm-ffa` never gets inputs that it panics on.
     #[test]
     fn no_response_of_the_secure_world_makes_the_client_panic_or_hang(
         answers in proptest::collection::vec((0..12_usize, proptest::array::uniform17(any::<u64>())), 1..20),

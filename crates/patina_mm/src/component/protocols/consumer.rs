@@ -1,4 +1,5 @@
-//! Sends through the protocol that the firmware has. An unsafe island (`docs/unsafe.md`): it calls a C function.
+//! Sends through the protocol that the firmware has. An unsafe island (`docs/unsafe.md`): it calls
+//! a C function.
 
 use super::driver_lock::DriverLock;
 use super::{Communication2, Communication3};
@@ -21,36 +22,40 @@ use patina::error::EfiError;
 use patina::standard::efi;
 use patina::uefi::memory::EfiMemoryType;
 
-/// Lets the firmware's own driver enter MM: messages with a v3 header go through `EFI_MM_COMMUNICATION3_PROTOCOL`, all others
-/// through `EFI_MM_COMMUNICATION2_PROTOCOL`.
+/// Lets the firmware's own driver enter MM: messages with a v3 header go through
+/// `EFI_MM_COMMUNICATION3_PROTOCOL`, all others through `EFI_MM_COMMUNICATION2_PROTOCOL`.
 ///
-/// The protocol is looked up at each call, so that it may be installed at any time before. A comm buffer for this
-/// executor is memory that the firmware's MM takes: RuntimeServicesData, as large as the longest response.
+/// The protocol is looked up at each call, so that it may be installed at any time before. A comm
+/// buffer for this executor is memory that the firmware's MM takes: RuntimeServicesData, as large
+/// as the longest response.
 ///
 /// # The response
 ///
-/// | told by | length |
+/// | where the length is | length |
 /// |---|---|
 /// | CommSize, if the driver changed it: edk2's drivers for x86 do | CommSize without the header |
 /// | else the header: edk2's driver for Arm leaves CommSize alone | what [`Header::response_length`] says |
 ///
-/// A driver that changes neither has responded as many bytes as were sent. Protocol 3 has no CommSize, and edk2's drivers for x86
-/// leave the header alone: there each response has its request's length.
+/// A driver that changes neither has responded as many bytes as were sent. Protocol 3 has no
+/// CommSize, and edk2's drivers for x86 leave the header alone: there each response has its
+/// request's length.
 ///
-/// Either way a response is no longer than its request: that is all the room that the driver is told of, and a longer one is
-/// its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is padded by its caller. Any status but success is an
-/// error, with or without the error bit ([`EfiStatus::as_error`](mm_wire::EfiStatus::as_error)).
+/// Either way a response is no longer than its request: the driver only gets the request's size,
+/// and a longer response is its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is
+/// padded by its caller. Any status but success is an error, with or without the error bit
+/// ([`EfiStatus::as_error`](mm_wire::EfiStatus::as_error)).
 ///
 /// # One call at a time
 ///
-/// A driver is not re-entrant: `MmCommunicationDxe` of edk2's StandaloneMmPkg has one shared buffer, and if a second call
-/// comes in the middle of the first one, the first one copies the second one's response, as long as that is, over its caller's
-/// buffer (tianocore/edk2#12463). So a call that interrupts one through the same driver gets [`Status::Busy`], whatever comm
-/// buffer or executor it goes through. With [`Self::with_tpl`] notifications wait until the driver is done.
+/// A driver is not re-entrant: `MmCommunicationDxe` of edk2's StandaloneMmPkg has one shared
+/// buffer, and if a second call comes in the middle of the first one, the first one copies the
+/// second one's response, as long as that is, over its caller's buffer (tianocore/edk2#12463). So a
+/// call that interrupts one through the same driver gets [`Status::Busy`], whatever comm buffer or
+/// executor it goes through. With [`Self::with_tpl`] notifications wait until the driver is done.
 ///
-/// What cannot be noticed is a call of ours that interrupts a call that a driver in C makes for itself. Call from a notification
-/// at `TPL_NOTIFY` only if the platform's C drivers raise the TPL to that level for their own calls, as edk2's variable driver
-/// does.
+/// A call of ours that interrupts a C driver's own call cannot be detected. Call from a
+/// notification at `TPL_NOTIFY` only if the platform's C drivers raise the TPL to that level for
+/// their own calls, as edk2's variable driver does.
 #[derive(Clone, Copy)]
 pub struct FirmwareMmExecutor {
     protocols: Service<dyn ProtocolServices>,
@@ -64,8 +69,9 @@ impl FirmwareMmExecutor {
         Self { protocols, tpl: None }
     }
 
-    /// Calls the driver at `TPL_NOTIFY`, so that no notification comes while it works: neither one that would make a call of
-    /// ours, and get [`Status::Busy`], nor a driver in C that calls it directly, and is let in.
+    /// Calls the driver at `TPL_NOTIFY`, so that no notification interrupts it: neither one that
+    /// would make a call of ours, and get [`Status::Busy`], nor one of a driver in C that calls it
+    /// directly.
     #[must_use]
     pub const fn with_tpl(self, tpl: Service<dyn TplServices>) -> Self {
         Self {
@@ -93,8 +99,9 @@ impl FirmwareMmExecutor {
             .protocols
             .with_protocol(|protocol: &Communication2| {
                 let this = core::ptr::from_ref(&protocol.0);
-                // SAFETY: `this` is the interface that the function belongs to. A comm buffer is memory for MM without
-                // references into it, by its own contract, and mapped one to one until the operating system takes over.
+                // SAFETY: `this` is the interface that the function belongs to. A comm buffer is
+                // memory for MM without references into it, by its own contract, and mapped one to
+                // one until the operating system takes over.
                 unsafe { (protocol.0.communicate)(this, buffer, buffer, &raw mut comm_size) }
             })
             .map_err(unavailable)?;
@@ -108,8 +115,9 @@ impl FirmwareMmExecutor {
             .protocols
             .with_protocol(|protocol: &Communication3| {
                 let this = core::ptr::from_ref(&protocol.0);
-                // SAFETY: `this` is the interface that the function belongs to. A comm buffer is memory for MM without
-                // references into it, by its own contract, and mapped one to one until the operating system takes over.
+                // SAFETY: `this` is the interface that the function belongs to. A comm buffer is
+                // memory for MM without references into it, by its own contract, and mapped one to
+                // one until the operating system takes over.
                 unsafe { (protocol.0.communicate)(this, buffer, buffer) }
             })
             .map_err(unavailable)?;
@@ -117,7 +125,7 @@ impl FirmwareMmExecutor {
     }
 }
 
-/// A driver returns what its MM core says, and a response comes with success only.
+/// A driver returns its MM core's status, and a response comes with success only.
 fn succeeded(status: efi::Status) -> Result<(), Status> {
     if status == efi::Status::SUCCESS {
         return Ok(());
@@ -125,7 +133,7 @@ fn succeeded(status: efi::Status) -> Result<(), Status> {
     Err(Status::MmReturned(status))
 }
 
-/// There is no such protocol.
+/// The protocol is not installed.
 fn unavailable(_: ProtocolError) -> Status {
     Status::SwMmiServiceNotAvailable
 }
@@ -160,8 +168,8 @@ impl MmExecutor for FirmwareMmExecutor {
         let (claimed, room) = if comm_size == told {
             let left = comm_buffer.response_in_header().map_err(unusable)?;
             let claimed = left.len.saturating_add(minimum as u64);
-            // A v1 header that claims more than was sent counts bytes that the driver did not have from MM: edk2's MM for Arm
-            // copies no more back.
+            // A v1 header that claims more than was sent counts bytes that the driver did not have
+            // from MM: edk2's MM for Arm copies no more back.
             let room = match sent.format() {
                 HeaderFormat::V1 => told,
                 HeaderFormat::V3 => capacity,
@@ -204,13 +212,14 @@ impl fmt::Debug for FirmwareMmExecutor {
     }
 }
 
-/// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM belongs to a driver in C.
+/// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM
+/// belongs to a driver in C.
 ///
-/// It takes the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one comm buffer
-/// itself, from RuntimeServicesData. It sends through a [`FirmwareMmExecutor`]. If the SDK's `TplServices` are there, all of a call
-/// runs at `TPL_NOTIFY`, so that a notification is served after it and not refused in the middle of it.
-/// It is dispatched once the driver has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so
-/// are the components that ask for the service.
+/// It takes the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates
+/// the one comm buffer itself, from RuntimeServicesData. It sends through a [`FirmwareMmExecutor`].
+/// If the SDK's `TplServices` are there, all of a call runs at `TPL_NOTIFY`, so that a notification
+/// is served after it and not refused in the middle of it. It is dispatched once the driver has
+/// installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so are the components that ask for the service.
 #[derive(Clone, Copy, Debug)]
 pub struct FirmwareMmCommunication {
     id: u8,
@@ -242,15 +251,16 @@ impl FirmwareMmCommunication {
             .map_err(EfiError::from)?;
         let len = allocation.byte_length();
         let base = allocation.into_raw_ptr::<u8>().ok_or(EfiError::OutOfResources)?;
-        // SAFETY: the pages were just allocated, are never freed, and this is the only pointer to them.
+        // SAFETY: the pages were just allocated, are never freed, and this is the only pointer to
+        // them.
         let buffer = unsafe { CommunicateBuffer::from_raw_parts(base, len, self.id) }.map_err(|error| {
             log::error!(target: "mm_comm", "the allocated pages cannot be a comm buffer: {error}");
             EfiError::InvalidParameter
         })?;
         let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
         communicator.set_comm_buffers([buffer].into())?;
-        // All of a call, and not the driver's part alone: a notification that comes before the response is read would find the
-        // one comm buffer in use.
+        // All of a call, and not the driver's part alone: a notification that comes before the
+        // response is read would find the one comm buffer in use.
         let raised = tpl
             .ok_or(Status::Unsupported)
             .and_then(|tpl| communicator.run_at_notify(self.id, tpl));
@@ -287,7 +297,8 @@ mod tests {
     const RECIPIENT: patina::BinaryGuid =
         patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
 
-    /// What the driver returns: its status, and the CommSize that it writes for that of the request.
+    /// What the driver returns: its status, and the CommSize that it writes for that of the
+    /// request.
     type Claim = (efi::Status, fn(usize) -> usize);
 
     const OK: efi::Status = efi::Status::SUCCESS;
@@ -296,8 +307,8 @@ mod tests {
         static CLAIM: Cell<Claim> = const { Cell::new((OK, |size| size)) };
         /// What runs in the middle of the next call of a driver.
         static HOOK: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
-        /// What a driver writes to a header at 16 (MessageLength or BufferSize) and at 48 (MessageSize); `None` if it has no
-        /// protocol 3 and writes nothing.
+        /// What a driver writes to a header at 16 (MessageLength or BufferSize) and at 48
+        /// (MessageSize); `None` if it has no protocol 3 and writes nothing.
         static FIELDS: Cell<Option<[Option<u64>; 2]>> = const { Cell::new(None) };
     }
 
@@ -369,8 +380,8 @@ mod tests {
         }
     }
 
-    /// `MmCommunicationCommon` in edk2's ArmPkg/Drivers/MmCommunicationDxe gives its caller the header that MM left, and does
-    /// not write CommSize.
+    /// `MmCommunicationCommon` in edk2's ArmPkg/Drivers/MmCommunicationDxe gives its caller the
+    /// header that MM left, and does not write CommSize.
     #[test]
     fn v1_response_has_the_length_in_the_header_if_comm_size_is_unchanged() {
         let arm = |message_length| {
@@ -388,7 +399,7 @@ mod tests {
             })
         );
         assert_eq!(arm(u64::MAX), Err(Status::InvalidResponse));
-        // A driver that writes CommSize as well is believed about that.
+        // If the driver writes CommSize as well, that counts.
         FIELDS.set(Some([Some(5), None]));
         assert_eq!(
             communicate((OK, |size| size - 4), HeaderFormat::V1),
@@ -431,7 +442,8 @@ mod tests {
         communicator(executor(), header).communicate(0, b"request", RECIPIENT.as_guid())
     }
 
-    /// Makes a call through `outer`, and one through `inner` in the middle of it. Returns what came of each.
+    /// Makes a call through `outer`, and one through `inner` in the middle of it. Returns what came
+    /// of each.
     fn nested(
         outer: FirmwareMmExecutor,
         inner: FirmwareMmExecutor,
@@ -449,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_is_entered_once_at_a_time_whatever_executor_and_protocol_lead_to_it() {
+    fn driver_is_entered_once_at_a_time_through_any_executor_and_protocol() {
         for header in [HeaderFormat::V1, HeaderFormat::V3] {
             let first = executor();
             let same_driver = FirmwareMmExecutor::new(first.protocols);
@@ -485,7 +497,8 @@ mod tests {
         (Box::new(tpl), level)
     }
 
-    /// Makes a call. Returns the level at which the driver worked, at which the response was read, and afterwards.
+    /// Makes a call. Returns the level at which the driver worked, at which the response was read,
+    /// and afterwards.
     fn levels_of_a_call(mm: &dyn MmCommunication, id: u8, level: &Rc<Cell<usize>>) -> [usize; 3] {
         let (in_driver, now) = (Rc::new(Cell::new(0)), Rc::clone(level));
         let seen = Rc::clone(&in_driver);
@@ -499,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executor_with_tpl_calls_the_driver_at_notify() {
+    fn executor_with_tpl_calls_the_driver_at_notify() {
         let (tpl, level) = tpl();
         let mm = communicator(executor().with_tpl(Service::mock(tpl)), HeaderFormat::V1);
         assert_eq!(
@@ -509,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_claims_is_checked() {
+    fn lengths_of_the_driver_are_checked() {
         let v1 = |claim| communicate(claim, HeaderFormat::V1);
         assert_eq!(v1((OK, |size| size)), Ok(b"request".to_vec()));
         assert_eq!(v1((OK, |size| size - 4)), Ok(b"req".to_vec()));
@@ -531,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn any_status_of_the_driver_but_success_is_an_error() {
+    fn any_status_but_success_is_an_error() {
         FIELDS.set(Some([None, None]));
         for value in [1, 5, 1 << 61, 1 << 62 | 1, 0x8000_000e, 1 << 63 | 14, usize::MAX] {
             let status = efi::Status::from_usize(value);
@@ -554,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn the_component_offers_the_service_with_memory_of_its_own() {
+    fn component_offers_the_service_with_memory_of_its_own() {
         static INSTALLED: Communication2 = DRIVER;
         for (services, at) in [(None, efi::TPL_APPLICATION), (Some(tpl()), efi::TPL_NOTIFY)] {
             let mut storage = Storage::new();
@@ -605,7 +618,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_that_is_not_there_is_an_error() {
+    fn missing_protocol_is_an_error() {
         assert_eq!(
             communicate((efi::Status::SUCCESS, |size| size), HeaderFormat::V3),
             Err(Status::SwMmiServiceNotAvailable)

@@ -2,7 +2,8 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many different drivers can be in use at the same time. A machine has one; host tests run several at once.
+/// How many different drivers can be in use at the same time. A machine has one; host tests run
+/// several at once.
 const DRIVERS: usize = 32;
 
 /// The drivers that a call is in, each by the address of its interface; zero is a free place.
@@ -10,15 +11,17 @@ static IN_USE: [AtomicUsize; DRIVERS] = [const { AtomicUsize::new(0) }; DRIVERS]
 
 /// The right to call a driver; ends when it is dropped.
 ///
-/// The lock belongs to the driver and not to an executor: two communicators, or a communicator and a component of the
-/// platform's own, may send through one driver.
+/// The lock belongs to the driver and not to an executor: two communicators, or a communicator and
+/// a component of the platform's own, may send through one driver.
 #[must_use = "the driver is free again when this is dropped"]
 pub(super) struct DriverLock(&'static AtomicUsize);
 
 impl DriverLock {
-    /// Locks the driver whose interface is at this address. `None` if a call that this one interrupted is in it.
+    /// Locks the driver whose interface is at this address. `None` if a call that this one
+    /// interrupted is in it.
     ///
-    /// A notification that comes between the look and the change ends before this goes on, and has given back what it took.
+    /// A notification between the check and the change ends before this continues, and has released
+    /// what it took.
     pub(super) fn take(interface: usize) -> Option<Self> {
         if IN_USE
             .iter()

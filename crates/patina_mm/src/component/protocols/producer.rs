@@ -20,10 +20,11 @@ use zerocopy::IntoBytes;
 
 /// Component: installs `EFI_MM_COMMUNICATION_PROTOCOL`, `...2` and `...3` over [`MmCommunication`].
 ///
-/// A C driver that finds them sends and receives as with a driver of edk2, **until `ExitBootServices`**: after that the protocols'
-/// code and data are memory of the operating system, and a driver that kept the interface and calls it jumps there. edk2's variable
-/// driver does so for each `GetVariable` and `SetVariable`. Such a driver needs
-/// the protocols from a runtime driver: "Calls at runtime" in `docs/protocols.md`.
+/// A C driver that finds them sends and receives as with a driver of edk2, **until
+/// `ExitBootServices`**: after that the protocols' code and data are memory of the operating
+/// system, and a driver that kept the interface and calls it jumps there. edk2's variable driver
+/// does so for each `GetVariable` and `SetVariable`. Such a driver needs the protocols from a
+/// runtime driver: "Calls at runtime" in `docs/protocols.md`.
 ///
 /// What each parameter may be, and what is written back:
 ///
@@ -32,40 +33,46 @@ use zerocopy::IntoBytes;
 /// | the buffer is null; protocol 2 and 3: either address is, or they differ | `INVALID_PARAMETER` | nothing |
 /// | `*CommSize` is 0 | `BAD_BUFFER_SIZE` | `*CommSize`: the largest buffer with header |
 /// | `*CommSize` is less than the header, or than header and message | `INVALID_PARAMETER` | nothing |
-/// | `*CommSize` is more than MM takes | `BAD_BUFFER_SIZE` | `*CommSize`, as above |
+/// | `*CommSize` is more than MM takes | `BAD_BUFFER_SIZE` | `*CommSize`: the same |
 /// | the message is longer than MM takes (v3: BufferSize counts) | `BAD_BUFFER_SIZE` | MessageLength (v3: MessageSize): the longest message; and `*CommSize` if given |
 /// | the message has no bytes, and MM is entered by secure monitor calls | `BAD_BUFFER_SIZE` | the same |
 /// | v3: BufferSize is less than header and MessageSize | `INVALID_PARAMETER` | nothing |
 /// | protocol 3: the header is not v3 | `INVALID_PARAMETER` | nothing |
-/// | the response does not fit into the caller's buffer | `BUFFER_TOO_SMALL` | `*CommSize`: what it would take |
-/// | a call that this one interrupted has the comm buffer | `ALREADY_STARTED` | nothing |
-/// | no handler, or another refusal of MM's | MM's status if it is an `EFI_ERROR`; a 32-bit core's error as the same one in 64 bits; `NOT_FOUND` for a warning | nothing |
+/// | the response does not fit into the caller's buffer | `BUFFER_TOO_SMALL` | `*CommSize`: the needed size |
+/// | the call interrupted another one through the same comm buffer | `ALREADY_STARTED` | nothing |
+/// | no handler, or another error of MM's | MM's status if it is an `EFI_ERROR`; a 32-bit core's error as the same one in 64 bits; `NOT_FOUND` for a warning | nothing |
 /// | a response | `SUCCESS` | the response; `*CommSize` with the header |
 ///
-/// "Nothing" is true as well if the caller's buffer is the comm buffer: header and message are there as before. After a
-/// response the header does, so that a driver which wrote it once can call again. Only a field that MM itself changed to tell the
-/// response's length comes back as MM left it: edk2's MM for Arm writes MessageLength or MessageSize, its MM for x86 neither. So on
-/// x86 `*CommSize` alone tells the length, and a caller of protocol 3 has to know it from the message, as with edk2.
+/// "Nothing" is also true if the caller's buffer is the comm buffer: header and message are there
+/// as before. After a response the header is there as before, so that a driver which wrote it once
+/// can call again. Only a field that MM itself changed to tell the response's length comes back as
+/// MM left it: edk2's MM for Arm writes MessageLength or MessageSize, its MM for x86 neither. So on
+/// x86 `*CommSize` alone tells the length, and a caller of protocol 3 has to know it from the
+/// message, as with edk2.
 ///
-/// BufferSize and MessageSize of a v3 header reach MM as they are. Its Reserved field is zero on the way to MM.
+/// BufferSize and MessageSize of a v3 header reach MM as they are. Its Reserved field is zero on
+/// the way to MM.
 ///
 /// # Which comm buffer
 ///
-/// One that is the C drivers' own, if the platform has it. They do not all survive `ALREADY_STARTED`: a variable that is set from
-/// a timer's notification is lost, for instance. So calls through this buffer run at `TPL_NOTIFY`, those of components in Rust
-/// included, and no notification comes in the middle of one. Without the SDK's `TplServices` that is not possible; then a warning
-/// says so.
+/// The C drivers' own one, if the platform has it. Not all of them handle `ALREADY_STARTED`: a
+/// variable that is set from a timer's notification is lost, for instance. So calls through this
+/// buffer run at `TPL_NOTIFY`, those of components in Rust included, and no notification comes in
+/// the middle of one. Without the SDK's `TplServices` that is not possible; then a warning says so.
 ///
 /// # Memory
 ///
-/// Room for the longest request and the longest response is set aside when the protocols are installed; a call allocates nothing,
-/// with two exceptions: one that puts an announced move of the comm buffer into effect, and the first one through a buffer that is
-/// longer than the one before, which makes room for all that the new one can hold.
+/// Room for the longest request and the longest response is set aside when the protocols are
+/// installed; a call allocates nothing, with two exceptions: one that puts an announced move of the
+/// comm buffer into effect, and the first one through a buffer that is longer than the one before,
+/// which makes room for all that the new one can hold.
 ///
-/// The caller's buffer has `*CommSize` bytes or, if that is not given, as many as its header counts (v3: BufferSize).
-/// Protocols 1 and 2 take both header formats. A `*CommSize` above header and message is room for the response.
+/// The caller's buffer has `*CommSize` bytes or, if that is not given, as many as its header counts
+/// (v3: BufferSize). Protocols 1 and 2 take both header formats. A `*CommSize` above header and
+/// message is room for the response.
 ///
-/// The component fails with [`EfiError::AlreadyStarted`] if one of the protocols is installed already, and with
+/// The component fails with [`EfiError::AlreadyStarted`] if one of the protocols is installed
+/// already, and with
 /// [`EfiError::NotFound`] if the comm buffer does not exist.
 #[derive(Clone, Copy, Debug)]
 pub struct MmCommunicationProducer {
@@ -86,9 +93,10 @@ impl MmCommunicationProducer {
         }
     }
 
-    /// Leaves `EFI_MM_COMMUNICATION3_PROTOCOL` out, for MM that does not know v3 headers: older SMM cores of edk2, and Project
-    /// Mu's supervisor before 2026. A driver that finds the protocol sends v3 headers, edk2's variable driver of 2026 for one, and
-    /// panics if MM has no handler for their GUID.
+    /// Leaves `EFI_MM_COMMUNICATION3_PROTOCOL` out, for MM that does not know v3 headers: older SMM
+    /// cores of edk2, and Project Mu's supervisor before 2026. A driver that finds the protocol
+    /// sends v3 headers, edk2's variable driver of 2026 for one, and panics if MM has no handler
+    /// for their GUID.
     #[must_use]
     pub const fn without_protocol3(self) -> Self {
         Self {
@@ -97,17 +105,20 @@ impl MmCommunicationProducer {
         }
     }
 
-    /// Installs the two marker protocols that edk2's variable driver (`VariableSmmRuntimeDxe`) waits for, after the others:
-    /// `gEfiSmmVariableProtocolGuid` (ed32d533-99e6-4209-9cc0-2d72cdd998a7), after which it reads variables, and
-    /// `gSmmVariableWriteGuid` (93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3), after which it writes them. Without them it offers neither,
-    /// and a boot without variable services ends in a panic of the core.
+    /// Installs the two marker protocols that edk2's variable driver (`VariableSmmRuntimeDxe`)
+    /// waits for, after the others: `gEfiSmmVariableProtocolGuid`
+    /// (ed32d533-99e6-4209-9cc0-2d72cdd998a7), after which it reads variables, and
+    /// `gSmmVariableWriteGuid` (93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3), after which it writes them.
+    /// Without them it offers neither, and a boot without variable services ends in a panic of the
+    /// core.
     ///
-    /// They are due when MM's variable service serves requests. With Standalone MM that is before the first DXE driver runs, and
-    /// a platform has to install them: in edk2 `VariableMmDependency` does, a library that is linked into the communication
-    /// driver. With traditional SMM the variable driver in SMRAM installs them itself: leave this out.
+    /// They are due when MM's variable service serves requests. With Standalone MM that is before
+    /// the first DXE driver runs, and a platform has to install them: in edk2
+    /// `VariableMmDependency` does, a library that is linked into the communication driver. With
+    /// traditional SMM the variable driver in SMRAM installs them itself: leave this out.
     ///
-    /// The service is asked first. If it does not answer, the markers are not installed and the log says so, because the variable
-    /// driver asserts that it does.
+    /// The service is asked first. If it does not respond, the markers are not installed and the
+    /// log says so, because the variable driver asserts that it responds.
     #[must_use]
     pub const fn with_variable_markers(self) -> Self {
         Self {
@@ -184,7 +195,7 @@ impl MmCommunicationProducer {
             ),
             Err(status) => log::error!(
                 target: "mm_comm",
-                "platform: MM's variable service does not answer ({status}), so its markers are not installed: they are due when \
+                "platform: MM's variable service does not respond ({status}), so its markers are not installed: they are due when \
                  it serves requests"
             ),
         }
@@ -208,7 +219,8 @@ fn install_markers(protocols: &Service<dyn ProtocolServices>) -> Result<(), Prot
     Ok(())
 }
 
-/// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it finds the first marker.
+/// Asks MM's variable service how long a message it takes, as edk2's variable driver does when it
+/// finds the first marker.
 fn variable_payload_size(mm: &dyn MmCommunication, buffer: u8) -> Result<u64, Status> {
     let recipient = patina::Guid::from_bytes(&variable::GUID.to_bytes());
     let request = PayloadSizeMessage::request();

@@ -1,8 +1,9 @@
 //! Serves the requests of drivers in C.
 //!
-//! The rules of a request are those of [`mm_comm::c_request`]: it is copied out before the transaction, and the response copied in
-//! after it. Both copies go to memory that was set aside when the protocols were installed: a call may come at `ExitBootServices`,
-//! and afterwards there is no allocator.
+//! The rules of a request are those of [`mm_comm::c_request`]: it is copied out before the
+//! transaction, and the response copied in after it. Both copies go to memory that was set aside
+//! when the protocols were installed: a call may come at `ExitBootServices`, and afterwards there
+//! is no allocator.
 
 use crate::component::communicator::{CallOptions, Sealed, Status, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
@@ -51,7 +52,8 @@ impl Bridge {
         })
     }
 
-    /// Makes all calls through the buffer run at `TPL_NOTIFY`. For when the protocols are installed: it cannot be undone.
+    /// Makes all calls through the buffer run at `TPL_NOTIFY`. For when the protocols are
+    /// installed: it cannot be undone.
     pub(super) fn run_at_notify(&self) {
         let buffer = self.buffer;
         let raised = self.tpl.ok_or(Status::Unsupported).and_then(|tpl| {
@@ -75,7 +77,8 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Makes room for a request and a response of this length each. Between calls, when they hold nothing.
+    /// Makes room for a request and a response of this length each. Between calls, when they hold
+    /// nothing.
     fn make_room(&mut self, longest: usize) -> Result<(), TryReserveError> {
         self.request.try_reserve_exact(longest)?;
         self.response.try_reserve_exact(longest)
@@ -147,7 +150,7 @@ fn send(bridge: &Bridge, given: &Given<'_>, scratch: &mut Scratch) -> Result<Rep
         (Ok(v1), Ok(v3)) => Longest { v1, v3 },
         (Err(status), _) | (_, Err(status)) => return Ok(failed(bridge, status)),
     };
-    // Now, if the comm buffer has grown: a later call may come after which there is no allocator.
+    // Now, if the comm buffer has grown: for a later call there may be no allocator any more.
     if let Err(error) = scratch.make_room(longest.v1) {
         log::warn!(
             target: "mm_comm",
@@ -213,7 +216,7 @@ pub(super) mod tests {
     use core::cell::Cell;
     use mm_comm::SharedRegion;
 
-    /// Answers nothing, through a comm buffer whose size changes.
+    /// Sends no response, through a comm buffer whose size changes.
     pub(in super::super) struct Growing {
         pub(in super::super) longest: Rc<Cell<usize>>,
         pub(in super::super) state: Rc<State>,
@@ -237,7 +240,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_first_call_through_a_longer_buffer_makes_room_for_all_of_it() {
+    fn first_call_through_a_longer_buffer_makes_room_for_all_of_it() {
         let longest = Rc::new(Cell::new(100));
         let mm: Box<dyn MmCommunication> = Box::new(Growing {
             longest: Rc::clone(&longest),

@@ -6,7 +6,8 @@ use patina::BinaryGuid;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolPtr, ProtocolServices};
 
-/// Installs protocols 1 and 2, and protocol 3 if that is wanted, on one handle, or none. `driver` serves them.
+/// Installs protocols 1 and 2, and protocol 3 if that is wanted, on one handle, or none. `driver`
+/// serves them.
 pub(super) fn install<D: Driver>(
     protocols: &Service<dyn ProtocolServices>,
     driver: D,
@@ -44,7 +45,8 @@ pub(super) fn install<D: Driver>(
             }
         }
     }
-    // SAFETY: never freed, as a caller may keep an interface for as long as it likes. Nothing changes it.
+    // SAFETY: never freed, as a caller may keep an interface for as long as it likes. Nothing
+    // changes it.
     let block: &'static Interfaces<D> = unsafe { &*block };
     Ok(block.driver())
 }
@@ -97,7 +99,8 @@ mod tests {
             let driver = Counted(Rc::clone(&count));
             let installed = install(&Service::mock(protocols), driver, wanted == 3);
             assert_eq!(installed.is_ok(), failing == wanted);
-            // A caller that located an interface which was taken back may still call it. One that was refused is freed.
+            // A caller that located an interface which was taken back may still call it. One that
+            // was refused is freed.
             assert_eq!(Rc::strong_count(&count), 1 + usize::from(failing > 0));
         }
     }
