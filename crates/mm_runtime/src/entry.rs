@@ -1,6 +1,7 @@
 //! How a runtime driver enters MM.
 
 use core::fmt;
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 use mm_comm::smc::{Conduit, Connection, SecureMm};
 use mm_comm::{PortTrigger, Ports, SmiEnableRegister};
 use mm_wire::EfiStatus;
@@ -94,10 +95,12 @@ impl<P: Ports> Entry for PortEntry<P> {
     }
 }
 
-/// Secure monitor calls.
+/// Secure monitor calls. Not in x86 firmware.
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 #[derive(Debug)]
 pub struct SecureEntry<C>(Connection<C>);
 
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 impl<C> SecureEntry<C> {
     /// Uses a connection that [`mm_comm::smc::connect`] made.
     #[must_use]
@@ -106,12 +109,14 @@ impl<C> SecureEntry<C> {
     }
 }
 
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 impl<C> fmt::Display for SecureEntry<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 impl<C: Conduit> Entry for SecureEntry<C> {
     const TAKES_EMPTY_MESSAGES: bool = false;
 

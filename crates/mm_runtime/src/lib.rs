@@ -56,7 +56,9 @@ pub mod hobs;
 mod install;
 pub mod protocols;
 
-pub use entry::{Entry, PortEntry, Progress, SecureEntry};
+#[cfg(any(target_arch = "aarch64", unix, windows))]
+pub use entry::SecureEntry;
+pub use entry::{Entry, PortEntry, Progress};
 pub use install::{InstallError, install};
 
 use core::fmt;

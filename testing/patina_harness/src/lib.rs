@@ -24,6 +24,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod c_abi;
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 pub mod conduit;
 pub mod demo;
 pub mod edk2;

@@ -1,6 +1,7 @@
 //! Which crates may depend on which.
 
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::{DependencyKind, MetadataCommand, NodeDep, PackageId};
+use std::collections::BTreeSet;
 
 /// Crates that must not depend on the SDK, so that another DXE core could use them.
 const WITHOUT_PATINA: [&str; 7] = [
@@ -44,7 +45,7 @@ fn what_ships_depends_only_on_what_ships() {
             continue;
         }
         for dependency in &package.dependencies {
-            let is_dev = dependency.kind == cargo_metadata::DependencyKind::Development;
+            let is_dev = dependency.kind == DependencyKind::Development;
             let is_testing = local.contains(&(dependency.name.as_str(), false));
             assert!(
                 is_dev || !is_testing,
@@ -52,6 +53,58 @@ fn what_ships_depends_only_on_what_ships() {
                 package.name,
                 dependency.name
             );
+        }
+    }
+}
+
+/// The names of all packages that `root` is made of on a target, without dev-dependencies.
+fn parts(root: &str, target: &str) -> BTreeSet<String> {
+    let options = ["--filter-platform", target].map(String::from);
+    let metadata = MetadataCommand::new().other_options(options).exec().unwrap();
+    let nodes = metadata.resolve.unwrap().nodes;
+    let name = |id| {
+        metadata
+            .packages
+            .iter()
+            .find(|package| package.id == *id)
+            .unwrap()
+            .name
+            .to_string()
+    };
+    let mut left = vec![root.to_owned()];
+    let mut found = BTreeSet::new();
+    while let Some(next) = left.pop() {
+        let node = nodes.iter().find(|node| name(&node.id) == next).unwrap();
+        if found.insert(next) {
+            let is_part = |dependency: &&NodeDep| {
+                let mut kinds = dependency.dep_kinds.iter();
+                kinds.any(|kind| kind.kind != DependencyKind::Development)
+            };
+            left.extend(
+                node.deps
+                    .iter()
+                    .filter(is_part)
+                    .map(|dependency| name(&dependency.pkg)),
+            );
+        }
+    }
+    found
+}
+
+#[test]
+fn only_aarch64_firmware_has_the_crates_for_secure_monitor_calls() {
+    for root in ["patina_mm", "mm_runtime"] {
+        for (target, has_them) in [
+            ("x86_64-unknown-uefi", false),
+            ("x86_64-unknown-none", false),
+            ("aarch64-unknown-uefi", true),
+            ("aarch64-unknown-none-softfloat", true),
+        ] {
+            let parts = parts(root, target);
+            assert!(parts.contains("mm_comm"), "{root}, {target}");
+            for name in ["arm-ffa", "smccc"] {
+                assert_eq!(parts.contains(name), has_them, "{root}, {target}: {name}");
+            }
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The return codes of both interfaces: their names, and the `EFI_STATUS` of each.
 
-use arm_ffa::Version;
 use core::fmt;
 
 /// Makes a type of a list of return codes.
@@ -95,9 +94,10 @@ impl OtherVersion {
 
 impl fmt::Display for OtherVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Version::try_from(self.response) {
-            Ok(Version(major, minor)) => write!(f, "{major}.{minor}"),
-            Err(_) => FfaCode(self.response.cast_signed()).fmt(f),
+        // A version has 15 bits of major and 16 of minor version; bit 31 says that it is an error (Arm DEN0077A, 13.2).
+        match self.response >> 31 {
+            0 => write!(f, "{}.{}", self.response >> 16, self.response & 0xffff),
+            _ => FfaCode(self.response.cast_signed()).fmt(f),
         }?;
         match self.accepted {
             None => Ok(()),

@@ -16,7 +16,7 @@ mod tests;
 
 pub use super::codes::{FfaCode, OtherVersion};
 use super::conduit::{call, low};
-use super::patience::Limits;
+use super::limit::Limits;
 use super::spm_mm::SpmMmCode;
 use super::{Conduit, SmcError};
 use arm_ffa::interface_args::{DirectMsg2Args, DirectMsgArgs, TargetInfo};

@@ -1,10 +1,9 @@
 //! A trigger that waits for the platform's hook.
 
-use super::sw_mmi_manager::{FfaRxBufferHob, SwMmiManager};
-use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions};
+use super::sw_mmi_manager::{SecureInputs, SwMmiManager};
+use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions};
 use crate::service::PlatformMmControl;
 use patina::component::component;
-use patina::component::hob::Hob;
 use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 
@@ -44,12 +43,11 @@ impl AfterPlatformControl {
         self,
         config: Config<MmCommunicationConfiguration>,
         options: Config<MmCommunicationOptions>,
-        smc: Config<SmcOptions>,
         platform: Service<dyn PlatformMmControl>,
-        rx_buffers: Option<Hob<FfaRxBufferHob>>,
+        secure: SecureInputs<'_>,
         commands: Commands,
     ) -> patina::error::Result<()> {
         self.0
-            .entry_point(config, options, smc, Some(platform), rx_buffers, commands)
+            .entry_point(config, options, Some(platform), secure, commands)
     }
 }

@@ -1,32 +1,36 @@
 //! Enters MM in the way that the platform configured: through x86 ports, or by secure monitor calls.
 
 mod entry;
+#[cfg_attr(
+    not(any(target_arch = "aarch64", unix, windows)),
+    path = "sw_mmi_manager/no_secure.rs"
+)]
+mod secure;
 
 use crate::component::communicator::error_of;
-use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmcOptions, SmiCheck};
+use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmiCheck};
 use crate::service::PlatformMmControl;
 use alloc::boxed::Box;
 use core::cell::Cell;
 use core::fmt;
 use core::panic::{RefUnwindSafe, UnwindSafe};
-use entry::{Connect, Entry, Plan, RxTx};
+use entry::{Entry, Plan};
 use mm_comm::trigger::{Pair, Purpose};
-use mm_wire::AddressRange;
-use patina::BinaryGuid;
 use patina::component::component;
-use patina::component::hob::{FromHob, Hob, HobParseError};
 use patina::component::params::{Commands, Config};
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
 use patina::standard::efi;
 use thiserror::Error;
 
-pub use entry::SmcError;
 pub use mm_comm::Ports;
-pub use mm_comm::smc::ffa::FfaCode;
-pub use mm_comm::smc::spm_mm::SpmMmCode;
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 pub use mm_comm::smc::{Call, Conduit};
+pub use mm_comm::smc::{FfaCode, SmcError, SpmMmCode};
 pub use mm_comm::{SmiEnable, TriggerError};
+#[cfg(any(target_arch = "aarch64", unix, windows))]
+pub use secure::FfaRxBufferHob;
+pub(crate) use secure::Inputs as SecureInputs;
 
 /// Why no MMI was raised.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -175,19 +179,6 @@ impl fmt::Debug for MockSwMmiTrigger {
     }
 }
 
-/// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase, `gArmFfaRxTxBufferInfoGuid`; `None`
-/// if the HOB names no memory that can be used.
-#[derive(Clone, Copy, Debug)]
-pub struct FfaRxBufferHob(Option<AddressRange>);
-
-impl FromHob for FfaRxBufferHob {
-    const HOB_GUID: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::hob::FFA_RX_TX_HOB_GUID.to_bytes());
-
-    fn parse(data: &[u8]) -> Result<Self, HobParseError> {
-        Ok(Self(mm_wire::hob::ffa_rx_buffer(data)))
-    }
-}
-
 /// Component and service: enters MM in the configured way.
 ///
 /// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the
@@ -197,7 +188,7 @@ impl FromHob for FfaRxBufferHob {
 #[service(dyn SwMmiTrigger)]
 pub struct SwMmiManager {
     ports: Option<Box<dyn Ports>>,
-    connect: Option<Connect>,
+    connect: Option<secure::Connect>,
     entry: Option<Entry>,
     /// SMI_EN just before the last MMI, for the log.
     last_smi_enable: Cell<Option<u32>>,
@@ -215,7 +206,7 @@ impl SwMmiManager {
     pub fn new() -> Self {
         Self {
             ports: native_ports(),
-            connect: entry::NATIVE,
+            connect: secure::NATIVE,
             entry: None,
             last_smi_enable: Cell::new(None),
             pair: Pair::default(),
@@ -234,12 +225,13 @@ impl SwMmiManager {
         }
     }
 
-    /// Makes the component for secure monitor calls through a conduit of the caller's choice.
+    /// Makes the component for secure monitor calls through a conduit of the caller's choice. Not in x86 firmware.
+    #[cfg(any(target_arch = "aarch64", unix, windows))]
     #[must_use]
     pub fn with_conduit<C: Conduit + 'static>() -> Self {
         Self {
             ports: None,
-            connect: Some(entry::connect::<C>),
+            connect: Some(secure::connect::<C>),
             entry: None,
             last_smi_enable: Cell::new(None),
             pair: Pair::default(),
@@ -250,27 +242,19 @@ impl SwMmiManager {
         mut self,
         config: Config<MmCommunicationConfiguration>,
         options: Config<MmCommunicationOptions>,
-        smc: Config<SmcOptions>,
         platform: Option<Service<dyn PlatformMmControl>>,
-        rx_buffers: Option<Hob<FfaRxBufferHob>>,
+        secure: SecureInputs<'_>,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
-        let plan = Plan::new(&config, &options, &smc, self.ports.is_some(), self.connect)
+        let plan = Plan::new(&config, &options, &secure, self.ports.is_some(), self.connect)
             .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
         if let Some(platform) = platform {
             platform.init().inspect_err(
                 |error| log::error!(target: "sw_mmi", "platform: PlatformMmControl::init failed: {error:?}"),
             )?;
         }
-        let mapped_rx = rx_buffers
-            .iter()
-            .flat_map(|hobs| hobs.iter())
-            .find_map(|hob| hob.0);
-        // SAFETY: the HOB says that `ArmFfaLib` has mapped this memory as its RX buffer, and has not unmapped
-        // it. The library's drivers only read it.
-        let rx_tx = unsafe { RxTx::announced(mapped_rx) };
         let entry = plan
-            .open(rx_tx)
+            .open(&secure)
             .map_err(MmiError::from)
             .and_then(|entry| self.require_smi_enable(&entry).map(|()| entry))
             .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
@@ -456,9 +440,9 @@ unsafe impl SwMmiTrigger for ScriptedTrigger {
 mod tests {
     use super::*;
     use crate::component::communicator::Status;
-    use crate::config::{AcpiBase, ConfigurationError, MmiPort};
+    use crate::config::{AcpiBase, ConfigurationError, MmiPort, SmcOptions};
     use alloc::string::ToString;
-    use mm_comm::smc::ffa::OtherVersion;
+    use mm_comm::smc::OtherVersion;
     use mm_comm::{PortTrigger, SmiEnableRegister};
 
     fn config(cmd_port: MmiPort, data_port: MmiPort, acpi_base: AcpiBase) -> MmCommunicationConfiguration {
@@ -470,14 +454,19 @@ mod tests {
         }
     }
 
+    /// Options as they are by default, and no HOB.
+    fn no_inputs() -> SecureInputs<'static> {
+        (Config::mock(SmcOptions::default()), None)
+    }
+
     fn plan(
         config: &MmCommunicationConfiguration,
-        connect: Option<Connect>,
+        connect: Option<secure::Connect>,
     ) -> Result<Plan, ConfigurationError> {
         Plan::new(
             config,
             &MmCommunicationOptions::DEFAULT,
-            &SmcOptions::default(),
+            &no_inputs(),
             true,
             connect,
         )
@@ -521,7 +510,9 @@ mod tests {
 
     fn secure(function: u32) -> Result<SwMmiManager, MmiError> {
         let manager = SwMmiManager::with_conduit::<Refusing>();
-        let entry = plan(&smc(function), manager.connect).unwrap().open(RxTx::NONE)?;
+        let entry = plan(&smc(function), manager.connect)
+            .unwrap()
+            .open(&no_inputs())?;
         Ok(SwMmiManager {
             entry: Some(entry),
             ..manager
@@ -543,7 +534,7 @@ mod tests {
             );
         }
         let command = MmiPort::Smc(0x8400_0000);
-        let error = plan(&smc(0x8400_0000), Some(entry::connect::<Refusing>)).unwrap_err();
+        let error = plan(&smc(0x8400_0000), Some(secure::connect::<Refusing>)).unwrap_err();
         assert_eq!(error, ConfigurationError::SmcFunction { command });
         assert_eq!(EfiError::from(error), EfiError::InvalidParameter);
     }
@@ -562,7 +553,7 @@ mod tests {
         // A status in FF-A's direct response is the same.
         let refused = SmcError::Refused {
             call: "FFA_MSG_SEND_DIRECT_REQ",
-            code: mm_comm::smc::spm_mm::SpmMmCode(-3),
+            code: SpmMmCode(-3),
         };
         assert_eq!(
             Status::from(MmiError::Smc(refused)),
@@ -603,7 +594,7 @@ mod tests {
             ..Default::default()
         };
         assert!(matches!(
-            plan(&smc, Some(entry::connect::<Refusing>)),
+            plan(&smc, Some(secure::connect::<Refusing>)),
             Err(ConfigurationError::DataPortUnset { .. })
         ));
     }
@@ -622,7 +613,7 @@ mod tests {
         let (command, data) = (MmiPort::Smc(0xc400_0041), MmiPort::Smc(0xc400_006f));
         let two = config(command, data, AcpiBase::Mmio(0));
         assert_eq!(
-            plan(&two, Some(entry::connect::<Refusing>)).unwrap_err(),
+            plan(&two, Some(secure::connect::<Refusing>)).unwrap_err(),
             ConfigurationError::TwoSmcFunctions { command, data }
         );
     }
@@ -675,8 +666,8 @@ mod tests {
     fn a_host_process_has_no_ports() {
         let command = MmiPort::Smi(0xb2);
         let ports = config(command, MmiPort::Smi(0xb3), AcpiBase::Mmio(0));
-        let (options, smc) = (MmCommunicationOptions::DEFAULT, SmcOptions::default());
-        let error = Plan::new(&ports, &options, &smc, native_ports().is_some(), None).unwrap_err();
+        let options = MmCommunicationOptions::DEFAULT;
+        let error = Plan::new(&ports, &options, &no_inputs(), native_ports().is_some(), None).unwrap_err();
         assert_eq!(error, ConfigurationError::PortsUnsupported { command });
         assert_eq!(EfiError::from(error), EfiError::Unsupported);
 

@@ -14,7 +14,7 @@ use super::{DirectRequest, FfaCode, MM_SERVICE, NamedPartition, Partition, VERSI
 use crate::region::SharedRegion;
 use crate::smc::codes::OtherVersion;
 use crate::smc::conduit::{call, low};
-use crate::smc::{Conduit, SmcError, patience::Limits};
+use crate::smc::{Conduit, SmcError, limit::Limits};
 use arm_ffa::interface_args::{RxTxAddr, SuccessArgs, SuccessArgsIdGet, VersionFlags, VersionQueryType};
 use arm_ffa::partition_info::{
     PartitionInfo, PartitionInfoGetFlags, PartitionInfoIterator, SuccessArgsPartitionInfoGet,
