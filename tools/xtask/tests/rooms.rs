@@ -62,7 +62,7 @@ fn parts(root: &str, target: &str) -> BTreeSet<String> {
     let options = ["--filter-platform", target].map(String::from);
     let metadata = MetadataCommand::new().other_options(options).exec().unwrap();
     let nodes = metadata.resolve.unwrap().nodes;
-    let name = |id| {
+    let name = |id: &PackageId| {
         metadata
             .packages
             .iter()
