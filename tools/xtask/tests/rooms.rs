@@ -1,4 +1,5 @@
 //! Which crates may depend on which.
+#![allow(clippy::unwrap_used, reason = "this is a test: what cannot be read fails it")]
 
 use cargo_metadata::{DependencyKind, MetadataCommand, NodeDep, PackageId};
 use std::collections::BTreeSet;
