@@ -131,22 +131,7 @@ pub mod component;
 pub mod config;
 pub mod service;
 
-/// The README's examples, which are compiled and run as this crate's are.
+/// The README's examples.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
-
-/// The guide's examples, likewise.
-#[cfg(doctest)]
-mod guide {
-    #[doc = include_str!("../../../docs/configuration.md")]
-    struct Configuration;
-    #[doc = include_str!("../../../docs/platform.md")]
-    struct Platform;
-    #[doc = include_str!("../../../docs/platform-arm.md")]
-    struct PlatformArm;
-    #[doc = include_str!("../../../docs/protocols.md")]
-    struct Protocols;
-    #[doc = include_str!("../../../docs/testing.md")]
-    struct Testing;
-}

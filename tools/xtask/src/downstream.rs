@@ -140,10 +140,15 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let published = source(&registry, "patina_mm");
     sum.add(
         "public API",
-        published.and_then(|source| api::check(shell, &dir, &source)),
+        published.and_then(|source| api::check(shell, &dir, &source, &ours())),
     );
     sum.add("lock file", lock_file(shell, &dir));
     sum.conclude()
+}
+
+/// The sources of the published `patina_mm`.
+pub(crate) fn published(shell: &Shell) -> Result<PathBuf> {
+    source(&fetch(shell, &target_dir().join("downstream"))?, "patina_mm")
 }
 
 /// What several tests came to, each of which runs whether those before it passed or not.

@@ -16,6 +16,7 @@
 //! | [`qemu`] | one run of a machine: files, command line, deadline, exit code |
 //! | [`verdict`] | what a guest says on its serial line, and whether it is consistent |
 //! | [`toolchain`] | how to compile for firmware targets with what is installed |
+//! | [`package`] | the crates that users add, as the registry and docs.rs see them |
 //! | [`page`] | the page that `mm_trace` writes, in a real browser |
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
 //! | [`scenarios`] | which scenario of the conformance suite ran on which machine |
@@ -36,6 +37,7 @@ mod image;
 mod lints;
 mod linux;
 mod machine;
+mod package;
 mod page;
 mod process;
 mod qemu;
@@ -73,6 +75,7 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     Guide(guide::Guide),
     Lints(lints::Lints),
+    Package(package::Options),
     Page(page::Options),
     Bench(bench::Bench),
     Size(size::Size),
@@ -102,6 +105,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Fuzz(options) => fuzz::run(&shell, &options),
         Command::Guide(_) => Ok(guide::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),
+        Command::Package(options) => Ok(package::run(&shell, &options)),
         Command::Page(_) => Ok(page::run(&shell)),
         Command::Bench(options) => bench::run(&shell, &options),
         Command::Size(options) => size::run(&shell, &options),

@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, NothingToDo, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, demo, doctor, downstream, fuzz, guide, image, lints, page, size};
+use crate::{asm, bench, demo, doctor, downstream, fuzz, guide, image, lints, package, page, size};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -125,6 +125,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("fuzz", || fuzz::stage(shell));
         report.stage("guide", || guide::stage(shell));
+        report.stage("package", || package::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
         report.stage("size", || size::stage(shell));

@@ -143,6 +143,8 @@ impl Toolchain {
             command.env("RUSTC_BOOTSTRAP", "1");
             if let Some(rustc) = rustc {
                 command.env("RUSTC", rustc);
+                // Another compiler's rustdoc does not understand the libraries of this one.
+                command.env("RUSTDOC", rustc.with_file_name("rustdoc"));
             }
             if let Some(linker) = linker {
                 let target = self.target.to_uppercase().replace('-', "_");

@@ -13,7 +13,7 @@ use core::pin::Pin;
 use mm_wire::{EfiStatus, HeaderFormat, MailboxImage};
 use patina::component::service::Service;
 use patina::component::service::uefi_services::tpl::{Tpl, TplServices};
-use patina_harness::tpl::{HostTpl, SharedTpl};
+use patina_mm_test::tpl::{HostTpl, SharedTpl};
 use std::string::ToString;
 use std::thread_local;
 
