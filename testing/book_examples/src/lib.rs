@@ -14,6 +14,7 @@ mod pages {
 
     pages! {
         Readme = "README.md";
+        Component = "docs/component.md";
         Configuration = "docs/configuration.md";
         Platform = "docs/platform.md";
         PlatformArm = "docs/platform-arm.md";

@@ -6,6 +6,7 @@
 //! | [`mod@test`] | all tests of this repository, stage by stage |
 //! | [`api`] | compares the public API with the published crate's |
 //! | [`asm`] | checks of generated machine code |
+//! | [`book`] | docs/ as a book, and a check of its links |
 //! | [`mod@bench`] | the benchmark against the published crate |
 //! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
@@ -28,6 +29,7 @@
 mod api;
 mod asm;
 mod bench;
+mod book;
 mod demo;
 mod doctor;
 mod downstream;
@@ -77,6 +79,7 @@ enum Command {
     Lints(lints::Lints),
     Package(package::Options),
     Page(page::Options),
+    Book(book::Options),
     Bench(bench::Bench),
     Size(size::Size),
 }
@@ -106,6 +109,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Guide(_) => Ok(guide::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),
         Command::Package(options) => Ok(package::run(&shell, &options)),
+        Command::Book(options) => book::run(&shell, &options),
         Command::Page(_) => Ok(page::run(&shell)),
         Command::Bench(options) => bench::run(&shell, &options),
         Command::Size(options) => size::run(&shell, &options),

@@ -19,17 +19,17 @@ use xshell::{Shell, cmd};
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it
   cargo xtask setup --check      only say what is missing
-  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny")]
+  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny and mdbook")]
 pub(crate) struct Setup {
     /// Install without a question.
     #[arg(long)]
     yes: bool,
     /// Only report; ends with code 1 if something is missing.
-    #[arg(long, conflicts_with_all = ["yes", "with_deny"])]
+    #[arg(long, conflicts_with_all = ["yes", "with_tools"])]
     check: bool,
-    /// Also build and install cargo-deny, which takes some minutes.
-    #[arg(long)]
-    with_deny: bool,
+    /// Also build and install cargo-deny and mdbook, which takes some minutes.
+    #[arg(long, alias = "with-deny")]
+    with_tools: bool,
 }
 
 /// A program or a set of files that some stage needs.
@@ -146,6 +146,13 @@ pub(crate) const CXX: Tool = Tool {
     find: |_| program("c++", "g++"),
 };
 
+/// What makes a book of docs/.
+pub(crate) const MDBOOK: Tool = Tool {
+    name: "mdbook",
+    why: "builds the book of docs/",
+    find: |shell| installed(shell, "mdbook", &INSTALL_MDBOOK, &["mdbook", "--version"]),
+};
+
 const TOOLS: &[&Tool] = &[
     &LINUX,
     &LINUX_ARM,
@@ -200,25 +207,54 @@ fn files(files: &[PathBuf], package: &'static str) -> Result<(), Missing> {
     }
 }
 
-/// Whether cargo-deny can be run.
-pub(crate) fn require_deny(shell: &Shell) -> Result<(), Missing> {
-    if cmd!(shell, "cargo deny --version")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .is_ok()
-    {
+/// What reads the licences and sources of dependencies.
+pub(crate) const DENY: Tool = Tool {
+    name: "cargo-deny",
+    why: "checks licences and sources of dependencies",
+    find: |shell| {
+        installed(
+            shell,
+            "cargo-deny",
+            &INSTALL_DENY,
+            &["cargo", "deny", "--version"],
+        )
+    },
+};
+
+/// Fails if a program that cargo builds from source cannot be run.
+fn installed(shell: &Shell, name: &str, install: &[&str], run: &[&str]) -> Result<(), Missing> {
+    let found = run.split_first().is_some_and(|(program, rest)| {
+        cmd!(shell, "{program} {rest...}")
+            .quiet()
+            .ignore_stderr()
+            .read()
+            .is_ok()
+    });
+    if found {
         return Ok(());
     }
     Err(Missing {
-        what: "cargo-deny".to_owned(),
+        what: name.to_owned(),
         packages: Vec::new(),
-        remedy: format!("run `cargo {}`", INSTALL_DENY.join(" ")),
+        remedy: format!("run `cargo {}`", install.join(" ")),
     })
 }
 
-/// Built from source: 2 min 41 s on two idle cores, 5 min 11 s on two busy ones, which CI can afford.
+/// 2 min 41 s on two idle cores, 5 min 11 s on two busy ones, which CI can afford.
 const INSTALL_DENY: [&str; 3] = ["install", "--locked", "cargo-deny@0.20.2"];
+
+/// 2 min 3 s of processor time. Without its web server.
+const INSTALL_MDBOOK: [&str; 6] = [
+    "install",
+    "--locked",
+    "--no-default-features",
+    "--features",
+    "search",
+    "mdbook@0.5.4",
+];
+
+/// What cargo builds from source. A person may do without; CI may not.
+const BUILT: [(&Tool, &[&str]); 2] = [(&DENY, &INSTALL_DENY), (&MDBOOK, &INSTALL_MDBOOK)];
 
 pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     let mut packages = Vec::new();
@@ -240,16 +276,13 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     }
     packages.sort_unstable();
     packages.dedup();
-    let deny = require_deny(shell);
-    let state = if deny.is_ok() {
-        "installed"
-    } else {
-        "not installed"
-    };
-    println!(
-        "{:30} {state} (checks licences and sources of dependencies; optional)",
-        "cargo-deny"
-    );
+    for (tool, _) in BUILT {
+        let state = match tool.require(shell) {
+            Ok(()) => "installed",
+            Err(_missing) => "not installed",
+        };
+        println!("{:30} {state} ({}; optional)", tool.name, tool.why);
+    }
 
     if options.check {
         return Ok(if packages.is_empty() && downloads.is_empty() {
@@ -275,17 +308,23 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
             }
         }
     }
-    match deny {
-        Err(_) if options.with_deny || is_ci() => {
-            println!("==> cargo {}", INSTALL_DENY.join(" "));
-            // Not the project's switch for unstable features: that is for the project's own crates.
-            cmd!(shell, "cargo {INSTALL_DENY...}")
-                .env_remove("RUSTC_BOOTSTRAP")
-                .quiet()
-                .run()?;
+    for (tool, install) in BUILT {
+        if tool.require(shell).is_ok() {
+            continue;
         }
-        Err(_) => println!("cargo-deny is optional: `cargo xtask setup --with-deny` installs it"),
-        Ok(()) => {}
+        if !options.with_tools && !is_ci() {
+            println!(
+                "{} is optional: `cargo xtask setup --with-tools` installs it",
+                tool.name
+            );
+            continue;
+        }
+        println!("==> cargo {}", install.join(" "));
+        // Not the project's switch for unstable features: that is for the project's own crates.
+        cmd!(shell, "cargo {install...}")
+            .env_remove("RUSTC_BOOTSTRAP")
+            .quiet()
+            .run()?;
     }
     println!("ready: `cargo xtask test`");
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, NothingToDo, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, demo, doctor, downstream, fuzz, guide, image, lints, package, page, size};
+use crate::{asm, bench, book, demo, doctor, downstream, fuzz, guide, image, lints, package, page, size};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -83,7 +83,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     }
     if options.machine.is_empty() {
         report.stage("deny", || {
-            setup::require_deny(shell)?;
+            setup::DENY.require(shell)?;
             // Not `advisories`: its database is a download that would make the result depend on the day.
             check(cmd!(shell, "cargo deny check bans licenses sources").into())
         });
@@ -124,6 +124,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("fuzz", || fuzz::stage(shell));
+        report.stage("book", || book::stage(shell));
         report.stage("guide", || guide::stage(shell));
         report.stage("package", || package::stage(shell));
         report.stage("images", || image::stage(shell));
