@@ -11,21 +11,29 @@
 #![allow(
     clippy::indexing_slicing,
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::cast_possible_truncation,
     clippy::missing_panics_doc,
     reason = "a panic is a finding, and in a model the fault of the model"
 )]
 
+pub mod c_calls;
 pub mod device_tree;
 pub mod entry;
 pub mod header;
+pub mod image;
 #[allow(unsafe_code, reason = "listed in docs/unsafe.md")]
 pub mod memory;
+pub mod monitor;
 pub mod pe;
+pub mod places;
 pub mod random;
+pub mod smc;
+pub mod supervisor;
 pub mod transaction;
 pub mod wire;
+pub mod with_patina;
 
 /// One fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +67,42 @@ pub const TARGETS: &[Target] = &[
         about: "mm_core, against an arbitrary caller",
         run: entry::run,
         max_len: 1024,
+    },
+    Target {
+        name: "places",
+        about: "HOBs that announce comm buffers, against rules for memory that is taken over",
+        run: places::run,
+        max_len: 256,
+    },
+    Target {
+        name: "c_calls",
+        about: "callers in C of PI's protocols, against the rules for their parameters",
+        run: c_calls::run,
+        max_len: 512,
+    },
+    Target {
+        name: "supervisor",
+        about: "the client of the MM supervisor, against arbitrary responses",
+        run: supervisor::run,
+        max_len: 512,
+    },
+    Target {
+        name: "smc",
+        about: "the client of secure monitor calls, against arbitrary registers, descriptors and RX pages",
+        run: smc::run,
+        max_len: 1024,
+    },
+    Target {
+        name: "monitor",
+        about: "the secure world of machine aarch64, against arbitrary calls",
+        run: monitor::run,
+        max_len: 1024,
+    },
+    Target {
+        name: "image",
+        about: "flash images that ovmf_image edits or refuses",
+        run: image::run,
+        max_len: 256,
     },
     Target {
         name: "pe",

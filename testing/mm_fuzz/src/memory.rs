@@ -109,9 +109,16 @@ impl Block {
     /// A region of its own over the first `len` bytes at most, for code that takes one.
     #[must_use]
     pub fn region(&self, len: usize) -> SharedRegion {
-        let len = len.min(self.inside.len());
+        self.region_at(0, len)
+    }
+
+    /// The same from `offset` on.
+    #[must_use]
+    pub fn region_at(&self, offset: usize, len: usize) -> SharedRegion {
+        let offset = offset.min(self.inside.len());
+        let len = len.min(self.inside.len() - offset);
         // SAFETY: the memory is never freed, and only accessed as volatile, by this thread.
-        unsafe { SharedRegion::new(self.inside.as_ptr(), len) }.unwrap()
+        unsafe { SharedRegion::new(self.inside.as_ptr().wrapping_add(offset), len) }.unwrap()
     }
 
     /// Makes a channel over this comm buffer.

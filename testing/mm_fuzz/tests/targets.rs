@@ -87,4 +87,4 @@ macro_rules! targets {
     };
 }
 
-targets! { wire transaction entry pe device_tree }
+targets! { wire transaction entry places c_calls supervisor smc monitor image pe device_tree }
