@@ -4,13 +4,13 @@
 
 extern crate alloc;
 
-/// What `latest.rs` takes from its parent module.
+/// What `slot.rs` takes from its parent module.
 mod sync {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 }
 /// The hand-over of announcements by itself: a protocol database allocates when a protocol is installed.
-#[path = "../src/component/communicator/announced_move/latest.rs"]
-mod latest;
+#[path = "../src/component/communicator/announced_move/slot.rs"]
+mod slot;
 
 use mm_comm::smc::{Call, Conduit};
 use mm_conformance::lab::{CCall, CProtocol};
@@ -396,19 +396,19 @@ fn moves_take_constant_memory() {
 
 #[test]
 fn announcing_in_a_notification_allocates_nothing() {
-    let latest = latest::Latest::new().unwrap();
+    let slot = slot::Slot::new().unwrap();
     let (allocations, applied) = allocations_of(|| {
         let mut applied = [0_u32; 4];
         for (round, last) in applied.iter_mut().enumerate() {
             let first = 10 * u32::try_from(round).unwrap();
-            latest.put(first).unwrap();
-            latest.put(first + 1).unwrap();
-            let turn = latest.turn().unwrap();
-            let is_done = turn.apply(|value| {
+            slot.put(first).unwrap();
+            slot.put(first + 1).unwrap();
+            let lock = slot.lock().unwrap();
+            let is_done = lock.apply(|value| {
                 // Notifications in the middle of applying: the first announcement is overtaken by the second.
                 if value % 10 == 1 {
-                    latest.put(value + 1).unwrap();
-                    latest.put(value + 2).unwrap();
+                    slot.put(value + 1).unwrap();
+                    slot.put(value + 2).unwrap();
                 }
                 *last = value;
                 Ok(())
@@ -420,8 +420,8 @@ fn announcing_in_a_notification_allocates_nothing() {
     assert_eq!((allocations, applied), (0, [3, 13, 23, 33]));
     // One that has to wait is kept without an allocation, too.
     let (allocations, is_done) = allocations_of(|| {
-        latest.put(7).unwrap();
-        latest.turn().unwrap().apply(Err)
+        slot.put(7).unwrap();
+        slot.lock().unwrap().apply(Err)
     });
     assert_eq!((allocations, is_done), (0, false));
 }

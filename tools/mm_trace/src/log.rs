@@ -2,9 +2,9 @@
 //!
 //! | line, behind what the platform's logger puts in front | from |
 //! |---|---|
-//! | `call N[ at T us], comm buffer B: request to GUID, V1 header, n of m bytes: [xx, …]` | `communicator/response.rs` |
+//! | `call N[ at T us], comm buffer B: request to GUID, V1 header, n of m bytes: [xx, …]` | `service/response_reader.rs` |
 //! | `call N[ at T us], comm buffer B: response, n of m bytes: [xx, …]` | the same |
-//! | `call N[ at T us], comm buffer B: n bytes to GUID, m bytes back` | `communicator.rs` |
+//! | `call N[ at T us], comm buffer B: n bytes to GUID, m bytes back` | `communicator/client.rs` |
 //! | `call N[ at T us], comm buffer B: n bytes to GUID: why it failed` | the same |
 //! | `comm buffer B: waited n pauses for MM` | `communicator/executor.rs` |
 //! | `MMI raised: command 0x.., data 0x..` | `sw_mmi_manager.rs` |

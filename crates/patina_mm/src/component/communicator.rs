@@ -1,44 +1,45 @@
-//! Carries messages to MM handlers and their answers back.
+//! Carries messages to MM handlers and responses back.
+//!
+//! | file | content |
+//! |---|---|
+//! | `client` | one call, from the look-up of its comm buffer to its line in the log |
+//! | `executor` | enters MM |
+//! | `buffers` | the list of comm buffers |
+//! | `announced_move`, `requested_move` | moves of a comm buffer |
+//! | `after_calls` | callbacks at the end of a call |
+//! | `tpl` | calls that run at `TPL_NOTIFY` |
+//! | `failure`, `ids` | what the log says |
 
 mod after_calls;
 mod announced_move;
+mod buffers;
 mod client;
 mod executor;
 mod failure;
 mod ids;
-#[cfg(any(test, feature = "mockall"))]
-mod mock;
-mod request;
 mod requested_move;
-mod response;
-mod status;
-mod tag;
 mod tpl;
 
-pub(crate) use client::Sealed;
-#[cfg(test)]
-pub(crate) use client::{Client, State};
+#[cfg(any(test, feature = "mockall"))]
+pub use crate::service::MockMmCommunication;
+pub use crate::service::{CallOptions, MmCommunication, MmCommunicationExt, ResponseReader, Status};
+pub(crate) use client::Client;
 #[cfg(any(test, feature = "mockall"))]
 pub use executor::MockMmExecutor;
 pub use executor::{MmExecutor, RealMmExecutor};
-#[cfg(any(test, feature = "mockall"))]
-pub use mock::MockMmCommunication;
-pub use request::MmCommunicationExt;
-pub use response::ResponseReader;
-pub use status::Status;
-pub(crate) use status::error_of;
-pub(crate) use tpl::{Raised, raise_to_notify};
+pub(crate) use tpl::raise_to_notify;
 
 use crate::config::{
-    CommunicateBuffer, ConfigurationError, HeaderFormat, MmCommunicationConfiguration,
-    MmCommunicationOptions, MmiPort, check_buffers,
+    CommunicateBuffer, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
 };
-use crate::service::SwMmiTrigger;
+use crate::service::{Clock, Sealed, SwMmiTrigger};
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-#[cfg(not(test))]
-use client::{Client, State};
+use announced_move::Announcements;
+use core::any::Any;
 use core::fmt;
+use core::marker::PhantomData;
 use core::panic::UnwindSafe;
 use ids::Ids;
 use patina::component::component;
@@ -48,206 +49,6 @@ use patina::component::service::uefi_services::tpl::TplServices;
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
 use patina::{Guid, writelncrlf};
-use tag::{CallTag, Clock};
-
-/// How one call is made. The default is what the comm buffer says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CallOptions {
-    /// The communicate header; `None` for the comm buffer's own, see [`CommunicateBuffer::with_header`].
-    pub header: Option<HeaderFormat>,
-    /// What a v3 header says in MessageSize: how much of the message is meant to be read, where its end is room for the
-    /// response. `None` for all of it. A v1 header has no such field.
-    pub message_size: Option<u64>,
-    /// Whether the message may be empty: a handler may need no more than its GUID. MM that is entered by secure monitor calls
-    /// takes no empty message even then, like edk2's driver for it.
-    pub may_be_empty: bool,
-}
-
-impl CallOptions {
-    /// What the comm buffer says.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            header: None,
-            message_size: None,
-            may_be_empty: false,
-        }
-    }
-
-    /// Has the message carry this header.
-    #[must_use]
-    pub const fn with_header(self, header: HeaderFormat) -> Self {
-        Self {
-            header: Some(header),
-            ..self
-        }
-    }
-
-    /// Has a v3 header say this in MessageSize.
-    #[must_use]
-    pub const fn with_message_size(self, message_size: u64) -> Self {
-        Self {
-            message_size: Some(message_size),
-            ..self
-        }
-    }
-
-    /// Sends an empty message, too.
-    #[must_use]
-    pub const fn with_empty_message(self) -> Self {
-        Self {
-            may_be_empty: true,
-            ..self
-        }
-    }
-}
-
-/// Sends messages to MM handlers.
-///
-/// An implementation needs [`Self::communicate`] only; the provided methods then copy what it returns. Those of
-/// [`MmCommunicator`] do without that copy, and without an allocation of their own. [`MmCommunicationExt`] adds calls whose request
-/// and response are types.
-pub trait MmCommunication {
-    /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id` and returns exactly the bytes that it
-    /// answered, which may be shorter or longer than the request.
-    ///
-    /// If MM is entered through x86 ports and the comm buffer has no status mailbox, the client cannot see whether a
-    /// handler, or MM at all, took the message: then `data_buffer` itself comes back, as `Ok`. [`MmCommunicator`] warns
-    /// of such buffers when it is dispatched. A handler whose response always differs from its request avoids this.
-    ///
-    /// # Errors
-    ///
-    /// Each [`Status`] is one cause, and says whose fault it is. Afterwards, as after success, neither request nor response
-    /// stands in the comm buffer.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// use patina::{BinaryGuid, Guid, component::service::Service};
-    /// use patina_mm::service::MmCommunication;
-    ///
-    /// const ECHO: BinaryGuid = BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
-    ///
-    /// fn ask(mm: Service<dyn MmCommunication>) -> patina::error::Result<Vec<u8>> {
-    ///     Ok(mm.communicate(0, b"anybody there?", Guid::from_ref(&ECHO))?)
-    /// }
-    /// ```
-    fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
-
-    /// As [`Self::communicate`], with the response copied to the start of `out`; returns its length in bytes.
-    ///
-    /// [`MmCommunicator`] allocates nothing here, but where an announced move of a comm buffer is put into effect first.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::communicate`], and [`Status::ResponseTooLong`] where `out` is too short. MM has done what it was asked
-    /// for by then, and the response is gone.
-    fn communicate_into(
-        &self,
-        id: u8,
-        message: &[u8],
-        recipient: Guid<'_>,
-        out: &mut [u8],
-    ) -> Result<usize, Status> {
-        let mut result = Ok(0);
-        self.communicate_with(id, message, recipient, CallOptions::new(), &mut |response| {
-            result = response.read_rest(out);
-        })?;
-        result
-    }
-
-    /// As [`Self::communicate`], with the response lent to `take`, which is called once, and only where there is a response.
-    ///
-    /// [`MmCommunicator`] allocates nothing here, as in [`Self::communicate_into`].
-    ///
-    /// While `take` runs, the response still stands in the comm buffer: another call through this buffer gives
-    /// [`Status::Busy`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::communicate`], and [`Status::Unsupported`] where `options` asks an implementation for more than it has.
-    ///
-    /// # Example
-    ///
-    /// ```
-    /// use patina::{BinaryGuid, Guid};
-    /// use patina_mm::component::communicator::{CallOptions, Status};
-    /// use patina_mm::config::HeaderFormat;
-    /// use patina_mm::service::MmCommunication;
-    ///
-    /// const ECHO: BinaryGuid = BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
-    ///
-    /// /// Adds up a response of any length, with 16 bytes of memory.
-    /// fn sum(mm: &dyn MmCommunication, message: &[u8]) -> Result<u64, Status> {
-    ///     let mut sum = 0;
-    ///     let v3 = CallOptions::new().with_header(HeaderFormat::V3);
-    ///     mm.communicate_with(0, message, Guid::from_ref(&ECHO), v3, &mut |response| {
-    ///         let mut chunk = [0; 16];
-    ///         while response.remaining() > 0 {
-    ///             sum += response.read(&mut chunk).iter().map(|byte| u64::from(*byte)).sum::<u64>();
-    ///         }
-    ///     })?;
-    ///     Ok(sum)
-    /// }
-    /// ```
-    fn communicate_with(
-        &self,
-        id: u8,
-        message: &[u8],
-        recipient: Guid<'_>,
-        options: CallOptions,
-        take: &mut dyn FnMut(&mut ResponseReader<'_>),
-    ) -> Result<(), Status> {
-        if options.header.is_some_and(|header| header != HeaderFormat::V1) {
-            return Err(Status::Unsupported);
-        }
-        let response = self.communicate(id, message, recipient)?;
-        take(&mut ResponseReader::copied(&response, CallTag::of_buffer(id)));
-        Ok(())
-    }
-
-    /// How many message bytes fit into the comm buffer `id` behind the header that `options` asks for.
-    ///
-    /// # Errors
-    ///
-    /// [`Status::CommBufferNotFound`], [`Status::CommBufferDisabled`], or [`Status::Unsupported`] where an implementation
-    /// does not know.
-    fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
-        let _ = (id, options);
-        Err(Status::Unsupported)
-    }
-
-    /// Whether success of a call through the comm buffer `id` shows that MM took the message. Not so if MM is entered through
-    /// x86 ports and the buffer has no status mailbox.
-    fn confirms(&self, id: u8) -> bool {
-        let _ = id;
-        true
-    }
-
-    /// Registers `call` to run after every completed call, when its comm buffer is free again; calls rejected with
-    /// [`Status::Busy`] do not count. For callers that got [`Status::Busy`] in a notification and cannot wait there.
-    ///
-    /// It runs at the caller's TPL, before the caller has its result. For a driver in C that is `TPL_NOTIFY`, before the
-    /// response is written back; what `call` sends through C's protocols is rejected there.
-    ///
-    /// `call` may send. It does not run again for what is sent while it runs, unless another call was rejected with
-    /// [`Status::Busy`] meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// [`Status::Unsupported`] if an implementation does not know when its calls end.
-    fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
-        let _ = call;
-        Err(Status::Unsupported)
-    }
-
-    /// What only this crate's components need of [`MmCommunicator`]: a platform without them does not link it.
-    #[doc(hidden)]
-    fn client(&self, _: Sealed) -> Option<Client<'_>> {
-        None
-    }
-}
 
 /// Component and service: carries messages through the configured comm buffers.
 ///
@@ -279,27 +80,25 @@ pub trait MmCommunication {
 #[derive(IntoService)]
 #[service(dyn MmCommunication)]
 pub struct MmCommunicator<E: MmExecutor + 'static = RealMmExecutor> {
-    state: State,
-    executor: Option<E>,
+    client: Client,
+    executor: PhantomData<E>,
 }
 
 impl<E: MmExecutor + 'static> MmCommunicator<E> {
-    /// Makes a communicator that enters MM through `executor`. It has no comm buffer yet.
-    #[must_use]
-    pub fn with_executor(executor: E) -> Self {
+    fn over(client: Client) -> Self {
         Self {
-            state: State::default(),
-            executor: Some(executor),
+            client,
+            executor: PhantomData,
         }
     }
 
-    /// The same, without the executor's type.
-    fn as_client(&self) -> Client<'_> {
-        let executor = self.executor.as_ref();
-        Client {
-            state: &self.state,
-            executor: executor.map(|executor| -> &dyn MmExecutor { executor }),
-        }
+    /// Makes a communicator that enters MM through `executor`. It does not have comm buffers yet.
+    #[must_use]
+    pub fn with_executor(executor: E) -> Self {
+        Self::over(Client {
+            executor: Some(Box::new(executor)),
+            ..Client::default()
+        })
     }
 
     /// Replaces the comm buffers.
@@ -307,22 +106,9 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// # Errors
     ///
     /// [`ConfigurationError::DuplicateBufferId`], [`ConfigurationError::SharedMemory`], and
-    /// [`ConfigurationError::BuffersBusy`] where the code that this call interrupted is looking at them; the buffers stay
-    /// as they were.
+    /// [`ConfigurationError::BuffersBusy`] if code that this call interrupted looks at them. The buffers stay as they were.
     pub fn set_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) -> Result<(), ConfigurationError> {
-        check_buffers(&buffers)?;
-        let Ok(mut current) = self.state.buffers.try_borrow_mut() else {
-            return Err(ConfigurationError::BuffersBusy);
-        };
-        let one_mailbox = buffers.iter().find_map(|first| {
-            let second = buffers.iter().find(|second| first.shares_mailbox_with(second))?;
-            Some([first.id(), second.id()])
-        });
-        self.state.one_mailbox.set(one_mailbox);
-        let former = core::mem::replace(&mut *current, buffers);
-        drop(current);
-        drop(former);
-        Ok(())
+        self.client.buffers.replace(buffers)
     }
 
     /// Replaces the comm buffers; a set that [`Self::set_comm_buffers`] refuses is logged and changes nothing.
@@ -332,23 +118,23 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         }
     }
 
-    /// Like [`MmCommunication::communicate_with`], for a message with a v1 header that has MM move comm buffers to `to`, through
-    /// the one of them whose identifier is `id`. `take` says whether they moved; then `to` takes the place of the buffers with
-    /// the same identifiers.
+    /// Like [`MmCommunication::communicate_with`], for a message with a v1 header that makes MM move comm buffers to `to`. It
+    /// goes through the one of them whose identifier is `id`. `take` returns whether they moved; then `to` replaces the
+    /// buffers with the same identifiers.
     ///
-    /// MM answers in the new place or, if it refuses, in the old one. The message must be such that no response is the same as
-    /// the message. A move that the platform announces meanwhile is put into effect afterwards; a call through a buffer that
-    /// moves gets [`Status::Busy`] until then.
+    /// MM responds in the new place or, if it refuses, in the old one. The message must be such that no response equals it. A
+    /// move that the platform announces meanwhile is applied afterwards; a call through a buffer that moves gets
+    /// [`Status::Busy`] until then.
     ///
-    /// MM may move a buffer and then refuse the rest. Then `take` is lent the refusal, and what has moved is used in its new
+    /// MM may move a buffer and then refuse the rest. Then `take` gets the refusal, and what has moved is used in its new
     /// place with its old mailbox.
     ///
     /// # Errors
     ///
-    /// As [`MmCommunication::communicate`]; [`Status::Busy`] if one of the buffers that are to move is in use, or is being moved
-    /// by a call that this one interrupted; [`Status::InvalidDataBuffer`] if `to` shares memory with a buffer of now, or the
-    /// buffer `id` has no status mailbox in its old or its new place, [`Status::CommBufferDisabled`] if one of `to` is
-    /// disabled, and [`Status::CommBufferNotFound`] if `id` is not among them.
+    /// Those of [`MmCommunication::communicate`]; [`Status::Busy`] if one of the buffers is in use, or is being moved by a
+    /// call that this one interrupted; [`Status::InvalidDataBuffer`] if `to` shares memory with a comm buffer, or the
+    /// buffer `id` has no status mailbox in its old or its new place; [`Status::CommBufferDisabled`] if one of `to` is
+    /// disabled; [`Status::CommBufferNotFound`] if `id` is not among them.
     pub fn communicate_and_move(
         &self,
         id: u8,
@@ -357,34 +143,26 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         to: &[CommunicateBuffer],
         take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
     ) -> Result<(), Status> {
-        self.as_client()
-            .communicate_and_move(id, message, recipient, to, take)
+        self.client.communicate_and_move(id, message, recipient, to, take)
     }
 
-    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one to make another one
-    /// through the same buffer, and gets [`Status::Busy`]. For buffers that are shared with callers that cannot handle that. What
-    /// is lent to the closure of [`MmCommunication::communicate_with`] is then read at that level, too.
+    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one, calls through
+    /// the same buffer, and gets [`Status::Busy`]. For buffers that are shared with callers that cannot handle that. The
+    /// closure of [`MmCommunication::communicate_with`] then runs at that level, too.
     ///
-    /// A move of the buffer, announced or requested, runs at `TPL_NOTIFY`, too. A caller above that stays at its level. Called
-    /// once more for the same buffer, this replaces `tpl`.
-    ///
-    /// # Errors
-    ///
-    /// [`Status::Busy`] in the middle of another call of this function.
-    pub fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
-        self.state.run_at_notify(id, tpl)
+    /// A move of the buffer, announced or requested, also runs at `TPL_NOTIFY`. A caller above that stays at its level. There
+    /// is one TPL: `tpl` is used for all buffers from now on.
+    pub fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) {
+        self.client.run_at_notify(id, tpl);
     }
 }
 
 #[component]
 impl MmCommunicator {
-    /// Makes the component. Until it is dispatched it has neither comm buffers nor a way into MM.
+    /// Makes the component. It has comm buffers and a way into MM when it is dispatched.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            state: State::default(),
-            executor: None,
-        }
+        Self::over(Client::default())
     }
 
     fn entry_point(
@@ -398,19 +176,18 @@ impl MmCommunicator {
     ) -> patina::error::Result<()> {
         self.set_comm_buffers(config.comm_buffers.clone())
             .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
-        self.executor = Some(RealMmExecutor::with_options(trigger, *options));
-        self.state.by_secure_calls = matches!(config.cmd_port, MmiPort::Smc(_));
-        self.state.enters_by_ports = matches!(config.cmd_port, MmiPort::Smi(_));
-        self.state.clock = clock;
+        self.client.executor = Some(Box::new(RealMmExecutor::with_options(trigger, *options)));
+        self.client.port = Some(config.cmd_port);
+        self.client.clock = clock;
         self.keep_others_out(&config, tpl);
         if config.enable_comm_buffer_updates
             && let Some(id) = config.updatable_buffer_id
         {
-            let updates = announced_move::Pending::about(id).ok_or(EfiError::OutOfResources)?;
-            updates.watch(&protocols).inspect_err(|error| {
-                log::error!(target: "mm_comm", "no MM communication: updates cannot be watched: {error:?}");
+            let announcements = Announcements::about(id).ok_or(EfiError::OutOfResources)?;
+            announcements.watch(&protocols).inspect_err(|error| {
+                log::error!(target: "mm_comm", "no MM communication: announced moves cannot be watched: {error:?}");
             })?;
-            self.state.updates = Some(updates);
+            self.client.announcements = Some(announcements);
         }
         log::info!(target: "mm_comm", "{}", config.summary());
         warn_of_missing_buffers(&config);
@@ -421,16 +198,12 @@ impl MmCommunicator {
 }
 
 impl MmCommunicator {
-    /// Makes calls run at `TPL_NOTIFY` if what a notification does in the middle of one would spoil it:
+    /// Makes calls run at `TPL_NOTIFY` if a notification in the middle of one could spoil it:
     ///
     /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and would overwrite the request.
     /// - The buffer has no status mailbox: each MMI that other code raises before the response is read makes MM take
-    ///   what is in the buffer for a request once more.
-    fn keep_others_out(
-        &mut self,
-        config: &MmCommunicationConfiguration,
-        tpl: Option<Service<dyn TplServices>>,
-    ) {
+    ///   what is in the buffer for a request again.
+    fn keep_others_out(&self, config: &MmCommunicationConfiguration, tpl: Option<Service<dyn TplServices>>) {
         let enabled = || config.comm_buffers.iter().filter(|buffer| buffer.is_enabled());
         let shared = enabled().filter(|buffer| buffer.is_shared_with_firmware());
         let mut shared: Vec<u8> = shared.map(CommunicateBuffer::id).collect();
@@ -439,7 +212,7 @@ impl MmCommunicator {
             .filter(|_| config.enable_comm_buffer_updates)
             && !enabled().any(|buffer| buffer.id() == id)
         {
-            // The driver that will announce it may use it.
+            // The driver that will announce it may use it, too.
             shared.push(id);
         }
         let Some(tpl) = tpl else {
@@ -455,11 +228,11 @@ impl MmCommunicator {
         let through_ports = matches!(config.cmd_port, MmiPort::Smi(_));
         let silent = enabled().filter(|buffer| through_ports && !buffer.has_status_mailbox());
         let ids = shared.into_iter().chain(silent.map(CommunicateBuffer::id));
-        self.state.at_notify.get_mut().extend(ids.map(|id| (id, tpl)));
+        ids.for_each(|id| self.run_at_notify(id, tpl));
     }
 }
 
-/// Says which calls and moves cannot work with the comm buffers that there are.
+/// Warns about calls and moves that cannot work with the configured comm buffers.
 fn warn_of_missing_buffers(config: &MmCommunicationConfiguration) {
     let ids = Ids::of(&config.comm_buffers);
     match (config.enable_comm_buffer_updates, config.updatable_buffer_id) {
@@ -488,8 +261,8 @@ fn warn_of_missing_buffers(config: &MmCommunicationConfiguration) {
     }
 }
 
-/// Says which comm buffers cannot tell a response from none: an MMI through ports reports nothing, and where there is no
-/// mailbox MM has nowhere to.
+/// Warns about comm buffers in which a response cannot be told from none: an MMI through ports does not report anything, and
+/// without a mailbox MM cannot either.
 fn warn_of_silence(config: &MmCommunicationConfiguration) {
     let without = config
         .comm_buffers
@@ -505,9 +278,10 @@ fn warn_of_silence(config: &MmCommunicationConfiguration) {
     }
 }
 
-// A call that panics ends its transaction, and lowers the TPL, on its way out; no borrow of a list outlives a look at it.
+// A call that panics ends its transaction and restores the TPL during the unwinding; lists are not borrowed while other code
+// runs.
 impl<E: MmExecutor + UnwindSafe> UnwindSafe for MmCommunicator<E> {}
-// The executor is the only part of it that a pin could matter to.
+// Nothing in it refers to its own address.
 impl<E: MmExecutor + Unpin> Unpin for MmCommunicator<E> {}
 
 impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
@@ -527,33 +301,33 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
         options: CallOptions,
         take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<(), Status> {
-        self.as_client()
+        self.client
             .communicate_with(id, message, recipient, options, take)
     }
 
     fn confirms(&self, id: u8) -> bool {
         let has_mailbox = |buffer: CommunicateBuffer| buffer.has_status_mailbox();
-        !self.state.enters_by_ports || self.state.buffer(id).is_ok_and(has_mailbox)
+        !matches!(self.client.port, Some(MmiPort::Smi(_))) || self.client.buffer(id).is_ok_and(has_mailbox)
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
-        self.as_client().message_capacity(id, options)
+        self.client.message_capacity(id, options)
     }
 
-    fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
-        self.state.after_calls.add(call)
+    fn after_calls(&self, callback: Rc<dyn Fn()>) -> Result<(), Status> {
+        self.client.after_calls.add(callback)
     }
 
-    fn client(&self, _: Sealed) -> Option<Client<'_>> {
-        Some(self.as_client())
+    fn internals(&self, _: Sealed) -> Option<&dyn Any> {
+        Some(&self.client)
     }
 }
 
-/// Refuses a component that sends through a comm buffer that does not exist. An implementation that does not tell is
-/// believed to have it.
+/// Refuses a component that sends through a comm buffer that does not exist. An implementation that does not know its buffers
+/// is assumed to have it.
 pub(crate) fn require_buffer(mm: &dyn MmCommunication, id: u8, user: &str) -> patina::error::Result<()> {
     match mm.message_capacity(id, CallOptions::new()) {
-        // The line before this one lists those that there are.
+        // The line before this one lists those that exist.
         Err(status @ (Status::CommBufferNotFound | Status::NoCommBuffer)) => {
             log::error!(target: "mm_comm", "platform: {user} cannot work: comm buffer {id} does not exist");
             Err(status.into())
@@ -571,10 +345,10 @@ impl Default for MmCommunicator {
 impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writelncrlf!(f, "MM Communicator:")?;
-        // One after the other, so that nothing is borrowed while it prints.
+        // One at a time, so that the list is not borrowed while this prints.
         let mut index: usize = 0;
         loop {
-            match self.state.look(|buffers| buffers.get(index).cloned()) {
+            match self.client.look(|buffers| buffers.get(index).cloned()) {
                 Ok(Some(buffer)) => writelncrlf!(f, "Comm Buffer: {buffer:?}")?,
                 Ok(None) => break,
                 Err(error) => {
@@ -584,7 +358,7 @@ impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
             }
             index = index.saturating_add(1);
         }
-        writelncrlf!(f, "MM Executor Set: {}", self.executor.is_some())
+        writelncrlf!(f, "MM Executor Set: {}", self.client.executor.is_some())
     }
 }
 
@@ -593,7 +367,7 @@ mod tests {
     mod interrupted;
 
     use super::*;
-    use crate::config::CommunicateBufferStatus;
+    use crate::config::{CommunicateBufferStatus, HeaderFormat};
     use alloc::boxed::Box;
     use alloc::{format, vec};
     use core::cell::RefCell;
@@ -650,7 +424,7 @@ mod tests {
     #[test]
     fn an_executors_error_is_the_callers_and_nothing_stays_behind() {
         let failing = communicator(Play(|_: &mut CommunicateBuffer| Err(Status::SwMmiFailed)), &[0]);
-        let handle = failing.state.buffer(0).unwrap();
+        let handle = failing.client.buffer(0).unwrap();
         assert_eq!(
             failing.communicate(0, b"secret", RECIPIENT.as_guid()),
             Err(Status::SwMmiFailed)
@@ -688,7 +462,7 @@ mod tests {
         by_hand: impl Fn(&mut CommunicateBuffer) -> Result<(), Status> + 'static,
     ) -> Result<Vec<u8>, Status> {
         let communicator = communicator(Play(by_hand), &[0]);
-        let handle = communicator.state.buffer(0).unwrap();
+        let handle = communicator.client.buffer(0).unwrap();
         let options = CallOptions::new().with_header(header);
         let mut response = Ok(vec![]);
         communicator.communicate_with(0, b"request", RECIPIENT.as_guid(), options, &mut |reader| {
@@ -843,17 +617,19 @@ mod tests {
     #[test]
     fn buffers_that_interrupted_code_looks_at_are_not_replaced() {
         let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[4]);
-        let looking = communicator.state.buffers.borrow();
-        let error = communicator.set_comm_buffers(vec![buffer(1)]).unwrap_err();
-        communicator.set_test_comm_buffers(vec![buffer(1)]);
-        drop(looking);
+        let looking = communicator.client.buffers.look(|_| {
+            let error = communicator.set_comm_buffers(vec![buffer(1)]).unwrap_err();
+            communicator.set_test_comm_buffers(vec![buffer(1)]);
+            error
+        });
+        let error = looking.unwrap();
         assert_eq!(error, ConfigurationError::BuffersBusy);
         assert_eq!(
             patina::error::EfiError::from(error),
             patina::error::EfiError::AlreadyStarted
         );
         assert_eq!(
-            communicator.state.buffer(4).map(|buffer| buffer.id()).ok(),
+            communicator.client.buffer(4).map(|buffer| buffer.id()).ok(),
             Some(4)
         );
     }

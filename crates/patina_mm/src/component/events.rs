@@ -1,9 +1,9 @@
 //! Tells MM how far the boot has come.
 
-use super::communicator::{CallOptions, Status, require_buffer};
+use super::communicator::require_buffer;
 use super::supervisor::SUPERVISOR_PROTOCOL_GUID;
 use crate::config::HeaderFormat;
-use crate::service::MmCommunication;
+use crate::service::{CallOptions, MmCommunication, Status};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};

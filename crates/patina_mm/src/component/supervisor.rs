@@ -16,9 +16,12 @@
 //! }
 //! ```
 
-use super::communicator::{CallOptions, ResponseReader, Sealed, Status, error_of};
+use super::communicator::Client;
 use crate::config::{CommunicateBuffer, HeaderFormat};
-use crate::service::MmCommunication;
+#[cfg(any(test, feature = "mockall"))]
+pub use crate::service::MockMmSupervisor;
+use crate::service::{CallOptions, MmCommunication, ResponseReader, Status};
+pub use crate::service::{MmSupervisor, SupervisorError, UnblockMemory};
 use alloc::vec::Vec;
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::message::supervisor::{
@@ -26,245 +29,12 @@ use mm_wire::message::supervisor::{
     REQUEST_UNBLOCK_MEMORY, REQUEST_VERSION, RequestHeader, SIGNATURE, SharedCommUpdate, VersionInfo,
 };
 use mm_wire::{AddressRange, EfiStatus, PAGE_LEN, guid};
+use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::params::Commands;
 use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolServices};
 use patina::component::service::{IntoService, Service};
-use patina::error::EfiError;
-use patina::{BinaryGuid, Guid};
-use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
-
-/// Why the supervisor did not do what it was asked for.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SupervisorError {
-    /// The message did not get there, or nothing came back.
-    #[error(transparent)]
-    Communication(#[from] Status),
-    /// The supervisor refuses.
-    #[error("MM: the supervisor answered request {request} with {result}")]
-    Refused {
-        /// The request's number.
-        request: u32,
-        /// What the response says.
-        result: EfiStatus,
-    },
-    /// The response is to something else.
-    #[error(
-        "MM: the response to supervisor request {sent} is marked {signature:02x?} and to request {found}"
-    )]
-    NotAResponse {
-        /// The number of the request.
-        sent: u32,
-        /// The number in the response.
-        found: u32,
-        /// The signature in the response.
-        signature: [u8; 4],
-    },
-    /// The buffers of a move are not the supervisor's and the users', in this order. Nothing was sent.
-    #[error(
-        "caller: comm buffer {supervisor} was given as the supervisor's and {users} as the users', but the supervisor's is {own}"
-    )]
-    WrongBuffers {
-        /// The identifier that was given as the supervisor's.
-        supervisor: u8,
-        /// The identifier that was given as the users'.
-        users: u8,
-        /// The supervisor's.
-        own: u8,
-    },
-    /// The supervisor takes no such buffer for a move. Nothing was sent.
-    #[error(
-        "caller: comm buffer {id} of {old} bytes cannot move to one of {new} bytes: the supervisor wants the same length, and \
-         a mailbox at the start of a page of its own"
-    )]
-    UnfitBuffer {
-        /// The buffer's identifier.
-        id: u8,
-        /// Bytes of the buffer that is to move.
-        old: usize,
-        /// Bytes of the new one.
-        new: usize,
-    },
-    /// The platform has a driver that moves the buffers, and that would go on to use the old ones. Nothing was sent.
-    #[error(
-        "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) cannot follow a move; leave the \
-         move to it, or leave it out"
-    )]
-    HasDriver,
-    /// The supervisor moved its own buffer, then refused the rest. The communicator follows: requests go to the supervisor's new
-    /// buffer with its old mailbox, and messages for the users to where `users_moved` says, with the old mailbox. Both work.
-    #[error(
-        "MM: the supervisor refused half of the move with {result}: its own comm buffer moved, the users' {}, the mailboxes stay; \
-         they are used like that from now on",
-        match .users_moved { true => "moved too", false => "did not" }
-    )]
-    MovedInPart {
-        /// Why it refused the rest.
-        result: EfiStatus,
-        /// Whether the users' buffer moved too.
-        users_moved: bool,
-    },
-    /// The response is the request as it was sent: MM was not entered, or no supervisor took the request. Only a comm buffer
-    /// without a status mailbox can hide that.
-    #[error(
-        "MM: request {request} came back as it was sent: no supervisor took it, or MM was never entered (the comm buffer has no \
-         status mailbox that would tell)"
-    )]
-    NotTaken {
-        /// The request's number.
-        request: u32,
-    },
-    /// The response to the version request says that the supervisor does not know that request.
-    #[error(
-        "MM: the supervisor answered request {REQUEST_VERSION} and says that it knows requests up to {claimed}"
-    )]
-    RequestLevel {
-        /// The highest request, according to the response.
-        claimed: u64,
-    },
-    /// The memory to be unblocked is not whole pages. Nothing was sent: a supervisor built as RELEASE says that it unblocked
-    /// such memory, and maps nothing; one built as DEBUG halts.
-    #[error(
-        "caller: {pages} pages at {address:#x} cannot be unblocked: memory starts on a page of 4096 bytes, has at least one, and \
-         ends inside the address space"
-    )]
-    NoWholePages {
-        /// Where the memory starts.
-        address: u64,
-        /// Its pages.
-        pages: u64,
-    },
-    /// The policy says that it is longer than the response, or too short to say so.
-    #[error("MM: the supervisor's policy says that it has {claimed} bytes, of {returned} that were returned")]
-    PolicySize {
-        /// What the policy says.
-        claimed: u32,
-        /// Bytes of the response behind its header.
-        returned: usize,
-    },
-}
-
-impl From<SupervisorError> for EfiError {
-    fn from(error: SupervisorError) -> Self {
-        match error {
-            SupervisorError::Communication(status) => status.into(),
-            SupervisorError::Refused { result, .. } => error_of(result),
-            SupervisorError::WrongBuffers { .. }
-            | SupervisorError::UnfitBuffer { .. }
-            | SupervisorError::NoWholePages { .. } => Self::InvalidParameter,
-            SupervisorError::HasDriver => Self::AccessDenied,
-            SupervisorError::MovedInPart { .. } => Self::DeviceError,
-            SupervisorError::NotTaken { .. } => Self::NoResponse,
-            SupervisorError::NotAResponse { .. }
-            | SupervisorError::RequestLevel { .. }
-            | SupervisorError::PolicySize { .. } => Self::ProtocolError,
-        }
-    }
-}
-
-/// Requests to the MM supervisor.
-#[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
-pub trait MmSupervisor {
-    /// Asks for the supervisor's version, and for the highest request that it knows.
-    ///
-    /// # Errors
-    ///
-    /// [`SupervisorError`].
-    fn version(&self) -> Result<VersionInfo, SupervisorError>;
-
-    /// Lets MM reach memory that is not a comm buffer. Only until the platform is locked.
-    ///
-    /// # Errors
-    ///
-    /// With nothing sent: [`SupervisorError::NoWholePages`]. [`SupervisorError::Refused`] with `ACCESS_DENIED` after the lock,
-    /// `INVALID_PARAMETER` without an identifier, `SECURITY_VIOLATION` for memory of MM, of a comm buffer or mailbox, or that
-    /// overlaps what was unblocked before, `NO_MAPPING` for memory around such memory.
-    fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
-
-    /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
-    /// its rules after this, also if it refuses the request.
-    ///
-    /// # Errors
-    ///
-    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` if `out`, or the comm buffer, has no room for
-    /// it. The supervisor wants 24 bytes more than the policy has: so much of the comm buffer is offered beside `out`.
-    fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
-
-    /// Makes the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
-    /// identifier, and is as long; its mailbox is at the start of a page of its own. Once only, and only until the platform
-    /// is locked.
-    ///
-    /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has that of the users', by
-    /// [`CommunicateBuffer::with_shared_mailbox`], in its new place as in its old one.
-    ///
-    /// The response is waited for in the new place. So a refusal costs one MMI more, and all of
-    /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
-    ///
-    /// The communicator that this client sends through follows at once. Drivers in C and other communicators learn it through
-    /// the comm-buffer update protocol, which the caller installs. A call of this communicator that comes while the
-    /// supervisor moves the buffers gets [`Status::Busy`].
-    ///
-    /// # Errors
-    ///
-    /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`], [`SupervisorError::HasDriver`],
-    /// [`Status::CommBufferDisabled`] if a buffer, old or new, is disabled, and [`Status::Busy`] if one is in use.
-    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` if the memory is not what the supervisor wants,
-    /// `ACCESS_DENIED` after the lock, or if they were moved before: everything is as it was.
-    /// [`SupervisorError::MovedInPart`] if it refuses something behind its own buffer.
-    fn move_comm_buffers(
-        &self,
-        supervisor: CommunicateBuffer,
-        users: CommunicateBuffer,
-    ) -> Result<(), SupervisorError>;
-}
-
-/// Memory to be unblocked, and who asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnblockMemory(mm_wire::message::supervisor::UnblockMemory);
-
-impl UnblockMemory {
-    /// Describes memory of the type `EfiRuntimeServicesData`, for `identifier`: a [`Guid`], a
-    /// [`BinaryGuid`], or a reference to one.
-    #[must_use]
-    pub fn runtime_data<'g>(physical_start: u64, pages: u64, identifier: impl Into<Guid<'g>>) -> Self {
-        let identifier = mm_wire::Guid::from_bytes(identifier.into().as_bytes());
-        Self(mm_wire::message::supervisor::UnblockMemory::runtime_data(
-            physical_start,
-            pages,
-            identifier,
-        ))
-    }
-
-    /// Describes the memory with these `EFI_MEMORY_...` attributes. The supervisor looks at `EFI_MEMORY_SP` alone, which
-    /// makes the memory its own instead of its users'.
-    #[must_use]
-    pub fn with_attributes(self, attributes: u64) -> Self {
-        Self(mm_wire::message::supervisor::UnblockMemory {
-            attributes: attributes.into(),
-            ..self.0
-        })
-    }
-
-    /// Where the memory starts.
-    #[must_use]
-    pub fn physical_start(&self) -> u64 {
-        self.0.physical_start.get()
-    }
-
-    /// Its length in pages of 4096 bytes.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.0.pages.get()
-    }
-}
-
-impl From<mm_wire::message::supervisor::UnblockMemory> for UnblockMemory {
-    fn from(memory: mm_wire::message::supervisor::UnblockMemory) -> Self {
-        Self(memory)
-    }
-}
 
 /// `gMmSupervisorCommunicationProtocolGuid`, which Project Mu's MmDxeSupport installs.
 pub(super) const SUPERVISOR_PROTOCOL_GUID: BinaryGuid =
@@ -524,7 +294,7 @@ impl MmSupervisor for MmSupervisorClient {
                 .and_then(|header| check(REQUEST_COMM_UPDATE, &header));
             result.is_ok()
         };
-        let client = mm.client(Sealed::new()).ok_or(Status::Unsupported)?;
+        let client = Client::of(&***mm).ok_or(Status::Unsupported)?;
         client
             .communicate_and_move(self.buffer, &message, RECIPIENT.as_guid(), &to, &mut take)
             .inspect_err(|status| self.look_for_the_platforms_driver(*status))?;
@@ -578,6 +348,7 @@ mod tests {
     use super::*;
     use alloc::boxed::Box;
     use alloc::string::ToString;
+    use patina::error::EfiError;
 
     fn client(response: Vec<u8>) -> MmSupervisorClient {
         let mut mm = MockMmCommunication::new();

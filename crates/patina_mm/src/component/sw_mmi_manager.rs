@@ -7,7 +7,6 @@ mod entry;
 )]
 mod secure;
 
-use crate::component::communicator::error_of;
 use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmiCheck};
 use crate::service::PlatformMmControl;
 use alloc::boxed::Box;
@@ -19,165 +18,17 @@ use mm_comm::trigger::{Pair, Purpose};
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::{IntoService, Service};
-use patina::error::EfiError;
-use patina::standard::efi;
-use thiserror::Error;
 
-pub use mm_comm::Ports;
+#[cfg(any(test, feature = "mockall"))]
+pub use crate::service::MockSwMmiTrigger;
+pub use crate::service::{MmProgress, MmiError, SwMmiTrigger};
 #[cfg(any(target_arch = "aarch64", unix, windows))]
 pub use mm_comm::smc::{Call, Conduit};
 pub use mm_comm::smc::{FfaCode, SmcError, SpmMmCode};
-pub use mm_comm::{SmiEnable, TriggerError};
+pub use mm_comm::{Ports, SmiEnable, TriggerError};
 #[cfg(any(target_arch = "aarch64", unix, windows))]
 pub use secure::FfaRxBufferHob;
 pub(crate) use secure::Inputs as SecureInputs;
-
-/// Why no MMI was raised.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MmiError {
-    /// The component that offers the service has not been configured yet.
-    #[error("platform: the software MMI trigger was used before its component was dispatched")]
-    NotConfigured,
-    /// The machine cannot or does not deliver MMIs.
-    #[error(transparent)]
-    Trigger(#[from] TriggerError),
-    /// The secure world was not reached, or refused.
-    #[error(transparent)]
-    Smc(#[from] SmcError),
-    /// A secure monitor call carries a comm buffer, and none was given.
-    #[error("caller: MM is entered by secure monitor calls here, which need a comm buffer")]
-    NeedsCommBuffer,
-    /// Another implementation of the service failed.
-    #[error("platform: the software MMI trigger failed: {0:?}")]
-    Failed(EfiError),
-}
-
-impl From<MmiError> for EfiError {
-    fn from(error: MmiError) -> Self {
-        match error {
-            MmiError::NotConfigured => Self::NotStarted,
-            MmiError::Trigger(TriggerError::SmisDisabled { .. }) => Self::NotReady,
-            MmiError::Trigger(TriggerError::EnableRefused { .. }) => Self::AccessDenied,
-            MmiError::Trigger(TriggerError::NoPortIo) => Self::Unsupported,
-            MmiError::Trigger(_) => Self::InvalidParameter,
-            MmiError::Smc(error) => efi_error(error),
-            MmiError::NeedsCommBuffer => Self::Unsupported,
-            MmiError::Failed(error) => error,
-        }
-    }
-}
-
-/// The same as an SDK error.
-pub(crate) fn efi_error(error: SmcError) -> EfiError {
-    error_of(error.status())
-}
-
-/// The same as an SDK status.
-pub(crate) fn efi_status(error: SmcError) -> efi::Status {
-    usize::try_from(error.status().0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
-}
-
-/// How far MM has come when it was entered for a comm buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MmProgress {
-    /// An MMI was raised. Whether MM took the request has to be observed; see [`SwMmiTrigger::pause`].
-    Raised,
-    /// The same, and another MMI may be raised for the same request if MM does not take it for a while.
-    RaisedRepeatable,
-    /// MM ran and has returned.
-    Returned,
-}
-
-/// Raises a software MMI.
-///
-/// # Safety
-///
-/// Entering MM runs code that may change any memory. An implementation must enter it only through the mechanism
-/// that the platform set aside for this, and only once the platform's MM environment is ready for it.
-pub unsafe trait SwMmiTrigger {
-    /// Writes both values to the platform's ports, data first, and so raises an MMI.
-    ///
-    /// [`SwMmiManager`] raises it also if SMI_EN reads 0, for chipsets that have none. [`Self::enter_mm`], which a
-    /// message goes with, is an error then.
-    ///
-    /// MM need not have run when this returns: see [`Self::pause`].
-    ///
-    /// # Errors
-    ///
-    /// An [`EfiError`] if no MMI was raised.
-    fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
-
-    /// Like [`Self::trigger_sw_mmi`], but with the full reason.
-    ///
-    /// # Errors
-    ///
-    /// [`MmiError`] if no MMI was raised.
-    fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
-        self.trigger_sw_mmi(cmd_port_value, data_port_value)
-            .map_err(MmiError::Failed)
-    }
-
-    /// Makes MM process the request in the comm buffer at a physical address.
-    ///
-    /// On x86 this raises an MMI: MM knows its buffers. A secure monitor call is told the address, and
-    /// MM has run when it returns; both values are then of no use.
-    ///
-    /// An implementation that leaves this as it is raises one MMI a call. One that returns
-    /// [`MmProgress::RaisedRepeatable`] is called once more if MM does not take the request for a while.
-    ///
-    /// # Errors
-    ///
-    /// [`MmiError`] if MM was not entered; [`MmiError::Smc`] also if it ran and refused.
-    fn enter_mm(
-        &self,
-        comm_buffer: u64,
-        cmd_port_value: u8,
-        data_port_value: u8,
-    ) -> Result<MmProgress, MmiError> {
-        let _ = comm_buffer;
-        self.raise_mmi(cmd_port_value, data_port_value)
-            .map(|()| MmProgress::Raised)
-    }
-
-    /// Lets a raised MMI be taken: `pause` on a processor. Code that waits for a response calls this between looks.
-    fn pause(&self) {
-        core::hint::spin_loop();
-    }
-
-    /// Writes for the log what this trigger wrote for the last MMI, and what it knows about why none came.
-    ///
-    /// # Errors
-    ///
-    /// Those of the formatter.
-    fn describe_mmi(
-        &self,
-        cmd_port_value: u8,
-        data_port_value: u8,
-        f: &mut fmt::Formatter<'_>,
-    ) -> fmt::Result {
-        write!(
-            f,
-            "The platform's own SwMmiTrigger was given command {cmd_port_value:#04x} and data {data_port_value:#04x}"
-        )
-    }
-}
-
-#[cfg(any(test, feature = "mockall"))]
-mockall::mock! {
-    /// A [`SwMmiTrigger`] that expects calls. The trait's provided methods keep their bodies.
-    pub SwMmiTrigger {}
-    unsafe impl SwMmiTrigger for SwMmiTrigger {
-        fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
-    }
-}
-
-#[cfg(any(test, feature = "mockall"))]
-impl fmt::Debug for MockSwMmiTrigger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MockSwMmiTrigger").finish_non_exhaustive()
-    }
-}
 
 /// Component and service: enters MM in the configured way.
 ///
@@ -204,34 +55,26 @@ impl SwMmiManager {
     /// Makes the component for the processor that it runs on.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            ports: native_ports(),
-            connect: secure::NATIVE,
-            entry: None,
-            last_smi_enable: Cell::new(None),
-            pair: Pair::default(),
-        }
+        Self::over(native_ports(), secure::NATIVE)
     }
 
     /// Makes the component for ports of the caller's choice, such as those of a simulated machine.
     #[must_use]
     pub fn with_ports(ports: impl Ports + 'static) -> Self {
-        Self {
-            ports: Some(Box::new(ports)),
-            connect: None,
-            entry: None,
-            last_smi_enable: Cell::new(None),
-            pair: Pair::default(),
-        }
+        Self::over(Some(Box::new(ports)), None)
     }
 
     /// Makes the component for secure monitor calls through a conduit of the caller's choice. Not in x86 firmware.
     #[cfg(any(target_arch = "aarch64", unix, windows))]
     #[must_use]
     pub fn with_conduit<C: Conduit + 'static>() -> Self {
+        Self::over(None, Some(secure::connect::<C>))
+    }
+
+    fn over(ports: Option<Box<dyn Ports>>, connect: Option<secure::Connect>) -> Self {
         Self {
-            ports: None,
-            connect: Some(secure::connect::<C>),
+            ports,
+            connect,
             entry: None,
             last_smi_enable: Cell::new(None),
             pair: Pair::default(),
@@ -439,11 +282,13 @@ unsafe impl SwMmiTrigger for ScriptedTrigger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::communicator::Status;
     use crate::config::{AcpiBase, ConfigurationError, MmiPort, SmcOptions};
+    use crate::service::Status;
     use alloc::string::ToString;
     use mm_comm::smc::OtherVersion;
     use mm_comm::{PortTrigger, SmiEnableRegister};
+    use patina::error::EfiError;
+    use patina::standard::efi;
 
     fn config(cmd_port: MmiPort, data_port: MmiPort, acpi_base: AcpiBase) -> MmCommunicationConfiguration {
         MmCommunicationConfiguration {

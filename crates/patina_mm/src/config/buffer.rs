@@ -628,6 +628,15 @@ impl CommunicateBuffer {
             channel.mailbox().and_then(|mailbox| mailbox.region().range()),
         ]
     }
+
+    /// Whether this buffer or its mailbox shares memory with `other` or its mailbox.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let others = other.ranges();
+        self.ranges()
+            .into_iter()
+            .flatten()
+            .any(|own| others.into_iter().flatten().any(|other| own.overlaps(other)))
+    }
 }
 
 /// A GUID in the SDK's type.

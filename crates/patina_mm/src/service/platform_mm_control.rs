@@ -2,14 +2,14 @@
 
 /// Prepares a platform for software MMIs.
 ///
-/// Optional. Where a platform registers it, [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) calls it
-/// once, before [`SwMmiTrigger`](crate::service::SwMmiTrigger) becomes available to anyone.
+/// Optional. If a platform registers it, [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) calls it once,
+/// before it offers [`SwMmiTrigger`](crate::service::SwMmiTrigger).
 #[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
 pub trait PlatformMmControl {
-    /// Clears or programs whatever hardware state MMIs depend on.
+    /// Clears or programs the hardware state that MMIs depend on.
     ///
     /// # Errors
     ///
-    /// Whatever the platform returns keeps MMIs from being offered, and the dispatcher reports it.
+    /// With any error MMIs are not offered, and the dispatcher reports it.
     fn init(&self) -> patina::error::Result<()>;
 }

@@ -1,33 +1,67 @@
 //! What runs when a call has ended.
 
-use super::Status;
+use crate::service::Status;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-/// The callbacks that wait for the end of a call, and whether they run.
+/// The callbacks that wait for the end of a call.
 ///
-/// A caller that gets [`Status::Busy`] may wait for the end of the call that it interrupted. So each call that was not itself
-/// refused runs the callbacks at its end. If that happens while they run, they run once more only if another call was refused
-/// in the middle of it: otherwise a callback that sends would run itself for ever.
-///
-/// Each cell is changed by one store, since a notification can come between any two accesses and make calls of its own.
+/// A caller that got [`Status::Busy`] may wait for the end of the call that it interrupted. So each call that was not itself
+/// rejected runs the callbacks at its end. If it ends while they run, they run once more only if another call was rejected in
+/// the middle of it: otherwise a callback that sends would run itself for ever.
 #[derive(Default)]
 pub(super) struct AfterCalls {
     /// Borrowed only to add one or to look one up, never while one runs.
     callbacks: RefCell<Vec<Rc<dyn Fn()>>>,
     /// Number of calls that got [`Status::Busy`].
-    refusals: Cell<u32>,
-    are_running: Cell<bool>,
-    run_again: Cell<bool>,
+    rejected: AtomicU32,
+    run: Run,
 }
 
-/// Which ends run the callbacks.
+/// What the callbacks do: [`IDLE`], [`RUNNING`] or [`RUN_AGAIN`].
+///
+/// Atomic, so that each change is one instruction: a notification that comes before or after it, and makes calls of its own,
+/// finds one of the three states, and has restored [`IDLE`] or set [`RUN_AGAIN`] when it returns.
+#[derive(Default)]
+struct Run(AtomicU8);
+
+/// No callback runs: the call that ends next runs them.
+const IDLE: u8 = 0;
+/// They run.
+const RUNNING: u8 = 1;
+/// They run, and will run once more: a call was rejected after they started.
+const RUN_AGAIN: u8 = 2;
+
+impl Run {
+    /// Calls `run_all`, unless it runs already; then it is called once more if `again` says so.
+    fn start(&self, again: bool, run_all: impl Fn()) {
+        loop {
+            let was_idle = self
+                .0
+                .compare_exchange(IDLE, RUNNING, Ordering::AcqRel, Ordering::Acquire);
+            if was_idle.is_err() {
+                if again {
+                    self.0.store(RUN_AGAIN, Ordering::Release);
+                }
+                return;
+            }
+            run_all();
+            if self.0.swap(IDLE, Ordering::AcqRel) != RUN_AGAIN {
+                return;
+            }
+        }
+    }
+}
+
+/// Which ends of calls run the callbacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wakes {
+    /// All.
     Always,
-    /// Only if a call was refused meanwhile.
-    IfRefused,
+    /// Those in the middle of which another call was rejected.
+    IfRejected,
 }
 
 impl AfterCalls {
@@ -37,41 +71,34 @@ impl AfterCalls {
             .callbacks
             .try_borrow_mut()
             .map_err(|_looked_at| Status::Busy)?;
+        callbacks
+            .try_reserve(1)
+            .map_err(|_no_memory| Status::OutOfMemory {
+                needed: size_of_val(&callback),
+            })?;
         callbacks.push(callback);
         Ok(())
     }
 
     /// Number of calls that got [`Status::Busy`].
-    pub(super) fn refusals(&self) -> u32 {
-        self.refusals.get()
+    pub(super) fn rejected(&self) -> u32 {
+        self.rejected.load(Ordering::Acquire)
     }
 
     /// A call got [`Status::Busy`].
-    pub(super) fn count_refusal(&self) {
-        self.refusals.update(|refusals| refusals.wrapping_add(1));
+    pub(super) fn count_rejected(&self) {
+        self.rejected.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Runs the callbacks at the end of a call. `refusals` are those before the call.
-    pub(super) fn call_has_ended(&self, refusals: u32, wakes: Wakes) {
-        let was_refused = self.refusals.get() != refusals;
-        if wakes == Wakes::IfRefused && !was_refused {
+    /// Runs the callbacks at the end of a call. `rejected` is what [`Self::rejected`] was before the call.
+    pub(super) fn call_has_ended(&self, rejected: u32, wakes: Wakes) {
+        let was_rejected = self.rejected() != rejected;
+        if wakes == Wakes::IfRejected && !was_rejected {
             return;
         }
-        if self.are_running.replace(true) {
-            if was_refused {
-                self.run_again.set(true);
-            }
-            return;
-        }
-        loop {
-            self.run_again.set(false);
+        self.run.start(was_rejected, || {
             let callback = |index: usize| self.callbacks.try_borrow().ok()?.get(index).cloned();
             (0..).map_while(callback).for_each(|callback| callback());
-            // In this order: a call that comes between runs the callbacks itself.
-            self.are_running.set(false);
-            if !self.run_again.get() || self.are_running.replace(true) {
-                return;
-            }
-        }
+        });
     }
 }

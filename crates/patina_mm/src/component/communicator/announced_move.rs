@@ -1,78 +1,75 @@
-//! A comm buffer that moves during boot.
+//! An announced move of a comm buffer.
 //!
-//! Some MM environments move their buffer and announce the new place by installing the comm-buffer update protocol
-//! (Project Mu, `MmCommBufferUpdate.h`). The notification may arrive at any moment, in the middle of a call included, so
-//! it only leaves the announcement in a slot; the next call takes it from there. A call under way finishes in the buffer
-//! that it started in.
+//! Some MM environments move their comm buffer during boot, and announce the new place by installing the comm-buffer update
+//! protocol (Project Mu, `MmCommBufferUpdate.h`). The notification may come at any moment, also in the middle of a call, so
+//! it only stores the announcement; the next call applies it. A call that is under way finishes in the old place.
 
-mod latest;
+mod slot;
 
-/// The atomics of [`latest`]: a test compiles that file with others.
+/// The atomics of [`slot`]: a test compiles that file with others.
 mod sync {
     pub(super) use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 }
 
-use crate::config::{CommunicateBuffer, CommunicateBufferStatus};
-use alloc::boxed::Box;
+use super::buffers::{Buffers, Plan};
+use crate::config::{CommunicateBuffer, CommunicateBufferStatus, ConfigurationError};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use latest::Latest;
-use mm_wire::AddressRange;
 use mm_wire::hob::{CommBufferPlace, PlaceError};
 use patina::component::service::Service;
-use patina::component::service::uefi_services::protocol::{Handle, ProtocolError, ProtocolServices, Tpl};
-use patina::management_mode::protocol::mm_comm_buffer_update::{MmCommBufferUpdateProtocol, PROTOCOL_GUID};
+use patina::component::service::uefi_services::protocol::{
+    Handle, ProtocolError, ProtocolServices, ProtocolServicesExt, Tpl,
+};
+use patina::management_mode::protocol::mm_comm_buffer_update::MmCommBufferUpdateProtocol;
+use slot::{Lock, Slot};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
-/// Why an announced buffer is not used. The platform's fault; the old buffer stays in use.
+/// Why an announced place is not used. The platform's fault; the old place stays in use.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-enum UpdateError {
+enum PlaceRefused {
     #[error(transparent)]
     Place(#[from] PlaceError),
     #[error("platform: the announced comm buffer cannot be used: {0}")]
     Buffer(#[from] CommunicateBufferStatus),
-    #[error("platform: the announced comm buffer {region} shares memory with comm buffer {other}")]
-    SharedMemory { region: AddressRange, other: u8 },
+    #[error("platform: the announced comm buffer cannot be used: {0}")]
+    Configuration(#[from] ConfigurationError),
 }
 
-/// Announcements about one comm buffer that no call has put into effect yet.
+/// Announcements about one comm buffer.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct Announcements {
     id: u8,
-    latest: Latest<MmCommBufferUpdateProtocol>,
-    /// Buffers that moved away while a call was using them, until a move finds that call done. No more than calls are
-    /// nested. Borrowed only while a move is applied, and that is one at a time.
-    leaving: RefCell<Vec<CommunicateBuffer>>,
+    slot: Slot<MmCommBufferUpdateProtocol>,
+    /// Buffers that moved while a call was using them, and that call may not have ended yet. There are no more of them than
+    /// calls are nested. Borrowed only with the slot's lock.
+    still_used: RefCell<Vec<CommunicateBuffer>>,
 }
 
-impl Pending {
-    /// Waits for announcements about the buffer `id`. `None` if there is no memory for them.
+impl Announcements {
+    /// For announcements about the buffer `id`. `None` without memory for them.
     pub(super) fn about(id: u8) -> Option<Rc<Self>> {
         Some(Rc::new(Self {
             id,
-            latest: Latest::new()?,
-            leaving: RefCell::default(),
+            slot: Slot::new()?,
+            still_used: RefCell::default(),
         }))
     }
 
-    /// Registers for announcements. Where that fails, nothing is kept.
+    /// Registers for announcements. Nothing is kept if that fails.
     pub(super) fn watch(
         self: &Rc<Self>,
         protocols: &Service<dyn ProtocolServices>,
     ) -> Result<(), ProtocolError> {
         let (notified, services) = (Rc::clone(self), *protocols);
+        let notify = move |handle| notified.store(services, handle);
         protocols
-            .register_install_notify(
-                PROTOCOL_GUID,
-                Tpl::Callback,
-                Box::new(move |handle| notified.announced(services, handle)),
-            )
+            .on_protocol_installed::<MmCommBufferUpdateProtocol>(Tpl::Callback, notify)
             .map(drop)
     }
 
-    /// Leaves an announcement of the place where `buffer` is.
+    /// Announces that the buffer moves to where `buffer` is.
     #[cfg(test)]
     pub(super) fn announce(&self, buffer: &CommunicateBuffer) {
         use patina::management_mode::protocol::mm_comm_buffer_update::MmCommBuffer;
@@ -92,105 +89,78 @@ impl Pending {
         self.id
     }
 
-    fn announced(&self, services: Service<dyn ProtocolServices>, handle: Handle) {
-        let interface = match services.interface_on_handle(handle, PROTOCOL_GUID) {
-            Ok(interface) => interface
-                .as_raw()
-                .cast::<MmCommBufferUpdateProtocol>()
-                .cast_const(),
+    /// Stores the announcement of the protocol on this handle.
+    fn store(&self, services: Service<dyn ProtocolServices>, handle: Handle) {
+        match services.with_protocol_on(handle, |announced: &MmCommBufferUpdateProtocol| *announced) {
+            Ok(announced) => self.put(announced),
             Err(error) => {
                 log::error!(target: "mm_comm", "platform: the comm-buffer update protocol has no interface: {error:?}");
-                return;
             }
-        };
-        // SAFETY: a driver that installs this protocol installs an interface of this type under its GUID; the type is packed,
-        // so that it has no alignment, and every bit pattern is a value of it.
-        self.put(unsafe { interface.read_unaligned() });
+        }
     }
 
-    fn put(&self, update: MmCommBufferUpdateProtocol) {
-        if self.latest.put(update).is_err() {
+    fn put(&self, announced: MmCommBufferUpdateProtocol) {
+        if self.slot.put(announced).is_err() {
             let id = self.id;
             log::error!(target: "mm_comm", "platform: no memory for the announcement that comm buffer {id} moves: it is lost");
         }
     }
 
-    /// Keeps everybody else from putting announcements into effect; `None` where this call interrupted one that does.
-    pub(super) fn turn(&self) -> Option<Turn<'_>> {
-        let turn = self.latest.turn()?;
-        Some(Turn { pending: self, turn })
+    /// Keeps other code from moving comm buffers; `None` if this call interrupted code that does so.
+    pub(super) fn lock(&self) -> Option<MoveLock<'_>> {
+        let lock = self.slot.lock()?;
+        Some(MoveLock {
+            announcements: self,
+            lock,
+        })
     }
 
-    fn move_to(
-        &self,
-        update: MmCommBufferUpdateProtocol,
-        buffers: &RefCell<Vec<CommunicateBuffer>>,
-    ) -> Result<(), Hindrance> {
-        let place = CommBufferPlace::of_update(update.as_bytes()).map_err(UpdateError::from)?;
-        let Ok(mut leaving) = self.leaving.try_borrow_mut() else {
-            return Err(Hindrance::NotNow);
+    fn apply(&self, announced: MmCommBufferUpdateProtocol, buffers: &Buffers) -> Result<(), NotApplied> {
+        let place = CommBufferPlace::of_update(announced.as_bytes()).map_err(PlaceRefused::from)?;
+        // SAFETY:
+        // 1. The announcement says that the platform set the memory aside for this use, mapped one to one, for the rest of
+        //    the boot.
+        // 2. There is no reference to it: comm buffers are reached through their channels only.
+        let new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(PlaceRefused::from)?;
+        let plan = match buffers.plan(core::slice::from_ref(&new)) {
+            Ok(plan) => plan,
+            Err(ConfigurationError::BuffersBusy) => return Err(NotApplied::NotNow),
+            Err(error) => return Err(PlaceRefused::from(error).into()),
         };
-        leaving.retain(|buffer| buffer.channel().is_in_use());
-        let (old, mut all): (Vec<_>, Vec<_>) = match buffers.try_borrow() {
-            Ok(buffers) => buffers.iter().cloned().partition(|buffer| buffer.id() == self.id),
-            Err(_replaced_by_an_interrupted_call) => return Err(Hindrance::NotNow),
-        };
-        // A platform that had the MM supervisor move the buffers announces to drivers in C where they are by now. The
-        // supervisor's buffer may share that mailbox.
-        if old.iter().any(|old| old.is_enabled() && is_at(old, place)) {
+        // A platform that makes the MM supervisor move the buffers announces to drivers in C where they are by now.
+        let is_there = |old: &CommunicateBuffer| old.is_enabled() && old.ranges() == new.ranges();
+        if plan.old.iter().any(is_there) {
             return Ok(());
         }
-        // Taking the new memory over wipes it: that must disturb neither another buffer nor a call under way.
-        if let Some(other) = all.iter().find(|other| overlaps(other, place)) {
-            let (region, other) = (place.region(), other.id());
-            return Err(UpdateError::SharedMemory { region, other }.into());
-        }
-        let is_in_use = |old: &&CommunicateBuffer| old.channel().is_in_use();
-        if old
-            .iter()
-            .filter(is_in_use)
-            .chain(leaving.iter())
-            .any(|old| overlaps(old, place))
-        {
-            return Err(Hindrance::NotNow);
-        }
-        // SAFETY: the platform announces memory that it set aside for this use, mapped one to one, for the rest of the
-        // boot. No transaction uses it, and none will through an older buffer: those in the list do not overlap it, or
-        // are `old`; those that left the list are retired, and so is `old` before another call can begin there, because a call
-        // that looked it up before finds it retired once it has claimed it, and one that interrupts this waits. What was
-        // in use when it left the list is in `leaving`, what is in use now was checked, and neither overlaps. A request to
-        // move uses memory that is not in the list yet: it has the turn until that is in the list, or wiped.
-        let mut new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(UpdateError::from)?;
-        new.take_over();
-        if let Some(old) = old.iter().find(|old| old.is_enabled()) {
-            new = new.in_place_of(old);
-        }
-        let shares_old_mailbox =
-            |other: &&CommunicateBuffer| old.iter().any(|old| old.shares_mailbox_with(other));
-        let orphan = all.iter().find(shares_old_mailbox).cloned();
-        all.push(new.clone());
-        // What is freed is freed once the list can be looked at again: a notification may come with that.
-        let former = match buffers.try_borrow_mut() {
-            Ok(mut buffers) => core::mem::replace(&mut *buffers, all),
-            Err(_looked_at_by_an_interrupted_call) => return Err(Hindrance::NotNow),
+        let Ok(mut still_used) = self.still_used.try_borrow_mut() else {
+            return Err(NotApplied::NotNow);
         };
-        drop(former);
-        for old in old {
-            old.channel().retire();
-            if old.channel().is_in_use() {
-                leaving.push(old);
-            }
+        still_used.retain(|old| old.channel().is_in_use());
+        // Taking the memory over wipes it. No call uses it:
+        // 1. Enabled buffers of the list do not overlap it, by the plan, except those that it replaces.
+        // 2. None of those and of the disabled ones, and none that left the list before, overlaps it and is in use.
+        // 3. None of them is used before the list changes: code that interrupts this waits for the lock, and a call that
+        //    looked an old one up before finds it retired.
+        // 4. A requested move, which uses memory that is not in the list yet, has the lock meanwhile.
+        let mut all = plan.all.iter().chain(&plan.old).chain(still_used.iter());
+        if all.any(|buffer| buffer.channel().is_in_use() && buffer.overlaps(&new)) {
+            return Err(NotApplied::NotNow);
         }
+        new.take_over();
+        let without_mailbox = without_mailbox(&plan, &new);
+        let Ok(old) = buffers.commit(plan) else {
+            return Err(NotApplied::NotNow);
+        };
+        still_used.extend(old.into_iter().filter(|old| old.channel().is_in_use()));
         log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
-        if let Some(orphan) = orphan {
-            orphan.channel().retire();
+        if let Some(supervisors) = without_mailbox {
+            supervisors.channel().retire();
             log::error!(
                 target: "mm_comm",
                 "platform: comm buffer {}, the MM supervisor's, is disabled: its mailbox was that of comm buffer {}, which \
-                 moved away. The driver that moved it (MmDxeSupport) moved the supervisor's buffer too and does not \
-                 announce where: send to the supervisor through gMmSupervisorCommunicationProtocolGuid, or leave that \
-                 driver out",
-                orphan.id(),
+                 moved. The driver that moved it (MmDxeSupport) moved the supervisor's buffer too and does not announce \
+                 where: send to the supervisor through gMmSupervisorCommunicationProtocolGuid, or leave that driver out",
+                supervisors.id(),
                 self.id
             );
         }
@@ -198,67 +168,55 @@ impl Pending {
     }
 }
 
-/// The right to put announcements into effect, which ends with this value.
-pub(super) struct Turn<'a> {
-    pending: &'a Pending,
-    turn: latest::Turn<'a, MmCommBufferUpdateProtocol>,
+/// The MM supervisor's comm buffer, if its mailbox is that of the old buffers, and not that of the new one.
+fn without_mailbox(plan: &Plan, new: &CommunicateBuffer) -> Option<CommunicateBuffer> {
+    let shares_old = |buffer: &&CommunicateBuffer| plan.old.iter().any(|old| old.shares_mailbox_with(buffer));
+    let mut all = plan.all.iter().filter(shares_old);
+    all.find(|buffer| !new.shares_mailbox_with(buffer)).cloned()
 }
 
-impl Turn<'_> {
-    /// Puts what was announced into effect. Returns whether that is done: `false` where it has to wait for a call that
-    /// this one interrupted.
-    pub(super) fn apply(&self, buffers: &RefCell<Vec<CommunicateBuffer>>) -> bool {
-        self.turn
-            .apply(|update| match self.pending.move_to(update, buffers) {
+/// The right to move comm buffers, until this is dropped.
+pub(super) struct MoveLock<'a> {
+    announcements: &'a Announcements,
+    lock: Lock<'a, MmCommBufferUpdateProtocol>,
+}
+
+impl MoveLock<'_> {
+    /// Applies what was announced. `false` if that has to wait for a call that this one interrupted.
+    pub(super) fn apply(&self, buffers: &Buffers) -> bool {
+        self.lock
+            .apply(|announced| match self.announcements.apply(announced, buffers) {
                 Ok(()) => Ok(()),
-                Err(Hindrance::NotNow) => Err(update),
-                Err(Hindrance::Refused(error)) => {
-                    log::error!(target: "mm_comm", "comm buffer {} stays where it is: {error}", self.pending.id);
+                Err(NotApplied::NotNow) => Err(announced),
+                Err(NotApplied::Refused(error)) => {
+                    let id = self.announcements.id;
+                    log::error!(target: "mm_comm", "comm buffer {id} stays where it is: {error}");
                     Ok(())
                 }
             })
     }
 }
 
-/// Why an announcement is not in effect.
-enum Hindrance {
-    /// A call that was interrupted is in the way.
+/// Why an announcement is not applied.
+enum NotApplied {
+    /// It has to wait for a call that this one interrupted.
     NotNow,
-    /// Never.
-    Refused(UpdateError),
+    /// It never will be.
+    Refused(PlaceRefused),
 }
 
-impl From<UpdateError> for Hindrance {
-    fn from(error: UpdateError) -> Self {
+impl From<PlaceRefused> for NotApplied {
+    fn from(error: PlaceRefused) -> Self {
         Self::Refused(error)
     }
-}
-
-/// The addresses that an announced buffer and its mailbox cover.
-fn ranges(place: CommBufferPlace) -> [Option<AddressRange>; 2] {
-    let mailbox = place
-        .mailbox()
-        .and_then(|address| AddressRange::new(address, mm_wire::mailbox::MAILBOX_LEN as u64));
-    [Some(place.region()), mailbox]
-}
-
-fn is_at(buffer: &CommunicateBuffer, place: CommBufferPlace) -> bool {
-    buffer.ranges() == ranges(place)
-}
-
-fn overlaps(buffer: &CommunicateBuffer, place: CommBufferPlace) -> bool {
-    let new = ranges(place);
-    buffer
-        .ranges()
-        .into_iter()
-        .flatten()
-        .any(|old| new.into_iter().flatten().any(|new| old.overlaps(new)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::boxed::Box;
     use patina::component::service::uefi_services::protocol::MockProtocolServices;
+    use patina::management_mode::protocol::mm_comm_buffer_update::PROTOCOL_GUID;
 
     #[test]
     fn a_failed_registration_keeps_nothing() {
@@ -266,10 +224,10 @@ mod tests {
         protocols
             .expect_register_install_notify()
             .returning(|_, _, _| Err(ProtocolError::OutOfResources));
-        let pending = Pending::about(0).unwrap();
-        let result = pending.watch(&Service::mock(Box::new(protocols)));
+        let announcements = Announcements::about(0).unwrap();
+        let result = announcements.watch(&Service::mock(Box::new(protocols)));
         assert_eq!(result, Err(ProtocolError::OutOfResources));
-        assert_eq!(Rc::strong_count(&pending), 1);
+        assert_eq!(Rc::strong_count(&announcements), 1);
     }
 
     #[test]

@@ -1,111 +1,46 @@
-//! What a communicator does, without the type of its executor: compiled once, however many executors there are.
+//! What a communicator does: compiled once, whatever the types of the executors are.
 
 use super::after_calls::{AfterCalls, Wakes};
+use super::announced_move::{Announcements, MoveLock};
+use super::buffers::{self, Buffers};
+use super::executor::MmExecutor;
 use super::failure::Failure;
 use super::ids::Ids;
-use super::response::trace_request;
-use super::tag::{CallTag, Clock};
-use super::{CallOptions, MmExecutor, Raised, ResponseReader, Status, announced_move, raise_to_notify};
-use crate::config::CommunicateBuffer;
+use super::tpl::{AtNotify, Raised, raise_to_notify};
+use crate::config::{CommunicateBuffer, MmiPort};
+use crate::service::{
+    CallOptions, CallTag, Clock, MmCommunication, ResponseReader, Sealed, Status, trace_request,
+};
+use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
-use core::cell::{BorrowError, Cell, RefCell};
+use core::cell::{BorrowError, Cell};
 use core::fmt;
 use mm_comm::BeginError;
 use patina::Guid;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::tpl::TplServices;
 
-/// What a communicator keeps, whatever its executor is.
+/// A communicator, without the type of its executor.
 #[derive(Default)]
-pub struct State {
-    /// Borrowed only to look up or replace a buffer, never while MM or an executor runs.
-    pub(super) buffers: RefCell<Vec<CommunicateBuffer>>,
-    /// Whether MM is entered by secure monitor calls, and so takes no message without bytes.
-    pub(super) by_secure_calls: bool,
-    /// How many calls there were; log lines name a call by this number.
+pub(crate) struct Client {
+    pub(super) executor: Option<Box<dyn MmExecutor>>,
+    pub(super) buffers: Buffers,
+    /// The configured way into MM, if there is one.
+    pub(super) port: Option<MmiPort>,
+    /// Number of calls so far; log lines name a call by it.
     pub(super) calls: Cell<u32>,
     pub(super) clock: Option<Clock>,
-    pub(super) updates: Option<Rc<announced_move::Pending>>,
+    pub(super) announcements: Option<Rc<Announcements>>,
     pub(super) after_calls: AfterCalls,
-    /// The buffers whose calls run at `TPL_NOTIFY`. Borrowed only to add one or to look one up.
-    pub(super) at_notify: RefCell<Vec<(u8, Service<dyn TplServices>)>>,
-    /// The MM supervisor's and the users' comm buffer, if they share their mailbox.
-    pub(super) one_mailbox: Cell<Option<[u8; 2]>>,
-    /// Whether MM is entered through x86 ports, which tell nothing about it.
-    pub(super) enters_by_ports: bool,
+    pub(super) at_notify: AtNotify,
 }
 
-/// A communicator, without the type of its executor.
-#[derive(Clone, Copy)]
-pub struct Client<'c> {
-    pub(crate) state: &'c State,
-    pub(crate) executor: Option<&'c dyn MmExecutor>,
-}
-
-impl core::ops::Deref for Client<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        self.state
-    }
-}
-
-/// Only this crate can make one, and so ask for a [`Client`].
-pub struct Sealed(());
-
-impl Sealed {
-    pub(crate) const fn new() -> Self {
-        Self(())
-    }
-}
-
-impl State {
-    /// The identifier of the buffer that shares its mailbox with the buffer `id`.
-    pub(super) fn beside(&self, id: u8) -> Option<u8> {
-        match self.one_mailbox.get()? {
-            [first, second] if first == id => Some(second),
-            [first, second] if second == id => Some(first),
-            _ => None,
-        }
+impl Client {
+    /// The client that is behind the service, if it is this crate's.
+    pub(crate) fn of(mm: &dyn MmCommunication) -> Option<&Self> {
+        mm.internals(Sealed::new())?.downcast_ref()
     }
 
-    /// Finds an enabled buffer. A copy of the handle, so that nothing is borrowed while MM runs.
-    pub(super) fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Failure> {
-        let find = |buffers: &[CommunicateBuffer]| {
-            let mut of_id = buffers.iter().filter(|buffer| buffer.id() == id);
-            let first = of_id.clone().next();
-            // A disabled buffer does not hide the one that replaces it.
-            let enabled = of_id.find(|buffer| buffer.is_enabled());
-            match enabled.or(first) {
-                Some(buffer) => Ok(buffer.clone()),
-                None if buffers.is_empty() => Err(Status::NoCommBuffer.into()),
-                None => Err(Failure::unknown_buffer()),
-            }
-        };
-        let found = self.look(find).map_err(|_replaced| {
-            let why = "the list of comm buffers is being replaced by a call that this one interrupted";
-            Failure::also(Status::Busy, why)
-        })?;
-        let buffer = found?;
-        if !buffer.is_enabled() {
-            return Err(Status::CommBufferDisabled.into());
-        }
-        Ok(buffer)
-    }
-
-    /// Looks at the list of comm buffers. Where a call through the buffer that may move is never to be refused, no
-    /// notification comes meanwhile: it would find the list borrowed, and could not put a move into effect.
-    pub(super) fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
-        let _raised = self.raise_for_updates();
-        let buffers = self.buffers.try_borrow()?;
-        let seen = look(&buffers);
-        drop(buffers);
-        Ok(seen)
-    }
-}
-
-impl Client<'_> {
     /// See [`MmCommunication::communicate_with`].
     pub(super) fn communicate_with(
         &self,
@@ -115,54 +50,16 @@ impl Client<'_> {
         options: CallOptions,
         take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<(), Status> {
-        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let tag = self.new_call(id);
-        let work = || {
-            self.settle(id)?;
+        self.exchange_with(id, self.tpl_for(id), message, recipient, |tag, recipient| {
+            self.apply_announced(id)?;
             self.exchange(tag, message, recipient, options, take)
-        };
-        self.call(
-            self.tpl_for(id),
-            work,
-            |result| self.log_end(tag, message.len(), recipient, result),
-            Wakes::Always,
-        )
-        .map(drop)
-    }
-
-    /// See [`MmCommunicator::communicate_and_move`].
-    pub(crate) fn communicate_and_move(
-        &self,
-        id: u8,
-        message: &[u8],
-        recipient: Guid<'_>,
-        to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
-    ) -> Result<(), Status> {
-        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
-        let tag = self.new_call(id);
-        let updatable = self.updates.as_ref().map(|updates| updates.id());
-        let moving = to.iter().map(CommunicateBuffer::id).chain(updatable);
-        let tpl = core::iter::once(id).chain(moving).find_map(|id| self.tpl_for(id));
-        let work = || {
-            let turn = self.hold_updates(to)?;
-            let result = self.exchange_and_move(tag, message, recipient, to, take);
-            drop(turn);
-            result
-        };
-        self.call(
-            tpl,
-            work,
-            |result| self.log_end(tag, message.len(), recipient, result),
-            Wakes::Always,
-        )
-        .map(drop)
+        })
     }
 
     /// See [`MmCommunication::message_capacity`].
     pub(super) fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
         let work = || {
-            self.settle(id)?;
+            self.apply_announced(id)?;
             self.buffer(id)
         };
         let log = |result: Result<_, Failure>| {
@@ -172,46 +69,64 @@ impl Client<'_> {
                 failure.status
             })
         };
-        // Not a call, but a call that came while it put a move into effect may wait for its end.
-        let buffer = self.call(None, work, log, Wakes::IfRefused)?;
+        // It is not a call, but a call that interrupted it while it applied a move may wait for its end.
+        let buffer = self.call(None, Wakes::IfRejected, work, log)?;
         Ok(buffer
             .channel()
             .capacity(options.header.unwrap_or(buffer.header())))
     }
 
-    /// Whether the comm buffer with the identifier of `place` has the memory of `place`. Its mailbox may be another one.
-    pub(crate) fn is_at(&self, place: &CommunicateBuffer) -> bool {
-        let [expected, _] = place.ranges();
-        self.buffer(place.id())
-            .is_ok_and(|buffer| buffer.ranges()[0] == expected)
+    /// Makes one exchange with MM with `exchange`, which returns the bytes of the response, and logs its end.
+    pub(super) fn exchange_with(
+        &self,
+        id: u8,
+        tpl: Option<Service<dyn TplServices>>,
+        message: &[u8],
+        recipient: Guid<'_>,
+        exchange: impl FnOnce(CallTag, mm_wire::Guid) -> Result<usize, Failure>,
+    ) -> Result<(), Status> {
+        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let sent = message.len();
+        let tag = self.new_call(id);
+        let work = || exchange(tag, recipient);
+        let log = |result: Result<usize, Failure>| match result {
+            Ok(returned) => {
+                log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {returned} bytes back");
+                Ok(())
+            }
+            Err(failure) => {
+                let why = self.explain(&failure);
+                log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
+                Err(failure.status)
+            }
+        };
+        self.call(tpl, Wakes::Always, work, log)
     }
 
-    /// What every call does around its `work`: it raises the TPL with `tpl`, and when the level is back, logs the result with
-    /// `log` and runs what waits for the end of a call.
-    fn call<T>(
+    /// What each call does around its `work`: it raises the TPL with `tpl`, and when the TPL is restored, logs the result with
+    /// `log` and runs the callbacks that wait for its end.
+    fn call<T, R>(
         &self,
         tpl: Option<Service<dyn TplServices>>,
-        work: impl FnOnce() -> Result<T, Failure>,
-        log: impl FnOnce(Result<T, Failure>) -> Result<T, Status>,
         wakes: Wakes,
-    ) -> Result<T, Status> {
-        let refusals = self.after_calls.refusals();
+        work: impl FnOnce() -> Result<T, Failure>,
+        log: impl FnOnce(Result<T, Failure>) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        let rejected = self.after_calls.rejected();
         let raised = tpl.and_then(raise_to_notify);
         let result = work();
         drop(raised);
         let result = log(result);
         if matches!(result, Err(Status::Busy)) {
-            self.after_calls.count_refusal();
+            self.after_calls.count_rejected();
         } else {
-            self.after_calls.call_has_ended(refusals, wakes);
+            self.after_calls.call_has_ended(rejected, wakes);
         }
         result
     }
-}
 
-impl State {
     /// Counts a call, and names it for the log.
-    pub(super) fn new_call(&self, buffer: u8) -> CallTag {
+    fn new_call(&self, buffer: u8) -> CallTag {
         self.calls.update(|calls| calls.wrapping_add(1));
         CallTag {
             number: Some(self.calls.get()),
@@ -220,56 +135,74 @@ impl State {
         }
     }
 
-    /// The services that raise the TPL, where calls through this buffer run at `TPL_NOTIFY`.
+    /// Finds an enabled buffer.
+    pub(super) fn buffer(&self, id: u8) -> Result<CommunicateBuffer, Failure> {
+        self.look(|list| buffers::find(list, id)).map_err(|_replaced| {
+            let why = "the list of comm buffers is being replaced by a call that this one interrupted";
+            Failure::also(Status::Busy, why)
+        })?
+    }
+
+    /// Looks at the list of comm buffers. If calls through the buffer that may move run at `TPL_NOTIFY`, this does too: a
+    /// notification would find the list borrowed, could not apply a move, and get [`Status::Busy`].
+    pub(super) fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
+        let _raised = self.raise_for_moves();
+        self.buffers.look(look)
+    }
+
+    /// The service that raises the TPL, if calls through this buffer run at `TPL_NOTIFY`.
     pub(super) fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
-        let at_notify = self.at_notify.try_borrow().ok()?;
-        let ids = [Some(id), self.beside(id)];
-        let mut raised = at_notify.iter();
-        raised
-            .find(|(at, _)| ids.contains(&Some(*at)))
-            .map(|(_, tpl)| *tpl)
+        let mut ids = core::iter::once(id).chain(self.buffers.beside(id));
+        ids.find_map(|id| self.at_notify.services(id))
     }
 
-    /// Raises the TPL where calls through the buffer that may move run at `TPL_NOTIFY`.
-    pub(super) fn raise_for_updates(&self) -> Option<Raised> {
-        let updates = self.updates.as_ref()?;
-        self.tpl_for(updates.id()).and_then(raise_to_notify)
+    /// Raises the TPL if calls through the buffer that may move run at `TPL_NOTIFY`.
+    fn raise_for_moves(&self) -> Option<Raised> {
+        self.tpl_for(self.announced_id()?).and_then(raise_to_notify)
     }
 
-    /// Puts announced moves into effect. [`Status::Busy`] where that has to wait and `id` is the buffer that moves.
-    pub(super) fn settle(&self, id: u8) -> Result<(), Failure> {
-        let Some(updates) = &self.updates else {
+    /// The buffer whose moves are announced.
+    pub(super) fn announced_id(&self) -> Option<u8> {
+        self.announcements
+            .as_ref()
+            .map(|announcements| announcements.id())
+    }
+
+    /// Applies announced moves. [`Status::Busy`] if that has to wait and `id` is the buffer that moves.
+    fn apply_announced(&self, id: u8) -> Result<(), Failure> {
+        let Some(announcements) = &self.announcements else {
             return Ok(());
         };
-        let _raised = self.raise_for_updates();
-        let is_settled = updates.turn().is_some_and(|turn| turn.apply(&self.buffers));
-        if !is_settled && updates.id() == id {
+        let _raised = self.raise_for_moves();
+        let is_applied = announcements.lock().is_some_and(|lock| lock.apply(&self.buffers));
+        if !is_applied && announcements.id() == id {
             let why = "it is being moved by a call that this one interrupted";
             return Err(Failure::also(Status::Busy, why));
         }
         Ok(())
     }
 
-    /// Puts announced moves into effect, and keeps others from coming while `to` is moved to. [`Status::Busy`] where a call
-    /// that this one interrupted does the same, or has to end before a buffer of `to` can be where it was announced.
-    pub(super) fn hold_updates(
-        &self,
-        to: &[CommunicateBuffer],
-    ) -> Result<Option<announced_move::Turn<'_>>, Failure> {
-        let Some(updates) = &self.updates else {
+    /// Applies announced moves, and keeps others from being applied while the buffers move to `to`. [`Status::Busy`] if a call
+    /// that this one interrupted moves buffers, or has to end before a buffer of `to` can be where it was announced.
+    pub(super) fn lock_moves(&self, to: &[CommunicateBuffer]) -> Result<Option<MoveLock<'_>>, Failure> {
+        let Some(announcements) = &self.announcements else {
             return Ok(None);
         };
-        let id = updates.id();
         let busy = |why| Failure::also(Status::Busy, why);
-        let turn = updates
-            .turn()
+        let lock = announcements
+            .lock()
             .ok_or_else(|| busy("a comm buffer is being moved by a call that this one interrupted"))?;
-        if !turn.apply(&self.buffers) && to.iter().any(|new| new.id() == id) {
+        if !lock.apply(&self.buffers) && to.iter().any(|new| new.id() == announcements.id()) {
             return Err(busy(
                 "the announced move of one of them waits for a call that this one interrupted",
             ));
         }
-        Ok(Some(turn))
+        Ok(Some(lock))
+    }
+
+    /// Makes calls through a comm buffer run at `TPL_NOTIFY`.
+    pub(crate) fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) {
+        self.at_notify.add(id, tpl);
     }
 
     /// Whether calls through this buffer run at `TPL_NOTIFY`.
@@ -278,54 +211,20 @@ impl State {
         self.tpl_for(id).is_some()
     }
 
-    /// See [`MmCommunicator::run_at_notify`].
-    pub(crate) fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) -> Result<(), Status> {
-        let mut at_notify = self
-            .at_notify
-            .try_borrow_mut()
-            .map_err(|_looked_at| Status::Busy)?;
-        match at_notify.iter_mut().find(|(at, _)| *at == id) {
-            Some((_, former)) => *former = tpl,
-            None => at_notify.push((id, tpl)),
-        }
-        Ok(())
-    }
-}
-
-impl Client<'_> {
-    /// Logs what became of a call, in one line.
-    pub(super) fn log_end(
-        &self,
-        tag: CallTag,
-        sent: usize,
-        recipient: mm_wire::Guid,
-        result: Result<usize, Failure>,
-    ) -> Result<usize, Status> {
-        match &result {
-            Ok(answered) => {
-                log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {answered} bytes back");
-            }
-            Err(failure) => {
-                let why = self.explain(failure);
-                log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
-            }
-        }
-        result.map_err(|failure| failure.status)
-    }
-
     /// A failure for the log.
-    pub(super) fn explain(&self, failure: &Failure) -> impl fmt::Display {
-        fmt::from_fn(|f| failure.explain(self.executor, || self.look(Ids::of).ok(), f))
+    fn explain(&self, failure: &Failure) -> impl fmt::Display {
+        fmt::from_fn(|f| failure.explain(self.executor.as_deref(), || self.look(Ids::of).ok(), f))
     }
 
     /// The way into MM.
     pub(super) fn executor(&self) -> Result<&dyn MmExecutor, Failure> {
         self.executor
+            .as_deref()
             .ok_or_else(|| not_dispatched(Status::SwMmiServiceNotAvailable))
     }
 
     /// Makes one exchange. Returns the bytes of the response.
-    pub(super) fn exchange(
+    fn exchange(
         &self,
         tag: CallTag,
         message: &[u8],
@@ -344,14 +243,18 @@ impl Client<'_> {
             });
         }
         let has_no_bytes = options.message_size.map_or(message.is_empty(), |size| size == 0);
-        if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && self.by_secure_calls) {
+        let by_secure_calls = matches!(self.port, Some(MmiPort::Smc(_)));
+        if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && by_secure_calls) {
             return Err(Status::InvalidDataBuffer.into());
         }
         let executor = self.executor()?;
         loop {
             let buffer = found?;
             // One mailbox for two buffers announces one request at a time.
-            let beside = self.beside(tag.buffer).and_then(|other| self.buffer(other).ok());
+            let beside = self
+                .buffers
+                .beside(tag.buffer)
+                .and_then(|other| self.buffer(other).ok());
             let _held = beside
                 .as_ref()
                 .filter(|other| other.shares_mailbox_with(&buffer))
@@ -362,7 +265,7 @@ impl Client<'_> {
                 .channel()
                 .begin_sized(format, recipient, message, options.message_size)
             {
-                // It moved after it was looked up: nothing was written, so this starts again in the new place.
+                // It moved after it was looked up, and nothing was written: the exchange starts again in the new place.
                 Err(BeginError::Retired) => {
                     found = self.buffer(tag.buffer);
                     continue;
@@ -382,9 +285,9 @@ impl Client<'_> {
             let response = lent
                 .finish(staged)
                 .map_err(|error| Failure::response(error, &lent))?;
-            let answered = response.len();
+            let returned = response.len();
             take(&mut ResponseReader::in_place(response, tag));
-            return Ok(answered);
+            return Ok(returned);
         }
     }
 }

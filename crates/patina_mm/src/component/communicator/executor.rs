@@ -1,33 +1,31 @@
 //! How a communicator enters MM.
 
-use super::Status;
-use crate::component::sw_mmi_manager::{MmProgress, MmiError};
 use crate::config::{Attempt, CommunicateBuffer, MmCommunicationOptions};
-use crate::service::SwMmiTrigger;
+use crate::service::{MmProgress, MmiError, Status, SwMmiTrigger};
 use core::fmt::{self, Display as _};
 use mm_comm::transaction;
 use patina::component::service::Service;
 
 /// Makes MM process the request in a comm buffer.
 ///
-/// The seam where host tests, and platforms whose MM is entered in another way, replace the MMI. When it is called,
-/// header and message are in the buffer, and its mailbox, if it has one, announces them. An executor may
+/// Host tests, and platforms whose MM is entered in another way, implement it. When it is called, header and message are in
+/// the buffer, and its mailbox, if it has one, announces them. An executor may
 ///
 /// - let real MM, or code that plays MM, write the response to the buffer's memory and mailbox; or
 /// - respond by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
 ///   [`set_message`](CommunicateBuffer::set_message), or with [`reset`](CommunicateBuffer::reset) alone: exactly those bytes
-///   are the response, an empty message included, and the mailbox is not read; or
+///   are the response, also if there are none, and the mailbox is not read; or
 /// - put another comm buffer in the place of the one that it was lent: the response is that buffer's message.
 pub trait MmExecutor {
     /// Makes MM process the request in `comm_buffer`.
     ///
     /// # Errors
     ///
-    /// What is returned becomes the caller's error; the request is then wiped from the buffer.
+    /// The error is the caller's; the request is wiped from the buffer.
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
 
-    /// Writes for the log why the call that was just made through `comm_buffer` failed with `status`. The communicator
-    /// logs each failed call in one line, of which this is the end.
+    /// Writes for the log why the last call through `comm_buffer` failed with `status`. The communicator logs each failed
+    /// call in one line, which ends with this text.
     ///
     /// # Errors
     ///
@@ -45,7 +43,7 @@ pub trait MmExecutor {
 
 #[cfg(any(test, feature = "mockall"))]
 mockall::mock! {
-    /// A [`MmExecutor`] that expects calls. The trait's provided method keeps its body.
+    /// A [`MmExecutor`] that expects calls of `execute_mm`. The provided method is the trait's.
     pub MmExecutor {}
     impl MmExecutor for MmExecutor {
         fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
@@ -59,9 +57,9 @@ impl fmt::Debug for MockMmExecutor {
     }
 }
 
-/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, waits until the mailbox shows
-/// that MM took the request. If it does not for a while, and the trigger allows it
-/// ([`MmProgress::RaisedRepeatable`]), one more MMI is raised: see [`transaction::wait_and_raise_again`].
+/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, this waits until the mailbox says that MM
+/// processed the request. If MM does not for a while, and the trigger allows it ([`MmProgress::RaisedRepeatable`]), one more
+/// MMI is raised: see [`transaction::wait_and_raise_again`].
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
@@ -120,7 +118,7 @@ impl MmExecutor for RealMmExecutor {
         comm_buffer: &CommunicateBuffer,
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
-        // It is for the log alone: a build without log lines does not link the text.
+        // The text is for the log only: a build without log lines does not link it.
         if log::STATIC_MAX_LEVEL < log::Level::Error {
             return Ok(());
         }
@@ -154,7 +152,8 @@ impl fmt::Debug for RealMmExecutor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::component::sw_mmi_manager::{MockSwMmiTrigger, ScriptedMmi, ScriptedTrigger};
+    use crate::component::sw_mmi_manager::{ScriptedMmi, ScriptedTrigger};
+    use crate::service::MockSwMmiTrigger;
     use alloc::boxed::Box;
     use alloc::string::{String, ToString};
     use alloc::vec;

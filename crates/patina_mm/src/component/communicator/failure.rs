@@ -1,13 +1,14 @@
-//! Why a call failed, with what a [`Status`] cannot carry: the end of the call's one line in the log.
+//! Why a call failed, with the facts that a [`Status`] does not have: the end of the call's line in the log.
 
+use super::executor::MmExecutor;
 use super::ids::Ids;
-use super::{MmExecutor, Status};
 use crate::config::{CommunicateBuffer, ConfigurationError};
+use crate::service::Status;
 use core::fmt::{self, Display as _};
 use mm_comm::{BeginError, ResponseError};
 use mm_wire::AddressRange;
 
-/// What the caller gets, and what the log says.
+/// The status for the caller, and what the log adds to it.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) status: Status,
@@ -16,7 +17,7 @@ pub(super) struct Failure {
 
 #[derive(Debug)]
 enum Why {
-    /// The status says it all.
+    /// The status alone.
     Status,
     /// The status, and this.
     Also(&'static str),
@@ -24,7 +25,7 @@ enum Why {
     UnknownBuffer,
     Begin(BeginError),
     Response(ResponseError),
-    /// The executor knows more about this buffer.
+    /// What the executor says about this buffer.
     Executor(CommunicateBuffer),
     Move(ConfigurationError),
     MoveOver(AddressRange),
@@ -46,7 +47,7 @@ impl Failure {
         }
     }
 
-    /// The executor failed, or can say why there is no response.
+    /// The executor failed, or knows why there is no response.
     pub(super) fn executor(status: Status, buffer: &CommunicateBuffer) -> Self {
         Self {
             status,
@@ -66,7 +67,7 @@ impl Failure {
         }
     }
 
-    /// The comm buffers that were to move would get in each other's way.
+    /// The comm buffers would collide after the move.
     pub(super) const fn of_move(error: ConfigurationError) -> Self {
         Self {
             status: Status::InvalidDataBuffer,
@@ -74,7 +75,7 @@ impl Failure {
         }
     }
 
-    /// Comm buffers were to move to where they are.
+    /// The new place of a comm buffer overlaps its old one.
     pub(super) const fn move_over(range: AddressRange) -> Self {
         Self {
             status: Status::InvalidDataBuffer,
@@ -82,7 +83,7 @@ impl Failure {
         }
     }
 
-    /// For the log. `executor` is the one that made the call, `buffers` are those that there are.
+    /// Writes it for the log. `executor` made the call, `buffers` has the identifiers that exist.
     #[cold]
     pub(super) fn explain(
         &self,

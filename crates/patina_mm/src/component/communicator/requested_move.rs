@@ -1,44 +1,61 @@
-//! A request that has MM move the comm buffer that it came through.
+//! A requested move: a message that makes MM move the comm buffer that it comes through.
 //!
-//! MM takes it from the old place, and answers in the new one: header and message go to the new buffer, the status to the new
-//! mailbox, and the old ones are not touched any more (Project Mu, `UpdateCommBuffer.c`). Where MM refuses, it answers in the
-//! old place. So the request is put into both, and the mailbox that MM has cleared says where the response is. Both places have
-//! one. An executor that answers by hand does so in the new place.
+//! MM takes the request from the old place and responds in the new one: header and message are in the new buffer, the status
+//! is in the new mailbox, and MM does not touch the old ones any more (Project Mu, `UpdateCommBuffer.c`). If MM refuses, it
+//! responds in the old place. So the request is written to both, and the mailbox that MM cleared says which of them has the
+//! response. Both places have a mailbox. An executor that responds by hand does so in the new place.
 //!
-//! Meanwhile no announced move is put into effect: the caller has that turn ([`super::announced_move::Turn`]). No other call uses a
-//! buffer that moves, and the new mailboxes are zeroed: MM looks at them from then on.
+//! The caller has the [`MoveLock`](super::announced_move::MoveLock), so that no announced move is applied meanwhile. No other
+//! call uses a buffer that moves. The new mailboxes are zeroed, because MM looks at them from the request on.
 //!
 //! MM may also move a buffer and then refuse the rest, so that the mailboxes stay. Then it announces that in the old mailbox,
-//! leaves the request in the old buffer as it is, and answers in the new one. The list follows: what has moved is used in
-//! the new place with the old mailbox.
+//! leaves the request in the old buffer as it is, and responds in the new one. The communicator follows: it uses what moved in
+//! the new place, with the old mailbox.
 
+use super::buffers::Plan;
 use super::client::Client;
+use super::executor::MmExecutor;
 use super::failure::Failure;
-use super::response::trace_request;
-use super::tag::CallTag;
-use super::{MmExecutor, ResponseReader, Status};
-use crate::config::{CommunicateBuffer, check_buffers};
+use crate::config::{CommunicateBuffer, ConfigurationError};
+use crate::service::{CallTag, ResponseReader, Status, trace_request};
 use alloc::vec::Vec;
 use mm_comm::ResponseError;
 use mm_wire::mailbox::MailboxImage;
-use mm_wire::{Header, HeaderFormat, guid};
+use mm_wire::{AddressRange, Header, HeaderFormat, guid};
+use patina::Guid;
 
-/// The comm buffers as they will be, and those that are then out of use.
-struct Plan {
-    all: Vec<CommunicateBuffer>,
-    leaving: Vec<CommunicateBuffer>,
-}
+/// Reads the response, and says whether MM moved the buffers.
+type Take<'t> = &'t mut dyn FnMut(&mut ResponseReader<'_>) -> bool;
 
-impl Client<'_> {
-    /// Makes the exchange, and if `take` says so, puts `to` in the place of the buffers with the same identifiers.
-    /// Returns the bytes of the response.
-    pub(super) fn exchange_and_move(
+impl Client {
+    /// See [`MmCommunicator::communicate_and_move`](super::MmCommunicator::communicate_and_move).
+    pub(crate) fn communicate_and_move(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        to: &[CommunicateBuffer],
+        take: Take<'_>,
+    ) -> Result<(), Status> {
+        let moving = to.iter().map(CommunicateBuffer::id).chain(self.announced_id());
+        let tpl = core::iter::once(id).chain(moving).find_map(|id| self.tpl_for(id));
+        self.exchange_with(id, tpl, message, recipient, |tag, recipient| {
+            let lock = self.lock_moves(to)?;
+            let result = self.exchange_and_move(tag, message, recipient, to, take);
+            drop(lock);
+            result
+        })
+    }
+
+    /// Makes the exchange and, if `take` says so, replaces the buffers with the identifiers of `to`. Returns the bytes of the
+    /// response.
+    fn exchange_and_move(
         &self,
         tag: CallTag,
         message: &[u8],
         recipient: mm_wire::Guid,
         to: &[CommunicateBuffer],
-        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
+        take: Take<'_>,
     ) -> Result<usize, Failure> {
         let id = tag.buffer;
         let executor = self.executor()?;
@@ -51,31 +68,34 @@ impl Client<'_> {
             let why = "its old and its new place need a status mailbox, which tells where the response is";
             return Err(Failure::also(Status::InvalidDataBuffer, why));
         }
-        let Plan { all, leaving } = self.plan(to)?;
-        let others = leaving.iter().filter(|old| old.id() != id);
-        let held: Vec<_> = others.map(|old| old.channel().hold()).collect::<Result<_, _>>()?;
+        let plan = self.plan_move(to)?;
+        let others = plan.old.iter().filter(|old| old.id() != id);
+        let others: Vec<_> = others.cloned().collect();
+        let held: Vec<_> = others
+            .iter()
+            .map(|old| old.channel().hold())
+            .collect::<Result<_, _>>()?;
         let mailboxes = to.iter().filter_map(|new| new.channel().mailbox());
         mailboxes.for_each(|mailbox| mailbox.write(&MailboxImage::default()));
         let begin = |buffer| CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
         let here = begin(&old)?;
         let there = begin(new)?;
         trace_request(tag, recipient, HeaderFormat::V1, message);
-        // The wait is for the new mailbox: a refusal is the rare case, and costs one more MMI and the rest of the wait.
+        // The executor waits for the new mailbox: a refusal is rare, and costs one more MMI and the rest of the wait.
         let mut lent = new.lend(there.number(), HeaderFormat::V1);
         executor
             .execute_mm(&mut lent)
             .map_err(|status| Failure::executor(status, &lent))?;
         if !lent.is_same(new) {
-            let why =
-                "the executor put another comm buffer in the place of the one that is about to be moved";
+            let why = "the executor put another comm buffer in the place of the one that is about to move";
             return Err(Failure::also(Status::InvalidResponse, why));
         }
         let failed = |error: ResponseError| Failure::response(error, &lent);
-        // The other place is done with before the list changes: no call may find memory that is still to be wiped.
+        // The transaction in the other place ends before the list changes: no call may find memory that is still to be wiped.
         if lent.is_answered(&there) {
             drop(here);
             let response = ResponseReader::in_place(lent.finish(there).map_err(failed)?, tag);
-            return self.conclude(response, take, all, &leaving);
+            return self.conclude(response, take, plan);
         }
         let in_old_place = ResponseReader::in_place(here.finish().map_err(failed)?, tag).read_to_vec()?;
         let mut in_new_place = in_old_place.clone();
@@ -87,126 +107,98 @@ impl Client<'_> {
         drop(there);
         if is_untouched && in_new_place != message {
             take(&mut ResponseReader::copied(&in_new_place, tag));
-            self.follow_in_part(executor, all, &leaving, id);
+            self.follow_in_part(executor, plan, id);
             drop(held);
             return Ok(in_new_place.len());
         }
-        self.conclude(ResponseReader::copied(&in_old_place, tag), take, all, &leaving)
+        self.conclude(ResponseReader::copied(&in_old_place, tag), take, plan)
     }
 
-    /// Lends the response to `take`, and if that says so, puts `all` in the place of the list, so that `leaving` is out of use.
+    /// Lends the response to `take`, and if that says so, makes the move. Returns the bytes of the response.
     fn conclude(
         &self,
         mut response: ResponseReader<'_>,
-        take: &mut dyn FnMut(&mut ResponseReader<'_>) -> bool,
-        all: Vec<CommunicateBuffer>,
-        leaving: &[CommunicateBuffer],
+        take: Take<'_>,
+        plan: Plan,
     ) -> Result<usize, Failure> {
         let answered = response.len();
         let is_moved = take(&mut response);
         drop(response);
         if is_moved {
-            self.replace(all)?;
-            for old in leaving {
-                old.channel().retire();
+            let old = self.buffers.commit(plan).map_err(|_looked_at| {
+                let why = "the comm buffers moved, and the list could not follow";
+                Failure::also(Status::Busy, why)
+            })?;
+            for old in old {
                 log::info!(target: "mm_comm", "comm buffer {} moved from {:p}, {} bytes", old.id(), old.as_ptr(), old.len());
             }
         }
         Ok(answered)
     }
 
-    /// Follows MM, which moved the buffer `id` without its mailbox, and maybe others of `leaving`.
-    fn follow_in_part(
-        &self,
-        executor: &dyn MmExecutor,
-        mut all: Vec<CommunicateBuffer>,
-        leaving: &[CommunicateBuffer],
-        id: u8,
-    ) {
-        let mut moved = Vec::new();
-        for old in leaving {
-            let Some(entry) = all.iter_mut().find(|entry| entry.id() == old.id()) else {
-                continue;
-            };
-            let has_moved = old.id() == id || probe(executor, old, entry) == Some(true);
-            // A channel over this memory was made before, with the same checks.
-            match entry.with_mailbox_of(old) {
-                Ok(half) if has_moved => {
-                    *entry = half;
-                    moved.push(old);
-                }
-                _ => *entry = old.clone(),
-            }
-        }
-        if self.replace(all).is_ok() {
-            for old in moved {
-                old.channel().retire();
-                log::warn!(target: "mm_comm", "comm buffer {} moved, and its mailbox stays where it was", old.id());
-            }
-        }
-    }
-
-    /// Replaces the list of comm buffers. What is freed is freed once the list can be looked at again: a notification may come
-    /// with that.
-    fn replace(&self, all: Vec<CommunicateBuffer>) -> Result<(), Failure> {
-        let former = self
-            .buffers
-            .try_borrow_mut()
-            .map(|mut buffers| core::mem::replace(&mut *buffers, all));
-        former.map(drop).map_err(|_looked_at| {
-            let why = "the comm buffers moved, and the list could not follow";
-            Failure::also(Status::Busy, why)
-        })
-    }
-
-    /// Checks that `to` can be moved to: none of it is disabled, no memory is shared with a buffer of now, and none that leaves
-    /// is in use.
-    fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, Failure> {
-        let in_use = || {
-            let why = "the list of comm buffers is in use by a call that this one interrupted";
-            Failure::also(Status::Busy, why)
+    /// Follows MM, which moved the buffer `id` without its mailbox, and maybe other buffers too.
+    fn follow_in_part(&self, executor: &dyn MmExecutor, plan: Plan, id: u8) {
+        let half = |old: &CommunicateBuffer| {
+            let new = plan.all.iter().find(|new| new.id() == old.id())?;
+            let has_moved = old.id() == id || probe(executor, old, new) == Some(true);
+            // Fails if the old mailbox is in the new memory; then the old place stays in use.
+            new.with_mailbox_of(old).ok().filter(|_| has_moved)
         };
-        // Once exclusively, so that the list can be replaced later on: whatever interrupts this gives its borrow back.
-        self.buffers
-            .try_borrow_mut()
-            .map(drop)
-            .map_err(|_in_use| in_use())?;
-        let is_leaving = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
-        let (leaving, mut all): (Vec<_>, Vec<_>) = self
-            .look(|buffers| buffers.iter().cloned().partition(is_leaving))
-            .map_err(|_in_use| in_use())?;
+        let halves: Vec<_> = plan.old.iter().filter_map(half).collect();
+        let moved = self
+            .buffers
+            .plan(&halves)
+            .and_then(|plan| self.buffers.commit(plan));
+        match moved {
+            Ok(moved) => moved.iter().for_each(
+                |old| log::warn!(target: "mm_comm", "comm buffer {} moved, and its mailbox stays where it was", old.id()),
+            ),
+            Err(error) => log::error!(target: "mm_comm", "comm buffer {id} moved, and the list could not follow: {error}"),
+        }
+    }
+
+    /// Checks that `to` can be moved to: none is disabled, none shares memory with a comm buffer, and none that it replaces is
+    /// in use.
+    fn plan_move(&self, to: &[CommunicateBuffer]) -> Result<Plan, Failure> {
         if to.iter().any(|new| !new.is_enabled()) {
             let why = "a comm buffer cannot move to one that is disabled";
             return Err(Failure::also(Status::CommBufferDisabled, why));
         }
-        if leaving.iter().any(|buffer| buffer.channel().is_in_use()) {
+        let plan = self.buffers.plan(to).map_err(|error| match error {
+            ConfigurationError::BuffersBusy => {
+                let why = "the list of comm buffers is in use by a call that this one interrupted";
+                Failure::also(Status::Busy, why)
+            }
+            error => Failure::of_move(error),
+        })?;
+        if plan.old.iter().any(|old| old.channel().is_in_use()) {
             let why = "a call that this one interrupted uses one of the comm buffers that are to move";
             return Err(Failure::also(Status::Busy, why));
         }
-        let shares_otherwise = |new: &&CommunicateBuffer| {
-            let old = leaving.iter().find(|old| old.id() == new.id());
+        let shares_otherwise = |new: &CommunicateBuffer| {
+            let old = plan.old.iter().find(|old| old.id() == new.id());
             old.is_some_and(|old| old.has_shared_mailbox() != new.has_shared_mailbox())
         };
-        if to.iter().any(|new| shares_otherwise(&new)) {
+        if to.iter().any(shares_otherwise) {
             let why = "one place of a comm buffer shares the users' mailbox (with_shared_mailbox), the other does not";
             return Err(Failure::also(Status::InvalidDataBuffer, why));
         }
-        for new in to {
-            let old = leaving
-                .iter()
-                .find(|old| old.id() == new.id() && old.is_enabled());
-            all.push(old.map_or_else(|| new.clone(), |old| new.clone().in_place_of(old)));
-        }
-        let ranges = |buffers: &[CommunicateBuffer]| -> Vec<_> {
+        let ranges = |buffers: &[CommunicateBuffer]| -> Vec<AddressRange> {
             let ranges = buffers.iter().flat_map(CommunicateBuffer::ranges);
             ranges.flatten().collect()
         };
-        let (new, old) = (ranges(to), ranges(&leaving));
-        if let Some(range) = new.iter().find(|new| old.iter().any(|old| old.overlaps(**new))) {
-            return Err(Failure::move_over(*range));
+        let (new, old) = (ranges(to), ranges(&plan.old));
+        match new.iter().find(|new| old.iter().any(|old| old.overlaps(**new))) {
+            Some(range) => Err(Failure::move_over(*range)),
+            None => Ok(plan),
         }
-        check_buffers(&all).map_err(Failure::of_move)?;
-        Ok(Plan { all, leaving })
+    }
+
+    /// Whether the comm buffer with the identifier of `place` has the memory of `place`. Its mailbox may be another one.
+    pub(crate) fn is_at(&self, place: &CommunicateBuffer) -> bool {
+        let [expected, _] = place.ranges();
+        self.buffer(place.id())
+            .is_ok_and(|buffer| buffer.ranges()[0] == expected)
     }
 }
 
@@ -214,7 +206,7 @@ impl Client<'_> {
 const UNKNOWN: mm_wire::Guid = guid!("d9cd1dc0-1c38-4d29-8a5b-2b1e7a0c5f36");
 
 /// Asks MM from which of two places it takes requests that are announced in the mailbox of `old`, whose channel the caller
-/// holds: one byte is in the old place and two are in the new one, and MM says how many it found. `None` if it does not say.
+/// holds: one byte is in the old place, two are in the new one, and MM says how many it found. `None` if it does not say.
 fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBuffer) -> Option<bool> {
     let mailbox = old.channel().mailbox()?;
     let places = [(old, 1), (new, 2)].map(|(buffer, len)| (buffer.channel().region(), len));

@@ -1,31 +1,54 @@
-//! The level at which calls through a shared comm buffer run.
+//! The task priority level (TPL) that calls run at.
 
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
 use patina::component::service::Service;
-use patina::component::service::uefi_services::tpl::{PreviousTpl, Tpl, TplServices};
+use patina::component::service::uefi_services::tpl::{Tpl, TplGuard, TplServices, TplServicesExt};
 use patina::standard::efi;
+use patina::uefi::boot_services::tpl::Tpl as Level;
+use patina::uefi::tpl_mutex::TplController;
 
-/// A raised TPL; goes back when it is dropped.
-#[must_use = "the TPL goes back when this is dropped"]
-pub(crate) struct Raised {
-    services: Service<dyn TplServices>,
-    previous: PreviousTpl,
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        self.services.restore_tpl(self.previous);
-    }
-}
+/// A raised TPL, which is restored when this is dropped.
+pub(crate) type Raised = TplGuard<'static, dyn TplServices>;
 
 /// Raises the TPL to `TPL_NOTIFY`. `None` if it is higher already: lowering it through `RaiseTPL` is fatal, and the current
 /// TPL can only be read by raising to `TPL_HIGH_LEVEL`.
 pub(crate) fn raise_to_notify(services: Service<dyn TplServices>) -> Option<Raised> {
-    let current = services.raise_tpl(Tpl::HighLevel);
-    services.restore_tpl(current);
-    (current.as_raw() <= efi::TPL_NOTIFY).then(|| Raised {
-        services,
-        previous: services.raise_tpl(Tpl::Notify),
-    })
+    let current = TplController::raise_tpl(&services, Level(efi::TPL_HIGH_LEVEL));
+    TplController::restore_tpl(&services, current);
+    let services: &'static dyn TplServices = *services;
+    (current <= Level::NOTIFY).then(|| services.raise(Tpl::Notify))
+}
+
+/// The comm buffers whose calls run at `TPL_NOTIFY`, and the service that raises the TPL.
+#[derive(Default)]
+pub(super) struct AtNotify {
+    /// A bit per identifier. Atomic, since a notification may come between any two accesses.
+    ids: [AtomicU64; 4],
+    services: Cell<Option<Service<dyn TplServices>>>,
+}
+
+impl AtNotify {
+    /// Adds a comm buffer. There is one TPL, so `services` is used for all of them.
+    pub(super) fn add(&self, id: u8, services: Service<dyn TplServices>) {
+        self.services.set(Some(services));
+        let (word, bit) = position(id);
+        if let Some(word) = self.ids.get(word) {
+            word.fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// The service that raises the TPL, if calls through the comm buffer run at `TPL_NOTIFY`.
+    pub(super) fn services(&self, id: u8) -> Option<Service<dyn TplServices>> {
+        let (word, bit) = position(id);
+        let is_in = self.ids.get(word)?.load(Ordering::Acquire) & bit != 0;
+        self.services.get().filter(|_| is_in)
+    }
+}
+
+/// The word and the bit of an identifier.
+fn position(id: u8) -> (usize, u64) {
+    (usize::from(id / 64), 1_u64.wrapping_shl(id.into()))
 }
 
 #[cfg(test)]
@@ -33,8 +56,7 @@ mod tests {
     use super::*;
     use alloc::boxed::Box;
     use alloc::rc::Rc;
-    use core::cell::Cell;
-    use patina::component::service::uefi_services::tpl::MockTplServices;
+    use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl};
 
     /// TPL services that start at this level.
     fn services(level: usize) -> (Service<dyn TplServices>, Rc<Cell<usize>>) {
@@ -75,5 +97,18 @@ mod tests {
         let (services, current) = services(efi::TPL_HIGH_LEVEL);
         assert!(raise_to_notify(services).is_none());
         assert_eq!(current.get(), efi::TPL_HIGH_LEVEL);
+    }
+
+    #[test]
+    fn each_identifier_is_remembered_alone() {
+        let (services, _) = services(efi::TPL_APPLICATION);
+        for id in [0, 63, 64, 255] {
+            let at_notify = AtNotify::default();
+            at_notify.add(id, services);
+            let found: alloc::vec::Vec<u8> = (0..=u8::MAX)
+                .filter(|id| at_notify.services(*id).is_some())
+                .collect();
+            assert_eq!(found, [id]);
+        }
     }
 }

@@ -261,16 +261,15 @@ impl FirmwareMmCommunication {
         communicator.set_comm_buffers([buffer].into())?;
         // All of a call, and not the driver's part alone: a notification that comes before the
         // response is read would find the one comm buffer in use.
-        let raised = tpl
-            .ok_or(Status::Unsupported)
-            .and_then(|tpl| communicator.run_at_notify(self.id, tpl));
-        if let Err(status) = raised {
-            log::warn!(
+        match tpl {
+            Some(tpl) => communicator.run_at_notify(self.id, tpl),
+            None => log::warn!(
                 target: "mm_comm",
-                "platform: calls through comm buffer {} do not run at TPL_NOTIFY: one from a notification is refused in the middle \
-                 of another one, and a driver in C enters the firmware's MM communication driver there: {status}",
+                "platform: there are no TplServices, so that calls through comm buffer {} do not run at TPL_NOTIFY: one from a \
+                 notification gets Busy in the middle of another one, and a driver in C enters the firmware's MM communication \
+                 driver there",
                 self.id
-            );
+            ),
         }
         commands.add_service(communicator);
         Ok(())

@@ -238,8 +238,8 @@ fn variable_payload_size(mm: &dyn MmCommunication, buffer: u8) -> Result<u64, St
 mod tests {
     use super::bridge::tests::Growing;
     use super::*;
+    use crate::component::communicator::Client;
     use crate::component::communicator::MockMmCommunication;
-    use crate::component::communicator::State;
     use alloc::boxed::Box;
     use alloc::rc::Rc;
     use core::cell::{Cell, RefCell};
@@ -293,10 +293,10 @@ mod tests {
             protocols
                 .expect_install_interface()
                 .returning_st(move |_, _, _| is_installed.then(handle).ok_or(ProtocolError::OutOfResources));
-            let state = Rc::<State>::default();
+            let client = Rc::<Client>::default();
             let mm: Box<dyn MmCommunication> = Box::new(Growing {
                 longest: Rc::new(Cell::new(100)),
-                state: Rc::clone(&state),
+                client: Rc::clone(&client),
             });
             let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
             let result = MmCommunicationProducer::new(7).entry_point(
@@ -305,8 +305,8 @@ mod tests {
                 Some(tpl()),
             );
             assert_eq!(result.is_ok(), is_installed);
-            assert_eq!(state.runs_at_notify(7), is_installed);
-            assert!(!state.runs_at_notify(6));
+            assert_eq!(client.runs_at_notify(7), is_installed);
+            assert!(!client.runs_at_notify(6));
         }
     }
 

@@ -1,7 +1,7 @@
-//! What becomes of calls that come in the middle of others, at the places that only this crate can reach: the log lines, which
-//! a slow serial port makes long, and MM's turn.
+//! Calls in the middle of other calls, at places that only this crate's tests can reach: log lines, which take long on a slow
+//! serial port, and the executor.
 
-use super::super::announced_move::Pending;
+use super::super::announced_move::Announcements;
 use super::super::{CallOptions, MmCommunication, MmCommunicator, MmExecutor, ResponseReader, Status};
 use crate::config::CommunicateBuffer;
 use alloc::boxed::Box;
@@ -45,17 +45,17 @@ impl log::Log for Lines {
 }
 
 fn at_line(text: &'static str, code: impl FnOnce() + 'static) {
-    // Fails where it was set by another test.
+    // Fails if another test has set it.
     let _ = log::set_logger(&Lines);
     log::set_max_level(log::LevelFilter::Info);
     AT_LINE.set(Some((text, Box::new(code))));
 }
 
-/// Answers in the buffer and its mailbox, after whatever is to happen meanwhile.
+/// Responds in the buffer and its mailbox, after what is to happen meanwhile.
 #[derive(Default)]
 struct Echo {
     meanwhile: Cell<Option<Code>>,
-    /// Where the requests stood.
+    /// Where the requests were.
     places: RefCell<Vec<*mut u8>>,
 }
 
@@ -75,33 +75,45 @@ impl MmExecutor for Echo {
     }
 }
 
+/// An executor that the test can look at.
+struct Shared(&'static Echo);
+
+impl MmExecutor for Shared {
+    fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        self.0.execute_mm(comm_buffer)
+    }
+}
+
 /// A communicator that outlives the test, so that notifications can have it.
 struct Scene {
-    mm: &'static MmCommunicator<Echo>,
-    updates: Rc<Pending>,
+    mm: &'static MmCommunicator<Shared>,
+    executor: &'static Echo,
+    announcements: Rc<Announcements>,
     tpl: Rc<HostTpl>,
-    /// What the call of a notification came to.
+    /// The results of the notifications' calls.
     inner: Rc<RefCell<Vec<Result<(), Status>>>>,
 }
 
 impl Scene {
-    fn new(ids: &[u8], updatable: u8) -> Self {
-        let updates = Pending::about(updatable).unwrap();
-        let mut mm = MmCommunicator::with_executor(Echo::default());
-        mm.state.updates = Some(Rc::clone(&updates));
+    fn new(ids: &[u8], movable: u8) -> Self {
+        let announcements = Announcements::about(movable).unwrap();
+        let executor: &'static Echo = Box::leak(Box::default());
+        let mut mm = MmCommunicator::with_executor(Shared(executor));
+        mm.client.announcements = Some(Rc::clone(&announcements));
         mm.set_comm_buffers(ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect())
             .unwrap();
         Self {
             mm: Box::leak(Box::new(mm)),
-            updates,
+            executor,
+            announcements,
             tpl: Rc::default(),
             inner: Rc::default(),
         }
     }
 
-    fn is_never_refused(&self, id: u8) {
+    fn run_at_notify(&self, id: u8) {
         let tpl: Box<dyn TplServices> = Box::new(SharedTpl(Rc::clone(&self.tpl)));
-        self.mm.run_at_notify(id, Service::mock(tpl)).unwrap();
+        self.mm.run_at_notify(id, Service::mock(tpl));
     }
 
     /// A notification that calls through this buffer.
@@ -115,15 +127,11 @@ impl Scene {
     }
 
     fn meanwhile(&self, code: impl FnOnce() + 'static) {
-        self.executor().meanwhile.set(Some(Box::new(code)));
-    }
-
-    fn executor(&self) -> &'static Echo {
-        self.mm.executor.as_ref().unwrap()
+        self.executor.meanwhile.set(Some(Box::new(code)));
     }
 
     fn last_place(&self) -> Option<*mut u8> {
-        self.executor().places.borrow().last().copied()
+        self.executor.places.borrow().last().copied()
     }
 
     fn move_to(&self, to: &[CommunicateBuffer]) -> Result<(), Status> {
@@ -164,8 +172,8 @@ fn announced_move_never_yields_busy_at_notify() {
     ];
     for outer in calls {
         let scene = Scene::new(&[0, 1], 1);
-        scene.is_never_refused(1);
-        scene.updates.announce(&CommunicateBuffer::of_a_page(1));
+        scene.run_at_notify(1);
+        scene.announcements.announce(&CommunicateBuffer::of_a_page(1));
         at_line("comm buffer 1 moved", scene.notification(1));
         outer(scene.mm);
         assert_eq!(scene.inner(), [Ok(())]);
@@ -173,9 +181,9 @@ fn announced_move_never_yields_busy_at_notify() {
 }
 
 #[test]
-fn a_requested_move_does_not_refuse_who_is_never_refused() {
+fn requested_move_never_yields_busy_at_notify() {
     let scene = Scene::new(&[0, 1], 1);
-    scene.is_never_refused(1);
+    scene.run_at_notify(1);
     let to = fresh(&[0, 1]);
     scene.meanwhile(scene.notification(1));
     assert_eq!(scene.move_to(&to), Ok(()));
@@ -201,16 +209,16 @@ fn nothing_is_borrowed_while_a_move_is_logged() {
 }
 
 #[test]
-fn an_update_of_another_buffer_survives_a_requested_move() {
+fn announced_move_of_another_buffer_survives_a_requested_move() {
     let scene = Scene::new(&[0, 1, 2], 2);
     let announced = CommunicateBuffer::of_a_page(2);
-    let (updates, new, notification) = (
-        Rc::clone(&scene.updates),
+    let (announcements, new, notification) = (
+        Rc::clone(&scene.announcements),
         announced.clone(),
         scene.notification(2),
     );
     scene.meanwhile(move || {
-        updates.announce(&new);
+        announcements.announce(&new);
         notification();
     });
     assert_eq!(scene.move_to(&fresh(&[0, 1])), Ok(()));
@@ -220,12 +228,13 @@ fn an_update_of_another_buffer_survives_a_requested_move() {
 }
 
 #[test]
-fn an_update_to_where_a_requested_move_goes_leaves_its_request_alone() {
+fn announced_move_to_the_place_of_a_requested_one_leaves_its_request_alone() {
     let scene = Scene::new(&[0, 1], 0);
     let to = fresh(&[0, 1]);
-    let (updates, new, notification) = (Rc::clone(&scene.updates), to[0].clone(), scene.notification(0));
+    let (announcements, new) = (Rc::clone(&scene.announcements), to[0].clone());
+    let notification = scene.notification(0);
     scene.meanwhile(move || {
-        updates.announce(&new);
+        announcements.announce(&new);
         notification();
     });
     assert_eq!(scene.move_to(&to), Ok(()));
@@ -235,15 +244,16 @@ fn an_update_to_where_a_requested_move_goes_leaves_its_request_alone() {
 }
 
 #[test]
-fn a_requested_move_waits_for_an_update_that_cannot_be_applied_yet() {
+fn requested_move_waits_for_an_announced_one_that_cannot_be_applied_yet() {
     let scene = Scene::new(&[0, 1], 1);
-    let (mm, updates, inner) = (scene.mm, Rc::clone(&scene.updates), Rc::clone(&scene.inner));
-    let first = mm.state.buffer(1).unwrap();
+    let (mm, inner) = (scene.mm, Rc::clone(&scene.inner));
+    let announcements = Rc::clone(&scene.announcements);
+    let first = mm.client.buffer(1).unwrap();
     scene.meanwhile(move || {
         // Away from where the call under way is, and back.
-        updates.announce(&CommunicateBuffer::of_a_page(1));
+        announcements.announce(&CommunicateBuffer::of_a_page(1));
         let away = call(mm, 1);
-        updates.announce(&first);
+        announcements.announce(&first);
         let moved = move_to(mm, &fresh(&[0, 1]));
         inner.borrow_mut().extend([away, moved]);
     });
@@ -295,10 +305,10 @@ fn ends(mm: &dyn MmCommunication) -> Rc<Cell<u32>> {
 }
 
 #[test]
-fn who_is_refused_by_a_question_for_the_capacity_is_told_of_its_end() {
+fn call_rejected_by_a_question_for_the_capacity_learns_its_end() {
     let scene = Scene::new(&[0, 1], 1);
     let ends = ends(scene.mm);
-    scene.updates.announce(&CommunicateBuffer::of_a_page(1));
+    scene.announcements.announce(&CommunicateBuffer::of_a_page(1));
     at_line("comm buffer 1 moved", scene.notification(1));
     assert_eq!(scene.mm.message_capacity(0, CallOptions::new()), Ok(4096 - 24));
     assert_eq!(scene.inner(), [Err(Status::Busy)]);
@@ -306,7 +316,7 @@ fn who_is_refused_by_a_question_for_the_capacity_is_told_of_its_end() {
 }
 
 #[test]
-fn a_refused_move_is_no_end_of_a_call() {
+fn rejected_move_is_not_the_end_of_a_call() {
     let scene = Scene::new(&[0, 1], 1);
     let ends = ends(scene.mm);
     let (mm, inner, seen) = (scene.mm, Rc::clone(&scene.inner), Rc::clone(&ends));
@@ -320,7 +330,7 @@ fn a_refused_move_is_no_end_of_a_call() {
 }
 
 #[test]
-fn what_runs_after_calls_may_send() {
+fn callback_may_send() {
     let scene = Scene::new(&[0, 1], 1);
     let ends = ends(scene.mm);
     let mm = scene.mm;
@@ -328,14 +338,14 @@ fn what_runs_after_calls_may_send() {
         .unwrap();
     assert_eq!(call(mm, 1), Ok(()));
     assert_eq!(ends.get(), 1);
-    assert_eq!(scene.executor().places.borrow().len(), 2);
+    assert_eq!(scene.executor.places.borrow().len(), 2);
 }
 
 #[test]
-fn who_is_refused_by_what_runs_after_calls_is_told_of_its_end() {
+fn call_rejected_by_a_callback_learns_its_end() {
     let scene = Scene::new(&[0, 1], 1);
     let ends = ends(scene.mm);
-    let (mm, executor) = (scene.mm, scene.executor());
+    let (mm, executor) = (scene.mm, scene.executor);
     let notification = Cell::new(Some(scene.notification(0)));
     mm.after_calls(Rc::new(move || {
         if let Some(notification) = notification.take() {
@@ -349,7 +359,7 @@ fn who_is_refused_by_what_runs_after_calls_is_told_of_its_end() {
     assert_eq!(ends.get(), 2);
 }
 
-/// Answers every message by hand.
+/// Responds to every message by hand.
 struct ByHand;
 
 impl MmExecutor for ByHand {
@@ -367,7 +377,7 @@ fn a_response_by_hand_to_a_request_to_move_is_found() {
     let to = fresh(&[0]);
     assert_eq!(move_to(&mm, &to), Ok(()));
     assert_eq!(
-        mm.state.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
+        mm.client.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
         Some(to[0].as_ptr())
     );
 }
@@ -389,12 +399,13 @@ fn move_without_a_mailbox_is_not_requested() {
         (without_mailbox(), vec![usual(0)], Status::InvalidDataBuffer),
         (usual(0), vec![usual(0), disabled()], Status::CommBufferDisabled),
     ] {
-        let mm = MmCommunicator::with_executor(Echo::default());
+        let executor: &'static Echo = Box::leak(Box::default());
+        let mm = MmCommunicator::with_executor(Shared(executor));
         mm.set_comm_buffers(vec![old.clone()]).unwrap();
         assert_eq!(move_to(&mm, &to), Err(error));
-        assert!(mm.executor.as_ref().unwrap().places.take().is_empty());
+        assert!(executor.places.take().is_empty());
         assert_eq!(
-            mm.state.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
+            mm.client.buffer(0).map(|buffer| buffer.as_ptr()).ok(),
             Some(old.as_ptr())
         );
     }

@@ -5,9 +5,9 @@
 //! when the protocols were installed: a call may come at `ExitBootServices`, and afterwards there
 //! is no allocator.
 
-use crate::component::communicator::{CallOptions, Sealed, Status, raise_to_notify, require_buffer};
+use crate::component::communicator::{Client, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
-use crate::service::MmCommunication;
+use crate::service::{CallOptions, MmCommunication, Status};
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -56,15 +56,13 @@ impl Bridge {
     /// installed: it cannot be undone.
     pub(super) fn run_at_notify(&self) {
         let buffer = self.buffer;
-        let raised = self.tpl.ok_or(Status::Unsupported).and_then(|tpl| {
-            let client = self.mm.client(Sealed::new()).ok_or(Status::Unsupported)?;
-            client.run_at_notify(buffer, tpl)
-        });
-        if let Err(status) = raised {
-            log::warn!(
+        match Client::of(*self.mm).zip(self.tpl) {
+            Some((client, tpl)) => client.run_at_notify(buffer, tpl),
+            None => log::warn!(
                 target: "mm_comm",
-                "platform: a C driver that interrupts a call through comm buffer {buffer} will be refused: {status}"
-            );
+                "platform: a C driver that interrupts a call through comm buffer {buffer} will get Busy: there are no \
+                 TplServices, or another MmCommunication than MmCommunicator"
+            ),
         }
     }
 }
@@ -209,17 +207,18 @@ fn send(bridge: &Bridge, given: &Given<'_>, scratch: &mut Scratch) -> Result<Rep
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::component::communicator::{Client, State};
+    use crate::service::Sealed;
     use alloc::boxed::Box;
     use alloc::rc::Rc;
     use alloc::vec;
+    use core::any::Any;
     use core::cell::Cell;
     use mm_comm::SharedRegion;
 
     /// Sends no response, through a comm buffer whose size changes.
     pub(in super::super) struct Growing {
         pub(in super::super) longest: Rc<Cell<usize>>,
-        pub(in super::super) state: Rc<State>,
+        pub(in super::super) client: Rc<Client>,
     }
 
     impl MmCommunication for Growing {
@@ -231,11 +230,8 @@ pub(super) mod tests {
             Ok(self.longest.get())
         }
 
-        fn client(&self, _: Sealed) -> Option<Client<'_>> {
-            Some(Client {
-                state: &self.state,
-                executor: None,
-            })
+        fn internals(&self, _: Sealed) -> Option<&dyn Any> {
+            Some(&*self.client)
         }
     }
 
@@ -244,7 +240,7 @@ pub(super) mod tests {
         let longest = Rc::new(Cell::new(100));
         let mm: Box<dyn MmCommunication> = Box::new(Growing {
             longest: Rc::clone(&longest),
-            state: Rc::default(),
+            client: Rc::default(),
         });
         let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
         let room = || {

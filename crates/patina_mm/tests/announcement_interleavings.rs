@@ -1,8 +1,8 @@
-//! The hand-over of comm-buffer updates under every interleaving that loom can make of it.
+//! The hand-over of announced moves in every interleaving that loom can make.
 //!
 //! The file under test is compiled a second time here, against loom's atomics. Loom runs each model once per
 //! interleaving, reports what was leaked, and reports two threads in one `UnsafeCell`. Threads interleave in more ways
-//! than interrupts do, so what holds here holds for notifications at any TPL.
+//! than interrupts do, so this covers notifications at any TPL.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -11,26 +11,26 @@
 
 extern crate alloc;
 
-/// What `latest.rs` takes from its parent module.
+/// What `slot.rs` takes from its parent module.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 }
-#[path = "../src/component/communicator/announced_move/latest.rs"]
-mod latest;
+#[path = "../src/component/communicator/announced_move/slot.rs"]
+mod slot;
 
-use latest::{Latest, Turn};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
+use slot::{Lock, Slot};
 
-/// An announcement. Loom reports it where it is never dropped.
-struct Update {
+/// An announcement. Loom reports one that is never dropped.
+struct Announcement {
     number: u32,
     _tracked: Arc<()>,
 }
 
-fn update(number: u32) -> Update {
-    Update {
+fn announcement(number: u32) -> Announcement {
+    Announcement {
         number,
         _tracked: Arc::new(()),
     }
@@ -38,44 +38,44 @@ fn update(number: u32) -> Update {
 
 /// Announcements, and the list of what was applied, in the order in which that happened.
 struct Model {
-    latest: Latest<Update>,
+    slot: Slot<Announcement>,
     applied: UnsafeCell<Vec<u32>>,
 }
 
-// SAFETY: `applied` is reached only by the thread that has the turn, and once all threads are joined. That no two threads get there
-// at once is what loom checks.
+// SAFETY: only the thread that has the lock reaches `applied`, and the last thread once all others are joined. Loom checks that
+// no two threads get there at once.
 unsafe impl Sync for Model {}
 
 impl Model {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            latest: Latest::new().unwrap(),
+            slot: Slot::new().unwrap(),
             applied: UnsafeCell::new(Vec::new()),
         })
     }
 
     fn put(&self, number: u32) {
-        assert!(self.latest.put(update(number)).is_ok());
+        assert!(self.slot.put(announcement(number)).is_ok());
     }
 
     fn apply(&self) -> bool {
-        self.latest.turn().is_some_and(|turn| self.apply_in(&turn))
+        self.slot.lock().is_some_and(|lock| self.apply_in(&lock))
     }
 
-    fn apply_in(&self, turn: &Turn<'_, Update>) -> bool {
-        turn.apply(|update| {
+    fn apply_in(&self, lock: &Lock<'_, Announcement>) -> bool {
+        lock.apply(|announcement| {
             // SAFETY: see the type; the pointer does not leave the closure.
             self.applied
-                .with_mut(|applied| unsafe { (*applied).push(update.number) });
+                .with_mut(|applied| unsafe { (*applied).push(announcement.number) });
             Ok(())
         })
     }
 
     fn refuse(&self) -> bool {
-        self.latest.turn().is_some_and(|turn| turn.apply(Err))
+        self.slot.lock().is_some_and(|lock| lock.apply(Err))
     }
 
-    /// All that was applied. Only for the thread that has the turn, and for the last thread there is.
+    /// All that was applied. Only for the thread that has the lock, and for the last thread.
     fn applied(&self) -> Vec<u32> {
         // SAFETY: see the type; the pointer does not leave the closure.
         self.applied.with(|applied| unsafe { (*applied).clone() })
@@ -88,7 +88,7 @@ fn run(model: &Arc<Model>, code: impl FnOnce(&Model) + 'static) -> thread::JoinH
 }
 
 #[test]
-fn the_last_update_is_applied_last_and_none_twice() {
+fn last_announcement_is_applied_last_and_none_twice() {
     loom::model(|| {
         let model = Model::new();
         let announcing = run(&model, |model| {
@@ -111,16 +111,16 @@ fn the_last_update_is_applied_last_and_none_twice() {
 }
 
 #[test]
-fn who_is_told_that_all_is_applied_can_rely_on_it() {
+fn result_that_all_is_applied_is_true() {
     loom::model(|| {
         let model = Model::new();
         let calling = run(&model, |model| {
             model.apply();
         });
         model.put(1);
-        let settled = model.apply();
+        let all_applied = model.apply();
         calling.join().unwrap();
-        if settled {
+        if all_applied {
             assert_eq!(model.applied(), [1]);
         } else {
             assert!(model.apply());
@@ -130,7 +130,7 @@ fn who_is_told_that_all_is_applied_can_rely_on_it() {
 }
 
 #[test]
-fn an_update_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
+fn announcement_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
     loom::model(|| {
         let model = Model::new();
         model.put(1);
@@ -153,7 +153,7 @@ fn an_update_that_could_not_be_applied_stays_and_never_overtakes_a_newer_one() {
 }
 
 #[test]
-fn nothing_is_applied_during_another_turn() {
+fn nothing_is_applied_while_other_code_has_the_lock() {
     loom::model(|| {
         let model = Model::new();
         model.put(1);
@@ -161,8 +161,8 @@ fn nothing_is_applied_during_another_turn() {
             model.put(2);
             model.apply();
         });
-        if let Some(turn) = model.latest.turn() {
-            assert!(model.apply_in(&turn));
+        if let Some(lock) = model.slot.lock() {
+            assert!(model.apply_in(&lock));
             let applied = model.applied();
             thread::yield_now();
             assert_eq!(model.applied(), applied);
@@ -194,7 +194,7 @@ fn two_announcers_leak_nothing() {
 }
 
 #[test]
-fn unapplied_update_is_dropped_with_its_slot() {
+fn announcement_that_was_not_applied_is_dropped_with_its_slot() {
     loom::model(|| {
         let model = Model::new();
         let announcing = run(&model, |model| model.put(1));

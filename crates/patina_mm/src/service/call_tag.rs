@@ -5,22 +5,22 @@ use patina::component::service::Service;
 use patina::component::service::perf_timer::ArchTimerFunctionality;
 
 /// The platform's clock.
-pub(super) type Clock = Service<dyn ArchTimerFunctionality>;
+pub(crate) type Clock = Service<dyn ArchTimerFunctionality>;
 
 /// Names a call: `call 7 at 1234567 us, comm buffer 0`. Without a clock the time is left out, and an implementation that
 /// does not count its calls leaves the number out.
 ///
 /// `tools/mm_trace` reads these words: change them there, too.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct CallTag {
-    pub(super) number: Option<u32>,
-    pub(super) clock: Option<Clock>,
-    pub(super) buffer: u8,
+pub(crate) struct CallTag {
+    pub(crate) number: Option<u32>,
+    pub(crate) clock: Option<Clock>,
+    pub(crate) buffer: u8,
 }
 
 impl CallTag {
     /// A call whose number is not known.
-    pub(super) const fn of_buffer(buffer: u8) -> Self {
+    pub(crate) const fn of_buffer(buffer: u8) -> Self {
         Self {
             number: None,
             clock: None,

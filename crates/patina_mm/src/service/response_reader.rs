@@ -1,7 +1,7 @@
 //! Reading a response where it stands.
 
-use super::Status;
-use super::tag::CallTag;
+use super::call_tag::CallTag;
+use super::status::Status;
 use alloc::vec::Vec;
 use mm_wire::ResponseLength;
 use mm_wire::{Guid, HeaderFormat};
@@ -31,14 +31,14 @@ enum Source<'a> {
 }
 
 impl<'a> ResponseReader<'a> {
-    pub(super) const fn in_place(response: mm_comm::Response<'a>, tag: CallTag) -> Self {
+    pub(crate) const fn in_place(response: mm_comm::Response<'a>, tag: CallTag) -> Self {
         Self {
             source: Source::InPlace(response),
             tag,
         }
     }
 
-    pub(super) const fn copied(response: &'a [u8], tag: CallTag) -> Self {
+    pub(crate) const fn copied(response: &'a [u8], tag: CallTag) -> Self {
         Self {
             source: Source::Copied(response, response),
             tag,
@@ -143,7 +143,7 @@ impl<'a> ResponseReader<'a> {
 }
 
 /// Shows the start of a request, at trace only.
-pub(super) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat, message: &[u8]) {
+pub(crate) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat, message: &[u8]) {
     let (shown, len) = (start_of(message), message.len());
     log::trace!(
         target: "mm_comm",

@@ -1,6 +1,7 @@
 //! Calls whose request and response are types.
 
-use super::{CallOptions, MmCommunication, Status};
+use super::mm_communication::{CallOptions, MmCommunication};
+use super::status::Status;
 use patina::Guid;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

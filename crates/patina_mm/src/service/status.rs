@@ -1,9 +1,11 @@
 //! What can come out of a call, other than a response.
 
-use crate::component::sw_mmi_manager::{MmiError, SmcError, efi_error, efi_status};
+use super::efi::{efi_error, efi_status, error_of};
+use super::sw_mmi_trigger::MmiError;
 use crate::config::CommunicateBufferStatus;
 use core::fmt;
 use mm_comm::error::LengthSource;
+use mm_comm::smc::SmcError;
 use mm_comm::{BeginError, ResponseError, TriggerError};
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
@@ -202,9 +204,7 @@ impl From<ResponseError> for Status {
     fn from(error: ResponseError) -> Self {
         match error {
             ResponseError::NotProcessed => Self::NotProcessed,
-            ResponseError::Mm(status) => Self::MmReturned(
-                usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize),
-            ),
+            ResponseError::Mm(status) => Self::MmReturned(efi_status(status)),
             ResponseError::ResponseBelowHeader { claimed, minimum } => {
                 Self::ResponseBelowHeader { claimed, minimum }
             }
@@ -242,7 +242,7 @@ impl From<MmiError> for Status {
             MmiError::Smc(SmcError::Busy) => Self::Busy,
             MmiError::Smc(
                 refused @ (SmcError::SpmMm(_) | SmcError::Ffa { .. } | SmcError::Refused { .. }),
-            ) => Self::MmReturned(efi_status(refused)),
+            ) => Self::MmReturned(efi_status(refused.status())),
             MmiError::Smc(error) => Self::SecureCall(error),
             // NeedsCommBuffer does not come from here: a call has a buffer.
             MmiError::NeedsCommBuffer | MmiError::Failed(_) => Self::SwMmiFailed,
@@ -274,15 +274,6 @@ impl From<Status> for EfiError {
             Status::OutOfMemory { .. } => Self::OutOfResources,
         }
     }
-}
-
-/// The error that a status of MM's means, also if it has no error bit: an `EfiError` of a warning would be success to C.
-pub(crate) fn error_of(status: EfiStatus) -> EfiError {
-    let error = status.as_error().and_then(|error| usize::try_from(error.0).ok());
-    let status = error.map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
-    EfiError::status_to_result(status)
-        .err()
-        .unwrap_or(EfiError::Unknown(status))
 }
 
 #[cfg(test)]

@@ -1,0 +1,26 @@
+//! Errors as the SDK's types.
+
+use mm_comm::smc::SmcError;
+use mm_wire::EfiStatus;
+use patina::error::EfiError;
+use patina::standard::efi;
+
+/// The error that a status of MM's means, also if it does not have the error bit: an `EfiError` of a warning would be
+/// success to C.
+pub(super) fn error_of(status: EfiStatus) -> EfiError {
+    let error = status.as_error().and_then(|error| usize::try_from(error.0).ok());
+    let status = error.map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
+    EfiError::status_to_result(status)
+        .err()
+        .unwrap_or(EfiError::Unknown(status))
+}
+
+/// The same as an SDK error.
+pub(super) fn efi_error(error: SmcError) -> EfiError {
+    error_of(error.status())
+}
+
+/// The same status as the SDK's type.
+pub(super) fn efi_status(status: EfiStatus) -> efi::Status {
+    usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
+}

@@ -1,0 +1,145 @@
+//! The service that raises software MMIs.
+
+use super::efi::efi_error;
+use core::fmt;
+use mm_comm::TriggerError;
+use mm_comm::smc::SmcError;
+use patina::error::EfiError;
+use thiserror::Error;
+
+/// Why MM was not entered.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MmiError {
+    /// The component that offers the service was not dispatched yet.
+    #[error("platform: the software MMI trigger was used before its component was dispatched")]
+    NotConfigured,
+    /// The machine cannot or does not deliver MMIs.
+    #[error(transparent)]
+    Trigger(#[from] TriggerError),
+    /// The secure world was not reached, or refused the call.
+    #[error(transparent)]
+    Smc(#[from] SmcError),
+    /// A secure monitor call needs a comm buffer.
+    #[error("caller: MM is entered by secure monitor calls here, which need a comm buffer")]
+    NeedsCommBuffer,
+    /// Another implementation of the service failed.
+    #[error("platform: the software MMI trigger failed: {0:?}")]
+    Failed(EfiError),
+}
+
+impl From<MmiError> for EfiError {
+    fn from(error: MmiError) -> Self {
+        match error {
+            MmiError::NotConfigured => Self::NotStarted,
+            MmiError::Trigger(TriggerError::SmisDisabled { .. }) => Self::NotReady,
+            MmiError::Trigger(TriggerError::EnableRefused { .. }) => Self::AccessDenied,
+            MmiError::Trigger(TriggerError::NoPortIo) => Self::Unsupported,
+            MmiError::Trigger(_) => Self::InvalidParameter,
+            MmiError::Smc(error) => efi_error(error),
+            MmiError::NeedsCommBuffer => Self::Unsupported,
+            MmiError::Failed(error) => error,
+        }
+    }
+}
+
+/// How far MM is after it was entered for a comm buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmProgress {
+    /// An MMI was raised. The caller polls the mailbox for the response; see [`SwMmiTrigger::pause`].
+    Raised,
+    /// The same, and the caller may raise another MMI for the same request if MM does not take it for a while.
+    RaisedRepeatable,
+    /// MM ran and has returned.
+    Returned,
+}
+
+/// Raises a software MMI.
+///
+/// # Safety
+///
+/// Code in MM may change any memory. An implementation enters MM only through the mechanism that the platform has for
+/// this, and only when the platform's MM environment is ready.
+pub unsafe trait SwMmiTrigger {
+    /// Writes both values to the platform's ports, data first, which raises an MMI.
+    ///
+    /// [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) raises it also if SMI_EN reads 0, for chipsets
+    /// without SMI_EN. [`Self::enter_mm`], which sends a message, is an error then.
+    ///
+    /// MM may run some time after this returns: see [`Self::pause`].
+    ///
+    /// # Errors
+    ///
+    /// An [`EfiError`] if no MMI was raised.
+    fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
+
+    /// Like [`Self::trigger_sw_mmi`], but with the full reason.
+    ///
+    /// # Errors
+    ///
+    /// [`MmiError`] if no MMI was raised.
+    fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
+        self.trigger_sw_mmi(cmd_port_value, data_port_value)
+            .map_err(MmiError::Failed)
+    }
+
+    /// Makes MM process the request in the comm buffer at a physical address.
+    ///
+    /// On x86 this raises an MMI: MM knows its buffers. A secure monitor call carries the address and neither value, and MM
+    /// has run when it returns.
+    ///
+    /// The provided method raises one MMI per call. If an implementation returns [`MmProgress::RaisedRepeatable`], the
+    /// communicator calls it once more if MM does not take the request for a while.
+    ///
+    /// # Errors
+    ///
+    /// [`MmiError`] if MM was not entered; [`MmiError::Smc`] also if MM ran and refused the request.
+    fn enter_mm(
+        &self,
+        comm_buffer: u64,
+        cmd_port_value: u8,
+        data_port_value: u8,
+    ) -> Result<MmProgress, MmiError> {
+        let _ = comm_buffer;
+        self.raise_mmi(cmd_port_value, data_port_value)
+            .map(|()| MmProgress::Raised)
+    }
+
+    /// Gives the processor time to take a raised MMI. Code that waits for a response calls this between two polls.
+    fn pause(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// Writes for the log what this trigger wrote for the last MMI, and what it knows about why there was none.
+    ///
+    /// # Errors
+    ///
+    /// Those of the formatter.
+    fn describe_mmi(
+        &self,
+        cmd_port_value: u8,
+        data_port_value: u8,
+        f: &mut fmt::Formatter<'_>,
+    ) -> fmt::Result {
+        write!(
+            f,
+            "The platform's own SwMmiTrigger was given command {cmd_port_value:#04x} and data {data_port_value:#04x}"
+        )
+    }
+}
+
+#[cfg(any(test, feature = "mockall"))]
+mockall::mock! {
+    /// A [`SwMmiTrigger`] that expects calls of `trigger_sw_mmi`. The provided methods are the trait's.
+    pub SwMmiTrigger {}
+    unsafe impl SwMmiTrigger for SwMmiTrigger {
+        fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
+    }
+}
+
+#[cfg(any(test, feature = "mockall"))]
+impl fmt::Debug for MockSwMmiTrigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MockSwMmiTrigger").finish_non_exhaustive()
+    }
+}
