@@ -111,11 +111,14 @@ pub(crate) fn run(shell: &Shell, options: &Options) -> ExitCode {
     let mut report = Report::default();
     report.stage("metadata", metadata);
     report.stage("packages", || {
-        // The full form also has cargo build each of them against the others.
-        let counts = pack(shell, !options.quick)?;
+        let counts = pack(shell)?;
         unpack(shell)?;
         Ok(counts)
     });
+    if !report.is_success() {
+        // What is unpacked is of an earlier run.
+        return report.conclude();
+    }
     report.stage("dependencies", || dependencies(shell));
     report.stage("UEFI", || firmware(shell));
     if !options.quick {
@@ -135,7 +138,7 @@ pub(crate) fn run(shell: &Shell, options: &Options) -> ExitCode {
 /// The quick form.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let mut counts = metadata()?;
-    counts.add(pack(shell, false)?);
+    counts.add(pack(shell)?);
     unpack(shell)?;
     counts.add(dependencies(shell)?);
     counts.add(firmware(shell)?);
@@ -181,8 +184,23 @@ fn metadata() -> Result<Counts> {
             .filter(|shipped| !names.contains(shipped.name))
             .map(|shipped| format!("there is no crate {}", shipped.name)),
     );
+    let changes = std::fs::read_to_string(root().join("CHANGELOG.md"))?;
+    wrong.extend(SHIPPED.iter().filter_map(|shipped| {
+        let has_section = has_section(&changes, shipped.name);
+        (!has_section).then(|| format!("CHANGELOG.md: {VERSION} has no section for {}", shipped.name))
+    }));
     refuse(&wrong, "metadata")?;
     Ok(Counts::ONE)
+}
+
+/// Whether a crate has its own section in this version's part of the change log.
+fn has_section(changes: &str, name: &str) -> bool {
+    let mut versions = changes.split("\n## ");
+    let version = versions
+        .find(|part| part.starts_with(VERSION))
+        .unwrap_or_default();
+    let mut heads = version.lines().filter_map(|line| line.strip_prefix("### "));
+    heads.any(|head| head.split(", ").any(|found| found == name))
 }
 
 /// What a manifest lacks.
@@ -259,19 +277,16 @@ fn faults(package: &Package, license: &[u8]) -> Vec<String> {
     faults
 }
 
-/// Packs all, and looks at sizes and files. Cargo builds each one, too, with `verify`.
-fn pack(shell: &Shell, verify: bool) -> Result<Counts> {
+/// Packs all, and looks at sizes and files. Cargo does not build them here: it would take dependencies of the same version from an
+/// earlier run, since it unpacks a version once.
+fn pack(shell: &Shell) -> Result<Counts> {
     let packed = dir().join("packed");
     shell.remove_path(&packed)?;
     let names = SHIPPED.iter().flat_map(|shipped| ["--package", shipped.name]);
     // What is packed may be a change that is about to be committed.
-    let mut command = cmd!(shell, "cargo package --allow-dirty --quiet").args(names);
-    if !verify {
-        command = command.arg("--no-verify");
-    }
-    let command = command
-        .args(["--target-dir".as_ref(), dir().as_os_str()])
-        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+    let command = cmd!(shell, "cargo package --allow-dirty --quiet --no-verify")
+        .args(names)
+        .args(["--target-dir".as_ref(), dir().as_os_str()]);
     process::run_quietly("cargo package", command.into())?;
     let made = dir().join("package");
     shell.create_dir(&packed)?;
@@ -680,6 +695,13 @@ mod tests {
         let found = paths_out_of(&shell, &package, &package).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].ends_with("names ../../outside.md"), "{found:?}");
+    }
+
+    #[test]
+    fn each_crate_has_its_section_in_this_versions_changes() {
+        let changes = format!("# Changes\n\n## {VERSION}\n\n### a, b\n\n- c\n\n## 1.0.0\n\n### d\n");
+        assert!(has_section(&changes, "a") && has_section(&changes, "b"));
+        assert!(!has_section(&changes, "c") && !has_section(&changes, "d"));
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Report {
     }
 
     /// Whether no stage failed.
-    fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         self.rows.iter().all(|row| row.outcome != Outcome::Failed)
     }
 }
