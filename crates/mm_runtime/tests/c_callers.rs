@@ -1,18 +1,14 @@
 //! The conformance scenarios for callers in C through a runtime driver, in each of its lives: at boot, after
 //! `ExitBootServices`, and after `SetVirtualAddressMap`, when each access to an old address faults. Then the driver's own
 //! tests.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "tests without the harness that allows it"
-)]
+#![expect(clippy::unwrap_used, reason = "tests without the harness that allows it")]
 
 mod driver;
 mod lab;
 
-use lab::{Life, RuntimeLab};
+use lab::{Life, RuntimeSite};
 use libtest_mimic::{Arguments, Failed, Trial};
-use mm_conformance::{Abilities, Outcome};
+use mm_conformance::Abilities;
 
 /// Scenarios that are not about callers in C, but can be played by one with a single comm buffer. C's statuses do not
 /// distinguish the errors that other scenarios assert.
@@ -91,10 +87,10 @@ fn main() {
                 continue;
             }
             let (name, scenario) = (format!("{life:?}::{}", scenario.name), *scenario);
-            trials.push(Trial::test(name, move || match scenario.run(&RuntimeLab(life)) {
-                Outcome::Passed => Ok(()),
-                Outcome::Failed(seen) => Err(Failed::from(format!("{}, but {seen}", scenario.shows))),
-                Outcome::Skipped(why) => Err(Failed::from(why)),
+            trials.push(Trial::test(name, move || {
+                scenario
+                    .run(&RuntimeSite::lab(life))
+                    .map_err(|not_ok| Failed::from(not_ok.why()))
             }));
         }
     }

@@ -13,6 +13,7 @@ mod sync {
 mod slot;
 
 use mm_comm::smc::{Call, Conduit};
+use mm_conformance::c_abi;
 use mm_conformance::lab::{CCall, CProtocol};
 use patina::component::component;
 use patina::component::service::uefi_services::event::{EventServices, Tpl};
@@ -20,11 +21,6 @@ use patina::component::service::uefi_services::protocol::{ProtocolPtr, ProtocolS
 use patina::component::service::{IntoService, Service};
 use patina::error::EfiError;
 use patina::management_mode::protocol::mm_comm_buffer_update::{MmCommBuffer, MmCommBufferUpdateProtocol};
-use patina_harness::Dispatcher;
-use patina_harness::c_abi;
-use patina_harness::events::{HostEvents, SharedEvents};
-use patina_harness::protocols::{HostProtocols, SharedProtocols};
-use patina_harness::tpl::SharedTpl;
 use patina_mm::component::communicator::{
     CallOptions, MmCommunication, MmCommunicationExt, MmCommunicator, MmExecutor, ResponseReader, Status,
 };
@@ -33,6 +29,10 @@ use patina_mm::component::protocols::MmCommunicationProducer;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{CommunicateBuffer, HeaderFormat, MmCommunicationConfiguration, MmiPort};
 use patina_mm::service::SwMmiTrigger;
+use patina_mm_test::Dispatcher;
+use patina_mm_test::events::{HostEvents, SharedEvents};
+use patina_mm_test::protocols::{HostProtocols, SharedProtocols};
+use patina_mm_test::tpl::SharedTpl;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! The conformance suite above an AArch64 secure world.
 //!
 //! ```text
-//! suite ─► PatinaLab ─► SwMmiManager, MmCommunicator ─► SMC ─► aarch64_monitor ─► mm_core
+//! suite ─► Lab ─► SwMmiManager, MmCommunicator ─► SMC ─► aarch64_monitor ─► mm_core
 //! ```
 //!
 //! | program | where |
@@ -14,14 +14,12 @@
 //! |---|---|
 //! | [`site`] | the machine as a place to run the suite |
 //! | [`tests`] | what this machine must show besides |
-//! | [`recorder`] | what the client logs, for the scenarios that read it |
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 extern crate alloc;
 
-pub mod recorder;
 pub mod site;
 pub mod tests;
 
@@ -31,10 +29,8 @@ use core::fmt;
 use core::fmt::Write;
 use mm_comm::SharedRegion;
 use mm_comm::smc::Conduit;
+use mm_conformance::{Lab, NotOk, Report, conduit, recorder};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
-use patina_harness::PatinaLab;
-use patina_harness::conduit;
-use patina_harness::report::{NotOk, Report};
 use site::SmcSite;
 
 /// Fills the floating point and vector registers, runs code, and returns how many halves of them
@@ -54,9 +50,9 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn lab<C: Conduit + 'static>(&self) -> Result<PatinaLab<SmcSite<C>>, String> {
+    fn lab<C: Conduit + 'static>(&self) -> Result<Lab, String> {
         let shared = (self.shared)().ok_or("no shared memory")?;
-        PatinaLab::new(SmcSite::<C>::new(self.interface, shared, self.protocols))
+        Lab::new(SmcSite::<C>::new(self.interface, shared, self.protocols))
             .ok_or_else(|| String::from("too little shared memory"))
     }
 }
@@ -65,15 +61,14 @@ impl Place<'_> {
 pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Write>) -> bool {
     // The suite makes mistakes on purpose, so the client's log is not printed.
     recorder::install();
+    log::set_max_level(log::LevelFilter::Off);
     tests::run::<C>(place, report);
     let before = (
         conduit::total_requests(),
         tests::requests_served::<C>(place.interface),
     );
     match place.lab::<C>() {
-        Ok(lab) => mm_conformance::all()
-            .into_iter()
-            .for_each(|scenario| report.scenario(scenario, &lab)),
+        Ok(lab) => report.suite(&lab),
         Err(why) => report.verdict("conformance", Err(NotOk::Failed(why))),
     }
     let made = conduit::total_requests().saturating_sub(before.0) as u64;
@@ -101,5 +96,5 @@ pub fn demo<C: Conduit + 'static>(
     out: &mut dyn FnMut(fmt::Arguments<'_>),
 ) -> Result<(), String> {
     log::set_max_level(log::LevelFilter::Off);
-    patina_harness::demo::run(&place.lab::<C>()?, name, out)
+    mm_conformance::demo::run(&place.lab::<C>()?, name, out)
 }

@@ -6,17 +6,16 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use core::cell::Cell;
+use log::Level;
 use mm_comm::SharedRegion;
 use mm_comm::smc::{Conduit, spm_mm};
-use mm_conformance::Abilities;
-use mm_conformance::lab::LogLevel;
+use mm_conformance::arena::Arena;
+use mm_conformance::conduit::Calls;
+use mm_conformance::lab::SecureCalls;
+use mm_conformance::{Abilities, Site, recorder};
 use mm_core::CommBuffer;
-use mm_wire::PAGE_LEN;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
-use patina_harness::Site;
-use patina_harness::conduit::Calls;
-use patina_harness::lab::SecureCalls;
-use patina_harness::protocols::HostProtocols;
+use patina_mm_test::protocols::HostProtocols;
 
 /// Calls of the endurance scenario.
 const MANY_CALLS: u32 = 10_000;
@@ -25,11 +24,7 @@ const MANY_CALLS: u32 = 10_000;
 pub struct SmcSite<C> {
     interface: Interface,
     calls: Calls<C>,
-    shared: SharedRegion,
-    /// Bytes of the shared memory that are taken, and how many of them stay taken from client to
-    /// client.
-    taken: Cell<usize>,
-    kept: Cell<Option<usize>>,
+    shared: Arena,
     protocols: Cell<&'static dyn ProtocolServices>,
     own_protocols: bool,
 }
@@ -45,9 +40,7 @@ impl<C: Conduit + 'static> SmcSite<C> {
         Self {
             interface,
             calls: Calls::new(spm_mm::MM_COMMUNICATE),
-            shared,
-            taken: Cell::new(0),
-            kept: Cell::new(None),
+            shared: Arena::new(shared),
             own_protocols: protocols.is_none(),
             protocols: Cell::new(protocols.unwrap_or_else(|| Box::leak(Box::<HostProtocols>::default()))),
         }
@@ -91,21 +84,14 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
     }
 
     fn power_on(&self, _latency: u32) {
-        let kept = self.kept.get().unwrap_or_else(|| self.taken.get());
-        self.kept.set(Some(kept));
-        self.taken.set(kept);
+        self.shared.restart();
         if self.own_protocols {
             self.protocols.set(Box::leak(Box::<HostProtocols>::default()));
         }
     }
 
     fn allocate(&self, pages: usize) -> Option<*mut u8> {
-        let (start, len) = (self.taken.get(), pages.checked_mul(PAGE_LEN)?);
-        if !self.shared.wipe(start, len) {
-            return None;
-        }
-        self.taken.set(start.checked_add(len)?);
-        Some(self.shared.as_ptr().wrapping_add(start))
+        self.shared.allocate(pages)
     }
 
     fn secure_calls(&self) -> Option<&dyn SecureCalls> {
@@ -131,7 +117,7 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
         MANY_CALLS
     }
 
-    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String {
-        crate::recorder::record(level, run)
+    fn with_log(&self, level: Level, run: &mut dyn FnMut()) -> String {
+        recorder::record(level, run)
     }
 }

@@ -17,8 +17,8 @@ use mm_comm::smc::{
 };
 use mm_comm::{SharedRegion, smc::Interface as Wanted};
 use mm_conformance::mm;
+use mm_conformance::report::{NotOk, Report};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, PAGE_LEN};
-use patina_harness::report::{NotOk, Report};
 
 const OK: u64 = 0;
 const INVALID_PARAMETERS: u64 = 0xffff_fffe;

@@ -6,9 +6,9 @@ use aarch64_payload::Place;
 use libtest_mimic::{Arguments, Failed, Trial};
 use mm_comm::SharedRegion;
 use mm_comm::smc::{Call, Conduit};
+use mm_conformance::report::Report;
 use mm_core::handlers::VariableStore;
 use mm_wire::AddressRange;
-use patina_harness::report::Report;
 use std::cell::RefCell;
 
 const SHARED_LEN: usize = 0x8_0000;

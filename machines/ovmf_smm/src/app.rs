@@ -10,20 +10,20 @@ use alloc::string::String;
 use alloc::vec;
 use core::cell::RefCell;
 use core::fmt::{self, Write};
+use mm_conformance::report::{NotOk, Report};
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 use patina::error::{EfiError, Result};
 use patina::standard::efi;
 use patina::{Char16Array, string::ucs2_capacity};
-use patina_harness::dispatcher::{Dispatcher, Outcome};
-use patina_harness::report::{NotOk, Report};
 use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
 };
 use patina_mm::service::SwMmiTrigger;
+use patina_mm_test::dispatcher::{Dispatcher, Outcome};
 use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
@@ -117,7 +117,7 @@ fn tell(firmware: Firmware, memory: *mut u8) -> bool {
     log::set_max_level(log::LevelFilter::Trace);
     let place = "which is edk2's SMM core in C, inside OVMF";
     let told = match site::open(firmware, MmiCount::default(), memory) {
-        Some(lab) => patina_harness::demo::run(&lab, place, &mut print),
+        Some(lab) => mm_conformance::demo::run(&lab, place, &mut print),
         None => Err(String::from("the chipset has no PMBASE")),
     };
     if let Err(why) = &told {

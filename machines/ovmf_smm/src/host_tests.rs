@@ -5,12 +5,12 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt::Write;
+use mm_conformance::report::{NotOk, Report, ensure, equal, failed};
 use patina::BinaryGuid;
 use patina::component::service::uefi_services::protocol::{
     Handle, NotifyRegistration, OpenAttributes, ProtocolError, ProtocolServices, ProtocolServicesExt, Tpl,
 };
 use patina::protocol::{MarkerProtocol, ProtocolInterface};
-use patina_harness::report::{NotOk, Report, ensure, equal, failed};
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 

@@ -1,4 +1,4 @@
-//! This machine as a site for the conformance suite: the MM side is edk2's, so what it answers is not ours to choose.
+//! This machine as a site for the conformance suite. The MM side is edk2's, so its responses are not under our control.
 
 use crate::app::{BUFFER_PAGES, SharedReport, SmmCommunicator};
 use crate::executor::MmiCount;
@@ -8,16 +8,16 @@ use alloc::string::String;
 use core::cell::Cell;
 use mm_comm::ports::NativePorts;
 use mm_comm::{Ports, SharedRegion};
-use mm_conformance::Abilities;
+use mm_conformance::arena::Arena;
+use mm_conformance::report::NotOk;
+use mm_conformance::{Abilities, Lab, Site};
 use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
-use patina_harness::dispatcher::Dispatcher;
-use patina_harness::events::HostEvents;
-use patina_harness::protocols::HostProtocols;
-use patina_harness::report::NotOk;
-use patina_harness::{PatinaLab, Site};
+use patina_mm_test::dispatcher::Dispatcher;
+use patina_mm_test::events::HostEvents;
+use patina_mm_test::protocols::HostProtocols;
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 
@@ -31,10 +31,7 @@ pub(crate) struct OvmfSite {
     pm_base: u16,
     protocols: Cell<&'static HostProtocols>,
     events: Cell<&'static HostEvents>,
-    arena: SharedRegion,
-    /// Bytes of the arena that are taken, and how many of them stay taken from client to client.
-    taken: Cell<usize>,
-    kept: Cell<Option<usize>>,
+    arena: Arena,
 }
 
 /// Opens the lab in `memory`, the application's comm buffer, which is not in use any more; `None`
@@ -43,23 +40,20 @@ pub(crate) struct OvmfSite {
 /// The SMM core copied the memory map long before the application started, and accepts a request
 /// only in memory that was in use then. The firmware reserves little memory for runtime data, so
 /// each client gets the same pages again.
-pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<PatinaLab<OvmfSite>> {
+pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Option<Lab> {
     let pm_base = Q35::new().acpi_base().ok()?;
     // SAFETY: the application allocated these pages for comm buffers and never frees them; only comm buffers and the
     // lab's observer use them, with volatile accesses.
     let arena = unsafe { SharedRegion::new(memory, BUFFER_PAGES * PAGE_LEN) }.ok()?;
-    let (taken, kept) = (Cell::new(0), Cell::new(None));
     let protocols = Cell::new(fresh_protocols());
     let events = Cell::new(fresh_events());
-    PatinaLab::new(OvmfSite {
+    Lab::new(OvmfSite {
         firmware,
         mmis,
         pm_base,
         protocols,
         events,
-        arena,
-        taken,
-        kept,
+        arena: Arena::new(arena),
     })
 }
 
@@ -90,20 +84,13 @@ impl Site for OvmfSite {
     }
 
     fn power_on(&self, _latency: u32) {
-        let kept = self.kept.get().unwrap_or_else(|| self.taken.get());
-        self.kept.set(Some(kept));
+        self.arena.restart();
         self.protocols.set(fresh_protocols());
         self.events.set(fresh_events());
-        self.taken.set(kept);
     }
 
     fn allocate(&self, pages: usize) -> Option<*mut u8> {
-        let (start, len) = (self.taken.get(), pages.checked_mul(PAGE_LEN)?);
-        if !self.arena.wipe(start, len) {
-            return None;
-        }
-        self.taken.set(start.checked_add(len)?);
-        Some(self.arena.as_ptr().wrapping_add(start))
+        self.arena.allocate(pages)
     }
 
     fn ports(&self) -> Box<dyn Ports> {
@@ -155,8 +142,6 @@ pub(crate) fn run(report: &SharedReport, firmware: Firmware, mmis: MmiCount, mem
     // What the client logs about the suite's mistakes is not news.
     let level = log::max_level();
     log::set_max_level(log::LevelFilter::Off);
-    for scenario in mm_conformance::all() {
-        report.borrow_mut().scenario(scenario, &lab);
-    }
+    report.borrow_mut().suite(&lab);
     log::set_max_level(level);
 }

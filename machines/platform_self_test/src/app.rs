@@ -1,15 +1,15 @@
 //! The application. An unsafe island (`docs/unsafe.md`).
 
 use core::ptr;
+use mm_conformance::c_abi;
 use mm_conformance::lab::{CCall, CProtocol};
 use mm_conformance::mm::ECHO;
+use mm_conformance::test_protocol::{Findings, Task, TestProtocol};
 use mm_wire::{EfiStatus, Header, HeaderFormat};
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::management_mode::protocol::mm_comm_buffer_update;
 use patina::standard::efi;
 use patina::{Char16Array, string::ucs2_capacity};
-use patina_harness::c_abi;
-use patina_harness::test_protocol::{Findings, Task, TestProtocol};
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 

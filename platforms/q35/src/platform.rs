@@ -16,7 +16,8 @@ use patina_mm::config::MmCommunicationOptions;
 #[cfg(not(feature = "conformance"))]
 static LOGGER: machine::Logger = machine::logger();
 #[cfg(feature = "conformance")]
-static LOGGER: crate::self_test::recorder::Recorder = crate::self_test::recorder::Recorder(machine::logger());
+static LOGGER: mm_conformance::recorder::Recorder<machine::Logger> =
+    mm_conformance::recorder::Recorder::over(machine::logger());
 
 /// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
 static CORE: Core<Q35> = Core::new(NullSectionExtractor);

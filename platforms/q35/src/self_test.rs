@@ -6,10 +6,8 @@
 //! | `traffic` | messages from a timer, from early in the boot on, while the comm buffer moves |
 //! | `site` | this machine as a place for the conformance suite |
 //! | `control` | messages to the MM image itself |
-//! | `recorder` | a logger that a test can read |
 
 mod control;
-pub(crate) mod recorder;
 mod site;
 mod tests;
 mod traffic;
@@ -19,6 +17,9 @@ use alloc::vec::Vec;
 use control::Control;
 use core::fmt::Write;
 use log::LevelFilter;
+use mm_conformance::report::Report;
+use mm_conformance::test_protocol::{Findings, Task, TestProtocol};
+use mm_conformance::{Lab, demo};
 use ovmf_platform::machine::Console;
 use patina::component::component;
 use patina::component::service::Service;
@@ -29,20 +30,17 @@ use patina::component::service::uefi_services::image::ImageServices;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::component::service::uefi_services::timer_event::TimerEventServices;
 use patina::error::Result;
-use patina_harness::report::Report;
-use patina_harness::test_protocol::{Findings, Task, TestProtocol};
-use patina_harness::{PatinaLab, demo};
 use patina_mm::service::{MmCommunication, PlatformMmControl, SwMmiTrigger};
 use site::Q35Site;
 use spin::Mutex;
 use traffic::Traffic;
 
-/// What MM answered to the example component; `None` until it was dispatched and got a response.
-static EXAMPLES_ANSWER: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+/// MM's response to the example component; `None` until it was dispatched and got a response.
+static EXAMPLES_RESPONSE: Mutex<Option<Vec<u8>>> = Mutex::new(None);
 
-/// Keeps what MM answered to the example component, for a test.
+/// Keeps MM's response to the example component, for a test.
 pub(crate) fn keep_the_examples_response(response: Vec<u8>) {
-    *EXAMPLES_ANSWER.lock() = Some(response);
+    *EXAMPLES_RESPONSE.lock() = Some(response);
 }
 
 /// Everything that the tests use.
@@ -111,7 +109,7 @@ impl TestBench {
 fn run(services: Services, traffic: &Traffic, task: Task, findings: Findings) -> bool {
     traffic.stop();
     let control = Control(services.mm);
-    let Some(lab) = PatinaLab::new(Q35Site::new(services)) else {
+    let Some(lab) = Lab::new(Q35Site::new(services)) else {
         log::error!("no memory for the conformance suite");
         return false;
     };

@@ -1,5 +1,5 @@
 //! The tests of the components in this firmware. An application makes them run
-//! ([`patina_harness::test_protocol`]).
+//! ([`mm_conformance::test_protocol`]).
 
 use crate::platform::BUFFER_ID;
 use alloc::boxed::Box;
@@ -8,6 +8,9 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
+use mm_conformance::report::{Report, equal, failed};
+use mm_conformance::test_protocol::{Task, TestProtocol};
+use mm_conformance::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableService};
 use mm_wire::EfiStatus;
 use mm_wire::message::variable::GUID as VARIABLES;
 use ovmf_platform::machine::Console;
@@ -18,9 +21,6 @@ use patina::error::Result;
 use patina::standard::efi;
 use patina::uefi::runtime_services::StandardRuntimeServices;
 use patina::{BinaryGuid, Guid};
-use patina_harness::report::{Report, equal, failed};
-use patina_harness::test_protocol::{Task, TestProtocol};
-use patina_harness::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableService};
 use patina_mm::component::communicator::Status;
 use patina_mm::service::{MmCommunication, SwMmiTrigger};
 

@@ -1,31 +1,52 @@
-//! Scenarios that every client of Management Mode (MM) must pass, written once for every machine.
+//! Scenarios that every client of Management Mode (MM) must pass, written once for every machine, and the lab they run in.
 //!
 //! ```text
-//!            Scenario ── bring_up(Setup) ──► Lab ──► Machine ── communicate ──► Result<Vec<u8>, Status>
-//!                                             │
-//!            the simulated machine, UEFI under QEMU, ...       ConformanceMm: the MM side, where we control it
+//!   Scenario ── Setup ──► Lab ──► Client ── communicate ──► Result<Vec<u8>, Status>
+//!                          │
+//!                         Site: the simulated machine, UEFI under QEMU, ...   ConformanceMm: the MM side, if it is ours
 //! ```
 //!
-//! A [`Lab`] is a place where the client under test can be set up, as often as wanted and in any way that [`Setup`]
-//! describes; a [`Machine`] is one such client with everything an observer of the hardware can see. What a lab cannot do
-//! it does not list in its [`Abilities`], and the scenarios that need it are reported as skipped.
+//! A [`Lab`] brings up clients on the machine of a [`Site`], in any way that a [`Setup`] describes. A [`Client`] is the client
+//! under test, with everything that an observer of the hardware can see. The site lists what its machine can do
+//! ([`Abilities`]); scenarios that need more are reported as skipped.
 //!
 //! | module | content |
 //! |---|---|
-//! | [`lab`] | the traits that a host implements, and the words that client and suite share |
-//! | [`mm`] | the MM side, the crate `mm_liar`: handlers to talk to, and the lies that MM can tell |
 //! | [`scenarios`] | the scenarios, a file per subject |
+//! | [`lab`] | sets clients up, on any [`Site`] |
+//! | [`mm`] | the MM side, the crate `mm_liar`: its handlers, and the wrong responses that it sends on request |
+//! | [`report`] | the lines that say which tests passed |
+//! | [`demo`] | a conversation with MM that a person can follow |
+//! | [`sim`] | the simulated machine as a site (feature `sim`) |
+//! | [`arena`], [`conduit`], [`recorder`] | for sites: memory, counted secure monitor calls, a logger that scenarios read |
+//! | [`c_abi`], [`edk2`] | calls the protocols for C; drivers of edk2 in C |
+//! | [`test_protocol`] | the protocol by which an application makes a platform run its tests |
+//! | [`variables`] | requests to the variable service's handler |
 #![no_std]
-#![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 extern crate alloc;
+#[cfg(any(test, feature = "sim"))]
+extern crate std;
 
+pub mod arena;
+pub mod c_abi;
+pub mod conduit;
+pub mod demo;
+pub mod edk2;
 pub mod lab;
+pub mod recorder;
+pub mod report;
+#[forbid(unsafe_code)]
 pub mod scenarios;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod test_protocol;
+pub mod variables;
 
 /// The MM side that the scenarios talk to.
 pub use mm_liar as mm;
 
-pub use lab::{Abilities, Lab, Machine, Setup, SetupFailure};
-pub use scenarios::{Outcome, Scenario, all};
+pub use lab::{Abilities, Client, Lab, Setup, SetupFailure, Site};
+pub use report::{NotOk, Report};
+pub use scenarios::{Scenario, all};

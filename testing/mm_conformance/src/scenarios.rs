@@ -1,6 +1,7 @@
 //! The scenarios, a file per subject. Each is named after what it shows.
 
-use crate::lab::{Abilities, Lab, LogLevel, Remains, Setup, SetupFailure};
+use crate::lab::{Abilities, Client, Lab, LogLevel, Remains, Setup, SetupFailure};
+use crate::report::NotOk;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -66,34 +67,23 @@ pub struct Scenario {
     pub name: &'static str,
     /// The same in a sentence.
     pub shows: &'static str,
-    /// What a lab must be able to do for it.
+    /// What the machine must be able to do.
     pub needs: Abilities,
-    run: fn(&dyn Lab) -> Seen,
-}
-
-/// What came of a scenario.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It saw what it expected.
-    Passed,
-    /// It did not.
-    Failed(String),
-    /// The lab cannot do what it needs.
-    Skipped(String),
+    run: fn(&Lab) -> Seen,
 }
 
 impl Scenario {
     /// Runs the scenario in a lab.
-    #[must_use]
-    pub fn run(&self, lab: &dyn Lab) -> Outcome {
+    ///
+    /// # Errors
+    ///
+    /// What it saw instead of what it expected, or which abilities the machine lacks.
+    pub fn run(&self, lab: &Lab) -> Result<(), NotOk> {
         let missing = self.needs.difference(lab.abilities());
         if !missing.is_empty() {
-            return Outcome::Skipped(format!("needs {}", missing.names().join(", ")));
+            return Err(NotOk::Skipped(format!("needs {}", missing.names().join(", "))));
         }
-        match (self.run)(lab) {
-            Ok(()) => Outcome::Passed,
-            Err(seen) => Outcome::Failed(seen),
-        }
+        (self.run)(lab).map_err(|seen| NotOk::Failed(format!("{}, but {seen}", self.shows)))
     }
 }
 
@@ -125,35 +115,32 @@ pub fn all() -> Vec<&'static Scenario> {
 }
 
 /// A status of MM, as `Status::MmReturned` has it.
-fn efi_status(status: EfiStatus) -> efi::Status {
+pub(crate) fn efi_status(status: EfiStatus) -> efi::Status {
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
 /// Brings up a client that is expected to work.
-fn up(
-    lab: &dyn Lab,
-    setup: &crate::lab::Setup,
-) -> Result<alloc::boxed::Box<dyn crate::lab::Machine>, String> {
+fn up(lab: &Lab, setup: &crate::lab::Setup) -> Result<Client, String> {
     lab.bring_up(setup)
         .map_err(|failure| format!("the client did not come up: {failure}"))
 }
 
 /// Brings up a client with the default setup.
-fn ready(lab: &dyn Lab) -> Result<alloc::boxed::Box<dyn crate::lab::Machine>, String> {
+fn ready(lab: &Lab) -> Result<Client, String> {
     up(lab, &crate::lab::Setup::default())
 }
 
-/// A refusal that a client is expected to answer a setup with.
+/// How a client is expected to refuse a setup.
 struct Refused {
     /// What is in the name of the component that refuses.
     by: &'static str,
     status: EfiStatus,
-    /// What its log says, where the log can be read.
+    /// What its log says, if the log can be read.
     because: &'static str,
 }
 
-/// Fails unless the setup is refused in this way, and nobody offers what was refused or has written to a port.
-fn ensure_refused(lab: &dyn Lab, setup: &Setup, expected: &Refused) -> Seen {
+/// Fails unless the setup is refused in this way, the refused service does not exist, and no port was written.
+fn ensure_refused(lab: &Lab, setup: &Setup, expected: &Refused) -> Seen {
     let Refused { by, status, because } = *expected;
     let mut failure = None;
     let mut bring_up = || failure = lab.bring_up(setup).err();
@@ -172,7 +159,7 @@ fn ensure_refused(lab: &dyn Lab, setup: &Setup, expected: &Refused) -> Seen {
         Some(other) => return Err(format!("{by} should refuse with {status}, not: {other}")),
         None => return Err(format!("{by} should refuse with {status}, the client came up")),
     };
-    // Whoever comes before the one that refused has done its part.
+    // The components before the one that refused have come up.
     let offers_mmis = by == COMMUNICATOR;
     ensure_eq!(
         remains,
@@ -194,16 +181,14 @@ fn ensure_refused(lab: &dyn Lab, setup: &Setup, expected: &Refused) -> Seen {
 const COMMUNICATOR: &str = "Communicator";
 
 /// Fails unless neither buffer nor mailbox holds anything of a message.
-fn ensure_clean(machine: &dyn crate::lab::Machine, buffer: u8) -> Seen {
-    let region = machine.region(buffer);
+fn ensure_clean(client: &Client, buffer: u8) -> Seen {
+    let region = client.region(buffer);
     let first = region.iter().position(|byte| *byte != 0);
     ensure!(
         first.is_none(),
         "byte {first:?} of comm buffer {buffer} is not zero"
     );
-    let pending = machine
-        .mailbox(buffer)
-        .is_some_and(|mailbox| mailbox.is_pending());
+    let pending = client.mailbox(buffer).is_some_and(|mailbox| mailbox.is_pending());
     ensure!(
         !pending,
         "the mailbox of comm buffer {buffer} still announces a request"

@@ -1,6 +1,6 @@
 //! Runs Patina components in a UEFI application, over the boot services of any firmware.
 //!
-//! A Patina DXE core is not needed: `patina_harness` dispatches the components, and [`protocols::BootProtocols`] is the
+//! A Patina DXE core is not needed: `mm_conformance` dispatches the components, and [`protocols::BootProtocols`] is the
 //! service `dyn ProtocolServices` that a core would give them. The rest is what every such application needs.
 //!
 //! | module | content | target |

@@ -1,24 +1,24 @@
 //! The crate logs, and `mm_trace` reads what it wrote: if the words of one change, the other has to follow.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
-use mm_conformance::lab::{Lab as _, LogLevel, Machine, Setup};
+use mm_conformance::demo;
+use mm_conformance::lab::{Client, LogLevel, Setup};
 use mm_conformance::mm;
+use mm_conformance::sim::SimSite;
 use mm_trace::calls::{Call, Event, Outcome};
 use mm_trace::log::Level;
 use mm_trace::page::{CALLS, Page};
 use mm_trace::read::{Format, read};
 use mm_trace::transcript::Transcript;
 use mm_wire::{Guid, HeaderFormat, guid};
-use patina_harness::demo;
-use patina_harness::sim::SimSite;
 
 const NOBODY: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
 /// What the crate logs at trace while `talk` runs on a simulated machine.
-fn log_of(talk: impl Fn(&dyn Machine)) -> String {
+fn log_of(talk: impl Fn(&Client)) -> String {
     let lab = SimSite::lab();
-    let machine = lab.bring_up(&Setup::default()).unwrap();
-    lab.with_log(LogLevel::Trace, &mut || talk(&*machine))
+    let client = lab.bring_up(&Setup::default()).unwrap();
+    lab.with_log(LogLevel::Trace, &mut || talk(&client))
 }
 
 /// The calls in a log, and the lines that are in none or cannot be read.
@@ -41,7 +41,7 @@ fn calls(log: &str) -> (Vec<Call>, Vec<String>) {
 #[test]
 fn every_line_of_a_call_is_understood() {
     let message: Vec<u8> = (0..=255).collect();
-    let log = log_of(|machine| assert!(machine.communicate(0, &message, mm::ECHO).is_ok()));
+    let log = log_of(|client| assert!(client.communicate(0, &message, mm::ECHO).is_ok()));
     let (calls, loose) = calls(&log);
     assert_eq!(loose, [""; 0], "{log}");
     let [call] = calls.as_slice() else {
@@ -70,11 +70,11 @@ fn every_line_of_a_call_is_understood() {
 
 #[test]
 fn a_call_inside_a_call_is_inside() {
-    let log = log_of(|machine| {
-        let inner = Box::new(|machine: &dyn Machine| {
-            assert!(machine.communicate(1, b"inner", mm::ECHO).is_ok());
+    let log = log_of(|client| {
+        let inner = Box::new(|client: &Client| {
+            assert!(client.communicate(1, b"inner", mm::ECHO).is_ok());
         });
-        assert!(machine.communicate_around(0, b"outer", mm::ECHO, inner).is_ok());
+        assert!(client.communicate_around(0, b"outer", mm::ECHO, inner).is_ok());
     });
     let (calls, loose) = calls(&log);
     assert_eq!(loose, [""; 0], "{log}");
@@ -92,13 +92,13 @@ fn a_call_inside_a_call_is_inside() {
 
 #[test]
 fn what_fails_is_told_in_the_words_of_the_error() {
-    let log = log_of(|machine| {
-        machine.communicate(0, b"x", NOBODY).unwrap_err();
-        machine.communicate(7, b"x", mm::ECHO).unwrap_err();
-        machine.communicate(0, b"", mm::ECHO).unwrap_err();
-        machine.switch_smis(false);
-        machine.communicate(0, b"x", mm::ECHO).unwrap_err();
-        machine.switch_smis(true);
+    let log = log_of(|client| {
+        client.communicate(0, b"x", NOBODY).unwrap_err();
+        client.communicate(7, b"x", mm::ECHO).unwrap_err();
+        client.communicate(0, b"", mm::ECHO).unwrap_err();
+        client.switch_smis(false);
+        client.communicate(0, b"x", mm::ECHO).unwrap_err();
+        client.switch_smis(true);
     });
     let (calls, _) = calls(&log);
     let words: Vec<String> = (calls.iter())

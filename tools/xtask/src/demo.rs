@@ -41,7 +41,7 @@ pub(crate) struct Demo {
 pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
     let log = if options.machine == SIM {
         // By itself first, since it takes minutes if nothing is built yet, and shows its progress.
-        let build = cmd!(shell, "cargo build --package patina_harness --example demo");
+        let build = cmd!(shell, "cargo build --package mm_conformance --example demo");
         process::run_quietly("build of the demo", build.into())?;
         simulated_log(shell, false)?
     } else {
@@ -61,7 +61,7 @@ pub(crate) fn simulated_log(shell: &Shell, quietly: bool) -> Result<String> {
     let file = dir.path().join("demo.log");
     let demo = cmd!(
         shell,
-        "cargo run --quiet --package patina_harness --example demo -- {file}"
+        "cargo run --quiet --package mm_conformance --example demo -- {file}"
     );
     if quietly {
         process::run_quietly("demo", demo.into())?;

@@ -91,11 +91,11 @@ const CONSUMERS: [Consumer; 3] = [
         select: "--doc",
         tests: 2,
         manifest: |_| {
-            let harness = root().join("testing/patina_harness");
+            let harness = root().join("testing/mm_conformance");
             format!(
                 "[package]\nname = \"published_examples\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
                  [dependencies]\nlog = \"0.4\"\npatina = \"{RELEASE}\"\npatina_dxe_core = \"{RELEASE}\"\n\
-                 patina_harness = {{ path = {harness:?} }}\npatina_mm = \"{RELEASE}\"\nzerocopy = \"0.8\"\n\
+                 mm_conformance = {{ path = {harness:?} }}\npatina_mm = \"{RELEASE}\"\nzerocopy = \"0.8\"\n\
                  zerocopy-derive = \"0.8\"\n"
             )
         },
@@ -111,7 +111,7 @@ const CONSUMERS: [Consumer; 3] = [
 ];
 
 /// Runs the component of the second example, which the page only defines.
-const DISPATCH: &str = "let outcome = patina_harness::sim::dispatch(ExampleComponent);
+const DISPATCH: &str = "let outcome = mm_conformance::sim::dispatch(ExampleComponent);
 assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), \"{outcome:?}\");
 ";
 

@@ -4,7 +4,7 @@ use crate::lab::firmware::REGISTER_PAGE;
 use crate::lab::memory::Block;
 use crate::lab::{Life, RuntimeMachine, power_on};
 use libtest_mimic::{Failed, Trial};
-use mm_conformance::lab::{CCall, CProtocol, CReply, Machine, Setup};
+use mm_conformance::lab::{CCall, CProtocol, CReply, Setup};
 use mm_conformance::mm;
 use mm_runtime::protocols::{
     COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
@@ -73,7 +73,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn up(life: Life) -> RuntimeMachine {
-    let machine = power_on(life, &Setup::default());
+    let machine = power_on(life);
     machine.install(&Setup::default()).unwrap();
     machine
 }
@@ -175,7 +175,7 @@ fn failed_installation_leaves_nothing() {
         "CreateEvent SetVirtualAddressMap",
         "InstallProtocolInterface",
     ] {
-        let machine = power_on(Life::Boot, &Setup::default());
+        let machine = power_on(Life::Boot);
         let firmware = &machine.0.firmware;
         let blocks = firmware.blocks.borrow().len();
         firmware.failing.borrow_mut().push(failing);
@@ -212,7 +212,7 @@ fn protocols_of_another_driver_are_left_alone() {
 
 fn markers_are_installed_on_request() {
     for markers in [false, true] {
-        let machine = power_on(Life::Boot, &Setup::default());
+        let machine = power_on(Life::Boot);
         let configure = |configuration| Configuration {
             markers,
             ..configuration
@@ -228,7 +228,7 @@ fn markers_are_installed_on_request() {
 }
 
 fn markers_are_not_installed_if_mm_does_not_respond() {
-    let machine = power_on(Life::Boot, &Setup::default());
+    let machine = power_on(Life::Boot);
     machine.0.machine.install_mm(|_, _| {});
     machine
         .install_with(&Setup::default(), Configuration::with_markers)
@@ -250,21 +250,21 @@ fn page_of_a_memory_mapped_register_is_marked_for_the_operating_system() {
         ((UNCACHED, MARKED), (MARKED, MARKED)),
         ((MARKED, MARKED), (MARKED, MARKED)),
     ] {
-        let machine = power_on(Life::Boot, &Setup::default());
+        let machine = power_on(Life::Boot);
         let firmware = &machine.0.firmware;
         firmware.publish_dxe_services(before.0, before.1);
         machine.install_with_register(smi_en).unwrap();
         assert_eq!(firmware.register_page.get(), after);
     }
     // Without DXE services it cannot be done, and nothing is installed.
-    let machine = power_on(Life::Boot, &Setup::default());
+    let machine = power_on(Life::Boot);
     let result = machine.install_with_register(smi_en);
     assert_eq!(result, Err(InstallError::NoDxeServices(smi_en)));
     assert_eq!(machine.0.firmware.interface(COMMUNICATION2), None);
 }
 
 fn protocol3_is_left_out_on_request() {
-    let machine = power_on(Life::Boot, &Setup::default());
+    let machine = power_on(Life::Boot);
     let without = |configuration: Configuration| configuration.without_protocol3();
     machine.install_with(&Setup::default(), without).unwrap();
     assert_eq!(machine.0.firmware.interface(COMMUNICATION3), None);

@@ -1,38 +1,33 @@
-//! A machine with a runtime driver, in one of its lives.
+//! A machine with a runtime driver, in one of its lives, as a site for the suite.
 
-mod c_abi;
 pub(crate) mod firmware;
 pub(crate) mod memory;
-mod tap;
 
-use c_abi::Addresses;
 use firmware::Firmware;
 use memory::Block;
-use mm_comm::TriggerError;
-use mm_comm::mailbox::Mailbox;
-use mm_comm::{SmiCheck, SmiEnable, SmiEnableRegister};
-use mm_conformance::lab::{
-    Abilities, BootEvent, CCall, CProtocol, CReply, Call, Callback, Lab, LogLevel, Machine, MailboxSetup,
-    Setup, SetupFailure, SupervisorCall, Update,
-};
-use mm_conformance::mm::ConformanceMm;
+
+use mm_comm::{Ports, SharedRegion, SmiCheck, SmiEnableRegister};
+use mm_conformance::c_abi::{self, Addresses};
+use mm_conformance::lab::{CCall, CProtocol, CReply};
+use mm_conformance::sim::SimSite;
+use mm_conformance::{Abilities, Lab, Setup, SetupFailure, Site};
 use mm_core::CommBuffer;
-use mm_core::handlers::VariableStore;
 use mm_runtime::{Configuration, InstallError, PortEntry, Silent, install};
-use mm_sim::{Config, MAX_VARIABLE_LEN, VARIABLE_STORE_LEN};
+use mm_wire::PAGE_LEN;
 use mm_wire::hob::CommBufferPlace;
-use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, PAGE_LEN};
-use patina_mm::component::communicator::Status;
-use patina_mm::config::CommunicateBufferStatus;
-use patina_mm::service::SupervisorError;
+use patina::component::service::uefi_services::protocol::ProtocolServices;
+use patina_mm_test::tap::Tap;
+use patina_mm_test::tpl::HostTpl;
 use r_efi::efi;
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::ptr;
 use std::rc::Rc;
-use tap::Tap;
 
 /// How far the operating system has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// Boot services last.
+    /// Boot services are there.
     Boot,
     /// They have ended, and all memory is where it was. An operating system that never changes addresses stays here.
     Left,
@@ -58,13 +53,10 @@ impl Life {
     }
 }
 
-/// The lab for one life.
-pub(crate) struct RuntimeLab(pub(crate) Life);
-
 /// How far apart physical and virtual address of a caller's buffer are, when that is allowed.
 const APART: usize = 1 << 40;
 
-/// One driver, installed.
+/// A machine with MM, on which one driver can be installed.
 #[derive(Clone)]
 pub(crate) struct RuntimeMachine(pub(crate) Rc<Parts>);
 
@@ -77,46 +69,21 @@ pub(crate) struct Parts {
     pub(crate) mailbox: Option<Rc<Block>>,
 }
 
-/// A machine with MM, before a driver is installed on it.
-pub(crate) fn power_on(life: Life, setup: &Setup) -> RuntimeMachine {
-    let firmware = Firmware::boot();
-    let machine = mm_sim::Machine::new(Config {
-        latency: setup.latency,
-        ..Config::default()
-    });
-    let first = &setup.buffers[0];
-    let block = |pages: usize| {
-        let block = firmware.allocate(pages);
-        let outside = block.seen_from_outside();
-        // Memory is as others left it.
-        assert!(outside.write(0, &vec![0xff; outside.len()]));
-        machine.add_ram(block.physical as u64, outside);
-        block
-    };
-    let buffer = block(first.pages);
-    let mailbox = (first.mailbox == MailboxSetup::OwnPage).then(|| block(1));
-    let place = place(&buffer, mailbox.as_deref());
-    let known = [CommBuffer {
+/// A machine with MM, which knows one comm buffer, before a driver is installed on it.
+pub(crate) fn power_on(life: Life) -> RuntimeMachine {
+    let site = RuntimeSite::new(life);
+    let [buffer, mailbox] = [4, 1].map(|pages| site.block(pages));
+    let tap = Tap::new(site.ports());
+    let place = place(&buffer, Some(&mailbox));
+    let known = CommBuffer {
         region: place.region(),
         mailbox: place.mailbox(),
-    }];
-    let scratch = vec![0; first.pages * PAGE_LEN].leak();
-    let variables = VariableStore::new(vec![0; VARIABLE_STORE_LEN].leak(), MAX_VARIABLE_LEN);
-    let mut mm = ConformanceMm::new(&[machine.mmram()], known.to_vec().leak(), scratch, variables).unwrap();
-    machine.install_mm(move |memory, mmi| {
-        mm.enter(memory, mmi);
-    });
-    machine.close_mmram();
-    RuntimeMachine(Rc::new(Parts {
-        life,
-        firmware,
-        tap: Tap::new(machine.clone()),
-        machine,
-        buffer,
-        mailbox,
-    }))
+    };
+    site.tell_mm(&[known]).unwrap();
+    site.machine(tap, buffer, Some(mailbox))
 }
 
+/// The comm buffer in these blocks.
 pub(crate) fn place(buffer: &Block, mailbox: Option<&Block>) -> CommBufferPlace {
     let pages = buffer.seen_from_outside().len() / PAGE_LEN;
     let mailbox = mailbox.map(|mailbox| mailbox.physical as u64);
@@ -143,7 +110,8 @@ impl RuntimeMachine {
             map_registers: true,
             ..Configuration::new(place(&parts.buffer, parts.mailbox.as_deref()))
         };
-        // SAFETY: as in `install_with`.
+        // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in entry and sink is to
+        // memory that moves.
         unsafe { install(parts.firmware.system_table(), &configuration, entry, Silent) }
     }
 
@@ -178,8 +146,8 @@ impl RuntimeMachine {
             completion_polls: setup.polls,
             ..Configuration::new(place(buffer, mailbox.as_deref()))
         };
-        // SAFETY: the firmware's table; the comm buffer is for this alone, and no pointer in entry and sink is to memory that
-        // moves.
+        // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in entry and sink is to
+        // memory that moves.
         unsafe { install(firmware.system_table(), &configure(configuration), entry, Silent) }
     }
 
@@ -209,24 +177,121 @@ impl RuntimeMachine {
         }
     }
 
+    /// Calls one of the protocols. The caller's bytes are in the comm buffer if `in_place`.
+    fn call(&self, call: &CCall, in_place: bool) -> Option<CReply> {
+        let guid = efi::Guid::from_bytes(c_abi::guid(call.protocol).as_bytes());
+        let interface = self.0.firmware.interface(guid)?;
+        let interface = ptr::with_exposed_provenance::<c_void>(interface);
+        let pointer = ptr::with_exposed_provenance_mut::<c_void>;
+        let invoke = |addresses, comm_size: &mut Option<usize>| {
+            // SAFETY: the driver's interface of this protocol. The buffer is null, or as long as its header or `comm_size`
+            // says; the driver checks both.
+            unsafe { c_abi::invoke(interface, call.protocol, addresses, comm_size) }
+        };
+        if !in_place {
+            return Some(c_abi::elsewhere(call, |virt, comm_size| {
+                invoke(self.addresses(call.protocol, virt), comm_size)
+            }));
+        }
+        let buffer = &self.0.buffer;
+        let addresses = Addresses {
+            physical: pointer(buffer.physical),
+            virt: pointer(buffer.translate(buffer.physical)?),
+        };
+        c_abi::in_place(&buffer.seen_from_outside(), call, |comm_size| {
+            invoke(addresses, comm_size)
+        })
+    }
+
+    pub(crate) fn call_c(&self, call: &CCall) -> Option<CReply> {
+        self.call(call, false)
+    }
+
     /// The addresses that a caller gives for a buffer of its own.
-    fn addresses(&self, protocol: CProtocol, virt: usize) -> Addresses {
+    fn addresses(&self, protocol: CProtocol, virt: *mut c_void) -> Addresses {
         let apart = matches!(protocol, CProtocol::TwoApart | CProtocol::ThreeApart);
-        let physical = match virt {
-            0 => 0,
+        let physical = match virt.is_null() {
             // C callers know both.
-            virt if apart || !self.0.life.is_one_to_one() => virt + APART,
-            virt => virt,
+            false if apart || !self.0.life.is_one_to_one() => virt.wrapping_byte_add(APART),
+            _ => virt,
         };
         Addresses { physical, virt }
     }
+
+    /// How many MMIs the driver has raised.
+    pub(crate) fn mmis(&self) -> usize {
+        let command = mm_sim::Config::default().command_port;
+        let writes = self.0.tap.writes();
+        writes.iter().filter(|(port, _)| *port == command).count()
+    }
 }
 
-impl Lab for RuntimeLab {
+/// The simulated machine with a firmware, which installs a runtime driver for each client.
+pub(crate) struct RuntimeSite {
+    life: Life,
+    sim: SimSite,
+    firmware: RefCell<Rc<Firmware>>,
+    /// Memory of the client that is up.
+    blocks: RefCell<Vec<Rc<Block>>>,
+    installed: RefCell<Option<RuntimeMachine>>,
+}
+
+impl RuntimeSite {
+    fn new(life: Life) -> Self {
+        Self {
+            life,
+            sim: SimSite::new(),
+            firmware: RefCell::new(Firmware::boot()),
+            blocks: RefCell::default(),
+            installed: RefCell::default(),
+        }
+    }
+
+    /// Opens a lab for one life.
+    pub(crate) fn lab(life: Life) -> Lab {
+        Lab::new(Self::new(life)).unwrap()
+    }
+
+    /// Runtime memory that MM reaches.
+    fn block(&self, pages: usize) -> Rc<Block> {
+        let block = self.firmware.borrow().allocate(pages);
+        make_stale(&block.seen_from_outside());
+        self.sim
+            .machine()
+            .add_ram(block.physical as u64, block.seen_from_outside());
+        self.blocks.borrow_mut().push(Rc::clone(&block));
+        block
+    }
+
+    /// The block that starts at this physical address.
+    fn block_at(&self, physical: u64) -> Option<Rc<Block>> {
+        let blocks = self.blocks.borrow();
+        blocks
+            .iter()
+            .find(|block| block.physical as u64 == physical)
+            .map(Rc::clone)
+    }
+
+    fn machine(&self, tap: Tap, buffer: Rc<Block>, mailbox: Option<Rc<Block>>) -> RuntimeMachine {
+        RuntimeMachine(Rc::new(Parts {
+            life: self.life,
+            firmware: Rc::clone(&self.firmware.borrow()),
+            machine: self.sim.machine(),
+            tap,
+            buffer,
+            mailbox,
+        }))
+    }
+}
+
+/// Memory is as others left it.
+fn make_stale(memory: &SharedRegion) {
+    assert!(memory.write(0, &vec![0xff; memory.len()]));
+}
+
+impl Site for RuntimeSite {
     fn abilities(&self) -> Abilities {
-        Abilities::all()
-            - Abilities::SECURE_CALLS
-            - Abilities::NO_MM
+        self.sim.abilities()
             - Abilities::LOGS
             - Abilities::UPDATES
             - Abilities::HOBS
@@ -236,198 +301,92 @@ impl Lab for RuntimeLab {
             - Abilities::VARIABLE_DRIVER
     }
 
-    fn bring_up(&self, setup: &Setup) -> Result<Box<dyn Machine>, SetupFailure> {
-        let machine = power_on(self.0, setup);
-        machine
-            .install(setup)
-            .map_err(|_error| SetupFailure::Impossible("the driver did not install its protocols"))?;
-        machine.live();
-        Ok(Box::new(machine))
+    fn power_on(&self, latency: u32) {
+        self.sim.power_on(latency);
+        self.firmware.replace(Firmware::boot());
+        self.blocks.take();
+        self.installed.take();
     }
 
-    fn adopt(&self, _: u64, _: usize, _: Option<u64>) -> Result<(), CommunicateBufferStatus> {
-        Err(CommunicateBufferStatus::NoBuffer)
+    fn allocate(&self, pages: usize) -> Option<*mut u8> {
+        Some(ptr::with_exposed_provenance_mut(self.block(pages).physical))
     }
 
-    fn scratch(&self) -> u64 {
-        0
+    fn outside(&self, memory: *mut u8) -> *mut u8 {
+        let blocks = self.blocks.borrow();
+        let outside = blocks.iter().find_map(|block| {
+            let offset = memory.addr().checked_sub(block.physical)?;
+            let seen = block.seen_from_outside();
+            (offset < seen.len()).then(|| seen.as_ptr().wrapping_add(offset))
+        });
+        outside.unwrap_or(memory)
     }
 
-    fn many_calls(&self) -> u32 {
-        10_000
+    fn make_stale(&self, memory: &SharedRegion) {
+        make_stale(memory);
     }
 
-    fn with_log(&self, _: LogLevel, run: &mut dyn FnMut()) -> String {
-        run();
-        String::new()
+    fn ports(&self) -> Box<dyn Ports> {
+        self.sim.ports()
     }
-}
 
-impl Machine for RuntimeMachine {
-    /// Through protocol 2, with all the room that there is.
-    fn communicate(&self, _: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
-        let mut bytes = Header::new(HeaderFormat::V1, recipient, message.len() as u64)
-            .map(|header| header.encode().as_ref().to_vec())
-            .unwrap();
-        bytes.extend_from_slice(message);
-        let len = bytes.len().max(self.0.buffer.seen_from_outside().len());
-        bytes.resize(len, 0);
-        let call = CCall {
-            protocol: CProtocol::Two,
-            bytes: Some(bytes),
-            comm_size: Some(len),
-        };
-        let reply = self.call_c(&call).ok_or(Status::Unsupported)?;
-        match reply.status {
-            EfiStatus::SUCCESS => Ok(reply.bytes[24..reply.comm_size.unwrap()].to_vec()),
-            EfiStatus::ALREADY_STARTED => Err(Status::Busy),
-            EfiStatus::BAD_BUFFER_SIZE if message.is_empty() => Err(Status::InvalidDataBuffer),
-            EfiStatus::BAD_BUFFER_SIZE => Err(Status::CommBufferTooSmall),
-            EfiStatus::NO_RESPONSE => Err(Status::NotProcessed),
-            // C does not say why no MMI was raised.
-            EfiStatus::NOT_READY => Err(Status::MmiNotRaised(TriggerError::NoPortIo)),
-            EfiStatus::PROTOCOL_ERROR => Err(Status::InvalidResponse),
-            status => Err(Status::MmReturned(efi::Status::from_usize(
-                usize::try_from(status.0).unwrap(),
-            ))),
+    fn pm_base(&self) -> u16 {
+        self.sim.pm_base()
+    }
+
+    fn protocols(&self) -> &'static dyn ProtocolServices {
+        self.sim.protocols()
+    }
+
+    fn install_driver(
+        &self,
+        setup: &Setup,
+        buffer: CommBuffer,
+        ports: &Tap,
+    ) -> Option<Result<(), SetupFailure>> {
+        let memory = self.block_at(buffer.region.start())?;
+        let mailbox = buffer.mailbox.and_then(|mailbox| self.block_at(mailbox));
+        if let Some(mailbox) = &mailbox {
+            make_stale(&mailbox.seen_from_outside());
         }
+        make_stale(&memory.seen_from_outside());
+        let machine = self.machine(ports.clone(), memory, mailbox);
+        let installed = self
+            .tell_mm(&[buffer])
+            .ok()
+            .and_then(|()| machine.install(setup).ok());
+        machine.live();
+        self.installed.replace(Some(machine));
+        Some(installed.ok_or(SetupFailure::Impossible(
+            "the driver did not install its protocols",
+        )))
     }
 
-    fn communicate_as(
-        &self,
-        _: Call,
-        buffer: u8,
-        message: &[u8],
-        recipient: Guid,
-    ) -> Result<Vec<u8>, Status> {
-        self.communicate(buffer, message, recipient)
+    fn call_c(&self, call: &CCall, memory: Option<&SharedRegion>) -> Option<CReply> {
+        let machine = self.installed.borrow().clone();
+        machine?.call(call, memory.is_some())
     }
 
-    fn communicate_around(
-        &self,
-        buffer: u8,
-        message: &[u8],
-        recipient: Guid,
-        callback: Callback,
-    ) -> Result<Vec<u8>, Status> {
-        let inside = self.clone();
-        self.0.tap.before_next_write(Box::new(move || callback(&inside)));
-        self.communicate(buffer, message, recipient)
-    }
-
-    fn notify(&self, code: Callback) {
-        let machine = self.clone();
-        let code: Box<dyn FnOnce()> = Box::new(move || code(&machine));
-        match self.0.life {
-            Life::Boot => self.0.firmware.notify(efi::TPL_CALLBACK, code),
-            // Notifications have ended with boot services; another processor does not wait.
+    fn notify(&self, _: &HostTpl, code: Box<dyn FnOnce()>) {
+        match self.life {
+            Life::Boot => {
+                let firmware = Rc::clone(&self.firmware.borrow());
+                firmware.notify(efi::TPL_CALLBACK, code);
+            }
+            // There are no notifications any more; another processor has no reason to wait.
             _ => code(),
         }
     }
 
-    fn call_c(&self, call: &CCall) -> Option<CReply> {
-        let interface = self.0.firmware.interface(c_abi::guid(call.protocol))?;
-        if matches!(
-            call.protocol,
-            CProtocol::TwoInPlace(_) | CProtocol::ThreeInPlace(_)
-        ) {
-            let buffer = &self.0.buffer;
-            let addresses = Addresses {
-                physical: buffer.physical,
-                virt: buffer.translate(buffer.physical)?,
-            };
-            return c_abi::call_in_place(interface, &buffer.seen_from_outside(), addresses, call);
-        }
-        let mut bytes = call.bytes.clone();
-        let mut comm_size = call.comm_size;
-        let virt = bytes
-            .as_mut()
-            .map_or(0, |bytes| bytes.as_mut_ptr().expose_provenance());
-        let addresses = self.addresses(call.protocol, virt);
-        let status = c_abi::call(interface, call.protocol, addresses, &mut comm_size);
-        Some(CReply {
-            status,
-            bytes: bytes.unwrap_or_default(),
-            comm_size,
-        })
-    }
-
-    fn call_firmware_driver(&self, _: u8, _: &[u8], _: Guid) -> Result<Vec<u8>, EfiStatus> {
-        Err(EfiStatus::UNSUPPORTED)
-    }
-
-    fn signal(&self, _: BootEvent) {}
-
-    fn ask_supervisor(&self, _: &SupervisorCall) -> Result<Vec<u8>, SupervisorError> {
-        Err(Status::Unsupported.into())
-    }
-
-    fn capacity(&self, _: u8) -> usize {
-        self.0.buffer.seen_from_outside().len() - HeaderFormat::V1.header_len()
-    }
-
-    fn region(&self, _: u8) -> Vec<u8> {
-        let outside = self.0.buffer.seen_from_outside();
-        let mut bytes = vec![0; outside.len()];
-        assert!(outside.read(0, &mut bytes));
-        bytes
-    }
-
-    fn mailbox(&self, _: u8) -> Option<MailboxImage> {
-        self.0.mailbox.as_deref().map(|block| seen(block).read())
-    }
-
-    fn write_mailbox(&self, _: u8, image: MailboxImage) {
-        if let Some(block) = &self.0.mailbox {
-            seen(block).write(&image);
-        }
-    }
-
-    fn disable(&self, _: u8) {}
-
-    fn port_writes(&self) -> Vec<(u16, u8)> {
-        self.0.tap.writes()
-    }
-
-    fn ports(&self) -> (u16, u16) {
-        (Config::default().command_port, Config::default().data_port)
-    }
-
-    fn switch_smis(&self, on: bool) {
-        let smi_en = self.0.machine.smi_enable() & !SmiEnable::APMC.bits();
-        let bit = if on { SmiEnable::APMC.bits() } else { 0 };
-        self.0.machine.set_smi_enable(smi_en | bit);
-    }
-
-    fn lock_smis(&self, locked: bool) {
-        self.0.tap.lock(locked);
-    }
-
-    fn smis_are_on(&self) -> bool {
-        SmiEnable::from_bits_truncate(self.0.machine.smi_enable()).is_all()
-    }
-
-    fn platform_control_calls(&self) -> u32 {
-        0
-    }
-
-    fn announce(&self, _: Update) {}
-
-    fn describe(&self) -> String {
-        String::new()
-    }
-
-    fn describe_buffers(&self) -> Vec<String> {
-        Vec::new()
+    fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String> {
+        self.sim.tell_mm(buffers)
     }
 
     fn mm_report(&self) -> Vec<String> {
-        Vec::new()
+        self.sim.mm_report()
     }
-}
 
-/// The mailbox in a block, as MM sees it.
-fn seen(block: &Block) -> Mailbox {
-    // SAFETY: the block's outside view, which stays.
-    unsafe { Mailbox::new(block.seen_from_outside().as_ptr()) }.unwrap()
+    fn many_calls(&self) -> u32 {
+        self.sim.many_calls()
+    }
 }

@@ -1,7 +1,7 @@
 //! This machine as a place for the conformance suite.
 
+use super::Services;
 use super::control::Control;
-use super::{Services, recorder};
 use crate::chipset;
 use crate::mm::{COMMAND_PORT, within_reach};
 use alloc::boxed::Box;
@@ -11,14 +11,13 @@ use core::cell::Cell;
 use log::Level;
 use mm_comm::Ports;
 use mm_comm::ports::NativePorts;
-use mm_conformance::lab::{Abilities, LogLevel};
+use mm_conformance::{Abilities, Site, recorder};
 use mm_core::CommBuffer;
 use ovmf_platform::machine::PM_BASE;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
-use patina_harness::Site;
-use patina_harness::events::HostEvents;
-use patina_harness::protocols::HostProtocols;
+use patina_mm_test::events::HostEvents;
+use patina_mm_test::protocols::HostProtocols;
 
 /// Calls of the endurance scenario.
 pub(super) const MANY_CALLS: u32 = 100_000;
@@ -98,12 +97,8 @@ impl Site for Q35Site {
         MANY_CALLS
     }
 
-    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String {
-        let level = match level {
-            LogLevel::Debug => Level::Debug,
-            LogLevel::Trace => Level::Trace,
-        };
-        recorder::with_log(level, run)
+    fn with_log(&self, level: Level, run: &mut dyn FnMut()) -> String {
+        recorder::record(level, run)
     }
 }
 

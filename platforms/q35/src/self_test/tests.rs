@@ -7,7 +7,7 @@
 use super::control::{Control, FIXED_BUFFER};
 use super::site::{MANY_CALLS, Q35Site};
 use super::traffic::Traffic;
-use super::{EXAMPLES_ANSWER, Services};
+use super::{EXAMPLES_RESPONSE, Services};
 use crate::chipset::{PciByte, SMI_EN, cr2, ports, set_cr2};
 use crate::mm::{IMAGE, smram_window, within_reach};
 use alloc::format;
@@ -19,8 +19,10 @@ use core::cell::Cell;
 use core::time::Duration;
 use log::LevelFilter;
 use mm_comm::{Ports, SmiEnable};
-use mm_conformance::all;
 use mm_conformance::mm::ECHO;
+use mm_conformance::report::{ensure, equal, failed};
+use mm_conformance::test_protocol::Findings;
+use mm_conformance::{Lab, NotOk, Report, all};
 use mm_core::CommBuffer;
 use mm_wire::message::supervisor::{RequestHeader, SIGNATURE};
 use mm_wire::{AddressRange, EfiStatus, PAGE_LEN};
@@ -32,9 +34,6 @@ use patina::component::service::uefi_services::timer_event::{TimerEventServicesE
 use patina::error::EfiError;
 use patina::pi::dxe_services::{GcdMemoryType, MemorySpaceDescriptor};
 use patina::standard::efi::{self, protocols::loaded_image};
-use patina_harness::PatinaLab;
-use patina_harness::report::{NotOk, Report, ensure, equal, failed};
-use patina_harness::test_protocol::Findings;
 use patina_mm::component::communicator::Status;
 use q35_mm::chipset::{D_CLS, LOCKED, OPEN, SMI_LOCK};
 use q35_mm::layout::{CONSTANT, REACH, SMRAM_BASE, SMRAM_LEN, hash};
@@ -68,7 +67,7 @@ pub(super) fn platform(
         equal(findings.answered, 3)
     });
     report.test("boot.the_example_component_was_dispatched_and_answered", || {
-        let response = EXAMPLES_ANSWER.lock().take();
+        let response = EXAMPLES_RESPONSE.lock().take();
         let response = response.ok_or_else(|| NotOk::Failed("it was not".into()))?;
         equal(response.len(), 28)?;
         let (header, _) = RequestHeader::read_from_prefix(&response).map_err(failed)?;
@@ -456,7 +455,7 @@ fn calls_from_a_timer(services: Services) -> Verdict {
 const ENDURANCE: [&str; 2] = ["many_calls_work", "many_calls_to_the_variable_service_work"];
 
 /// Runs the conformance suite. The number of SMIs that MM has taken by then.
-pub(super) fn suite(report: &mut Report<Console>, lab: &PatinaLab<Q35Site>, control: Control) -> u64 {
+pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -> u64 {
     // The platform's mistakes that the scenarios make on purpose would fill the serial line.
     let level = log::max_level();
     log::set_max_level(LevelFilter::Off);

@@ -3,7 +3,7 @@
 use super::efi_status;
 use super::nesting::look_during;
 use super::{Seen, pattern, up};
-use crate::lab::{Abilities, BufferSetup, Lab, LogLevel, Machine, Setup};
+use crate::lab::{Abilities, BufferSetup, Client, Lab, LogLevel, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -27,7 +27,7 @@ scenarios! {
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
 }
 
-fn through_firmware(lab: &dyn Lab, header: HeaderFormat) -> Result<Box<dyn Machine>, String> {
+fn through_firmware(lab: &Lab, header: HeaderFormat) -> Result<Client, String> {
     let buffer = |id| BufferSetup {
         header,
         ..BufferSetup::new(id)
@@ -43,32 +43,32 @@ fn through_firmware(lab: &dyn Lab, header: HeaderFormat) -> Result<Box<dyn Machi
     )
 }
 
-fn firmware_protocol2_carries_messages(lab: &dyn Lab) -> Seen {
-    let machine = through_firmware(lab, HeaderFormat::V1)?;
+fn firmware_protocol2_carries_messages(lab: &Lab) -> Seen {
+    let client = through_firmware(lab, HeaderFormat::V1)?;
     for len in [1, 7, 8, 100, 5000] {
         let message = pattern(len);
-        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+        ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
     }
     for len in [0, 5, 8] {
         ensure_eq!(
-            machine.communicate(1, &mm::stretch(len), mm::STRETCH),
+            client.communicate(1, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
     }
-    let message = pattern(machine.capacity(1));
+    let message = pattern(client.capacity(1));
     ensure!(
-        machine.communicate(1, &message, mm::ECHO) == Ok(message),
+        client.communicate(1, &message, mm::ECHO) == Ok(message),
         "the full buffer did not come back"
     );
-    ensure_eq!(machine.mmis(), 9);
+    ensure_eq!(client.mmis(), 9);
     Ok(())
 }
 
-fn firmware_protocol3_carries_messages(lab: &dyn Lab) -> Seen {
-    let machine = through_firmware(lab, HeaderFormat::V3)?;
+fn firmware_protocol3_carries_messages(lab: &Lab) -> Seen {
+    let client = through_firmware(lab, HeaderFormat::V3)?;
     for len in [1, 7, 8, 100, 5000] {
         let message = pattern(len);
-        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+        ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
     }
     for len in [0, 5, 8] {
         let request = mm::stretch(len);
@@ -78,45 +78,45 @@ fn firmware_protocol3_carries_messages(lab: &dyn Lab) -> Seen {
         if lab.abilities().contains(Abilities::MAILBOX) {
             expected.extend(request.iter().skip(len));
         }
-        ensure_eq!(machine.communicate(1, &request, mm::STRETCH), Ok(expected));
+        ensure_eq!(client.communicate(1, &request, mm::STRETCH), Ok(expected));
     }
     Ok(())
 }
 
-fn firmware_protocol_has_no_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
+fn firmware_protocol_has_no_room_for_a_longer_response(lab: &Lab) -> Seen {
     for header in [HeaderFormat::V1, HeaderFormat::V3] {
-        let machine = through_firmware(lab, header)?;
+        let client = through_firmware(lab, header)?;
         ensure_eq!(
-            machine.communicate(1, &mm::stretch(9), mm::STRETCH),
+            client.communicate(1, &mm::stretch(9), mm::STRETCH),
             Err(Status::MmReturned(efi::Status::BUFFER_TOO_SMALL))
         );
         // The echo's handler answers the padding, too.
         let mut padded = b"padded".to_vec();
         padded.resize(300, 0);
-        ensure_eq!(machine.communicate(1, &padded, mm::ECHO), Ok(padded));
+        ensure_eq!(client.communicate(1, &padded, mm::ECHO), Ok(padded));
     }
     Ok(())
 }
 
-fn firmware_protocol_carries_mms_status(lab: &dyn Lab) -> Seen {
+fn firmware_protocol_carries_mms_status(lab: &Lab) -> Seen {
     for header in [HeaderFormat::V1, HeaderFormat::V3] {
-        let machine = through_firmware(lab, header)?;
+        let client = through_firmware(lab, header)?;
         ensure_eq!(
-            machine.communicate(0, b"x", super::refusals::NOBODY),
+            client.communicate(0, b"x", super::refusals::NOBODY),
             Err(super::refusals::not_taken(lab))
         );
-        ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_eq!(client.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
 }
 
-fn firmware_protocol_reaches_the_variable_service(lab: &dyn Lab) -> Seen {
-    let machine = through_firmware(lab, HeaderFormat::V1)?;
-    super::variables::ensure_payload_size(&*machine)
+fn firmware_protocol_reaches_the_variable_service(lab: &Lab) -> Seen {
+    let client = through_firmware(lab, HeaderFormat::V1)?;
+    super::variables::ensure_payload_size(&client)
 }
 
-fn missing_firmware_protocol_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn missing_firmware_protocol_is_an_error(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             through_firmware: true,
@@ -124,15 +124,15 @@ fn missing_firmware_protocol_is_an_error(lab: &dyn Lab) -> Seen {
         },
     )?;
     ensure_eq!(
-        machine.communicate(0, b"x", super::refusals::NOBODY),
+        client.communicate(0, b"x", super::refusals::NOBODY),
         Err(Status::SwMmiServiceNotAvailable)
     );
-    ensure_eq!(machine.mmis(), 0);
+    ensure_eq!(client.mmis(), 0);
     Ok(())
 }
 
 /// A client over edk2's own driver.
-fn through_edk2(lab: &dyn Lab, header: HeaderFormat) -> Result<Box<dyn Machine>, String> {
+fn through_edk2(lab: &Lab, header: HeaderFormat) -> Result<Client, String> {
     let buffer = |id| BufferSetup {
         header,
         ..BufferSetup::new(id)
@@ -148,52 +148,52 @@ fn through_edk2(lab: &dyn Lab, header: HeaderFormat) -> Result<Box<dyn Machine>,
     )
 }
 
-fn edk2_driver_carries_messages(lab: &dyn Lab) -> Seen {
-    let machine = through_edk2(lab, HeaderFormat::V1)?;
+fn edk2_driver_carries_messages(lab: &Lab) -> Seen {
+    let client = through_edk2(lab, HeaderFormat::V1)?;
     for len in [0, 5, 8, 300] {
         ensure_eq!(
-            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            client.communicate(0, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
     }
     ensure_eq!(
-        machine.communicate(0, b"x", super::refusals::NOBODY),
+        client.communicate(0, b"x", super::refusals::NOBODY),
         Err(Status::MmReturned(efi::Status::NOT_FOUND))
     );
-    let machine = through_edk2(lab, HeaderFormat::V3)?;
+    let client = through_edk2(lab, HeaderFormat::V3)?;
     for len in [0, 5, 8] {
         let request = mm::stretch(len);
         let mut expected = pattern(len);
         expected.extend(request.iter().skip(len));
-        ensure_eq!(machine.communicate(0, &request, mm::STRETCH), Ok(expected));
+        ensure_eq!(client.communicate(0, &request, mm::STRETCH), Ok(expected));
     }
     Ok(())
 }
 
-fn edk2_driver_is_entered_once_at_a_time(lab: &dyn Lab) -> Seen {
-    let machine = through_edk2(lab, HeaderFormat::V1)?;
+fn edk2_driver_is_entered_once_at_a_time(lab: &Lab) -> Seen {
+    let client = through_edk2(lab, HeaderFormat::V1)?;
     for recipient in [mm::ECHO, mm::STRETCH] {
         // The response to the inner call would be longer than the outer one's.
-        let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
-            machine.communicate(1, &mm::stretch(5000), recipient)
+        let (inner, outer) = look_during(&client, b"outer", mm::ECHO, move |client| {
+            client.communicate(1, &mm::stretch(5000), recipient)
         });
         ensure_eq!(inner, Some(Err(Status::Busy)));
         ensure_eq!(outer, Ok(b"outer".to_vec()));
     }
-    ensure_eq!(machine.mmis(), 2);
-    ensure_eq!(machine.communicate(1, b"free", mm::ECHO), Ok(b"free".to_vec()));
+    ensure_eq!(client.mmis(), 2);
+    ensure_eq!(client.communicate(1, b"free", mm::ECHO), Ok(b"free".to_vec()));
     Ok(())
 }
 
-fn failures_through_the_firmware_are_one_log_line(lab: &dyn Lab) -> Seen {
-    let machine = through_edk2(lab, HeaderFormat::V1)?;
+fn failures_through_the_firmware_are_one_log_line(lab: &Lab) -> Seen {
+    let client = through_edk2(lab, HeaderFormat::V1)?;
     let busy = lab.with_log(LogLevel::Debug, &mut || {
-        let _ = look_during(&*machine, b"outer", mm::ECHO, |machine| {
-            machine.communicate(1, b"inner", mm::ECHO)
+        let _ = look_during(&client, b"outer", mm::ECHO, |client| {
+            client.communicate(1, b"inner", mm::ECHO)
         });
     });
     let not_found = lab.with_log(LogLevel::Debug, &mut || {
-        let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
+        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
     });
     for (log, needle) in [
         (busy, "driver is in use by a call that this one interrupted"),
@@ -206,14 +206,14 @@ fn failures_through_the_firmware_are_one_log_line(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn notification_waits_for_the_edk2_driver(lab: &dyn Lab) -> Seen {
-    let machine = through_edk2(lab, HeaderFormat::V1)?;
+fn notification_waits_for_the_edk2_driver(lab: &Lab) -> Seen {
+    let client = through_edk2(lab, HeaderFormat::V1)?;
     let seen = Rc::new(RefCell::new(None));
     let inner = Rc::clone(&seen);
-    let (_, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
-        machine.notify(Box::new(move |machine: &dyn Machine| {
-            let response = machine.communicate(1, &mm::stretch(300), mm::STRETCH);
-            *inner.borrow_mut() = Some((response, machine.mmis()));
+    let (_, outer) = look_during(&client, b"outer", mm::ECHO, move |client| {
+        client.notify(Box::new(move |client: &Client| {
+            let response = client.communicate(1, &mm::stretch(300), mm::STRETCH);
+            *inner.borrow_mut() = Some((response, client.mmis()));
         }));
     });
     ensure_eq!(outer, Ok(b"outer".to_vec()));
@@ -221,19 +221,19 @@ fn notification_waits_for_the_edk2_driver(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn edk2_driver_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
+fn edk2_driver_status_without_error_bit_is_an_error(lab: &Lab) -> Seen {
     for header in [HeaderFormat::V1, HeaderFormat::V3] {
         if header == HeaderFormat::V3 && !lab.abilities().contains(Abilities::V3_HEADERS) {
             continue;
         }
-        let machine = through_edk2(lab, header)?;
+        let client = through_edk2(lab, header)?;
         for (status, _) in super::lies::STATUSES_WITHOUT_ERROR_BIT {
             ensure_eq!(
-                machine.communicate(0, &mm::Lie::Status(status).request(), mm::LIAR),
+                client.communicate(0, &mm::Lie::Status(status).request(), mm::LIAR),
                 Err(Status::MmReturned(efi_status(EfiStatus(status))))
             );
         }
-        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Drivers in C send through the client.
 
 use super::{Seen, ensure_clean, pattern, up};
-use crate::lab::{Abilities, CCall, CProtocol, CReply, Callback, Lab, LogLevel, Machine, Setup};
+use crate::lab::{Abilities, CCall, CProtocol, CReply, Callback, Client, Lab, LogLevel, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::format;
@@ -47,7 +47,7 @@ scenarios! {
     c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a consumer in C gets the same answers as one in Rust";
 }
 
-fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
+fn ready(lab: &Lab) -> Result<Client, String> {
     up(
         lab,
         &Setup {
@@ -90,7 +90,7 @@ fn field(bytes: &[u8], offset: usize) -> Option<u64> {
 }
 
 fn call(
-    machine: &dyn Machine,
+    client: &Client,
     protocol: CProtocol,
     bytes: Vec<u8>,
     comm_size: Option<usize>,
@@ -100,13 +100,13 @@ fn call(
         bytes: Some(bytes),
         comm_size,
     };
-    machine
+    client
         .call_c(&call)
         .ok_or_else(|| format!("{protocol:?} is not installed"))
 }
 
-fn c_call_returns_the_response(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_returns_the_response(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::ECHO, b"from C", 0);
     let v3 = request(HeaderFormat::V3, mm::ECHO, b"from C", 0);
     for (protocol, bytes, comm_size) in [
@@ -118,20 +118,20 @@ fn c_call_returns_the_response(lab: &dyn Lab) -> Seen {
         (CProtocol::Two, &v3, Some(62)),
         (CProtocol::One, &v3, None),
     ] {
-        let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+        let reply = call(&client, protocol, bytes.clone(), comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
         ensure!(&reply.bytes == bytes, "{protocol:?} returned {reply:02x?}");
         ensure_eq!(reply.comm_size, comm_size);
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
-    ensure_eq!(machine.mmis(), 7);
+    ensure_eq!(client.mmis(), 7);
     Ok(())
 }
 
-fn c_call_has_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_has_room_for_a_longer_response(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 200);
-    let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(v1.len()))?;
+    let reply = call(&client, CProtocol::Two, v1.clone(), Some(v1.len()))?;
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
     ensure_eq!(reply.comm_size, Some(124));
     ensure_eq!(reply.bytes.get(24..124), Some(pattern(100).as_slice()));
@@ -144,7 +144,7 @@ fn c_call_has_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
     );
     // A v3 message is all that BufferSize covers, so that the handler sees the room, too.
     let v3 = request(HeaderFormat::V3, mm::ECHO, b"four", 60);
-    let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
+    let reply = call(&client, CProtocol::Three, v3.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
     let mut expected = v3;
     if !has_mailbox {
@@ -157,15 +157,15 @@ fn c_call_has_room_for_a_longer_response(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn c_call_with_a_shorter_response(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_with_a_shorter_response(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     // An MM core with a mailbox leaves the header alone; one without has to tell the length there.
     let has_mailbox = lab.abilities().contains(Abilities::MAILBOX);
     for len in [0, 3] {
         let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 0);
         let left = if has_mailbox { 8 } else { len as u64 };
         for comm_size in [Some(32), None] {
-            let reply = call(&*machine, CProtocol::One, v1.clone(), comm_size)?;
+            let reply = call(&client, CProtocol::One, v1.clone(), comm_size)?;
             ensure_eq!(reply.status, EfiStatus::SUCCESS);
             ensure_eq!(reply.comm_size, comm_size.map(|_| 24 + len));
             ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
@@ -178,7 +178,7 @@ fn c_call_with_a_shorter_response(lab: &dyn Lab) -> Seen {
             (CProtocol::Two, Some(64)),
             (CProtocol::One, None),
         ] {
-            let reply = call(&*machine, protocol, v3.clone(), comm_size)?;
+            let reply = call(&client, protocol, v3.clone(), comm_size)?;
             ensure_eq!(reply.status, EfiStatus::SUCCESS);
             ensure_eq!(reply.comm_size, comm_size.map(|_| 56 + len));
             ensure_eq!(reply.bytes.get(56..56 + len), Some(pattern(len).as_slice()));
@@ -190,31 +190,31 @@ fn c_call_with_a_shorter_response(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn c_call_without_room_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_without_room_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 91);
-    let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(v1.len()))?;
+    let reply = call(&client, CProtocol::Two, v1.clone(), Some(v1.len()))?;
     ensure_eq!(reply.status, EfiStatus::BUFFER_TOO_SMALL);
     ensure_eq!(reply.comm_size, Some(124));
     ensure!(reply.bytes == v1, "the caller's buffer was written to");
     let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(9), 0);
-    let reply = call(&*machine, CProtocol::One, v1.clone(), None)?;
+    let reply = call(&client, CProtocol::One, v1.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::BUFFER_TOO_SMALL);
     ensure!(reply.bytes == v1, "the caller's buffer was written to");
     let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(9), 0);
-    let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
+    let reply = call(&client, CProtocol::Three, v3.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::BUFFER_TOO_SMALL);
     ensure!(reply.bytes == v3, "the caller's buffer was written to");
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_of_the_variable_driver(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let mut message = FunctionHeader::new(function::GET_PAYLOAD_SIZE)
         .as_bytes()
         .to_vec();
     message.extend_from_slice(PayloadSize::default().as_bytes());
-    let rust = machine
+    let rust = client
         .communicate(0, &message, variable::GUID)
         .map_err(|failure| format!("{failure}"))?;
     for (protocol, format, comm_size) in [
@@ -226,7 +226,7 @@ fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
             continue;
         }
         let bytes = request(format, variable::GUID, &message, 0);
-        let reply = call(&*machine, protocol, bytes, comm_size)?;
+        let reply = call(&client, protocol, bytes, comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
         let response = reply.bytes.get(format.header_len()..).unwrap_or_default();
         ensure_eq!(response, rust);
@@ -239,8 +239,8 @@ fn c_call_of_the_variable_driver(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn variable_driver_finds_its_markers(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn variable_driver_finds_its_markers(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             produced: Some(0),
@@ -249,7 +249,7 @@ fn variable_driver_finds_its_markers(lab: &dyn Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    let seen = machine.variable_driver();
+    let seen = client.variable_driver();
     let markers: Vec<Guid> = seen.iter().map(|(marker, _)| *marker).collect();
     ensure_eq!(markers, [variable::GUID, variable::WRITE_READY_GUID]);
     let reply = seen.into_iter().find_map(|(_, reply)| reply);
@@ -261,8 +261,8 @@ fn variable_driver_finds_its_markers(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn markers_are_installed_on_request_only(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn markers_are_installed_on_request_only(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             produced: Some(0),
@@ -270,11 +270,11 @@ fn markers_are_installed_on_request_only(lab: &dyn Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    ensure_eq!(machine.variable_driver(), []);
+    ensure_eq!(client.variable_driver(), []);
     Ok(())
 }
 
-fn producing_says_when_it_ends(lab: &dyn Lab) -> Seen {
+fn producing_says_when_it_ends(lab: &Lab) -> Seen {
     for variable_markers in [false, true] {
         let log = lab.with_log(LogLevel::Debug, &mut || {
             let setup = Setup {
@@ -299,11 +299,11 @@ fn producing_says_when_it_ends(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn c_null_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_null_buffer_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for protocol in [CProtocol::One, CProtocol::Two, CProtocol::Three] {
         for comm_size in [None, Some(0), Some(100)] {
-            let reply = machine.call_c(&CCall {
+            let reply = client.call_c(&CCall {
                 protocol,
                 bytes: None,
                 comm_size,
@@ -318,25 +318,25 @@ fn c_null_buffer_is_refused(lab: &dyn Lab) -> Seen {
             );
         }
     }
-    ensure_eq!(machine.mmis(), 0);
+    ensure_eq!(client.mmis(), 0);
     Ok(())
 }
 
 /// Makes a call that is to be refused, and compares all that came of it.
 fn refused(
-    machine: &dyn Machine,
+    client: &Client,
     protocol: CProtocol,
     bytes: &[u8],
     comm_size: Option<usize>,
     expected: CReply,
 ) -> Seen {
-    let reply = call(machine, protocol, bytes.to_vec(), comm_size)?;
+    let reply = call(client, protocol, bytes.to_vec(), comm_size)?;
     ensure!(
         reply == expected,
         "{protocol:?} with CommSize {comm_size:?} returned {reply:02x?}, not {expected:02x?}"
     );
-    ensure_eq!(machine.mmis(), 0);
-    ensure_clean(machine, 0)
+    ensure_eq!(client.mmis(), 0);
+    ensure_clean(client, 0)
 }
 
 fn unchanged(status: EfiStatus, bytes: &[u8], comm_size: Option<usize>) -> CReply {
@@ -347,46 +347,46 @@ fn unchanged(status: EfiStatus, bytes: &[u8], comm_size: Option<usize>) -> CRepl
     }
 }
 
-fn c_addresses_must_agree(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_addresses_must_agree(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, NOBODY, b"x", 40);
     let v3 = request(HeaderFormat::V3, NOBODY, b"x", 40);
     let expected = |bytes| unchanged(EfiStatus::INVALID_PARAMETER, bytes, None);
-    refused(&*machine, CProtocol::TwoApart, &v1, None, expected(&v1))?;
-    refused(&*machine, CProtocol::ThreeApart, &v3, None, expected(&v3))
+    refused(&client, CProtocol::TwoApart, &v1, None, expected(&v1))?;
+    refused(&client, CProtocol::ThreeApart, &v3, None, expected(&v3))
 }
 
-fn c_comm_size_of_zero_tells_the_maximum(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_comm_size_of_zero_tells_the_maximum(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
-    let largest = machine.region(0).len();
+    let largest = client.region(0).len();
     for protocol in [CProtocol::One, CProtocol::Two] {
         let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &v1, Some(largest));
-        refused(&*machine, protocol, &v1, Some(0), expected)?;
+        refused(&client, protocol, &v1, Some(0), expected)?;
     }
     Ok(())
 }
 
-fn c_comm_size_too_large_tells_the_maximum(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_comm_size_too_large_tells_the_maximum(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
-    let largest = machine.region(0).len();
+    let largest = client.region(0).len();
     for comm_size in [largest + 1, usize::MAX] {
         let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &v1, Some(largest));
-        refused(&*machine, CProtocol::Two, &v1, Some(comm_size), expected)?;
+        refused(&client, CProtocol::Two, &v1, Some(comm_size), expected)?;
     }
     Ok(())
 }
 
-fn c_comm_size_below_its_message_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_comm_size_below_its_message_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, NOBODY, b"message", 0);
     let v3 = request(HeaderFormat::V3, NOBODY, b"message", 0);
     for (bytes, sizes) in [(&v1, [1, 23, 24, 30].as_slice()), (&v3, &[1, 23, 24, 55, 56, 62])] {
         for size in sizes {
             let bytes = bytes.get(..*size).unwrap_or_default();
             let expected = unchanged(EfiStatus::INVALID_PARAMETER, bytes, Some(*size));
-            refused(&*machine, CProtocol::Two, bytes, Some(*size), expected)?;
+            refused(&client, CProtocol::Two, bytes, Some(*size), expected)?;
         }
     }
     Ok(())
@@ -394,7 +394,7 @@ fn c_comm_size_below_its_message_is_refused(lab: &dyn Lab) -> Seen {
 
 /// A request whose length field is this, and the same with the longest message in its place.
 fn with_length(
-    machine: &dyn Machine,
+    client: &Client,
     format: HeaderFormat,
     length: u64,
     buffer_size: Option<u64>,
@@ -409,12 +409,12 @@ fn with_length(
         put(&mut bytes, 16, buffer_size);
     }
     let mut told = bytes.clone();
-    put(&mut told, offset, machine.region(0).len() as u64 - header_len);
+    put(&mut told, offset, client.region(0).len() as u64 - header_len);
     (bytes, told)
 }
 
-fn c_message_without_bytes_is_delivered(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_message_without_bytes_is_delivered(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let empty = |format, recipient, room| {
         let mut bytes = request(format, recipient, &[], room);
         // The room behind a v1 header is none of the header's.
@@ -434,108 +434,108 @@ fn c_message_without_bytes_is_delivered(lab: &dyn Lab) -> Seen {
         calls.push((CProtocol::Three, HeaderFormat::V3, None, 40));
     }
     for (protocol, format, comm_size, room) in calls {
-        let before = machine.mmis();
+        let before = client.mmis();
         // MM was asked: only MM knows whether there is a handler.
         let bytes = empty(format, NOBODY, room);
-        let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+        let reply = call(&client, protocol, bytes.clone(), comm_size)?;
         ensure_eq!(
             reply,
             unchanged(super::refusals::not_taken_status(lab), &bytes, comm_size)
         );
         if lab.abilities().contains(Abilities::CONTROLLED_MM) {
             let bytes = empty(format, mm::ECHO, room);
-            let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+            let reply = call(&client, protocol, bytes.clone(), comm_size)?;
             ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &bytes, comm_size));
-            ensure_eq!(machine.mmis() - before, 2);
+            ensure_eq!(client.mmis() - before, 2);
         }
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn c_message_length_of_zero_tells_the_maximum(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let largest = machine.region(0).len();
-    let (v1, told) = with_length(&*machine, HeaderFormat::V1, 0, None);
+fn c_message_length_of_zero_tells_the_maximum(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let largest = client.region(0).len();
+    let (v1, told) = with_length(&client, HeaderFormat::V1, 0, None);
     let expected = |comm_size| unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, comm_size);
-    refused(&*machine, CProtocol::One, &v1, None, expected(None))?;
-    refused(&*machine, CProtocol::Two, &v1, Some(31), expected(Some(largest)))?;
-    let (v3, told) = with_length(&*machine, HeaderFormat::V3, 0, None);
+    refused(&client, CProtocol::One, &v1, None, expected(None))?;
+    refused(&client, CProtocol::Two, &v1, Some(31), expected(Some(largest)))?;
+    let (v3, told) = with_length(&client, HeaderFormat::V3, 0, None);
     let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, None);
-    refused(&*machine, CProtocol::Three, &v3, None, expected)
+    refused(&client, CProtocol::Three, &v3, None, expected)
 }
 
-fn c_message_length_too_large_tells_the_maximum(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let largest = machine.region(0).len() as u64;
+fn c_message_length_too_large_tells_the_maximum(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let largest = client.region(0).len() as u64;
     for length in [largest - 23, largest, u64::MAX - 24, u64::MAX - 23, u64::MAX] {
-        let (v1, told) = with_length(&*machine, HeaderFormat::V1, length, None);
+        let (v1, told) = with_length(&client, HeaderFormat::V1, length, None);
         let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, None);
-        refused(&*machine, CProtocol::Two, &v1, None, expected)?;
+        refused(&client, CProtocol::Two, &v1, None, expected)?;
     }
     for buffer_size in [largest + 1, u64::MAX] {
-        let (v3, told) = with_length(&*machine, HeaderFormat::V3, 7, Some(buffer_size));
+        let (v3, told) = with_length(&client, HeaderFormat::V3, 7, Some(buffer_size));
         let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &told, None);
-        refused(&*machine, CProtocol::Three, &v3, None, expected)?;
+        refused(&client, CProtocol::Three, &v3, None, expected)?;
     }
     Ok(())
 }
 
-fn c_v3_sizes_are_checked(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_v3_sizes_are_checked(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (message_size, buffer_size) in [(7, 0), (7, 55), (7, 56), (7, 62), (8, 63), (u64::MAX, 63)] {
-        let (v3, _) = with_length(&*machine, HeaderFormat::V3, message_size, Some(buffer_size));
+        let (v3, _) = with_length(&client, HeaderFormat::V3, message_size, Some(buffer_size));
         let expected = unchanged(EfiStatus::INVALID_PARAMETER, &v3, None);
-        refused(&*machine, CProtocol::Three, &v3, None, expected)?;
+        refused(&client, CProtocol::Three, &v3, None, expected)?;
     }
     let v1 = request(HeaderFormat::V1, NOBODY, b"message", 60);
     let expected = unchanged(EfiStatus::INVALID_PARAMETER, &v1, None);
-    refused(&*machine, CProtocol::Three, &v1, None, expected)
+    refused(&client, CProtocol::Three, &v1, None, expected)
 }
 
-fn c_refusals_raise_no_mmi(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_refusals_raise_no_mmi(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (protocol, bytes, comm_size) in [
         (CProtocol::One, Vec::new(), Some(0)),
         (CProtocol::One, alloc::vec![0; 23], Some(23)),
         (CProtocol::Two, alloc::vec![0xff; 24], None),
         (CProtocol::Three, alloc::vec![0; 56], None),
     ] {
-        let reply = call(&*machine, protocol, bytes, comm_size)?;
+        let reply = call(&client, protocol, bytes, comm_size)?;
         ensure!(reply.status.is_error(), "{protocol:?} took it");
     }
-    ensure_eq!(machine.mmis(), 0);
+    ensure_eq!(client.mmis(), 0);
     let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
-    let reply = call(&*machine, CProtocol::One, v1, None)?;
+    let reply = call(&client, CProtocol::One, v1, None)?;
     ensure_eq!(reply.status, super::refusals::not_taken_status(lab));
-    ensure_eq!(machine.mmis(), 1);
+    ensure_eq!(client.mmis(), 1);
     Ok(())
 }
 
-fn c_call_in_the_comm_buffer_itself(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_in_the_comm_buffer_itself(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for len in [3, 8, 300] {
         let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 400);
         let comm_size = Some(v1.len());
-        let reply = call(&*machine, CProtocol::TwoInPlace(0), v1, comm_size)?;
+        let reply = call(&client, CProtocol::TwoInPlace(0), v1, comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
         ensure_eq!(reply.comm_size, Some(24 + len));
         ensure_eq!(reply.bytes.get(24..24 + len), Some(pattern(len).as_slice()));
     }
-    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())
 }
 
 /// What is written to the comm buffer itself, and how long the buffer is then.
 const IN_PLACE: CProtocol = CProtocol::TwoInPlace(0);
 
-fn c_calls_in_the_comm_buffer_leave_the_header(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_calls_in_the_comm_buffer_leave_the_header(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::ECHO, &pattern(100), 0);
-    let reply = call(&*machine, IN_PLACE, v1.clone(), Some(v1.len()))?;
+    let reply = call(&client, IN_PLACE, v1.clone(), Some(v1.len()))?;
     ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &v1, Some(124)));
     for comm_size in [Some(124), None] {
-        let again = machine.call_c(&CCall {
+        let again = client.call_c(&CCall {
             protocol: IN_PLACE,
             bytes: comm_size.is_none().then(|| v1.clone()),
             comm_size,
@@ -543,35 +543,35 @@ fn c_calls_in_the_comm_buffer_leave_the_header(lab: &dyn Lab) -> Seen {
         ensure_eq!(again, Some(unchanged(EfiStatus::SUCCESS, &v1, comm_size)));
     }
     let mut v3 = request(HeaderFormat::V3, mm::ECHO, &pattern(60), 40);
-    let reply = call(&*machine, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
+    let reply = call(&client, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
     if !lab.abilities().contains(Abilities::MAILBOX) {
         // MM told the length there.
         put(&mut v3, 48, 100);
     }
     ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &v3, None));
-    ensure_eq!(machine.mmis(), 4);
+    ensure_eq!(client.mmis(), 4);
     Ok(())
 }
 
-fn c_call_in_the_comm_buffer_keeps_a_refused_request(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_in_the_comm_buffer_keeps_a_refused_request(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let nobody = request(HeaderFormat::V1, NOBODY, &pattern(2000), 0);
-    let reply = call(&*machine, IN_PLACE, nobody.clone(), Some(2024))?;
+    let reply = call(&client, IN_PLACE, nobody.clone(), Some(2024))?;
     let status = super::refusals::not_taken_status(lab);
     ensure_eq!(reply, unchanged(status, &nobody, Some(2024)));
     let long = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 0);
-    let reply = call(&*machine, IN_PLACE, long.clone(), Some(32))?;
+    let reply = call(&client, IN_PLACE, long.clone(), Some(32))?;
     ensure_eq!(reply, unchanged(EfiStatus::BUFFER_TOO_SMALL, &long, Some(124)));
     let v3 = request(HeaderFormat::V3, NOBODY, &pattern(60), 40);
-    let reply = call(&*machine, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
+    let reply = call(&client, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
     ensure_eq!(reply, unchanged(status, &v3, None));
     Ok(())
 }
 
-fn c_v3_message_size_reaches_mm(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_v3_message_size_reaches_mm(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v3 = request(HeaderFormat::V3, mm::HEADER, &pattern(20), 100);
-    let reply = call(&*machine, CProtocol::Three, v3.clone(), None)?;
+    let reply = call(&client, CProtocol::Three, v3.clone(), None)?;
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
     ensure_eq!(reply.bytes.get(56..112), v3.get(..56));
     Ok(())
@@ -580,42 +580,42 @@ fn c_v3_message_size_reaches_mm(lab: &dyn Lab) -> Seen {
 /// Makes a call in Rust, and one of a C driver in the middle of it. Returns the status of the latter, and the MMIs until
 /// then.
 fn c_during_rust(
-    machine: &dyn Machine,
-    at: impl FnOnce(&dyn Machine, Callback) + 'static,
+    client: &Client,
+    at: impl FnOnce(&Client, Callback) + 'static,
 ) -> Result<(Option<EfiStatus>, usize), String> {
     let seen = Rc::new(Cell::new((None, 0)));
     let inner = Rc::clone(&seen);
-    let c_call: Callback = Box::new(move |machine| {
+    let c_call: Callback = Box::new(move |client| {
         let v1 = request(HeaderFormat::V1, mm::ECHO, b"from C", 0);
-        let mmis = machine.mmis();
-        let reply = call(machine, CProtocol::Two, v1, Some(30));
+        let mmis = client.mmis();
+        let reply = call(client, CProtocol::Two, v1, Some(30));
         inner.set((reply.ok().map(|reply| reply.status), mmis));
     });
     let (_, outer) =
-        super::nesting::look_during(machine, b"outer", mm::ECHO, move |machine| at(machine, c_call));
+        super::nesting::look_during(client, b"outer", mm::ECHO, move |client| at(client, c_call));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure_clean(machine, 0)?;
+    ensure_clean(client, 0)?;
     Ok(seen.take())
 }
 
-fn c_call_from_a_notification_waits_for_the_call_under_way(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let seen = c_during_rust(&*machine, |machine, c_call| machine.notify(c_call))?;
+fn c_call_from_a_notification_waits_for_the_call_under_way(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let seen = c_during_rust(&client, |client, c_call| client.notify(c_call))?;
     ensure_eq!(seen, (Some(EfiStatus::SUCCESS), 1));
-    ensure_eq!(machine.mmis(), 2);
+    ensure_eq!(client.mmis(), 2);
     Ok(())
 }
 
-fn c_call_from_above_the_notifications_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let seen = c_during_rust(&*machine, |machine, c_call| c_call(machine))?;
+fn c_call_from_above_the_notifications_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let seen = c_during_rust(&client, |client, c_call| c_call(client))?;
     ensure_eq!(seen, (Some(EfiStatus::ALREADY_STARTED), 0));
-    ensure_eq!(machine.mmis(), 1);
+    ensure_eq!(client.mmis(), 1);
     Ok(())
 }
 
-fn c_header_that_is_written_once_serves_again(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_header_that_is_written_once_serves_again(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(3), 40);
     let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(3), 0);
     for (protocol, first) in [
@@ -635,7 +635,7 @@ fn c_header_that_is_written_once_serves_again(lab: &dyn Lab) -> Seen {
             if let Some(message) = bytes.get_mut(header_len..header_len + 8) {
                 message.copy_from_slice(&mm::stretch(len));
             }
-            let reply = call(&*machine, protocol, bytes, None)?;
+            let reply = call(&client, protocol, bytes, None)?;
             ensure_eq!(reply.status, EfiStatus::SUCCESS);
             ensure_eq!(
                 reply.bytes.get(header_len..header_len + len),
@@ -647,11 +647,11 @@ fn c_header_that_is_written_once_serves_again(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn c_header_comes_back_as_mm_left_it(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_header_comes_back_as_mm_left_it(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let told = |lie: mm::Lie, format: HeaderFormat, protocol| -> Result<Vec<u8>, String> {
         let bytes = request(format, mm::LIAR, &lie.request(), 0);
-        let reply = call(&*machine, protocol, bytes, None)?;
+        let reply = call(&client, protocol, bytes, None)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
         Ok(reply.bytes)
     };
@@ -666,11 +666,11 @@ fn c_header_comes_back_as_mm_left_it(lab: &dyn Lab) -> Seen {
     ensure_eq!(field(&v1, 16), Some(16));
     let v3 = told(mm::Lie::MessageLength(17), HeaderFormat::V3, CProtocol::Three)?;
     ensure_eq!((field(&v3, 16), field(&v3, 48)), (Some(72), Some(16)));
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn c_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_status_without_error_bit_is_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (status, told) in super::lies::STATUSES_WITHOUT_ERROR_BIT {
         for (format, protocol, comm_size) in [
             (HeaderFormat::V1, CProtocol::One, Some(40)),
@@ -678,16 +678,16 @@ fn c_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
             (HeaderFormat::V3, CProtocol::Three, None),
         ] {
             let bytes = request(format, mm::LIAR, &mm::Lie::Status(status).request(), 0);
-            let reply = call(&*machine, protocol, bytes.clone(), comm_size)?;
+            let reply = call(&client, protocol, bytes.clone(), comm_size)?;
             ensure_eq!(reply, unchanged(told, &bytes, comm_size));
-            ensure_clean(&*machine, 0)?;
+            ensure_clean(&client, 0)?;
         }
     }
     Ok(())
 }
 
-fn c_call_carries_mms_status(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_carries_mms_status(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for status in [EfiStatus::ACCESS_DENIED, EfiStatus(0x8000_0000_0000_7777)] {
         let v1 = request(
             HeaderFormat::V1,
@@ -695,17 +695,17 @@ fn c_call_carries_mms_status(lab: &dyn Lab) -> Seen {
             &mm::Lie::Status(status.0).request(),
             0,
         );
-        let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(40))?;
+        let reply = call(&client, CProtocol::Two, v1.clone(), Some(40))?;
         ensure_eq!(reply, unchanged(status, &v1, Some(40)));
     }
     let v1 = request(HeaderFormat::V1, mm::LIAR, &mm::Lie::Ignore.request(), 0);
-    let reply = call(&*machine, CProtocol::Two, v1, Some(40))?;
+    let reply = call(&client, CProtocol::Two, v1, Some(40))?;
     ensure_eq!(reply.status, EfiStatus::NO_RESPONSE);
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn c_call_is_told_of_every_lie(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_is_told_of_every_lie(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for lie in [
         mm::Lie::Size(0),
         mm::Lie::Size(23),
@@ -717,35 +717,35 @@ fn c_call_is_told_of_every_lie(lab: &dyn Lab) -> Seen {
         mm::Lie::MessageLength(u64::MAX),
     ] {
         let v1 = request(HeaderFormat::V1, mm::LIAR, &lie.request(), 0);
-        let reply = call(&*machine, CProtocol::Two, v1.clone(), Some(40))?;
+        let reply = call(&client, CProtocol::Two, v1.clone(), Some(40))?;
         ensure_eq!(reply, unchanged(EfiStatus::PROTOCOL_ERROR, &v1, Some(40)));
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn c_call_during_a_call_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn c_call_during_a_call_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::ECHO, b"inner", 0);
-    let (inner, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, move |machine| {
-        call(machine, CProtocol::One, v1, None).map(|reply| reply.status)
+    let (inner, outer) = super::nesting::look_during(&client, b"outer", mm::ECHO, move |client| {
+        call(client, CProtocol::One, v1, None).map(|reply| reply.status)
     });
     ensure_eq!(inner, Some(Ok(EfiStatus::ALREADY_STARTED)));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     Ok(())
 }
 
-fn c_responses_are_those_of_rust(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    for len in [1, 40, 5000, machine.capacity(0)] {
+fn c_responses_are_those_of_rust(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    for len in [1, 40, 5000, client.capacity(0)] {
         let message = mm::stretch(len);
         let bytes = request(HeaderFormat::V1, mm::STRETCH, &message, len.saturating_sub(8));
         let comm_size = Some(bytes.len());
-        let reply = call(&*machine, CProtocol::Two, bytes, comm_size)?;
+        let reply = call(&client, CProtocol::Two, bytes, comm_size)?;
         ensure_eq!(reply.status, EfiStatus::SUCCESS);
         let response = reply.bytes.get(24..24 + len).map(<[u8]>::to_vec);
         ensure!(
-            machine.communicate(0, &message, mm::STRETCH).ok() == response,
+            client.communicate(0, &message, mm::STRETCH).ok() == response,
             "the answers of {len} bytes differ"
         );
     }

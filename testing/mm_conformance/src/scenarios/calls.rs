@@ -2,7 +2,7 @@
 
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready};
-use crate::lab::{Call, Lab, Machine, ResponseTo};
+use crate::lab::{Call, Client, Lab, ResponseTo};
 use crate::mm;
 use alloc::vec::Vec;
 use patina_mm::component::communicator::Status;
@@ -25,7 +25,7 @@ const WAYS: [ResponseTo; 4] = [
 ];
 
 fn call(
-    machine: &dyn Machine,
+    client: &Client,
     response: ResponseTo,
     message: &[u8],
     recipient: mm_wire::Guid,
@@ -34,102 +34,97 @@ fn call(
         response,
         ..Call::default()
     };
-    machine.communicate_as(call, 0, message, recipient)
+    client.communicate_as(call, 0, message, recipient)
 }
 
-fn response_into_slice_is_exact(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn response_into_slice_is_exact(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (len, room) in [(0, 0), (0, 10), (5, 5), (5, 4096), (9000, 9000)] {
         ensure_eq!(
-            call(&*machine, ResponseTo::Slice(room), &mm::stretch(len), mm::STRETCH),
+            call(&client, ResponseTo::Slice(room), &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn response_into_short_slice_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn response_into_short_slice_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (needed, room) in [(1, 0), (100, 99), (9000, 64)] {
         ensure_eq!(
             call(
-                &*machine,
+                &client,
                 ResponseTo::Slice(room),
                 &mm::stretch(needed),
                 mm::STRETCH
             ),
             Err(Status::ResponseTooLong { needed, room })
         );
-        ensure_clean(&*machine, 0)?;
-        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure_clean(&client, 0)?;
+        ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }
 
-fn response_to_closure_is_read_in_steps(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn response_to_closure_is_read_in_steps(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for step in [1, 3, 8, 499, 500, 501] {
         ensure_eq!(
-            call(
-                &*machine,
-                ResponseTo::Closure(step),
-                &mm::stretch(500),
-                mm::STRETCH
-            ),
+            call(&client, ResponseTo::Closure(step), &mm::stretch(500), mm::STRETCH),
             Ok(pattern(500))
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn typed_response_has_the_types_size(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn typed_response_has_the_types_size(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        call(&*machine, ResponseTo::Type16, &mm::stretch(16), mm::STRETCH),
+        call(&client, ResponseTo::Type16, &mm::stretch(16), mm::STRETCH),
         Ok(pattern(16))
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn typed_response_of_another_size_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn typed_response_of_another_size_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for returned in [0, 15, 17, 4096] {
         ensure_eq!(
-            call(&*machine, ResponseTo::Type16, &mm::stretch(returned), mm::STRETCH),
+            call(&client, ResponseTo::Type16, &mm::stretch(returned), mm::STRETCH),
             Err(Status::ResponseSize {
                 expected: 16,
                 returned
             })
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn every_way_carries_mms_status(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn every_way_carries_mms_status(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for way in WAYS {
-        ensure_eq!(call(&*machine, way, b"x", mm::FAIL), Err(not_taken(lab)));
-        ensure_clean(&*machine, 0)?;
+        ensure_eq!(call(&client, way, b"x", mm::FAIL), Err(not_taken(lab)));
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn every_way_refuses_before_the_mmi(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let too_large = pattern(machine.capacity(0) + 1);
+fn every_way_refuses_before_the_mmi(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let too_large = pattern(client.capacity(0) + 1);
     for way in WAYS {
         ensure_eq!(
-            call(&*machine, way, &[], super::refusals::NOBODY),
+            call(&client, way, &[], super::refusals::NOBODY),
             Err(Status::InvalidDataBuffer)
         );
         ensure_eq!(
-            call(&*machine, way, &too_large, super::refusals::NOBODY),
+            call(&client, way, &too_large, super::refusals::NOBODY),
             Err(Status::CommBufferTooSmall)
         );
     }
-    ensure_eq!(machine.mmis(), 0);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), 0);
+    ensure_clean(&client, 0)
 }

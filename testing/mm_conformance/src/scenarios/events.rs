@@ -2,9 +2,8 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::BootEvent::{self, EndOfDxe, ExitBootServices, ReadyToBoot, ReadyToLock};
-use crate::lab::{BufferSetup, Lab, LogLevel, Machine, MailboxSetup, Setup, SupervisorCall};
+use crate::lab::{BufferSetup, Client, Lab, LogLevel, MailboxSetup, Setup, SupervisorCall};
 use crate::mm::{self, Release};
-use alloc::boxed::Box;
 use alloc::string::String;
 use mm_wire::HeaderFormat;
 use patina_mm::component::communicator::Status;
@@ -28,7 +27,7 @@ scenarios! {
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";
 }
 
-fn ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
+fn ready(lab: &Lab) -> Result<Client, String> {
     up(
         lab,
         &Setup {
@@ -44,21 +43,21 @@ const READY_TO_BOOT: &str = "7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b";
 const EXIT_BOOT_SERVICES: &str = "27abf055-b1b8-4c26-8048-748f37baa2df";
 
 /// Signals an event, and compares the MMIs it took.
-fn signal(machine: &dyn Machine, event: BootEvent, mmis: usize) -> Seen {
-    let before = machine.mmis();
-    machine.signal(event);
+fn signal(client: &Client, event: BootEvent, mmis: usize) -> Seen {
+    let before = client.mmis();
+    client.signal(event);
     ensure!(
-        machine.mmis() == before + mmis,
+        client.mmis() == before + mmis,
         "{event:?} took {} MMIs, not {mmis}",
-        machine.mmis() - before
+        client.mmis() - before
     );
-    ensure_clean(machine, 1)
+    ensure_clean(client, 1)
 }
 
 /// As [`signal`], and compares what MM saw last.
-fn told(machine: &dyn Machine, event: BootEvent, mmis: usize, last: &str) -> Seen {
-    signal(machine, event, mmis)?;
-    let report = machine.mm_report();
+fn told(client: &Client, event: BootEvent, mmis: usize, last: &str) -> Seen {
+    signal(client, event, mmis)?;
+    let report = client.mm_report();
     ensure!(
         report
             .iter()
@@ -68,109 +67,109 @@ fn told(machine: &dyn Machine, event: BootEvent, mmis: usize, last: &str) -> See
     Ok(())
 }
 
-fn each_boot_event_reaches_mm(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(machine.mmis(), 0);
-    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)
+fn each_boot_event_reaches_mm(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(client.mmis(), 0);
+    told(&client, EndOfDxe, 1, END_OF_DXE)?;
+    told(&client, ReadyToLock, 1, READY_TO_LOCK)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&client, ExitBootServices, 1, EXIT_BOOT_SERVICES)
 }
 
-fn each_boot_event_is_one_mmi(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn each_boot_event_is_one_mmi(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (event, mmis) in [(EndOfDxe, 1), (ReadyToLock, 1), (ReadyToLock, 0), (EndOfDxe, 1)] {
-        signal(&*machine, event, mmis)?;
+        signal(&client, event, mmis)?;
     }
     Ok(())
 }
 
-fn ready_to_lock_is_sent_once(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
-    told(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+fn ready_to_lock_is_sent_once(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    told(&client, EndOfDxe, 1, END_OF_DXE)?;
+    told(&client, ReadyToLock, 1, READY_TO_LOCK)?;
+    told(&client, ReadyToLock, 0, READY_TO_LOCK)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn ready_to_boot_locks_at_the_latest(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-    told(&*machine, ReadyToBoot, 2, READY_TO_BOOT)?;
-    told(&*machine, ReadyToLock, 0, READY_TO_BOOT)
+fn ready_to_boot_locks_at_the_latest(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    told(&client, EndOfDxe, 1, END_OF_DXE)?;
+    told(&client, ReadyToBoot, 2, READY_TO_BOOT)?;
+    told(&client, ReadyToLock, 0, READY_TO_BOOT)
 }
 
-fn boot_event_during_a_call_does_not_disturb_it(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (mmis, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        let before = machine.mmis();
-        machine.signal(EndOfDxe);
-        machine.mmis() - before
+fn boot_event_during_a_call_does_not_disturb_it(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let (mmis, outer) = super::nesting::look_during(&client, b"outer", mm::ECHO, |client| {
+        let before = client.mmis();
+        client.signal(EndOfDxe);
+        client.mmis() - before
     });
     ensure_eq!(mmis, Some(1));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure_clean(&*machine, 0)?;
-    ensure_clean(&*machine, 1)
+    ensure_clean(&client, 0)?;
+    ensure_clean(&client, 1)
 }
 
-fn ready_to_lock_before_the_client_is_told(lab: &dyn Lab) -> Seen {
+fn ready_to_lock_before_the_client_is_told(lab: &Lab) -> Seen {
     let setup = Setup {
         events: Some(1),
         locked_early: true,
         ..Setup::default()
     };
-    let machine = up(lab, &setup)?;
+    let client = up(lab, &setup)?;
     // The end of DXE, and then ready to lock.
-    ensure_eq!(machine.mmis(), 2);
-    signal(&*machine, ReadyToLock, 0)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+    ensure_eq!(client.mmis(), 2);
+    signal(&client, ReadyToLock, 0)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    machine.switch_smis(false);
-    machine.signal(ReadyToLock);
-    machine.signal(ReadyToLock);
-    ensure_eq!(machine.mmis(), 0);
-    machine.switch_smis(true);
-    told(&*machine, ReadyToBoot, 3, READY_TO_BOOT)?;
-    told(&*machine, ReadyToLock, 0, READY_TO_BOOT)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    client.switch_smis(false);
+    client.signal(ReadyToLock);
+    client.signal(ReadyToLock);
+    ensure_eq!(client.mmis(), 0);
+    client.switch_smis(true);
+    told(&client, ReadyToBoot, 3, READY_TO_BOOT)?;
+    told(&client, ReadyToLock, 0, READY_TO_BOOT)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn event_that_comes_twice_during_a_call_is_told_twice(lab: &dyn Lab) -> Seen {
+fn event_that_comes_twice_during_a_call_is_told_twice(lab: &Lab) -> Seen {
     let setup = Setup {
         events: Some(0),
         ..Setup::default()
     };
-    let machine = up(lab, &setup)?;
-    machine.signal(EndOfDxe);
-    machine.signal(ReadyToLock);
-    let before = machine.mmis();
-    let (_, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        machine.signal(ReadyToBoot);
-        machine.signal(ReadyToBoot);
+    let client = up(lab, &setup)?;
+    client.signal(EndOfDxe);
+    client.signal(ReadyToLock);
+    let before = client.mmis();
+    let (_, outer) = super::nesting::look_during(&client, b"outer", mm::ECHO, |client| {
+        client.signal(ReadyToBoot);
+        client.signal(ReadyToBoot);
     });
     ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure_eq!(machine.mmis() - before, 3);
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)
+    ensure_eq!(client.mmis() - before, 3);
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn event_that_failed_twice_is_told_twice(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    machine.switch_smis(false);
-    machine.signal(EndOfDxe);
-    machine.signal(EndOfDxe);
-    ensure_eq!(machine.mmis(), 0);
-    machine.switch_smis(true);
-    told(&*machine, ReadyToLock, 3, READY_TO_LOCK)
+fn event_that_failed_twice_is_told_twice(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    client.switch_smis(false);
+    client.signal(EndOfDxe);
+    client.signal(EndOfDxe);
+    ensure_eq!(client.mmis(), 0);
+    client.switch_smis(true);
+    told(&client, ReadyToLock, 3, READY_TO_LOCK)
 }
 
-fn end_of_dxe_is_told_before_ready_to_lock(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(ReadyToLock));
-    ensure_eq!(machine.mmis(), 2);
+fn end_of_dxe_is_told_before_ready_to_lock(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let log = lab.with_log(LogLevel::Debug, &mut || client.signal(ReadyToLock));
+    ensure_eq!(client.mmis(), 2);
     ensure!(log.contains("before the end of DXE"), "the log says {log}");
     let at = |guid| log.find(&alloc::format!("1 bytes to {guid}"));
     ensure!(
@@ -178,33 +177,33 @@ fn end_of_dxe_is_told_before_ready_to_lock(lab: &dyn Lab) -> Seen {
         "in another order: {log}"
     );
     // It is told each time all the same.
-    told(&*machine, EndOfDxe, 1, END_OF_DXE)
+    told(&client, EndOfDxe, 1, END_OF_DXE)
 }
 
-fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &dyn Lab) -> Seen {
+fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &Lab) -> Seen {
     let setup = Setup {
         events: Some(0),
         ..Setup::default()
     };
-    let machine = up(lab, &setup)?;
-    let (mmis, outer) = super::nesting::look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        let before = machine.mmis();
-        machine.signal(ReadyToLock);
-        machine.signal(EndOfDxe);
-        machine.mmis() - before
+    let client = up(lab, &setup)?;
+    let (mmis, outer) = super::nesting::look_during(&client, b"outer", mm::ECHO, |client| {
+        let before = client.mmis();
+        client.signal(ReadyToLock);
+        client.signal(EndOfDxe);
+        client.mmis() - before
     });
     ensure_eq!(mmis, Some(0));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     // The call, the end of DXE, and then ready to lock.
-    ensure_eq!(machine.mmis(), 3);
-    let report = machine.mm_report();
+    ensure_eq!(client.mmis(), 3);
+    let report = client.mm_report();
     ensure!(
         report.iter().any(|line| line.starts_with(READY_TO_LOCK)),
         "MM was told last: {report:?}"
     );
-    told(&*machine, ReadyToLock, 0, READY_TO_LOCK)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    ensure_clean(&*machine, 0)
+    told(&client, ReadyToLock, 0, READY_TO_LOCK)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
+    ensure_clean(&client, 0)
 }
 
 fn with_supervisor(release: Release) -> Setup {
@@ -221,70 +220,70 @@ fn with_supervisor(release: Release) -> Setup {
     }
 }
 
-fn supervisor_is_told_after_the_users(lab: &dyn Lab) -> Seen {
+fn supervisor_is_told_after_the_users(lab: &Lab) -> Seen {
     for release in Release::ALL {
-        let machine = up(lab, &with_supervisor(release))?;
-        told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-        told(&*machine, ReadyToLock, 2, READY_TO_LOCK)?;
-        told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-        told(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
-        ensure_eq!(machine.mmis(), 6);
-        ensure_clean(&*machine, 0)?;
+        let client = up(lab, &with_supervisor(release))?;
+        told(&client, EndOfDxe, 1, END_OF_DXE)?;
+        told(&client, ReadyToLock, 2, READY_TO_LOCK)?;
+        told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
+        told(&client, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
+        ensure_eq!(client.mmis(), 6);
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn supervisor_is_told_of_exit_boot_services_once(lab: &dyn Lab) -> Seen {
+fn supervisor_is_told_of_exit_boot_services_once(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             supervisor: Some(0),
             ..with_supervisor(release)
         };
-        let machine = up(lab, &setup)?;
-        told(&*machine, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
-        told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
-        let version = machine.ask_supervisor(&SupervisorCall::Version);
+        let client = up(lab, &setup)?;
+        told(&client, ExitBootServices, 2, EXIT_BOOT_SERVICES)?;
+        told(&client, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
+        let version = client.ask_supervisor(&SupervisorCall::Version);
         match release {
             // Releases serve on.
             Release::V20ToV23 => ensure!(version.is_ok(), "the supervisor answers {version:?}"),
             Release::Main => ensure_eq!(version, Err(Status::NotProcessed.into())),
         }
         // Nothing stays announced that each later MMI would have to refuse.
-        ensure_clean(&*machine, 0)?;
-        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_clean(&client, 0)?;
+        ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
 }
 
-fn supervisor_with_a_driver_of_its_own_is_not_told(lab: &dyn Lab) -> Seen {
+fn supervisor_with_a_driver_of_its_own_is_not_told(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             supervisors_driver: true,
             ..with_supervisor(release)
         };
-        let machine = up(lab, &setup)?;
-        told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
-        told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
-        told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
+        let client = up(lab, &setup)?;
+        told(&client, EndOfDxe, 1, END_OF_DXE)?;
+        told(&client, ReadyToLock, 1, READY_TO_LOCK)?;
+        told(&client, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
     }
     Ok(())
 }
 
-fn events_that_the_platforms_drivers_tell_are_left_out(lab: &dyn Lab) -> Seen {
+fn events_that_the_platforms_drivers_tell_are_left_out(lab: &Lab) -> Seen {
     let setup = Setup {
         events_left_out: [ReadyToLock, ExitBootServices].to_vec(),
         ..with_supervisor(Release::Main)
     };
-    let machine = up(lab, &setup)?;
-    told(&*machine, EndOfDxe, 1, END_OF_DXE)?;
+    let client = up(lab, &setup)?;
+    told(&client, EndOfDxe, 1, END_OF_DXE)?;
     // These are the supervisor's.
-    told(&*machine, ReadyToLock, 1, READY_TO_LOCK)?;
-    told(&*machine, ReadyToBoot, 1, READY_TO_BOOT)?;
-    told(&*machine, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
-    told(&*machine, ExitBootServices, 0, EXIT_BOOT_SERVICES)
+    told(&client, ReadyToLock, 1, READY_TO_LOCK)?;
+    told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
+    told(&client, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
+    told(&client, ExitBootServices, 0, EXIT_BOOT_SERVICES)
 }
 
-fn without_a_mailbox_nothing_is_called_told(lab: &dyn Lab) -> Seen {
+fn without_a_mailbox_nothing_is_called_told(lab: &Lab) -> Seen {
     let without_mailbox = BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(1)
@@ -294,14 +293,14 @@ fn without_a_mailbox_nothing_is_called_told(lab: &dyn Lab) -> Seen {
         events: Some(1),
         ..Setup::default()
     };
-    let machine = up(lab, &setup)?;
-    let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(EndOfDxe));
+    let client = up(lab, &setup)?;
+    let log = lab.with_log(LogLevel::Debug, &mut || client.signal(EndOfDxe));
     ensure!(
         log.contains("nothing shows that it arrived") && !log.contains("was told of"),
         "the log says {log}"
     );
-    let machine = ready(lab)?;
-    let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(EndOfDxe));
+    let client = ready(lab)?;
+    let log = lab.with_log(LogLevel::Debug, &mut || client.signal(EndOfDxe));
     ensure!(log.contains("MM was told of"), "the log says {log}");
     Ok(())
 }

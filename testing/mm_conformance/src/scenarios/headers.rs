@@ -3,9 +3,8 @@
 use super::nesting::look_during;
 use super::responses::padded_stretch;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{BufferSetup, Call, Lab, Machine, ResponseTo, Setup};
+use crate::lab::{BufferSetup, Call, Client, Lab, ResponseTo, Setup};
 use crate::mm::{self, Lie};
-use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use mm_wire::header::V3_MARKER;
@@ -45,53 +44,53 @@ fn v3_setup(mailbox: crate::lab::MailboxSetup) -> Setup {
     }
 }
 
-fn v3_ready(lab: &dyn Lab) -> Result<Box<dyn Machine>, String> {
+fn v3_ready(lab: &Lab) -> Result<Client, String> {
     up(lab, &v3_setup(crate::lab::MailboxSetup::OwnPage))
 }
 
-fn v3(machine: &dyn Machine, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
-    machine.communicate_as(V3, 0, message, recipient)
+fn v3(client: &Client, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
+    client.communicate_as(V3, 0, message, recipient)
 }
 
-fn v3_message_comes_back(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn v3_message_comes_back(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        v3(&*machine, b"longer header", mm::ECHO),
+        v3(&client, b"longer header", mm::ECHO),
         Ok(b"longer header".to_vec())
     );
-    ensure_eq!(machine.mmis(), 1);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), 1);
+    ensure_clean(&client, 0)
 }
 
-fn v3_responses_have_any_length(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn v3_responses_have_any_length(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for len in [0, 1, 7, 9, 31, 32, 33, 4096, 9000] {
-        ensure_eq!(v3(&*machine, &mm::stretch(len), mm::STRETCH), Ok(pattern(len)));
-        ensure_clean(&*machine, 0)?;
+        ensure_eq!(v3(&client, &mm::stretch(len), mm::STRETCH), Ok(pattern(len)));
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn v3_message_fills_the_buffer(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let capacity = machine.region(0).len() - 56;
+fn v3_message_fills_the_buffer(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let capacity = client.region(0).len() - 56;
     let message = pattern(capacity);
     ensure!(
-        v3(&*machine, &message, mm::ECHO) == Ok(message),
+        v3(&client, &message, mm::ECHO) == Ok(message),
         "the full buffer did not come back"
     );
-    let before = machine.mmis();
+    let before = client.mmis();
     ensure_eq!(
-        v3(&*machine, &pattern(capacity + 1), mm::ECHO),
+        v3(&client, &pattern(capacity + 1), mm::ECHO),
         Err(Status::CommBufferTooSmall)
     );
-    ensure_eq!(machine.mmis(), before);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), before);
+    ensure_clean(&client, 0)
 }
 
-fn v3_buffer_serves_plain_calls(lab: &dyn Lab) -> Seen {
-    let machine = v3_ready(lab)?;
-    let (during, outer) = look_during(&*machine, b"plain", mm::ECHO, |machine| machine.region(0));
+fn v3_buffer_serves_plain_calls(lab: &Lab) -> Seen {
+    let client = v3_ready(lab)?;
+    let (during, outer) = look_during(&client, b"plain", mm::ECHO, |client| client.region(0));
     ensure_eq!(outer, Ok(b"plain".to_vec()));
     let during = during.unwrap_or_default();
     ensure_eq!(during.get(..16), Some(V3_MARKER.to_bytes().as_slice()));
@@ -105,18 +104,18 @@ fn v3_buffer_serves_plain_calls(lab: &dyn Lab) -> Seen {
             response,
         };
         ensure_eq!(
-            machine.communicate_as(call, 1, &mm::stretch(77), mm::STRETCH),
+            client.communicate_as(call, 1, &mm::stretch(77), mm::STRETCH),
             Ok(pattern(77))
         );
     }
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn v1_call_through_v3_buffer(lab: &dyn Lab) -> Seen {
-    let machine = v3_ready(lab)?;
-    let message = pattern(machine.region(0).len() - 24);
+fn v1_call_through_v3_buffer(lab: &Lab) -> Seen {
+    let client = v3_ready(lab)?;
+    let message = pattern(client.region(0).len() - 24);
     ensure_eq!(
-        machine.communicate(0, &message, mm::ECHO),
+        client.communicate(0, &message, mm::ECHO),
         Err(Status::CommBufferTooSmall)
     );
     let v1 = Call {
@@ -124,37 +123,37 @@ fn v1_call_through_v3_buffer(lab: &dyn Lab) -> Seen {
         ..V3
     };
     ensure!(
-        machine.communicate_as(v1, 0, &message, mm::ECHO) == Ok(message),
+        client.communicate_as(v1, 0, &message, mm::ECHO) == Ok(message),
         "the full buffer did not come back"
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn headers_alternate(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn headers_alternate(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for n in 1..=50_usize {
-        ensure_eq!(v3(&*machine, &mm::stretch(n), mm::STRETCH), Ok(pattern(n)));
+        ensure_eq!(v3(&client, &mm::stretch(n), mm::STRETCH), Ok(pattern(n)));
         ensure_eq!(
-            machine.communicate(0, &mm::stretch(n + 3), mm::STRETCH),
+            client.communicate(0, &mm::stretch(n + 3), mm::STRETCH),
             Ok(pattern(n + 3))
         );
     }
-    ensure_eq!(machine.mmis(), 100);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), 100);
+    ensure_clean(&client, 0)
 }
 
-fn v3_no_handler_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn v3_no_handler_is_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        v3(&*machine, b"anybody?", super::refusals::NOBODY),
+        v3(&client, b"anybody?", super::refusals::NOBODY),
         Err(super::refusals::not_taken(lab))
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn v3_lies_are_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let capacity = machine.region(0).len();
+fn v3_lies_are_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let capacity = client.region(0).len();
     let beyond = capacity as u64 + 1;
     for (lie, expected) in [
         (Lie::Ignore, Status::NotProcessed),
@@ -183,65 +182,65 @@ fn v3_lies_are_refused(lab: &dyn Lab) -> Seen {
         (Lie::WipeHeader, Status::InvalidResponse),
         (Lie::OtherFormat, Status::InvalidResponse),
     ] {
-        ensure_eq!(v3(&*machine, &lie.request(), mm::LIAR), Err(expected));
-        ensure_clean(&*machine, 0)?;
-        ensure_eq!(v3(&*machine, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure_eq!(v3(&client, &lie.request(), mm::LIAR), Err(expected));
+        ensure_clean(&client, 0)?;
+        ensure_eq!(v3(&client, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }
 
-fn v3_shorter_response_has_its_length_without_mailbox(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
+fn v3_shorter_response_has_its_length_without_mailbox(lab: &Lab) -> Seen {
+    let client = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
     for len in [0, 4, 5, 999, 1000] {
         ensure_eq!(
-            machine.communicate(0, &padded_stretch(len), mm::STRETCH),
+            client.communicate(0, &padded_stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn v3_without_mailbox(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
+fn v3_without_mailbox(lab: &Lab) -> Seen {
+    let client = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
     for len in [0, 5, 1000] {
         ensure_eq!(
-            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            client.communicate(0, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn v3_message_size_is_the_length_without_mailbox(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
+fn v3_message_size_is_the_length_without_mailbox(lab: &Lab) -> Seen {
+    let client = up(lab, &v3_setup(crate::lab::MailboxSetup::None))?;
     for len in [0, 1, 4, 15, 16] {
         let request = Lie::MessageSize(len).request();
         ensure_eq!(
-            machine.communicate(0, &request, mm::LIAR),
+            client.communicate(0, &request, mm::LIAR),
             Ok(request
                 .iter()
                 .copied()
                 .take(usize::try_from(len).unwrap_or(usize::MAX))
                 .collect())
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     for len in [17, 16384, u64::MAX] {
-        let claimed = machine.communicate(0, &Lie::MessageSize(len).request(), mm::LIAR);
+        let claimed = client.communicate(0, &Lie::MessageSize(len).request(), mm::LIAR);
         ensure_eq!(claimed, Err(Status::InvalidResponse));
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn v3_message_size_is_not_looked_at_beside_a_mailbox(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn v3_message_size_is_not_looked_at_beside_a_mailbox(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for len in [0, 4, 17, u64::MAX] {
         let request = Lie::MessageSize(len).request();
-        ensure_eq!(v3(&*machine, &request, mm::LIAR), Ok(request.to_vec()));
-        ensure_clean(&*machine, 0)?;
+        ensure_eq!(v3(&client, &request, mm::LIAR), Ok(request.to_vec()));
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }

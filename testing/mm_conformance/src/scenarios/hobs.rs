@@ -41,7 +41,7 @@ fn setup(hobs: &[HobSetup]) -> Setup {
     }
 }
 
-fn refused(lab: &dyn Lab, hobs: &[HobSetup], status: EfiStatus, because: &'static str) -> Seen {
+fn refused(lab: &Lab, hobs: &[HobSetup], status: EfiStatus, because: &'static str) -> Seen {
     let expected = Refused {
         by: "HobConfiguration",
         status,
@@ -50,7 +50,7 @@ fn refused(lab: &dyn Lab, hobs: &[HobSetup], status: EfiStatus, because: &'stati
     ensure_refused(lab, &setup(hobs), &expected).map_err(|seen| alloc::format!("{hobs:?}: {seen}"))
 }
 
-fn all_refused(lab: &dyn Lab, hobs: &[HobSetup], because: &'static str) -> Seen {
+fn all_refused(lab: &Lab, hobs: &[HobSetup], because: &'static str) -> Seen {
     hobs.iter()
         .try_for_each(|hob| refused(lab, &[*hob], EfiStatus::INVALID_PARAMETER, because))
 }
@@ -59,38 +59,38 @@ const BUFFER: HobSetup = HobSetup::new(HobKind::CommBuffer, 0);
 const SUPERVISOR: HobSetup = HobSetup::new(HobKind::Region4(0), 0);
 const USER: HobSetup = HobSetup::new(HobKind::Region4(1), 1);
 
-fn comm_buffer_hob_configures(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(&[BUFFER]))?;
-    let message = pattern(machine.capacity(0));
+fn comm_buffer_hob_configures(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(&[BUFFER]))?;
+    let message = pattern(client.capacity(0));
     ensure!(
-        machine.communicate(0, &message, mm::ECHO) == Ok(message),
+        client.communicate(0, &message, mm::ECHO) == Ok(message),
         "the buffer has not its pages"
     );
     ensure_eq!(
-        machine.communicate(1, b"x", mm::ECHO),
+        client.communicate(1, b"x", mm::ECHO),
         Err(Status::CommBufferNotFound)
     );
-    ensure_eq!(machine.port_writes(), [(0xb3, 0), (0xb2, 0xff)]);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.port_writes(), [(0xb3, 0), (0xb2, 0xff)]);
+    ensure_clean(&client, 0)
 }
 
-fn region_hobs_configure(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(&[USER, SUPERVISOR]))?;
+fn region_hobs_configure(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(&[USER, SUPERVISOR]))?;
     for (id, len) in [(0, 100), (1, 5000)] {
         ensure_eq!(
-            machine.communicate(id, &mm::stretch(len), mm::STRETCH),
+            client.communicate(id, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
         ensure_eq!(
-            machine.communicate(id, b"x", mm::FAIL),
+            client.communicate(id, b"x", mm::FAIL),
             Err(Status::MmReturned(efi::Status::NOT_FOUND))
         );
-        ensure_clean(&*machine, id)?;
+        ensure_clean(&client, id)?;
     }
     Ok(())
 }
 
-fn three_field_region_hob_configures(lab: &dyn Lab) -> Seen {
+fn three_field_region_hob_configures(lab: &Lab) -> Seen {
     let without_mailbox = |id| BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(id)
@@ -99,7 +99,7 @@ fn three_field_region_hob_configures(lab: &dyn Lab) -> Seen {
         HobSetup::new(HobKind::Region3(0), 0),
         HobSetup::new(HobKind::Region3(1), 1),
     ];
-    let machine = up(
+    let client = up(
         lab,
         &Setup {
             buffers: [without_mailbox(0), without_mailbox(1)].to_vec(),
@@ -108,30 +108,30 @@ fn three_field_region_hob_configures(lab: &dyn Lab) -> Seen {
     )?;
     for id in [0, 1] {
         ensure_eq!(
-            machine.communicate(id, &mm::stretch(300), mm::STRETCH),
+            client.communicate(id, &mm::stretch(300), mm::STRETCH),
             Ok(pattern(300))
         );
-        ensure_clean(&*machine, id)?;
+        ensure_clean(&client, id)?;
     }
     Ok(())
 }
 
-fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
+fn buffer_and_region_hob_of_one_buffer_agree(lab: &Lab) -> Seen {
     let user_without_mailbox = HobSetup::new(HobKind::Region3(1), 1);
     let buffer = HobSetup::new(HobKind::CommBuffer, 1);
-    let machine = up(lab, &setup(&[buffer, user_without_mailbox]))?;
-    ensure_eq!(machine.communicate(1, b"one", mm::ECHO), Ok(b"one".to_vec()));
+    let client = up(lab, &setup(&[buffer, user_without_mailbox]))?;
+    ensure_eq!(client.communicate(1, b"one", mm::ECHO), Ok(b"one".to_vec()));
     // Only the mailbox tells that no handler took the message.
     ensure_eq!(
-        machine.communicate(1, b"x", super::refusals::NOBODY),
+        client.communicate(1, b"x", super::refusals::NOBODY),
         Err(Status::MmReturned(efi::Status::NOT_FOUND))
     );
     let elsewhere = HobSetup {
-        mailbox: Some(machine.region(1).len() as u64),
+        mailbox: Some(client.region(1).len() as u64),
         ..buffer
     };
     ensure_eq!(
-        machine.communicate(0, b"x", mm::ECHO),
+        client.communicate(0, b"x", mm::ECHO),
         Err(Status::CommBufferNotFound)
     );
     refused(
@@ -142,7 +142,7 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &dyn Lab) -> Seen {
     )
 }
 
-fn project_mus_hobs_configure_both_channels(lab: &dyn Lab) -> Seen {
+fn project_mus_hobs_configure_both_channels(lab: &Lab) -> Seen {
     for (release, kind) in [
         (Release::V20ToV23, HobKind::Region3(0)),
         (Release::Main, HobKind::Region4(0)),
@@ -153,27 +153,27 @@ fn project_mus_hobs_configure_both_channels(lab: &dyn Lab) -> Seen {
             supervisor: Some(0),
             ..setup(&hobs)
         };
-        let machine = up(lab, &setup).map_err(|seen| alloc::format!("{release:?}: {seen}"))?;
-        let version = machine.ask_supervisor(&SupervisorCall::Version);
+        let client = up(lab, &setup).map_err(|seen| alloc::format!("{release:?}: {seen}"))?;
+        let version = client.ask_supervisor(&SupervisorCall::Version);
         ensure!(version.is_ok(), "{release:?}: the supervisor answers {version:?}");
-        let message = pattern(machine.capacity(1));
-        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
+        let message = pattern(client.capacity(1));
+        ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
         ensure_eq!(
-            machine.communicate(1, b"x", super::refusals::NOBODY),
+            client.communicate(1, b"x", super::refusals::NOBODY),
             Err(Status::MmReturned(efi::Status::NOT_FOUND))
         );
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Move(Move::TAKEN)),
+            client.ask_supervisor(&SupervisorCall::Move(Move::TAKEN)),
             Ok(Vec::new())
         );
-        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
-        ensure_clean(&*machine, 0)?;
-        ensure_clean(&*machine, 1)?;
+        ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_clean(&client, 0)?;
+        ensure_clean(&client, 1)?;
     }
     Ok(())
 }
 
-fn supervisor_without_its_users_hob_has_no_mailbox(lab: &dyn Lab) -> Seen {
+fn supervisor_without_its_users_hob_has_no_mailbox(lab: &Lab) -> Seen {
     let without_mailbox = |id| BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(id)
@@ -182,18 +182,18 @@ fn supervisor_without_its_users_hob_has_no_mailbox(lab: &dyn Lab) -> Seen {
         buffers: [without_mailbox(0)].to_vec(),
         ..setup(&[HobSetup::new(HobKind::Region3(0), 0)])
     };
-    let machine = up(lab, &setup)?;
+    let client = up(lab, &setup)?;
     ensure_eq!(
-        machine.communicate(0, &mm::stretch(300), mm::STRETCH),
+        client.communicate(0, &mm::stretch(300), mm::STRETCH),
         Ok(pattern(300))
     );
     Ok(())
 }
 
-fn acpi_base_is_read_from_the_chipset(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(&[BUFFER]))?;
-    machine.switch_smis(false);
-    let result = machine.communicate(0, b"x", mm::ECHO);
+fn acpi_base_is_read_from_the_chipset(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(&[BUFFER]))?;
+    client.switch_smis(false);
+    let result = client.communicate(0, b"x", mm::ECHO);
     ensure!(
         matches!(
             result,
@@ -201,68 +201,65 @@ fn acpi_base_is_read_from_the_chipset(lab: &dyn Lab) -> Seen {
         ),
         "the result is {result:?}"
     );
-    ensure_eq!(machine.mmis(), 0);
-    machine.switch_smis(true);
-    ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    ensure_eq!(client.mmis(), 0);
+    client.switch_smis(true);
+    ensure_eq!(client.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
     Ok(())
 }
 
-fn hob_buffer_can_move(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn hob_buffer_can_move(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             updatable: Some(1),
             ..setup(&[SUPERVISOR, USER])
         },
     )?;
-    ensure_eq!(
-        machine.communicate(1, b"before", mm::ECHO),
-        Ok(b"before".to_vec())
-    );
-    machine.announce(crate::lab::Update::to_pages(6));
+    ensure_eq!(client.communicate(1, b"before", mm::ECHO), Ok(b"before".to_vec()));
+    client.announce(crate::lab::Update::to_pages(6));
     let large = pattern(6 * 4096 - 24);
     ensure!(
-        machine.communicate(1, &large, mm::ECHO) == Ok(large),
+        client.communicate(1, &large, mm::ECHO) == Ok(large),
         "the buffer did not move"
     );
     Ok(())
 }
 
-fn firmware_driver_waits_for_the_call_under_way(lab: &dyn Lab) -> Seen {
+fn firmware_driver_waits_for_the_call_under_way(lab: &Lab) -> Seen {
     for hobs in [[BUFFER, USER], [SUPERVISOR, USER]] {
-        let machine = up(lab, &setup(&hobs))?;
+        let client = up(lab, &setup(&hobs))?;
         let drivers = Rc::new(RefCell::new(None));
         let seen = Rc::clone(&drivers);
-        let (_, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
-            machine.notify(Box::new(move |machine| {
-                *seen.borrow_mut() = Some(machine.call_firmware_driver(0, b"driver's", mm::ECHO));
+        let (_, outer) = look_during(&client, b"outer", mm::ECHO, move |client| {
+            client.notify(Box::new(move |client| {
+                *seen.borrow_mut() = Some(client.call_firmware_driver(0, b"driver's", mm::ECHO));
             }));
         });
         ensure_eq!(outer, Ok(b"outer".to_vec()));
         ensure_eq!(drivers.take(), Some(Ok(b"driver's".to_vec())));
         // What the driver left in the buffer disturbs nobody.
-        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }
 
-fn firmware_driver_in_the_middle_of_a_call_is_noticed(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(&[BUFFER]))?;
-    let (driver, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        machine.call_firmware_driver(0, &mm::stretch(300), mm::STRETCH)
+fn firmware_driver_in_the_middle_of_a_call_is_noticed(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(&[BUFFER]))?;
+    let (driver, outer) = look_during(&client, b"outer", mm::ECHO, |client| {
+        client.call_firmware_driver(0, &mm::stretch(300), mm::STRETCH)
     });
     ensure_eq!(driver, Some(Ok(pattern(300))));
     ensure_eq!(outer, Err(Status::InvalidResponse));
-    ensure_clean(&*machine, 0)?;
-    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    ensure_clean(&client, 0)?;
+    ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     Ok(())
 }
 
-fn missing_hob_is_refused(lab: &dyn Lab) -> Seen {
+fn missing_hob_is_refused(lab: &Lab) -> Seen {
     refused(lab, &[], EfiStatus::NOT_FOUND, "there is no HOB")
 }
 
-fn short_or_long_hob_is_refused(lab: &dyn Lab) -> Seen {
+fn short_or_long_hob_is_refused(lab: &Lab) -> Seen {
     let hobs: Vec<_> = [0, 8, 16, 23, 25, 31, 33, 40]
         .iter()
         .flat_map(|len| {
@@ -275,7 +272,7 @@ fn short_or_long_hob_is_refused(lab: &dyn Lab) -> Seen {
     all_refused(lab, &hobs, "the data that announces a comm buffer has")
 }
 
-fn unknown_region_owner_is_refused(lab: &dyn Lab) -> Seen {
+fn unknown_region_owner_is_refused(lab: &Lab) -> Seen {
     all_refused(
         lab,
         &[2, 255, 256, 1 << 32, u64::MAX].map(|owner| HobSetup::new(HobKind::Region4(owner), 0)),
@@ -290,7 +287,7 @@ fn with_each(values: &[u64], spoil: impl Fn(HobSetup, u64) -> HobSetup) -> Vec<H
         .collect()
 }
 
-fn impossible_hob_address_is_refused(lab: &dyn Lab) -> Seen {
+fn impossible_hob_address_is_refused(lab: &Lab) -> Seen {
     for (values, because) in [
         (&[0][..], "address is null"),
         (&[1, 8, 4095, lab.scratch() + 64], "is not aligned to 4096 bytes"),
@@ -305,7 +302,7 @@ fn impossible_hob_address_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn impossible_hob_pages_are_refused(lab: &dyn Lab) -> Seen {
+fn impossible_hob_pages_are_refused(lab: &Lab) -> Seen {
     for (values, because) in [
         (&[0][..], "has no pages"),
         (
@@ -327,7 +324,7 @@ fn impossible_hob_pages_are_refused(lab: &dyn Lab) -> Seen {
     all_refused(lab, &[half], "go past the end of the address space")
 }
 
-fn impossible_hob_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+fn impossible_hob_mailbox_is_refused(lab: &Lab) -> Seen {
     for (values, because) in [
         (&[0][..], "mailbox's address is null"),
         (&[1, lab.scratch() + 4], "is not aligned to 8 bytes"),
@@ -350,7 +347,7 @@ fn impossible_hob_mailbox_is_refused(lab: &dyn Lab) -> Seen {
     all_refused(lab, &inside, "overlaps its comm buffer")
 }
 
-fn two_regions_of_one_owner_are_refused(lab: &dyn Lab) -> Seen {
+fn two_regions_of_one_owner_are_refused(lab: &Lab) -> Seen {
     let hobs = [SUPERVISOR, HobSetup::new(HobKind::Region4(0), 1)];
     refused(
         lab,
@@ -360,7 +357,7 @@ fn two_regions_of_one_owner_are_refused(lab: &dyn Lab) -> Seen {
     )
 }
 
-fn hobs_that_share_memory_are_refused(lab: &dyn Lab) -> Seen {
+fn hobs_that_share_memory_are_refused(lab: &Lab) -> Seen {
     let hobs = [SUPERVISOR, HobSetup::new(HobKind::Region4(1), 0)];
     refused(
         lab,

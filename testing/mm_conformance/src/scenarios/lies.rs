@@ -4,7 +4,7 @@ use super::efi_status;
 use super::nesting::look_during;
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{BufferSetup, Lab, Machine, MailboxSetup, Setup};
+use crate::lab::{BufferSetup, Client, Lab, MailboxSetup, Setup};
 use crate::mm::{self, Lie};
 use alloc::vec::Vec;
 use mm_wire::{EfiStatus, MailboxImage};
@@ -32,24 +32,24 @@ scenarios! {
     lies_leave_nothing_behind: CONTROLLED_MM | MAILBOX, "after every lie the whole buffer is clean and the next call is served";
 }
 
-fn lie(machine: &dyn Machine, lie: Lie) -> Result<Vec<u8>, Status> {
-    machine.communicate(0, &lie.request(), mm::LIAR)
+fn lie(client: &Client, lie: Lie) -> Result<Vec<u8>, Status> {
+    client.communicate(0, &lie.request(), mm::LIAR)
 }
 
-fn no_handler_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let response = machine.communicate(0, b"is anybody there?", super::refusals::NOBODY);
+fn no_handler_is_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let response = client.communicate(0, b"is anybody there?", super::refusals::NOBODY);
     ensure_eq!(response, Err(not_taken(lab)));
     Ok(())
 }
 
-fn failed_handler_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(machine.communicate(0, b"x", mm::FAIL), Err(not_taken(lab)));
-    ensure_clean(&*machine, 0)
+fn failed_handler_is_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(client.communicate(0, b"x", mm::FAIL), Err(not_taken(lab)));
+    ensure_clean(&client, 0)
 }
 
-fn ports_without_mailbox_echo_request(lab: &dyn Lab) -> Seen {
+fn ports_without_mailbox_echo_request(lab: &Lab) -> Seen {
     let without_mailbox = |latency| Setup {
         buffers: [BufferSetup {
             mailbox: MailboxSetup::None,
@@ -59,23 +59,20 @@ fn ports_without_mailbox_echo_request(lab: &dyn Lab) -> Seen {
         latency,
         ..Setup::default()
     };
-    let machine = up(lab, &without_mailbox(1))?;
+    let client = up(lab, &without_mailbox(1))?;
     for recipient in [super::refusals::NOBODY, mm::FAIL] {
-        ensure_eq!(machine.communicate(0, b"x", recipient), Ok(b"x".to_vec()));
-        ensure_clean(&*machine, 0)?;
+        ensure_eq!(client.communicate(0, b"x", recipient), Ok(b"x".to_vec()));
+        ensure_clean(&client, 0)?;
     }
-    ensure_eq!(machine.mmis(), 2);
-    let machine = up(lab, &without_mailbox(1000))?;
+    ensure_eq!(client.mmis(), 2);
+    let client = up(lab, &without_mailbox(1000))?;
     let request = mm::stretch(300);
-    ensure_eq!(
-        machine.communicate(0, &request, mm::STRETCH),
-        Ok(request.to_vec())
-    );
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.communicate(0, &request, mm::STRETCH), Ok(request.to_vec()));
+    ensure_clean(&client, 0)
 }
 
-fn mm_status_is_carried(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn mm_status_is_carried(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for status in [
         EfiStatus::ACCESS_DENIED,
         EfiStatus::BAD_BUFFER_SIZE,
@@ -83,7 +80,7 @@ fn mm_status_is_carried(lab: &dyn Lab) -> Seen {
         EfiStatus(0x8000_0000_0000_7777),
     ] {
         ensure_eq!(
-            lie(&*machine, Lie::Status(status.0)),
+            lie(&client, Lie::Status(status.0)),
             Err(Status::MmReturned(efi_status(status)))
         );
     }
@@ -104,27 +101,27 @@ pub(super) const STATUSES_WITHOUT_ERROR_BIT: [(u64, EfiStatus); 7] = [
     (0x2000_0000, EfiStatus::NOT_FOUND),
 ];
 
-fn mm_status_without_error_bit_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn mm_status_without_error_bit_is_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (status, _) in STATUSES_WITHOUT_ERROR_BIT {
         ensure_eq!(
-            lie(&*machine, Lie::Status(status)),
+            lie(&client, Lie::Status(status)),
             Err(Status::MmReturned(efi_status(EfiStatus(status))))
         );
-        ensure_clean(&*machine, 0)?;
-        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure_clean(&client, 0)?;
+        ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }
 
-fn ignored_request_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::Ignore), Err(Status::NotProcessed));
-    ensure_clean(&*machine, 0)
+fn ignored_request_is_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(lie(&client, Lie::Ignore), Err(Status::NotProcessed));
+    ensure_clean(&client, 0)
 }
 
-fn late_mm_is_an_error_and_harms_no_other_call(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn late_mm_is_an_error_and_harms_no_other_call(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             latency: 30,
@@ -133,150 +130,147 @@ fn late_mm_is_an_error_and_harms_no_other_call(lab: &dyn Lab) -> Seen {
         },
     )?;
     ensure_eq!(
-        machine.communicate(0, &pattern(50), mm::ECHO),
+        client.communicate(0, &pattern(50), mm::ECHO),
         Err(Status::NotProcessed)
     );
-    ensure_clean(&*machine, 0)?;
+    ensure_clean(&client, 0)?;
     // Its MMI is still on the way: 10 pauses into this wait MM runs, and must find this request and no other.
-    ensure_eq!(
-        machine.communicate(0, b"second", mm::ECHO),
-        Ok(b"second".to_vec())
-    );
+    ensure_eq!(client.communicate(0, b"second", mm::ECHO), Ok(b"second".to_vec()));
     Ok(())
 }
 
-fn late_response_does_not_answer_other_recipient(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::Late), Err(Status::NotProcessed));
-    ensure_clean(&*machine, 0)?;
+fn late_response_does_not_answer_other_recipient(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(lie(&client, Lie::Late), Err(Status::NotProcessed));
+    ensure_clean(&client, 0)?;
     // Only a request in the same buffer gets it.
     ensure_eq!(
-        machine.communicate(1, b"another buffer", mm::ECHO),
+        client.communicate(1, b"another buffer", mm::ECHO),
         Ok(b"another buffer".to_vec())
     );
     ensure_eq!(
-        machine.communicate(0, &pattern(600), mm::ECHO),
+        client.communicate(0, &pattern(600), mm::ECHO),
         Err(Status::InvalidResponse)
     );
-    ensure_clean(&*machine, 0)?;
-    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)?;
+    ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    ensure_clean(&client, 0)
 }
 
 /// Nothing on the wire ties a response to its request. A client cannot tell a response that is late from one that is wrong,
 /// and MM may answer what it likes. What the client sees to is that it takes no more than MM says it gave, and that none of
 /// it is left for the call after.
-fn late_message_is_the_response_that_mm_gave(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::LateMessage), Err(Status::NotProcessed));
-    ensure_clean(&*machine, 0)?;
+fn late_message_is_the_response_that_mm_gave(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(lie(&client, Lie::LateMessage), Err(Status::NotProcessed));
+    ensure_clean(&client, 0)?;
     ensure_eq!(
-        machine.communicate(0, &pattern(600), mm::ECHO),
+        client.communicate(0, &pattern(600), mm::ECHO),
         Ok(Lie::LateMessage.request().to_vec())
     );
-    ensure_clean(&*machine, 0)?;
-    ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)?;
+    ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+    ensure_clean(&client, 0)
 }
 
-fn size_below_the_header_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn size_below_the_header_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for claimed in [0, 1, 23] {
         ensure_eq!(
-            lie(&*machine, Lie::Size(claimed)),
+            lie(&client, Lie::Size(claimed)),
             Err(Status::ResponseBelowHeader { claimed, minimum: 24 })
         );
     }
     Ok(())
 }
 
-fn size_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let capacity = machine.region(0).len();
+fn size_beyond_the_buffer_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let capacity = client.region(0).len();
     let claimed = capacity as u64 + 1;
     ensure_eq!(
-        lie(&*machine, Lie::Size(claimed)),
+        lie(&client, Lie::Size(claimed)),
         Err(Status::ResponseBeyondBuffer { claimed, capacity })
     );
     Ok(())
 }
 
-fn size_of_all_ones_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let capacity = machine.region(0).len();
+fn size_of_all_ones_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let capacity = client.region(0).len();
     for claimed in [u64::MAX, 1 << 63, u64::from(u32::MAX) + 1] {
         ensure_eq!(
-            lie(&*machine, Lie::Size(claimed)),
+            lie(&client, Lie::Size(claimed)),
             Err(Status::ResponseBeyondBuffer { claimed, capacity })
         );
     }
     Ok(())
 }
 
-fn changed_recipient_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::Recipient), Err(Status::InvalidResponse));
+fn changed_recipient_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(lie(&client, Lie::Recipient), Err(Status::InvalidResponse));
     Ok(())
 }
 
-fn changed_length_beyond_the_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let beyond = machine.capacity(0) as u64 + 1;
+fn changed_length_beyond_the_buffer_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let beyond = client.capacity(0) as u64 + 1;
     for length in [beyond, u64::MAX, u64::MAX - 23] {
         ensure_eq!(
-            lie(&*machine, Lie::MessageLength(length)),
+            lie(&client, Lie::MessageLength(length)),
             Err(Status::InvalidResponse)
         );
     }
     Ok(())
 }
 
-fn wiped_header_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::WipeHeader), Err(Status::InvalidResponse));
+fn wiped_header_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(lie(&client, Lie::WipeHeader), Err(Status::InvalidResponse));
     Ok(())
 }
 
-fn foreign_header_format_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(lie(&*machine, Lie::OtherFormat), Err(Status::InvalidResponse));
+fn foreign_header_format_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(lie(&client, Lie::OtherFormat), Err(Status::InvalidResponse));
     Ok(())
 }
 
-fn stale_status_is_not_believed(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn stale_status_is_not_believed(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for lie in [
         Lie::Status(EfiStatus::NOT_FOUND.0),
         Lie::Size(3),
         Lie::MessageLength(2),
     ] {
-        let _ = machine.communicate(0, &lie.request(), mm::LIAR);
-        let stale = machine.mailbox(0);
+        let _ = client.communicate(0, &lie.request(), mm::LIAR);
+        let stale = client.mailbox(0);
         ensure!(
             stale.is_some_and(|stale| stale.return_status().is_error() || stale.return_buffer_size() != 0),
             "there is no result that could be stale: {stale:?}"
         );
-        let (entered, response) = look_during(&*machine, b"y", mm::ECHO, |machine| machine.mailbox(0));
+        let (entered, response) = look_during(&client, b"y", mm::ECHO, |client| client.mailbox(0));
         ensure_eq!(entered, Some(Some(MailboxImage::armed())));
         ensure_eq!(response, Ok(b"y".to_vec()));
     }
     Ok(())
 }
 
-fn failure_leaves_nothing_behind(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn failure_leaves_nothing_behind(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure!(
-        machine
+        client
             .communicate(0, &pattern(3000), super::refusals::NOBODY)
             .is_err(),
         "somebody answered"
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn lies_leave_nothing_behind(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let beyond = machine.region(0).len() as u64 + 1;
+fn lies_leave_nothing_behind(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let beyond = client.region(0).len() as u64 + 1;
     for told in [
         Lie::Ignore,
         Lie::Status(EfiStatus::ACCESS_DENIED.0),
@@ -288,9 +282,9 @@ fn lies_leave_nothing_behind(lab: &dyn Lab) -> Seen {
         Lie::OtherFormat,
     ] {
         // The liar also scribbles over the rest of the buffer, where no honest response would be.
-        ensure!(lie(&*machine, told).is_err(), "{told:?} was believed");
-        ensure_clean(&*machine, 0)?;
-        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure!(lie(&client, told).is_err(), "{told:?} was believed");
+        ensure_clean(&client, 0)?;
+        ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::nesting::look_during;
 use super::{Seen, ready, up};
-use crate::lab::{BufferSetup, CCall, CProtocol, Lab, LogLevel, Machine, MailboxSetup, Setup};
+use crate::lab::{BufferSetup, CCall, CProtocol, Client, Lab, LogLevel, MailboxSetup, Setup};
 use crate::mm;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -22,10 +22,10 @@ scenarios! {
 
 const SECRET: &[u8] = b"password=correct horse battery staple";
 
-fn log_of(lab: &dyn Lab, level: LogLevel, machine: &dyn Machine, message: &[u8]) -> String {
+fn log_of(lab: &Lab, level: LogLevel, client: &Client, message: &[u8]) -> String {
     lab.with_log(level, &mut || {
-        let _ = machine.communicate(0, message, mm::ECHO);
-        let _ = machine.communicate(0, message, super::refusals::NOBODY);
+        let _ = client.communicate(0, message, mm::ECHO);
+        let _ = client.communicate(0, message, super::refusals::NOBODY);
     })
 }
 
@@ -45,29 +45,29 @@ fn no_secret_in(log: &str) -> Seen {
     Ok(())
 }
 
-fn log_below_trace_has_no_message_bytes(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let log = log_of(lab, LogLevel::Debug, &*machine, SECRET);
+fn log_below_trace_has_no_message_bytes(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let log = log_of(lab, LogLevel::Debug, &client, SECRET);
     ensure!(!log.is_empty(), "nothing was recorded");
     no_secret_in(&log)
 }
 
-fn log_of_a_call_is_bounded_at_trace(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let message = super::pattern(machine.capacity(0));
+fn log_of_a_call_is_bounded_at_trace(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let message = super::pattern(client.capacity(0));
     let log = lab.with_log(LogLevel::Trace, &mut || {
-        let _ = machine.communicate(0, &message, mm::ECHO);
+        let _ = client.communicate(0, &message, mm::ECHO);
     });
     ensure!(!log.is_empty(), "nothing was recorded");
     ensure!(log.len() <= 2048, "{} bytes of log for one call", log.len());
     Ok(())
 }
 
-fn log_lines_carry_their_calls_number(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn log_lines_carry_their_calls_number(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let log = lab.with_log(LogLevel::Trace, &mut || {
-        let _ = look_during(&*machine, b"outer", mm::ECHO, |machine| {
-            let _ = machine.communicate(1, b"inner one", mm::ECHO);
+        let _ = look_during(&client, b"outer", mm::ECHO, |client| {
+            let _ = client.communicate(1, b"inner one", mm::ECHO);
         });
     });
     let numbers: Vec<u32> = (log.lines().filter_map(|line| line.split_once(" mm_comm: call ")))
@@ -95,10 +95,10 @@ fn log_lines_carry_their_calls_number(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn log_names_each_transaction(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn log_names_each_transaction(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let log = lab.with_log(LogLevel::Debug, &mut || {
-        let _ = machine.communicate(0, &mm::stretch(300), mm::STRETCH);
+        let _ = client.communicate(0, &mm::stretch(300), mm::STRETCH);
     });
     let lines: Vec<&str> = log.lines().collect();
     ensure!(lines.len() == 1, "{} lines: {log}", lines.len());
@@ -106,7 +106,7 @@ fn log_names_each_transaction(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn missing_mailboxes_are_warned_of_once(lab: &dyn Lab) -> Seen {
+fn missing_mailboxes_are_warned_of_once(lab: &Lab) -> Seen {
     let warnings = |mailbox| -> Result<usize, String> {
         let setup = Setup {
             buffers: [BufferSetup {
@@ -119,7 +119,7 @@ fn missing_mailboxes_are_warned_of_once(lab: &dyn Lab) -> Seen {
         let mut answers = Err(String::from("nothing was run"));
         let log = lab.with_log(LogLevel::Debug, &mut || {
             answers = up(lab, &setup)
-                .map(|machine| [b"one", b"two"].map(|message| machine.communicate(5, message, mm::ECHO)));
+                .map(|client| [b"one", b"two"].map(|message| client.communicate(5, message, mm::ECHO)));
         });
         ensure_eq!(answers?, [Ok(b"one".to_vec()), Ok(b"two".to_vec())]);
         let warnings = log.lines().filter(|line| line.starts_with("WARN"));
@@ -145,11 +145,11 @@ fn one_error(log: &str, words: &[&str]) -> Seen {
     Ok(())
 }
 
-fn failed_calls_are_one_line_each(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn failed_calls_are_one_line_each(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let log_of = |buffer, message: &[u8], recipient| {
         lab.with_log(LogLevel::Debug, &mut || {
-            let _ = machine.communicate(buffer, message, recipient);
+            let _ = client.communicate(buffer, message, recipient);
         })
     };
     let nobody = "to 0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11: ";
@@ -157,7 +157,7 @@ fn failed_calls_are_one_line_each(lab: &dyn Lab) -> Seen {
         &log_of(0, b"12345", super::refusals::NOBODY),
         &["5 bytes", nobody, "MM answered EFI_", "no handler"],
     )?;
-    let too_long = super::pattern(machine.capacity(0) + 1);
+    let too_long = super::pattern(client.capacity(0) + 1);
     one_error(&log_of(0, &too_long, mm::ECHO), &["caller: the message has"])?;
     one_error(&log_of(0, b"", mm::ECHO), &["caller: the message is empty"])?;
     let lie = mm::Lie::Size(u64::MAX).request();
@@ -165,8 +165,8 @@ fn failed_calls_are_one_line_each(lab: &dyn Lab) -> Seen {
     one_error(&log_of(77, b"x", mm::ECHO), &["1 bytes", "there are: 0, 1"])
 }
 
-fn failed_c_call_is_one_error_line(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn failed_c_call_is_one_error_line(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             produced: Some(0),
@@ -181,27 +181,27 @@ fn failed_c_call_is_one_error_line(lab: &dyn Lab) -> Seen {
         comm_size: Some(25),
     };
     let mut reply = None;
-    let log = lab.with_log(LogLevel::Debug, &mut || reply = machine.call_c(&call));
+    let log = lab.with_log(LogLevel::Debug, &mut || reply = client.call_c(&call));
     ensure!(reply.is_some_and(|reply| reply.status.is_error()), "it succeeded");
     one_error(&log, &["1 bytes to ", "MM answered EFI_"])
 }
 
-fn failed_entry_is_one_error_line(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    machine.switch_smis(false);
+fn failed_entry_is_one_error_line(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    client.switch_smis(false);
     let log = lab.with_log(LogLevel::Debug, &mut || {
-        let _ = machine.communicate(0, b"x", mm::ECHO);
+        let _ = client.communicate(0, b"x", mm::ECHO);
     });
-    machine.switch_smis(true);
+    client.switch_smis(true);
     let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
     ensure!(errors.len() == 1, "{} lines of errors: {log}", errors.len());
     ensure!(log.contains("SMIs are off"), "{log}");
     Ok(())
 }
 
-fn printing_shows_no_message_bytes(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (text, _) = look_during(&*machine, SECRET, mm::ECHO, |machine| machine.describe());
+fn printing_shows_no_message_bytes(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let (text, _) = look_during(&client, SECRET, mm::ECHO, |client| client.describe());
     let text = text.unwrap_or_default();
     ensure!(
         text.contains("in_use: true"),

@@ -20,8 +20,8 @@ scenarios! {
     smi_after_many_pauses_is_awaited: CONTROLLED_MM | LATENCY, "an MMI that is taken late is waited for";
 }
 
-fn data_port_is_written_before_the_command_port(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn data_port_is_written_before_the_command_port(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             command_value: Some(0x80),
@@ -29,14 +29,14 @@ fn data_port_is_written_before_the_command_port(lab: &dyn Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    let (command, data) = machine.ports();
-    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-    ensure_eq!(machine.port_writes(), [(data, 0x5a), (command, 0x80)]);
+    let (command, data) = client.ports();
+    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    ensure_eq!(client.port_writes(), [(data, 0x5a), (command, 0x80)]);
     Ok(())
 }
 
-fn mm_reads_the_data_value(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn mm_reads_the_data_value(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             command_value: Some(0x81),
@@ -44,98 +44,98 @@ fn mm_reads_the_data_value(lab: &dyn Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    ensure_eq!(machine.communicate(0, b"x", mm::PORTS), Ok([0x81, 0xa7].to_vec()));
+    ensure_eq!(client.communicate(0, b"x", mm::PORTS), Ok([0x81, 0xa7].to_vec()));
     Ok(())
 }
 
-fn command_value_is_configurable(lab: &dyn Lab) -> Seen {
+fn command_value_is_configurable(lab: &Lab) -> Seen {
     for value in [0x00, 0x11, 0xfe] {
-        let machine = up(
+        let client = up(
             lab,
             &Setup {
                 command_value: Some(value),
                 ..Setup::default()
             },
         )?;
-        let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-        let (command, _) = machine.ports();
-        ensure_eq!(machine.port_writes().last(), Some(&(command, value)));
+        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        let (command, _) = client.ports();
+        ensure_eq!(client.port_writes().last(), Some(&(command, value)));
     }
     Ok(())
 }
 
-fn command_value_defaults_to_ff(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-    let (command, data) = machine.ports();
-    ensure_eq!(machine.port_writes(), [(data, 0x00), (command, 0xff)]);
+fn command_value_defaults_to_ff(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    let (command, data) = client.ports();
+    ensure_eq!(client.port_writes(), [(data, 0x00), (command, 0xff)]);
     Ok(())
 }
 
-fn one_call_raises_one_mmi(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn one_call_raises_one_mmi(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for calls in 1..=5 {
-        let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-        ensure_eq!(machine.mmis(), calls);
+        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        ensure_eq!(client.mmis(), calls);
     }
     Ok(())
 }
 
-fn switched_off_smis_are_an_error(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    machine.switch_smis(false);
-    let result = machine.communicate(0, &pattern(100), super::refusals::NOBODY);
-    let raised = machine.mmis();
-    machine.switch_smis(true);
+fn switched_off_smis_are_an_error(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    client.switch_smis(false);
+    let result = client.communicate(0, &pattern(100), super::refusals::NOBODY);
+    let raised = client.mmis();
+    client.switch_smis(true);
     ensure!(
         matches!(result, Err(Status::MmiNotRaised(_))),
         "the result is {result:?}"
     );
     ensure_eq!(raised, 0);
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn smis_are_switched_on_on_request(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn smis_are_switched_on_on_request(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             enable_smis: true,
             ..Setup::default()
         },
     )?;
-    machine.switch_smis(false);
-    let result = machine.communicate(0, b"wake up", mm::ECHO);
-    let on = machine.smis_are_on();
-    machine.switch_smis(true);
+    client.switch_smis(false);
+    let result = client.communicate(0, b"wake up", mm::ECHO);
+    let on = client.smis_are_on();
+    client.switch_smis(true);
     ensure_eq!(result, Ok(b"wake up".to_vec()));
     ensure!(on, "SMIs are still off");
     Ok(())
 }
 
-fn smis_are_not_switched_on_unasked(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    machine.switch_smis(false);
-    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-    let on = machine.smis_are_on();
-    machine.switch_smis(true);
+fn smis_are_not_switched_on_unasked(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    client.switch_smis(false);
+    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    let on = client.smis_are_on();
+    client.switch_smis(true);
     ensure!(!on, "SMIs were switched on");
     Ok(())
 }
 
-fn smis_that_cannot_be_switched_on_are_an_error(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn smis_that_cannot_be_switched_on_are_an_error(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             enable_smis: true,
             ..Setup::default()
         },
     )?;
-    machine.switch_smis(false);
-    machine.lock_smis(true);
-    let result = machine.communicate(0, &pattern(100), super::refusals::NOBODY);
-    let raised = machine.mmis();
-    machine.lock_smis(false);
-    machine.switch_smis(true);
+    client.switch_smis(false);
+    client.lock_smis(true);
+    let result = client.communicate(0, &pattern(100), super::refusals::NOBODY);
+    let raised = client.mmis();
+    client.lock_smis(false);
+    client.switch_smis(true);
     ensure!(
         matches!(
             result,
@@ -144,11 +144,11 @@ fn smis_that_cannot_be_switched_on_are_an_error(lab: &dyn Lab) -> Seen {
         "the result is {result:?}"
     );
     ensure_eq!(raised, 0);
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn failing_trigger_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn failing_trigger_is_an_error(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             failing_trigger: true,
@@ -157,17 +157,17 @@ fn failing_trigger_is_an_error(lab: &dyn Lab) -> Seen {
     )?;
     for _ in 0..2 {
         ensure_eq!(
-            machine.communicate(0, &pattern(100), super::refusals::NOBODY),
+            client.communicate(0, &pattern(100), super::refusals::NOBODY),
             Err(Status::SwMmiFailed)
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
-    ensure_eq!(machine.mmis(), 0);
+    ensure_eq!(client.mmis(), 0);
     Ok(())
 }
 
-fn smi_after_many_pauses_is_awaited(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn smi_after_many_pauses_is_awaited(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             latency: 999,
@@ -176,7 +176,7 @@ fn smi_after_many_pauses_is_awaited(lab: &dyn Lab) -> Seen {
         },
     )?;
     ensure_eq!(
-        machine.communicate(0, b"patience", mm::ECHO),
+        client.communicate(0, b"patience", mm::ECHO),
         Ok(b"patience".to_vec())
     );
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::refusals::{NOBODY, not_taken};
 use super::{Seen, ensure_clean, ready, up};
-use crate::lab::{BufferSetup, Lab, Machine, MailboxSetup, Setup};
+use crate::lab::{BufferSetup, Client, Lab, MailboxSetup, Setup};
 use crate::mm;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -23,54 +23,54 @@ scenarios! {
 /// Makes a call, and in the middle of it looks at the machine. Returns what the look saw, `None` where it never came to
 /// it, and the outer call's result.
 pub(super) fn look_during<T: 'static>(
-    machine: &dyn Machine,
+    client: &Client,
     message: &[u8],
     recipient: Guid,
-    look: impl FnOnce(&dyn Machine) -> T + 'static,
+    look: impl FnOnce(&Client) -> T + 'static,
 ) -> (Option<T>, Result<Vec<u8>, Status>) {
     let seen = Rc::new(RefCell::new(None));
     let inner = Rc::clone(&seen);
-    let callback = Box::new(move |machine: &dyn Machine| *inner.borrow_mut() = Some(look(machine)));
-    let outer = machine.communicate_around(0, message, recipient, callback);
+    let callback = Box::new(move |client: &Client| *inner.borrow_mut() = Some(look(client)));
+    let outer = client.communicate_around(0, message, recipient, callback);
     (seen.take(), outer)
 }
 
-fn callback_during_call_is_busy(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (inner, outer) = look_during(&*machine, b"outer", NOBODY, |machine| {
-        machine.communicate(0, b"inner", NOBODY)
+fn callback_during_call_is_busy(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let (inner, outer) = look_during(&client, b"outer", NOBODY, |client| {
+        client.communicate(0, b"inner", NOBODY)
     });
     ensure_eq!(inner, Some(Err(Status::Busy)));
     // The outer call went its way: MM looked for a handler of its recipient.
     ensure_eq!(outer, Err(not_taken(lab)));
-    ensure_eq!(machine.mmis(), 1);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), 1);
+    ensure_clean(&client, 0)
 }
 
-fn callback_on_another_buffer_is_served(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        machine.communicate(1, &mm::stretch(300), mm::STRETCH)
+fn callback_on_another_buffer_is_served(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let (inner, outer) = look_during(&client, b"outer", mm::ECHO, |client| {
+        client.communicate(1, &mm::stretch(300), mm::STRETCH)
     });
     ensure_eq!(inner, Some(Ok(super::pattern(300))));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure_clean(&*machine, 0)?;
-    ensure_clean(&*machine, 1)
+    ensure_clean(&client, 0)?;
+    ensure_clean(&client, 1)
 }
 
-fn callback_on_another_buffer_is_busy(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (inner, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| {
-        machine.communicate(1, b"inner", mm::ECHO)
+fn callback_on_another_buffer_is_busy(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let (inner, outer) = look_during(&client, b"outer", mm::ECHO, |client| {
+        client.communicate(1, b"inner", mm::ECHO)
     });
     ensure_eq!(inner, Some(Err(Status::Busy)));
     ensure_eq!(outer, Ok(b"outer".to_vec()));
-    ensure_eq!(machine.mmis(), 1);
-    ensure_clean(&*machine, 0)?;
-    ensure_clean(&*machine, 1)
+    ensure_eq!(client.mmis(), 1);
+    ensure_clean(&client, 0)?;
+    ensure_clean(&client, 1)
 }
 
-fn notification_waits_for_a_call_without_a_mailbox(lab: &dyn Lab) -> Seen {
+fn notification_waits_for_a_call_without_a_mailbox(lab: &Lab) -> Seen {
     let without_mailbox = BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(0)
@@ -79,45 +79,45 @@ fn notification_waits_for_a_call_without_a_mailbox(lab: &dyn Lab) -> Seen {
         buffers: [without_mailbox, BufferSetup::new(1)].to_vec(),
         ..Setup::default()
     };
-    let machine = up(lab, &setup)?;
+    let client = up(lab, &setup)?;
     let inner = Rc::new(RefCell::new(None));
     let seen = Rc::clone(&inner);
-    let (waited, outer) = look_during(&*machine, b"outer", mm::ECHO, move |machine| {
+    let (waited, outer) = look_during(&client, b"outer", mm::ECHO, move |client| {
         let later = Rc::clone(&seen);
-        machine.notify(Box::new(move |machine| {
-            *later.borrow_mut() = Some(machine.communicate(1, b"inner", mm::ECHO));
+        client.notify(Box::new(move |client| {
+            *later.borrow_mut() = Some(client.communicate(1, b"inner", mm::ECHO));
         }));
         seen.borrow().is_none()
     });
     ensure_eq!((waited, outer), (Some(true), Ok(b"outer".to_vec())));
     ensure_eq!(inner.take(), Some(Ok(b"inner".to_vec())));
-    ensure_eq!(machine.mmis(), 2);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), 2);
+    ensure_clean(&client, 0)
 }
 
-fn printing_during_call_works(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let (text, outer) = look_during(&*machine, b"outer", mm::ECHO, |machine| machine.describe());
+fn printing_during_call_works(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let (text, outer) = look_during(&client, b"outer", mm::ECHO, |client| client.describe());
     ensure_eq!(outer, Ok(b"outer".to_vec()));
     let in_use = |text: &str| text.contains("in_use: true");
     ensure!(
         text.as_deref().is_some_and(in_use),
         "no comm buffer is in use in {text:?}"
     );
-    let afterwards = machine.describe();
+    let afterwards = client.describe();
     ensure!(!in_use(&afterwards), "a comm buffer stays in use in {afterwards}");
     Ok(())
 }
 
-fn callback_leaves_the_outer_request_alone(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn callback_leaves_the_outer_request_alone(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let message = super::pattern(2000);
-    let (mmis, outer) = look_during(&*machine, &message, mm::ECHO, |machine| {
-        let before = machine.mmis();
+    let (mmis, outer) = look_during(&client, &message, mm::ECHO, |client| {
+        let before = client.mmis();
         for _ in 0..10 {
-            let _ = machine.communicate(0, &super::pattern(5000), mm::ECHO);
+            let _ = client.communicate(0, &super::pattern(5000), mm::ECHO);
         }
-        (before, machine.mmis())
+        (before, client.mmis())
     });
     ensure_eq!(outer, Ok(message));
     ensure!(

@@ -18,16 +18,16 @@ fn setup(control: ControlSetup, result: Result<(), EfiStatus>) -> Setup {
     }
 }
 
-fn declared_platform_control_is_waited_for(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(ControlSetup::LateAndDeclared, Ok(())))?;
-    ensure_eq!(machine.platform_control_calls(), 1);
-    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-    ensure_eq!(machine.mmis(), 1);
-    ensure_eq!(machine.platform_control_calls(), 1);
+fn declared_platform_control_is_waited_for(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(ControlSetup::LateAndDeclared, Ok(())))?;
+    ensure_eq!(client.platform_control_calls(), 1);
+    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    ensure_eq!(client.mmis(), 1);
+    ensure_eq!(client.platform_control_calls(), 1);
     Ok(())
 }
 
-fn late_platform_control_can_fail(lab: &dyn Lab) -> Seen {
+fn late_platform_control_can_fail(lab: &Lab) -> Seen {
     let failing = setup(ControlSetup::LateAndDeclared, Err(EfiStatus::DEVICE_ERROR));
     let expected = Refused {
         by: "AfterPlatformControl",
@@ -37,7 +37,7 @@ fn late_platform_control_can_fail(lab: &dyn Lab) -> Seen {
     ensure_refused(lab, &failing, &expected)
 }
 
-fn missing_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
+fn missing_platform_control_offers_no_mmis(lab: &Lab) -> Seen {
     let missing = setup(ControlSetup::MissingAndDeclared, Ok(()));
     match lab.bring_up(&missing).map(drop) {
         Err(SetupFailure::NotDispatched { component, remains }) => {

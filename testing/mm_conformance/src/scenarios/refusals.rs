@@ -2,7 +2,7 @@
 
 use super::efi_status;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{Abilities, Lab, Machine, Setup};
+use crate::lab::{Abilities, Client, Lab, Setup};
 use crate::mm;
 use alloc::vec::Vec;
 use mm_wire::header::V3_MARKER;
@@ -25,12 +25,12 @@ pub(super) const NOBODY: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d
 
 /// What MM says to a request that nobody takes, or whose handler fails: the mailbox has a word for it, a secure monitor call
 /// says that it is not supported.
-pub(super) fn not_taken(lab: &dyn Lab) -> Status {
+pub(super) fn not_taken(lab: &Lab) -> Status {
     Status::MmReturned(efi_status(not_taken_status(lab)))
 }
 
 /// The status in [`not_taken`].
-pub(super) fn not_taken_status(lab: &dyn Lab) -> EfiStatus {
+pub(super) fn not_taken_status(lab: &Lab) -> EfiStatus {
     if lab.abilities().contains(Abilities::SECURE_CALLS) {
         EfiStatus::UNSUPPORTED
     } else {
@@ -38,80 +38,80 @@ pub(super) fn not_taken_status(lab: &dyn Lab) -> EfiStatus {
     }
 }
 
-fn refused(machine: &dyn Machine, buffer: u8, message: &[u8], expected: Status) -> Seen {
-    let before = machine.mmis();
-    ensure_eq!(machine.communicate(buffer, message, NOBODY), Err(expected));
-    ensure_eq!(machine.mmis(), before);
+fn refused(client: &Client, buffer: u8, message: &[u8], expected: Status) -> Seen {
+    let before = client.mmis();
+    ensure_eq!(client.communicate(buffer, message, NOBODY), Err(expected));
+    ensure_eq!(client.mmis(), before);
     Ok(())
 }
 
-fn empty_message_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    refused(&*machine, 0, &[], Status::InvalidDataBuffer)?;
-    ensure_clean(&*machine, 0)
+fn empty_message_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    refused(&client, 0, &[], Status::InvalidDataBuffer)?;
+    ensure_clean(&client, 0)
 }
 
-fn message_too_large_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let capacity = machine.capacity(0);
-    refused(&*machine, 0, &pattern(capacity + 1), Status::CommBufferTooSmall)?;
-    refused(&*machine, 0, &pattern(capacity * 3), Status::CommBufferTooSmall)?;
-    ensure_clean(&*machine, 0)
+fn message_too_large_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let capacity = client.capacity(0);
+    refused(&client, 0, &pattern(capacity + 1), Status::CommBufferTooSmall)?;
+    refused(&client, 0, &pattern(capacity * 3), Status::CommBufferTooSmall)?;
+    ensure_clean(&client, 0)
 }
 
-fn v3_marker_is_no_recipient(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn v3_marker_is_no_recipient(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        machine.communicate(0, b"x", V3_MARKER),
+        client.communicate(0, b"x", V3_MARKER),
         Err(Status::InvalidRecipient)
     );
-    ensure_eq!(machine.mmis(), 0);
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), 0);
+    ensure_clean(&client, 0)
 }
 
-fn unknown_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    refused(&*machine, 200, b"x", Status::CommBufferNotFound)
+fn unknown_buffer_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    refused(&client, 200, b"x", Status::CommBufferNotFound)
 }
 
-fn disabled_buffer_is_refused(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    machine.disable(0);
-    refused(&*machine, 0, b"x", Status::CommBufferDisabled)?;
-    ensure_clean(&*machine, 0)
+fn disabled_buffer_is_refused(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    client.disable(0);
+    refused(&client, 0, b"x", Status::CommBufferDisabled)?;
+    ensure_clean(&client, 0)
 }
 
-fn no_buffer_is_an_error(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn no_buffer_is_an_error(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             buffers: Vec::new(),
             ..Setup::default()
         },
     )?;
-    refused(&*machine, 0, b"x", Status::NoCommBuffer)
+    refused(&client, 0, b"x", Status::NoCommBuffer)
 }
 
-fn foreign_request_in_the_mailbox_is_left_alone(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn foreign_request_in_the_mailbox_is_left_alone(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let foreign = MailboxImage::armed();
-    machine.write_mailbox(0, foreign);
-    refused(&*machine, 0, b"x", Status::MailboxInUse)?;
-    ensure_eq!(machine.mailbox(0), Some(foreign));
-    machine.write_mailbox(0, MailboxImage::answered(EfiStatus::SUCCESS, 0));
-    ensure_eq!(machine.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    client.write_mailbox(0, foreign);
+    refused(&client, 0, b"x", Status::MailboxInUse)?;
+    ensure_eq!(client.mailbox(0), Some(foreign));
+    client.write_mailbox(0, MailboxImage::answered(EfiStatus::SUCCESS, 0));
+    ensure_eq!(client.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
     Ok(())
 }
 
-fn refused_calls_do_not_spoil_the_next(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let capacity = machine.capacity(0);
+fn refused_calls_do_not_spoil_the_next(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let capacity = client.capacity(0);
     for (buffer, message) in [(0, Vec::new()), (0, pattern(capacity + 1)), (9, pattern(1))] {
         ensure!(
-            machine.communicate(buffer, &message, mm::ECHO).is_err(),
+            client.communicate(buffer, &message, mm::ECHO).is_err(),
             "it was not refused"
         );
-        ensure_eq!(machine.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
+        ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())
 }

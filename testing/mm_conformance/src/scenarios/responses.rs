@@ -24,114 +24,114 @@ scenarios! {
     many_calls_work: CONTROLLED_MM, "the last of many calls works like the first, and each raised one MMI";
 }
 
-fn echo_returns_what_was_sent(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn echo_returns_what_was_sent(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        machine.communicate(0, b"anybody there?", mm::ECHO),
+        client.communicate(0, b"anybody there?", mm::ECHO),
         Ok(b"anybody there?".to_vec())
     );
     Ok(())
 }
 
-fn response_longer_than_request(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn response_longer_than_request(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for len in [9, 100, 4096, 9000] {
         ensure_eq!(
-            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            client.communicate(0, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
     }
     Ok(())
 }
 
-fn response_shorter_than_request(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn response_shorter_than_request(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for len in [1, 7] {
         ensure_eq!(
-            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            client.communicate(0, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
     }
     Ok(())
 }
 
-fn empty_response_has_no_bytes(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn empty_response_has_no_bytes(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        machine.communicate(0, &mm::stretch(0), mm::STRETCH),
+        client.communicate(0, &mm::stretch(0), mm::STRETCH),
         Ok(Vec::new())
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn request_fills_the_buffer(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let message = pattern(machine.capacity(0));
+fn request_fills_the_buffer(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let message = pattern(client.capacity(0));
     ensure!(
-        machine.communicate(0, &message, mm::ECHO) == Ok(message),
+        client.communicate(0, &message, mm::ECHO) == Ok(message),
         "the full buffer did not come back"
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn response_fills_the_buffer(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    let len = machine.capacity(0);
-    let response = machine.communicate(0, &mm::stretch(len), mm::STRETCH);
+fn response_fills_the_buffer(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    let len = client.capacity(0);
+    let response = client.communicate(0, &mm::stretch(len), mm::STRETCH);
     ensure!(response == Ok(pattern(len)), "the full buffer did not come back");
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn lengths_need_no_alignment(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn lengths_need_no_alignment(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for len in (1..=40).chain([17, 21, 27, 511, 513, 4095, 4097]) {
         let message = pattern(len);
-        ensure_eq!(machine.communicate(0, &message, mm::ECHO), Ok(message));
+        ensure_eq!(client.communicate(0, &message, mm::ECHO), Ok(message));
     }
     Ok(())
 }
 
-fn rewritten_message_length_is_accepted(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn rewritten_message_length_is_accepted(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let request = Lie::MessageLength(3).request();
     // A mailbox has the last word; without one the header has it.
-    let len = machine.mailbox(0).map_or(3, |_| request.len());
+    let len = client.mailbox(0).map_or(3, |_| request.len());
     ensure_eq!(
-        machine.communicate(0, &request, mm::LIAR),
+        client.communicate(0, &request, mm::LIAR),
         Ok(request.iter().copied().take(len).collect())
     );
-    ensure_clean(&*machine, 0)
+    ensure_clean(&client, 0)
 }
 
-fn success_leaves_nothing_behind(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn success_leaves_nothing_behind(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for (message, recipient) in [
         (pattern(600), mm::ECHO),
         (mm::stretch(5000).to_vec(), mm::STRETCH),
         (mm::stretch(1).to_vec(), mm::STRETCH),
     ] {
-        machine
+        client
             .communicate(0, &message, recipient)
             .map_err(|failure| alloc::format!("{failure}"))?;
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn responses_do_not_mix(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn responses_do_not_mix(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     for n in 1..=100_u8 {
         let message = alloc::vec![n; n.into()];
-        ensure_eq!(machine.communicate(n % 2, &message, mm::ECHO), Ok(message));
+        ensure_eq!(client.communicate(n % 2, &message, mm::ECHO), Ok(message));
     }
     Ok(())
 }
 
-fn supervisor_tells_its_version(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn supervisor_tells_its_version(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let header = RequestHeader::new(supervisor::REQUEST_VERSION);
     let request = supervisor::version_request();
-    let response = machine
+    let response = client
         .communicate(0, &request, supervisor::GUID)
         .map_err(|failure| alloc::format!("{failure}"))?;
     ensure_eq!(response.len(), request.len());
@@ -153,7 +153,7 @@ pub(super) fn padded_stretch(len: usize) -> Vec<u8> {
     message
 }
 
-fn shorter_response_has_its_length_without_mailbox(lab: &dyn Lab) -> Seen {
+fn shorter_response_has_its_length_without_mailbox(lab: &Lab) -> Seen {
     let buffers = [BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(0)
@@ -163,24 +163,24 @@ fn shorter_response_has_its_length_without_mailbox(lab: &dyn Lab) -> Seen {
         buffers,
         ..Setup::default()
     };
-    let machine = up(lab, &setup)?;
+    let client = up(lab, &setup)?;
     for len in [0, 5, 8, 999, 1000] {
         ensure_eq!(
-            machine.communicate(0, &padded_stretch(len), mm::STRETCH),
+            client.communicate(0, &padded_stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn header_length_counts_without_mailbox(lab: &dyn Lab) -> Seen {
+fn header_length_counts_without_mailbox(lab: &Lab) -> Seen {
     let buffers = [BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(0)
     }]
     .to_vec();
-    let machine = up(
+    let client = up(
         lab,
         &Setup {
             buffers,
@@ -189,22 +189,22 @@ fn header_length_counts_without_mailbox(lab: &dyn Lab) -> Seen {
     )?;
     for len in [0, 5, 1000] {
         ensure_eq!(
-            machine.communicate(0, &mm::stretch(len), mm::STRETCH),
+            client.communicate(0, &mm::stretch(len), mm::STRETCH),
             Ok(pattern(len))
         );
-        ensure_clean(&*machine, 0)?;
+        ensure_clean(&client, 0)?;
     }
     Ok(())
 }
 
-fn many_calls_work(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn many_calls_work(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let calls = lab.many_calls();
     for n in 0..calls {
         let message = n.to_le_bytes();
-        let response = machine.communicate(0, &message, mm::ECHO);
+        let response = client.communicate(0, &message, mm::ECHO);
         ensure!(response.as_deref() == Ok(&message), "call {n}: {response:?}");
     }
-    ensure_eq!(machine.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
-    ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
+    ensure_clean(&client, 0)
 }

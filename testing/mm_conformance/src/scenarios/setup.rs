@@ -35,18 +35,18 @@ scenarios! {
 const PAGE: u64 = 4096;
 const LAST_PAGE: u64 = u64::MAX - PAGE + 1;
 
-fn refused(lab: &dyn Lab, setup: &Setup, by: &'static str, status: EfiStatus, because: &'static str) -> Seen {
+fn refused(lab: &Lab, setup: &Setup, by: &'static str, status: EfiStatus, because: &'static str) -> Seen {
     ensure_refused(lab, setup, &Refused { by, status, because })
 }
 
 const TRIGGER: &str = "SwMmiManager";
 
-fn unset_configuration_is_refused(lab: &dyn Lab) -> Seen {
+fn unset_configuration_is_refused(lab: &Lab) -> Seen {
     let unset = with_ports(PortSetup::Unset);
     refused(lab, &unset, TRIGGER, EfiStatus::NOT_STARTED, "was never set")
 }
 
-fn absent_configuration_is_refused(lab: &dyn Lab) -> Seen {
+fn absent_configuration_is_refused(lab: &Lab) -> Seen {
     let absent = Setup {
         lock: LockSetup::Absent,
         ..Setup::default()
@@ -61,13 +61,13 @@ fn with_ports(ports: PortSetup) -> Setup {
     }
 }
 
-fn smc_ports_are_refused_on_x86(lab: &dyn Lab) -> Seen {
+fn smc_ports_are_refused_on_x86(lab: &Lab) -> Seen {
     let setup = with_ports(PortSetup::Smc);
     let because = "SMC(0xC4000041) is a secure monitor call";
     refused(lab, &setup, TRIGGER, EfiStatus::UNSUPPORTED, because)
 }
 
-fn bad_ports_are_refused(lab: &dyn Lab, ports: PortSetup, because: &'static str) -> Seen {
+fn bad_ports_are_refused(lab: &Lab, ports: PortSetup, because: &'static str) -> Seen {
     refused(
         lab,
         &with_ports(ports),
@@ -77,20 +77,20 @@ fn bad_ports_are_refused(lab: &dyn Lab, ports: PortSetup, because: &'static str)
     )
 }
 
-fn mixed_ports_are_refused(lab: &dyn Lab) -> Seen {
+fn mixed_ports_are_refused(lab: &Lab) -> Seen {
     bad_ports_are_refused(lab, PortSetup::Mixed, "are of different kinds")
 }
 
-fn half_set_ports_are_refused(lab: &dyn Lab) -> Seen {
+fn half_set_ports_are_refused(lab: &Lab) -> Seen {
     bad_ports_are_refused(lab, PortSetup::CommandOnly, "the data port was never set")?;
     bad_ports_are_refused(lab, PortSetup::DataOnly, "the command port was never set")
 }
 
-fn one_port_for_both_is_refused(lab: &dyn Lab) -> Seen {
+fn one_port_for_both_is_refused(lab: &Lab) -> Seen {
     bad_ports_are_refused(lab, PortSetup::Same, "are both SMI(")
 }
 
-fn bad_buffers_are_refused(lab: &dyn Lab, buffers: &[BufferSetup], because: &'static str) -> Seen {
+fn bad_buffers_are_refused(lab: &Lab, buffers: &[BufferSetup], because: &'static str) -> Seen {
     let setup = Setup {
         buffers: buffers.to_vec(),
         ..Setup::default()
@@ -98,12 +98,12 @@ fn bad_buffers_are_refused(lab: &dyn Lab, buffers: &[BufferSetup], because: &'st
     refused(lab, &setup, COMMUNICATOR, EfiStatus::INVALID_PARAMETER, because)
 }
 
-fn duplicate_buffer_ids_are_refused(lab: &dyn Lab) -> Seen {
+fn duplicate_buffer_ids_are_refused(lab: &Lab) -> Seen {
     let buffers = [BufferSetup::new(3), BufferSetup::new(4), BufferSetup::new(3)];
     bad_buffers_are_refused(lab, &buffers, "two comm buffers have the identifier 3")
 }
 
-fn overlapping_buffers_are_refused(lab: &dyn Lab) -> Seen {
+fn overlapping_buffers_are_refused(lab: &Lab) -> Seen {
     let buffers = [
         BufferSetup::new(0),
         BufferSetup {
@@ -114,7 +114,7 @@ fn overlapping_buffers_are_refused(lab: &dyn Lab) -> Seen {
     bad_buffers_are_refused(lab, &buffers, "comm buffers 0 and 1 share memory")
 }
 
-fn mailbox_in_another_buffer_is_refused(lab: &dyn Lab) -> Seen {
+fn mailbox_in_another_buffer_is_refused(lab: &Lab) -> Seen {
     let buffers = [
         BufferSetup::new(0),
         BufferSetup {
@@ -125,36 +125,36 @@ fn mailbox_in_another_buffer_is_refused(lab: &dyn Lab) -> Seen {
     bad_buffers_are_refused(lab, &buffers, "comm buffers 0 and 1 share memory")
 }
 
-fn late_configuration_is_waited_for(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn late_configuration_is_waited_for(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             lock: LockSetup::Later,
             ..Setup::default()
         },
     )?;
-    let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-    ensure_eq!(machine.mmis(), 1);
+    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    ensure_eq!(client.mmis(), 1);
     Ok(())
 }
 
-fn platform_control_is_called_once(lab: &dyn Lab) -> Seen {
-    let machine = up(
+fn platform_control_is_called_once(lab: &Lab) -> Seen {
+    let client = up(
         lab,
         &Setup {
             platform_control: Some(Ok(())),
             ..Setup::default()
         },
     )?;
-    ensure_eq!((machine.platform_control_calls(), machine.mmis()), (1, 0));
+    ensure_eq!((client.platform_control_calls(), client.mmis()), (1, 0));
     for calls in 1..=2 {
-        let _ = machine.communicate(0, b"x", super::refusals::NOBODY);
-        ensure_eq!((machine.platform_control_calls(), machine.mmis()), (1, calls));
+        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        ensure_eq!((client.platform_control_calls(), client.mmis()), (1, calls));
     }
     Ok(())
 }
 
-fn machine_without_mm_is_unsupported(lab: &dyn Lab) -> Seen {
+fn machine_without_mm_is_unsupported(lab: &Lab) -> Seen {
     let setup = Setup::default();
     refused(
         lab,
@@ -165,7 +165,7 @@ fn machine_without_mm_is_unsupported(lab: &dyn Lab) -> Seen {
     )
 }
 
-fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
+fn failed_platform_control_offers_no_mmis(lab: &Lab) -> Seen {
     let setup = Setup {
         platform_control: Some(Err(EfiStatus::DEVICE_ERROR)),
         ..Setup::default()
@@ -174,7 +174,7 @@ fn failed_platform_control_offers_no_mmis(lab: &dyn Lab) -> Seen {
     refused(lab, &setup, TRIGGER, EfiStatus::DEVICE_ERROR, because)
 }
 
-fn buffer_too_small_for_a_header_is_refused(lab: &dyn Lab) -> Seen {
+fn buffer_too_small_for_a_header_is_refused(lab: &Lab) -> Seen {
     let at = lab.scratch();
     for len in [0, 1, 23] {
         ensure_eq!(
@@ -186,12 +186,12 @@ fn buffer_too_small_for_a_header_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn null_buffer_is_refused(lab: &dyn Lab) -> Seen {
+fn null_buffer_is_refused(lab: &Lab) -> Seen {
     ensure_eq!(lab.adopt(0, 4096, None), Err(CommunicateBufferStatus::NoBuffer));
     Ok(())
 }
 
-fn misaligned_buffer_is_refused(lab: &dyn Lab) -> Seen {
+fn misaligned_buffer_is_refused(lab: &Lab) -> Seen {
     for offset in [1, 8, 64, 4095] {
         ensure_eq!(
             lab.adopt(lab.scratch() + offset, 4096, None),
@@ -201,7 +201,7 @@ fn misaligned_buffer_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn wrapping_buffer_is_refused(lab: &dyn Lab) -> Seen {
+fn wrapping_buffer_is_refused(lab: &Lab) -> Seen {
     ensure_eq!(
         lab.adopt(LAST_PAGE, 4096, None),
         Err(CommunicateBufferStatus::AddressValidationFailed)
@@ -213,7 +213,7 @@ fn wrapping_buffer_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn buffers_are_checked_in_the_documented_order(lab: &dyn Lab) -> Seen {
+fn buffers_are_checked_in_the_documented_order(lab: &Lab) -> Seen {
     for (address, len, expected) in [
         (
             LAST_PAGE + 1,
@@ -239,7 +239,7 @@ fn buffers_are_checked_in_the_documented_order(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn enormous_buffer_is_refused(lab: &dyn Lab) -> Seen {
+fn enormous_buffer_is_refused(lab: &Lab) -> Seen {
     for len in [isize::MAX.unsigned_abs() + 1, usize::MAX] {
         ensure_eq!(
             lab.adopt(4096, len, None),
@@ -249,7 +249,7 @@ fn enormous_buffer_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn null_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+fn null_mailbox_is_refused(lab: &Lab) -> Seen {
     ensure_eq!(
         lab.adopt(lab.scratch(), 4096, Some(0)),
         Err(CommunicateBufferStatus::AddressValidationFailed)
@@ -257,7 +257,7 @@ fn null_mailbox_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn misaligned_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+fn misaligned_mailbox_is_refused(lab: &Lab) -> Seen {
     let behind = lab.scratch() + PAGE;
     for offset in 1..8 {
         ensure_eq!(
@@ -269,7 +269,7 @@ fn misaligned_mailbox_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn wrapping_mailbox_is_refused(lab: &dyn Lab) -> Seen {
+fn wrapping_mailbox_is_refused(lab: &Lab) -> Seen {
     ensure_eq!(
         lab.adopt(lab.scratch(), 4096, Some(u64::MAX - 15)),
         Err(CommunicateBufferStatus::AddressValidationFailed)
@@ -277,7 +277,7 @@ fn wrapping_mailbox_is_refused(lab: &dyn Lab) -> Seen {
     Ok(())
 }
 
-fn mailbox_inside_its_buffer_is_refused(lab: &dyn Lab) -> Seen {
+fn mailbox_inside_its_buffer_is_refused(lab: &Lab) -> Seen {
     let second_page = lab.scratch() + PAGE;
     let inside: Vec<u64> = [0, 8, 2048, PAGE - 8, PAGE - 24]
         .iter()

@@ -2,7 +2,7 @@
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::{
-    BootEvent, BufferSetup, Lab, LogLevel, Machine, Move, Piece, Setup, SupervisorCall, Update, UpdatePlace,
+    BootEvent, BufferSetup, Client, Lab, LogLevel, Move, Piece, Setup, SupervisorCall, Update, UpdatePlace,
 };
 use crate::mm::{self, Release};
 use alloc::boxed::Box;
@@ -53,27 +53,27 @@ fn setup(release: Release) -> Setup {
 }
 
 /// Runs `look` at a client of each supervisor.
-fn with_each(lab: &dyn Lab, look: impl Fn(&dyn Machine, Release) -> Seen) -> Seen {
+fn with_each(lab: &Lab, look: impl Fn(&Client, Release) -> Seen) -> Seen {
     Release::ALL.into_iter().try_for_each(|release| {
-        let machine = up(lab, &setup(release))?;
-        look(&*machine, release).map_err(|seen| alloc::format!("{release:?}: {seen}"))
+        let client = up(lab, &setup(release))?;
+        look(&client, release).map_err(|seen| alloc::format!("{release:?}: {seen}"))
     })
 }
 
-fn supervisor_client_asks_the_version(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        ensure_eq!(machine.mmis(), 1);
+fn supervisor_client_asks_the_version(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        ensure_eq!(client.mmis(), 1);
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Version),
+            client.ask_supervisor(&SupervisorCall::Version),
             Ok([1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0].to_vec())
         );
-        ensure_eq!(machine.mmis(), 2);
-        ensure_clean(machine, 0)
+        ensure_eq!(client.mmis(), 2);
+        ensure_clean(client, 0)
     })
 }
 
-fn supervisor_refuses_requests_without_room(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, release| {
+fn supervisor_refuses_requests_without_room(lab: &Lab) -> Seen {
+    with_each(lab, |client, release| {
         let move_len = match release {
             Release::V20ToV23 => 192,
             Release::Main => 248,
@@ -81,14 +81,14 @@ fn supervisor_refuses_requests_without_room(lab: &dyn Lab) -> Seen {
         for (request, shortest) in [(1, 80), (2, 24), (3, 40), (4, move_len), (77, 24)] {
             let mut message = RequestHeader::new(request).as_bytes().to_vec();
             message.resize(shortest, 0);
-            let response = machine.communicate(0, &message, GUID);
+            let response = client.communicate(0, &message, GUID);
             ensure!(
                 response.as_ref().is_ok_and(|response| response.len() == shortest),
                 "request {request} of {shortest} bytes: {response:?}"
             );
             message.truncate(shortest - 1);
             ensure_eq!(
-                machine.communicate(0, &message, GUID),
+                client.communicate(0, &message, GUID),
                 Err(Status::MmReturned(efi::Status::NOT_FOUND))
             );
         }
@@ -97,31 +97,31 @@ fn supervisor_refuses_requests_without_room(lab: &dyn Lab) -> Seen {
             if let Some(byte) = message.get_mut(spoiled) {
                 *byte = 0xff;
             }
-            let response = machine.communicate(0, &message, GUID);
+            let response = client.communicate(0, &message, GUID);
             let result = response.map(|response| {
                 let header = RequestHeader::read_from_prefix(&response).ok();
                 header.map(|(header, _)| header.result.get())
             });
             ensure_eq!(result, Ok(Some(EfiStatus::INVALID_PARAMETER.0)));
         }
-        ensure_clean(machine, 0)
+        ensure_clean(client, 0)
     })
 }
 
-fn supervisor_has_a_channel_of_its_own(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
+fn supervisor_has_a_channel_of_its_own(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
         let nobody = Err(Status::MmReturned(efi::Status::NOT_FOUND));
-        ensure_eq!(machine.communicate(1, &version_request(), GUID), nobody);
-        ensure_eq!(machine.communicate(0, b"x", mm::ECHO), nobody);
-        ensure_both_answer(machine)
+        ensure_eq!(client.communicate(1, &version_request(), GUID), nobody);
+        ensure_eq!(client.communicate(0, b"x", mm::ECHO), nobody);
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_client_unblocks_memory(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
+fn supervisor_client_unblocks_memory(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
         let unblock = |address, pages, identifier| {
             let memory = UnblockMemory::runtime_data(address, pages, identifier);
-            machine.ask_supervisor(&SupervisorCall::Unblock(memory))
+            client.ask_supervisor(&SupervisorCall::Unblock(memory))
         };
         let refused = |status| Err(refused_request(REQUEST_UNBLOCK_MEMORY, status));
         // The same memory once more is no error.
@@ -139,13 +139,13 @@ fn supervisor_client_unblocks_memory(lab: &dyn Lab) -> Seen {
             unblock(0x2000_0000, 4, Guid::ZERO),
             refused(EfiStatus::INVALID_PARAMETER)
         );
-        ensure_clean(machine, 0)
+        ensure_clean(client, 0)
     })
 }
 
-fn memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let mmis = machine.mmis();
+fn memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let mmis = client.mmis();
         for (address, pages) in [
             (0x1000_0800, 4),
             (0x1000_0001, 1),
@@ -155,81 +155,81 @@ fn memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor(lab: &dyn Lab) ->
         ] {
             let memory = UnblockMemory::runtime_data(address, pages, GUID);
             ensure_eq!(
-                machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
+                client.ask_supervisor(&SupervisorCall::Unblock(memory)),
                 Err(SupervisorError::NoWholePages { address, pages })
             );
         }
-        ensure_eq!(machine.mmis(), mmis);
+        ensure_eq!(client.mmis(), mmis);
         Ok(())
     })
 }
 
-fn supervisor_client_fetches_the_policy(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let capacity = machine.capacity(0);
+fn supervisor_client_fetches_the_policy(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let capacity = client.capacity(0);
         for room in [16, 17, 4096, capacity - 48, capacity - 24] {
             ensure_eq!(
-                machine.ask_supervisor(&SupervisorCall::Policy(room)),
+                client.ask_supervisor(&SupervisorCall::Policy(room)),
                 Ok(mm::POLICY.to_vec())
             );
         }
         for room in [0, 7, 15] {
             ensure_eq!(
-                machine.ask_supervisor(&SupervisorCall::Policy(room)),
+                client.ask_supervisor(&SupervisorCall::Policy(room)),
                 Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::BUFFER_TOO_SMALL))
             );
         }
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Policy(capacity)),
+            client.ask_supervisor(&SupervisorCall::Policy(capacity)),
             Err(Status::CommBufferTooSmall.into())
         );
-        ensure_clean(machine, 0)
+        ensure_clean(client, 0)
     })?;
-    with_each(lab, |machine, _| {
+    with_each(lab, |client, _| {
         // What is unblocked is in the policy, too: 24 bytes each.
         for address in [0x1000_0000, 0x2000_0000] {
             let memory = UnblockMemory::runtime_data(address, 4, GUID);
             ensure_eq!(
-                machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
+                client.ask_supervisor(&SupervisorCall::Unblock(memory)),
                 Ok(Vec::new())
             );
         }
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Policy(39)),
+            client.ask_supervisor(&SupervisorCall::Policy(39)),
             Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::OUT_OF_RESOURCES))
         );
         // The supervisor has room in the comm buffer, and the caller has not.
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Policy(63)),
+            client.ask_supervisor(&SupervisorCall::Policy(63)),
             Err(Status::ResponseTooLong { needed: 64, room: 63 }.into())
         );
-        let policy = machine.ask_supervisor(&SupervisorCall::Policy(64));
+        let policy = client.ask_supervisor(&SupervisorCall::Policy(64));
         ensure!(
             policy.as_ref().is_ok_and(|policy| policy.len() == 64),
             "the policy is {policy:?}"
         );
-        ensure_clean(machine, 0)
+        ensure_clean(client, 0)
     })
 }
 
-fn supervisor_is_locked_by_its_policy(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
+fn supervisor_is_locked_by_its_policy(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
         let denied = |request| Err(refused_request(request, EfiStatus::ACCESS_DENIED));
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Policy(0)),
+            client.ask_supervisor(&SupervisorCall::Policy(0)),
             Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::BUFFER_TOO_SMALL))
         );
         let memory = UnblockMemory::runtime_data(0x1000_0000, 4, GUID);
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Unblock(memory)),
+            client.ask_supervisor(&SupervisorCall::Unblock(memory)),
             denied(REQUEST_UNBLOCK_MEMORY)
         );
-        ensure_eq!(machine.ask_supervisor(&NOT_TAKEN), denied(REQUEST_COMM_UPDATE));
-        ensure_both_answer(machine)
+        ensure_eq!(client.ask_supervisor(&NOT_TAKEN), denied(REQUEST_COMM_UPDATE));
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_client_sends_v1_headers(lab: &dyn Lab) -> Seen {
+fn supervisor_client_sends_v1_headers(lab: &Lab) -> Seen {
     let v3 = |id| BufferSetup {
         header: HeaderFormat::V3,
         ..BufferSetup::new(id)
@@ -239,17 +239,17 @@ fn supervisor_client_sends_v1_headers(lab: &dyn Lab) -> Seen {
             buffers: [v3(0), v3(1)].to_vec(),
             ..setup(release)
         };
-        let machine = up(lab, &setup)?;
+        let client = up(lab, &setup)?;
         ensure!(
-            machine.ask_supervisor(&SupervisorCall::Version).is_ok(),
+            client.ask_supervisor(&SupervisorCall::Version).is_ok(),
             "the version was not told"
         );
         // A message with the buffer's own header shows that this supervisor does not take it.
         ensure_eq!(
-            machine.communicate(0, b"x", mm::ECHO),
+            client.communicate(0, b"x", mm::ECHO),
             Err(Status::MmReturned(efi::Status::UNSUPPORTED))
         );
-        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
 }
@@ -274,182 +274,182 @@ const fn refused_at(piece: Piece) -> SupervisorCall {
 }
 
 /// Fails unless both channels answer.
-fn ensure_both_answer(machine: &dyn Machine) -> Seen {
-    let version = machine.ask_supervisor(&SupervisorCall::Version);
+fn ensure_both_answer(client: &Client) -> Seen {
+    let version = client.ask_supervisor(&SupervisorCall::Version);
     ensure!(version.is_ok(), "the supervisor answers {version:?}");
-    let message = super::pattern(machine.capacity(1));
-    ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
-    ensure_clean(machine, 0)?;
-    ensure_clean(machine, 1)
+    let message = super::pattern(client.capacity(1));
+    ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
+    ensure_clean(client, 0)?;
+    ensure_clean(client, 1)
 }
 
-fn supervisor_client_moves_comm_buffers(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let (before, mmis) = (machine.describe_buffers(), machine.mmis());
-        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
-        ensure_eq!(machine.mmis(), mmis + 1);
-        let after = machine.describe_buffers();
+fn supervisor_client_moves_comm_buffers(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let (before, mmis) = (client.describe_buffers(), client.mmis());
+        ensure_eq!(client.ask_supervisor(&MOVE), Ok(Vec::new()));
+        ensure_eq!(client.mmis(), mmis + 1);
+        let after = client.describe_buffers();
         ensure!(
             after.len() == before.len() && after.iter().all(|buffer| !before.contains(buffer)),
             "from {before:?} to {after:?}"
         );
-        ensure_both_answer(machine)
+        ensure_both_answer(client)
     })
 }
 
-fn stale_mailboxes_are_moved_to(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
+fn stale_mailboxes_are_moved_to(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
         let stale = Move {
             are_mailboxes_stale: true,
             ..Move::TAKEN
         };
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::Move(stale)),
+            client.ask_supervisor(&SupervisorCall::Move(stale)),
             Ok(Vec::new())
         );
         for id in [0, 1] {
-            let mailbox = machine.mailbox(id);
+            let mailbox = client.mailbox(id);
             ensure!(
                 mailbox.is_some_and(|mailbox| !mailbox.is_pending()),
                 "mailbox {id} has {mailbox:?}"
             );
         }
-        ensure_both_answer(machine)
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_refuses_a_second_move(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
-        let before = machine.describe_buffers();
+fn supervisor_refuses_a_second_move(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        ensure_eq!(client.ask_supervisor(&MOVE), Ok(Vec::new()));
+        let before = client.describe_buffers();
         ensure_eq!(
-            machine.ask_supervisor(&NOT_TAKEN),
+            client.ask_supervisor(&NOT_TAKEN),
             Err(refused_request(REQUEST_COMM_UPDATE, EfiStatus::ACCESS_DENIED))
         );
-        ensure_eq!(machine.describe_buffers(), before);
-        ensure_both_answer(machine)
+        ensure_eq!(client.describe_buffers(), before);
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_refuses_a_whole_move(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let before = machine.describe_buffers();
+fn supervisor_refuses_a_whole_move(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let before = client.describe_buffers();
         ensure_eq!(
-            machine.ask_supervisor(&refused_at(Piece::Supervisor)),
+            client.ask_supervisor(&refused_at(Piece::Supervisor)),
             Err(refused_request(
                 REQUEST_COMM_UPDATE,
                 EfiStatus::SECURITY_VIOLATION
             ))
         );
-        ensure_eq!(machine.describe_buffers(), before);
-        ensure_both_answer(machine)
+        ensure_eq!(client.describe_buffers(), before);
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_move_of_another_size_is_not_sent(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let mmis = machine.mmis();
+fn supervisor_move_of_another_size_is_not_sent(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let mmis = client.mmis();
         for (supervisor, users) in [(3, 4), (4, 5)] {
             let other = SupervisorCall::Move(Move {
                 supervisor,
                 users,
                 ..Move::TAKEN
             });
-            let refused = machine.ask_supervisor(&other);
+            let refused = client.ask_supervisor(&other);
             ensure!(
                 matches!(refused, Err(SupervisorError::UnfitBuffer { .. })),
                 "{supervisor} and {users} pages: {refused:?}"
             );
         }
-        ensure_eq!(machine.mmis(), mmis);
-        ensure_both_answer(machine)
+        ensure_eq!(client.mmis(), mmis);
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_move_of_mixed_up_buffers_is_not_sent(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let mmis = machine.mmis();
+fn supervisor_move_of_mixed_up_buffers_is_not_sent(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let mmis = client.mmis();
         ensure_eq!(
-            machine.ask_supervisor(&SupervisorCall::MoveMixedUp),
+            client.ask_supervisor(&SupervisorCall::MoveMixedUp),
             Err(SupervisorError::WrongBuffers {
                 supervisor: 1,
                 users: 0,
                 own: 0
             })
         );
-        ensure_eq!(machine.mmis(), mmis);
-        ensure_both_answer(machine)?;
-        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
-        ensure_both_answer(machine)
+        ensure_eq!(client.mmis(), mmis);
+        ensure_both_answer(client)?;
+        ensure_eq!(client.ask_supervisor(&MOVE), Ok(Vec::new()));
+        ensure_both_answer(client)
     })
 }
 
-fn supervisor_move_in_part_is_followed(lab: &dyn Lab) -> Seen {
+fn supervisor_move_in_part_is_followed(lab: &Lab) -> Seen {
     for (piece, users_moved) in [(Piece::Users, false), (Piece::UsersMailbox, true)] {
-        with_each(lab, |machine, _| {
-            let before = machine.describe_buffers();
+        with_each(lab, |client, _| {
+            let before = client.describe_buffers();
             ensure_eq!(
-                machine.ask_supervisor(&refused_at(piece)),
+                client.ask_supervisor(&refused_at(piece)),
                 Err(SupervisorError::MovedInPart {
                     result: EfiStatus::SECURITY_VIOLATION,
                     users_moved
                 })
             );
-            let after = machine.describe_buffers();
+            let after = client.describe_buffers();
             let stayed = before.iter().zip(&after).map(|(before, after)| before == after);
             ensure_eq!(stayed.collect::<Vec<_>>(), [false, !users_moved]);
-            ensure_both_answer(machine)
+            ensure_both_answer(client)
         })
         .map_err(|seen| alloc::format!("{piece:?}: {seen}"))?;
     }
     Ok(())
 }
 
-fn supervisor_move_of_a_buffer_in_use_is_busy(lab: &dyn Lab) -> Seen {
-    with_each(lab, |machine, _| {
-        let (inner, outer) = super::nesting::look_during(machine, b"outer", mm::ECHO, |machine| {
-            machine.ask_supervisor(&NOT_TAKEN)
+fn supervisor_move_of_a_buffer_in_use_is_busy(lab: &Lab) -> Seen {
+    with_each(lab, |client, _| {
+        let (inner, outer) = super::nesting::look_during(client, b"outer", mm::ECHO, |client| {
+            client.ask_supervisor(&NOT_TAKEN)
         });
         ensure_eq!(inner, Some(Err(Status::Busy.into())));
         // The outer call is through the supervisor's buffer.
         ensure_eq!(outer, Err(Status::MmReturned(efi::Status::NOT_FOUND)));
-        ensure_both_answer(machine)
+        ensure_both_answer(client)
     })
 }
 
 /// Asks for the version in the middle of a call through the users' buffer.
-fn ask_during_a_users_call(machine: &dyn Machine) -> Result<Result<Vec<u8>, SupervisorError>, String> {
+fn ask_during_a_users_call(client: &Client) -> Result<Result<Vec<u8>, SupervisorError>, String> {
     let seen = Rc::new(Cell::new(None));
     let inner = Rc::clone(&seen);
-    let callback = Box::new(move |machine: &dyn Machine| {
-        inner.set(Some(machine.ask_supervisor(&SupervisorCall::Version)));
+    let callback = Box::new(move |client: &Client| {
+        inner.set(Some(client.ask_supervisor(&SupervisorCall::Version)));
     });
-    let outer = machine.communicate_around(1, b"outer", mm::ECHO, callback);
+    let outer = client.communicate_around(1, b"outer", mm::ECHO, callback);
     if outer != Ok(b"outer".to_vec()) {
         return Err(alloc::format!("the outer call gave {outer:?}"));
     }
     seen.take().ok_or_else(|| String::from("there was no inner call"))
 }
 
-fn nested_call_to_project_mus_supervisor(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(Release::Main))?;
-    let before = machine.mmis();
-    let inner = ask_during_a_users_call(&*machine)?;
+fn nested_call_to_project_mus_supervisor(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(Release::Main))?;
+    let before = client.mmis();
+    let inner = ask_during_a_users_call(&client)?;
     ensure!(inner.is_ok(), "the inner call gave {inner:?}");
     // Two of the inner call, since the first one served the outer request.
-    ensure_eq!(machine.mmis(), before + 3);
-    ensure_both_answer(&*machine)
+    ensure_eq!(client.mmis(), before + 3);
+    ensure_both_answer(&client)
 }
 
-fn nested_call_through_a_shared_mailbox_is_busy(lab: &dyn Lab) -> Seen {
-    let machine = up(lab, &setup(Release::V20ToV23))?;
-    let before = machine.mmis();
-    ensure_eq!(ask_during_a_users_call(&*machine)?, Err(Status::Busy.into()));
-    ensure_eq!(machine.mmis(), before + 1);
-    ensure_both_answer(&*machine)
+fn nested_call_through_a_shared_mailbox_is_busy(lab: &Lab) -> Seen {
+    let client = up(lab, &setup(Release::V20ToV23))?;
+    let before = client.mmis();
+    ensure_eq!(ask_during_a_users_call(&client)?, Err(Status::Busy.into()));
+    ensure_eq!(client.mmis(), before + 1);
+    ensure_both_answer(&client)
 }
 
-fn users_follow_project_mus_driver(lab: &dyn Lab) -> Seen {
+fn users_follow_project_mus_driver(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             updatable: Some(1),
@@ -457,119 +457,116 @@ fn users_follow_project_mus_driver(lab: &dyn Lab) -> Seen {
             supervisor_events: Some(0),
             ..setup(release)
         };
-        let machine = up(lab, &setup)?;
-        ensure_eq!(machine.start_project_mus_driver(), Ok(()));
-        let message = super::pattern(machine.capacity(1));
-        ensure_eq!(machine.communicate(1, &message, mm::ECHO), Ok(message));
-        ensure_clean(&*machine, 1)?;
+        let client = up(lab, &setup)?;
+        ensure_eq!(client.start_project_mus_driver(), Ok(()));
+        let message = super::pattern(client.capacity(1));
+        ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
+        ensure_clean(&client, 1)?;
         // MM does not look at the supervisor's former buffer any more. A mailbox of its own still announces the driver's
         // request to move.
         let mut version = Ok(Vec::new());
         let log = lab.with_log(LogLevel::Debug, &mut || {
-            version = machine.ask_supervisor(&SupervisorCall::Version);
+            version = client.ask_supervisor(&SupervisorCall::Version);
         });
         match release {
             Release::V20ToV23 => ensure_eq!(version, Err(Status::CommBufferDisabled.into())),
             Release::Main => ensure_eq!(version, Err(Status::MailboxInUse.into())),
         }
         ensure!(log.contains("MmDxeSupport"), "{release:?}: the log says {log}");
-        ensure_eq!(
-            machine.ask_supervisor(&NOT_TAKEN),
-            Err(SupervisorError::HasDriver)
-        );
+        ensure_eq!(client.ask_supervisor(&NOT_TAKEN), Err(SupervisorError::HasDriver));
         for event in [
             BootEvent::EndOfDxe,
             BootEvent::ReadyToLock,
             BootEvent::ExitBootServices,
         ] {
-            let mmis = machine.mmis();
-            let log = lab.with_log(LogLevel::Debug, &mut || machine.signal(event));
+            let mmis = client.mmis();
+            let log = lab.with_log(LogLevel::Debug, &mut || client.signal(event));
             // Neither does the client tell the supervisor, nor does that refuse what its driver tells.
             ensure!(
                 !log.contains("supervisor"),
                 "{release:?}, {event:?}: the log says {log}"
             );
             // That of the users; the driver's are not counted.
-            ensure_eq!(machine.mmis(), mmis + 1);
+            ensure_eq!(client.mmis(), mmis + 1);
         }
-        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
 }
 
-fn supervisor_with_a_driver_of_its_own_is_not_moved(lab: &dyn Lab) -> Seen {
+fn supervisor_with_a_driver_of_its_own_is_not_moved(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             supervisors_driver: true,
             ..setup(release)
         };
-        let machine = up(lab, &setup)?;
-        let mmis = machine.mmis();
-        ensure_eq!(machine.ask_supervisor(&MOVE), Err(SupervisorError::HasDriver));
-        ensure_eq!(machine.mmis(), mmis);
-        ensure_both_answer(&*machine)?;
+        let client = up(lab, &setup)?;
+        let mmis = client.mmis();
+        ensure_eq!(client.ask_supervisor(&MOVE), Err(SupervisorError::HasDriver));
+        ensure_eq!(client.mmis(), mmis);
+        ensure_both_answer(&client)?;
     }
     Ok(())
 }
 
-fn supervisor_that_its_driver_closed_is_explained(lab: &dyn Lab) -> Seen {
+fn supervisor_that_its_driver_closed_is_explained(lab: &Lab) -> Seen {
     const EXIT_BOOT_SERVICES: Guid = guid!("27abf055-b1b8-4c26-8048-748f37baa2df");
     for (supervisors_driver, is_named) in [(true, true), (false, false)] {
         let setup = Setup {
             supervisors_driver,
             ..setup(Release::Main)
         };
-        let machine = up(lab, &setup)?;
-        ensure_eq!(machine.communicate(0, &[0], EXIT_BOOT_SERVICES), Ok([0].to_vec()));
+        let client = up(lab, &setup)?;
+        ensure_eq!(client.communicate(0, &[0], EXIT_BOOT_SERVICES), Ok([0].to_vec()));
         let mut version = Ok(Vec::new());
         let log = lab.with_log(LogLevel::Debug, &mut || {
-            version = machine.ask_supervisor(&SupervisorCall::Version);
+            version = client.ask_supervisor(&SupervisorCall::Version);
         });
         ensure_eq!(version, Err(Status::NotProcessed.into()));
         ensure!(
             log.contains("MmDxeSupport") == is_named,
             "with the driver ({supervisors_driver}) the log says {log}"
         );
-        ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+        ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
     Ok(())
 }
 
-fn buffers_that_the_supervisor_moved_are_announced(lab: &dyn Lab) -> Seen {
+fn buffers_that_the_supervisor_moved_are_announced(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             updatable: Some(1),
             ..setup(release)
         };
-        let machine = up(lab, &setup)?;
-        ensure_eq!(machine.ask_supervisor(&MOVE), Ok(Vec::new()));
+        let client = up(lab, &setup)?;
+        ensure_eq!(client.ask_supervisor(&MOVE), Ok(Vec::new()));
         let log = lab.with_log(LogLevel::Debug, &mut || {
-            machine.announce(Update {
+            client.announce(Update {
                 place: UpdatePlace::Over(1),
                 ..Update::to_pages(4)
             });
             // The next call puts it into effect.
-            let _ = machine.communicate(1, b"x", mm::ECHO);
+            let _ = client.communicate(1, b"x", mm::ECHO);
         });
         ensure!(!log.contains("ERROR"), "{release:?}: the log says {log}");
-        ensure_both_answer(&*machine)?;
+        ensure_both_answer(&client)?;
     }
     Ok(())
 }
 
-fn supervisor_whose_mailbox_moved_away_is_disabled(lab: &dyn Lab) -> Seen {
+fn supervisor_whose_mailbox_moved_away_is_disabled(lab: &Lab) -> Seen {
     let setup = Setup {
         updatable: Some(1),
         ..setup(Release::V20ToV23)
     };
-    let machine = up(lab, &setup)?;
-    machine.announce(Update::to_pages(4));
-    ensure_eq!(machine.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
-    let mmis = machine.mmis();
+    let client = up(lab, &setup)?;
+    client.announce(Update::to_pages(4));
+    ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
+    let mmis = client.mmis();
     ensure_eq!(
-        machine.ask_supervisor(&SupervisorCall::Version),
+        client.ask_supervisor(&SupervisorCall::Version),
         Err(Status::CommBufferDisabled.into())
     );
-    ensure_eq!(machine.mmis(), mmis);
+    ensure_eq!(client.mmis(), mmis);
     Ok(())
 }

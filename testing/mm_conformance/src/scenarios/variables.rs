@@ -1,7 +1,7 @@
 //! edk2's variable service answers as its clients expect.
 
 use super::{Seen, ready};
-use crate::lab::{Call, Lab, Machine, ResponseTo};
+use crate::lab::{Call, Client, Lab, ResponseTo};
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
@@ -39,9 +39,9 @@ fn utf16(name: &str) -> Vec<u8> {
 }
 
 /// Sends a function's message and returns the service's status and what follows the header.
-fn ask(machine: &dyn Machine, function: u64, body: &[u8]) -> Result<(EfiStatus, Vec<u8>), String> {
+fn ask(client: &Client, function: u64, body: &[u8]) -> Result<(EfiStatus, Vec<u8>), String> {
     let message = [FunctionHeader::new(function).as_bytes(), body].concat();
-    let response = machine
+    let response = client
         .communicate(0, &message, variable::GUID)
         .map_err(|failure| format!("function {function}: {failure}"))?;
     let (header, body) = FunctionHeader::read_from_prefix(&response)
@@ -60,30 +60,26 @@ fn access(name: &str, attributes: u32, data: &[u8]) -> Vec<u8> {
     [fields.as_bytes(), &name, data].concat()
 }
 
-fn set(machine: &dyn Machine, name: &str, attributes: u32, data: &[u8]) -> Result<EfiStatus, String> {
-    Ok(ask(machine, function::SET_VARIABLE, &access(name, attributes, data))?.0)
+fn set(client: &Client, name: &str, attributes: u32, data: &[u8]) -> Result<EfiStatus, String> {
+    Ok(ask(client, function::SET_VARIABLE, &access(name, attributes, data))?.0)
 }
 
 /// Reads with room for `room` bytes of data.
-fn get(
-    machine: &dyn Machine,
-    name: &str,
-    room: usize,
-) -> Result<(EfiStatus, AccessVariable, Vec<u8>), String> {
-    let (status, body) = ask(machine, function::GET_VARIABLE, &access(name, 0, &vec![0; room]))?;
+fn get(client: &Client, name: &str, room: usize) -> Result<(EfiStatus, AccessVariable, Vec<u8>), String> {
+    let (status, body) = ask(client, function::GET_VARIABLE, &access(name, 0, &vec![0; room]))?;
     let (fields, rest) = AccessVariable::read_from_prefix(&body).map_err(|error| format!("{error}"))?;
     let data = rest.get(utf16(name).len()..).unwrap_or_default().to_vec();
     Ok((status, fields, data))
 }
 
-fn variable_payload_size_is_answered(lab: &dyn Lab) -> Seen {
-    ensure_payload_size(&*ready(lab)?)
+fn variable_payload_size_is_answered(lab: &Lab) -> Seen {
+    ensure_payload_size(&ready(lab)?)
 }
 
 /// Fails unless the variable service tells a payload size.
-pub(super) fn ensure_payload_size(machine: &dyn Machine) -> Seen {
+pub(super) fn ensure_payload_size(client: &Client) -> Seen {
     let (status, body) = ask(
-        machine,
+        client,
         function::GET_PAYLOAD_SIZE,
         PayloadSize::default().as_bytes(),
     )?;
@@ -99,26 +95,23 @@ pub(super) fn ensure_payload_size(machine: &dyn Machine) -> Seen {
     Ok(())
 }
 
-fn unknown_variable_function_is_unsupported(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(ask(&*machine, 99, &[])?, (EfiStatus::UNSUPPORTED, Vec::new()));
+fn unknown_variable_function_is_unsupported(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(ask(&client, 99, &[])?, (EfiStatus::UNSUPPORTED, Vec::new()));
     Ok(())
 }
 
-fn missing_variable_is_not_found(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(get(&*machine, "NobodySetThis", 16)?.0, EfiStatus::NOT_FOUND);
+fn missing_variable_is_not_found(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(get(&client, "NobodySetThis", 16)?.0, EfiStatus::NOT_FOUND);
     Ok(())
 }
 
-fn variable_reads_back_as_written(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn variable_reads_back_as_written(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let data = super::pattern(77);
-    ensure_eq!(
-        set(&*machine, "ReadBack", BOOT_SERVICE, &data)?,
-        EfiStatus::SUCCESS
-    );
-    let (status, fields, read) = get(&*machine, "ReadBack", 128)?;
+    ensure_eq!(set(&client, "ReadBack", BOOT_SERVICE, &data)?, EfiStatus::SUCCESS);
+    let (status, fields, read) = get(&client, "ReadBack", 128)?;
     ensure_eq!(status, EfiStatus::SUCCESS);
     ensure_eq!(fields.data_size.get(), 77);
     ensure_eq!(fields.attributes.get(), BOOT_SERVICE);
@@ -126,29 +119,29 @@ fn variable_reads_back_as_written(lab: &dyn Lab) -> Seen {
         read.get(..77) == Some(&data[..]),
         "the data read is not the data written: {read:?}"
     );
-    ensure_eq!(set(&*machine, "ReadBack", 0, &[])?, EfiStatus::SUCCESS);
+    ensure_eq!(set(&client, "ReadBack", 0, &[])?, EfiStatus::SUCCESS);
     Ok(())
 }
 
-fn short_read_tells_the_needed_size(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn short_read_tells_the_needed_size(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     ensure_eq!(
-        set(&*machine, "ShortRead", BOOT_SERVICE, &[7; 40])?,
+        set(&client, "ShortRead", BOOT_SERVICE, &[7; 40])?,
         EfiStatus::SUCCESS
     );
-    let (status, fields, _) = get(&*machine, "ShortRead", 39)?;
+    let (status, fields, _) = get(&client, "ShortRead", 39)?;
     ensure_eq!(status, EfiStatus::BUFFER_TOO_SMALL);
     ensure_eq!(fields.data_size.get(), 40);
-    ensure_eq!(set(&*machine, "ShortRead", 0, &[])?, EfiStatus::SUCCESS);
+    ensure_eq!(set(&client, "ShortRead", 0, &[])?, EfiStatus::SUCCESS);
     Ok(())
 }
 
-fn deleted_variable_is_gone(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(set(&*machine, "Deleted", BOOT_SERVICE, b"x")?, EfiStatus::SUCCESS);
-    ensure_eq!(get(&*machine, "Deleted", 1)?.0, EfiStatus::SUCCESS);
-    ensure_eq!(set(&*machine, "Deleted", 0, &[])?, EfiStatus::SUCCESS);
-    ensure_eq!(get(&*machine, "Deleted", 1)?.0, EfiStatus::NOT_FOUND);
+fn deleted_variable_is_gone(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(set(&client, "Deleted", BOOT_SERVICE, b"x")?, EfiStatus::SUCCESS);
+    ensure_eq!(get(&client, "Deleted", 1)?.0, EfiStatus::SUCCESS);
+    ensure_eq!(set(&client, "Deleted", 0, &[])?, EfiStatus::SUCCESS);
+    ensure_eq!(get(&client, "Deleted", 1)?.0, EfiStatus::NOT_FOUND);
     Ok(())
 }
 
@@ -156,7 +149,7 @@ fn deleted_variable_is_gone(lab: &dyn Lab) -> Seen {
 type Name = ([u8; 16], Vec<u8>);
 
 /// The name that follows, as it stands in the response; `None` at the end.
-fn next(machine: &dyn Machine, vendor: [u8; 16], name: &[u8]) -> Result<Option<Name>, String> {
+fn next(client: &Client, vendor: [u8; 16], name: &[u8]) -> Result<Option<Name>, String> {
     const ROOM: usize = 1024;
     let fields = NextName {
         vendor,
@@ -164,7 +157,7 @@ fn next(machine: &dyn Machine, vendor: [u8; 16], name: &[u8]) -> Result<Option<N
     };
     let mut body = [fields.as_bytes(), name].concat();
     body.resize(size_of::<NextName>() + ROOM, 0);
-    let (status, body) = ask(machine, function::GET_NEXT_VARIABLE_NAME, &body)?;
+    let (status, body) = ask(client, function::GET_NEXT_VARIABLE_NAME, &body)?;
     if status == EfiStatus::NOT_FOUND {
         return Ok(None);
     }
@@ -182,16 +175,16 @@ fn ensure_next(good: bool, status: &EfiStatus) -> Seen {
     Ok(())
 }
 
-fn variable_names_can_be_walked(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
-    ensure_eq!(set(&*machine, "Walked", BOOT_SERVICE, b"x")?, EfiStatus::SUCCESS);
+fn variable_names_can_be_walked(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
+    ensure_eq!(set(&client, "Walked", BOOT_SERVICE, b"x")?, EfiStatus::SUCCESS);
     let wanted = (VENDOR.to_bytes(), utf16("Walked"));
     let mut found = 0;
     let mut at = ([0; 16], vec![0, 0]);
     for _ in 0..10_000 {
-        let Some(following) = next(&*machine, at.0, &at.1)? else {
+        let Some(following) = next(&client, at.0, &at.1)? else {
             ensure_eq!(found, 1);
-            ensure_eq!(set(&*machine, "Walked", 0, &[])?, EfiStatus::SUCCESS);
+            ensure_eq!(set(&client, "Walked", 0, &[])?, EfiStatus::SUCCESS);
             return Ok(());
         };
         ensure!(following != at, "the walk stays at {at:?}");
@@ -201,13 +194,13 @@ fn variable_names_can_be_walked(lab: &dyn Lab) -> Seen {
     Err(String::from("the walk does not end"))
 }
 
-fn variable_storage_sizes_are_told(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn variable_storage_sizes_are_told(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let query = QueryInfo {
         attributes: BOOT_SERVICE.into(),
         ..QueryInfo::default()
     };
-    let (status, body) = ask(&*machine, function::QUERY_VARIABLE_INFO, query.as_bytes())?;
+    let (status, body) = ask(&client, function::QUERY_VARIABLE_INFO, query.as_bytes())?;
     ensure_eq!(status, EfiStatus::SUCCESS);
     let info = QueryInfo::read_from_bytes(&body).map_err(|error| format!("{error}"))?;
     ensure!(
@@ -225,18 +218,18 @@ fn payload_size_request() -> Vec<u8> {
 }
 
 /// Has a response of the variable service put there.
-fn ask_into(machine: &dyn Machine, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Status> {
+fn ask_into(client: &Client, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Status> {
     let call = Call {
         response,
         ..Call::default()
     };
-    machine.communicate_as(call, 0, message, variable::GUID)
+    client.communicate_as(call, 0, message, variable::GUID)
 }
 
-fn every_way_carries_the_variable_services_response(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn every_way_carries_the_variable_services_response(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let message = payload_size_request();
-    let response = machine.communicate(0, &message, variable::GUID);
+    let response = client.communicate(0, &message, variable::GUID);
     ensure!(
         response
             .as_ref()
@@ -250,21 +243,21 @@ fn every_way_carries_the_variable_services_response(lab: &dyn Lab) -> Seen {
         ResponseTo::Closure(7),
         ResponseTo::Closure(4096),
     ] {
-        ensure_eq!(ask_into(&*machine, way, &message), response);
-        super::ensure_clean(&*machine, 0)?;
+        ensure_eq!(ask_into(&client, way, &message), response);
+        super::ensure_clean(&client, 0)?;
     }
     let (needed, room) = (message.len(), message.len() - 1);
     ensure_eq!(
-        ask_into(&*machine, ResponseTo::Slice(room), &message),
+        ask_into(&client, ResponseTo::Slice(room), &message),
         Err(Status::ResponseTooLong { needed, room })
     );
-    super::ensure_clean(&*machine, 0)
+    super::ensure_clean(&client, 0)
 }
 
-fn typed_response_of_the_variable_service(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn typed_response_of_the_variable_service(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let unknown = FunctionHeader::new(99);
-    let response = ask_into(&*machine, ResponseTo::Type16, unknown.as_bytes());
+    let response = ask_into(&client, ResponseTo::Type16, unknown.as_bytes());
     let header = response
         .as_deref()
         .ok()
@@ -273,27 +266,27 @@ fn typed_response_of_the_variable_service(lab: &dyn Lab) -> Seen {
     ensure_eq!(status, Some(EfiStatus::UNSUPPORTED));
     let message = payload_size_request();
     ensure_eq!(
-        ask_into(&*machine, ResponseTo::Type16, &message),
+        ask_into(&client, ResponseTo::Type16, &message),
         Err(Status::ResponseSize {
             expected: 16,
             returned: message.len()
         })
     );
-    super::ensure_clean(&*machine, 0)
+    super::ensure_clean(&client, 0)
 }
 
-fn many_calls_to_the_variable_service_work(lab: &dyn Lab) -> Seen {
-    let machine = ready(lab)?;
+fn many_calls_to_the_variable_service_work(lab: &Lab) -> Seen {
+    let client = ready(lab)?;
     let request = PayloadSize::default();
-    let first = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
+    let first = ask(&client, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
     let calls = lab.many_calls();
     for n in 1..calls {
-        let response = ask(&*machine, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
+        let response = ask(&client, function::GET_PAYLOAD_SIZE, request.as_bytes())?;
         ensure!(
             response == first,
             "call {n}: {response:?}, the first one: {first:?}"
         );
     }
-    ensure_eq!(machine.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
-    super::ensure_clean(&*machine, 0)
+    ensure_eq!(client.mmis(), usize::try_from(calls).unwrap_or(usize::MAX));
+    super::ensure_clean(&client, 0)
 }

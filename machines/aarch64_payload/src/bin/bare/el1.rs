@@ -9,7 +9,7 @@ use core::panic::PanicInfo;
 use linked_list_allocator::LockedHeap;
 use mm_comm::SharedRegion;
 use mm_comm::smc::Smc;
-use patina_harness::report::Report;
+use mm_conformance::report::Report;
 
 global_asm!(include_str!("el1.s"));
 

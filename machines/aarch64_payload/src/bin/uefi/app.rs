@@ -8,20 +8,20 @@ use aarch64_payload::Place;
 use core::fmt::{self, Write};
 use mm_comm::SharedRegion;
 use mm_comm::smc::{Call, Smc};
+use mm_conformance::report::Report;
 use mm_wire::PAGE_LEN;
 use patina::standard::efi;
 use patina::uefi::boot_services::BootServices;
 use patina::uefi::boot_services::allocation::AllocType;
 use patina::uefi::memory::EfiMemoryType;
-use patina_harness::report::Report;
 use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
 
 #[unsafe(export_name = "efi_main")]
 extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
-    // Before the host installs a logger of its own.
-    aarch64_payload::recorder::install();
+    // Before `Firmware::new` installs another logger.
+    mm_conformance::recorder::install();
     // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot
     // services.
     let firmware = unsafe { Firmware::new(image, system_table) };

@@ -11,15 +11,15 @@
 use mm_comm::SharedRegion;
 use mm_comm::smc::{Call, Conduit};
 use mm_conformance::lab::LogLevel;
+use mm_conformance::lab::Site;
+use mm_conformance::sim::SimSite;
 use mm_wire::hob::FFA_RX_TX_HOB_GUID;
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::service::Service;
-use patina_harness::Dispatcher;
-use patina_harness::lab::Site;
-use patina_harness::sim::SimSite;
 use patina_mm::component::sw_mmi_manager::{SwMmiManager, SwMmiTrigger};
 use patina_mm::config::{AcpiBase, MmCommunicationConfiguration, MmiPort, SmcOptions};
+use patina_mm_test::Dispatcher;
 use std::cell::RefCell;
 
 const ID_GET: u32 = 0x8400_0069;

@@ -2,8 +2,8 @@
 //! what it had in it, and firmware does not clear each mailbox that it announces.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use mm_conformance::{Abilities, Outcome};
-use patina_harness::sim::{Ram, SimSite};
+use mm_conformance::Abilities;
+use mm_conformance::sim::{Ram, SimSite};
 
 fn main() {
     let others = Abilities::SECURE_CALLS | Abilities::NO_MM;
@@ -16,11 +16,9 @@ fn main() {
         let scenarios = scenarios.filter(move |scenario| !scenario.needs.intersects(others));
         scenarios.map(move |scenario| {
             Trial::test(format!("{kind}::{}", scenario.name), move || {
-                match scenario.run(&SimSite::with_ram(ram).into_lab()) {
-                    Outcome::Passed => Ok(()),
-                    Outcome::Failed(seen) => Err(Failed::from(format!("{}, but {seen}", scenario.shows))),
-                    Outcome::Skipped(why) => Err(Failed::from(why)),
-                }
+                scenario
+                    .run(&SimSite::with_ram(ram).into_lab())
+                    .map_err(|not_ok| Failed::from(not_ok.why()))
             })
         })
     });

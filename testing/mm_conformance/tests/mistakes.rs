@@ -13,6 +13,8 @@
 
 use mm_comm::Ports;
 use mm_conformance::lab::LogLevel;
+use mm_conformance::lab::Site;
+use mm_conformance::sim::SimSite;
 use mm_core::CommBuffer;
 use mm_core::handlers::Echo;
 use mm_wire::{AddressRange, HeaderFormat, PAGE_LEN};
@@ -20,12 +22,6 @@ use patina::component::params::ConfigMut;
 use patina::component::service::Service;
 use patina::component::{IntoComponent, component};
 use patina::{BinaryGuid, Guid};
-use patina_harness::Dispatcher;
-use patina_harness::events::SharedEvents;
-use patina_harness::lab::Site;
-use patina_harness::protocols::SharedProtocols;
-use patina_harness::sim::SimSite;
-use patina_harness::tap::Tap;
 use patina_mm::component::communicator::{CallOptions, MmCommunicationExt, MmCommunicator, Status};
 use patina_mm::component::events::MmEventNotifier;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
@@ -36,6 +32,10 @@ use patina_mm::config::{
     AcpiBase, CommunicateBuffer, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort, SmiCheck,
 };
 use patina_mm::service::{MmCommunication, SwMmiTrigger};
+use patina_mm_test::Dispatcher;
+use patina_mm_test::events::SharedEvents;
+use patina_mm_test::protocols::SharedProtocols;
+use patina_mm_test::tap::Tap;
 use std::cell::RefCell;
 use std::rc::Rc;
 

@@ -1,15 +1,14 @@
 //! What Project Mu's platforms have around a supervisor, without the client under test: comm buffers that share a mailbox, and
 //! MmDxeSupport, its driver in C.
 
-use super::SetupFailure;
-use super::{
-    Observed, PatinaMachine, SUPERVISOR_PROTOCOL_GUID, Site, install_marker, install_update, observe, tell_mm,
-};
+use super::bring_up::{SUPERVISOR_PROTOCOL_GUID, install_marker, install_update, tell_mm};
+use super::observed::Observed;
+use super::{Client, SetupFailure, Site};
+use crate::mm::{self, Release};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use mm_comm::mailbox::Mailbox;
-use mm_conformance::mm::{self, Release};
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::message::supervisor::{self, CommUpdate, RequestHeader, SharedCommUpdate};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, PAGE_LEN};
@@ -24,13 +23,17 @@ use zerocopy::IntoBytes;
 const HEADER_LEN: usize = HeaderFormat::V1.header_len();
 
 /// Gives a supervisor's comm buffer the mailbox of its users.
-pub(super) fn share_mailbox(supervisor: Observed, users: &Observed) -> Result<Observed, SetupFailure> {
-    let (base, told_mailbox) = supervisor.place();
+pub(super) fn share_mailbox(
+    site: &dyn Site,
+    supervisor: Observed,
+    users: &Observed,
+) -> Result<Observed, SetupFailure> {
+    let (base, mailbox_in_mm) = supervisor.place();
     let (_, mailbox) = users.place();
     let header = supervisor.handle.header();
-    let shared = observe(supervisor.id, base, supervisor.region.len(), mailbox)?;
+    let shared = Observed::new(site, supervisor.id, base, supervisor.region.len(), mailbox)?;
     Ok(Observed {
-        told_mailbox,
+        mailbox_in_mm,
         handle: shared.handle.with_shared_mailbox().with_header(header),
         ..shared
     })
@@ -38,7 +41,7 @@ pub(super) fn share_mailbox(supervisor: Observed, users: &Observed) -> Result<Ob
 
 /// Makes the MM side serve like a supervisor of Project Mu, by a message through the users' comm buffer.
 pub(super) fn serve_like(
-    site: &impl Site,
+    site: &dyn Site,
     release: Release,
     buffers: &[Observed],
 ) -> Result<(), SetupFailure> {
@@ -60,7 +63,7 @@ pub(super) fn serve_like(
 /// Sends a message past the client, like a driver in C: it stays in the comm buffer, response and all. Returns what the
 /// mailbox says; `None` if MM did not take the message.
 fn send(
-    site: &impl Site,
+    site: &dyn Site,
     buffer: &Observed,
     armed: &MailboxImage,
     recipient: Guid,
@@ -83,31 +86,25 @@ fn send(
 }
 
 /// MmDxeSupport after it was started (`MmSupervisorPkg/Drivers/MmPeiLaunchers/MmDxeSupport.c`).
-struct Driver<S> {
-    machine: PatinaMachine<S>,
+struct Driver {
+    client: Client,
     release: Release,
     /// The supervisor's comm buffer, where the driver has moved it.
     supervisor: Observed,
 }
 
-impl<S: Site + 'static> Driver<S> {
+impl Driver {
     /// `SupvCommunicationCommunicate`.
     fn ask(&self, recipient: Guid, message: &[u8]) -> Option<EfiStatus> {
         let armed = armed(self.release);
-        send(
-            &*self.machine.0.site,
-            &self.supervisor,
-            &armed,
-            recipient,
-            message,
-        )
+        send(&*self.client.0.site, &self.supervisor, &armed, recipient, message)
     }
 
     /// `SmmIplReadyToLockEventNotify` and `SmmIplExitBootServicesEventNotify`.
     fn tell(&self, event: BinaryGuid) {
         let status = self.ask(Guid::from_bytes(*event.as_bytes()), &[0]);
         if status != Some(EfiStatus::SUCCESS) {
-            log::error!("the supervisor answers Project Mu's driver {status:?}");
+            log::error!("the supervisor's response to Project Mu's driver is {status:?}");
         }
     }
 }
@@ -122,24 +119,23 @@ fn armed(release: Release) -> MailboxImage {
 
 /// `MmDxeSupportEntry`: asks for the version, moves both comm buffers, announces the users', installs its protocol, and waits
 /// for the events that it tells the supervisor. It zeroes the new mailboxes, which the real one leaves as they are.
-pub(super) fn start_driver<S: Site + 'static>(machine: &PatinaMachine<S>) -> Option<()> {
-    let client = &machine.0;
-    let (site, release) = (&*client.site, client.serves_like?);
-    let pages = |id| machine.with_buffer(id, |buffer| buffer.region.len() / PAGE_LEN);
-    let (mut supervisor, users) = (machine.fresh(0, pages(0)?)?, machine.fresh(1, pages(1)?)?);
+pub(super) fn start_driver(client: &Client) -> Option<()> {
+    let (site, release) = (&*client.0.site, client.0.serves_like?);
+    let pages = |id| client.with_buffer(id, |buffer| buffer.region.len() / PAGE_LEN);
+    let (mut supervisor, users) = (client.fresh(0, pages(0)?)?, client.fresh(1, pages(1)?)?);
     if release == Release::V20ToV23 {
-        supervisor = share_mailbox(supervisor, &users).ok()?;
+        supervisor = share_mailbox(site, supervisor, &users).ok()?;
     }
     let arriving: Vec<_> = [&supervisor, &users]
         .into_iter()
         .filter_map(Observed::comm_buffer)
         .collect();
-    tell_mm(site, Some(release), &client.buffers.borrow(), &arriving).ok()?;
+    tell_mm(site, Some(release), &client.0.buffers.borrow(), &arriving).ok()?;
 
     let version = supervisor::version_request();
     let request = update(release, &supervisor, &users)?;
     let in_old_place = |message: &[u8]| {
-        machine.with_buffer(0, |old| {
+        client.with_buffer(0, |old| {
             send(site, old, &armed(release), supervisor::GUID, message)
         })
     };
@@ -159,12 +155,12 @@ pub(super) fn start_driver<S: Site + 'static>(machine: &PatinaMachine<S>) -> Opt
         status: users.mailbox.as_ref()?.region().range()?.start(),
     };
     let driver = Driver {
-        machine: machine.clone(),
+        client: client.clone(),
         release,
         supervisor,
     };
     (driver.ask(supervisor::GUID, &version)? == EfiStatus::SUCCESS).then_some(())?;
-    let mut buffers = client.buffers.borrow_mut();
+    let mut buffers = client.0.buffers.borrow_mut();
     *buffers.iter_mut().find(|buffer| buffer.id == 1)? = users;
     drop(buffers);
     install_update(site, 1, place).ok()?;

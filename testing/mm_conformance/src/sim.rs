@@ -1,19 +1,15 @@
 //! The simulated machine as a site for the conformance suite.
 
-use crate::dispatcher;
-use crate::events::HostEvents;
-use crate::lab::{self, PatinaLab, Site};
-use crate::protocols::HostProtocols;
+use crate::lab::{self, Abilities, Lab, Site};
+use crate::mm::ConformanceMm;
+use crate::recorder;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::fmt::Write;
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::Level;
 use mm_comm::{Ports, SharedRegion};
-use mm_conformance::lab::{Abilities, LogLevel};
-use mm_conformance::mm::ConformanceMm;
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, Outcome, Visit};
 use mm_sim::{Config, MAX_VARIABLE_LEN, Machine, VARIABLE_STORE_LEN};
@@ -21,9 +17,11 @@ use mm_wire::PAGE_LEN;
 use patina::component::IntoComponent;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
-use std::thread_local;
+use patina_mm_test::dispatcher;
+use patina_mm_test::events::HostEvents;
+use patina_mm_test::protocols::HostProtocols;
 
-/// What is in a machine's memory before anybody uses it.
+/// What is in a machine's memory before it is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ram {
     /// Zeros.
@@ -92,7 +90,7 @@ impl SimSite {
     ///
     /// Never: the host's allocator aborts before memory is refused.
     #[must_use]
-    pub fn lab() -> PatinaLab<Self> {
+    pub fn lab() -> Lab {
         Self::new().into_lab()
     }
 
@@ -102,8 +100,8 @@ impl SimSite {
     ///
     /// Never: the host's allocator aborts before memory is refused.
     #[must_use]
-    pub fn into_lab(self) -> PatinaLab<Self> {
-        PatinaLab::new(self).unwrap_or_else(|| unreachable!("a simulated machine has memory"))
+    pub fn into_lab(self) -> Lab {
+        Lab::new(self).unwrap_or_else(|| unreachable!("a simulated machine has memory"))
     }
 }
 
@@ -122,6 +120,12 @@ pub fn dispatch<I>(component: impl IntoComponent<I>) -> dispatcher::Outcome {
 }
 
 impl SimSite {
+    /// The machine that is switched on.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        self.machine.borrow().clone()
+    }
+
     fn fill(&self, address: usize, len: usize) {
         if let Some(contents) = self.ram.contents(address, len) {
             self.machine.borrow().write_outside(address as u64, &contents);
@@ -207,48 +211,8 @@ impl Site for SimSite {
         10_000
     }
 
-    fn with_log(&self, level: LogLevel, run: &mut dyn FnMut()) -> String {
-        // Fails where a logger is installed already: then it is this one, or the record stays empty and the scenario
-        // says so.
-        let _ = log::set_logger(&Recorder);
-        log::set_max_level(LevelFilter::Trace);
-        let level = match level {
-            LogLevel::Debug => Level::Debug,
-            LogLevel::Trace => Level::Trace,
-        };
-        RECORD.set(Some((level, String::new())));
-        run();
-        RECORD.take().map_or_else(String::new, |(_, text)| text)
+    fn with_log(&self, level: Level, run: &mut dyn FnMut()) -> String {
+        recorder::install();
+        recorder::record(level, run)
     }
-}
-
-thread_local! {
-    /// What this thread records, up to which level.
-    static RECORD: RefCell<Option<(Level, String)>> = const { RefCell::new(None) };
-}
-
-/// Records what a thread logs while it wants to know.
-struct Recorder;
-
-impl Log for Recorder {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        RECORD.with_borrow(|record| {
-            record
-                .as_ref()
-                .is_some_and(|(level, _)| metadata.level() <= *level)
-        })
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            RECORD.with_borrow_mut(|recorded| {
-                if let Some((_, text)) = recorded {
-                    // Writing to a string does not fail.
-                    let _ = writeln!(text, "{} {}: {}", record.level(), record.target(), record.args());
-                }
-            });
-        }
-    }
-
-    fn flush(&self) {}
 }

@@ -2,8 +2,8 @@
 //! those that this machine cannot run: `cargo xtask test` asks for that.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use mm_conformance::{Abilities, Outcome};
-use patina_harness::sim::SimSite;
+use mm_conformance::Abilities;
+use mm_conformance::sim::SimSite;
 
 fn main() {
     // The simulated machine can do all that a scenario may ask for, but is an x86 machine with MM.
@@ -11,10 +11,10 @@ fn main() {
     let trials = mm_conformance::all()
         .into_iter()
         .map(|scenario| {
-            let trial = Trial::test(scenario.name, move || match scenario.run(&SimSite::lab()) {
-                Outcome::Passed => Ok(()),
-                Outcome::Failed(seen) => Err(Failed::from(format!("{}, but {seen}", scenario.shows))),
-                Outcome::Skipped(why) => Err(Failed::from(why)),
+            let trial = Trial::test(scenario.name, move || {
+                scenario
+                    .run(&SimSite::lab())
+                    .map_err(|not_ok| Failed::from(not_ok.why()))
             });
             trial.with_ignored_flag(scenario.needs.intersects(others))
         })

@@ -1,8 +1,7 @@
 //! Drivers of edk2, as the suite meets them: one that owns MM, and one that calls it. Both do what the C source does, step by step.
 
 use crate::c_abi;
-use crate::protocols::HostProtocols;
-use crate::tap::Tap;
+use crate::lab::{CCall, CProtocol, CReply};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -11,7 +10,6 @@ use core::ffi::c_void;
 use mm_comm::c_request;
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SharedRegion};
-use mm_conformance::lab::{CCall, CProtocol, CReply};
 use mm_wire::mailbox::VALID_OFFSET;
 use mm_wire::message::variable::{self, FunctionHeader, PayloadSize, function};
 use mm_wire::{Guid, Header, HeaderFormat};
@@ -22,6 +20,8 @@ use patina::component::service::uefi_services::protocol::{
 use patina::protocol::ProtocolInterface;
 use patina::standard::efi;
 use patina_mm::component::protocols::{Communication, Communication2, Communication3};
+use patina_mm_test::protocols::HostProtocols;
+use patina_mm_test::tap::Tap;
 use zerocopy::IntoBytes;
 
 /// `StandaloneMmPkg/Drivers/MmCommunicationDxe`: one shared buffer with a mailbox, and nothing against a second call in the

@@ -1,8 +1,8 @@
 //! The demo's conversation on the simulated machine: `cargo xtask demo`. With a file's name behind it, the log at trace goes
 //! there.
 
-use patina_harness::demo::{self, LOG};
-use patina_harness::sim::SimSite;
+use mm_conformance::demo::{self, LOG};
+use mm_conformance::sim::SimSite;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 

@@ -2,6 +2,7 @@
 //!
 //! It needs no more than a lab, and so is the same on the simulated machine and on firmware under QEMU.
 
+use crate::lab::{Abilities, Client, Lab, LogLevel, Setup};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -9,7 +10,6 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::cell::RefCell;
 use core::fmt;
-use mm_conformance::lab::{Abilities, Lab, LogLevel, Machine, Setup};
 use mm_wire::message::supervisor::{self, RequestHeader, VersionInfo};
 use mm_wire::message::variable::{self, AccessVariable, FunctionHeader, PayloadSize, function};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, guid};
@@ -44,7 +44,7 @@ pub const LOG: &str = "LOG ";
 /// # Errors
 ///
 /// What went wrong, if the lab's client does not come up or a response is not what the demo expects.
-pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
+pub fn run(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     if !lab.abilities().contains(Abilities::LOGS) {
         return talk(lab, place, out);
     }
@@ -54,23 +54,23 @@ pub fn run(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     result
 }
 
-fn talk(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
+fn talk(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     out(format_args!(
         "A Patina component talks to Management Mode, {place}."
     ));
     out(format_args!(""));
-    let machine = lab
+    let client = lab
         .bring_up(&Setup::default())
         .map_err(|failure| failure.to_string())?;
     out(format_args!("1  The platform is configured"));
     if lab.abilities().contains(Abilities::PORTS) {
-        let (command, data) = machine.ports();
+        let (command, data) = client.ports();
         out(format_args!(
             "   command port  {command:#04x}, data port {data:#04x}"
         ));
         out(format_args!(
             "   SMIs          {}",
-            if machine.smis_are_on() {
+            if client.smis_are_on() {
                 "on (SMI_EN was read)"
             } else {
                 "off"
@@ -79,7 +79,7 @@ fn talk(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     } else {
         out(format_args!("   entry         secure monitor calls"));
     }
-    for line in machine.describe_buffers() {
+    for line in client.describe_buffers() {
         out(format_args!("   {line}"));
     }
     out(format_args!(
@@ -89,13 +89,13 @@ fn talk(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     let mut number = 2;
     for question in questions(lab.abilities()) {
         out(format_args!(""));
-        ask(&*machine, number, &question, out)?;
+        ask(&client, number, &question, out)?;
         number += 1;
     }
 
     out(format_args!(""));
     out(format_args!("{number}  What if nobody listens?"));
-    let nobody = machine.communicate(0, b"anybody there?", NOBODY);
+    let nobody = client.communicate(0, b"anybody there?", NOBODY);
     out(format_args!("   request       14 bytes to {NOBODY}"));
     out(format_args!("   error         {}", told(&nobody)));
     number += 1;
@@ -104,30 +104,30 @@ fn talk(lab: &dyn Lab, place: &str, out: Out<'_>) -> Result<(), String> {
         .contains(Abilities::CALLBACKS | Abilities::VARIABLES)
     {
         out(format_args!(""));
-        interrupt(lab, &*machine, number, out);
+        interrupt(lab, &client, number, out);
         number += 1;
     }
     if lab.abilities().contains(Abilities::SMI_SWITCH) {
         out(format_args!(""));
         out(format_args!("{number}  What if the chipset delivers no SMIs?"));
-        let before = machine.mmis();
-        machine.switch_smis(false);
-        let off = machine.communicate(0, b"anybody there?", NOBODY);
-        machine.switch_smis(true);
+        let before = client.mmis();
+        client.switch_smis(false);
+        let off = client.communicate(0, b"anybody there?", NOBODY);
+        client.switch_smis(true);
         out(format_args!("   error         {}", told(&off)));
-        out(format_args!("   MMIs raised   {}", machine.mmis() - before));
+        out(format_args!("   MMIs raised   {}", client.mmis() - before));
     }
     out(format_args!(""));
     out(format_args!(
         "{} MMIs were raised. The comm buffer holds {}.",
-        machine.mmis(),
-        remains(&*machine)
+        client.mmis(),
+        remains(&client)
     ));
     Ok(())
 }
 
 /// A call that others interrupt: through its own buffer and, if MM has two of them, through the other one.
-fn interrupt(lab: &dyn Lab, machine: &dyn Machine, number: u32, out: Out<'_>) {
+fn interrupt(lab: &Lab, client: &Client, number: u32, out: Out<'_>) {
     out(format_args!(
         "{number}  What if a timer asks, too, in the middle of a call?"
     ));
@@ -140,13 +140,13 @@ fn interrupt(lab: &dyn Lab, machine: &dyn Machine, number: u32, out: Out<'_>) {
     let inner = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&inner);
     let ask = message.clone();
-    let callback = move |machine: &dyn Machine| {
+    let callback = move |client: &Client| {
         for buffer in buffers {
-            let result = machine.communicate(*buffer, &ask, variable::GUID);
+            let result = client.communicate(*buffer, &ask, variable::GUID);
             seen.borrow_mut().push((*buffer, outcome(&result)));
         }
     };
-    let outer = machine.communicate_around(0, &message, variable::GUID, Box::new(callback));
+    let outer = client.communicate_around(0, &message, variable::GUID, Box::new(callback));
     for (buffer, outcome) in inner.take() {
         out(format_args!(
             "   inside it     through comm buffer {buffer}: {outcome}"
@@ -172,8 +172,8 @@ fn told(result: &Result<Vec<u8>, Status>) -> String {
     }
 }
 
-fn remains(machine: &dyn Machine) -> String {
-    let left = machine.region(0).iter().filter(|byte| **byte != 0).count();
+fn remains(client: &Client) -> String {
+    let left = client.region(0).iter().filter(|byte| **byte != 0).count();
     if left == 0 {
         String::from("nothing any more: all zeroes")
     } else {
@@ -187,7 +187,7 @@ struct Staged {
     mailbox: Option<MailboxImage>,
 }
 
-fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) -> Result<(), String> {
+fn ask(client: &Client, number: u32, question: &Question, out: Out<'_>) -> Result<(), String> {
     out(format_args!("{number}  {}", question.title));
     out(format_args!(
         "   to            {} ({})",
@@ -195,14 +195,14 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
     ));
     let staged = Rc::new(RefCell::new(None));
     let seen = Rc::clone(&staged);
-    let before = machine.port_writes().len();
-    let look = move |machine: &dyn Machine| {
+    let before = client.port_writes().len();
+    let look = move |client: &Client| {
         *seen.borrow_mut() = Some(Staged {
-            region: machine.region(0),
-            mailbox: machine.mailbox(0),
+            region: client.region(0),
+            mailbox: client.mailbox(0),
         });
     };
-    let response = machine.communicate_around(0, &question.message, question.recipient, Box::new(look));
+    let response = client.communicate_around(0, &question.message, question.recipient, Box::new(look));
     if let Some(staged) = staged.take() {
         let header = Header::parse(&staged.region).map_err(|error| error.to_string())?;
         out(format_args!(
@@ -216,8 +216,8 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
             out(format_args!("   mailbox       IsCommBufferValid = 1"));
         }
     }
-    for (port, value) in machine.port_writes().split_off(before) {
-        let raises = if port == machine.ports().0 {
+    for (port, value) in client.port_writes().split_off(before) {
+        let raises = if port == client.ports().0 {
             ", which raises the MMI"
         } else {
             ""
@@ -226,10 +226,10 @@ fn ask(machine: &dyn Machine, number: u32, question: &Question, out: Out<'_>) ->
             "   out           {port:#04x} <- {value:#04x}{raises}"
         ));
     }
-    for line in machine.mm_report() {
+    for line in client.mm_report() {
         out(format_args!("   in MM         {line}"));
     }
-    if let Some(mailbox) = machine.mailbox(0) {
+    if let Some(mailbox) = client.mailbox(0) {
         out(format_args!(
             "   mailbox       {}, {} bytes with the header",
             mailbox.return_status(),

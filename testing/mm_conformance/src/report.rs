@@ -1,4 +1,4 @@
-//! The lines by which a run tells its verdict to whoever reads the serial port.
+//! The lines on the serial port that say which tests passed.
 //!
 //! ```text
 //! TEST <name> ok
@@ -10,10 +10,10 @@
 //!
 //! `total` counts the tests that were not skipped. `SMIS` counts the MMIs that the application raised itself.
 
+use crate::{Lab, Scenario, all};
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt::{self, Debug, Display, Write};
-use mm_conformance::{Lab, Outcome, Scenario};
 
 /// Why a test has no `ok`.
 #[derive(Debug)]
@@ -30,6 +30,15 @@ impl<E: fmt::Display> From<E> for NotOk {
     }
 }
 
+impl NotOk {
+    /// The reason.
+    #[must_use]
+    pub fn why(self) -> String {
+        let (Self::Failed(why) | Self::Skipped(why)) = self;
+        why
+    }
+}
+
 /// Fails a test with what was found.
 pub fn failed(found: impl Debug) -> NotOk {
     NotOk::Failed(format!("{found:?}"))
@@ -39,7 +48,7 @@ pub fn failed(found: impl Debug) -> NotOk {
 ///
 /// # Errors
 ///
-/// [`NotOk::Failed`] with the words.
+/// [`NotOk::Failed`] with this text.
 pub fn ensure(condition: bool, otherwise: impl Display) -> Result<(), NotOk> {
     if condition {
         Ok(())
@@ -61,7 +70,7 @@ pub fn equal<A: PartialEq<B> + Debug, B: Debug>(found: A, expected: B) -> Result
     }
 }
 
-/// A run of tests, told as it goes.
+/// A run of tests, whose lines are written as it goes.
 #[derive(Debug)]
 pub struct Report<W> {
     out: W,
@@ -79,12 +88,12 @@ impl<W: Write> Report<W> {
         }
     }
 
-    /// Runs one test and tells its line.
+    /// Runs one test and writes its line.
     pub fn test(&mut self, name: &str, test: impl FnOnce() -> Result<(), NotOk>) {
         self.verdict(name, test());
     }
 
-    /// Tells the line of a test that ran elsewhere.
+    /// Writes the line of a test that ran elsewhere.
     pub fn verdict(&mut self, name: &str, verdict: Result<(), NotOk>) {
         if !matches!(verdict, Err(NotOk::Skipped(_))) {
             self.total = self.total.saturating_add(1);
@@ -99,23 +108,25 @@ impl<W: Write> Report<W> {
         }
     }
 
-    /// Runs a scenario of the conformance suite in a lab and tells its line.
-    pub fn scenario(&mut self, scenario: &Scenario, lab: &dyn Lab) {
-        let verdict = match scenario.run(lab) {
-            Outcome::Passed => Ok(()),
-            Outcome::Failed(seen) => Err(NotOk::Failed(format!("{}, but {seen}", scenario.shows))),
-            Outcome::Skipped(why) => Err(NotOk::Skipped(why)),
-        };
-        self.verdict(&format!("conformance.{}", scenario.name), verdict);
+    /// Runs the conformance suite in a lab and writes a line per scenario.
+    pub fn suite(&mut self, lab: &Lab) {
+        all()
+            .into_iter()
+            .for_each(|scenario| self.scenario(scenario, lab));
     }
 
-    /// Tells something that is no verdict.
+    /// Runs a scenario of the conformance suite in a lab and writes its line.
+    pub fn scenario(&mut self, scenario: &Scenario, lab: &Lab) {
+        self.verdict(&format!("conformance.{}", scenario.name), scenario.run(lab));
+    }
+
+    /// Writes another line.
     pub fn line(&mut self, text: fmt::Arguments<'_>) {
         // A serial port takes everything; what `out` could not write is a missing line, which the reader notices.
         let _ = writeln!(self.out, "{text}");
     }
 
-    /// Ends the run; `true` where at least one test ran and none failed.
+    /// Ends the run; `true` if at least one test ran and none failed.
     #[must_use]
     pub fn finish(&mut self, mmis: u64) -> bool {
         let (passed, total) = (self.passed, self.total);
@@ -173,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_a_test_is_no_success() {
+    fn a_run_without_a_test_fails() {
         let (out, passed) = run(|_| {});
         assert_eq!(out, "SMIS 3\nDONE 0/0\n");
         assert!(!passed);

@@ -1,0 +1,178 @@
+//! What a scenario asks of a client.
+
+use super::Client;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use mm_wire::message::supervisor::UnblockMemory;
+use mm_wire::{EfiStatus, HeaderFormat};
+
+/// Where a call wants its response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResponseTo {
+    /// Memory that the client allocates.
+    #[default]
+    Allocation,
+    /// The caller's own memory, of this many bytes.
+    Slice(usize),
+    /// A closure, which reads this many bytes at a time.
+    Closure(usize),
+    /// A type of 16 bytes.
+    Type16,
+}
+
+/// How a call is made. The default is the plain call of [`Client::communicate`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// The header; `None` for the comm buffer's own. Needs [`Abilities::V3_HEADERS`] where it is v3.
+    pub header: Option<HeaderFormat>,
+    /// Where the response goes. Into an allocation and a slice only the comm buffer's own header leads.
+    pub response: ResponseTo,
+}
+
+/// Where an announced buffer is, in an [`Update`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpdatePlace {
+    /// In memory that the lab sets aside for it, at most 8 pages.
+    #[default]
+    Fresh,
+    /// Exactly where this buffer is now.
+    Over(u8),
+    /// Exactly where this buffer was when the client came up.
+    Former(u8),
+}
+
+/// What is announced through the comm-buffer update protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The protocol's version.
+    pub version: u64,
+    /// Pages of the new buffer.
+    pub pages: u64,
+    /// Where it is.
+    pub place: UpdatePlace,
+    /// A mailbox address instead of a fresh one.
+    pub mailbox: Option<u64>,
+}
+
+impl Update {
+    /// A correct announcement of fresh memory.
+    #[must_use]
+    pub const fn to_pages(pages: u64) -> Self {
+        Self {
+            version: 1,
+            pages,
+            place: UpdatePlace::Fresh,
+            mailbox: None,
+        }
+    }
+}
+
+/// An event of the boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootEvent {
+    /// The event group of the end of DXE.
+    EndOfDxe,
+    /// The protocol that says that MM is to be locked is installed.
+    ReadyToLock,
+    /// The event group of ready to boot.
+    ReadyToBoot,
+    /// The event group of exit boot services.
+    ExitBootServices,
+}
+
+/// A request to the MM supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SupervisorCall {
+    /// Its version; the response is version, patch level and highest request, 32 bits each.
+    Version,
+    /// To unblock memory.
+    Unblock(UnblockMemory),
+    /// Its policy, into so many bytes.
+    Policy(usize),
+    /// To move its own comm buffer and the other one, to fresh memory.
+    Move(Move),
+    /// The same, to fresh memory of 4 pages each that MM does not take, with the two mixed up.
+    MoveMixedUp,
+}
+
+/// A move of the MM supervisor's comm buffer and the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Pages of the supervisor's new buffer.
+    pub supervisor: usize,
+    /// Pages of the other one.
+    pub users: usize,
+    /// Whether MM is told of the memory first, so that it can serve it. It then starts anew.
+    pub is_told: bool,
+    /// The piece of memory that MM refuses, because it was unblocked before.
+    pub refused: Option<Piece>,
+    /// What is in the new mailboxes: zeros, or what looks like a request.
+    pub are_mailboxes_stale: bool,
+}
+
+impl Move {
+    /// One that MM takes, of buffers with 4 pages.
+    pub const TAKEN: Self = Self {
+        supervisor: 4,
+        users: 4,
+        is_told: true,
+        refused: None,
+        are_mailboxes_stale: false,
+    };
+}
+
+/// A piece of the memory that comm buffers move to, in the order in which a supervisor looks at them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// The supervisor's buffer.
+    Supervisor,
+    /// The users' buffer.
+    Users,
+    /// The users' mailbox.
+    UsersMailbox,
+}
+
+/// Which of the protocols for C, and the addresses that it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CProtocol {
+    /// `EFI_MM_COMMUNICATION_PROTOCOL`.
+    One,
+    /// `EFI_MM_COMMUNICATION2_PROTOCOL`.
+    Two,
+    /// `EFI_MM_COMMUNICATION3_PROTOCOL`.
+    Three,
+    /// Protocol 2 with a virtual address 8 bytes behind the physical one.
+    TwoApart,
+    /// Protocol 3, likewise.
+    ThreeApart,
+    /// Protocol 2, with the caller's bytes put at the start of this comm buffer, which is what is passed. Without bytes the
+    /// comm buffer is passed as it stands.
+    TwoInPlace(u8),
+    /// Protocol 3, likewise. The header says how long the buffer is.
+    ThreeInPlace(u8),
+}
+
+/// A call of one of the protocols for C. The machine passes `bytes` in memory of exactly their length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CCall {
+    /// The protocol.
+    pub protocol: CProtocol,
+    /// The caller's buffer; `None` for a null pointer.
+    pub bytes: Option<Vec<u8>>,
+    /// What CommSize points to; `None` for a null pointer. Protocol 3 has none.
+    pub comm_size: Option<usize>,
+}
+
+/// What came of a [`CCall`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CReply {
+    /// The function's result.
+    pub status: EfiStatus,
+    /// The caller's buffer afterwards.
+    pub bytes: Vec<u8>,
+    /// What CommSize points to afterwards.
+    pub comm_size: Option<usize>,
+}
+
+/// What is run in the middle of a call.
+pub type Callback = Box<dyn FnOnce(&Client)>;
