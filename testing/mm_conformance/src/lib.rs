@@ -31,6 +31,7 @@ extern crate std;
 
 pub mod arena;
 pub mod c_abi;
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 pub mod conduit;
 pub mod demo;
 pub mod edk2;

@@ -23,7 +23,7 @@ use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::pi::hob::{Hob, HobList};
 use patina::standard::efi;
 use patina::uefi::boot_services::StandardBootServices;
-use patina_harness::dispatcher::Dispatcher;
+use patina_mm_test::dispatcher::Dispatcher;
 use patina_mm::component::communicator::{MmCommunicator, MmExecutor, Status};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
