@@ -4,9 +4,9 @@
 use crate::header::{Fields, MARKER, Name, Size};
 use crate::with_patina::{self, Clients};
 use arbitrary::{Arbitrary, Unstructured};
+use mm_conformance::c_abi;
 use mm_conformance::lab::{CCall, CProtocol};
 use mm_wire::EfiStatus;
-use patina_harness::c_abi;
 use patina_mm::component::protocols::MmCommunicationProducer;
 
 /// Bytes of the comm buffer, and how many messages may have.
