@@ -5,6 +5,8 @@
 
 mod bulk;
 
+pub use bulk::WORD;
+
 use crate::error::ChannelError;
 use core::ptr::NonNull;
 use mm_wire::AddressRange;
@@ -18,9 +20,6 @@ pub struct SharedRegion {
     base: NonNull<u8>,
     len: usize,
 }
-
-/// The width of a bulk access.
-pub const WORD: usize = size_of::<u64>();
 
 impl SharedRegion {
     /// Takes over `len` bytes at `base`.

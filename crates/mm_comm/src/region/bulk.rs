@@ -8,7 +8,8 @@
 //! under an emulator that counts instructions each word is one instead of two. Intel's manual (volume 1, 7.3.9.3) lets its stores
 //! become visible in any order among themselves, but not after later stores. On AArch64 two words are one `ldp` or `stp`.
 
-use super::WORD;
+/// Bytes of a word.
+pub const WORD: usize = size_of::<u64>();
 
 /// A word of shared memory.
 pub(super) type Word = [u8; WORD];
