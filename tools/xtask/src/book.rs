@@ -29,7 +29,13 @@ pub(crate) struct Options {
 }
 
 /// Pages beside docs/, which link into it.
-const BESIDE: [&str; 4] = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
+const BESIDE: [&str; 5] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "SUPPORT.md",
+];
 
 pub(crate) fn run(shell: &Shell, options: &Options) -> Result<ExitCode> {
     let mut report = Report::default();
