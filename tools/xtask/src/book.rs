@@ -17,7 +17,8 @@ use xshell::Shell;
 /// Builds docs/ as a book, and follows its links.
 ///
 /// The pages stay readable as they are; this gives them a table of contents, a search and a layout. Fails for a page that is not in
-/// SUMMARY.md, for a link or a picture that leads nowhere, and for an anchor that its page does not have.
+/// SUMMARY.md, for a link or a picture that leads nowhere, for an anchor that its page does not have, and for a file that a page names
+/// and the repository does not have.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask book           builds it, and says where it is
@@ -118,6 +119,19 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
             }
         }
     }
+    for file in pages
+        .iter()
+        .map(|page| root().join("docs").join(page))
+        .chain(BESIDE.map(|page| root().join(page)))
+    {
+        let text = shell.read_file(&file)?;
+        let gone = paths(&text)
+            .into_iter()
+            .filter(|path| !root().join(path).exists());
+        broken.extend(
+            gone.map(|path| format!("{}: {path}: there is no such file in the repository", name(&file))),
+        );
+    }
     if !broken.is_empty() {
         broken.iter().for_each(|line| println!("  {line}"));
         bail!("{} broken links", broken.len());
@@ -186,6 +200,28 @@ fn markdown_links(text: &str) -> Vec<String> {
         }
     }
     links
+}
+
+/// Folders of the repository whose files the pages name.
+const FOLDERS: [&str; 7] = [
+    "crates/",
+    "docs/",
+    "fuzz/",
+    "machines/",
+    "platforms/",
+    "testing/",
+    "tools/",
+];
+
+/// The paths in the repository that a page has in backticks.
+fn paths(text: &str) -> Vec<&str> {
+    let is_path = |word: &&str| {
+        FOLDERS.iter().any(|folder| word.starts_with(folder)) && !word.contains([' ', '*', '<', '{', '…'])
+    };
+    text.lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(is_path)
+        .collect()
 }
 
 fn is_local(link: &str) -> bool {
@@ -265,6 +301,12 @@ mod tests {
     fn links_are_found_outside_of_code() {
         let text = "[a](b.md) and [`c`](d.md#e), [f](https://g)\n```rust\nlet a = b[0](1); [h](i)\n```\n![j](k.svg)\n";
         assert_eq!(markdown_links(text), ["b.md", "d.md#e", "k.svg"]);
+    }
+
+    #[test]
+    fn paths_of_the_repository_are_found() {
+        let text = "in `crates/a/src/b.rs` and `tools/*`, `a/b.rs`\n| `docs/c.md` | x |\n";
+        assert_eq!(paths(text), ["crates/a/src/b.rs", "docs/c.md"]);
     }
 
     #[test]

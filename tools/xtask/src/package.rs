@@ -698,6 +698,18 @@ mod tests {
     }
 
     #[test]
+    fn the_workflow_runs_all_tests_and_the_packages_with_the_oldest_compiler() {
+        let workflow = std::fs::read_to_string(root().join(".github/workflows/ci.yml")).unwrap();
+        for line in [
+            "run: .ci/run".to_owned(),
+            "run: cargo xtask package".to_owned(),
+            format!("OLDEST: \"{OLDEST}.0\""),
+        ] {
+            assert!(workflow.contains(&line), "no line {line}");
+        }
+    }
+
+    #[test]
     fn each_crate_has_its_section_in_this_versions_changes() {
         let changes = format!("# Changes\n\n## {VERSION}\n\n### a, b\n\n- c\n\n## 1.0.0\n\n### d\n");
         assert!(has_section(&changes, "a") && has_section(&changes, "b"));
