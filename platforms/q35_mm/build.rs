@@ -6,7 +6,7 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none") {
         let directory = env!("CARGO_MANIFEST_DIR");
         println!("cargo::rustc-link-arg-bins=-T{directory}/smram.ld");
-        // SMRAM is where it is: nothing relocates the image.
+        // SMRAM has a fixed address: nothing relocates the image.
         println!("cargo::rustc-link-arg-bins=--no-pie");
         println!("cargo::rustc-link-arg-bins=--no-dynamic-linker");
     }

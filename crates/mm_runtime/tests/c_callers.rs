@@ -52,9 +52,9 @@ const OTHERS: &[&str] = &[
     "switched_off_smis_are_an_error",
     "unknown_variable_function_is_unsupported",
     "variable_names_can_be_walked",
-    "variable_payload_size_is_answered",
+    "variable_payload_size_is_returned",
     "variable_reads_back_as_written",
-    "variable_storage_sizes_are_told",
+    "variable_storage_sizes_are_consistent",
     "wiped_header_is_refused",
 ];
 
@@ -64,7 +64,7 @@ fn is_playable(life: Life, name: &str) -> bool {
         // Physical and virtual address differ once the operating system has chosen them: see `driver`.
         "c_addresses_must_agree" => life.is_one_to_one(),
         // Notifications are boot services.
-        "c_call_from_a_notification_waits_for_the_call_under_way" => life == Life::Boot,
+        "c_call_from_a_notification_waits_for_the_call_in_progress" => life == Life::Boot,
         _ => name.starts_with("c_") || OTHERS.contains(&name),
     }
 }

@@ -1,4 +1,4 @@
-//! Which memory of the machine is for what, and what QEMU's loader tells the programs in it.
+//! Which memory of the machine is for what, and what QEMU's loader leaves for the programs in it.
 
 use mm_wire::AddressRange;
 

@@ -7,7 +7,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`layout`] | the machine's memory, and what QEMU's loader tells it |
+//! | [`layout`] | the machine's memory, and what QEMU's loader leaves in it |
 //! | [`world`] | what an SMC leads to |
 //! | [`memory`] | non-secure memory as the secure world uses it |
 //! | [`mm`] | the MM core, one request at a time |

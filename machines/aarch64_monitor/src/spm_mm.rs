@@ -15,7 +15,7 @@ const INVALID_PARAMETERS: i32 = -2;
 pub fn call(mm: &mut Mm<'_>, function: u32, [cookie, buffer, ..]: [u64; 17]) -> Option<u64> {
     match function {
         VERSION => Some(VERSION_1_0),
-        // As in `mm_communicate`, where a length is not an error.
+        // Like in `mm_communicate`, a length is not an error.
         COMMUNICATE if cookie != 0 || buffer == 0 => Some(code(INVALID_PARAMETERS)),
         COMMUNICATE => Some(mm.serve(buffer).map_or_else(|error| code(error.spm_mm()), |()| 0)),
         _ => None,

@@ -2,7 +2,7 @@
 //! (`docs/unsafe.md`).
 //!
 //! `virt` with `secure=on` has secure flash at 0, where Debian's image has to be. Addresses below
-//! 32 MiB lead to where the loader put it, all others to themselves.
+//! 32 MiB lead to the loader's copy, all others to themselves.
 
 use aarch64_monitor::layout::{RAM, UEFI};
 use core::arch::asm;

@@ -69,7 +69,7 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
         } else {
             Abilities::empty()
         };
-        // StandaloneMm says success whatever happened, and copies no more back than it got.
+        // StandaloneMm always returns success, and copies no more back than it got.
         let mm_core = match self.interface {
             Interface::StandaloneMm => Abilities::empty(),
             _ => Abilities::NO_HANDLER_STATUS | Abilities::LONGER_RESPONSES,

@@ -326,7 +326,7 @@ fn vector_registers_survive<C: Conduit>(
     Ok(())
 }
 
-/// Compiled code keeps its numbers over a request, whatever the secure world does to the registers.
+/// Compiled code keeps its numbers over a request, even if the secure world changes the registers.
 fn floating_point_survives<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (connection, buffer) = one_buffer::<C>(shared)?;
     for round in 0..3_u8 {

@@ -15,7 +15,6 @@ use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 use patina::error::{EfiError, Result};
-use patina::standard::efi;
 use patina::{Char16Array, string::ucs2_capacity};
 use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
@@ -44,12 +43,7 @@ const COMMAND: u8 = 0;
 /// Where the lines of the run go.
 pub(crate) type SharedReport = Rc<RefCell<Report<Console>>>;
 
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
-    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
-    let firmware = unsafe { Firmware::new(image, system_table) };
-    uefi_app::firmware::exit(run(firmware))
-}
+uefi_app::application!(run);
 
 /// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {

@@ -107,7 +107,7 @@ fn hand_over(comm_buffer: &mut CommunicateBuffer, claimed: u64) -> Result<(), St
     comm_buffer.accept_in_place(len).map_err(unusable)
 }
 
-/// Copies bytes out of a comm buffer's memory, whatever they are; `false` if they are not all in it.
+/// Copies bytes out of a comm buffer's memory; `false` if they are not all in it.
 pub(crate) fn read_memory(comm_buffer: &CommunicateBuffer, offset: usize, out: &mut [u8]) -> bool {
     // SAFETY: the bytes are the comm buffer's, which lives at least as long as this borrow, and whose contract is that
     // no reference into them is used.

@@ -9,10 +9,10 @@
 //! | module | content |
 //! |---|---|
 //! | `app` | the entry point, the configuration, the components |
-//! | `hobs` | the tests where the firmware announces comm buffers in HOBs: edk2 with Standalone MM, Project Mu |
+//! | `hobs` | the tests for firmware that announces comm buffers in HOBs: edk2 with Standalone MM, Project Mu |
 //! | `executor` | the ways into SMM |
 //! | `smm_core` | the block that edk2's SMM IPL shares with its SMM core |
-//! | `q35` | where the chipset has its SMI registers |
+//! | `q35` | the chipset's SMI registers |
 //! | `site` | this machine as a site for the conformance suite |
 //! | `tests`, `host_tests` | what the application tests besides the suite |
 //!

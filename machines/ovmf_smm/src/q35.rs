@@ -1,4 +1,4 @@
-//! Where Q35's chipset has what an SMI needs. An unsafe island (`docs/unsafe.md`).
+//! The registers of Q35's chipset that an SMI needs. An unsafe island (`docs/unsafe.md`).
 
 use mm_comm::ich9::{self, Ich9Error};
 use mm_comm::ports::NativePorts;

@@ -57,7 +57,7 @@ pub(crate) fn open(firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> Optio
     })
 }
 
-/// The protocols of one client: the firmware's own database has edk2's protocols of the same names, and keeps whatever a
+/// The protocols of one client: the firmware's own database has edk2's protocols of the same names, and keeps what a
 /// former client installed.
 fn fresh_protocols() -> &'static HostProtocols {
     Box::leak(Box::default())

@@ -6,7 +6,7 @@
 //! writes the response's size and status.
 //!
 //! No table has the block's address. It is part of the image that installed `EFI_MM_COMMUNICATION_PROTOCOL`, and
-//! starts with a signature; the rest of its fields tell it from other places with the same bytes.
+//! starts with a signature; the rest of its fields distinguish it from other memory with the same bytes.
 
 use alloc::vec::Vec;
 use core::ptr;
@@ -62,7 +62,7 @@ impl Block {
     const BUFFER_SIZE: usize = core::mem::offset_of!(Self, buffer_size);
     const RETURN_STATUS: usize = core::mem::offset_of!(Self, return_status);
 
-    /// Whether these bytes are the block of the image `ipl`, and no request is under way.
+    /// Whether these bytes are the block of the image `ipl`, and no request is in progress.
     fn belongs_to(&self, ipl: &LoadedImage) -> bool {
         let core_offset = self
             .core_entry_point
@@ -120,7 +120,7 @@ pub(crate) enum RequestError<E> {
     #[error("MM did not process the request: it is still announced after {MAX_PAUSES} pauses")]
     NotTaken,
     /// The SMM core refused the request, or no handler served it.
-    #[error("MM answered {0}")]
+    #[error("MM returned {0}")]
     Mm(EfiStatus),
 }
 
@@ -136,7 +136,7 @@ impl SmmCorePrivate {
     ///
     /// # Errors
     ///
-    /// [`FindError`] tells how far the search came.
+    /// [`FindError`] says how far the search came.
     pub(crate) fn find(firmware: Firmware, protocols: &dyn ProtocolServices) -> Result<Self, FindError> {
         let interface = protocols
             .locate_interface(COMMUNICATION)

@@ -1,4 +1,4 @@
-//! The application. An unsafe island (`docs/unsafe.md`).
+//! The application.
 
 use core::ptr;
 use mm_conformance::c_abi;
@@ -8,7 +8,6 @@ use mm_conformance::test_protocol::{Findings, Task, TestProtocol};
 use mm_wire::{EfiStatus, Header, HeaderFormat};
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::management_mode::protocol::mm_comm_buffer_update;
-use patina::standard::efi;
 use patina::{Char16Array, string::ucs2_capacity};
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
@@ -17,12 +16,7 @@ use uefi_app::protocols::BootProtocols;
 const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
 const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
-    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
-    let firmware = unsafe { Firmware::new(image, system_table) };
-    uefi_app::firmware::exit(run(firmware))
-}
+uefi_app::application!(run);
 
 /// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {

@@ -22,7 +22,7 @@ use patina::standard::efi::{self, protocols::loaded_image};
 /// gives the image its pages back.
 ///
 /// Only images out of a firmware volume get them: what comes from a disk, a network or an option ROM stays as Patina
-/// protects it, whatever its sections look like. The boot manager starts applications from the volume until late, so that
+/// protects it, even if its sections look flattened. The boot manager starts applications from the volume until late, so that
 /// this never ends.
 #[derive(Clone, Copy, Debug)]
 pub struct WritableImages;

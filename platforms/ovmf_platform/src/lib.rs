@@ -10,19 +10,19 @@
 //! | `images` | maps OVMF's drivers as they were built to be mapped; an unsafe island (`docs/unsafe.md`) |
 //! | `dxe_services` | the DXE services table; an unsafe island |
 //! | `timer` | the frequency of the time stamp counter, from the ACPI timer |
-//! | `machine` | serial port, ACPI timer, end of a run; an unsafe island |
+//! | `devices` | serial port, ACPI timer, end of a run; an unsafe island |
 #![no_std]
 #![deny(missing_docs)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 
+#[cfg(target_os = "uefi")]
+pub mod devices;
 #[cfg(target_os = "uefi")]
 mod dxe_services;
 #[cfg(target_os = "uefi")]
 mod flash;
 #[cfg(target_os = "uefi")]
 mod images;
-#[cfg(target_os = "uefi")]
-pub mod machine;
 #[cfg(target_os = "uefi")]
 pub mod timer;
 

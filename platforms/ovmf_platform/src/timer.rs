@@ -2,7 +2,7 @@
 //!
 //! QEMU's processors do not tell it in CPUID.
 
-use crate::machine;
+use crate::devices;
 use patina::arch::get_timer_value;
 
 /// Ticks of the ACPI timer per second (ACPI 6.5, 4.8.2.1).
@@ -18,11 +18,11 @@ const MAX_READINGS: u32 = 10_000_000;
 #[must_use]
 pub fn tsc_frequency() -> Option<u64> {
     // From one tick to another, not from somewhere between two.
-    let before = machine::pm_timer();
-    (0..MAX_READINGS).find(|_| machine::pm_ticks_since(before) != 0)?;
-    let (tick, tsc) = (machine::pm_timer(), get_timer_value());
-    (0..MAX_READINGS).find(|_| machine::pm_ticks_since(tick) >= INTERVAL)?;
-    let (ticks, cycles) = (machine::pm_ticks_since(tick), get_timer_value().wrapping_sub(tsc));
+    let before = devices::pm_timer();
+    (0..MAX_READINGS).find(|_| devices::pm_ticks_since(before) != 0)?;
+    let (tick, tsc) = (devices::pm_timer(), get_timer_value());
+    (0..MAX_READINGS).find(|_| devices::pm_ticks_since(tick) >= INTERVAL)?;
+    let (ticks, cycles) = (devices::pm_ticks_since(tick), get_timer_value().wrapping_sub(tsc));
     let frequency = cycles
         .checked_mul(u64::from(PM_TIMER_HZ))?
         .checked_div(u64::from(ticks))?;

@@ -1,4 +1,4 @@
-//! The chipset's registers that decide about SMIs and SMRAM, and what QEMU tells of the machine. An
+//! The chipset's registers that decide about SMIs and SMRAM, and what QEMU says about the machine. An
 //! unsafe island (`docs/unsafe.md`).
 
 use core::arch::asm;
@@ -6,7 +6,7 @@ use mm_comm::ich9::{self, PciRegister};
 use mm_comm::ports::NativePorts;
 use mm_comm::{SmiEnable, SmiEnableRegister};
 #[cfg(feature = "conformance")]
-use ovmf_platform::machine::PM_BASE;
+use ovmf_platform::devices::PM_BASE;
 use q35_mm::chipset::Chipset;
 
 /// SMI_EN.
@@ -46,7 +46,7 @@ impl PciByte {
     }
 }
 
-/// SMI_EN, if the chipset tells where it is.
+/// SMI_EN, if the chipset has an address for it.
 fn smi_en(ports: &NativePorts) -> Option<SmiEnableRegister> {
     let base = ich9::pm_base(Some(ports)).ok()?;
     SmiEnableRegister::behind_io_base(base).ok()
@@ -96,8 +96,8 @@ impl Chipset for Q35Chipset {
         }
     }
 
-    /// Not for good: QEMU takes an SMI if APMC_EN alone is set, which nothing locks. Looks for
-    /// SMI_EN where it is, because the launcher also refuses a PMBASE that it does not expect.
+    /// Other code can switch them on again: QEMU takes an SMI if APMC_EN alone is set, and nothing locks
+    /// that bit. Reads SMI_EN\'s address from the chipset, because the launcher refuses an unexpected PMBASE.
     fn switch_smis_off(&self) {
         let ports = ports();
         // Without a base SMI_EN is nowhere, and SMIs are off as a reset leaves them.
@@ -114,7 +114,7 @@ impl Chipset for Q35Chipset {
                 options(nomem, nostack, preserves_flags));
         }
         for byte in out {
-            // SAFETY: as above. Reading the next byte of the item has no other effect.
+            // SAFETY: a DXE core runs in ring 0. Reading the next byte of the item has no other effect.
             unsafe {
                 asm!("in al, dx", in("dx") FW_CFG_DATA, out("al") *byte,
                     options(nomem, nostack, preserves_flags));

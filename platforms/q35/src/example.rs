@@ -49,7 +49,7 @@ impl ExampleComponent {
             .inspect_err(|status| {
                 log::error!("MM Communication failed: {status}");
             })?;
-        log::info!("MM answered {} bytes: {response:02x?}", response.len());
+        log::info!("MM's response has {} bytes: {response:02x?}", response.len());
         #[cfg(feature = "conformance")]
         crate::self_test::keep_the_examples_response(response);
         Ok(())

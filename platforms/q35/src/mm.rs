@@ -56,7 +56,7 @@ impl FromHob for RuntimeBufferHob {
     }
 }
 
-/// Component: offers the [`Launcher`], which tells MM what the PEI phase left in HOBs.
+/// Component: offers the [`Launcher`], which passes to MM what the PEI phase left in HOBs.
 ///
 /// `MmHobConfiguration` makes this side's configuration of the same HOBs. Comm buffer 0 may move:
 /// MM serves only buffers that it knows before SMRAM is locked, so the memory that it may move to

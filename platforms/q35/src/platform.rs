@@ -4,7 +4,7 @@ use crate::example::ExampleComponent;
 use crate::mm::{COMMAND, MmLaunch, SmramGuard, comm_buffer_hobs};
 use core::ffi::c_void;
 use log::LevelFilter;
-use ovmf_platform::{FlashMapping, WritableImages, machine, timer};
+use ovmf_platform::{FlashMapping, WritableImages, devices, timer};
 use patina::UefiSpecVersion;
 use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
 use patina_ffs_extractors::NullSectionExtractor;
@@ -14,10 +14,10 @@ use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::MmCommunicationOptions;
 
 #[cfg(not(feature = "conformance"))]
-static LOGGER: machine::Logger = machine::logger();
+static LOGGER: devices::Logger = devices::logger();
 #[cfg(feature = "conformance")]
-static LOGGER: mm_conformance::recorder::Recorder<machine::Logger> =
-    mm_conformance::recorder::Recorder::over(machine::logger());
+static LOGGER: mm_conformance::recorder::Recorder<devices::Logger> =
+    mm_conformance::recorder::Recorder::over(devices::logger());
 
 /// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
 static CORE: Core<Q35> = Core::new(NullSectionExtractor);
@@ -54,7 +54,7 @@ impl ComponentInfo for Q35 {
         add.component(patina_mm::component::protocols::MmCommunicationProducer::new(1));
         add.component(ExampleComponent);
         #[cfg(feature = "conformance")]
-        add.component(crate::self_test::TestBench);
+        add.component(crate::self_test::SelfTest);
     }
 }
 

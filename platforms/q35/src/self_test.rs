@@ -1,4 +1,4 @@
-//! The test bench: what this platform tests in the guest, and the demo. Feature `conformance`.
+//! What this platform tests in the guest, and the demo. Feature `conformance`.
 //!
 //! | module | content |
 //! |---|---|
@@ -20,7 +20,7 @@ use log::LevelFilter;
 use mm_conformance::report::Report;
 use mm_conformance::test_protocol::{Findings, Task, TestProtocol};
 use mm_conformance::{Lab, demo};
-use ovmf_platform::machine::Console;
+use ovmf_platform::devices::Console;
 use patina::component::component;
 use patina::component::service::Service;
 use patina::component::service::memory::MemoryManager;
@@ -66,10 +66,10 @@ type MmServices = (
 );
 
 /// Component: publishes the test protocol, and starts the traffic that goes on until the tests.
-pub(crate) struct TestBench;
+pub(crate) struct SelfTest;
 
 #[component]
-impl TestBench {
+impl SelfTest {
     fn entry_point(
         self,
         (mm, trigger, launcher, to_come): MmServices,

@@ -73,7 +73,7 @@ pub fn is_locked(chipset: &impl Chipset) -> bool {
 /// # Errors
 ///
 /// [`NotLocked`], if SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then,
-/// and SMIs were switched off, as far as the chipset goes along with it.
+/// and SMIs were switched off, as far as the chipset allows it.
 pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
     chipset.set_smram(CLOSED);
     chipset.set_smram(LOCKED);
@@ -129,7 +129,7 @@ pub fn first_smi<T, E>(
 /// Why it is not certain that there is only one processor.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ProcessorsError {
-    /// Nothing tells it.
+    /// QEMU does not say how many there are.
     #[error("the number of processors is unknown: QEMU's fw_cfg has signature {0:02x?}")]
     Unknown([u8; 4]),
     /// There are more, or there can be.

@@ -38,7 +38,7 @@ pub const MAX_BUFFERS: usize = 4;
 pub struct StateOfMm {
     /// @0 SMIs since the image was loaded, this one included.
     pub smis: U64,
-    /// @8 How often the root handler ran. It runs after this message was answered: one less than
+    /// @8 How often the root handler ran. It runs after the response to this message: one less than
     /// `smis` once all goes well.
     pub root_calls: U64,
     /// @16 The command port's value at the last run of the root handler.

@@ -162,7 +162,7 @@ pub(crate) struct ExceptionFrame {
 }
 
 extern "C" fn serve() {
-    mm::serve();
+    serve::serve();
 }
 
 extern "C" fn exception(frame: *const ExceptionFrame, cr2: u64) {
@@ -172,7 +172,7 @@ extern "C" fn exception(frame: *const ExceptionFrame, cr2: u64) {
     fault::exception(frame, cr2);
 }
 
-/// Ends the SMI: the processor goes on where it was interrupted.
+/// Ends the SMI: the processor resumes the interrupted program.
 pub(crate) fn resume() -> ! {
     // SAFETY: this code runs in System Management Mode only, where RSM, which is there behind CR2,
     // is defined; it loads everything from the save state, so that nothing on this stack is used

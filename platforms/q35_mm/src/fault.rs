@@ -1,11 +1,11 @@
 //! What happens when MM itself goes wrong.
 //!
 //! What a handler was doing when it faulted is unknown, and with it what state MM is in. So MM
-//! stops for good: it says so on the serial line, answers this and each later request with
+//! stops: it says so on the serial line, and ends this and each later request with
 //! `EFI_ABORTED`, and calls no handler any more. The rest of the machine goes on.
 
 use crate::entry::{self, ExceptionFrame};
-use crate::machine::{Outside, Serial};
+use crate::hardware::{Outside, Serial};
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,12 +15,12 @@ use zerocopy::IntoBytes;
 
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// The mailboxes to answer in, zero if there is none. Apart from the rest of MM's state, which is not
+/// The mailboxes to respond in, zero if there is none. Apart from the rest of MM's state, which is not
 /// touched any more.
 static MAILBOXES: [AtomicU64; MAX_MAILBOXES] = [const { AtomicU64::new(0) }; MAX_MAILBOXES];
 const MAX_MAILBOXES: usize = 12;
 
-/// Remembers where requests are to be answered when MM has stopped.
+/// Remembers where to respond to requests after MM has stopped.
 pub(crate) fn remember(mailboxes: impl Iterator<Item = u64>) {
     for (slot, mailbox) in MAILBOXES.iter().zip(mailboxes.chain(core::iter::repeat(0))) {
         slot.store(mailbox, Ordering::Relaxed);
@@ -53,7 +53,7 @@ fn stop(why: core::fmt::Arguments<'_>) {
         // A fault while one is being told.
         return;
     }
-    // A line that is not taken is lost; the mailboxes tell as well.
+    // A line that is not taken is lost; the mailboxes show the fault as well.
     let _ = writeln!(Serial, "MM STOPPED {why}");
     refuse_requests();
 }

@@ -1,7 +1,7 @@
-//! What the launcher tells MM before SMRAM is locked.
+//! What the launcher passes to MM before SMRAM is locked.
 //!
 //! The block is in SMRAM at [`crate::layout::HANDOFF`]. MM copies it at the first SMI after the
-//! image was loaded, checks the copy, and answers in the field `state`, which the launcher reads
+//! image was loaded, checks the copy, and responds in the field `state`, which the launcher reads
 //! while SMRAM is still open. After that MM never looks at the block again.
 
 use mm_core::CommBuffer;

@@ -5,7 +5,7 @@
 //! | [`layout`] | where things are in SMRAM |
 //! | [`page_tables`] | what MM may execute, read and write |
 //! | [`chipset`] | which registers decide about SMRAM, and the order in which they are locked |
-//! | [`handoff`] | what the launcher tells MM before SMRAM is locked |
+//! | [`handoff`] | what the launcher passes to MM before SMRAM is locked |
 //! | [`control`] | messages to the image itself |
 //!
 //! The image is this package's program, for `x86_64-unknown-none`. `platforms/q35` launches it.

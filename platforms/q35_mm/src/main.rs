@@ -18,11 +18,11 @@ mod entry;
 #[cfg(target_os = "none")]
 mod fault;
 #[cfg(target_os = "none")]
-mod machine;
-#[cfg(target_os = "none")]
-mod mm;
+mod hardware;
 #[cfg(target_os = "none")]
 mod paging;
+#[cfg(target_os = "none")]
+mod serve;
 #[cfg(all(target_os = "none", feature = "conformance"))]
 mod suite;
 

@@ -1,7 +1,7 @@
 //! The page tables: what MM may execute, read and write.
 //!
 //! Virtual addresses are physical ones. The tables are constants, on pages that MM cannot write;
-//! `accessed` and `dirty` are set, so that the processor has nothing to write there either.
+//! `accessed` and `dirty` are set, so that the processor does not write there either.
 
 use crate::layout::{CODE, CONSTANT, GUARD_PAGE, REACH};
 use core::ops::Range;

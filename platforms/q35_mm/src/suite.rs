@@ -3,8 +3,8 @@
 //! The suite brings many clients up, each with comm buffers of its own, long after SMRAM was locked. It registers them here,
 //! through a comm buffer of the hand-off. A platform's image has no such handler.
 
-use crate::machine::Outside;
-use crate::mm::{Buffers, check, respond};
+use crate::hardware::Outside;
+use crate::serve::{Buffers, check, respond};
 use core::fmt::{self, Write};
 use mm_core::handlers::VariableStore;
 use mm_core::{CommBuffer, MmCore, Mmi, Outcome, Request, Visit};

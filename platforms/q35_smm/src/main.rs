@@ -7,7 +7,7 @@
 //! | `platform` | what the machine is made of: the one list of configurations, components and services |
 //! | `smm` | what edk2's SMM drivers expect of a DXE core, and Patina's does not do |
 //! | `self_test` | the tests of the components in this firmware (feature `conformance`) |
-//! | `own` | the same for firmware that somebody names, whose HOBs configure MM (feature `own`) |
+//! | `own` | the same for firmware that the command line names, whose HOBs configure MM (feature `own`) |
 //!
 //! What stock OVMF needs besides is in the crate `ovmf_platform`.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]

@@ -1,4 +1,4 @@
-//! The platform of firmware that somebody names: `MmHobConfiguration` configures MM, and no code of the platform's own does.
+//! The platform for firmware that the command line names: `MmHobConfiguration` configures MM, and no code of the platform's own does.
 //! What MM that firmware has is not known, so the tests ask what any has. An unsafe island (`docs/unsafe.md`).
 
 use alloc::rc::Rc;
@@ -12,7 +12,7 @@ use mm_conformance::variables::{VariableError, VariableService};
 use mm_wire::EfiStatus;
 use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID};
 use mm_wire::message::variable::GUID as VARIABLES;
-use ovmf_platform::machine::Console;
+use ovmf_platform::devices::Console;
 use patina::component::component;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
@@ -63,7 +63,7 @@ pub(crate) fn add_components(add: &mut Add<'_, Component>) {
     add.component(SwMmiManager::new());
     add.component(MmCommunicator::new());
     add.component(Asks(Rc::clone(&mm)));
-    add.component(OwnBench(mm));
+    add.component(SelfTest(mm));
 }
 
 /// Component: is dispatched once there is a way to MM.
@@ -78,10 +78,10 @@ impl Asks {
 }
 
 /// Component: publishes the tests.
-struct OwnBench(Mm);
+struct SelfTest(Mm);
 
 #[component]
-impl OwnBench {
+impl SelfTest {
     fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
         let interface = TestProtocol::publishable(move |task, _findings| match task {
             Task::Test | Task::PlatformTest => run(&self.0),

@@ -3,7 +3,7 @@
 use crate::smm::{QuietSmis, SmmDispatch};
 use core::ffi::c_void;
 use log::LevelFilter;
-use ovmf_platform::{WritableImages, machine, timer};
+use ovmf_platform::{WritableImages, devices, timer};
 use patina::UefiSpecVersion;
 #[cfg(not(feature = "own"))]
 use patina_dxe_core::Config;
@@ -15,7 +15,7 @@ use patina_mm::{
     config::{AcpiBase, MmCommunicationConfiguration, MmiPort},
 };
 
-static LOGGER: machine::Logger = machine::logger();
+static LOGGER: devices::Logger = devices::logger();
 
 /// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
 static CORE: Core<Q35Smm> = Core::new(NullSectionExtractor);
@@ -44,7 +44,7 @@ impl ComponentInfo for Q35Smm {
 impl ComponentInfo for Q35Smm {
     fn configs(mut add: Add<'_, Config>) {
         add.config(MmCommunicationConfiguration {
-            acpi_base: AcpiBase::Io(machine::PM_BASE),
+            acpi_base: AcpiBase::Io(devices::PM_BASE),
             cmd_port: MmiPort::Smi(0xb2),
             data_port: MmiPort::Smi(0xb3),
             ..Default::default()
@@ -58,7 +58,7 @@ impl ComponentInfo for Q35Smm {
         add.component(SwMmiManager::new());
         add.component(FirmwareMmCommunication::new(BUFFER_ID, BUFFER_PAGES));
         #[cfg(feature = "conformance")]
-        add.component(crate::self_test::TestBench);
+        add.component(crate::self_test::SelfTest);
     }
 }
 

@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Where the transcript goes, line by line.
 pub type Out<'o> = &'o mut dyn FnMut(fmt::Arguments<'_>);
 
-/// Nobody listens here.
+/// A GUID without a handler.
 const NOBODY: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 const VENDOR: Guid = guid!("6b2f1ad5-94f2-4c9c-8a43-cbd3a2a8d2f7");
 const NAME: &str = "Greeting";
@@ -94,7 +94,7 @@ fn talk(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     }
 
     out(format_args!(""));
-    out(format_args!("{number}  What if nobody listens?"));
+    out(format_args!("{number}  What if no handler takes the request?"));
     let nobody = client.communicate(0, b"anybody there?", NOBODY);
     out(format_args!("   request       14 bytes to {NOBODY}"));
     out(format_args!("   error         {}", told(&nobody)));
@@ -181,7 +181,7 @@ fn remains(client: &Client) -> String {
     }
 }
 
-/// What is in shared memory while a call is under way.
+/// What is in shared memory during a call.
 struct Staged {
     region: Vec<u8>,
     mailbox: Option<MailboxImage>,

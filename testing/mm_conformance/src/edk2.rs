@@ -82,7 +82,7 @@ impl MmCommunicationDxe {
     /// # Safety
     ///
     /// The buffer is as long as its header says, and at least as long as the shared buffer: the driver copies
-    /// ReturnBufferSize bytes back, whatever room there is. `comm_size` is null, or valid.
+    /// ReturnBufferSize bytes back, even if the caller has less room. `comm_size` is null, or valid.
     unsafe fn process(&self, buffer: *mut c_void, comm_size: *mut usize) -> efi::Status {
         if buffer.is_null() {
             return efi::Status::INVALID_PARAMETER;

@@ -11,7 +11,7 @@ use patina::protocol::ProtocolInterface;
 /// What the firmware does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Run the tests and tell the verdict on the serial line.
+    /// Run the tests and write their lines to the serial port.
     Test,
     /// Hold the demo's conversation.
     Demo,
@@ -73,14 +73,14 @@ struct Instance {
 }
 
 impl TestProtocol {
-    /// Makes an interface that lasts for good.
+    /// Makes an interface that is never freed.
     #[must_use]
     pub fn publishable(run: impl Fn(Task, Findings) -> bool + 'static) -> &'static Self {
         let instance = Box::into_raw(Box::new(Instance {
             protocol: Self { run: called },
             run: Box::new(run),
         }));
-        // SAFETY: just made, never freed, and nobody changes it. The pointer keeps the provenance of all of the instance.
+        // SAFETY: just made, never freed, and never changed. The pointer keeps the provenance of all of the instance.
         unsafe { &*instance.cast::<Self>() }
     }
 }

@@ -30,7 +30,7 @@ pub struct VariableId {
 }
 
 impl VariableId {
-    /// What stands before the first variable.
+    /// The name before the first variable.
     #[must_use]
     pub fn before_the_first() -> Self {
         Self {
@@ -55,7 +55,7 @@ pub enum VariableError<E: fmt::Display> {
         needed: usize,
     },
     /// The variable service returned an error.
-    #[error("the variable service answered {0}")]
+    #[error("the variable service returned {0}")]
     Service(EfiStatus),
     /// The name in the response is none.
     #[error("the response has no name: {0:?}")]

@@ -115,7 +115,7 @@ impl Platform {
     fn memory(&self, id: u8, with_mailbox: bool) -> (CommunicateBuffer, CommBuffer) {
         let at = |pages| self.site.allocate(pages).unwrap().expose_provenance() as u64;
         let (start, mailbox) = (at(4), with_mailbox.then(|| at(1)));
-        // SAFETY: the memory is the site's, and nobody else has it.
+        // SAFETY: the memory is the site's, and for this alone.
         let buffer = unsafe { CommunicateBuffer::from_firmware_region(start, 4 * PAGE_LEN, id, mailbox) };
         let region = AddressRange::new(start, 4 * PAGE_LEN as u64).unwrap();
         (buffer.unwrap(), CommBuffer { region, mailbox })
@@ -414,7 +414,7 @@ fn smi_en_zero_refuses_messages_and_lets_trigger_sw_mmi_pass() {
         );
     }
 
-    // A platform that says that there is no SMI_EN sends.
+    // A platform without SMI_EN sends.
     let mut platform = Platform::new();
     platform.tap.write_u32(0x630, 0);
     platform.options.smi_check = SmiCheck::Off;

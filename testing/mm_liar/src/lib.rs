@@ -1,16 +1,16 @@
-//! The MM side of the suite: handlers to talk to, and the lies that MM can tell.
+//! The MM side of the suite: its handlers, and the wrong responses that it sends on request.
 //!
 //! [`ConformanceMm`] is the real [`MmCore`] with a few handlers of its own. What a scenario wants of it is in the
-//! message, so that the same scenario works where the MM side is in another address space. It does not allocate, and does
+//! message, so that the same scenario works if the MM side is in another address space. It does not allocate, and does
 //! not know Patina: `platforms/q35_mm` runs it in SMRAM, `machines/aarch64_monitor` in the secure world.
 //!
-//! | GUID | answers |
+//! | GUID | response |
 //! |---|---|
 //! | [`ECHO`] | the message |
 //! | [`STRETCH`] | as many bytes as the message says in its first 8, a u64: 1, 2, ... 251, 1, ... |
 //! | [`FAIL`] | nothing: the handler fails |
 //! | [`PORTS`] | two bytes: the values of the command port and of the data port |
-//! | [`LIAR`] | the message; then MM tells the [`Lie`] that the message asks for |
+//! | [`LIAR`] | the message; MM then makes it wrong, as the [`Lie`] in the message says |
 //! | [`HEADER`] | the communicate header of the request, at the start of the message |
 //! | [`PROJECT_MU`] | nothing; from then on comm buffers 0 and 1 are served by a double of Project Mu's supervisor ([`project_mu`]), of the [`Release`] that the message names |
 //! | the MM supervisor's | as `mm_core`'s handler does |
@@ -42,7 +42,7 @@ pub const STRETCH: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a02");
 pub const FAIL: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a03");
 /// Answers what was written to the ports.
 pub const PORTS: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a04");
-/// Answers what it is sent, then lies about it.
+/// Responds with what it was sent, which MM then makes wrong.
 pub const LIAR: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a05");
 
 /// `gEfiDxeMmReadyToLockProtocolGuid`.
@@ -56,7 +56,7 @@ pub const PROJECT_MU: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a06");
 /// Answers the communicate header that it found, at the start of a message of at least that length.
 pub const HEADER: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a07");
 
-/// What the MM side keeps from one MMI to the next, for as long as it is told of the same comm buffers.
+/// What the MM side keeps from one MMI to the next, as long as it has the same comm buffers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct State {
     /// `None` for all buffers at once, as an MM core serves them.
@@ -72,16 +72,16 @@ impl State {
     };
 }
 
-/// The request that has [`STRETCH`] response `len` bytes.
+/// The request to [`STRETCH`] for a response of `len` bytes.
 #[must_use]
 pub fn stretch(len: usize) -> [u8; 8] {
     (len as u64).to_le_bytes()
 }
 
-/// What MM says wrongly, once it has answered.
+/// How MM makes its response wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// The request still stands, as if MM had never looked.
+    /// The request is still there, as if MM had not run.
     Ignore,
     /// The mailbox's ReturnStatus is this.
     Status(u64),
@@ -97,7 +97,7 @@ pub enum Lie {
     WipeHeader,
     /// The header is of the other format.
     OtherFormat,
-    /// The request still stands, as with [`Self::Ignore`]. But MM has kept it, and ends the next request in this buffer with
+    /// The request is still there, like with [`Self::Ignore`]. But MM has kept it, and ends the next request in this buffer with
     /// the response to this one: header, message and mailbox.
     Late,
     /// The same, with the next request's header left as it is.
@@ -105,7 +105,7 @@ pub enum Lie {
 }
 
 impl Lie {
-    /// The message that has [`LIAR`] tell this lie.
+    /// The message to [`LIAR`] that asks for this.
     #[must_use]
     pub fn request(self) -> [u8; 16] {
         let (code, value): (u64, u64) = match self {
@@ -169,7 +169,7 @@ struct Late {
 }
 
 impl LateResponse {
-    /// Ends the request that stands in the response's buffer now, which is another one.
+    /// Ends the request that is now in the response's buffer, which is another one.
     fn deliver(&mut self, memory: &mut dyn SystemMemory) {
         let Some(Late { lie, buffer, format }) = self.0 else {
             return;
@@ -202,7 +202,7 @@ impl LateResponse {
     }
 }
 
-/// An MM core that answers, and lies on request.
+/// An MM core that sends wrong responses on request.
 #[derive(Debug)]
 pub struct ConformanceMm<'a> {
     core: MmCore<'a>,
@@ -216,7 +216,7 @@ impl<'a> ConformanceMm<'a> {
     ///
     /// # Errors
     ///
-    /// As [`MmCore::new`].
+    /// Those of [`MmCore::new`].
     pub fn new(
         mmram: &[AddressRange],
         buffers: &'a [CommBuffer],

@@ -61,7 +61,7 @@ const USERS: usize = 1;
 /// The most memory that can be unblocked.
 const MAX_UNBLOCKED: usize = 8;
 
-/// The supervisor's state. Comm buffers and mailboxes are indices of those that the MM side was told of; the first two are the
+/// The supervisor's state. Comm buffers and mailboxes are indices of those that the MM side knows; the first two are the
 /// supervisor's and the users'.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProjectMu {
@@ -74,7 +74,7 @@ pub(crate) struct ProjectMu {
     unblocked: [Option<UnblockMemory>; MAX_UNBLOCKED],
 }
 
-/// A request that is being served: where the MM core looks for it, and where that really is.
+/// A request that is being served: where the MM core looks for it, and where it really is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Serving {
     channel: usize,
@@ -143,7 +143,7 @@ impl ProjectMu {
         buffers.get(*self.mailboxes.get(channel)?)?.mailbox
     }
 
-    /// The request that this MMI serves. What is malformed is answered here.
+    /// The request that this MMI serves. Malformed ones get their response here.
     pub(crate) fn choose(&self, buffers: &[CommBuffer], memory: &mut dyn SystemMemory) -> Option<Serving> {
         let image = |channel, memory: &dyn SystemMemory| {
             let mut image = MailboxImage::default();
@@ -179,7 +179,7 @@ impl ProjectMu {
         })
     }
 
-    /// What is answered to a header that no handler gets to see.
+    /// The status for a header that does not reach a handler.
     fn malformed(
         &self,
         channel: usize,
@@ -279,7 +279,7 @@ impl ProjectMu {
         if self.is_locked || self.was_moved {
             return Err(EfiStatus::ACCESS_DENIED);
         }
-        // This MM side serves only what it was told of.
+        // This MM side serves only the comm buffers that it knows.
         let untold = EfiStatus::SECURITY_VIOLATION;
         for (channel, new) in new.iter().enumerate() {
             let old = self
@@ -348,7 +348,7 @@ impl ProjectMu {
     }
 }
 
-/// The policy that the supervisor tells while nothing is unblocked: version 1.0, 16 bytes.
+/// The policy that the supervisor returns while nothing is unblocked: version 1.0, 16 bytes.
 pub const POLICY: [u8; 16] = [
     0, 0, 1, 0, 16, 0, 0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88,
 ];

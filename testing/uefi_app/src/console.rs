@@ -1,12 +1,12 @@
 //! The serial port, for lines of text and for the `log` crate.
 
-use crate::machine::{self, Uart};
+use crate::devices::{self, Uart};
 use core::fmt;
 use patina::debug::log::{Format, SerialLogger};
 use patina::peripheral::serial::SerialIO;
 use patina::peripheral::serial::shared::SharedSerial;
 
-static SERIAL: SharedSerial<Uart> = SharedSerial::new(machine::uart());
+static SERIAL: SharedSerial<Uart> = SharedSerial::new(devices::uart());
 
 /// Text for the serial port; a line end becomes CR LF.
 #[derive(Clone, Copy, Debug, Default)]

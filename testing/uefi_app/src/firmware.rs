@@ -2,7 +2,7 @@
 //! (`docs/unsafe.md`).
 
 use crate::console::{self, Console};
-use crate::machine;
+use crate::devices;
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::fmt::Write;
@@ -33,14 +33,14 @@ fn on_panic(info: &PanicInfo<'_>) -> ! {
     exit(false)
 }
 
-/// Ends the machine, and tells QEMU's caller how the run went: the process status is 33 for success, 35 otherwise.
+/// Ends the machine. QEMU's process status is 33 for success, 35 otherwise.
 ///
 /// On a machine without QEMU's exit device the power goes off.
 pub fn exit(success: bool) -> ! {
-    machine::end_run(if success {
-        machine::SUCCESS
+    devices::end_run(if success {
+        devices::SUCCESS
     } else {
-        machine::FAILURE
+        devices::FAILURE
     });
     if RUNTIME.is_init() {
         let table = RUNTIME.as_mut_ptr();
@@ -54,12 +54,33 @@ pub fn exit(success: bool) -> ! {
     }
 }
 
+/// The entry point of an application. `$run` is a function that gets the [`Firmware`] and returns whether all went well.
+/// `$before` runs before that, for instance to install another logger.
+#[macro_export]
+macro_rules! application {
+    ($run:path) => {
+        $crate::application!($run, || {});
+    };
+    ($run:path, $before:expr) => {
+        #[unsafe(export_name = "efi_main")]
+        extern "efiapi" fn efi_main(
+            image: $crate::efi::Handle,
+            system_table: *mut $crate::efi::SystemTable,
+        ) -> $crate::efi::Status {
+            ($before)();
+            // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
+            let firmware = unsafe { $crate::Firmware::new(image, system_table) };
+            $crate::firmware::exit($run(firmware))
+        }
+    };
+}
+
 /// A loaded image, as its LoadedImage protocol describes it.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadedImage {
     /// The image's handle.
     pub handle: efi::Handle,
-    /// The handle of the device that it was loaded from; null where it was not loaded from a device.
+    /// The handle of the device that it was loaded from; null if it was not loaded from a device.
     pub device: efi::Handle,
     /// Its first address.
     pub base: usize,
@@ -91,13 +112,13 @@ impl Firmware {
     ///
     /// # Safety
     ///
-    /// `image` and `system_table` are the arguments of the running application's entry point, and nobody calls
-    /// `ExitBootServices` as long as the application runs.
+    /// `image` and `system_table` are the arguments of the running application's entry point, and
+    /// `ExitBootServices` is not called as long as the application runs.
     #[must_use]
     pub unsafe fn new(image: efi::Handle, system_table: *mut efi::SystemTable) -> Self {
         // SAFETY: the firmware hands a valid system table to an entry point.
         let boot = unsafe { (*system_table).boot_services };
-        // SAFETY: as above.
+        // SAFETY: the same system table.
         let runtime = unsafe { (*system_table).runtime_services };
         BOOT.init(boot);
         RUNTIME.init(runtime);
@@ -161,11 +182,11 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What the file system says: [`EfiError::NotFound`] where there is no such file.
+    /// What the file system says: [`EfiError::NotFound`] if there is no such file.
     pub fn read_file(&self, path: &Char16Str) -> Result<Vec<u8>, EfiError> {
         let device = loaded_image(self.image)?.device;
         let volume = interface::<simple_file_system::Protocol>(device)?;
-        // SAFETY: the interface is installed, and nobody removes the volume that this application runs from.
+        // SAFETY: the interface is installed, and the volume that this application runs from is not removed.
         let open_volume = unsafe { (*volume).open_volume };
         let mut root = ptr::null_mut();
         // SAFETY: `volume` is the interface that the function belongs to, `root` takes one pointer.
@@ -176,8 +197,8 @@ impl Firmware {
 
 /// The name and vendor of the variable that follows a given one; `None` behind the last. The empty name starts.
 ///
-/// The SDK's `get_next_variable_name` tells the firmware the name's room in characters where it counts bytes (UEFI 2.11,
-/// 8.2.2), which edk2 answers with `EFI_INVALID_PARAMETER`.
+/// The SDK's `get_next_variable_name` passes the name's room in characters, but the firmware counts bytes (UEFI 2.11,
+/// 8.2.2), and edk2 returns `EFI_INVALID_PARAMETER`.
 ///
 /// # Errors
 ///
@@ -276,7 +297,7 @@ impl Drop for File {
     fn drop(&mut self) {
         // SAFETY: open by the type's invariant.
         let close = unsafe { (*self.0).close };
-        // SAFETY: as above, and nothing uses the pointer afterwards. The status is always success (UEFI 2.11, 13.5.3).
+        // SAFETY: the same open file; nothing uses the pointer afterwards. The status is always success (UEFI 2.11, 13.5.3).
         let _ = unsafe { close(self.0) };
     }
 }

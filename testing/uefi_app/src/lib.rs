@@ -8,9 +8,9 @@
 //! | [`protocols`] | `ProtocolServices` over boot services | all |
 //! | `firmware` | what the application was started with: tables, images, files, memory | UEFI |
 //! | `console` | the serial port: lines and the `log` crate | UEFI |
-//! | `machine` | the serial port's place and the way to end a run, per architecture | UEFI |
+//! | `devices` | the serial port's place and the way to end a run, per architecture | UEFI |
 //!
-//! On a UEFI target this crate brings the global allocator and the panic handler.
+//! The macro `application` makes the entry point. On a UEFI target this crate brings the global allocator and the panic handler.
 #![no_std]
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
@@ -24,9 +24,11 @@ pub mod protocols;
 #[cfg(target_os = "uefi")]
 pub mod console;
 #[cfg(target_os = "uefi")]
-pub mod firmware;
+pub mod devices;
 #[cfg(target_os = "uefi")]
-pub mod machine;
+pub mod firmware;
 
 #[cfg(target_os = "uefi")]
 pub use firmware::Firmware;
+#[cfg(target_os = "uefi")]
+pub use patina::standard::efi;

@@ -79,7 +79,7 @@ impl BootProtocols {
         .map_err(to_protocol_error)
     }
 
-    /// Takes a registration off the list; `false` where it is not on it.
+    /// Takes a registration off the list; `false` if it is not on it.
     fn forget(&self, notification: *mut Notification) -> bool {
         let mut notifications = self.notifications.lock();
         let before = notifications.len();

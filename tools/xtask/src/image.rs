@@ -94,7 +94,7 @@ pub(crate) struct Image {
     /// The platform.
     #[arg(value_parser = PossibleValuesParser::new(PLATFORMS.map(|platform| platform.name)))]
     platform: String,
-    /// With the test bench, and an MM core that serves it.
+    /// With its own tests, and an MM core that serves it.
     #[arg(long)]
     conformance: bool,
     /// Where to write the image [default: target/firmware/PLATFORM.fd, or PLATFORM-conformance.fd].

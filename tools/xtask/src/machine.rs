@@ -522,7 +522,7 @@ const LINUX_WITHOUT_KASLR: &str = "q35-nokaslr";
 const LINUX_WITHOUT_FIRMWARE: &str = "q35-noefi";
 const LINUX_SMM: &str = "smm";
 
-/// Bytes of name and data of the largest variable (`platforms/q35_mm/src/mm.rs`).
+/// Bytes of name and data of the largest variable (`platforms/q35_mm/src/serve.rs`).
 const LARGEST_VARIABLE: u32 = 0x2000;
 
 /// A variable that OVMF writes, as the file that Linux shows, and its text.

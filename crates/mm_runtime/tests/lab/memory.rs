@@ -1,7 +1,7 @@
 //! Memory that moves. An unsafe island (`docs/unsafe.md`).
 //!
 //! Each block is mapped twice: for MM and the test under one address, for the code under test under another one, which is the
-//! physical address at first. When the block moves, the code's mapping goes to a new address, and nothing but a fault is left
+//! physical address at first. When the block moves, the code's mapping goes to a new address, and only a fault is left
 //! at the old one: a stale pointer ends the test.
 
 use mm_comm::SharedRegion;
@@ -86,7 +86,7 @@ impl Block {
         unsafe { mprotect(old, self.len, MprotectFlags::empty()) }.unwrap();
     }
 
-    /// Takes the code's mapping away, for good.
+    /// Takes the code's mapping away.
     pub(crate) fn forbid(&self) {
         let at = ptr::with_exposed_provenance_mut(self.current.get());
         // SAFETY: a mapping of this block; nothing of Rust's is in it.

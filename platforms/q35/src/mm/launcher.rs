@@ -10,7 +10,7 @@
 //! SMRAM is locked even if one of the steps failed, so that no other code can put an MM of its own
 //! there; if the launcher did not run at all, `guard` locks it.
 //!
-//! A failed launch leaves SMIs switched off, but not for good: under QEMU any code in ring 0 can
+//! A failed launch leaves SMIs switched off, but they can be switched on again: under QEMU any code in ring 0 can
 //! switch them on, and run code of its own in System Management Mode if SMBASE was not moved, or if
 //! SMRAM is exposed. It can do so under any firmware without MM. Nothing relies on MM then, and
 //! there is no secret in SMRAM.
@@ -23,7 +23,7 @@ use mm_comm::ich9::{self, Ich9Error};
 use mm_comm::{Ports, SharedRegion};
 use mm_core::CommBuffer;
 use mm_wire::{AddressRange, PAGE_LEN};
-use ovmf_platform::machine::PM_BASE;
+use ovmf_platform::devices::PM_BASE;
 use patina::component::service::IntoService;
 use patina::component::service::memory::{MemoryError, MemoryManager};
 use patina::component::service::uefi_services::config_table::ConfigurationTableServices;
@@ -180,7 +180,7 @@ impl Launcher {
         }
     }
 
-    /// Puts the code to where the first SMI starts.
+    /// Copies the code to the address at which the first SMI starts.
     fn place_first_code(&self) -> core::result::Result<FirstSmi, LaunchError> {
         let first = FirstSmi::take(self.memory)?;
         if first.pages().write(0, &MOVE_SMBASE) {

@@ -13,7 +13,7 @@ use mm_comm::Ports;
 use mm_comm::ports::NativePorts;
 use mm_conformance::{Abilities, Site, recorder};
 use mm_core::CommBuffer;
-use ovmf_platform::machine::PM_BASE;
+use ovmf_platform::devices::PM_BASE;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_mm_test::events::HostEvents;

@@ -26,8 +26,8 @@ use mm_conformance::{Lab, NotOk, Report, all};
 use mm_core::CommBuffer;
 use mm_wire::message::supervisor::{RequestHeader, SIGNATURE};
 use mm_wire::{AddressRange, EfiStatus, PAGE_LEN};
+use ovmf_platform::devices::Console;
 use ovmf_platform::dxe_services;
-use ovmf_platform::machine::Console;
 use patina::Guid;
 use patina::component::service::uefi_services::protocol::{Handle, ProtocolServicesExt, Tpl};
 use patina::component::service::uefi_services::timer_event::{TimerEventServicesExt, TimerType};
@@ -66,7 +66,7 @@ pub(super) fn platform(
     report.test("boot.the_application_talks_to_mm_through_pi_protocols", || {
         equal(findings.answered, 3)
     });
-    report.test("boot.the_example_component_was_dispatched_and_answered", || {
+    report.test("boot.the_example_component_got_a_response", || {
         let response = EXAMPLES_RESPONSE.lock().take();
         let response = response.ok_or_else(|| NotOk::Failed("it was not".into()))?;
         equal(response.len(), 28)?;
@@ -325,7 +325,7 @@ fn refused_buffers(services: Services, control: Control) -> Verdict {
         ),
         (
             "around SMRAM",
-            // Whatever is around SMRAM is also more than MM can copy, which it looks at first.
+            // A buffer around SMRAM is also longer than MM can copy, which MM checks first.
             buffer(SMRAM_BASE - page, page + SMRAM_LEN as u64 + page, None),
             "scratch memory",
         ),
@@ -485,7 +485,7 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -
     }
 }
 
-/// Makes MM fault. The last test: MM stops for good.
+/// Makes MM fault. The last test: MM does not run afterwards.
 pub(super) fn fault(report: &mut Report<Console>, services: Services) {
     report.test("fault.in_a_handler_is_told_and_hangs_nothing", || {
         let aborted = || Status::MmReturned(efi::Status::ABORTED);

@@ -36,11 +36,11 @@ pub(super) struct Traffic {
 /// What became of the messages.
 #[derive(Default)]
 pub(super) struct Counts {
-    /// Taken by MM and answered with what was sent.
+    /// MM responded with what was sent.
     pub(super) answered: Cell<u32>,
     /// Those of them that came after the announcement.
     pub(super) after_the_move: Cell<u32>,
-    /// Neither answered nor refused because an interrupted call had the buffer: lost.
+    /// No response, although no interrupted call had the buffer: lost.
     pub(super) lost: Cell<u32>,
     announced: Cell<bool>,
 }

@@ -99,11 +99,11 @@ unsafe extern "efiapi" fn quiet_trigger(
     let before: u64;
     // SAFETY: a DXE core runs in ring 0. Reading CR8 changes nothing.
     unsafe { asm!("mov {}, cr8", out(reg) before, options(nomem, nostack, preserves_flags)) };
-    // SAFETY: as above. It only delays interrupts.
+    // SAFETY: a DXE core runs in ring 0. It only delays interrupts.
     unsafe { asm!("mov cr8, {}", in(reg) ALL, options(nostack, preserves_flags)) };
     // SAFETY: the caller's promise, passed on.
     let status = unsafe { trigger(this, command, data, periodic, interval) };
-    // SAFETY: as above; the SMI was taken when the function returned, at the latest.
+    // SAFETY: a DXE core runs in ring 0; the SMI was taken when the function returned, at the latest.
     unsafe { asm!("mov cr8, {}", in(reg) before, options(nostack, preserves_flags)) };
     status
 }

@@ -177,8 +177,8 @@ impl Client {
         driver.map(VariableSmmRuntimeDxe::seen).unwrap_or_default()
     }
 
-    /// Starts Project Mu's MmDxeSupport: it moves both comm buffers, announces the users' alone, and from then on tells the
-    /// supervisor of the boot's events. Its MMIs are not counted. Needs [`Abilities::SUPERVISOR`] and [`Abilities::UPDATES`].
+    /// Starts Project Mu's MmDxeSupport: it moves both comm buffers, announces the users' alone, and from then on sends the
+    /// boot\'s events to the supervisor. Its MMIs are not counted. Needs [`Abilities::SUPERVISOR`] and [`Abilities::UPDATES`].
     ///
     /// # Errors
     ///

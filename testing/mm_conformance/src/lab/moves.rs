@@ -37,7 +37,7 @@ impl Client {
         if self.0.serves_like == Some(Release::V20ToV23) {
             own = project_mu::share_mailbox(&*self.0.site, own, &users).map_err(impossible)?;
         }
-        if to.is_told {
+        if to.is_known_to_mm {
             let arriving: Vec<_> = [&own, &users]
                 .into_iter()
                 .filter_map(Observed::comm_buffer)

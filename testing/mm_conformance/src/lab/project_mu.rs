@@ -89,7 +89,7 @@ fn send(
 struct Driver {
     client: Client,
     release: Release,
-    /// The supervisor's comm buffer, where the driver has moved it.
+    /// The supervisor's comm buffer, in its new place.
     supervisor: Observed,
 }
 
@@ -118,7 +118,7 @@ fn armed(release: Release) -> MailboxImage {
 }
 
 /// `MmDxeSupportEntry`: asks for the version, moves both comm buffers, announces the users', installs its protocol, and waits
-/// for the events that it tells the supervisor. It zeroes the new mailboxes, which the real one leaves as they are.
+/// for the events that it sends to the supervisor. It zeroes the new mailboxes, which the real one leaves as they are.
 pub(super) fn start_driver(client: &Client) -> Option<()> {
     let (site, release) = (&*client.0.site, client.0.serves_like?);
     let pages = |id| client.with_buffer(id, |buffer| buffer.region.len() / PAGE_LEN);

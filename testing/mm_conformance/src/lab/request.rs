@@ -23,9 +23,9 @@ pub enum ResponseTo {
 /// How a call is made. The default is the plain call of [`Client::communicate`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Call {
-    /// The header; `None` for the comm buffer's own. Needs [`Abilities::V3_HEADERS`] where it is v3.
+    /// The header; `None` for the comm buffer's own. Needs [`Abilities::V3_HEADERS`] if it is v3.
     pub header: Option<HeaderFormat>,
-    /// Where the response goes. Into an allocation and a slice only the comm buffer's own header leads.
+    /// Where the response goes. Allocations and slices only work with the comm buffer's own header.
     pub response: ResponseTo,
 }
 
@@ -102,8 +102,8 @@ pub struct Move {
     pub supervisor: usize,
     /// Pages of the other one.
     pub users: usize,
-    /// Whether MM is told of the memory first, so that it can serve it. It then starts anew.
-    pub is_told: bool,
+    /// Whether MM gets to know the memory first, so that it can serve it. MM then starts again.
+    pub is_known_to_mm: bool,
     /// The piece of memory that MM refuses, because it was unblocked before.
     pub refused: Option<Piece>,
     /// What is in the new mailboxes: zeros, or what looks like a request.
@@ -115,7 +115,7 @@ impl Move {
     pub const TAKEN: Self = Self {
         supervisor: 4,
         users: 4,
-        is_told: true,
+        is_known_to_mm: true,
         refused: None,
         are_mailboxes_stale: false,
     };
@@ -146,7 +146,7 @@ pub enum CProtocol {
     /// Protocol 3, likewise.
     ThreeApart,
     /// Protocol 2, with the caller's bytes put at the start of this comm buffer, which is what is passed. Without bytes the
-    /// comm buffer is passed as it stands.
+    /// comm buffer is passed as it is.
     TwoInPlace(u8),
     /// Protocol 3, likewise. The header says how long the buffer is.
     ThreeInPlace(u8),
@@ -163,7 +163,7 @@ pub struct CCall {
     pub comm_size: Option<usize>,
 }
 
-/// What came of a [`CCall`].
+/// The result of a [`CCall`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CReply {
     /// The function's result.
@@ -174,5 +174,5 @@ pub struct CReply {
     pub comm_size: Option<usize>,
 }
 
-/// What is run in the middle of a call.
+/// Code that runs in the middle of a call.
 pub type Callback = Box<dyn FnOnce(&Client)>;

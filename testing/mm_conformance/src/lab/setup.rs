@@ -12,9 +12,9 @@ use thiserror::Error;
 /// What an observer sees of a client that did not come up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
-    /// Whether somebody offers to raise MMIs.
+    /// Whether there is a service that raises MMIs.
     pub offers_mmis: bool,
-    /// Whether somebody offers to carry messages.
+    /// Whether there is a service that carries messages.
     pub offers_communication: bool,
     /// What was written to I/O ports.
     pub port_writes: Vec<(u16, u8)>,
@@ -115,7 +115,7 @@ pub enum LockSetup {
     Before,
     /// By a component that is dispatched after them, and that fills the configuration in first.
     Later,
-    /// Nobody has a configuration.
+    /// There is no configuration.
     Absent,
 }
 
@@ -130,7 +130,7 @@ pub enum HobKind {
     Region4(u64),
 }
 
-/// One HOB that announces a comm buffer of the [`Setup`], with whatever is to be wrong with it.
+/// One HOB that announces a comm buffer of the [`Setup`], and its mistakes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HobSetup {
     /// The HOB.
@@ -187,7 +187,7 @@ impl HobSetup {
     }
 }
 
-/// Who offers the platform's hook, in a [`Setup`].
+/// How the platform's hook is offered, in a [`Setup`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ControlSetup {
     /// The platform registers it before anything is dispatched.
@@ -195,7 +195,7 @@ pub enum ControlSetup {
     Early,
     /// A component that is dispatched after the trigger would be. The platform declares that there is one.
     LateAndDeclared,
-    /// Nobody, although the platform declares that there is one.
+    /// It is not offered, although the platform declares it.
     MissingAndDeclared,
 }
 
@@ -204,13 +204,13 @@ pub enum ControlSetup {
 pub struct Setup {
     /// The configured ports.
     pub ports: PortSetup,
-    /// Whether MMIs are raised by somebody else's trigger, which always fails.
+    /// Whether a platform's own trigger raises the MMIs, which always fails.
     pub failing_trigger: bool,
     /// The comm buffers.
     pub buffers: Vec<BufferSetup>,
     /// When the configuration is locked.
     pub lock: LockSetup,
-    /// The platform's hook: `None` where it has none, else what it returns.
+    /// The platform's hook: `None` if it has none, else what it returns.
     pub platform_control: Option<Result<(), EfiStatus>>,
     /// Who offers that hook.
     pub control: ControlSetup,
@@ -218,13 +218,13 @@ pub struct Setup {
     pub command_value: Option<u8>,
     /// What is written to the data port.
     pub data_value: u8,
-    /// Whether the client is told where SMI_EN is.
+    /// Whether the configuration has the address of SMI_EN.
     pub acpi_base: bool,
-    /// Whether the client is to switch SMIs on where they are off.
+    /// Whether the client is to switch SMIs on if they are off.
     pub enable_smis: bool,
     /// How often the client looks at the mailbox.
     pub polls: u32,
-    /// After how many pauses MM is entered. Needs [`Abilities::LATENCY`] where it is not 1.
+    /// After how many pauses MM is entered. Needs [`Abilities::LATENCY`] unless it is 1.
     pub latency: u32,
     /// The buffer that may move.
     pub updatable: Option<u8>,
@@ -234,8 +234,8 @@ pub struct Setup {
     pub hobs: Option<Vec<HobSetup>>,
     /// The buffer that the protocols for C send through; `None` for no such protocols.
     pub produced: Option<u8>,
-    /// Whether the client that scenarios see sends through protocols: those that the firmware itself has, where it has some,
-    /// else those that are produced here. Without [`Self::produced`] there are none.
+    /// Whether the client sends through protocols: those of the firmware itself, if it has some, or else those that are
+    /// produced here. Without [`Self::produced`] there are none.
     pub through_firmware: bool,
     /// Whether the firmware's protocols are those of edk2's `MmCommunicationDxe`, with a shared buffer of its own. Needs
     /// [`Abilities::PORTS`] and [`Abilities::MAILBOX`].
@@ -244,11 +244,11 @@ pub struct Setup {
     pub variable_driver: bool,
     /// Whether the producer installs these markers.
     pub variable_markers: bool,
-    /// The buffer through which MM is told of the boot's events.
+    /// The buffer through which the boot's events are sent to MM.
     pub events: Option<u8>,
-    /// The buffer through which the MM supervisor is told of them, too.
+    /// The buffer through which they are sent to the MM supervisor, too.
     pub supervisor_events: Option<u8>,
-    /// The events that MM's handlers are not told of, because the platform's drivers do that.
+    /// The events that are not sent to MM's handlers, because the platform's drivers do that.
     pub events_left_out: Vec<BootEvent>,
     /// Whether Project Mu's own driver is there: its protocol is installed before the client comes up.
     pub supervisors_driver: bool,

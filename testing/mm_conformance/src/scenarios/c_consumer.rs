@@ -14,11 +14,11 @@ use patina::standard::efi;
 use patina_mm::component::communicator::Status;
 
 scenarios! {
-    firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "messages and answers of any length go through protocol 2";
+    firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "requests and responses of any length go through protocol 2";
     firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
     firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS | LONGER_RESPONSES, "a request has to be as long as its response, by padding, or the driver's refusal is the error";
     firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS | NO_HANDLER_STATUS, "MM's refusal comes back through the protocol";
-    firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler answers through protocol 2 as it does without it";
+    firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler responds through protocol 2 like without it";
     edk2_driver_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | V3_HEADERS, "through edk2's MmCommunicationDxe a response has the length that CommSize tells; protocol 3 has none, and the request's length counts";
     edk2_driver_is_entered_once_at_a_time: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "a call through another comm buffer does not enter edk2's driver in the middle of a call, and each gets its own response";
     failures_through_the_firmware_are_one_log_line: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS | LOGS, "a call that the firmware's driver fails is one error line, which says that it was the driver";
@@ -74,7 +74,7 @@ fn firmware_protocol3_carries_messages(lab: &Lab) -> Seen {
         let request = mm::stretch(len);
         let mut expected = pattern(len);
         // The protocol has no CommSize. If MM leaves the header alone, as edk2's for x86 does, a response has its request's
-        // length, whatever MM answered.
+        // length, even if MM's response is shorter.
         if lab.abilities().contains(Abilities::MAILBOX) {
             expected.extend(request.iter().skip(len));
         }
@@ -90,7 +90,7 @@ fn firmware_protocol_has_no_room_for_a_longer_response(lab: &Lab) -> Seen {
             client.communicate(1, &mm::stretch(9), mm::STRETCH),
             Err(Status::MmReturned(efi::Status::BUFFER_TOO_SMALL))
         );
-        // The echo's handler answers the padding, too.
+        // The echo's handler returns the padding, too.
         let mut padded = b"padded".to_vec();
         padded.resize(300, 0);
         ensure_eq!(client.communicate(1, &padded, mm::ECHO), Ok(padded));

@@ -17,8 +17,8 @@ scenarios! {
     c_call_returns_the_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "all three protocols carry a message and its response";
     c_call_has_room_for_a_longer_response: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a CommSize above the message is room for the response, and becomes its size";
     c_call_with_a_shorter_response: CONTROLLED_MM | PRODUCED_PROTOCOLS, "CommSize is the length of a short response, and the header comes back as MM left it";
-    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a response beyond the caller's buffer is not written, and its size is told";
-    c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, as a component in Rust does";
+    c_call_without_room_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a response beyond the caller's buffer is not written, and CommSize becomes its size";
+    c_call_of_the_variable_driver: VARIABLES | PRODUCED_PROTOCOLS, "a driver in C gets the variable service's payload size, like a component in Rust";
     variable_driver_finds_its_markers: CONTROLLED_MM | VARIABLES | PRODUCED_PROTOCOLS | V3_HEADERS | VARIABLE_DRIVER, "edk2's variable driver finds both markers, once the protocols work and MM's variable service answers";
     markers_are_installed_on_request_only: VARIABLES | PRODUCED_PROTOCOLS | VARIABLE_DRIVER, "a platform whose other drivers install the markers does not get them twice";
     producing_says_when_it_ends: VARIABLES | PRODUCED_PROTOCOLS | LOGS, "the log says that the protocols end with boot services, and who installs the markers of the variable service";
@@ -36,15 +36,15 @@ scenarios! {
     c_calls_in_the_comm_buffer_leave_the_header: CONTROLLED_MM | PRODUCED_PROTOCOLS | NO_HANDLER_STATUS, "a driver that wrote its header into the comm buffer finds it there after a call, and can call again";
     c_call_in_the_comm_buffer_keeps_a_refused_request: CONTROLLED_MM | PRODUCED_PROTOCOLS | NO_HANDLER_STATUS, "after an error the whole request is in the comm buffer as before";
     c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "MessageSize is the caller's on the way to MM";
-    c_call_from_a_notification_waits_for_the_call_under_way: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
-    c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a call that interrupts even that is refused, and disturbs nothing";
-    c_header_that_is_written_once_serves_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, whatever the length of the responses";
+    c_call_from_a_notification_waits_for_the_call_in_progress: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
+    c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a call that interrupts even that is refused, and changes nothing";
+    c_header_that_is_written_once_serves_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, after responses of any length";
     c_header_comes_back_as_mm_left_it: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a length that MM itself changed in the header is the caller's to see, unless it exceeds the caller's buffer";
     c_status_without_error_bit_is_an_error: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a warning, or an error of a 32-bit MM core, is an EFI_ERROR to a driver in C";
-    c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "MM's status is the function's, and the buffer stays as it was";
-    c_call_is_told_of_every_lie: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "what cannot be a response is PROTOCOL_ERROR to C, and the buffer stays as it was";
+    c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "the function returns MM's status, and the buffer does not change";
+    c_call_reports_every_wrong_response: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "what cannot be a response is PROTOCOL_ERROR in C, and the buffer does not change";
     c_call_during_a_call_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "the comm buffer in use is not entered a second time";
-    c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a consumer in C gets the same answers as one in Rust";
+    c_responses_are_those_of_rust: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "a consumer in C gets the same responses as one in Rust";
 }
 
 fn ready(lab: &Lab) -> Result<Client, String> {
@@ -135,7 +135,7 @@ fn c_call_has_room_for_a_longer_response(lab: &Lab) -> Seen {
     ensure_eq!(reply.status, EfiStatus::SUCCESS);
     ensure_eq!(reply.comm_size, Some(124));
     ensure_eq!(reply.bytes.get(24..124), Some(pattern(100).as_slice()));
-    // An MM core with a mailbox leaves the header alone; one without has to tell the length there.
+    // An MM core with a mailbox leaves the header alone; one without has to write the length there.
     let has_mailbox = lab.abilities().contains(Abilities::MAILBOX);
     ensure_eq!(field(&reply.bytes, 16), Some(if has_mailbox { 8 } else { 100 }));
     ensure!(
@@ -159,7 +159,7 @@ fn c_call_has_room_for_a_longer_response(lab: &Lab) -> Seen {
 
 fn c_call_with_a_shorter_response(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    // An MM core with a mailbox leaves the header alone; one without has to tell the length there.
+    // An MM core with a mailbox leaves the header alone; one without has to write the length there.
     let has_mailbox = lab.abilities().contains(Abilities::MAILBOX);
     for len in [0, 3] {
         let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(len), 0);
@@ -322,7 +322,7 @@ fn c_null_buffer_is_refused(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// Makes a call that is to be refused, and compares all that came of it.
+/// Makes a call that is to be refused, and compares all its results.
 fn refused(
     client: &Client,
     protocol: CProtocol,
@@ -417,7 +417,7 @@ fn c_message_without_bytes_is_delivered(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     let empty = |format, recipient, room| {
         let mut bytes = request(format, recipient, &[], room);
-        // The room behind a v1 header is none of the header's.
+        // A v1 header does not count the room behind it.
         bytes.truncate(format.header_len() + if format == HeaderFormat::V3 { room } else { 0 });
         bytes
     };
@@ -545,7 +545,7 @@ fn c_calls_in_the_comm_buffer_leave_the_header(lab: &Lab) -> Seen {
     let mut v3 = request(HeaderFormat::V3, mm::ECHO, &pattern(60), 40);
     let reply = call(&client, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
     if !lab.abilities().contains(Abilities::MAILBOX) {
-        // MM told the length there.
+        // MM wrote the length there.
         put(&mut v3, 48, 100);
     }
     ensure_eq!(reply, unchanged(EfiStatus::SUCCESS, &v3, None));
@@ -598,7 +598,7 @@ fn c_during_rust(
     Ok(seen.take())
 }
 
-fn c_call_from_a_notification_waits_for_the_call_under_way(lab: &Lab) -> Seen {
+fn c_call_from_a_notification_waits_for_the_call_in_progress(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     let seen = c_during_rust(&client, |client, c_call| client.notify(c_call))?;
     ensure_eq!(seen, (Some(EfiStatus::SUCCESS), 1));
@@ -631,7 +631,7 @@ fn c_header_that_is_written_once_serves_again(lab: &Lab) -> Seen {
         };
         let mut bytes = first;
         for len in [3, 0, 8, 1] {
-            // The message is written anew, the header is not.
+            // The message is written again, the header is not.
             if let Some(message) = bytes.get_mut(header_len..header_len + 8) {
                 message.copy_from_slice(&mm::stretch(len));
             }
@@ -704,7 +704,7 @@ fn c_call_carries_mms_status(lab: &Lab) -> Seen {
     ensure_clean(&client, 0)
 }
 
-fn c_call_is_told_of_every_lie(lab: &Lab) -> Seen {
+fn c_call_reports_every_wrong_response(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     for lie in [
         mm::Lie::Size(0),

@@ -1,4 +1,4 @@
-//! MM is told how far the boot has come.
+//! MM learns how far the boot has come.
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::BootEvent::{self, EndOfDxe, ExitBootServices, ReadyToBoot, ReadyToLock};
@@ -10,20 +10,20 @@ use patina_mm::component::communicator::Status;
 
 scenarios! {
     each_boot_event_reaches_mm: CONTROLLED_MM | EVENTS, "each event is one message, under the GUID that MM cores know";
-    ready_to_lock_is_sent_once: CONTROLLED_MM | EVENTS, "ready to lock is told once, and not again at ready to boot";
-    ready_to_boot_locks_at_the_latest: CONTROLLED_MM | EVENTS, "where nobody said ready to lock, ready to boot says it first";
-    ready_to_lock_before_the_client_is_told: CONTROLLED_MM | EVENTS, "ready to lock that came before the client reaches MM as soon as that is up";
-    failed_ready_to_lock_is_told_at_ready_to_boot: CONTROLLED_MM | EVENTS | SMI_SWITCH, "ready to lock that did not get through is told with the next event, before it";
-    event_during_a_call_through_its_buffer_is_told_after_it: CONTROLLED_MM | EVENTS | CALLBACKS, "events in the middle of a call through their own buffer are told when it has ended, in their order";
-    event_that_comes_twice_during_a_call_is_told_twice: CONTROLLED_MM | EVENTS | CALLBACKS, "an event that comes twice in the middle of a call is told twice when the call has ended";
-    event_that_failed_twice_is_told_twice: CONTROLLED_MM | EVENTS | SMI_SWITCH, "an event that came twice while SMIs were off is told twice with the next event";
-    end_of_dxe_is_told_before_ready_to_lock: CONTROLLED_MM | EVENTS | LOGS, "a platform that locks before the end of DXE is warned, and MM is told of the end of DXE first";
-    supervisor_is_told_after_the_users: CONTROLLED_MM | EVENTS | SUPERVISOR, "the MM supervisor is told of ready to lock and exit boot services through its own buffer, with a v1 header";
-    supervisor_is_told_of_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "a second exit boot services is for the users alone";
-    supervisor_with_a_driver_of_its_own_is_not_told: CONTROLLED_MM | EVENTS | SUPERVISOR, "the supervisor is left to Project Mu's driver if that is there";
-    events_that_the_platforms_drivers_tell_are_left_out: CONTROLLED_MM | EVENTS | SUPERVISOR, "what a driver in C tells MM is not told twice";
-    without_a_mailbox_nothing_is_called_told: CONTROLLED_MM | EVENTS | LOGS | PORTS, "the log does not say that MM was told if nothing shows it";
-    each_boot_event_is_one_mmi: MM | EVENTS, "each event is one message, whoever is in MM";
+    ready_to_lock_is_sent_once: CONTROLLED_MM | EVENTS, "ready to lock is sent once, and not again at ready to boot";
+    ready_to_boot_locks_at_the_latest: CONTROLLED_MM | EVENTS, "if ready to lock did not come, it is sent before ready to boot";
+    ready_to_lock_before_the_client_is_sent: CONTROLLED_MM | EVENTS, "ready to lock that came before the client is sent as soon as the client is up";
+    failed_ready_to_lock_is_sent_at_ready_to_boot: CONTROLLED_MM | EVENTS | SMI_SWITCH, "ready to lock that did not reach MM is sent again before the next event";
+    event_during_a_call_through_its_buffer_is_sent_after_it: CONTROLLED_MM | EVENTS | CALLBACKS, "events in the middle of a call through their own buffer are sent when it has ended, in their order";
+    event_that_comes_twice_during_a_call_is_sent_twice: CONTROLLED_MM | EVENTS | CALLBACKS, "an event that comes twice in the middle of a call is sent twice when the call has ended";
+    event_that_failed_twice_is_sent_twice: CONTROLLED_MM | EVENTS | SMI_SWITCH, "an event that came twice while SMIs were off is sent twice with the next event";
+    end_of_dxe_is_sent_before_ready_to_lock: CONTROLLED_MM | EVENTS | LOGS, "a platform that locks before the end of DXE gets a warning, and the end of DXE is sent first";
+    supervisor_gets_events_after_the_users: CONTROLLED_MM | EVENTS | SUPERVISOR, "the MM supervisor gets ready to lock and exit boot services through its own buffer, with a v1 header";
+    supervisor_gets_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "a second exit boot services is for the users alone";
+    supervisor_with_a_driver_of_its_own_gets_no_events: CONTROLLED_MM | EVENTS | SUPERVISOR, "the supervisor is left to Project Mu's driver if that is there";
+    events_that_the_platforms_drivers_send_are_left_out: CONTROLLED_MM | EVENTS | SUPERVISOR, "what a driver in C sends to MM is not sent twice";
+    without_a_mailbox_the_log_claims_no_delivery: CONTROLLED_MM | EVENTS | LOGS | PORTS, "the log does not say that MM got the event if nothing shows it";
+    each_boot_event_is_one_mmi: MM | EVENTS, "each event is one message, with any MM";
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";
 }
 
@@ -54,7 +54,7 @@ fn signal(client: &Client, event: BootEvent, mmis: usize) -> Seen {
     ensure_clean(client, 1)
 }
 
-/// As [`signal`], and compares what MM saw last.
+/// Like [`signal`], but also compares what MM saw last.
 fn told(client: &Client, event: BootEvent, mmis: usize, last: &str) -> Seen {
     signal(client, event, mmis)?;
     let report = client.mm_report();
@@ -113,7 +113,7 @@ fn boot_event_during_a_call_does_not_disturb_it(lab: &Lab) -> Seen {
     ensure_clean(&client, 1)
 }
 
-fn ready_to_lock_before_the_client_is_told(lab: &Lab) -> Seen {
+fn ready_to_lock_before_the_client_is_sent(lab: &Lab) -> Seen {
     let setup = Setup {
         events: Some(1),
         locked_early: true,
@@ -126,7 +126,7 @@ fn ready_to_lock_before_the_client_is_told(lab: &Lab) -> Seen {
     told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &Lab) -> Seen {
+fn failed_ready_to_lock_is_sent_at_ready_to_boot(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     client.switch_smis(false);
     client.signal(ReadyToLock);
@@ -138,7 +138,7 @@ fn failed_ready_to_lock_is_told_at_ready_to_boot(lab: &Lab) -> Seen {
     told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn event_that_comes_twice_during_a_call_is_told_twice(lab: &Lab) -> Seen {
+fn event_that_comes_twice_during_a_call_is_sent_twice(lab: &Lab) -> Seen {
     let setup = Setup {
         events: Some(0),
         ..Setup::default()
@@ -156,7 +156,7 @@ fn event_that_comes_twice_during_a_call_is_told_twice(lab: &Lab) -> Seen {
     told(&client, ReadyToBoot, 1, READY_TO_BOOT)
 }
 
-fn event_that_failed_twice_is_told_twice(lab: &Lab) -> Seen {
+fn event_that_failed_twice_is_sent_twice(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     client.switch_smis(false);
     client.signal(EndOfDxe);
@@ -166,7 +166,7 @@ fn event_that_failed_twice_is_told_twice(lab: &Lab) -> Seen {
     told(&client, ReadyToLock, 3, READY_TO_LOCK)
 }
 
-fn end_of_dxe_is_told_before_ready_to_lock(lab: &Lab) -> Seen {
+fn end_of_dxe_is_sent_before_ready_to_lock(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     let log = lab.with_log(LogLevel::Debug, &mut || client.signal(ReadyToLock));
     ensure_eq!(client.mmis(), 2);
@@ -176,11 +176,11 @@ fn end_of_dxe_is_told_before_ready_to_lock(lab: &Lab) -> Seen {
         at(END_OF_DXE).is_some() && at(END_OF_DXE) < at(READY_TO_LOCK),
         "in another order: {log}"
     );
-    // It is told each time all the same.
+    // It is sent each time nevertheless.
     told(&client, EndOfDxe, 1, END_OF_DXE)
 }
 
-fn event_during_a_call_through_its_buffer_is_told_after_it(lab: &Lab) -> Seen {
+fn event_during_a_call_through_its_buffer_is_sent_after_it(lab: &Lab) -> Seen {
     let setup = Setup {
         events: Some(0),
         ..Setup::default()
@@ -220,7 +220,7 @@ fn with_supervisor(release: Release) -> Setup {
     }
 }
 
-fn supervisor_is_told_after_the_users(lab: &Lab) -> Seen {
+fn supervisor_gets_events_after_the_users(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let client = up(lab, &with_supervisor(release))?;
         told(&client, EndOfDxe, 1, END_OF_DXE)?;
@@ -233,7 +233,7 @@ fn supervisor_is_told_after_the_users(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn supervisor_is_told_of_exit_boot_services_once(lab: &Lab) -> Seen {
+fn supervisor_gets_exit_boot_services_once(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             supervisor: Some(0),
@@ -244,7 +244,7 @@ fn supervisor_is_told_of_exit_boot_services_once(lab: &Lab) -> Seen {
         told(&client, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;
         let version = client.ask_supervisor(&SupervisorCall::Version);
         match release {
-            // Releases serve on.
+            // RELEASE builds continue.
             Release::V20ToV23 => ensure!(version.is_ok(), "the supervisor answers {version:?}"),
             Release::Main => ensure_eq!(version, Err(Status::NotProcessed.into())),
         }
@@ -255,7 +255,7 @@ fn supervisor_is_told_of_exit_boot_services_once(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn supervisor_with_a_driver_of_its_own_is_not_told(lab: &Lab) -> Seen {
+fn supervisor_with_a_driver_of_its_own_gets_no_events(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             supervisors_driver: true,
@@ -269,7 +269,7 @@ fn supervisor_with_a_driver_of_its_own_is_not_told(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn events_that_the_platforms_drivers_tell_are_left_out(lab: &Lab) -> Seen {
+fn events_that_the_platforms_drivers_send_are_left_out(lab: &Lab) -> Seen {
     let setup = Setup {
         events_left_out: [ReadyToLock, ExitBootServices].to_vec(),
         ..with_supervisor(Release::Main)
@@ -283,7 +283,7 @@ fn events_that_the_platforms_drivers_tell_are_left_out(lab: &Lab) -> Seen {
     told(&client, ExitBootServices, 0, EXIT_BOOT_SERVICES)
 }
 
-fn without_a_mailbox_nothing_is_called_told(lab: &Lab) -> Seen {
+fn without_a_mailbox_the_log_claims_no_delivery(lab: &Lab) -> Seen {
     let without_mailbox = BufferSetup {
         mailbox: MailboxSetup::None,
         ..BufferSetup::new(1)

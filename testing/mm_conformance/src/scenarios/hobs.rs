@@ -20,9 +20,9 @@ scenarios! {
     buffer_and_region_hob_of_one_buffer_agree: CONTROLLED_MM | HOBS | MAILBOX, "two HOBs of one buffer make one buffer, with the mailbox";
     project_mus_hobs_configure_both_channels: CONTROLLED_MM | HOBS | MAILBOX | SUPERVISOR, "the HOBs of each of Project Mu's supervisors are all that a client needs: the supervisor has buffer 0, its users 1";
     supervisor_without_its_users_hob_has_no_mailbox: CONTROLLED_MM | HOBS, "a supervisor's region of three fields shares the mailbox of a comm-buffer HOB only";
-    acpi_base_is_read_from_the_chipset: CONTROLLED_MM | HOBS | SMI_SWITCH | MAILBOX, "where PMBASE is read from the LPC bridge, switched-off SMIs are noticed";
+    acpi_base_is_read_from_the_chipset: CONTROLLED_MM | HOBS | SMI_SWITCH | MAILBOX, "if PMBASE is read from the LPC bridge, switched-off SMIs are noticed";
     hob_buffer_can_move: CONTROLLED_MM | HOBS | UPDATES | MAILBOX, "a buffer from a HOB can move";
-    firmware_driver_waits_for_the_call_under_way: CONTROLLED_MM | HOBS | MAILBOX | PORTS | CALLBACKS, "a notification that calls the firmware's driver of a HOB's buffer waits for the end of a call through it";
+    firmware_driver_waits_for_the_call_in_progress: CONTROLLED_MM | HOBS | MAILBOX | PORTS | CALLBACKS, "a notification that calls the firmware's driver of a HOB's buffer waits for the end of a call through it";
     firmware_driver_in_the_middle_of_a_call_is_noticed: CONTROLLED_MM | HOBS | MAILBOX | PORTS | CALLBACKS, "a call of the firmware's driver that nothing keeps out is an error of the outer call, and not its response";
     missing_hob_is_refused: HOBS, "without a HOB there is an error, and not an empty configuration";
     short_or_long_hob_is_refused: HOBS | MAILBOX, "a HOB of another length is refused";
@@ -225,7 +225,7 @@ fn hob_buffer_can_move(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn firmware_driver_waits_for_the_call_under_way(lab: &Lab) -> Seen {
+fn firmware_driver_waits_for_the_call_in_progress(lab: &Lab) -> Seen {
     for hobs in [[BUFFER, USER], [SUPERVISOR, USER]] {
         let client = up(lab, &setup(&hobs))?;
         let drivers = Rc::new(RefCell::new(None));

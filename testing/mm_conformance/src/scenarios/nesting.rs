@@ -12,16 +12,16 @@ use mm_wire::Guid;
 use patina_mm::component::communicator::Status;
 
 scenarios! {
-    callback_during_call_is_busy: MM | CALLBACKS | NO_HANDLER_STATUS, "the buffer in use gives Busy, and the outer call goes its way";
+    callback_during_call_is_busy: MM | CALLBACKS | NO_HANDLER_STATUS, "the buffer in use gives Busy, and the outer call completes";
     callback_on_another_buffer_is_served: CONTROLLED_MM | CALLBACKS | PORTS, "another buffer serves a call in the middle of a call";
-    callback_on_another_buffer_is_busy: CONTROLLED_MM | CALLBACKS | SECURE_CALLS, "the secure world serves one request at a time, whatever its buffer";
+    callback_on_another_buffer_is_busy: CONTROLLED_MM | CALLBACKS | SECURE_CALLS, "the secure world serves one request at a time, from any buffer";
     notification_waits_for_a_call_without_a_mailbox: CONTROLLED_MM | CALLBACKS | PORTS, "no notification raises an MMI in the middle of a call through a buffer without a mailbox, which MM would serve once more";
     printing_during_call_works: CONTROLLED_MM | CALLBACKS, "a communicator can be printed in the middle of a call, and shows which buffer is in use";
     callback_leaves_the_outer_request_alone: CONTROLLED_MM | CALLBACKS, "a refused inner call raises no MMI and changes nothing";
 }
 
-/// Makes a call, and in the middle of it looks at the machine. Returns what the look saw, `None` where it never came to
-/// it, and the outer call's result.
+/// Makes a call, and in the middle of it looks at the machine. Returns what the look saw, `None` if the call did not get so
+/// far, and the outer call's result.
 pub(super) fn look_during<T: 'static>(
     client: &Client,
     message: &[u8],
@@ -41,7 +41,7 @@ fn callback_during_call_is_busy(lab: &Lab) -> Seen {
         client.communicate(0, b"inner", NOBODY)
     });
     ensure_eq!(inner, Some(Err(Status::Busy)));
-    // The outer call went its way: MM looked for a handler of its recipient.
+    // The outer call completed: MM looked for a handler of its recipient.
     ensure_eq!(outer, Err(not_taken(lab)));
     ensure_eq!(client.mmis(), 1);
     ensure_clean(&client, 0)

@@ -16,15 +16,15 @@ scenarios! {
     unknown_buffer_is_refused: MM, "an identifier that no comm buffer has raises no MMI";
     disabled_buffer_is_refused: MM, "a comm buffer that was disabled through one clone is disabled for all";
     no_buffer_is_an_error: MM, "without any comm buffer there is an error of its own";
-    foreign_request_in_the_mailbox_is_left_alone: CONTROLLED_MM | MAILBOX, "a mailbox that announces somebody else's request is not touched";
+    foreign_request_in_the_mailbox_is_left_alone: CONTROLLED_MM | MAILBOX, "a mailbox that announces another driver's request is not touched";
     refused_calls_do_not_spoil_the_next: CONTROLLED_MM, "after every refusal the next call is served";
 }
 
 /// A GUID that no MM environment has a handler for.
 pub(super) const NOBODY: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
-/// What MM says to a request that nobody takes, or whose handler fails: the mailbox has a word for it, a secure monitor call
-/// says that it is not supported.
+/// The status of a request without a handler, or whose handler fails: the mailbox has a status for it, a secure
+/// monitor call returns that it is not supported.
 pub(super) fn not_taken(lab: &Lab) -> Status {
     Status::MmReturned(efi_status(not_taken_status(lab)))
 }

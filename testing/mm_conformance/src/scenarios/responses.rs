@@ -14,12 +14,12 @@ scenarios! {
     empty_response_has_no_bytes: CONTROLLED_MM, "a response of no bytes is an empty one, not an error";
     request_fills_the_buffer: CONTROLLED_MM, "a message may take all of the buffer behind the header";
     response_fills_the_buffer: CONTROLLED_MM | LONGER_RESPONSES, "so may a response";
-    lengths_need_no_alignment: CONTROLLED_MM, "any number of bytes can be sent and answered";
+    lengths_need_no_alignment: CONTROLLED_MM, "requests and responses can have any length";
     rewritten_message_length_is_accepted: CONTROLLED_MM, "MM may write the response's length into the header";
     success_leaves_nothing_behind: CONTROLLED_MM, "neither request nor response stays in shared memory";
     responses_do_not_mix: CONTROLLED_MM, "each of many calls gets its own response, through both buffers";
-    supervisor_tells_its_version: CONTROLLED_MM, "a version request with room for the response is answered";
-    header_length_counts_without_mailbox: CONTROLLED_MM | LONGER_RESPONSES, "where there is no mailbox, the header says how long the response is";
+    supervisor_tells_its_version: CONTROLLED_MM, "a version request with room for the response gets one";
+    header_length_counts_without_mailbox: CONTROLLED_MM | LONGER_RESPONSES, "without a mailbox the header says how long the response is";
     shorter_response_has_its_length_without_mailbox: CONTROLLED_MM, "without a mailbox a padded request gets a response of its own length, and no byte of the padding";
     many_calls_work: CONTROLLED_MM, "the last of many calls works like the first, and each raised one MMI";
 }

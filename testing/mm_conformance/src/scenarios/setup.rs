@@ -18,7 +18,7 @@ scenarios! {
     mailbox_in_another_buffer_is_refused: MAILBOX, "a mailbox inside another comm buffer is refused";
     late_configuration_is_waited_for: MM, "a configuration that is locked later is waited for, not taken as empty";
     platform_control_is_called_once: MM, "the platform's hook is called, once";
-    machine_without_mm_is_unsupported: NO_MM, "where nobody takes requests the client does not come up, and says why";
+    machine_without_mm_is_unsupported: NO_MM, "if there is no MM the client does not come up, and says why";
     failed_platform_control_offers_no_mmis: , "where the platform's hook fails, nobody can raise an MMI";
     buffer_too_small_for_a_header_is_refused: , "23 bytes are no comm buffer, 24 are";
     null_buffer_is_refused: , "address zero is no comm buffer";

@@ -19,28 +19,28 @@ use patina_mm::service::SupervisorError;
 use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
-    supervisor_client_asks_the_version: CONTROLLED_MM | SUPERVISOR, "the client comes up by asking for the version, and tells it";
+    supervisor_client_asks_the_version: CONTROLLED_MM | SUPERVISOR, "the client comes up by asking for the version, and returns it";
     supervisor_refuses_requests_without_room: CONTROLLED_MM | SUPERVISOR, "a supervisor that is as strict as Project Mu's fails short requests, and says in the message what else is wrong";
     supervisor_has_a_channel_of_its_own: CONTROLLED_MM | SUPERVISOR, "neither channel leads to the other's handlers";
     supervisor_client_unblocks_memory: CONTROLLED_MM | SUPERVISOR, "memory is unblocked, or the supervisor's reason is the error";
     memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor: CONTROLLED_MM | SUPERVISOR, "what a supervisor would call unblocked without mapping it raises no MMI";
     supervisor_client_fetches_the_policy: CONTROLLED_MM | SUPERVISOR, "the policy arrives whole, or the supervisor says that there is no room";
     supervisor_is_locked_by_its_policy: CONTROLLED_MM | SUPERVISOR, "after the policy was asked for, nothing is unblocked or moved";
-    supervisor_client_sends_v1_headers: CONTROLLED_MM | SUPERVISOR, "the supervisor's channel takes v1 headers alone, whatever the buffer's header is";
+    supervisor_client_sends_v1_headers: CONTROLLED_MM | SUPERVISOR, "the supervisor's channel takes only v1 headers, even if the buffer has another one";
     supervisor_client_moves_comm_buffers: CONTROLLED_MM | SUPERVISOR, "both buffers move with one request, the response is found in the new place, and calls go there";
-    stale_mailboxes_are_moved_to: CONTROLLED_MM | SUPERVISOR, "what stands in the new mailboxes is not taken for a request";
+    stale_mailboxes_are_moved_to: CONTROLLED_MM | SUPERVISOR, "what is in the new mailboxes is not taken for a request";
     supervisor_refuses_a_second_move: CONTROLLED_MM | SUPERVISOR, "a refused move is the supervisor's reason, and everything stays where it is";
-    supervisor_refuses_a_whole_move: CONTROLLED_MM | SUPERVISOR, "so is one that is refused at its first piece";
+    supervisor_refuses_a_whole_move: CONTROLLED_MM | SUPERVISOR, "a move that is refused at its first piece is the same";
     supervisor_move_of_another_size_is_not_sent: CONTROLLED_MM | SUPERVISOR, "buffers of another length raise no MMI";
     supervisor_move_of_mixed_up_buffers_is_not_sent: CONTROLLED_MM | SUPERVISOR, "the users' buffer in the place of the supervisor's raises no MMI";
-    supervisor_move_in_part_is_followed: CONTROLLED_MM | SUPERVISOR, "a move that is refused half-way is told with its reason, and both channels work";
+    supervisor_move_in_part_is_followed: CONTROLLED_MM | SUPERVISOR, "a move that is refused half-way is an error with its reason, and both channels work";
     supervisor_move_of_a_buffer_in_use_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a buffer that a call uses does not move";
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
     nested_call_through_a_shared_mailbox_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "one mailbox for two channels announces one request at a time";
-    users_follow_project_mus_driver: CONTROLLED_MM | SUPERVISOR | UPDATES | EVENTS | LOGS, "beside Project Mu's driver, which moves both buffers and announces one, messages to the users arrive and the supervisor is told of events once";
+    users_follow_project_mus_driver: CONTROLLED_MM | SUPERVISOR | UPDATES | EVENTS | LOGS, "beside Project Mu's driver, which moves both buffers and announces one, messages to the users arrive and the supervisor gets each event once";
     supervisor_with_a_driver_of_its_own_is_not_moved: CONTROLLED_MM | SUPERVISOR, "beside Project Mu's driver, which could not follow, a move is not sent";
     supervisor_that_its_driver_closed_is_explained: CONTROLLED_MM | SUPERVISOR | LOGS, "a request that the supervisor does not take names the driver that may be the cause";
-    buffers_that_the_supervisor_moved_are_announced: CONTROLLED_MM | SUPERVISOR | UPDATES | LOGS, "telling drivers in C where the users' buffer is by now changes nothing here";
+    buffers_that_the_supervisor_moved_are_announced: CONTROLLED_MM | SUPERVISOR | UPDATES | LOGS, "an announcement of the users' new buffer to drivers in C changes nothing here";
     supervisor_whose_mailbox_moved_away_is_disabled: CONTROLLED_MM | SUPERVISOR | UPDATES, "if the users' buffer takes the shared mailbox with it, the supervisor's buffer is out of use";
 }
 
@@ -254,7 +254,7 @@ fn supervisor_client_sends_v1_headers(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// What the client says if the supervisor refuses a request.
+/// The client's error if the supervisor refuses a request.
 fn refused_request(request: u32, result: EfiStatus) -> SupervisorError {
     SupervisorError::Refused { request, result }
 }
@@ -262,7 +262,7 @@ fn refused_request(request: u32, result: EfiStatus) -> SupervisorError {
 const MOVE: SupervisorCall = SupervisorCall::Move(Move::TAKEN);
 
 const NOT_TAKEN: SupervisorCall = SupervisorCall::Move(Move {
-    is_told: false,
+    is_known_to_mm: false,
     ..Move::TAKEN
 });
 
@@ -273,7 +273,7 @@ const fn refused_at(piece: Piece) -> SupervisorCall {
     })
 }
 
-/// Fails unless both channels answer.
+/// Fails unless both channels respond.
 fn ensure_both_answer(client: &Client) -> Seen {
     let version = client.ask_supervisor(&SupervisorCall::Version);
     ensure!(version.is_ok(), "the supervisor answers {version:?}");
@@ -481,12 +481,12 @@ fn users_follow_project_mus_driver(lab: &Lab) -> Seen {
         ] {
             let mmis = client.mmis();
             let log = lab.with_log(LogLevel::Debug, &mut || client.signal(event));
-            // Neither does the client tell the supervisor, nor does that refuse what its driver tells.
+            // The client sends the supervisor nothing, and the supervisor takes what its driver sends.
             ensure!(
                 !log.contains("supervisor"),
                 "{release:?}, {event:?}: the log says {log}"
             );
-            // That of the users; the driver's are not counted.
+            // The users' event; those of the driver are not counted.
             ensure_eq!(client.mmis(), mmis + 1);
         }
         ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));

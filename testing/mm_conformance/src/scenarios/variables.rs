@@ -1,4 +1,4 @@
-//! edk2's variable service answers as its clients expect.
+//! edk2's variable service responds as its clients expect.
 
 use super::{Seen, ready};
 use crate::lab::{Call, Client, Lab, ResponseTo};
@@ -13,17 +13,17 @@ use patina_mm::component::communicator::Status;
 use zerocopy::{FromBytes, IntoBytes};
 
 scenarios! {
-    variable_payload_size_is_answered: VARIABLES, "the variable service tells the largest message it takes";
+    variable_payload_size_is_returned: VARIABLES, "the variable service returns the size of the largest message it takes";
     unknown_variable_function_is_unsupported: VARIABLES, "function 99 is EFI_UNSUPPORTED in the message, not a failed call";
     missing_variable_is_not_found: VARIABLES, "reading a variable that is not there is EFI_NOT_FOUND in the message";
     variable_reads_back_as_written: VARIABLES, "a variable that was set is read back, attributes included";
     short_read_tells_the_needed_size: VARIABLES, "with too little room the size that is needed comes back";
     deleted_variable_is_gone: VARIABLES, "setting a variable to nothing deletes it";
     variable_names_can_be_walked: VARIABLES, "the walk over all names finds one that was set, once, and ends";
-    variable_storage_sizes_are_told: VARIABLES, "the store tells sizes that fit each other";
+    variable_storage_sizes_are_consistent: VARIABLES, "the store returns sizes that fit each other";
     every_way_carries_the_variable_services_response: VARIABLES, "slice, closure and allocation get the same response of a real handler";
     typed_response_of_the_variable_service: VARIABLES, "its response becomes a value of exactly its size, or an error with both sizes";
-    many_calls_to_the_variable_service_work: VARIABLES, "the last of many calls to a real handler is answered like the first";
+    many_calls_to_the_variable_service_work: VARIABLES, "the last of many calls to a real handler works like the first";
 }
 
 const VENDOR: Guid = guid!("6b2f1ad5-94f2-4c9c-8a43-cbd3a2a8d2f7");
@@ -72,11 +72,11 @@ fn get(client: &Client, name: &str, room: usize) -> Result<(EfiStatus, AccessVar
     Ok((status, fields, data))
 }
 
-fn variable_payload_size_is_answered(lab: &Lab) -> Seen {
+fn variable_payload_size_is_returned(lab: &Lab) -> Seen {
     ensure_payload_size(&ready(lab)?)
 }
 
-/// Fails unless the variable service tells a payload size.
+/// Fails unless the variable service returns a payload size.
 pub(super) fn ensure_payload_size(client: &Client) -> Seen {
     let (status, body) = ask(
         client,
@@ -148,7 +148,7 @@ fn deleted_variable_is_gone(lab: &Lab) -> Seen {
 /// Vendor and name, with its NUL.
 type Name = ([u8; 16], Vec<u8>);
 
-/// The name that follows, as it stands in the response; `None` at the end.
+/// The name that follows, as it is in the response; `None` at the end.
 fn next(client: &Client, vendor: [u8; 16], name: &[u8]) -> Result<Option<Name>, String> {
     const ROOM: usize = 1024;
     let fields = NextName {
@@ -194,7 +194,7 @@ fn variable_names_can_be_walked(lab: &Lab) -> Seen {
     Err(String::from("the walk does not end"))
 }
 
-fn variable_storage_sizes_are_told(lab: &Lab) -> Seen {
+fn variable_storage_sizes_are_consistent(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     let query = QueryInfo {
         attributes: BOOT_SERVICE.into(),
@@ -217,7 +217,7 @@ fn payload_size_request() -> Vec<u8> {
     [header.as_bytes(), PayloadSize::default().as_bytes()].concat()
 }
 
-/// Has a response of the variable service put there.
+/// Puts a response of the variable service there.
 fn ask_into(client: &Client, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Status> {
     let call = Call {
         response,

@@ -18,15 +18,8 @@ use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
 
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
-    // Before `Firmware::new` installs another logger.
-    mm_conformance::recorder::install();
-    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot
-    // services.
-    let firmware = unsafe { Firmware::new(image, system_table) };
-    uefi_app::firmware::exit(run(firmware))
-}
+// Before `Firmware::new` installs another logger.
+uefi_app::application!(run, mm_conformance::recorder::install);
 
 /// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {

@@ -117,7 +117,7 @@ pub(crate) fn hand_off() -> HandOff {
 }
 
 /// Tells the launcher what became of the hand-off.
-pub(crate) fn response_hand_off(state: State) {
+pub(crate) fn respond_to_hand_off(state: State) {
     let at = pointer(HANDOFF.saturating_add(STATE_OFFSET));
     // SAFETY: as in `hand_off`.
     let region = unsafe { SharedRegion::new(at, size_of::<u64>()) };
@@ -152,7 +152,7 @@ impl<T> Exclusive<T> {
         }
     }
 
-    /// Uses the value; `None` if it is in use, which it stays for good when a fault ended its last use.
+    /// Uses the value; `None` if it is in use, and it stays in use if a fault ended its last use.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if self.taken.swap(true, Ordering::Acquire) {
             return None;
@@ -167,7 +167,7 @@ impl<T> Exclusive<T> {
 
 impl<T> Exclusive<T> {
     #[expect(clippy::mut_from_ref, reason = "`taken` lets it happen once")]
-    /// Takes the value over for good; `None` from the second time on.
+    /// Takes the value over, forever; `None` from the second time on.
     pub(crate) fn take(&'static self) -> Option<&'static mut T> {
         if self.taken.swap(true, Ordering::Acquire) {
             return None;

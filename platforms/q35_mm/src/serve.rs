@@ -1,7 +1,7 @@
 //! The MM core, its handlers and its comm buffers.
 
 use crate::fault;
-use crate::machine::{self, Exclusive, Outside, Serial};
+use crate::hardware::{self, Exclusive, Outside, Serial};
 use core::cell::Cell;
 use core::fmt::Write;
 use mm_core::handlers::{Echo, Supervisor, VariableStore};
@@ -85,7 +85,7 @@ impl<const N: usize> Buffers<N> {
 
 /// Serves an SMI.
 pub(crate) fn serve() {
-    let mmi = machine::mmi();
+    let mmi = hardware::mmi();
     if fault::has_stopped() {
         fault::refuse_requests();
         return;
@@ -123,11 +123,11 @@ impl Mm {
             Some(()) => State::Ready,
             None => State::Refused,
         };
-        machine::response_hand_off(state);
+        hardware::respond_to_hand_off(state);
     }
 
     fn take_over(&mut self) -> Option<()> {
-        let buffers = Buffers::collect(machine::hand_off().comm_buffers()?)?;
+        let buffers = Buffers::collect(hardware::hand_off().comm_buffers()?)?;
         if let Err(unfit) = check(buffers.as_slice()) {
             // The launcher learns it too, but not why.
             let _ = writeln!(Serial, "MM refused the hand-off: {unfit}");
@@ -201,7 +201,7 @@ fn response_state(request: &mut Request<'_>, smis: u64, root: Root) -> Result<()
         root_calls: root.calls.into(),
         last_command: u64::from(root.last.command).into(),
         last_data: u64::from(root.last.data).into(),
-        constant_hash: machine::constant_hash().into(),
+        constant_hash: hardware::constant_hash().into(),
     };
     respond(request, state.as_bytes())
 }
