@@ -5,6 +5,7 @@ use crate::mailbox::Mailbox;
 use crate::region::{SharedRegion, WORD};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
+use mm_wire::address::check_comm_buffer;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{Header, HeaderError, HeaderFormat};
@@ -124,7 +125,7 @@ impl Channel {
     }
 
     /// Makes a channel over memory that the platform set aside, and takes it over ([`Self::take_over`]). The checks, in
-    /// this order: the region's size, alignment, address and end, then the mailbox.
+    /// this order: the region's size, address, alignment and end, then the mailbox.
     ///
     /// # Errors
     ///
@@ -165,10 +166,8 @@ impl Channel {
                 minimum: MIN_REGION_LEN,
             });
         }
-        let address = base.addr();
-        if !address.is_multiple_of(mm_wire::PAGE_LEN) {
-            return Err(ChannelError::NotPageAligned { address });
-        }
+        let mailbox_address = mailbox.map(|address| address.addr() as u64);
+        check_comm_buffer(base.addr() as u64, len as u64, mailbox_address)?;
         // SAFETY: this function's contract is that of `new`, for these bytes.
         let region = unsafe { SharedRegion::new(base, len) }?;
         let mailbox = match mailbox {
@@ -176,14 +175,6 @@ impl Channel {
             Some(address) => Some(unsafe { Mailbox::new(address) }?),
             None => None,
         };
-        if let Some((mailbox, region)) = mailbox
-            .as_ref()
-            .and_then(|mailbox| mailbox.region().range())
-            .zip(region.range())
-            && mailbox.overlaps(region)
-        {
-            return Err(ChannelError::MailboxInRegion { mailbox, region });
-        }
         Ok(Self {
             mailbox,
             ..Self::over(region)

@@ -4,7 +4,7 @@
 //! counts, `ResponseBeyondBuffer` if it is more than the comm buffer has.
 
 use core::fmt;
-use mm_wire::{AddressRange, EfiStatus, Guid};
+use mm_wire::{AddressError, EfiStatus, Guid};
 use thiserror::Error;
 
 /// Why memory cannot be a comm buffer or mailbox. The platform's fault.
@@ -19,48 +19,9 @@ pub enum ChannelError {
         /// Bytes of the header.
         minimum: usize,
     },
-    /// The region starts at address zero.
-    #[error("platform: the comm buffer's address is null")]
-    Null,
-    /// The region does not start on a page.
-    #[error("platform: the comm buffer at {address:#x} is not aligned to 4096 bytes")]
-    NotPageAligned {
-        /// The region's address.
-        address: usize,
-    },
-    /// The region goes past the end of the address space, or is larger than any object may be.
-    #[error("platform: {len} bytes from {address:#x} go past the end of the address space")]
-    Wraps {
-        /// The region's address.
-        address: usize,
-        /// Its claimed length.
-        len: usize,
-    },
-    /// The mailbox is at address zero.
-    #[error("platform: the status mailbox's address is null")]
-    MailboxNull,
-    /// The mailbox is not aligned for its 64-bit fields.
-    #[error("platform: the status mailbox at {address:#x} is not aligned to {align} bytes")]
-    MailboxMisaligned {
-        /// The mailbox's address.
-        address: usize,
-        /// The alignment it needs.
-        align: usize,
-    },
-    /// The mailbox goes past the end of the address space.
-    #[error("platform: the status mailbox at {address:#x} goes past the end of the address space")]
-    MailboxWraps {
-        /// The mailbox's address.
-        address: usize,
-    },
-    /// The mailbox is inside the comm buffer.
-    #[error("platform: the status mailbox {mailbox} overlaps the comm buffer {region}")]
-    MailboxInRegion {
-        /// The mailbox's addresses.
-        mailbox: AddressRange,
-        /// The region's addresses.
-        region: AddressRange,
-    },
+    /// The addresses cannot be those of a comm buffer and its mailbox.
+    #[error(transparent)]
+    Address(#[from] AddressError),
 }
 
 /// Why a transaction did not start. No MMI was raised, and nothing is left in shared memory.

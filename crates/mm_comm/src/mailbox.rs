@@ -1,8 +1,8 @@
 //! The status mailbox in shared memory.
 
-use crate::error::ChannelError;
 use crate::region::{SharedRegion, WORD};
-use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
+use mm_wire::address::{AddressError, check_mailbox};
+use mm_wire::mailbox::{MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
 
 const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 
@@ -18,25 +18,16 @@ impl Mailbox {
     ///
     /// # Errors
     ///
-    /// [`ChannelError::MailboxNull`], [`ChannelError::MailboxMisaligned`] or [`ChannelError::MailboxWraps`].
+    /// Those of [`check_mailbox`].
     ///
     /// # Safety
     ///
     /// The contract of [`SharedRegion::new`] for the 24 bytes at `address`.
-    pub unsafe fn new(address: *mut u8) -> Result<Self, ChannelError> {
-        let at = address.addr();
-        if !at.is_multiple_of(MAILBOX_ALIGN) {
-            return Err(ChannelError::MailboxMisaligned {
-                address: at,
-                align: MAILBOX_ALIGN,
-            });
-        }
+    pub unsafe fn new(address: *mut u8) -> Result<Self, AddressError> {
+        check_mailbox(address.addr() as u64)?;
         // SAFETY: this function's contract is that of `new`, for these bytes.
-        match unsafe { SharedRegion::new(address, MAILBOX_LEN) } {
-            Ok(region) => Ok(Self { region }),
-            Err(ChannelError::Null) => Err(ChannelError::MailboxNull),
-            Err(_wraps) => Err(ChannelError::MailboxWraps { address: at }),
-        }
+        let region = unsafe { SharedRegion::new(address, MAILBOX_LEN) }?;
+        Ok(Self { region })
     }
 
     /// The mailbox's memory.

@@ -1,15 +1,14 @@
-//! Memory that MM, or another processor in MM, changes behind the compiler's back.
+//! Memory that MM, or another processor in MM, changes while the program runs.
 //!
-//! This file is an unsafe island (`docs/unsafe.md`): everything else reaches shared memory through it. There is never
-//! a reference to the memory, only volatile accesses, each of which copies. What was read once is checked in the copy.
+//! An unsafe island (`docs/unsafe.md`): all other code reaches shared memory through it. There is never a reference to the
+//! memory, only volatile accesses, each of which copies. What was read is checked in the copy.
 
 mod bulk;
 
 pub use bulk::WORD;
 
-use crate::error::ChannelError;
 use core::ptr::NonNull;
-use mm_wire::AddressRange;
+use mm_wire::{AddressError, AddressRange};
 
 /// Owner of a range of shared memory.
 ///
@@ -26,18 +25,25 @@ impl SharedRegion {
     ///
     /// # Errors
     ///
-    /// [`ChannelError::Null`] for a null pointer, [`ChannelError::Wraps`] where the bytes do not fit into the address
-    /// space or exceed `isize::MAX`.
+    /// [`AddressError::Null`] for a null pointer, [`AddressError::Wraps`] if the bytes do not fit into the address space or
+    /// exceed `isize::MAX`.
     ///
     /// # Safety
     ///
-    /// Where this succeeds, the memory must be readable and writable through `base` for the rest of the value's life,
-    /// and no reference to it may be used during that time. Others may change it at any moment.
-    pub unsafe fn new(base: *mut u8, len: usize) -> Result<Self, ChannelError> {
+    /// If this succeeds, then for the rest of the value's life
+    ///
+    /// 1. the memory is readable and writable through `base`;
+    /// 2. no reference to it is used.
+    ///
+    /// Other code may change it at any moment.
+    pub unsafe fn new(base: *mut u8, len: usize) -> Result<Self, AddressError> {
         let address = base.addr();
-        let base = NonNull::new(base).ok_or(ChannelError::Null)?;
+        let base = NonNull::new(base).ok_or(AddressError::Null)?;
         if isize::try_from(len).is_err() || address.checked_add(len).is_none() {
-            return Err(ChannelError::Wraps { address, len });
+            return Err(AddressError::Wraps {
+                address: address as u64,
+                len: len as u64,
+            });
         }
         Ok(Self { base, len })
     }
@@ -51,25 +57,25 @@ impl SharedRegion {
         }
     }
 
-    /// Where the region starts.
+    /// The region's address.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.base.as_ptr()
     }
 
-    /// The number of bytes.
+    /// Number of bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no bytes at all.
+    /// Whether there are no bytes.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The addresses of the region; `None` where it is empty.
+    /// The addresses of the region; `None` if it is empty.
     #[must_use]
     pub fn range(&self) -> Option<AddressRange> {
         AddressRange::new(self.base.addr().get() as u64, self.len as u64)
@@ -344,20 +350,20 @@ mod tests {
         let refused = |address: usize, len| unsafe {
             SharedRegion::new(core::ptr::without_provenance_mut(address), len)
         };
-        assert_eq!(refused(0, 64).unwrap_err(), ChannelError::Null);
+        assert_eq!(refused(0, 64).unwrap_err(), AddressError::Null);
         assert_eq!(
             refused(wrapping, 0x1000).unwrap_err(),
-            ChannelError::Wraps {
-                address: wrapping,
+            AddressError::Wraps {
+                address: wrapping as u64,
                 len: 0x1000
             }
         );
         let huge = isize::MAX as usize + 1;
         assert_eq!(
             refused(0x1000, huge).unwrap_err(),
-            ChannelError::Wraps {
+            AddressError::Wraps {
                 address: 0x1000,
-                len: huge
+                len: huge as u64
             }
         );
     }

@@ -325,6 +325,7 @@ mod tests {
     use super::*;
     use crate::error::ChannelError;
     use crate::region::watch;
+    use mm_wire::AddressError;
     use mm_wire::mailbox::MailboxImage;
     use mm_wire::{EfiStatus, Guid, HeaderFormat, guid};
     use std::boxed::Box;
@@ -953,40 +954,38 @@ mod tests {
             make(base, 23, None),
             ChannelError::TooSmall { len: 23, minimum: 24 }
         );
-        assert_eq!(make(at(0), LEN, None), ChannelError::Null);
+        assert_eq!(make(at(0), LEN, None), ChannelError::Address(AddressError::Null));
         assert_eq!(
             make(at(0x1001), LEN, None),
-            ChannelError::NotPageAligned { address: 0x1001 }
+            ChannelError::Address(AddressError::NotPageAligned { address: 0x1001 })
         );
         let top = usize::MAX & !0xfff;
         assert_eq!(
             make(at(top), LEN, None),
-            ChannelError::Wraps {
-                address: top,
-                len: LEN
-            }
+            ChannelError::Address(AddressError::Wraps {
+                address: top as u64,
+                len: LEN as u64
+            })
         );
-        assert_eq!(make(base, LEN, Some(at(0))), ChannelError::MailboxNull);
+        assert_eq!(
+            make(base, LEN, Some(at(0))),
+            ChannelError::Address(AddressError::MailboxNull)
+        );
         assert_eq!(
             make(base, LEN, Some(at(0x1004))),
-            ChannelError::MailboxMisaligned {
-                address: 0x1004,
-                align: 8
-            }
+            ChannelError::Address(AddressError::MailboxMisaligned { address: 0x1004 })
         );
         assert_eq!(
             make(base, LEN, Some(at(usize::MAX & !7))),
-            ChannelError::MailboxWraps {
-                address: usize::MAX & !7
-            }
+            ChannelError::Address(AddressError::MailboxWraps { address: !7 })
         );
         assert!(matches!(
             make(base, LEN, Some(base.wrapping_add(8))),
-            ChannelError::MailboxInRegion { .. }
+            ChannelError::Address(AddressError::MailboxInRegion { .. })
         ));
         assert!(matches!(
             make(base, LEN, Some(base.wrapping_add(LEN - 8))),
-            ChannelError::MailboxInRegion { .. }
+            ChannelError::Address(AddressError::MailboxInRegion { .. })
         ));
     }
 }

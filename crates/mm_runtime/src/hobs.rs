@@ -184,7 +184,7 @@ mod tests {
         let null = guid_hob(COMM_BUFFER_HOB_GUID, &[0, 1, 0x9000]);
         assert_eq!(
             find_among(&[null], Source::EDK2),
-            Err(HobError::Place(PlaceError::Null))
+            Err(HobError::Place(PlaceError::Address(mm_wire::AddressError::Null)))
         );
         let damaged = [[9, 0, 4, 0], [0; 4]].concat();
         assert_eq!(find_among(&[damaged], Source::EDK2), Err(HobError::NotFound));

@@ -1,6 +1,9 @@
-//! Ranges of physical addresses whose end is known to be representable.
+//! Addresses of comm buffers and mailboxes: their ranges, and the one place where they are checked.
 
+use crate::PAGE_LEN;
+use crate::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN};
 use core::fmt;
+use thiserror::Error;
 
 /// A non-empty range of physical addresses that does not wrap around the end of the address space.
 ///
@@ -66,6 +69,87 @@ impl fmt::Debug for AddressRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// Why addresses cannot be those of a comm buffer and its mailbox. The platform's fault.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// The comm buffer is at address zero.
+    #[error("platform: the comm buffer's address is null")]
+    Null,
+    /// The comm buffer does not start on a page.
+    #[error("platform: the comm buffer at {address:#x} is not aligned to 4096 bytes")]
+    NotPageAligned {
+        /// Its address.
+        address: u64,
+    },
+    /// The comm buffer goes past the end of the address space, or is larger than a Rust object may be.
+    #[error("platform: {len} bytes from {address:#x} go past the end of the address space")]
+    Wraps {
+        /// Its address.
+        address: u64,
+        /// Its length.
+        len: u64,
+    },
+    /// The mailbox is at address zero.
+    #[error("platform: the status mailbox's address is null")]
+    MailboxNull,
+    /// The mailbox is not aligned for its 64-bit fields.
+    #[error("platform: the status mailbox at {address:#x} is not aligned to 8 bytes")]
+    MailboxMisaligned {
+        /// Its address.
+        address: u64,
+    },
+    /// The mailbox goes past the end of the address space.
+    #[error("platform: the status mailbox at {address:#x} goes past the end of the address space")]
+    MailboxWraps {
+        /// Its address.
+        address: u64,
+    },
+    /// The mailbox is inside its comm buffer.
+    #[error("platform: the status mailbox {mailbox} overlaps its comm buffer {region}")]
+    MailboxInRegion {
+        /// The mailbox's addresses.
+        mailbox: AddressRange,
+        /// The comm buffer's addresses.
+        region: AddressRange,
+    },
+}
+
+/// Checks the addresses of a comm buffer and its mailbox, in this order: the buffer's address, its alignment, its end, then the
+/// mailbox, which is outside the buffer. Returns the buffer's addresses.
+///
+/// # Errors
+///
+/// An [`AddressError`], with the number that is wrong.
+pub fn check_comm_buffer(address: u64, len: u64, mailbox: Option<u64>) -> Result<AddressRange, AddressError> {
+    if address == 0 {
+        return Err(AddressError::Null);
+    }
+    if !address.is_multiple_of(PAGE_LEN as u64) {
+        return Err(AddressError::NotPageAligned { address });
+    }
+    let region = AddressRange::new(address, len).ok_or(AddressError::Wraps { address, len })?;
+    match mailbox.map(check_mailbox).transpose()? {
+        Some(mailbox) if mailbox.overlaps(region) => Err(AddressError::MailboxInRegion { mailbox, region }),
+        _ => Ok(region),
+    }
+}
+
+/// Checks the address of a mailbox, in this order: null, alignment, end. Returns the mailbox's addresses.
+///
+/// # Errors
+///
+/// [`AddressError::MailboxNull`], [`AddressError::MailboxMisaligned`], [`AddressError::MailboxWraps`].
+pub fn check_mailbox(address: u64) -> Result<AddressRange, AddressError> {
+    if address == 0 {
+        return Err(AddressError::MailboxNull);
+    }
+    if !address.is_multiple_of(MAILBOX_ALIGN as u64) {
+        return Err(AddressError::MailboxMisaligned { address });
+    }
+    AddressRange::new(address, MAILBOX_LEN as u64).ok_or(AddressError::MailboxWraps { address })
 }
 
 #[cfg(test)]

@@ -10,8 +10,7 @@
 //!
 //! Status is the address of the mailbox (see [`crate::mailbox`]). Pages have 4096 bytes.
 
-use crate::address::AddressRange;
-use crate::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN};
+use crate::address::{AddressError, AddressRange, check_comm_buffer};
 use thiserror::Error;
 use uguid::{Guid, guid};
 use zerocopy::FromBytes;
@@ -55,15 +54,6 @@ pub enum PlaceError {
         /// The version.
         found: u64,
     },
-    /// The buffer is at address zero.
-    #[error("platform: the announced comm buffer's address is null")]
-    Null,
-    /// The buffer does not start on a page.
-    #[error("platform: the announced comm buffer at {address:#x} is not aligned to 4096 bytes")]
-    NotPageAligned {
-        /// Where it starts.
-        address: u64,
-    },
     /// The buffer has no pages.
     #[error("platform: the announced comm buffer at {address:#x} has no pages")]
     NoPages {
@@ -71,36 +61,16 @@ pub enum PlaceError {
         address: u64,
     },
     /// The buffer exceeds the address space.
-    #[error("platform: {pages} pages from {address:#x} go past the end of the address space")]
+    #[error("platform: {pages} pages at {address:#x} are more than the address space has")]
     TooManyPages {
         /// Where the buffer starts.
         address: u64,
         /// Its pages.
         pages: u64,
     },
-    /// The mailbox is at address zero.
-    #[error("platform: the announced status mailbox's address is null")]
-    MailboxNull,
-    /// The mailbox is not aligned for its 64-bit fields.
-    #[error("platform: the announced status mailbox at {address:#x} is not aligned to 8 bytes")]
-    MailboxMisaligned {
-        /// Where it starts.
-        address: u64,
-    },
-    /// The mailbox exceeds the address space.
-    #[error("platform: the announced status mailbox at {address:#x} goes past the end of the address space")]
-    MailboxWraps {
-        /// Where it starts.
-        address: u64,
-    },
-    /// The mailbox lies in the buffer.
-    #[error("platform: the announced status mailbox {mailbox} overlaps its comm buffer {region}")]
-    MailboxInRegion {
-        /// The mailbox's addresses.
-        mailbox: AddressRange,
-        /// The buffer's addresses.
-        region: AddressRange,
-    },
+    /// The addresses cannot be those of a comm buffer.
+    #[error(transparent)]
+    Address(#[from] AddressError),
 }
 
 /// A comm buffer's memory, as announced.
@@ -120,22 +90,13 @@ impl CommBufferPlace {
     ///
     /// Each [`PlaceError`] names the number that is wrong.
     pub fn new(address: u64, pages: u64, mailbox: Option<u64>) -> Result<Self, PlaceError> {
-        if address == 0 {
-            return Err(PlaceError::Null);
-        }
-        if !address.is_multiple_of(crate::PAGE_LEN as u64) {
-            return Err(PlaceError::NotPageAligned { address });
-        }
         if pages == 0 {
             return Err(PlaceError::NoPages { address });
         }
-        let region = pages
+        let len = pages
             .checked_mul(crate::PAGE_LEN as u64)
-            .and_then(|len| AddressRange::new(address, len))
             .ok_or(PlaceError::TooManyPages { address, pages })?;
-        if let Some(mailbox) = mailbox {
-            check_mailbox(mailbox, region)?;
-        }
+        let region = check_comm_buffer(address, len, mailbox)?;
         Ok(Self { region, mailbox })
     }
 
@@ -174,21 +135,6 @@ impl CommBufferPlace {
         }
         Self::new(address, pages, Some(mailbox))
     }
-}
-
-fn check_mailbox(address: u64, region: AddressRange) -> Result<(), PlaceError> {
-    if address == 0 {
-        return Err(PlaceError::MailboxNull);
-    }
-    if !address.is_multiple_of(MAILBOX_ALIGN as u64) {
-        return Err(PlaceError::MailboxMisaligned { address });
-    }
-    let mailbox =
-        AddressRange::new(address, MAILBOX_LEN as u64).ok_or(PlaceError::MailboxWraps { address })?;
-    if mailbox.overlaps(region) {
-        return Err(PlaceError::MailboxInRegion { mailbox, region });
-    }
-    Ok(())
 }
 
 /// Who owns a comm region.
@@ -419,8 +365,11 @@ mod tests {
     fn every_bad_field_is_refused_with_its_number() {
         let last_page = u64::MAX - 4095;
         let cases = [
-            ((0, 1, None), PlaceError::Null),
-            ((0x1008, 1, None), PlaceError::NotPageAligned { address: 0x1008 }),
+            ((0, 1, None), PlaceError::Address(AddressError::Null)),
+            (
+                (0x1008, 1, None),
+                PlaceError::Address(AddressError::NotPageAligned { address: 0x1008 }),
+            ),
             ((0x1000, 0, None), PlaceError::NoPages { address: 0x1000 }),
             (
                 (0x1000, 1 << 52, None),
@@ -431,28 +380,31 @@ mod tests {
             ),
             (
                 (last_page, 1, None),
-                PlaceError::TooManyPages {
+                PlaceError::Address(AddressError::Wraps {
                     address: last_page,
-                    pages: 1,
-                },
+                    len: 4096,
+                }),
             ),
-            ((0x1000, 1, Some(0)), PlaceError::MailboxNull),
+            (
+                (0x1000, 1, Some(0)),
+                PlaceError::Address(AddressError::MailboxNull),
+            ),
             (
                 (0x1000, 1, Some(0x2004)),
-                PlaceError::MailboxMisaligned { address: 0x2004 },
+                PlaceError::Address(AddressError::MailboxMisaligned { address: 0x2004 }),
             ),
             (
                 (0x1000, 1, Some(u64::MAX - 7)),
-                PlaceError::MailboxWraps {
+                PlaceError::Address(AddressError::MailboxWraps {
                     address: u64::MAX - 7,
-                },
+                }),
             ),
             (
                 (0x1000, 1, Some(0x1ff8)),
-                PlaceError::MailboxInRegion {
+                PlaceError::Address(AddressError::MailboxInRegion {
                     mailbox: AddressRange::new(0x1ff8, 24).unwrap(),
                     region: AddressRange::new(0x1000, 0x1000).unwrap(),
-                },
+                }),
             ),
         ];
         for ((address, pages, mailbox), expected) in cases {

@@ -11,7 +11,7 @@
 //! | [`status`] | `EFI_STATUS` as a 64-bit value | UEFI 2.11, appendix D |
 //! | [`hob`] | where comm buffers are: HOBs, update protocol | edk2, Project Mu |
 //! | [`protocol`] | GUIDs of protocols | PI 1.9, volume 4 |
-//! | [`address`] | checked ranges of physical addresses | |
+//! | [`address`] | checked ranges of physical addresses, the checks of comm buffers and mailboxes | |
 //! | [`message`] | payloads of handlers that every platform has | edk2, Project Mu |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,7 +26,7 @@ pub mod message;
 pub mod protocol;
 pub mod status;
 
-pub use address::AddressRange;
+pub use address::{AddressError, AddressRange};
 pub use header::{Header, HeaderError, HeaderFormat, ResponseLength};
 pub use mailbox::MailboxImage;
 pub use status::EfiStatus;

@@ -10,7 +10,7 @@ use core::pin::Pin;
 use draft::{Draft, MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, Response, ResponseError, SharedRegion, Staged};
 use mm_wire::hob::CommBufferPlace;
-use mm_wire::{AddressRange, Header, HeaderFormat, ResponseLength};
+use mm_wire::{AddressError, AddressRange, Header, HeaderFormat, ResponseLength};
 use patina::error::EfiError;
 use patina::{Guid, OwnedGuid};
 use thiserror::Error;
@@ -44,9 +44,11 @@ impl From<ChannelError> for CommunicateBufferStatus {
     fn from(error: ChannelError) -> Self {
         match error {
             ChannelError::TooSmall { .. } => Self::TooSmallForHeader,
-            ChannelError::Null => Self::NoBuffer,
-            ChannelError::NotPageAligned { .. } | ChannelError::MailboxMisaligned { .. } => Self::NotAligned,
-            // MailboxNull, MailboxWraps, MailboxInRegion, Wraps, and whatever is added to them.
+            ChannelError::Address(AddressError::Null) => Self::NoBuffer,
+            ChannelError::Address(
+                AddressError::NotPageAligned { .. } | AddressError::MailboxMisaligned { .. },
+            ) => Self::NotAligned,
+            // Ends that wrap, other mailboxes, and variants to come.
             _ => Self::AddressValidationFailed,
         }
     }
@@ -392,10 +394,11 @@ impl CommunicateBuffer {
         };
         let buffer = pointer(address)?;
         if buffer.addr().checked_add(size_bytes).is_none() {
-            return Err(refused(buffer_id)(ChannelError::Wraps {
-                address: buffer.addr(),
-                len: size_bytes,
-            }));
+            let len = size_bytes as u64;
+            return Err(refused(buffer_id)(ChannelError::from(AddressError::Wraps {
+                address,
+                len,
+            })));
         }
         let mailbox = status_mailbox_address.map(pointer).transpose()?;
         // SAFETY: the caller vouches for both pieces of memory, with the same contract.
