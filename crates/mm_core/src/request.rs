@@ -143,7 +143,8 @@ impl<'a> Request<'a> {
     /// [`NoRoom`], with the message as it was.
     pub fn respond(&mut self, response: &[u8]) -> Result<(), NoRoom> {
         self.set_len(response.len())?;
-        self.message_mut().copy_from_slice(response);
+        let message = self.message_mut().iter_mut();
+        message.zip(response).for_each(|(to, from)| *to = *from);
         Ok(())
     }
 }

@@ -18,6 +18,7 @@
 //! | [`verdict`] | what a guest says on its serial line, and whether it is consistent |
 //! | [`toolchain`] | how to compile for firmware targets with what is installed |
 //! | [`package`] | the crates that users add, as the registry and docs.rs see them |
+//! | [`panics`] | that the shipped crates do not panic |
 //! | [`page`] | the page that `mm_trace` writes, in a real browser |
 //! | [`process`] | running a command: its lines as they come, a progress line, no orphans |
 //! | [`scenarios`] | which scenario of the conformance suite ran on which machine |
@@ -41,6 +42,7 @@ mod linux;
 mod machine;
 mod package;
 mod page;
+mod panics;
 mod process;
 mod qemu;
 mod report;
@@ -79,6 +81,7 @@ enum Command {
     Lints(lints::Lints),
     Package(package::Options),
     Page(page::Options),
+    Panics(panics::Panics),
     Book(book::Options),
     Bench(bench::Bench),
     Size(size::Size),
@@ -104,6 +107,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(options) => doctor::run(&shell, &options),
         Command::Image(options) => image::run(&shell, &options),
         Command::Asm(options) => asm::run(&shell, &options),
+        Command::Panics(options) => panics::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
         Command::Fuzz(options) => fuzz::run(&shell, &options),
         Command::Guide(_) => Ok(guide::run(&shell)),

@@ -7,7 +7,7 @@ use crate::report::{Counts, Failed, NothingToDo, Report};
 use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
-use crate::{asm, bench, book, demo, doctor, downstream, fuzz, guide, image, lints, package, page, size};
+use crate::{asm, bench, book, demo, doctor, downstream, fuzz, guide, image, lints, package, page, panics, size};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -131,6 +131,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("bench", || bench::stage(shell));
         report.stage("size", || size::stage(shell));
         asm::stages(shell, false, &mut report);
+        panics::stages(shell, &mut report);
         report.stage("downstream", || downstream::stage(shell));
     }
     print!("\n{scenarios}");

@@ -127,10 +127,7 @@ impl<'a> VariableStore<'a> {
             .ok_or(EfiStatus::NOT_FOUND)?;
         access.data_size = (variable.data.len() as u64).into();
         access.attributes = variable.record.attributes;
-        room.get_mut(..variable.data.len())
-            .ok_or(EfiStatus::BUFFER_TOO_SMALL)?
-            .copy_from_slice(variable.data);
-        Ok(())
+        copy(room, variable.data).ok_or(EfiStatus::BUFFER_TOO_SMALL)
     }
 
     fn get_next_name(&self, next: &mut NextName, rest: &mut [u8]) -> Result<(), EfiStatus> {
@@ -147,9 +144,7 @@ impl<'a> VariableStore<'a> {
         }
         let variable = variables.next().ok_or(EfiStatus::NOT_FOUND)?;
         next.name_size = (variable.name.len() as u64).into();
-        room.get_mut(..variable.name.len())
-            .ok_or(EfiStatus::BUFFER_TOO_SMALL)?
-            .copy_from_slice(variable.name);
+        copy(room, variable.name).ok_or(EfiStatus::BUFFER_TOO_SMALL)?;
         next.vendor = variable.record.vendor;
         Ok(())
     }
@@ -267,7 +262,13 @@ impl<'a> VariableStore<'a> {
     /// Makes the variable of `len` bytes at `start` the last one.
     fn move_to_end(&mut self, start: usize, len: usize) {
         let tail = self.arena.get_mut(start..self.used).unwrap_or_default();
-        tail.rotate_left(len.min(tail.len()));
+        // Three reversals are a rotation; `rotate_left` has a panic in it.
+        let Some((variable, others)) = tail.split_at_mut_checked(len) else {
+            return;
+        };
+        variable.reverse();
+        others.reverse();
+        tail.reverse();
     }
 
     fn write_at_end(&mut self, parts: &[&[u8]]) -> Result<(), EfiStatus> {
@@ -276,12 +277,9 @@ impl<'a> VariableStore<'a> {
             return Err(EfiStatus::OUT_OF_RESOURCES);
         }
         for part in parts {
-            let end = self.used.saturating_add(part.len());
-            let Some(to) = self.arena.get_mut(self.used..end) else {
-                return Err(EfiStatus::OUT_OF_RESOURCES);
-            };
-            to.copy_from_slice(part);
-            self.used = end;
+            let free = self.arena.get_mut(self.used..).unwrap_or_default();
+            copy(free, part).ok_or(EfiStatus::OUT_OF_RESOURCES)?;
+            self.used = self.used.saturating_add(part.len());
         }
         Ok(())
     }
@@ -346,6 +344,13 @@ fn name_and_data<'m>(
         .filter(|(name, _)| ends_in_nul(name))
         .ok_or(EfiStatus::ACCESS_DENIED)?;
     Ok((up_to_nul(name).ok_or(EfiStatus::ACCESS_DENIED)?, data))
+}
+
+/// Copies `bytes` to the start of `room`; `None` if they do not fit.
+fn copy(room: &mut [u8], bytes: &[u8]) -> Option<()> {
+    let room = room.get_mut(..bytes.len())?;
+    room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    Some(())
 }
 
 /// Whether the last whole UTF-16 unit is a NUL.

@@ -245,9 +245,10 @@ impl MmSupervisor for MmSupervisorClient {
             let policy = out
                 .get_mut(..needed)
                 .ok_or(Status::ResponseTooLong { needed, room })?;
-            let (start, rest) = policy.split_at_mut(expected);
-            start.copy_from_slice(header.as_bytes());
-            response.read(rest);
+            for (to, from) in policy.iter_mut().zip(header.as_bytes()) {
+                *to = *from;
+            }
+            response.read(policy.get_mut(expected..).unwrap_or_default());
             len = needed;
             Ok(())
         })?;
