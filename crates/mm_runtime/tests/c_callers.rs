@@ -1,14 +1,18 @@
 //! The conformance scenarios for callers in C through a runtime driver, in each of its lives: at boot, after
 //! `ExitBootServices`, and after `SetVirtualAddressMap`, when each access to an old address faults. Then the driver's own
 //! tests.
-#![expect(clippy::unwrap_used, reason = "tests without the harness that allows it")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests without the harness that allows it"
+)]
 
 mod driver;
 mod lab;
 
-use lab::{Life, RuntimeSite};
+use aarch64_monitor::Interface;
+use lab::{Life, RuntimeSite, Way};
 use libtest_mimic::{Arguments, Failed, Trial};
-use mm_conformance::Abilities;
 
 /// Scenarios that are not about callers in C, but can be played by one with a single comm buffer. C's statuses do not
 /// distinguish the errors that other scenarios assert.
@@ -79,19 +83,30 @@ fn main() {
         .find(|name| !known.iter().any(|scenario| scenario.name == **name));
     assert_eq!(missing, None, "a scenario is gone");
     let mut trials = driver::trials();
-    for life in Life::ALL {
-        for scenario in &known {
-            // The simulated machine is one of x86.
-            let others = Abilities::SECURE_CALLS | Abilities::NO_MM;
-            if scenario.needs.intersects(others) || !is_playable(life, scenario.name) {
-                continue;
+    let ways = [
+        Way::Ports,
+        Way::Secure(Interface::SpmMm),
+        Way::Secure(Interface::Ffa),
+        Way::Secure(Interface::StandaloneMm),
+    ];
+    for way in ways {
+        let prefix = match way {
+            Way::Ports => String::new(),
+            Way::Secure(interface) => format!("{interface:?}::"),
+        };
+        for life in Life::ALL {
+            let abilities = RuntimeSite::lab(life, way).abilities();
+            for scenario in known.iter().filter(|scenario| abilities.contains(scenario.needs)) {
+                if !is_playable(life, scenario.name) {
+                    continue;
+                }
+                let (name, scenario) = (format!("{prefix}{life:?}::{}", scenario.name), *scenario);
+                trials.push(Trial::test(name, move || {
+                    scenario
+                        .run(&RuntimeSite::lab(life, way))
+                        .map_err(|not_ok| Failed::from(not_ok.why()))
+                }));
             }
-            let (name, scenario) = (format!("{life:?}::{}", scenario.name), *scenario);
-            trials.push(Trial::test(name, move || {
-                scenario
-                    .run(&RuntimeSite::lab(life))
-                    .map_err(|not_ok| Failed::from(not_ok.why()))
-            }));
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

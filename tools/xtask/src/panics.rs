@@ -131,7 +131,11 @@ fn stage(shell: &Shell, target: &Target) -> Result<Counts> {
             Rule::NoLineOfOurs => (functions(&text).count(), lines_of_ours(&text)),
         };
         // A compiler that writes something else must not pass.
-        ensure!(functions > 0, "the assembly of {} has no function", subject.package);
+        ensure!(
+            functions > 0,
+            "the assembly of {} has no function",
+            subject.package
+        );
         if panics.is_empty() {
             println!("{}: {functions} functions, none panics", subject.package);
             counts.passed = counts.passed.saturating_add(1);
@@ -156,9 +160,7 @@ fn stage(shell: &Shell, target: &Target) -> Result<Counts> {
 /// Compiles a subject, and returns its assembly.
 fn compile(shell: &Shell, target: &'static str, subject: &Subject) -> Result<String> {
     let toolchain = Toolchain::find(shell, target)?;
-    let output = toolchain
-        .products()
-        .join(format!("panics_{}.s", subject.package));
+    let output = toolchain.products().join(format!("panics_{}.s", subject.package));
     let mut command = toolchain.cargo("rustc");
     command
         .args(["--package", subject.package])
@@ -287,7 +289,13 @@ fn unescaped(text: &str) -> Vec<u8> {
     loop {
         rest = match *rest {
             [] => return bytes,
-            [b'\\', a @ b'0'..=b'7', b @ b'0'..=b'7', c @ b'0'..=b'7', ref after @ ..] => {
+            [
+                b'\\',
+                a @ b'0'..=b'7',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                ref after @ ..,
+            ] => {
                 let digit = |digit: u8| u32::from(digit & 7);
                 let value = digit(a) << 6 | digit(b) << 3 | digit(c);
                 bytes.push(u8::try_from(value & 0xff).unwrap_or_default());

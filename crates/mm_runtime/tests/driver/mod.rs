@@ -1,5 +1,8 @@
 //! A runtime driver's own tests: the change of addresses, and failures of the firmware.
 
+mod rules;
+mod sharing;
+
 use crate::lab::firmware::REGISTER_PAGE;
 use crate::lab::memory::Block;
 use crate::lab::{Life, RuntimeMachine, power_on};
@@ -16,7 +19,39 @@ use std::cell::Cell;
 use std::process::Command;
 use std::rc::Rc;
 
-const ALL: [(&str, fn()); 12] = [
+const ALL: [(&str, fn()); 20] = [
+    (
+        "no_byte_of_a_message_stays_in_the_drivers_memory",
+        rules::no_byte_of_a_message_stays_in_the_drivers_memory,
+    ),
+    (
+        "log_has_no_bytes_of_messages",
+        rules::log_has_no_bytes_of_messages,
+    ),
+    (
+        "second_processor_is_refused_during_a_call",
+        rules::second_processor_is_refused_during_a_call,
+    ),
+    (
+        "secure_world_gets_the_physical_address",
+        rules::secure_world_gets_the_physical_address,
+    ),
+    (
+        "comm_buffer_is_found_in_the_firmwares_hob_list",
+        rules::comm_buffer_is_found_in_the_firmwares_hob_list,
+    ),
+    (
+        "components_and_driver_share_mm",
+        sharing::components_and_driver_share_mm,
+    ),
+    (
+        "driver_is_served_while_the_platform_moves_another_buffer",
+        sharing::driver_is_served_while_the_platform_moves_another_buffer,
+    ),
+    (
+        "driver_has_the_users_buffer_beside_the_supervisors_client",
+        sharing::driver_has_the_users_buffer_beside_the_supervisors_client,
+    ),
     (
         "page_of_a_memory_mapped_register_is_marked_for_the_operating_system",
         page_of_a_memory_mapped_register_is_marked_for_the_operating_system,

@@ -7,7 +7,8 @@
 //! table of boot services cannot be accessed: a call of one faults.
 
 use super::memory::Block;
-use mm_wire::PAGE_LEN;
+use mm_wire::hob::{COMM_BUFFER_HOB_GUID, CommBufferPlace, HOB_LIST_GUID};
+use mm_wire::{Guid, PAGE_LEN};
 use r_efi::efi;
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -42,7 +43,10 @@ pub(crate) struct Firmware {
 }
 
 /// Where the DXE services are behind the configuration tables; the functions' places are those of PI 1.9, volume 2, 3.3.1.
+const DXE_SERVICES_TABLE_GUID: Guid = mm_wire::guid!("05ad34ba-6f02-4214-952e-4da0398e2bb9");
 const DXE_SERVICES_AT: usize = 0x100;
+/// Where the HOB list is, in the same block.
+const HOBS_AT: usize = 0x400;
 const GET_DESCRIPTOR_AT: usize = 24 + 4 * 8;
 const SET_ATTRIBUTES_AT: usize = 24 + 5 * 8;
 const SET_CAPABILITIES_AT: usize = 24 + 17 * 8;
@@ -128,10 +132,6 @@ impl Firmware {
     pub(crate) fn publish_dxe_services(&self, attributes: u64, capabilities: u64) {
         self.register_page.set((attributes, capabilities));
         let tables = |offset, value| put(&self.tables, offset, value);
-        // DXE_SERVICES_TABLE_GUID.
-        tables(0, 0x4214_6f02_05ad_34ba);
-        tables(8, 0xb92b_8e39_a04d_2e95);
-        tables(16, self.tables.physical + DXE_SERVICES_AT);
         for (offset, function) in [
             (GET_DESCRIPTOR_AT, get_memory_space_descriptor as *const ()),
             (SET_ATTRIBUTES_AT, set_memory_space_attributes as *const ()),
@@ -139,6 +139,39 @@ impl Firmware {
         ] {
             tables(DXE_SERVICES_AT + offset, function as usize);
         }
+        self.publish(DXE_SERVICES_TABLE_GUID, DXE_SERVICES_AT);
+    }
+
+    /// Publishes a HOB list with edk2's comm-buffer HOB for each of these places.
+    pub(crate) fn publish_hobs(&self, places: &[CommBufferPlace]) {
+        let mut list = Vec::new();
+        let mut hob = |kind: u16, data: &[u8]| {
+            let len = u16::try_from(8 + data.len()).unwrap();
+            list.extend([kind.to_le_bytes(), len.to_le_bytes()].concat());
+            list.extend([0; 4]);
+            list.extend(data);
+        };
+        for place in places {
+            let (region, mailbox) = (place.region(), place.mailbox().unwrap());
+            let pages = region.len() / PAGE_LEN as u64;
+            let fields = [region.start(), pages, mailbox].map(u64::to_le_bytes);
+            // A GUID HOB (PI 1.9, volume 3, 5.7).
+            hob(
+                4,
+                &[&COMM_BUFFER_HOB_GUID.to_bytes(), fields.as_flattened()].concat(),
+            );
+        }
+        // The end of the list.
+        hob(0xffff, &[]);
+        assert!(self.tables.seen_from_outside().write(HOBS_AT, &list));
+        self.publish(HOB_LIST_GUID, HOBS_AT);
+    }
+
+    /// Makes what is there in the block of tables the one configuration table.
+    fn publish(&self, guid: Guid, at: usize) {
+        let tables = |offset, value| put(&self.tables, offset, value);
+        assert!(self.tables.seen_from_outside().write(0, &guid.to_bytes()));
+        tables(16, self.tables.physical + at);
         let system = |offset, value| put(&self.system, offset, value);
         system(offset_of!(efi::SystemTable, number_of_table_entries), 1);
         system(

@@ -94,6 +94,13 @@ impl Block {
     }
 }
 
+/// All addresses of this process, for a secure world that checks which of them it uses.
+pub(crate) fn all_memory() -> SharedRegion {
+    let first_page = ptr::with_exposed_provenance_mut(PAGE_LEN);
+    // SAFETY: the secure world accesses only what it checked to be the shared memory, which is the outside view of a block.
+    unsafe { SharedRegion::new(first_page, isize::MAX as usize - PAGE_LEN) }.unwrap()
+}
+
 /// Reads from an address, which may be anything: for a process whose end is the test.
 pub(crate) fn read_byte(address: usize) -> u8 {
     // SAFETY: a byte of a block, or a fault.

@@ -1,26 +1,29 @@
 //! A machine with a runtime driver, in one of its lives, as a site for the suite.
 
+pub(crate) mod beside;
 pub(crate) mod firmware;
 pub(crate) mod memory;
+pub(crate) mod secure;
 
+use aarch64_monitor::Interface;
 use firmware::Firmware;
 use memory::Block;
-
-use mm_comm::{Ports, SharedRegion, SmiCheck, SmiEnableRegister};
+use mm_comm::{Ports, SharedRegion, SmiCheck, SmiEnableRegister, smc};
 use mm_conformance::c_abi::{self, Addresses};
-use mm_conformance::lab::{CCall, CProtocol, CReply};
+use mm_conformance::lab::{CCall, CProtocol, CReply, SecureCalls};
 use mm_conformance::sim::SimSite;
 use mm_conformance::{Abilities, Lab, Setup, SetupFailure, Site};
 use mm_core::CommBuffer;
-use mm_runtime::{Configuration, InstallError, PortEntry, Silent, install};
-use mm_wire::PAGE_LEN;
+use mm_runtime::{Configuration, InstallError, PortEntry, SecureEntry, Sink, install};
 use mm_wire::hob::CommBufferPlace;
+use mm_wire::{EfiStatus, PAGE_LEN};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina_mm_test::tap::Tap;
 use patina_mm_test::tpl::HostTpl;
 use r_efi::efi;
 use std::cell::RefCell;
 use std::ffi::c_void;
+use std::fmt;
 use std::ptr;
 use std::rc::Rc;
 
@@ -53,6 +56,53 @@ impl Life {
     }
 }
 
+/// How MM is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By x86 ports, on the simulated machine.
+    Ports,
+    /// By secure monitor calls.
+    Secure(Interface),
+}
+
+thread_local! {
+    static LINES: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// A driver's log, which is kept while it is recorded.
+pub(crate) struct Lines;
+
+impl Lines {
+    /// The lines of this thread's drivers while `run` runs.
+    pub(crate) fn record(run: impl FnOnce()) -> Vec<String> {
+        LINES.set(Some(Vec::new()));
+        run();
+        LINES.take().unwrap()
+    }
+
+    fn add(line: fmt::Arguments<'_>) {
+        LINES.with_borrow_mut(|lines| {
+            if let Some(lines) = lines {
+                lines.push(line.to_string());
+            }
+        });
+    }
+}
+
+impl Sink for Lines {
+    fn error(&self, line: fmt::Arguments<'_>) {
+        Self::add(line);
+    }
+
+    fn trace(&self, line: fmt::Arguments<'_>) {
+        Self::add(line);
+    }
+
+    fn note(&self, line: fmt::Arguments<'_>) {
+        Self::add(line);
+    }
+}
+
 /// How far apart physical and virtual address of a caller's buffer are, when that is allowed.
 const APART: usize = 1 << 40;
 
@@ -62,6 +112,7 @@ pub(crate) struct RuntimeMachine(pub(crate) Rc<Parts>);
 
 pub(crate) struct Parts {
     pub(crate) life: Life,
+    pub(crate) way: Way,
     pub(crate) firmware: Rc<Firmware>,
     pub(crate) machine: mm_sim::Machine,
     pub(crate) tap: Tap,
@@ -71,16 +122,20 @@ pub(crate) struct Parts {
 
 /// A machine with MM, which knows one comm buffer, before a driver is installed on it.
 pub(crate) fn power_on(life: Life) -> RuntimeMachine {
-    let site = RuntimeSite::new(life);
+    let site = RuntimeSite::new(life, Way::Ports);
     let [buffer, mailbox] = [4, 1].map(|pages| site.block(pages));
     let tap = Tap::new(site.ports());
-    let place = place(&buffer, Some(&mailbox));
-    let known = CommBuffer {
-        region: place.region(),
-        mailbox: place.mailbox(),
-    };
-    site.tell_mm(&[known]).unwrap();
-    site.machine(tap, buffer, Some(mailbox))
+    let machine = site.machine(tap, buffer, Some(mailbox));
+    site.tell_mm(&[machine.comm_buffer()]).unwrap();
+    machine
+}
+
+/// A machine with a secure world, which knows one comm buffer, before a driver is installed on it.
+pub(crate) fn power_on_secure(life: Life, interface: Interface) -> RuntimeMachine {
+    let site = RuntimeSite::new(life, Way::Secure(interface));
+    let buffer = site.block(4);
+    secure::switch_on(interface, &buffer);
+    site.machine(Tap::new(site.ports()), buffer, None)
 }
 
 /// The comm buffer in these blocks.
@@ -108,11 +163,11 @@ impl RuntimeMachine {
         };
         let configuration = Configuration {
             map_registers: true,
-            ..Configuration::new(place(&parts.buffer, parts.mailbox.as_deref()))
+            ..Configuration::new(self.place())
         };
         // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in entry and sink is to
         // memory that moves.
-        unsafe { install(parts.firmware.system_table(), &configuration, entry, Silent) }
+        unsafe { install(parts.firmware.system_table(), &configuration, entry, Lines) }
     }
 
     pub(crate) fn install_with(
@@ -124,10 +179,21 @@ impl RuntimeMachine {
             firmware,
             machine,
             tap,
-            buffer,
-            mailbox,
+            way,
             ..
         } = &*self.0;
+        let configuration = configure(Configuration {
+            completion_polls: setup.polls,
+            ..Configuration::new(self.place())
+        });
+        let system_table = firmware.system_table();
+        if let Way::Secure(_) = way {
+            let connection = smc::connect::<secure::InProcess>(smc::Setup::default(), &mut secure::two_pages);
+            let entry = SecureEntry::new(connection.unwrap());
+            // SAFETY: the firmware's table; the comm buffer is for this driver alone, and neither entry nor sink has a
+            // pointer.
+            return unsafe { install(system_table, &configuration, entry, Lines) };
+        }
         let check = match setup.enable_smis {
             true => SmiCheck::Enable,
             false => SmiCheck::Require,
@@ -142,13 +208,44 @@ impl RuntimeMachine {
             command: setup.command_value.unwrap_or(0xff),
             data: setup.data_value,
         };
-        let configuration = Configuration {
-            completion_polls: setup.polls,
-            ..Configuration::new(place(buffer, mailbox.as_deref()))
-        };
         // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in entry and sink is to
         // memory that moves.
-        unsafe { install(firmware.system_table(), &configure(configuration), entry, Silent) }
+        unsafe { install(system_table, &configuration, entry, Lines) }
+    }
+
+    /// The driver's comm buffer.
+    pub(crate) fn place(&self) -> CommBufferPlace {
+        place(&self.0.buffer, self.0.mailbox.as_deref())
+    }
+
+    fn comm_buffer(&self) -> CommBuffer {
+        let place = self.place();
+        CommBuffer {
+            region: place.region(),
+            mailbox: place.mailbox(),
+        }
+    }
+
+    /// Makes a call of protocol 2 from another thread. To be called after `ExitBootServices`: boot services are this thread's.
+    pub(crate) fn caller_on_another_processor(&self, bytes: &[u8]) -> impl FnOnce() -> EfiStatus + use<> {
+        let call = CCall {
+            protocol: CProtocol::Two,
+            bytes: Some(bytes.to_vec()),
+            comm_size: Some(bytes.len()),
+        };
+        let guid = efi::Guid::from_bytes(c_abi::guid(call.protocol).as_bytes());
+        let interface = self.0.firmware.interface(guid).unwrap();
+        let there = move || {
+            let interface = ptr::with_exposed_provenance::<c_void>(interface);
+            let reply = c_abi::elsewhere(&call, |virt, comm_size| {
+                let addresses = Addresses { physical: virt, virt };
+                // SAFETY: the driver's interface of this protocol, which may be called on any processor. The buffer is as long
+                // as `comm_size` says.
+                unsafe { c_abi::invoke(interface, call.protocol, addresses, comm_size) }
+            });
+            reply.status
+        };
+        || std::thread::spawn(there).join().unwrap()
     }
 
     /// Lets the operating system take over, as far as it comes in this life.
@@ -229,6 +326,7 @@ impl RuntimeMachine {
 /// The simulated machine with a firmware, which installs a runtime driver for each client.
 pub(crate) struct RuntimeSite {
     life: Life,
+    way: Way,
     sim: SimSite,
     firmware: RefCell<Rc<Firmware>>,
     /// Memory of the client that is up.
@@ -237,9 +335,10 @@ pub(crate) struct RuntimeSite {
 }
 
 impl RuntimeSite {
-    fn new(life: Life) -> Self {
+    fn new(life: Life, way: Way) -> Self {
         Self {
             life,
+            way,
             sim: SimSite::new(),
             firmware: RefCell::new(Firmware::boot()),
             blocks: RefCell::default(),
@@ -248,8 +347,8 @@ impl RuntimeSite {
     }
 
     /// Opens a lab for one life.
-    pub(crate) fn lab(life: Life) -> Lab {
-        Lab::new(Self::new(life)).unwrap()
+    pub(crate) fn lab(life: Life, way: Way) -> Lab {
+        Lab::new(Self::new(life, way)).unwrap()
     }
 
     /// Runtime memory that MM reaches.
@@ -275,6 +374,7 @@ impl RuntimeSite {
     fn machine(&self, tap: Tap, buffer: Rc<Block>, mailbox: Option<Rc<Block>>) -> RuntimeMachine {
         RuntimeMachine(Rc::new(Parts {
             life: self.life,
+            way: self.way,
             firmware: Rc::clone(&self.firmware.borrow()),
             machine: self.sim.machine(),
             tap,
@@ -291,6 +391,20 @@ fn make_stale(memory: &SharedRegion) {
 
 impl Site for RuntimeSite {
     fn abilities(&self) -> Abilities {
+        if let Way::Secure(interface) = self.way {
+            let of_this_mm = match interface {
+                Interface::StandaloneMm => Abilities::empty(),
+                _ => Abilities::NO_HANDLER_STATUS | Abilities::LONGER_RESPONSES,
+            };
+            return of_this_mm
+                | Abilities::SECURE_CALLS
+                | Abilities::PRODUCED_PROTOCOLS
+                | Abilities::MM
+                | Abilities::CONTROLLED_MM
+                | Abilities::VARIABLES
+                | Abilities::CALLBACKS
+                | Abilities::V3_HEADERS;
+        }
         self.sim.abilities()
             - Abilities::LOGS
             - Abilities::UPDATES
@@ -326,6 +440,10 @@ impl Site for RuntimeSite {
         make_stale(memory);
     }
 
+    fn secure_calls(&self) -> Option<&dyn SecureCalls> {
+        matches!(self.way, Way::Secure(_)).then_some(&secure::Calls)
+    }
+
     fn ports(&self) -> Box<dyn Ports> {
         self.sim.ports()
     }
@@ -351,10 +469,11 @@ impl Site for RuntimeSite {
         }
         make_stale(&memory.seen_from_outside());
         let machine = self.machine(ports.clone(), memory, mailbox);
-        let installed = self
-            .tell_mm(&[buffer])
-            .ok()
-            .and_then(|()| machine.install(setup).ok());
+        match self.way {
+            Way::Ports => self.sim.tell_mm(&[buffer]).ok()?,
+            Way::Secure(interface) => secure::switch_on(interface, &machine.0.buffer),
+        }
+        let installed = machine.install(setup).ok();
         machine.live();
         self.installed.replace(Some(machine));
         Some(installed.ok_or(SetupFailure::Impossible(
@@ -379,7 +498,11 @@ impl Site for RuntimeSite {
     }
 
     fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String> {
-        self.sim.tell_mm(buffers)
+        match self.way {
+            Way::Ports => self.sim.tell_mm(buffers),
+            // Its secure world got the buffer when the driver was installed.
+            Way::Secure(_) => Ok(()),
+        }
     }
 
     fn mm_report(&self) -> Vec<String> {
@@ -387,6 +510,9 @@ impl Site for RuntimeSite {
     }
 
     fn many_calls(&self) -> u32 {
-        self.sim.many_calls()
+        match self.way {
+            Way::Ports => self.sim.many_calls(),
+            Way::Secure(_) => 500,
+        }
     }
 }
