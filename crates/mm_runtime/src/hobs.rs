@@ -5,16 +5,11 @@ use crate::protocols::guid;
 use core::ffi::c_void;
 use mm_wire::Guid;
 use mm_wire::hob::{
-    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, HOB_LIST_GUID, Owner, PlaceError,
+    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, HOB_LIST_GUID, HobHeader, Owner,
+    PlaceError, guid_and_data,
 };
 use r_efi::efi;
 use thiserror::Error;
-
-/// Types of HOBs, and the offset of a GUID HOB's data (PI 1.9, volume 3, 5).
-const GUID_EXTENSION: u16 = 4;
-const END_OF_LIST: u16 = 0xffff;
-const HEADER_LEN: usize = 8;
-const DATA_OFFSET: usize = 24;
 
 /// Which HOB announces the driver's comm buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,18 +82,11 @@ unsafe fn find_in(list: *const c_void, source: Source) -> Result<CommBufferPlace
     let mut at = list.cast::<u8>();
     loop {
         // SAFETY: a HOB starts here: the first one, or the one after a HOB that was not the last.
-        let header: [u8; HEADER_LEN] = unsafe { at.cast::<[u8; HEADER_LEN]>().read() };
-        let [t0, t1, l0, l1, ..] = header;
-        let (hob_type, len) = (
-            u16::from_le_bytes([t0, t1]),
-            usize::from(u16::from_le_bytes([l0, l1])),
-        );
-        // A HOB that does not cover its own header is a damaged list: nothing behind it can be
-        // found.
-        if hob_type == END_OF_LIST || len < HEADER_LEN {
+        let header = unsafe { at.cast::<HobHeader>().read() };
+        let Some(len) = header.hob_len() else {
             break;
-        }
-        if hob_type == GUID_EXTENSION {
+        };
+        if header.is_guid_hob() {
             // SAFETY: the HOB has that many bytes, and the list is not written after the PEI phase.
             let hob = unsafe { core::slice::from_raw_parts(at, len) };
             if let Some(place) = place(hob, source)? {
@@ -115,14 +103,9 @@ unsafe fn find_in(list: *const c_void, source: Source) -> Result<CommBufferPlace
 
 /// What a GUID HOB announces; `None` if it is another HOB.
 fn place(hob: &[u8], source: Source) -> Result<Option<CommBufferPlace>, PlaceError> {
-    let Some((guid, data)) = hob
-        .get(HEADER_LEN..DATA_OFFSET)
-        .and_then(<[u8]>::first_chunk::<16>)
-        .zip(hob.get(DATA_OFFSET..))
-    else {
+    let Some((guid, data)) = guid_and_data(hob) else {
         return Ok(None);
     };
-    let guid = Guid::from_bytes(*guid);
     match source {
         Source::Buffer(wanted) if guid == wanted => CommBufferPlace::of_buffer_hob(data).map(Some),
         Source::Region(owner) if guid == COMM_REGION_HOB_GUID => {
@@ -140,8 +123,10 @@ mod tests {
 
     fn guid_hob(guid: Guid, fields: &[u64]) -> Vec<u8> {
         let data: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
-        let len = u16::try_from(DATA_OFFSET + data.len()).unwrap();
-        let mut hob = [GUID_EXTENSION.to_le_bytes(), len.to_le_bytes(), [0; 2], [0; 2]].concat();
+        let len = u16::try_from(24 + data.len()).unwrap();
+        let mut hob = [4, 0].to_vec();
+        hob.extend(len.to_le_bytes());
+        hob.extend([0; 4]);
         hob.extend(guid.to_bytes());
         hob.extend(data);
         hob

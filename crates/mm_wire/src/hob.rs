@@ -13,8 +13,8 @@
 use crate::address::{AddressError, AddressRange, check_comm_buffer};
 use thiserror::Error;
 use uguid::{Guid, guid};
-use zerocopy::FromBytes;
-use zerocopy::little_endian::U64;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The configuration table that points to the HOB list, `gEfiHobListGuid`.
 pub const HOB_LIST_GUID: Guid = guid!("7739f24c-93d7-11d4-9a3a-0090273fc14d");
@@ -26,6 +26,44 @@ pub const COMM_REGION_HOB_GUID: Guid = guid!("d4ffc718-fb82-4274-9afc-aa8b1eef52
 pub const FFA_RX_TX_HOB_GUID: Guid = guid!("96fd3d26-6fb1-11ef-8c11-f3c9c50231ab");
 /// The GUID of the comm-buffer update protocol.
 pub const UPDATE_PROTOCOL_GUID: Guid = guid!("2a22e38f-9d1c-49d0-bdce-7ddac16da45d");
+
+/// The start of each HOB, `EFI_HOB_GENERIC_HEADER` (PI 1.9, volume 3, 5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct HobHeader {
+    /// What the HOB is.
+    pub kind: U16,
+    /// Its bytes, with this header.
+    pub len: U16,
+    /// Zero.
+    pub reserved: U32,
+}
+
+impl HobHeader {
+    const GUID_EXTENSION: u16 = 4;
+    const END_OF_LIST: u16 = 0xffff;
+
+    /// Bytes of this HOB, which is where the next one starts. `None` at the end of the list, and for a
+    /// HOB that does not cover this header: then the list is damaged, and the next one cannot be found.
+    #[must_use]
+    pub fn hob_len(&self) -> Option<usize> {
+        let len = usize::from(self.len.get());
+        (self.kind.get() != Self::END_OF_LIST && len >= size_of::<Self>()).then_some(len)
+    }
+
+    /// Whether a GUID and data follow: [`guid_and_data`].
+    #[must_use]
+    pub fn is_guid_hob(&self) -> bool {
+        self.kind.get() == Self::GUID_EXTENSION
+    }
+}
+
+/// GUID and data of a GUID HOB, from all of its bytes; `None` if there are too few.
+#[must_use]
+pub fn guid_and_data(hob: &[u8]) -> Option<(Guid, &[u8])> {
+    let (guid, data) = hob.get(size_of::<HobHeader>()..)?.split_first_chunk()?;
+    Some((Guid::from_bytes(*guid), data))
+}
 
 /// The only version of the update protocol that there is.
 pub const UPDATE_VERSION: u64 = 1;
@@ -252,13 +290,34 @@ mod tests {
 
     #[test]
     fn buffer_hob_is_read_field_by_field() {
-        assert_eq!(BUFFER_HOB[8..24], COMM_BUFFER_HOB_GUID.to_bytes());
-        let place = CommBufferPlace::of_buffer_hob(&BUFFER_HOB[24..]).unwrap();
+        let (header, _) = HobHeader::read_from_prefix(&BUFFER_HOB).unwrap();
+        assert_eq!((header.hob_len(), header.is_guid_hob()), (Some(0x30), true));
+        let (guid, data) = guid_and_data(&BUFFER_HOB).unwrap();
+        assert_eq!(guid, COMM_BUFFER_HOB_GUID);
+        let place = CommBufferPlace::of_buffer_hob(data).unwrap();
         assert_eq!(
             place.region(),
             AddressRange::new(0x7ee2_0000, 512 * 1024).unwrap()
         );
         assert_eq!(place.mailbox(), Some(0x7de2_1000));
+    }
+
+    #[test]
+    fn end_and_damage_of_a_hob_list_end_it() {
+        let len = |kind: u16, len: u16| {
+            let header = HobHeader {
+                kind: kind.into(),
+                len: len.into(),
+                reserved: 0.into(),
+            };
+            header.hob_len()
+        };
+        assert_eq!(len(1, 8), Some(8));
+        assert_eq!(len(1, 7), None);
+        assert_eq!(len(0xffff, 8), None);
+        assert_eq!(guid_and_data(&BUFFER_HOB[..23]), None);
+        let (_, data) = guid_and_data(&BUFFER_HOB[..24]).unwrap();
+        assert!(data.is_empty());
     }
 
     #[test]

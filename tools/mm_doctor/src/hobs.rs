@@ -4,9 +4,11 @@ use crate::Memory;
 use crate::facts::{Buffer, Facts, Range};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, Owner};
+use mm_wire::hob::{
+    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, HobHeader, Owner, guid_and_data,
+};
 use mm_wire::{Guid, guid};
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use mm_wire::hob::HOB_LIST_GUID as HOB_LIST;
@@ -17,19 +19,8 @@ const MMRAM: [Guid; 2] = [
     guid!("0703f912-bf8d-4e2a-be07-ab272525c592"),
 ];
 
-const GUID_EXTENSION: u16 = 4;
-const END: u16 = 0xffff;
 /// More HOBs than firmware has.
 const MOST: usize = 100_000;
-
-/// `EFI_HOB_GENERIC_HEADER`.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Header {
-    kind: U16,
-    len: U16,
-    reserved: U32,
-}
 
 /// `EFI_MMRAM_DESCRIPTOR`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -46,35 +37,28 @@ pub fn gather(memory: &impl Memory, list: u64, facts: &mut Facts) {
     facts.has_hob_list = true;
     let mut at = list;
     for _ in 0..MOST {
-        let Some(header) = memory.value::<Header>(at) else {
+        let header = memory.value::<HobHeader>(at);
+        let Some((header, len)) = header.and_then(|header| Some((header, header.hob_len()?))) else {
             return;
         };
-        let len = u64::from(header.len.get());
-        if header.kind.get() == END || len < size_of::<Header>() as u64 {
-            return;
-        }
-        if header.kind.get() == GUID_EXTENSION {
+        if header.is_guid_hob() {
             extension(memory, at, len, facts);
         }
-        let Some(next) = at.checked_add(len) else {
+        let Some(next) = at.checked_add(len as u64) else {
             return;
         };
         at = next;
     }
 }
 
-fn extension(memory: &impl Memory, at: u64, len: u64, facts: &mut Facts) {
-    let mut bytes = alloc::vec![0; usize::try_from(len).unwrap_or(0)];
+fn extension(memory: &impl Memory, at: u64, len: usize, facts: &mut Facts) {
+    let mut bytes = alloc::vec![0; len];
     if !memory.read(at, &mut bytes) {
         return;
     }
-    let Some((guid, data)) = bytes
-        .get(size_of::<Header>()..)
-        .and_then(|rest| rest.split_first_chunk::<16>())
-    else {
+    let Some((guid, data)) = guid_and_data(&bytes) else {
         return;
     };
-    let guid = Guid::from_bytes(*guid);
     if guid == COMM_BUFFER_HOB_GUID {
         // The HOB's length is a multiple of eight, and so is the data's.
         let place = CommBufferPlace::of_buffer_hob(data);

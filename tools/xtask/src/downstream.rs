@@ -215,7 +215,7 @@ fn both(shell: &Shell, parent: &Path) -> Result<Counts> {
     Ok(counts)
 }
 
-/// A dependent's lock file that names the published crate keeps it, whatever is patched, until `cargo update` has been told.
+/// A dependent's lock file that names the published crate keeps it, also with a patch, until `cargo update` is run.
 /// `docs/migration.md` warns of it, and names the two commands that this runs.
 fn lock_file(shell: &Shell, parent: &Path) -> Result<Counts> {
     let manifest = format!(
@@ -232,7 +232,7 @@ fn lock_file(shell: &Shell, parent: &Path) -> Result<Counts> {
     shell.write_file(dir.join("Cargo.toml"), manifest + &patch_line())?;
     ensure!(
         !is_patched(&metadata(&dir)?)?,
-        "cargo now uses a patch without `cargo update`: docs/migration.md warns of what is no more"
+        "cargo now uses a patch without `cargo update`: the warning in docs/migration.md is out of date"
     );
     cmd!(shell, "cargo update --quiet -p patina_mm").quiet().run()?;
     ensure!(

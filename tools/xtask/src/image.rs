@@ -83,7 +83,7 @@ pub(crate) const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
 ///
 /// Into OVMF's flash image goes a Patina DXE core with this repository's components: patina-q35 has an MM core in Rust
 /// inside it, patina-q35-runtime a runtime driver as well, above which edk2's variable driver serves the operating system;
-/// patina-smm leaves edk2's SMM core where it is.
+/// patina-smm keeps edk2's SMM core.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask image patina-q35                  the platform
@@ -158,7 +158,7 @@ pub(crate) fn build(
     Ok(output)
 }
 
-/// Puts the core of platform patina-smm, configured by HOBs, into a copy of somebody's flash image.
+/// Puts the core of platform patina-smm, configured by HOBs, into a copy of a user's flash image.
 pub(crate) fn build_into(shell: &Shell, ovmf: &Path) -> Result<PathBuf> {
     let core = program(shell, X86_64_UEFI, PATINA_SMM.package, &["own"], None)?;
     let output = target_dir().join("firmware/own.fd");

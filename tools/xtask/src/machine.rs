@@ -49,9 +49,9 @@ pub(crate) struct Machine {
     pub(crate) command: fn(&Shell, &Boot<'_>) -> Result<Command>,
     /// QEMU's exit code after a success.
     pub(crate) exit_code: i32,
-    /// How the lines start that its demo shows; every line, if there is none.
+    /// The demo shows lines that start with one of these; all lines if this is empty.
     pub(crate) demo_lines: &'static [&'static str],
-    /// Of those none is shown before the first with this start; empty where all are.
+    /// The demo shows nothing before the first line that starts with this. Empty to show all.
     pub(crate) demo_since: &'static str,
     /// Whether its tests raise SMIs, and who counts how many were taken.
     pub(crate) smis: Smis,
@@ -61,7 +61,7 @@ pub(crate) struct Machine {
 pub(crate) enum Smis {
     /// It has none.
     None,
-    /// A test in the guest compares what it raised with what MM counted.
+    /// A test in the guest compares the MMIs that it raised with MM's count.
     CountedByTheGuest,
     /// Those in QEMU's log ([`qemu::log_smis`]) since the end of this serial text, with which the firmware starts our code. Those
     /// before are the firmware's own.
@@ -83,7 +83,7 @@ pub(crate) struct Variant {
     pub(crate) says: Option<&'static str>,
     /// Whether the firmware has to refuse this machine, with those words. There are no tests then.
     pub(crate) refused: bool,
-    /// Whether no SMI at all may be raised or taken where they are counted.
+    /// Whether the run fails if an SMI is raised or taken.
     pub(crate) silent: bool,
 }
 
@@ -132,7 +132,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) own: Option<&'a Firmware>,
 }
 
-/// Firmware that somebody names.
+/// Firmware that the user names.
 #[derive(Clone, Debug)]
 pub(crate) struct Firmware {
     /// Its code.
@@ -141,7 +141,7 @@ pub(crate) struct Firmware {
     pub(crate) vars: PathBuf,
 }
 
-/// Boots the firmware that somebody names, edk2's OvmfPkg or another one for Q35, with the application of machine `ovmf-smm`.
+/// Boots the firmware that the user names, edk2's OvmfPkg or another one for Q35, with the application of machine `ovmf-smm`.
 pub(crate) const OWN: Machine = Machine {
     name: "own",
     tools: &[&QEMU_X86, &RUST_UEFI],
@@ -196,7 +196,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         variants: &[
             // The last test has MM fault: a stack that ends in the page below it.
             Variant::new("", true, 250).saying("MM STOPPED by exception 14"),
-            // From 2816 MiB on there is RAM above 4 GiB, where MM does not reach.
+            // From 2816 MiB on there is RAM above 4 GiB, which MM cannot access.
             Variant::new("2048-mib", false, 18),
             Variant::new("3072-mib", false, 18),
             Variant::new("4096-mib", false, 18),
@@ -392,7 +392,7 @@ fn with_smm<'s>(qemu: Cmd<'s>, boot: &Boot<'_>) -> Cmd<'s> {
     qemu.args(ONLY_SMM_WRITES_FLASH).args(qemu::log_smis(boot.dir))
 }
 
-/// Q35 with firmware that somebody named.
+/// Q35 with firmware that the user named.
 fn own(shell: &Shell, boot: &Boot<'_>, code: &Path, application: &Path) -> Result<Command> {
     let qemu = with_smm(q35(shell, code, application, boot)?, boot);
     // As much SMRAM as edk2 with Standalone MM needs; others use what they need. The VGA device covers the SMRAM of machine

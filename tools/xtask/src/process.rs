@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// A child that does not outlive its handle, nor does what it started.
+/// A child that ends with its handle, together with the processes that it started.
 struct KillOnDrop(Child);
 
 impl KillOnDrop {
@@ -81,7 +81,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long output is awaited after the child has ended, if a process that it started holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Runs `command` to its end, or kills it at the deadline; what it started ends with it. Each line
+/// Runs `command` to its end, or kills it at the deadline; the processes that it started end with it. Each line
 /// of its output goes to `on_line` as it comes; what that returns is printed. The result is `None`
 /// if the command was killed.
 ///
@@ -99,7 +99,7 @@ pub(crate) fn run(
     let start = Instant::now();
     let is_late = || deadline.is_some_and(|deadline| start.elapsed() >= deadline);
     LazyLock::force(&SIGNAL);
-    let (output, input) = std::io::pipe().context("there is no pipe to be had")?;
+    let (output, input) = std::io::pipe().context("cannot make a pipe")?;
     command
         .stdin(Stdio::null())
         .stdout(input.try_clone()?)
@@ -190,12 +190,12 @@ pub(crate) fn require_success(what: &str, status: Option<ExitStatus>) -> Result<
 const TICK: Duration = Duration::from_millis(500);
 /// What takes less than this needs no progress line.
 const QUIET: Duration = Duration::from_secs(2);
-/// When a log, or whatever reads in the place of a terminal, gets its first sign of life.
+/// When a reader that is not a terminal, such as a log, gets its first line.
 const FIRST_SIGN: Duration = Duration::from_secs(10);
 /// How often it gets one afterwards.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 
-/// A line that says what runs, for how long, and what it said last: rewritten in place on a terminal, once a minute elsewhere.
+/// A line with what runs, for how long, and its last output: rewritten in place on a terminal, once a minute elsewhere.
 /// It goes when the command ends.
 struct Progress<'a> {
     label: &'a str,

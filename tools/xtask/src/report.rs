@@ -64,7 +64,7 @@ impl Missing {
     }
 }
 
-/// A stage that has nothing to do, which is not a failure anywhere.
+/// A stage that has nothing to do, which is not a failure.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub(crate) struct NothingToDo(pub(crate) &'static str);

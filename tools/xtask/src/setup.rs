@@ -341,7 +341,7 @@ fn install(shell: &Shell, packages: &[&str], without_question: bool) -> Result<(
     let sudo: &[&str] = match cmd!(shell, "id -u").quiet().read()?.as_str() {
         "0" => &[],
         _ if process::find("sudo").is_some() => &["sudo"],
-        _ => bail!("installing needs root and there is no sudo; run `apt-get install {list}` as root"),
+        _ => bail!("installing needs root and sudo is not installed; run `apt-get install {list}` as root"),
     };
     if !without_question && !confirmed(&list)? {
         bail!("nothing was installed; the tests skip what is missing");
@@ -370,7 +370,7 @@ fn install(shell: &Shell, packages: &[&str], without_question: bool) -> Result<(
 
 fn confirmed(list: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("nobody to ask whether to install {list}; add --yes");
+        bail!("no terminal to ask whether to install {list}; add --yes");
     }
     print!("Install {list} with apt-get? [y/N] ");
     std::io::stdout().flush()?;

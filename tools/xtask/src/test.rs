@@ -103,7 +103,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     }
     if wanted(OWN.name) {
         let own = options.code.as_ref().zip(options.vars.as_ref());
-        // Commands run in the repository; paths are meant from where this was started.
+        // Commands run in the repository; paths are relative to the directory in which this was started.
         let own = own.map(|(code, vars)| -> Result<_> {
             Ok(Firmware {
                 code: absolute(code)?,

@@ -32,7 +32,7 @@ enum Said<'a> {
     Done { passed: u64, total: u64 },
 }
 
-/// Why a run is not believed, or did not succeed.
+/// Why a run's output is not trusted, or why the run failed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum VerdictError {
     #[error("this line is not of the protocol: {0:?}")]
@@ -62,7 +62,7 @@ pub(crate) enum VerdictError {
     SmisTwice(u64, u64),
     #[error("the guest raised no SMI")]
     NoSmiRaised,
-    #[error("{0} SMIs raised or taken where there may be none")]
+    #[error("{0} SMIs were raised or taken, none is allowed")]
     NotSilent(u64),
     #[error("the guest raised {raised} SMIs, the machine took {taken}")]
     SmisNotTaken { raised: u64, taken: u64 },
@@ -137,7 +137,7 @@ impl Transcript {
         &self.outcomes
     }
 
-    /// What was counted, whether it is to be believed or not.
+    /// What was counted, trusted or not.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
