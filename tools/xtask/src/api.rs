@@ -9,8 +9,8 @@ use crate::report::{Counts, Missing};
 use crate::{downstream, process, root, target_dir};
 use anyhow::{Context as _, Result, bail, ensure};
 use cargo_metadata::MetadataCommand;
-use public_api::{Builder, PublicApi, diff::PublicApiDiff};
-use std::collections::BTreeSet;
+use public_api::{Builder, PublicApi};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use xshell::{Shell, cmd};
 
@@ -22,53 +22,50 @@ struct Accepted {
 
 const ACCEPTED: [Accepted; 9] = [
     Accepted {
-        line: "was pub enum patina_mm::component::communicator::Status, is #[non_exhaustive] pub enum \
-               patina_mm::component::communicator::Status",
-        why: "the status says more here; docs/migration.md has the row",
+        line: "gone: pub enum patina_mm::component::communicator::Status",
+        why: "it is `non_exhaustive` here, since the status says more; docs/migration.md has the row",
     },
     Accepted {
         line: "gone: impl<E> core::marker::Unpin for patina_mm::component::communicator::MmCommunicator<E> where E: core::marker::Unpin",
-        why: "the same bound, written out",
+        why: SAME_BOUND,
+    },
+    Accepted {
+        line: "gone: impl<E> core::marker::UnsafeUnpin for patina_mm::component::communicator::MmCommunicator<E> \
+               where E: core::marker::UnsafeUnpin",
+        why: "stable code cannot name this trait",
     },
     Accepted {
         line: "gone: impl<E> core::panic::unwind_safe::UnwindSafe for patina_mm::component::communicator::MmCommunicator<E> \
                where E: core::panic::unwind_safe::UnwindSafe",
-        why: "the same bound, written out",
+        why: SAME_BOUND,
     },
     Accepted {
-        line: "gone: impl patina_mm::component::communicator::MockMmCommunication",
+        line: "gone: pub fn patina_mm::MockMmCommunication::checkpoint(&mut self)",
         why: "the mock derefs to what mockall made, which has it",
     },
     Accepted {
-        line: "gone: pub fn patina_mm::component::communicator::MockMmCommunication::checkpoint(&mut self)",
-        why: "the mock derefs to what mockall made, which has it",
-    },
-    Accepted {
-        line: "was pub fn patina_mm::component::communicator::MockMmCommunication::fmt(&self, &mut core::fmt::Formatter<'_>) \
-               -> core::result::Result<(), core::fmt::Error>, is pub fn \
-               patina_mm::component::communicator::MockMmCommunication::fmt(&self, &mut core::fmt::Formatter<'_>) -> core::fmt::Result",
+        line: "gone: pub fn patina_mm::MockMmCommunication::fmt(&self, &mut core::fmt::Formatter<'_>) -> \
+               core::result::Result<(), core::fmt::Error>",
         why: SAME_TYPE,
     },
     Accepted {
-        line: "was pub fn patina_mm::component::communicator::MockMmExecutor::fmt(&self, &mut core::fmt::Formatter<'_>) -> \
-               core::result::Result<(), core::fmt::Error>, is pub fn \
-               patina_mm::component::communicator::MockMmExecutor::fmt(&self, &mut core::fmt::Formatter<'_>) -> core::fmt::Result",
+        line: "gone: pub fn patina_mm::component::communicator::MockMmExecutor::fmt(&self, &mut core::fmt::Formatter<'_>) -> \
+               core::result::Result<(), core::fmt::Error>",
         why: SAME_TYPE,
     },
     Accepted {
-        line: "was pub fn patina_mm::component::sw_mmi_manager::MockSwMmiTrigger::fmt(&self, &mut core::fmt::Formatter<'_>) -> \
-               core::result::Result<(), core::fmt::Error>, is pub fn \
-               patina_mm::component::sw_mmi_manager::MockSwMmiTrigger::fmt(&self, &mut core::fmt::Formatter<'_>) -> core::fmt::Result",
+        line: "gone: pub fn patina_mm::MockSwMmiTrigger::fmt(&self, &mut core::fmt::Formatter<'_>) -> \
+               core::result::Result<(), core::fmt::Error>",
         why: SAME_TYPE,
     },
     Accepted {
-        line: "was impl core::marker::Freeze for patina_mm::component::sw_mmi_manager::SwMmiManager, is impl \
-               !core::marker::Freeze for patina_mm::component::sw_mmi_manager::SwMmiManager",
+        line: "gone: impl core::marker::Freeze for patina_mm::component::sw_mmi_manager::SwMmiManager",
         why: "stable code cannot name this trait, and neither crate has a constant of the type",
     },
 ];
 
-const SAME_TYPE: &str = "the two names are one type";
+const SAME_TYPE: &str = "`core::fmt::Result` is another name of the type";
+const SAME_BOUND: &str = "the same bound, written out";
 
 /// What `mockall` generates for itself: no consumer can name it.
 const MOCKALL_INTERNAL: &str = "::__mock_";
@@ -90,7 +87,7 @@ pub(crate) fn check(shell: &Shell, parent: &Path, published: &Path, ours: &Path)
     require_features(&copy, ours)?;
 
     let looked_at = old.items().count();
-    let found = differences(old, new);
+    let found = differences(&old, &new);
     let mut open: Vec<_> = found.iter().map(String::as_str).collect();
     for Accepted { line, why } in &ACCEPTED {
         let at = open.iter().position(|found| found == line);
@@ -151,27 +148,81 @@ fn format_version(json: &str) -> Option<u64> {
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Lines of the published API that are gone or other ones, and new variants that an exhaustive match does not have.
-fn differences(old: PublicApi, new: PublicApi) -> Vec<String> {
+/// Lines of the published API that are gone, and new variants that an exhaustive match does not have.
+fn differences(old: &PublicApi, new: &PublicApi) -> Vec<String> {
+    let lines = |api: &PublicApi| -> BTreeSet<String> {
+        api.items()
+            .map(ToString::to_string)
+            .filter(|line| !line.contains(MOCKALL_INTERNAL))
+            .collect()
+    };
+    let (old, new) = (lines(old), lines(new));
+    // An item that has several paths is written with any of them elsewhere, so that only its definitions tell the paths.
+    let several = names_with_several_paths(&old, &new);
+    let all_new: BTreeSet<_> = new.iter().map(|line| comparable(line, &several)).collect();
+    let gone = old.iter().map(|line| comparable(line, &several));
+    let gone: BTreeSet<_> = gone.filter(|line| !all_new.contains(line)).collect();
     // An enum that is `non_exhaustive` now is not in both, and a line of its own says that it changed.
-    let enums: BTreeSet<_> = old.items().map(ToString::to_string).collect();
-    let enums: BTreeSet<_> = new
-        .items()
-        .map(ToString::to_string)
-        .filter(|line| enums.contains(line))
-        .collect();
-    let diff = PublicApiDiff::between(old, new);
-    let gone = diff.removed.iter().map(|item| format!("gone: {item}"));
-    let changed = diff
-        .changed
-        .iter()
-        .map(|item| format!("was {}, is {}", item.old, item.new));
-    let variants = diff.added.iter().map(ToString::to_string);
-    let variants = variants.filter(|line| is_variant(line, &enums));
-    gone.chain(changed)
-        .chain(variants.map(|line| format!("new variant: {line}")))
-        .filter(|line| !line.contains(MOCKALL_INTERNAL))
+    let enums: BTreeSet<_> = old.intersection(&new).cloned().collect();
+    let variants = new.difference(&old).filter(|line| is_variant(line, &enums));
+    let gone = gone.into_iter().map(|line| format!("gone: {line}"));
+    gone.chain(variants.map(|line| format!("new variant: {line}")))
         .collect()
+}
+
+/// The path of the type or trait that a line defines.
+fn defined(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once("pub ")?;
+    let rest = rest.strip_prefix("unsafe ").unwrap_or(rest);
+    let path = ["struct ", "enum ", "trait "]
+        .iter()
+        .find_map(|kind| rest.strip_prefix(kind))?;
+    let end = path.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+    Some(end.map_or(path, |end| path.split_at(end).0).trim_end_matches(':'))
+}
+
+/// The names of types that are re-exported: they have more than one path in one of the lists, or another one in each.
+fn names_with_several_paths(old: &BTreeSet<String>, new: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut paths: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for path in old.iter().chain(new).filter_map(|line| defined(line)) {
+        let name = path.rsplit("::").next().unwrap_or(path);
+        paths.entry(name).or_default().insert(path);
+    }
+    let several = paths.into_iter().filter(|(_, paths)| paths.len() > 1);
+    several.map(|(name, _)| name.to_owned()).collect()
+}
+
+/// A line without the modules of types that have several paths, unless it defines the type.
+fn comparable(line: &str, several: &BTreeSet<String>) -> String {
+    const CRATE: &str = "patina_mm::";
+    if defined(line).is_some() {
+        return line.to_owned();
+    }
+    let is_module = |part: &str| {
+        part.chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some((before, path)) = rest.split_once(CRATE) {
+        let mut tail = path;
+        while let Some((part, next)) = tail.split_once("::")
+            && is_module(part)
+        {
+            tail = next;
+        }
+        let name = tail
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+            .unwrap_or(tail);
+        out += before;
+        out += CRATE;
+        if !several.contains(name) {
+            out += path.strip_suffix(tail).unwrap_or_default();
+        }
+        rest = tail;
+    }
+    out + rest
 }
 
 /// Whether `pub a::Enum::Variant` belongs to one of these enums, `pub enum a::Enum`.
@@ -220,6 +271,49 @@ mod tests {
         assert!(!is_variant("pub a::Other::Busy"));
         assert!(!is_variant("pub a::Config::field: u8"));
         assert!(!is_variant("pub fn a::Status::name(&self) -> u8"));
+    }
+
+    #[test]
+    fn a_type_with_several_paths_is_one_type_and_a_lost_path_is_noticed() {
+        let lines = |lines: &[&str]| {
+            lines
+                .iter()
+                .map(|line| (*line).to_owned())
+                .collect::<BTreeSet<_>>()
+        };
+        let old = lines(&["pub struct patina_mm::a::B", "impl Copy for patina_mm::a::B"]);
+        let new = lines(&[
+            "pub struct patina_mm::a::B",
+            "pub struct patina_mm::c::d::B",
+            "impl Copy for patina_mm::c::d::B",
+        ]);
+        let several = names_with_several_paths(&old, &new);
+        assert_eq!(several, BTreeSet::from(["B".to_owned()]));
+        assert_eq!(
+            comparable("impl Copy for patina_mm::c::d::B", &several),
+            "impl Copy for patina_mm::B"
+        );
+        assert_eq!(
+            comparable("fn f(patina_mm::a::B, patina_mm::c::E)", &several),
+            "fn f(patina_mm::B, patina_mm::c::E)"
+        );
+        assert_eq!(
+            comparable("pub struct patina_mm::a::B", &several),
+            "pub struct patina_mm::a::B"
+        );
+        assert_eq!(
+            defined("#[non_exhaustive] pub enum patina_mm::a::S"),
+            Some("patina_mm::a::S")
+        );
+        assert_eq!(
+            defined("pub unsafe trait patina_mm::T: Send"),
+            Some("patina_mm::T")
+        );
+        assert_eq!(
+            defined("pub struct patina_mm::a::M<E: X>"),
+            Some("patina_mm::a::M")
+        );
+        assert_eq!(defined("pub fn patina_mm::f()"), None);
     }
 
     #[test]

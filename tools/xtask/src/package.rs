@@ -24,14 +24,54 @@ use xshell::{Shell, cmd};
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask package            all checks: some minutes
-  cargo xtask package --quick    what `cargo xtask test` runs: metadata, files, dependencies, builds for UEFI
+  cargo xtask package --quick    what `cargo xtask test` runs: metadata, files, dependencies, UEFI
+  cargo xtask package --only docs --only api
 
 The packages are in target/package/packed afterwards. docs/release.md has the steps of a release.")]
 pub(crate) struct Options {
     /// Without tests, documentation, combinations of features, the minimum Rust version and the public API.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "only")]
     quick: bool,
+    /// Only this check, after packing; can be given more than once.
+    #[arg(long, value_name = "CHECK", value_parser = CHECKS.map(|check| check.name))]
+    only: Vec<String>,
 }
+
+/// What is done with the packages.
+struct Check {
+    name: &'static str,
+    /// Whether `cargo xtask test` does it.
+    is_quick: bool,
+    run: fn(&Shell) -> Result<Counts>,
+}
+
+impl Check {
+    const fn quick(name: &'static str, run: fn(&Shell) -> Result<Counts>) -> Self {
+        Self {
+            name,
+            is_quick: true,
+            run,
+        }
+    }
+
+    const fn slow(name: &'static str, run: fn(&Shell) -> Result<Counts>) -> Self {
+        Self {
+            name,
+            is_quick: false,
+            run,
+        }
+    }
+}
+
+const CHECKS: [Check; 7] = [
+    Check::quick("dependencies", dependencies),
+    Check::quick("uefi", firmware),
+    Check::slow("tests", tests),
+    Check::slow("docs", docs),
+    Check::slow("features", features),
+    Check::slow("rust", minimum_rust),
+    Check::slow("api", public_api),
+];
 
 /// What ships.
 struct Shipped {
@@ -110,27 +150,21 @@ const MOST_KIB: u64 = 256;
 pub(crate) fn run(shell: &Shell, options: &Options) -> ExitCode {
     let mut report = Report::default();
     report.stage("metadata", metadata);
-    report.stage("packages", || {
-        let counts = pack(shell)?;
-        unpack(shell)?;
-        Ok(counts)
-    });
+    report.stage("packages", || packages(shell));
     if !report.is_success() {
         // What is unpacked is of an earlier run.
         return report.conclude();
     }
-    report.stage("dependencies", || dependencies(shell));
-    report.stage("UEFI", || firmware(shell));
-    if !options.quick {
-        report.stage("tests", || tests(shell));
-        report.stage("docs", || docs(shell));
-        report.stage("features", || features(shell));
-        report.stage("minimum Rust", || minimum_rust(shell));
-        report.stage("public API", || {
-            let ours = checked().join("patina_mm-".to_owned() + VERSION);
-            let dir = target_dir().join("downstream");
-            api::check(shell, &dir, &downstream::published(shell)?, &ours)
-        });
+    let is_wanted = |check: &&Check| {
+        let is_named = options.only.iter().any(|name| name == check.name);
+        if options.only.is_empty() {
+            check.is_quick || !options.quick
+        } else {
+            is_named
+        }
+    };
+    for check in CHECKS.iter().filter(is_wanted) {
+        report.stage(check.name, || (check.run)(shell));
     }
     report.conclude()
 }
@@ -138,11 +172,24 @@ pub(crate) fn run(shell: &Shell, options: &Options) -> ExitCode {
 /// The quick form.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let mut counts = metadata()?;
-    counts.add(pack(shell)?);
-    unpack(shell)?;
-    counts.add(dependencies(shell)?);
-    counts.add(firmware(shell)?);
+    counts.add(packages(shell)?);
+    for check in CHECKS.iter().filter(|check| check.is_quick) {
+        counts.add((check.run)(shell)?);
+    }
     Ok(counts)
+}
+
+fn packages(shell: &Shell) -> Result<Counts> {
+    let counts = pack(shell)?;
+    unpack(shell)?;
+    Ok(counts)
+}
+
+/// Compares the packed `patina_mm` with the published one.
+fn public_api(shell: &Shell) -> Result<Counts> {
+    let ours = checked().join("patina_mm-".to_owned() + VERSION);
+    let dir = target_dir().join("downstream");
+    api::check(shell, &dir, &downstream::published(shell)?, &ours)
 }
 
 fn dir() -> PathBuf {

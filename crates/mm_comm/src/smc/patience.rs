@@ -24,7 +24,7 @@ impl Default for Patience {
     }
 }
 
-/// The timeout in time. Used if the processor has a counter ([`Conduit::counter`]), instead of
+/// The timeout in time. Used if the processor has a counter (`Conduit::counter`), instead of
 /// [`Patience`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit {
