@@ -335,7 +335,7 @@ fn a_mailbox_is_reached_through_the_buffer() {
     assert_eq!(written.is_comm_buffer_valid, 1);
     written.return_status = 0x8000_0000_0000_000E;
     written.return_buffer_size = 77;
-    // SAFETY: as above.
+    // SAFETY: the mailbox is at the start of a page of this test's own.
     unsafe { mailbox.write_volatile(written) };
     assert_eq!(buffer.get_mm_return_status(), Ok((0x8000_0000_0000_000E, 77)));
 }

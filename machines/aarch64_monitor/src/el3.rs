@@ -63,7 +63,7 @@ extern "C" fn monitor_main() -> ! {
     let (scratch, variables) = (&raw mut SCRATCH, &raw mut VARIABLES);
     // SAFETY: a static, aligned and initialised. This function runs once, and nothing else names it.
     let scratch = unsafe { &mut *scratch };
-    // SAFETY: as above.
+    // SAFETY: another such static.
     let variables = unsafe { &mut *variables };
     let entry = if mode.uefi {
         let (heap, tree) = (&raw mut HEAP_MEMORY, &raw mut TREE);

@@ -46,7 +46,7 @@ pub const PORTS: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a04");
 pub const LIAR: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a05");
 
 /// `gEfiDxeMmReadyToLockProtocolGuid`.
-const READY_TO_LOCK: Guid = guid!("60ff8964-e906-41d0-afed-f241e974e08e");
+const READY_TO_LOCK: Guid = mm_wire::protocol::READY_TO_LOCK;
 /// `gEfiEventExitBootServicesGuid`.
 const EXIT_BOOT_SERVICES: Guid = guid!("27abf055-b1b8-4c26-8048-748f37baa2df");
 

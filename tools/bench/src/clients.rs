@@ -25,9 +25,9 @@ impl Mailbox {
     fn answer(self, size: u64) {
         // SAFETY: the mailbox is the start of a page of its own.
         unsafe { self.0.add(1).write_volatile(0) };
-        // SAFETY: as above.
+        // SAFETY: the mailbox is the start of a page of its own.
         unsafe { self.0.add(2).write_volatile(size) };
-        // SAFETY: as above.
+        // SAFETY: the mailbox is the start of a page of its own.
         unsafe { self.0.write_volatile(0) };
     }
 }

@@ -57,7 +57,7 @@ pub(super) fn interface(protocol: Guid) -> Option<*mut c_void> {
     let system_table = table::system_table_raw()?;
     // SAFETY: the system table is valid while boot services are, which an application does not end.
     let services = unsafe { (*system_table.as_ptr()).boot_services };
-    // SAFETY: as above.
+    // SAFETY: the table of boot services is valid as long as the system table is.
     let handle_protocol = unsafe { (*services).handle_protocol };
     // SAFETY: a handle that was located just now, a GUID, and room for one pointer.
     let status = unsafe { handle_protocol(handle.as_ptr(), &raw const protocol, &raw mut interface) };

@@ -7,11 +7,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use mm_comm::SharedRegion;
+use mm_comm::c_request::{Communication, Communication2, Communication3};
 use mm_doctor::facts::{Facts, Probe};
-use mm_wire::message::supervisor::{self, RequestHeader, VersionInfo};
-use mm_wire::message::variable::{self, FunctionHeader, PayloadSize, function};
+use mm_wire::message::supervisor;
+use mm_wire::message::variable::{self, PayloadSizeMessage};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, guid};
-use uefi::Status;
 use uefi::boot::{self, AllocateType, MemoryType};
 use zerocopy::IntoBytes as _;
 
@@ -28,19 +28,16 @@ struct Question {
 }
 
 fn questions() -> [Question; 3] {
-    let header = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
-    let version = RequestHeader::new(supervisor::REQUEST_VERSION);
     [
         Question {
             what: "the variable service's payload size",
             recipient: variable::GUID,
-            message: [header.as_bytes(), PayloadSize::default().as_bytes()].concat(),
+            message: PayloadSizeMessage::request().as_bytes().to_vec(),
         },
         Question {
             what: "the supervisor's version",
             recipient: supervisor::GUID,
-            // With room for the response.
-            message: [version.as_bytes(), &[0; size_of::<VersionInfo>()]].concat(),
+            message: supervisor::version_request().to_vec(),
         },
         Question {
             what: "a GUID that no handler has",
@@ -80,10 +77,6 @@ fn record(
         us,
     });
 }
-
-type Communicate = unsafe extern "efiapi" fn(*mut c_void, *mut c_void, *mut usize) -> Status;
-type Communicate2 = unsafe extern "efiapi" fn(*mut c_void, *mut c_void, *mut c_void, *mut usize) -> Status;
-type Communicate3 = unsafe extern "efiapi" fn(*mut c_void, *mut c_void, *mut c_void) -> Status;
 
 fn by_protocols(clock: &Clock, probes: &mut Vec<Probe>) {
     let Ok(memory) = boot::allocate_pages(AllocateType::AnyPages, MemoryType::RUNTIME_SERVICES_DATA, PAGES)
@@ -135,29 +128,34 @@ fn communicate(
     }
     let buffer: *mut c_void = region.as_ptr().cast();
     let mut size = header_len.saturating_add(message.len());
-    // The buffer is as long as its header says, and at the same physical and virtual address.
     let status = match version {
         1 => {
-            // SAFETY: the interface starts with its one function (PI 1.9, volume 4, 5.7).
-            let call = unsafe { protocol.cast::<Communicate>().read() };
-            // SAFETY: the interface that the function belongs to, the buffer, and its size.
-            unsafe { call(protocol, buffer, &raw mut size) }
+            let this = protocol.cast_const().cast::<Communication>();
+            // SAFETY: the interface that the firmware has for this protocol.
+            let call = unsafe { (*this).communicate };
+            // SAFETY: the interface that the function belongs to, and a buffer that is as long as `size` says.
+            unsafe { call(this, buffer, &raw mut size) }
         }
         2 => {
-            // SAFETY: as above.
-            let call = unsafe { protocol.cast::<Communicate2>().read() };
-            // SAFETY: as above.
-            unsafe { call(protocol, buffer, buffer, &raw mut size) }
+            let this = protocol.cast_const().cast::<Communication2>();
+            // SAFETY: the interface that the firmware has for this protocol.
+            let call = unsafe { (*this).communicate };
+            // SAFETY: the interface that the function belongs to, and a buffer that is as long as `size` says; boot services
+            // map memory one to one.
+            unsafe { call(this, buffer, buffer, &raw mut size) }
         }
         _ => {
-            // SAFETY: as above.
-            let call = unsafe { protocol.cast::<Communicate3>().read() };
-            // SAFETY: as above; a v3 header says the size.
-            unsafe { call(protocol, buffer, buffer) }
+            let this = protocol.cast_const().cast::<Communication3>();
+            // SAFETY: the interface that the firmware has for this protocol.
+            let call = unsafe { (*this).communicate };
+            // SAFETY: the interface that the function belongs to, and a buffer that is as long as its v3 header says; boot
+            // services map memory one to one.
+            unsafe { call(this, buffer, buffer) }
         }
     };
-    if status != Status::SUCCESS {
-        return Err(EfiStatus(status.0 as u64).to_string());
+    let status = EfiStatus::from_native(status.as_usize());
+    if status != EfiStatus::SUCCESS {
+        return Err(status.to_string());
     }
     let mut bytes = alloc::vec![0; size.min(region.len()).saturating_sub(header_len)];
     if !region.read(header_len, &mut bytes) {

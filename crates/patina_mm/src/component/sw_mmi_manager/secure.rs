@@ -27,7 +27,7 @@ pub(super) type Way = Box<dyn SecureMm>;
 pub struct FfaRxBufferHob(Option<AddressRange>);
 
 impl FromHob for FfaRxBufferHob {
-    const HOB_GUID: BinaryGuid = BinaryGuid::from_string("96fd3d26-6fb1-11ef-8c11-f3c9c50231ab");
+    const HOB_GUID: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::hob::FFA_RX_TX_HOB_GUID.to_bytes());
 
     fn parse(data: &[u8]) -> Result<Self, HobParseError> {
         Ok(Self(mm_wire::hob::ffa_rx_buffer(data)))
