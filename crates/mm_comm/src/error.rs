@@ -94,7 +94,7 @@ pub enum ResponseError {
     #[error("MM did not process the request: the status mailbox still announces it")]
     NotProcessed,
     /// MM says that the request failed.
-    #[error("MM answered {0}")]
+    #[error("MM returned {0}")]
     Mm(EfiStatus),
     /// The mailbox claims a response of fewer bytes than the header has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]

@@ -81,12 +81,12 @@ const PMBASE_MASK: u32 = 0xff80;
 /// ACPI_CNTL: bit 7 says that the registers behind PMBASE are decoded.
 const ACPI_CNTL: PciRegister = PciRegister::new(0x1f, 0, 0x44);
 const ACPI_EN: u32 = 1 << 7;
-/// What a bus without a device returns.
+/// The value of a register on a bus without a device.
 const NOTHING_THERE: u32 = u32::MAX;
-/// How often a register is read until two looks in a row were undisturbed and agree.
+/// Number of reads until two in a row were undisturbed and agree.
 const LOOKS: u32 = 16;
 
-/// Why the chipset names no ACPI base. The platform's fault.
+/// Why the ACPI base cannot be read from the chipset. The platform's fault.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ich9Error {
@@ -95,17 +95,17 @@ pub enum Ich9Error {
         "platform: this build has no x86 port I/O to read PMBASE with; in host tests use MmHobConfiguration::with_ports"
     )]
     NoPortIo,
-    /// No device answers at 0:1F.0.
-    #[error("platform: no LPC bridge answers at PCI 0:1f.0; give the base with AcpiBaseSource::Fixed")]
+    /// There is no device at 0:1F.0.
+    #[error("platform: there is no LPC bridge at PCI 0:1f.0; give the base with AcpiBaseSource::Fixed")]
     NoBridge,
-    /// Code that interrupts this uses the same two ports, again and again.
+    /// Code that interrupts this uses the same two ports each time.
     #[error(
-        "platform: PCI register {register:#x} cannot be read: port 0xcf8 was {found:#x} after each of {LOOKS} looks"
+        "platform: PCI register {register:#x} cannot be read: port 0xcf8 was {found:#x} after each of {LOOKS} reads"
     )]
     Disturbed {
-        /// What was written to the address port.
+        /// The value that was written to the address port.
         register: u32,
-        /// What was there at the end.
+        /// Its value after the last read.
         found: u32,
     },
     /// PMBASE was never programmed.

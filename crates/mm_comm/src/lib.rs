@@ -1,17 +1,17 @@
 //! The client core of Management Mode (MM) communication.
 //!
-//! A message goes one way through this crate, and each step is a type:
+//! Each step of a message is a type:
 //!
 //! ```text
-//! Channel::begin ──► Staged ── (trigger raises the MMI, MM answers in place) ──► Staged::finish ──► Response
+//! Channel::begin ──► Staged ── (trigger raises the MMI, MM responds in place) ──► Staged::finish ──► Response
 //! ```
 //!
-//! [`Channel`] is a region of memory shared with MM and, where the platform has one, its status mailbox. [`Staged`] and
-//! [`Response`] hold the channel; when the last of them goes, whatever the transaction left in shared memory is wiped.
+//! [`Channel`] is a region of memory shared with MM and, if the platform has one, its status mailbox. [`Staged`] and
+//! [`Response`] hold the channel; dropping the last of them wipes what the transaction left in shared memory.
 //!
 //! | module | content |
 //! |---|---|
-//! | [`region`] | the one owner of shared memory, volatile access |
+//! | [`region`] | the owner of shared memory, volatile access |
 //! | [`mailbox`] | the status mailbox in shared memory |
 //! | [`channel`] | region + mailbox + the rule "one transaction at a time" |
 //! | [`transaction`] | what is checked before and after MM ran |
@@ -19,9 +19,9 @@
 //! | [`ich9`] | PCI configuration space, and PMBASE in it |
 //! | [`c_request`] | requests of drivers in C: what is checked, and what is written back |
 //! | [`smc`] | reaching MM by secure monitor calls: SPM_MM and FF-A |
-//! | [`ports`] | the machine's I/O, so that a simulated machine can take its place |
+//! | [`ports`] | the machine's I/O, which a simulated machine can replace |
 //!
-//! Nothing here allocates, logs, or knows Patina.
+//! This crate does not allocate, does not log, and does not depend on Patina.
 #![no_std]
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -1,7 +1,7 @@
-//! The machine's I/O as the trigger sees it.
+//! The machine's I/O.
 //!
-//! A trait, so that a simulated machine can take the place of the processor's instructions.
-//! `NativePorts` is the real thing, and an unsafe island (`docs/unsafe.md`).
+//! A trait, so that a simulated machine can replace the processor's instructions. `NativePorts` has
+//! those; it is an unsafe island (`docs/unsafe.md`).
 
 /// Port and memory-mapped I/O of one processor.
 pub trait Ports {
@@ -15,8 +15,8 @@ pub trait Ports {
     fn read_mmio_u32(&self, address: usize) -> u32;
     /// Writes 32 bits to a memory-mapped register.
     fn write_mmio_u32(&self, address: usize, value: u32);
-    /// Lets a raised MMI be taken. An MMI is not synchronous with the port write that raises it:
-    /// under QEMU's TCG it is taken at the end of the translation block, which `pause` is.
+    /// Gives the processor time to take a raised MMI. An MMI is not synchronous with the port write
+    /// that raises it: QEMU's TCG takes it at the end of the translation block, which `pause` ends.
     fn pause(&self);
 }
 
@@ -41,9 +41,10 @@ mod native {
         ///
         /// # Safety
         ///
-        /// The code runs at a privilege level that may execute `in` and `out`. Callers of this
-        /// value's functions pass ports and addresses of registers only, whose access cannot break
-        /// memory safety: an MMI's command and data port, SMI_EN, PCI configuration space.
+        /// 1. The code runs at a privilege level that may execute `in` and `out`.
+        /// 2. Callers of this value's functions pass only ports and addresses of registers whose
+        ///    access cannot break memory safety: an MMI's command and data port, SMI_EN, PCI
+        ///    configuration space. Addresses are aligned to 4 bytes.
         #[must_use]
         pub const unsafe fn new() -> Self {
             Self(())
@@ -52,34 +53,34 @@ mod native {
 
     impl Ports for NativePorts {
         fn write_u8(&self, port: u16, value: u8) {
-            // SAFETY: `new`'s caller vouches for privilege and ports. No `nomem`: an MMI's callee
-            // writes our memory.
+            // SAFETY: `new`'s caller promised privilege and ports. No `nomem`: code in MM writes
+            // memory of this program.
             unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) };
         }
 
         fn read_u32(&self, port: u16) -> u32 {
             let value: u32;
-            // SAFETY: `new`'s caller vouches for privilege and ports.
+            // SAFETY: `new`'s caller promised privilege and ports.
             unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags)) };
             value
         }
 
         fn write_u32(&self, port: u16, value: u32) {
-            // SAFETY: `new`'s caller vouches for privilege and ports.
+            // SAFETY: `new`'s caller promised privilege and ports.
             unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)) };
         }
 
         fn read_mmio_u32(&self, address: usize) -> u32 {
             let register = core::ptr::with_exposed_provenance::<u32>(address);
-            // SAFETY: `new`'s caller vouches for the registers, which are 32-bit aligned and
-            // outside Rust's memory.
+            // SAFETY: `new`'s caller promised that this is an aligned register, outside of Rust's
+            // memory.
             unsafe { register.read_volatile() }
         }
 
         fn write_mmio_u32(&self, address: usize, value: u32) {
             let register = core::ptr::with_exposed_provenance_mut::<u32>(address);
-            // SAFETY: `new`'s caller vouches for the registers, which are 32-bit aligned and
-            // outside Rust's memory.
+            // SAFETY: `new`'s caller promised that this is an aligned register, outside of Rust's
+            // memory.
             unsafe { register.write_volatile(value) };
         }
 

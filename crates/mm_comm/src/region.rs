@@ -189,7 +189,7 @@ impl SharedRegion {
             .then(|| load(self.base.as_ptr().wrapping_add(offset)))
     }
 
-    /// Where `len` bytes at `offset` are written; `None` if they do not all lie in the region.
+    /// The address for a write of `len` bytes at `offset`; `None` if they are not all in the region.
     #[inline]
     fn place_to_write(&self, offset: usize, len: usize) -> Option<*mut u8> {
         if !self.holds(offset, len) {

@@ -33,7 +33,7 @@ impl Channel {
     }
 
     /// Like [`Self::begin`], but the message may be empty, and `message_size` is the MessageSize of a v3 header: less than
-    /// the length of `message`, if the end of that is only room for the response. `None` stands for that length.
+    /// the length of `message`, if the end of that is only room for the response. `None` means that length.
     ///
     /// # Errors
     ///
@@ -658,7 +658,7 @@ mod tests {
         for (lie, expected) in lies {
             let channel = channel();
             let staged = begin(&channel);
-            // Far behind the request, where an honest response would not have been.
+            // Far behind the request.
             assert!(channel.region().write(2000, &SECRET));
             lie(&channel);
             assert_eq!(staged.finish().unwrap_err(), expected);

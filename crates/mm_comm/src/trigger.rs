@@ -34,7 +34,7 @@ pub enum TriggerError {
         /// The bits that would have to be set.
         missing: SmiEnable,
     },
-    /// SMIs were to be switched on, and the chipset did not take it.
+    /// The chipset refused to switch SMIs on.
     #[error(
         "platform: SMI_EN at {register:#x} stays {value:#010x} after {missing} was written to it; it may be locked \
          (SMI_LOCK)"
@@ -47,7 +47,7 @@ pub enum TriggerError {
         /// The bits that did not stick.
         missing: SmiEnable,
     },
-    /// The ACPI base leaves no room for SMI_EN behind it.
+    /// The ACPI base is so high that SMI_EN would wrap.
     #[error("platform: the ACPI base {base:#x} has no SMI_EN at +0x30")]
     NoRegister {
         /// The configured base.
@@ -88,7 +88,7 @@ pub enum TriggerError {
          must be PMBASE (SMI_EN is base+0x30), or use SmiCheck::Off"
     )]
     NotSmiEnable {
-        /// Address or port of what was taken for SMI_EN.
+        /// Address or port of the register.
         register: usize,
         /// Its value.
         value: u32,
@@ -246,23 +246,23 @@ impl SmiEnableRegister {
     }
 }
 
-/// Whether SMI_EN is looked at before an MMI, and what to do if SMIs are off.
+/// Whether SMI_EN is checked before an MMI, and what to do if SMIs are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SmiCheck {
-    /// Raise nothing and report it. What 0 means depends on the [`Purpose`] of the MMI.
+    /// Return an error and raise no MMI. What 0 means depends on the [`Purpose`] of the MMI.
     #[default]
     Require,
-    /// Switch them on; report it if the chipset refuses.
+    /// Switch them on; return an error if the chipset refuses.
     ///
-    /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names, with GBL_SMI_EN and APMC_EN added to
-    /// what was read there. A platform that asks for it promises that the register is the chipset's SMI_EN.
+    /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names: the value that was read, with GBL_SMI_EN
+    /// and APMC_EN set. The platform promises that the register is the chipset's SMI_EN.
     Enable,
     /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE
     /// + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised unchecked.
     Off,
 }
 
-/// What an MMI is raised for.
+/// The purpose of an MMI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// MM is to take a message from a comm buffer. SMI_EN 0 means that SMIs are off, so that nothing is raised: without a
@@ -272,11 +272,11 @@ pub enum Purpose {
     Command,
 }
 
-/// What the data port has to hold for the call whose two writes are under way; nothing if there is none.
+/// The data port's value of the call whose two writes are under way; nothing if there is none.
 #[derive(Debug, Default)]
 pub struct Pair(Cell<Option<u8>>);
 
-/// The ports of one platform, and what is known about its SMI_EN.
+/// The ports of a platform, and its SMI_EN.
 #[derive(Clone, Copy, Debug)]
 pub struct PortTrigger {
     /// The port whose write raises the MMI.
@@ -290,13 +290,13 @@ pub struct PortTrigger {
 }
 
 impl PortTrigger {
-    /// SMI_EN, if it is to be looked at.
+    /// SMI_EN, if it is to be checked.
     #[must_use]
     pub fn checked_register(&self) -> Option<SmiEnableRegister> {
         self.smi_enable.filter(|_| self.check != SmiCheck::Off)
     }
 
-    /// Raises one MMI for a message. It need not have been taken when this returns: see [`Ports::pause`].
+    /// Raises one MMI for a message. The processor may take it some time after this returns: see [`Ports::pause`].
     ///
     /// # Errors
     ///
@@ -310,9 +310,8 @@ impl PortTrigger {
 
     /// Like [`Self::raise`], for any purpose, but returns the value of SMI_EN just before the MMI; `None` if it was not read.
     ///
-    /// All calls for the same two ports give the same `pair`. One that comes between the two writes of another
-    /// call puts the other's value back into the data port, so that MM finds the data that belongs to each
-    /// command.
+    /// All calls for the same two ports pass the same `pair`. A call that comes between the two writes of another one
+    /// restores the other's value in the data port, so that MM finds the data that belongs to each command.
     ///
     /// # Errors
     ///
@@ -329,7 +328,7 @@ impl PortTrigger {
             .checked_register()
             .map(|register| self.ensure_enabled(ports, register, purpose))
             .transpose()?;
-        // What was put into shared memory is there before MM looks.
+        // The request is in shared memory before MM looks.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         let interrupted = pair.0.replace(Some(data));
         ports.write_u8(self.data_port, data);

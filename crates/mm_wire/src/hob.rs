@@ -99,7 +99,7 @@ pub enum PlaceError {
         address: u64,
     },
     /// The buffer exceeds the address space.
-    #[error("platform: {pages} pages at {address:#x} are more than the address space has")]
+    #[error("platform: {pages} pages from {address:#x} go past the end of the address space")]
     TooManyPages {
         /// Where the buffer starts.
         address: u64,

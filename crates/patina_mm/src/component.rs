@@ -1,4 +1,4 @@
-//! The components that a platform adds: [`sw_mmi_manager`] and [`communicator`], and whichever of the others it wants.
+//! The components that a platform adds: [`sw_mmi_manager`] and [`communicator`]; the others are optional.
 
 pub mod communicator;
 pub mod events;

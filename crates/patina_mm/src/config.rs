@@ -1,4 +1,4 @@
-//! What a platform tells this crate about its MM environment.
+//! The configuration of a platform's MM environment.
 //!
 //! [`MmCommunicationConfiguration`] is the one required config value. [`MmCommunicationOptions`] is a second, optional
 //! one, for settings whose defaults fit most platforms; [`SmcOptions`] is a third, for AArch64.

@@ -1,23 +1,23 @@
 //! Management Mode (MM) communication for Patina components.
 //!
-//! MM (on x86: SMM) is code that lives in memory of its own, is entered by an interrupt, and owns what must not be
-//! touched from outside: variables, flash, the TPM. This crate is how a Patina component talks to its handlers.
+//! MM (on x86: SMM) is code that runs in its own protected memory, is entered by an interrupt, and controls what other code
+//! must not touch: variables, flash, the TPM. With this crate Patina components send messages to its handlers.
 //!
 //! | you want to | use |
 //! |---|---|
 //! | send a message and get the response | [`service::MmCommunication`] |
 //! | raise a software MMI | [`service::SwMmiTrigger`] |
 //! | prepare the hardware before MMIs are used | [`service::PlatformMmControl`] |
-//! | set a platform up | [`config::MmCommunicationConfiguration`], [`component`] |
-//! | set it up from HOBs | [`component::hob_configuration`] |
+//! | configure a platform | [`config::MmCommunicationConfiguration`], [`component`] |
+//! | configure it from HOBs | [`component::hob_configuration`] |
 //! | serve drivers in C, or use theirs | [`component::protocols`] |
-//! | ask the MM supervisor | [`service::MmSupervisor`], [`component::supervisor`] |
-//! | tell MM how far the boot has come | [`component::events`] |
+//! | send requests to the MM supervisor | [`service::MmSupervisor`], [`component::supervisor`] |
+//! | send MM the events of the boot | [`component::events`] |
 //! | test a component on the host | [`component::communicator::MmExecutor`], feature `mockall` |
 //!
 //! # A platform
 //!
-//! A platform adds one config value, two components and, where its hardware has to be prepared, one service.
+//! A platform adds one config value, two components and, if its hardware needs preparation, one service.
 //!
 //! ```
 //! use patina::component::service::IntoService;
@@ -42,7 +42,7 @@
 //! impl ComponentInfo for Board {
 //!     fn configs(mut add: Add<Config>) {
 //!         add.config(MmCommunicationConfiguration {
-//!             // PMBASE; 0 would mean that it is not known, and SMI_EN would not be checked.
+//!             // PMBASE; with 0 SMI_EN is not checked.
 //!             acpi_base: AcpiBase::Io(0x600),
 //!             cmd_port: MmiPort::Smi(0xB2),
 //!             data_port: MmiPort::Smi(0xB3),
@@ -66,15 +66,14 @@
 //!
 //! # A component
 //!
-//! It names the service as a parameter, and is dispatched once there is one.
+//! It has the service as a parameter, and is dispatched when there is one.
 //!
 //! ```
 //! use patina::component::{component, prelude::Service};
 //! use patina_mm::service::MmCommunication;
 //! use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 //!
-//! /// A request to the MM supervisor, with room for the response. No padding between the fields, so that it is the same as
-//! /// its bytes.
+//! /// A request to the MM supervisor, with room for the response. There is no padding between the fields.
 //! #[derive(Clone, Copy, Debug, FromBytes, Immutable, IntoBytes)]
 //! #[repr(C)]
 //! pub struct VersionRequest {
@@ -102,7 +101,7 @@
 //!         };
 //!         let supervisor = patina::Guid::from_string("8c633b23-1260-4ea6-830f-7ddc97382111");
 //!         let response = mm.communicate(0, request.as_bytes(), supervisor).inspect_err(|status| {
-//!             log::error!("the MM supervisor did not answer: {status}");
+//!             log::error!("no response from the MM supervisor: {status}");
 //!         })?;
 //!         // The supervisor refuses a request without room for the version.
 //!         assert_eq!(response.len(), 40);
@@ -119,8 +118,8 @@
 //!
 //! # Logs
 //!
-//! Targets `mm_comm` (buffers, transactions, updates) and `sw_mmi` (the trigger). A transaction is one line at debug.
-//! No message byte is logged above trace, and at most 64 bytes of request and response there.
+//! Targets `mm_comm` (buffers, transactions, moves) and `sw_mmi` (the trigger). A transaction is one line at debug. Message
+//! bytes are logged at trace only, at most 64 of a request and of a response.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -1,6 +1,5 @@
-//! How often a call allocates: never, but for the one that returns a `Vec`, which does so once. A driver in C has its calls made
-//! without an allocation, and MM is told of the boot's events without one. What a comm buffer that moves leaves behind: nothing.
-//! And what comes of it where there is no memory: an error.
+//! How often calls allocate: only the call that returns a `Vec` does, once. Calls of drivers in C and the events of the boot do
+//! not allocate. A comm buffer that moves leaves nothing allocated. Without memory there is an error.
 
 extern crate alloc;
 

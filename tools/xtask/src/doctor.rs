@@ -91,7 +91,7 @@ const PATIENTS: [Patient; 4] = [
             "OK      SMRAM: closed and locked",
             "OK      probe, communication protocol 3: the variable service's payload size: 24 bytes back",
             "OK      probe, comm buffer 0 and ports: the supervisor's version: 40 bytes back",
-            "OK      probe, comm buffer 1 and ports: a GUID that no handler has: no handler: MM answered EFI_NOT_FOUND",
+            "OK      probe, comm buffer 1 and ports: a GUID that no handler has: no handler: MM returned EFI_NOT_FOUND",
             "VERDICT nothing to complain of",
             "MmHobConfiguration::new().with_acpi_base(AcpiBaseSource::Ich9)",
         ],

@@ -53,14 +53,14 @@ use patina::{Guid, writelncrlf};
 /// Component and service: carries messages through the configured comm buffers.
 ///
 /// As a component it waits for the locked [`MmCommunicationConfiguration`], for [`SwMmiTrigger`] and for the SDK's
-/// `ProtocolServices`, then offers [`MmCommunication`]. With another executor it is made and registered by hand:
+/// `ProtocolServices`, then offers [`MmCommunication`]. With another executor a platform makes and registers it itself:
 ///
 /// ```
 /// use patina_mm::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status};
 /// use patina_mm::config::CommunicateBuffer;
 /// use std::pin::Pin;
 ///
-/// /// Plays a handler that answers every message with its length.
+/// /// Plays a handler that responds to each message with its length.
 /// struct Lengths;
 ///
 /// impl MmExecutor for Lengths {
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executors_error_is_the_callers_and_nothing_stays_behind() {
+    fn executors_error_is_the_callers_and_leaves_nothing_behind() {
         let failing = communicator(Play(|_: &mut CommunicateBuffer| Err(Status::SwMmiFailed)), &[0]);
         let handle = failing.client.buffer(0).unwrap();
         assert_eq!(
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn an_executor_answers_by_hand_with_any_length() {
+    fn executor_responds_by_hand_with_any_length() {
         for response in [&b""[..], b"x", &[7; 4072]] {
             let by_hand = communicator(
                 Play(move |buffer: &mut CommunicateBuffer| {
@@ -546,7 +546,7 @@ mod tests {
         }
     }
 
-    /// What another handle of a buffer in use is told by the functions that write.
+    /// Another handle of a buffer in use cannot write.
     fn write_with_another_handle(mut other: CommunicateBuffer) {
         let refused = Err(CommunicateBufferStatus::NoBuffer);
         other.reset();

@@ -1,4 +1,4 @@
-//! Tells MM how far the boot has come.
+//! Sends the events of the boot to MM.
 
 use super::communicator::require_buffer;
 use super::supervisor::SUPERVISOR_PROTOCOL_GUID;
@@ -18,10 +18,10 @@ use patina::pi::event::END_OF_DXE_EVENT_GROUP_GUID;
 use patina::standard::efi;
 use patina::uefi::event::{EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, READY_TO_BOOT_EVENT_GROUP_GUID};
 
-/// What is sent: MM reads the GUID alone, but there is no message of no bytes. As edk2's Standalone MM drivers have it.
+/// The message. MM reads only the GUID, but a message is not empty; edk2's Standalone MM drivers send one byte, too.
 const MESSAGE: [u8; 1] = [0];
 
-/// Component: sends a message to MM at each of these events, under the GUID that PI (volume 4, 3) and edk2's MM cores know.
+/// Component: sends a message to MM at each of these events, with the GUID of PI (volume 4, 3) and edk2's MM cores.
 ///
 /// | event | sent to | how often | to the supervisor, too |
 /// |---|---|---|---|
@@ -30,20 +30,20 @@ const MESSAGE: [u8; 1] = [0];
 /// | ready to boot (event group) | `7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b` | each time, after ready to lock | |
 /// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes, once |
 ///
-/// The supervisor is told of exit boot services once: told again, Project Mu's `main` leaves the request announced, and each
-/// later MMI without a request of the users refuses it once more (`MmSupervisorCore.c`, `MmEntryPoint`). It is told nothing if
-/// Project Mu's own driver does that, which shows by `gMmSupervisorCommunicationProtocolGuid`. What other drivers of the
-/// platform tell MM is left out with [`Self::without`].
+/// The supervisor gets exit boot services once: after a second one, Project Mu's `main` leaves the request announced, and
+/// each later MMI without a request of the users refuses it again (`MmSupervisorCore.c`, `MmEntryPoint`). The supervisor gets
+/// no event if Project Mu's own driver sends them, which the component detects by `gMmSupervisorCommunicationProtocolGuid`.
+/// [`Self::without`] leaves events out that other drivers of the platform send.
 ///
-/// MM that locks before the end of DXE is a platform's mistake, which edk2's drivers stop at (`SmmIplReadyToLockEventNotify`
-/// in PiSmmIpl.c): MM is told of the end of DXE first, and the log warns.
+/// If ready to lock comes before the end of DXE, which is the platform's mistake (edk2's driver asserts there:
+/// `SmmIplReadyToLockEventNotify` in PiSmmIpl.c), MM gets the end of DXE first, and the log warns.
 ///
-/// An event is not lost if MM could not be told of it. One that came in the middle of a call through the same buffer is
-/// told when that call has ended, as often as it came. One that failed otherwise (SMIs are off, MM did not take the message or
-/// refused it) is told with the next event, in the order of the table. That MM has no handler for an event is no failure.
+/// No event is lost. One that comes in the middle of a call through the same buffer is sent when that call has ended, as
+/// often as it came. One that fails otherwise (SMIs are off, MM did not take the message or refused it) is sent with the
+/// next event, in the order of the table. It is not a failure if MM has no handler for an event.
 ///
-/// Nothing is allocated when an event comes, unless an announced move of the comm buffer is put into effect with it. The
-/// platform closes and locks MMRAM itself.
+/// Nothing is allocated when an event comes, except if an announced move of the comm buffer is applied. The platform closes
+/// and locks MMRAM itself.
 #[derive(Clone, Copy, Debug)]
 pub struct MmEventNotifier {
     buffer: u8,
@@ -51,7 +51,7 @@ pub struct MmEventNotifier {
     left_out: u8,
 }
 
-/// An event that MM is told of.
+/// An event that is sent to MM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MmEvent {
@@ -78,7 +78,7 @@ impl MmEvent {
 
 #[component]
 impl MmEventNotifier {
-    /// Makes the component, which sends through this comm buffer.
+    /// Makes the component. It sends through this comm buffer.
     #[must_use]
     pub const fn new(buffer: u8) -> Self {
         Self {
@@ -88,8 +88,8 @@ impl MmEventNotifier {
         }
     }
 
-    /// Leaves out an event that a driver of the platform tells MM's handlers of, such as edk2's `MmCommunicationNotifyDxe`. Each
-    /// call adds one. What the supervisor is told does not change.
+    /// Leaves out an event that a driver of the platform sends to MM's handlers, such as edk2's `MmCommunicationNotifyDxe`. Each
+    /// call adds one. The supervisor still gets it.
     #[must_use]
     pub const fn without(self, event: MmEvent) -> Self {
         Self {
@@ -98,11 +98,11 @@ impl MmEventNotifier {
         }
     }
 
-    /// Tells the MM supervisor as well, through its own comm buffer (0 if the buffers come from HOBs), after the handlers of
-    /// the first buffer.
+    /// Also sends to the MM supervisor, through its own comm buffer (0 if the buffers come from HOBs), after the handlers of the
+    /// first buffer.
     ///
-    /// Project Mu's supervisor has a channel of its own: a message through the users' buffer does not reach it. Without
-    /// ready to lock there it goes on to unblock memory, and without exit boot services it goes on to take requests.
+    /// Project Mu's supervisor has its own channel: messages through the users' buffer do not reach it. Without ready to lock
+    /// it still unblocks memory, and without exit boot services it still takes requests.
     #[must_use]
     pub const fn with_supervisor_buffer(self, buffer: u8) -> Self {
         Self {
@@ -121,7 +121,7 @@ impl MmEventNotifier {
             require_buffer(*mm, buffer, "MmEventNotifier")?;
         }
         let users = Listener::new("MM", self.buffer, CallOptions::new(), ALL & !self.left_out);
-        // The supervisor takes no other header (Project Mu, `MmSupervisorCore.c`).
+        // The supervisor accepts no other header (Project Mu, `MmSupervisorCore.c`).
         let v1 = CallOptions::new().with_header(HeaderFormat::V1);
         let supervisor = self.supervisor.map(|buffer| {
             let wanted = READY_TO_LOCK | EXIT_BOOT_SERVICES;
@@ -139,7 +139,7 @@ impl MmEventNotifier {
             has_supervisors_driver: AtomicBool::new(false),
         });
         listen(&notifier, &events, &protocols).inspect_err(
-            |error| log::error!(target: "mm_comm", "MM will not be told of the boot's events: {error:?}"),
+            |error| log::error!(target: "mm_comm", "the boot's events will not be sent to MM: {error:?}"),
         )
     }
 }
@@ -150,7 +150,7 @@ const READY_TO_BOOT: u8 = 1 << 2;
 const EXIT_BOOT_SERVICES: u8 = 1 << 3;
 const ALL: u8 = END_OF_DXE | READY_TO_LOCK | READY_TO_BOOT | EXIT_BOOT_SERVICES;
 
-/// The events in the order in which a boot comes to them.
+/// The events in the order of a boot.
 const EVENTS: [(u8, BinaryGuid); 4] = [
     (END_OF_DXE, END_OF_DXE_EVENT_GROUP_GUID),
     (READY_TO_LOCK, MM_DXE_READY_TO_LOCK_PROTOCOL_GUID),
@@ -158,18 +158,18 @@ const EVENTS: [(u8, BinaryGuid); 4] = [
     (EXIT_BOOT_SERVICES, EXIT_BOOT_SERVICES_EVENT_GROUP_GUID),
 ];
 
-/// A part of MM that is told of events, and what it was not told yet.
+/// A part of MM that gets events, and the events that were not sent to it yet.
 struct Listener {
     name: &'static str,
     buffer: u8,
     options: CallOptions,
-    /// The events that it wants to know.
+    /// The events that it gets.
     wanted: u8,
-    /// Those of them that it must not be told of a second time.
+    /// Those of them that it must not get twice.
     once: u8,
-    /// How often each of [`EVENTS`] came and was not told yet.
-    untold: [AtomicU8; EVENTS.len()],
-    /// The events that it was told of and must not be told of again.
+    /// How often each of [`EVENTS`] came and was not sent yet.
+    unsent: [AtomicU8; EVENTS.len()],
+    /// The events that were sent and must not be sent again.
     over: AtomicU8,
 }
 
@@ -181,7 +181,7 @@ impl Listener {
             options,
             wanted,
             once: 0,
-            untold: [const { AtomicU8::new(0) }; EVENTS.len()],
+            unsent: [const { AtomicU8::new(0) }; EVENTS.len()],
             over: AtomicU8::new(0),
         }
     }
@@ -189,50 +189,50 @@ impl Listener {
     /// Notes that these events came.
     fn add(&self, events: u8) {
         let events = events & self.wanted & !self.over.load(Ordering::Acquire);
-        for ((bit, _), untold) in EVENTS.into_iter().zip(&self.untold) {
+        for ((bit, _), unsent) in EVENTS.into_iter().zip(&self.unsent) {
             if events & bit == 0 {
                 continue;
             }
             if self.once & bit != 0 {
-                untold.store(1, Ordering::Release);
+                unsent.store(1, Ordering::Release);
             } else {
-                one_more(untold);
+                one_more(unsent);
             }
         }
     }
 
-    /// Whether it is still to be told of an event.
+    /// Whether an event is still to be sent.
     fn waits_for(&self, event: u8) -> bool {
-        let mut untold = EVENTS.into_iter().zip(&self.untold);
-        untold.any(|((bit, _), untold)| bit == event && untold.load(Ordering::Acquire) > 0)
+        let mut unsent = EVENTS.into_iter().zip(&self.unsent);
+        unsent.any(|((bit, _), unsent)| bit == event && unsent.load(Ordering::Acquire) > 0)
     }
 }
 
-fn one_more(untold: &AtomicU8) {
+fn one_more(unsent: &AtomicU8) {
     let add = |count: u8| Some(count.saturating_add(1));
     // Never fails: there is always a new value.
-    let _ = untold.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+    let _ = unsent.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
 }
 
-/// Takes one of the events that are untold; `false` if there is none.
-fn one_less(untold: &AtomicU8) -> bool {
+/// Takes one of the events that were not sent; `false` if there is none.
+fn one_less(unsent: &AtomicU8) -> bool {
     let take = |count: u8| count.checked_sub(1);
-    untold
+    unsent
         .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
         .is_ok()
 }
 
-/// What every callback has.
+/// What the callbacks share.
 struct Notifier {
     mm: Service<dyn MmCommunication>,
     listeners: [Option<Listener>; 2],
-    /// Whether DXE has ended, or MM was told so.
+    /// Whether DXE has ended, or that was sent to MM.
     has_ended: AtomicBool,
-    /// Whether it was time to lock already.
+    /// Whether ready to lock came already.
     was_locked: AtomicBool,
-    /// Whether something is untold because a call is under way.
+    /// Whether an event waits for the end of a call.
     is_cut_off: AtomicBool,
-    /// Whether the platform has a driver that tells the supervisor.
+    /// Whether the platform has a driver that sends the events to the supervisor.
     has_supervisors_driver: AtomicBool,
 }
 
@@ -270,7 +270,7 @@ fn listen(
     {
         log::warn!(
             target: "mm_comm",
-            "platform: an event in the middle of a call will be told with the next event only: {status}"
+            "platform: an event in the middle of a call will be sent with the next event only: {status}"
         );
     }
     let notifier = Rc::clone(notifier);
@@ -285,7 +285,7 @@ fn listen(
 }
 
 impl Notifier {
-    /// Tells the listeners of an event, and of those before it that are untold.
+    /// Sends an event to the listeners, and those before it that were not sent.
     fn signalled(&self, event: u8) {
         let mut events = event;
         if event == READY_TO_BOOT {
@@ -299,30 +299,30 @@ impl Notifier {
         if events & END_OF_DXE != 0 {
             self.has_ended.store(true, Ordering::Release);
         } else if events & READY_TO_LOCK != 0 && !self.has_ended.swap(true, Ordering::AcqRel) {
-            log::warn!(target: "mm_comm", "platform: ready to lock came before the end of DXE, which MM is told of first");
+            log::warn!(target: "mm_comm", "platform: ready to lock came before the end of DXE, which MM gets first");
             events |= END_OF_DXE;
         }
-        for listener in self.told() {
-            // An end of DXE that comes only now is the one that MM is about to be told of.
+        for listener in self.active() {
+            // This end of DXE, which comes late, is the one that is to be sent already.
             let is_late =
                 event == END_OF_DXE && listener.waits_for(READY_TO_LOCK) && listener.waits_for(END_OF_DXE);
             listener.add(if is_late { events & !END_OF_DXE } else { events });
         }
-        self.tell();
+        self.send_all();
     }
 
-    /// The platform's driver tells the supervisor from now on.
+    /// The platform's driver sends the events to the supervisor from now on.
     fn leave_the_supervisor(&self) {
         if !self.has_supervisors_driver.swap(true, Ordering::AcqRel) {
             log::info!(
                 target: "mm_comm",
-                "gMmSupervisorCommunicationProtocolGuid is installed: its driver tells the MM supervisor of the boot's events"
+                "gMmSupervisorCommunicationProtocolGuid is installed: its driver sends the boot's events to the MM supervisor"
             );
         }
     }
 
-    /// Who is told of events now.
-    fn told(&self) -> impl Iterator<Item = &Listener> {
+    /// The listeners that get events now.
+    fn active(&self) -> impl Iterator<Item = &Listener> {
         let [users, supervisor] = &self.listeners;
         let is_left = self.has_supervisors_driver.load(Ordering::Acquire);
         users.iter().chain(supervisor.iter().filter(move |_| !is_left))
@@ -331,25 +331,25 @@ impl Notifier {
     /// A call that an event may have interrupted has ended.
     fn call_has_ended(&self) {
         if self.is_cut_off.swap(false, Ordering::AcqRel) {
-            self.tell();
+            self.send_all();
         }
     }
 
-    /// Sends what is untold, to one listener after the other. Where a call is under way this stops, so that the order stays.
-    fn tell(&self) {
-        for listener in self.told() {
-            for ((bit, event), untold) in EVENTS.into_iter().zip(&listener.untold) {
-                // Taken before it is sent: what interrupts the sending does not send it again.
-                while one_less(untold) {
-                    match self.tell_one(listener, bit, event) {
+    /// Sends the events that were not sent, to one listener after the other. It stops if a call is under way, to keep the order.
+    fn send_all(&self) {
+        for listener in self.active() {
+            for ((bit, event), unsent) in EVENTS.into_iter().zip(&listener.unsent) {
+                // Taken before it is sent, so that code that interrupts this does not send it again.
+                while one_less(unsent) {
+                    match self.send_one(listener, bit, event) {
                         Ok(()) => {}
                         Err(Status::Busy) => {
-                            one_more(untold);
+                            one_more(unsent);
                             self.is_cut_off.store(true, Ordering::Release);
                             return;
                         }
                         Err(_) => {
-                            one_more(untold);
+                            one_more(unsent);
                             break;
                         }
                     }
@@ -358,12 +358,12 @@ impl Notifier {
         }
     }
 
-    /// Tells one listener of an event. An event that it has no handler for is told.
-    fn tell_one(&self, listener: &Listener, bit: u8, event: BinaryGuid) -> Result<(), Status> {
+    /// Sends an event to a listener. This succeeds also if it has no handler for the event.
+    fn send_one(&self, listener: &Listener, bit: u8, event: BinaryGuid) -> Result<(), Status> {
         let name = listener.name;
         match self.send(listener, event) {
             Ok(()) if self.mm.confirms(listener.buffer) => {
-                log::info!(target: "mm_comm", "{name} was told of {event}");
+                log::info!(target: "mm_comm", "{name} processed {event}");
             }
             Ok(()) => log::info!(
                 target: "mm_comm",
@@ -371,16 +371,16 @@ impl Notifier {
                 listener.buffer
             ),
             Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
-                log::info!(target: "mm_comm", "{name} was told of {event} and has no handler for it");
+                log::info!(target: "mm_comm", "{name} has no handler for {event}");
             }
             Err(Status::Busy) => {
-                log::debug!(target: "mm_comm", "{name} will be told of {event} after the call under way");
+                log::debug!(target: "mm_comm", "{event} will be sent to {name} after the call that is under way");
                 return Err(Status::Busy);
             }
             Err(status) => {
                 log::error!(
                     target: "mm_comm",
-                    "{name} was not told of {event}, and will be with the next event: {status}"
+                    "{name} did not process {event}, which will be sent again with the next event: {status}"
                 );
                 return Err(status);
             }

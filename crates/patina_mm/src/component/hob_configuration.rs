@@ -1,6 +1,6 @@
-//! Builds the configuration from the HOBs that earlier boot phases left.
+//! Builds the configuration from the HOBs of earlier boot phases.
 //!
-//! A platform that adds [`MmHobConfiguration`] writes no MM code of its own:
+//! With [`MmHobConfiguration`] a platform needs no MM code of its own:
 //!
 //! ```
 //! use patina_dxe_core::*;
@@ -42,10 +42,10 @@ use thiserror::Error;
 /// The command and data ports of Intel chipsets, APM_CNT and APM_STS.
 const INTEL_PORTS: (MmiPort, MmiPort) = (MmiPort::Smi(0xb2), MmiPort::Smi(0xb3));
 
-/// Where the ACPI base comes from. SMI_EN is 0x30 above it.
+/// The source of the ACPI base. SMI_EN is 0x30 above it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcpiBaseSource {
-    /// What the configuration says already; by default nothing, so that SMI_EN is not checked.
+    /// The configuration's; by default there is none, and SMI_EN is not checked.
     #[default]
     Configuration,
     /// This one.
@@ -54,7 +54,7 @@ pub enum AcpiBaseSource {
     Ich9,
 }
 
-/// Why there is no configuration. The platform's fault.
+/// Why there is no configuration from HOBs. The platform's fault.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HobConfigurationError {
@@ -150,13 +150,13 @@ impl FromHob for CommRegionHob {
 ///
 /// # Errors
 ///
-/// If a HOB is missing or wrong the component fails with a [`HobConfigurationError`] in the log (target
-/// `mm_comm`), and the configuration stays as it was.
+/// If a HOB is missing or wrong the component fails, the log has a [`HobConfigurationError`] (target `mm_comm`), and the
+/// configuration stays as it was.
 pub struct MmHobConfiguration {
     ports: Option<Box<dyn Ports>>,
     acpi_base: AcpiBaseSource,
     comm_buffer_id: Option<u8>,
-    updatable: Option<u8>,
+    movable: Option<u8>,
     is_exclusive: bool,
 }
 
@@ -169,7 +169,7 @@ impl MmHobConfiguration {
             ports: super::sw_mmi_manager::native_ports(),
             acpi_base: AcpiBaseSource::Configuration,
             comm_buffer_id: None,
-            updatable: None,
+            movable: None,
             is_exclusive: false,
         }
     }
@@ -183,7 +183,7 @@ impl MmHobConfiguration {
         }
     }
 
-    /// Says where the ACPI base comes from.
+    /// Sets the source of the ACPI base.
     #[must_use]
     pub fn with_acpi_base(self, acpi_base: AcpiBaseSource) -> Self {
         Self { acpi_base, ..self }
@@ -202,14 +202,14 @@ impl MmHobConfiguration {
     #[must_use]
     pub fn with_updatable_buffer(self, id: u8) -> Self {
         Self {
-            updatable: Some(id),
+            movable: Some(id),
             ..self
         }
     }
 
-    /// Says that no driver of the firmware uses the announced buffers. Without this they count as [shared with
-    /// the firmware](CommunicateBuffer::shared_with_firmware), and calls through them run at `TPL_NOTIFY`:
-    /// edk2's MmCommunicationDxe and Project Mu's MmDxeSupport use the buffers of these HOBs.
+    /// Declares that no driver of the firmware uses the announced buffers. Without this they count as [shared with the
+    /// firmware](CommunicateBuffer::shared_with_firmware), and calls through them run at `TPL_NOTIFY`, because edk2's
+    /// MmCommunicationDxe and Project Mu's MmDxeSupport use the buffers of these HOBs.
     #[must_use]
     pub fn with_exclusive_buffers(self) -> Self {
         Self {
@@ -251,8 +251,9 @@ impl MmHobConfiguration {
         };
         let mut announced = Vec::new();
         for Announced { id, place, is_shared } in places {
-            // SAFETY: the HOB's producer set this memory aside for MM communication, mapped one to one as all memory is
-            // in DXE, and gave it to the owner of this HOB.
+            // SAFETY:
+            // 1. The HOB's producer set this memory aside for MM communication, and gave it to the owner of this HOB.
+            // 2. In DXE all memory is mapped one to one.
             let buffer = unsafe { CommunicateBuffer::at_place(place, id) };
             let buffer = buffer.map_err(|status| HobConfigurationError::Buffer {
                 region: place.region(),
@@ -269,7 +270,7 @@ impl MmHobConfiguration {
         }
         let comm_buffers = [given.comm_buffers.as_slice(), &announced].concat();
         check_buffers(&comm_buffers)?;
-        // Memory is written to only now: what was announced wrongly may belong to other code.
+        // The memory is written after all checks: if the announcement is wrong, it may belong to other code.
         announced.iter().for_each(CommunicateBuffer::take_over);
         let unset = MmCommunicationConfiguration::default();
         let given_or = |given: MmiPort, unset, intel| if given == unset { intel } else { given };
@@ -278,8 +279,8 @@ impl MmHobConfiguration {
             cmd_port: given_or(given.cmd_port, unset.cmd_port, INTEL_PORTS.0),
             data_port: given_or(given.data_port, unset.data_port, INTEL_PORTS.1),
             comm_buffers,
-            enable_comm_buffer_updates: given.enable_comm_buffer_updates || self.updatable.is_some(),
-            updatable_buffer_id: self.updatable.or(given.updatable_buffer_id),
+            enable_comm_buffer_updates: given.enable_comm_buffer_updates || self.movable.is_some(),
+            updatable_buffer_id: self.movable.or(given.updatable_buffer_id),
         })
     }
 
@@ -318,7 +319,7 @@ impl MmHobConfiguration {
                 users_mailbox = users_mailbox.or(buffer.mailbox());
             }
         }
-        // A supervisor that has no mailbox of its own shares that of its users.
+        // A supervisor without a mailbox of its own shares that of its users.
         if let Some(supervisor) = places
             .iter_mut()
             .find(|region| region.id == supervisors && has_supervisor)
@@ -384,7 +385,7 @@ impl fmt::Debug for MmHobConfiguration {
         f.debug_struct("MmHobConfiguration")
             .field("acpi_base", &self.acpi_base)
             .field("comm_buffer_id", &self.comm_buffer_id)
-            .field("updatable", &self.updatable)
+            .field("updatable", &self.movable)
             .finish_non_exhaustive()
     }
 }

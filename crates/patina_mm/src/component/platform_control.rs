@@ -8,11 +8,11 @@ use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 
 impl SwMmiManager {
-    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it, whichever
-    /// component offers it and however late.
+    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it, also if another component
+    /// offers it late.
     ///
-    /// Without this declaration the hook is called only if it is registered before this component is dispatched: a
-    /// platform need not have one, so there is nothing to wait for.
+    /// Without this declaration the hook is called only if it is registered before this component is dispatched, because most
+    /// platforms do not have one.
     ///
     /// ```
     /// use patina_dxe_core::*;
@@ -33,7 +33,7 @@ impl SwMmiManager {
     }
 }
 
-/// Component: a [`SwMmiManager`] that is dispatched once there is a [`PlatformMmControl`].
+/// Component: a [`SwMmiManager`] that is dispatched when there is a [`PlatformMmControl`].
 #[derive(Debug)]
 pub struct AfterPlatformControl(SwMmiManager);
 

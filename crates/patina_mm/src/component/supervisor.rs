@@ -40,10 +40,10 @@ use zerocopy::{FromZeros, IntoBytes};
 pub(super) const SUPERVISOR_PROTOCOL_GUID: BinaryGuid =
     BinaryGuid::from_bytes(&mm_wire::protocol::SUPERVISOR_COMMUNICATION.to_bytes());
 
-/// Component and service: asks the supervisor for its version, and then offers [`MmSupervisor`].
+/// Component and service: requests the supervisor's version, and then offers [`MmSupervisor`].
 ///
-/// It speaks to Project Mu's supervisors v20.0.0 to v23.0.3, whose comm buffer shares the users' mailbox
-/// ([`CommunicateBuffer::with_shared_mailbox`]), and to `main` since May 2026.
+/// It supports Project Mu's supervisors v20.0.0 to v23.0.3, whose comm buffer shares the users' mailbox
+/// ([`CommunicateBuffer::with_shared_mailbox`]), and `main` since May 2026.
 #[derive(Clone, Copy, IntoService)]
 #[service(dyn MmSupervisor)]
 pub struct MmSupervisorClient {
@@ -76,7 +76,7 @@ impl MmSupervisorClient {
             ..self
         };
         let version = client.version().inspect_err(
-            |error| log::error!(target: "mm_comm", "the MM supervisor did not tell its version: {error}"),
+            |error| log::error!(target: "mm_comm", "the MM supervisor did not return its version: {error}"),
         )?;
         log::info!(
             target: "mm_comm",
@@ -90,12 +90,12 @@ impl MmSupervisorClient {
     }
 }
 
-/// What reads the rest of a response, behind its header.
+/// Reads the rest of a response, behind its header.
 type TakeBody<'t> = &'t mut dyn FnMut(&mut ResponseReader<'_>) -> Result<(), SupervisorError>;
 
 impl MmSupervisorClient {
-    /// Sends a request with `body` behind its header, and with room for as many bytes of the response. `take` gets what the
-    /// response has behind its own header.
+    /// Sends a request with `body` behind its header, and with `room` bytes there for the response. `take` reads the response
+    /// behind its header.
     fn request(
         &self,
         request: u32,
@@ -136,11 +136,11 @@ impl MmSupervisorClient {
         self.protocols.as_ref().is_some_and(is_installed)
     }
 
-    /// Says so if it may be the platform's driver that a request did not reach the supervisor.
+    /// Logs an error if the platform's driver may be the reason why a request did not reach the supervisor.
     fn look_for_the_platforms_driver(&self, status: Status) {
         let could_be = matches!(
             status,
-            // The driver's own request to move stands in the mailbox that it left.
+            // The driver's own request to move may still be in the mailbox that it left.
             Status::MailboxInUse | Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
         );
         if could_be && self.has_driver() {
@@ -155,7 +155,7 @@ impl MmSupervisorClient {
     }
 }
 
-/// The supervisor takes no other header, whatever the buffer's own is (Project Mu, `MmSupervisorCore.c`).
+/// The supervisor accepts no other header, also if the buffer's own is v3 (Project Mu, `MmSupervisorCore.c`).
 const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
 
 const RECIPIENT: BinaryGuid = BinaryGuid::from_bytes(&GUID.to_bytes());
@@ -223,7 +223,7 @@ impl MmSupervisor for MmSupervisorClient {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
         let expected = size_of::<PolicyHeader>();
         let wanted = out.len().saturating_add(POLICY_SLACK);
-        // The comm buffer may have less than that; then it decides whether `out` alone fits.
+        // The comm buffer may be smaller; then the supervisor decides whether the policy fits.
         let room = mm
             .message_capacity(self.buffer, V1)
             .map_or(wanted, |capacity| {
@@ -234,7 +234,7 @@ impl MmSupervisor for MmSupervisorClient {
         self.request(REQUEST_FETCH_POLICY, &[], room, &mut |response| {
             let returned = response.remaining();
             let header: PolicyHeader = response.read_value()?;
-            // Without a mailbox only the policy says how long it is.
+            // Without a mailbox only the policy has its length.
             let claimed = header.size.get();
             let is_whole = |len: &usize| (expected..=returned).contains(len);
             let needed = usize::try_from(claimed)
@@ -262,7 +262,7 @@ impl MmSupervisor for MmSupervisorClient {
     ) -> Result<(), SupervisorError> {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
         let (own, theirs) = (supervisor.id(), users.id());
-        // The supervisor goes by the places of the two in its request, and moves them once: what is mixed up here stays so.
+        // The supervisor tells the two apart by their position in the request, and moves them once: a mistake would stay.
         if own != self.buffer || theirs == self.buffer {
             let error = SupervisorError::WrongBuffers {
                 supervisor: own,
@@ -315,14 +315,14 @@ impl MmSupervisor for MmSupervisorClient {
     }
 }
 
-/// In whose name memory is unblocked for a move.
+/// The identifier under which memory is unblocked for a move.
 const IDENTIFIER: mm_wire::Guid = guid!("e83ce27d-8d8d-4434-99f9-b811944b0371");
 
-/// The result that a request has until it is answered. The supervisor overwrites it in all that it takes
-/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`), so that what still has it is no response.
+/// The result in a request. The supervisor overwrites it in each request that it takes
+/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`): a message that still has it is not a response.
 const NO_RESULT: EfiStatus = EfiStatus(u64::MAX);
 
-/// Where a new comm buffer is, if the supervisor takes it in the place of the one with its identifier.
+/// The addresses of a new comm buffer, if the supervisor accepts it instead of the one with its identifier.
 fn place(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> Result<CommBufferPlace, SupervisorError> {
     let old = mm.message_capacity(new.id(), V1)?;
     let [region, mailbox] = new.ranges();

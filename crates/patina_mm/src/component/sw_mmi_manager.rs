@@ -32,9 +32,8 @@ pub(crate) use secure::Inputs as SecureInputs;
 
 /// Component and service: enters MM in the configured way.
 ///
-/// Dispatched once the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the
-/// platform registered it, looks for MM in the secure world if the ports are secure monitor calls, then offers
-/// [`SwMmiTrigger`].
+/// It is dispatched when the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the platform
+/// registered it, looks for MM in the secure world if the ports are secure monitor calls, then offers [`SwMmiTrigger`].
 #[derive(IntoService)]
 #[service(dyn SwMmiTrigger)]
 pub struct SwMmiManager {
@@ -46,7 +45,7 @@ pub struct SwMmiManager {
     pair: Pair,
 }
 
-// Nothing is half changed after a panic: the cells hold single values, and the ports are the machine's.
+// A panic leaves nothing half changed: the cells have single values, and the ports are the machine's.
 impl UnwindSafe for SwMmiManager {}
 impl RefUnwindSafe for SwMmiManager {}
 
@@ -107,8 +106,8 @@ impl SwMmiManager {
         Ok(())
     }
 
-    /// Refuses a register that cannot be SMI_EN. Only now: the platform's hook may set PMBASE up. SMIs that are
-    /// off are no error yet, since they may be switched on before the first MMI.
+    /// Refuses a register that cannot be SMI_EN, after the platform's hook, which may set PMBASE. SMIs that are off are not an
+    /// error yet, because they may be switched on before the first MMI.
     fn require_smi_enable(&self, entry: &Entry) -> Result<(), MmiError> {
         let (Entry::Ports(trigger), Some(ports)) = (entry, self.ports.as_deref()) else {
             return Ok(());
@@ -140,8 +139,10 @@ impl SwMmiManager {
 #[cfg(all(target_arch = "x86_64", target_os = "uefi"))]
 #[expect(clippy::unnecessary_wraps, reason = "other targets have no ports")]
 pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
-    // SAFETY: a UEFI image runs at CPL 0 (UEFI 2.11, 2.3.4) and may use `in` and `out`. The ports and the register that
-    // are passed later are those of the platform's MmCommunicationConfiguration, whose meaning is exactly this use.
+    // SAFETY:
+    // 1. A UEFI image runs at CPL 0 (UEFI 2.11, 2.3.4) and may use `in` and `out`.
+    // 2. The ports and the register that are passed later are those of the platform's MmCommunicationConfiguration, which
+    //    names them for this use.
     Some(Box::new(unsafe { mm_comm::ports::NativePorts::new() }))
 }
 
@@ -175,8 +176,9 @@ impl SwMmiManager {
     }
 }
 
-// SAFETY: MM is entered through the platform's ports or by secure monitor calls only, and `entry` is set by
-// `entry_point`, after the platform locked its configuration and had its `PlatformMmControl` called.
+// SAFETY:
+// 1. MM is entered only through the platform's ports or by secure monitor calls.
+// 2. It is ready: `entry_point` sets `entry` after the platform locked its configuration and `PlatformMmControl` was called.
 unsafe impl SwMmiTrigger for SwMmiManager {
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {
         Ok(self.raise_mmi(cmd_port_value, data_port_value)?)
@@ -206,7 +208,7 @@ unsafe impl SwMmiTrigger for SwMmiManager {
     }
 
     fn describe_mmi(&self, command: u8, data: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It is for the log alone: a build without log lines does not link the text.
+        // The text is for the log only: a build without log lines does not link it.
         if log::STATIC_MAX_LEVEL < log::Level::Error {
             return Ok(());
         }
@@ -246,7 +248,7 @@ impl fmt::Debug for SwMmiManager {
     }
 }
 
-/// A trigger for tests: runs one of these for each MMI, and says whether MMIs may be repeated.
+/// A trigger for tests: runs the next closure at each MMI, and says whether MMIs may be repeated.
 #[cfg(test)]
 pub(crate) struct ScriptedTrigger {
     progress: MmProgress,
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secure_monitor_call_carries_a_buffer_and_its_refusal_is_told() {
+    fn secure_monitor_call_needs_a_buffer_and_its_refusal_is_an_error() {
         let manager = secure(0xc400_0041).unwrap();
         assert_eq!(manager.raise_mmi(0xff, 0), Err(MmiError::NeedsCommBuffer));
         assert_eq!(manager.trigger_sw_mmi(0xff, 0), Err(EfiError::Unsupported));

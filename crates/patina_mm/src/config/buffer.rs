@@ -29,7 +29,7 @@ pub enum CommunicateBufferStatus {
         "the comm buffer has no recipient, or its header cannot name it or names another one than was written"
     )]
     InvalidRecipient,
-    /// There is no memory: a null pointer, or no mailbox where one is needed.
+    /// There is no memory: a null pointer, or no mailbox if one is needed.
     #[error("there is no memory at the comm buffer's or mailbox's address")]
     NoBuffer,
     /// The memory is not aligned: 4096 bytes for the buffer, 8 for the mailbox.
@@ -76,14 +76,14 @@ impl From<WriteError> for CommunicateBufferStatus {
 
 /// Memory that is shared with MM, tracked by an identifier.
 ///
-/// A clone is a second handle to the same buffer: memory, identifier, tracked header and `disable` are shared. Each handle
-/// has its own [`Self::header`].
+/// A clone is a second handle of the same buffer: memory, identifier, message and `disable` are shared. Each handle has its
+/// own [`Self::header`].
 ///
-/// The memory is never trusted: recipient and length of the message that was last written are kept outside it, and every
-/// read compares the two.
+/// The memory is not trusted: recipient and length of the message that was last written are kept outside it, and each read
+/// compares them.
 ///
-/// While a call uses the buffer, only the handle that its executor is lent, and clones of that one, can write to it. With
-/// any other handle [`Self::reset`] does nothing, and the functions that write return
+/// While a call uses the buffer, only the handle that its executor gets, and clones of that, can write to it. With any other
+/// handle [`Self::reset`] does nothing, and the functions that write return
 /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer).
 #[derive(Clone)]
 pub struct CommunicateBuffer {
@@ -91,20 +91,20 @@ pub struct CommunicateBuffer {
     shared: Arc<Shared>,
     header: HeaderFormat,
     is_shared_with_firmware: bool,
-    /// The number of the transaction during which this handle may write.
+    /// The number of the transaction in which this handle may write.
     lent_for: Option<u32>,
-    /// What the executor that this handle was lent to did, for the log.
+    /// How this handle's executor tried to enter MM, for the log.
     pub(crate) attempt: Attempt,
 }
 
 /// How an executor tried to enter MM.
 #[derive(Clone, Copy)]
 pub(crate) enum Attempt {
-    /// Not yet, or another executor than this crate's.
+    /// Not yet, or by another executor than this crate's.
     Unknown,
     /// The platform's trigger failed.
     Failed(EfiError),
-    /// So many MMIs were raised, and the mailbox was looked at so often.
+    /// Number of MMIs that were raised, and of polls of the mailbox.
     Waited { mmis: u32, polls: u32 },
 }
 
@@ -114,11 +114,11 @@ struct Shared {
     id: u8,
 }
 
-// A call that panics ends its transaction on the way out (`mm_comm::transaction`), and so leaves nothing half done.
+// A call that panics ends its transaction during the unwinding (`mm_comm::transaction`), and leaves nothing half done.
 impl UnwindSafe for CommunicateBuffer {}
 impl RefUnwindSafe for CommunicateBuffer {}
 
-/// Logs why something was refused, with the numbers that the status cannot carry.
+/// Logs why something was refused, with the numbers that the status does not have.
 fn refused<E>(id: u8) -> impl FnOnce(E) -> CommunicateBufferStatus
 where
     E: fmt::Display + Into<CommunicateBufferStatus>,
@@ -148,23 +148,24 @@ impl CommunicateBuffer {
         }
     }
 
-    /// Makes messages through this handle carry this header if a call does not ask for another one. [`HeaderFormat::V1`]
-    /// is what every MM environment reads; PI 1.9 added [`HeaderFormat::V3`].
+    /// Sends messages through this handle with this header, unless a call asks for another one. Each MM environment supports
+    /// [`HeaderFormat::V1`]; PI 1.9 added [`HeaderFormat::V3`].
     #[must_use]
     pub fn with_header(self, header: HeaderFormat) -> Self {
         Self { header, ..self }
     }
 
-    /// The header that messages through this handle carry if a call does not ask for another one.
+    /// The header of messages through this handle, unless a call asks for another one.
     #[must_use]
     pub fn header(&self) -> HeaderFormat {
         self.header
     }
 
-    /// Says that the firmware may have a driver that uses this memory, too, as edk2's MmCommunicationDxe uses the buffer of
-    /// the comm-buffer HOB. [`MmCommunicator`](crate::component::communicator::MmCommunicator) then makes calls through it
-    /// at `TPL_NOTIFY`, so that no notification calls that driver in the middle of one.
-    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) says this of each buffer from a HOB.
+    /// Declares that the firmware may have a driver that uses this memory, too, like edk2's MmCommunicationDxe, which uses the
+    /// buffer of the comm-buffer HOB. [`MmCommunicator`](crate::component::communicator::MmCommunicator) then makes calls
+    /// through it at `TPL_NOTIFY`, so that no notification calls that driver in the middle of one.
+    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) declares this for each buffer from a
+    /// HOB.
     #[must_use]
     pub fn shared_with_firmware(self) -> Self {
         Self {
@@ -173,13 +174,13 @@ impl CommunicateBuffer {
         }
     }
 
-    /// Whether [`Self::shared_with_firmware`] was said.
+    /// Whether [`Self::shared_with_firmware`] was called.
     #[must_use]
     pub fn is_shared_with_firmware(&self) -> bool {
         self.is_shared_with_firmware
     }
 
-    /// A buffer in the place of `old`: other memory, used in the same way.
+    /// The same memory, used like `old`: with its header, and shared with the firmware if that is.
     pub(crate) fn in_place_of(self, old: &Self) -> Self {
         Self {
             header: old.header,
@@ -188,7 +189,7 @@ impl CommunicateBuffer {
         }
     }
 
-    /// The handle for the executor of a transaction whose messages carry this header.
+    /// The handle for the executor of a transaction with this header.
     pub(crate) fn lend(&self, transaction: u32, header: HeaderFormat) -> Self {
         Self {
             header,
@@ -244,11 +245,11 @@ impl CommunicateBuffer {
 
     /// Makes this the comm buffer of an MM supervisor that shares its mailbox with its users: Project Mu's v20.0.0 to v23.0.3.
     ///
-    /// Its mailbox is the one of the users' comm buffer. Requests through this buffer set TalkToSupervisor in it, and a call
+    /// Its mailbox is that of the users' comm buffer. Requests through this buffer set TalkToSupervisor in it, and a call
     /// through either buffer in the middle of one through the other gets
-    /// [`Status::Busy`](crate::component::communicator::Status::Busy). All handles of the buffer are meant.
+    /// [`Status::Busy`](crate::component::communicator::Status::Busy). This applies to all handles of the buffer.
     ///
-    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) does this by itself.
+    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) calls this itself.
     #[must_use]
     pub fn with_shared_mailbox(self) -> Self {
         self.channel().share_mailbox_as_supervisors();
@@ -278,11 +279,11 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// As [`Self::from_firmware_region`].
+    /// Those of [`Self::from_firmware_region`].
     pub(crate) fn with_mailbox_of(&self, other: &Self) -> Result<Self, CommunicateBufferStatus> {
         let region = self.channel().region();
         let mailbox = other.channel().mailbox().map(|mailbox| mailbox.region().as_ptr());
-        // SAFETY: who made the two buffers vouched for the memory of both, with the same contract.
+        // SAFETY: the makers of the two buffers promised the same for the memory of both.
         let channel = unsafe { Channel::at_untouched_region(region.as_ptr(), region.len(), mailbox) }
             .map_err(refused(self.id()))?;
         let buffer = Self::over(channel, self.id()).in_place_of(self);
@@ -292,8 +293,8 @@ impl CommunicateBuffer {
         })
     }
 
-    /// Takes over memory of this program, without a mailbox, and wipes it. Meant for host tests and for memory that was
-    /// allocated by the caller; MM environments want it aligned to 4096 bytes.
+    /// Takes over memory of this program, without a mailbox, and wipes it. For host tests and for memory that the caller
+    /// allocated; MM environments require an alignment of 4096 bytes.
     #[must_use]
     pub fn new(buffer: Pin<&'static mut [u8]>, id: u8) -> Self {
         let channel = Channel::over(SharedRegion::over_static(Pin::into_inner(buffer)));
@@ -308,49 +309,55 @@ impl CommunicateBuffer {
     /// Checked in this order: [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) below 24 bytes,
     /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) for null,
     /// [`NotAligned`](CommunicateBufferStatus::NotAligned) off a 4096-byte boundary,
-    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) where the end wraps or the size exceeds
+    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) if the end wraps or the size exceeds
     /// `isize::MAX`.
     ///
     /// # Safety
     ///
-    /// The memory must be readable and writable for the rest of the program and must not be used through any reference.
+    /// For the rest of the program
+    ///
+    /// 1. the memory is readable and writable through `buffer`;
+    /// 2. no reference to it is used.
+    ///
     /// MM may change it at any time.
     pub unsafe fn from_raw_parts(
         buffer: *mut u8,
         size: usize,
         id: u8,
     ) -> Result<Self, CommunicateBufferStatus> {
-        // SAFETY: the caller vouches for the memory, with the same contract.
+        // SAFETY: both functions have the same contract.
         unsafe { Channel::at_firmware_region(buffer, size, None) }
             .map(|channel| Self::over(channel, id))
             .map_err(refused(id))
     }
 
-    /// Takes over memory that firmware set aside, by physical address, with its status mailbox where there is one.
+    /// Takes over memory that firmware set aside, by physical address, with its status mailbox if there is one.
     ///
     /// # Errors
     ///
-    /// As [`Self::from_raw_parts`], but an end that wraps is looked at first. A mailbox at address zero, one that wraps, and one inside the comm buffer are
-    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed), one that is not aligned to 8 bytes is
-    /// [`NotAligned`](CommunicateBufferStatus::NotAligned).
+    /// Those of [`Self::from_raw_parts`], but the end is checked first.
+    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) for a mailbox at address zero, one that
+    /// wraps, and one inside the comm buffer; [`NotAligned`](CommunicateBufferStatus::NotAligned) for one that is not aligned
+    /// to 8 bytes.
     ///
     /// # Safety
     ///
-    /// As [`Self::from_raw_parts`], for the buffer and for the 24 bytes of the mailbox; both are mapped one to one.
+    /// 1. The contract of [`Self::from_raw_parts`] for the buffer and for the 24 bytes of the mailbox.
+    /// 2. Both are mapped one to one.
     pub unsafe fn from_firmware_region(
         address: u64,
         size_bytes: usize,
         buffer_id: u8,
         status_mailbox_address: Option<u64>,
     ) -> Result<Self, CommunicateBufferStatus> {
-        // SAFETY: the caller vouches for both pieces of memory, with the same contract.
+        // SAFETY: both functions have the same contract.
         let buffer =
             unsafe { Self::at_untouched_region(address, size_bytes, buffer_id, status_mailbox_address) }?;
         buffer.take_over();
         Ok(buffer)
     }
 
-    /// Empties the mailbox and wipes the memory, whatever others left there, and logs what was in the mailbox.
+    /// Empties the mailbox, wipes the memory, and logs what was in the mailbox.
     pub(crate) fn take_over(&self) {
         let Some(found) = self.channel().take_over() else {
             return;
@@ -370,15 +377,15 @@ impl CommunicateBuffer {
         );
     }
 
-    /// As [`Self::from_firmware_region`], with the memory left as it is.
+    /// Like [`Self::from_firmware_region`], but leaves the memory as it is.
     ///
     /// # Errors
     ///
-    /// As [`Self::from_firmware_region`].
+    /// Those of [`Self::from_firmware_region`].
     ///
     /// # Safety
     ///
-    /// As [`Self::from_firmware_region`].
+    /// The contract of [`Self::from_firmware_region`].
     unsafe fn at_untouched_region(
         address: u64,
         size_bytes: usize,
@@ -401,27 +408,27 @@ impl CommunicateBuffer {
             })));
         }
         let mailbox = status_mailbox_address.map(pointer).transpose()?;
-        // SAFETY: the caller vouches for both pieces of memory, with the same contract.
+        // SAFETY: this function's contract is that of `at_untouched_region` for the addresses as pointers, because the memory is
+        // mapped one to one.
         unsafe { Channel::at_untouched_region(buffer, size_bytes, mailbox) }
             .map(|channel| Self::over(channel, buffer_id))
             .map_err(refused(buffer_id))
     }
 
-    /// Describes memory that firmware announced, and leaves it as it is: [`Self::take_over`] has to come before its first
-    /// use.
+    /// Describes memory that firmware announced, and leaves it as it is. [`Self::take_over`] comes before its first use.
     ///
     /// # Errors
     ///
-    /// As [`Self::from_firmware_region`].
+    /// Those of [`Self::from_firmware_region`].
     ///
     /// # Safety
     ///
-    /// As [`Self::from_firmware_region`].
+    /// The contract of [`Self::from_firmware_region`].
     pub(crate) unsafe fn at_place(place: CommBufferPlace, id: u8) -> Result<Self, CommunicateBufferStatus> {
         let region = place.region();
-        // A length that does not fit is refused by the next check, as one that exceeds `isize::MAX`.
+        // The next check refuses a length that does not fit, because it exceeds `isize::MAX`.
         let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
-        // SAFETY: the caller vouches for the memory, with the same contract.
+        // SAFETY: both functions have the same contract.
         unsafe { Self::at_untouched_region(region.start(), len, id, place.mailbox()) }
     }
 
@@ -451,13 +458,13 @@ impl CommunicateBuffer {
         self.channel().region().len()
     }
 
-    /// Whether there is no memory at all.
+    /// Whether there is no memory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The identifier that callers name the buffer by.
+    /// The identifier by which callers name the buffer.
     #[must_use]
     pub fn id(&self) -> u8 {
         self.shared.id
@@ -469,13 +476,13 @@ impl CommunicateBuffer {
         !self.channel().is_retired()
     }
 
-    /// Takes the buffer out of use, for every clone. There is no way back: a platform that moves a buffer adds a new one.
+    /// Takes the buffer out of use for good, for all clones. A platform that moves a buffer adds a new one.
     pub fn disable(&mut self) {
         log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
         self.channel().retire();
     }
 
-    /// Where the memory starts. Reads and writes through it must be volatile; MM may change it at any time.
+    /// The memory's address. Reads and writes through it must be volatile, because MM may change it at any time.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.channel().region().as_ptr()
@@ -486,7 +493,7 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
+    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) if the buffer has no mailbox.
     pub fn set_comm_buffer_valid(&mut self) -> Result<(), CommunicateBufferStatus> {
         let (channel, _) = self.writable()?;
         channel
@@ -496,11 +503,11 @@ impl CommunicateBuffer {
         Ok(())
     }
 
-    /// What the mailbox says: ReturnStatus, and ReturnBufferSize in bytes with the header. One copy of both.
+    /// ReturnStatus, and ReturnBufferSize in bytes with the header, from one copy of the mailbox.
     ///
     /// # Errors
     ///
-    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) where the buffer has no mailbox.
+    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) if the buffer has no mailbox.
     pub fn get_mm_return_status(&self) -> Result<(u64, u64), CommunicateBufferStatus> {
         let image = self
             .channel()
@@ -516,8 +523,8 @@ impl CommunicateBuffer {
         self.channel().mailbox().is_some()
     }
 
-    /// Wipes the memory and forgets what was written. By the handle that an executor is lent, this is a response of no
-    /// bytes if nothing is written afterwards.
+    /// Wipes the memory and forgets what was written. If an executor calls this and writes nothing afterwards, the response is
+    /// empty.
     pub fn reset(&mut self) {
         // `writable` logs why not.
         if let Ok((channel, draft)) = self.writable() {
@@ -525,7 +532,7 @@ impl CommunicateBuffer {
         }
     }
 
-    /// How many message bytes fit behind the buffer's [`Self::header`]; zero where not even that fits.
+    /// Number of message bytes that fit behind the buffer's [`Self::header`]; zero if the header does not fit.
     #[must_use]
     pub fn message_capacity(&self) -> usize {
         self.channel().capacity(self.header())
@@ -550,31 +557,31 @@ impl CommunicateBuffer {
     /// # Errors
     ///
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`], then
-    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where no recipient was set.
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) if no recipient was set.
     pub fn set_message(&mut self, message: &[u8]) -> Result<(), CommunicateBufferStatus> {
         let (channel, draft) = self.writable()?;
         draft.write_message(channel, message).map_err(refused(self.id()))
     }
 
-    /// Takes the `len` bytes that stand behind the header for the message. For an executor whose MM answers in place, and
-    /// which learns the response's length in a way of its own.
+    /// Takes the `len` bytes behind the header for the message. For an executor whose MM responds in place, and which gets the
+    /// response's length in another way.
     ///
     /// # Errors
     ///
-    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) where the header is not the one that was written,
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) if the header is not the one that was written,
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond the memory.
     pub fn accept_in_place(&mut self, len: usize) -> Result<(), CommunicateBufferStatus> {
         let (channel, draft) = self.writable()?;
         draft.accept_in_place(channel, len).map_err(refused(self.id()))
     }
 
-    /// Copies the message out, after the header was compared with what was written.
+    /// Copies the message, after a check that the header is the one that was written.
     ///
     /// # Errors
     ///
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient),
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) or
-    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) where the header is not the one that was written.
+    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) if the header is not the one that was written.
     pub fn get_message(&self) -> Result<Vec<u8>, CommunicateBufferStatus> {
         let Some(header) = self.verified()? else {
             return Ok(Vec::new());
@@ -595,11 +602,11 @@ impl CommunicateBuffer {
             .ok_or(CommunicateBufferStatus::TooSmallForMessage)
     }
 
-    /// The recipient that was written; `None` where there is none.
+    /// The recipient that was written; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// As [`Self::get_message`].
+    /// Those of [`Self::get_message`].
     pub fn get_header_guid(&self) -> Result<Option<Guid<'_>>, CommunicateBufferStatus> {
         Ok(self.verified()?.map(|header| to_patina(header.recipient())))
     }
@@ -608,7 +615,7 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// As [`Self::get_message`].
+    /// Those of [`Self::get_message`].
     pub fn get_message_length(&self) -> Result<usize, CommunicateBufferStatus> {
         let len = self.verified()?.map_or(0, |header| header.message_len());
         Ok(usize::try_from(len).unwrap_or(usize::MAX))
@@ -618,7 +625,7 @@ impl CommunicateBuffer {
         draft::verify(self.channel()).map_err(refused(self.id()))
     }
 
-    /// The memory, its mailbox, and what is known about a transaction under way.
+    /// The memory with its mailbox, and the state of the transaction that is under way.
     pub(crate) fn channel(&self) -> &Channel {
         &self.shared.channel
     }
@@ -648,7 +655,7 @@ pub(crate) fn to_patina(guid: mm_wire::Guid) -> OwnedGuid {
 }
 
 impl fmt::Debug for CommunicateBuffer {
-    /// Prints what the buffer is, never what it holds.
+    /// Prints the buffer's properties, never its contents.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CommunicateBuffer")
             .field("id", &self.id())
@@ -774,7 +781,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_changed_in_memory_is_not_believed() {
+    fn header_that_was_changed_in_memory_is_not_trusted() {
         let mut buffer = buffer(64);
         buffer.set_message_info(RECIPIENT.as_guid()).unwrap();
         buffer.set_message(b"abc").unwrap();
@@ -795,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_without_a_recipient_is_not_believed() {
+    fn length_without_a_recipient_is_not_trusted() {
         let buffer = buffer(64);
         assert!(buffer.channel().region().write(16, &[2]));
         for result in [
@@ -808,7 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn printing_a_buffer_does_not_show_what_it_holds() {
+    fn printing_a_buffer_does_not_show_its_contents() {
         let mut buffer = buffer(64);
         buffer.set_message_info(RECIPIENT.as_guid()).unwrap();
         buffer.set_message(b"secret").unwrap();

@@ -7,10 +7,10 @@ use mm_wire::AddressRange;
 use patina::writelncrlf;
 use thiserror::Error;
 
-/// Where the platform's MM environment is: its ports and its comm buffers.
+/// The platform's MM environment: its ports and its comm buffers.
 ///
-/// Both components wait until this config value is locked. Its default is what a platform gets that forgot to set it:
-/// neither port may be the default's.
+/// Both components wait until this config value is locked. If a platform forgets to set it, it has the default, whose ports
+/// are refused.
 #[derive(Clone, Debug)]
 pub struct MmCommunicationConfiguration {
     /// Intel's PMBASE: SMI_EN, 0x30 above it, says whether SMIs reach the processor. If it is not zero, SMI_EN is checked
@@ -18,18 +18,17 @@ pub struct MmCommunicationConfiguration {
     ///
     /// It is trusted: 32 bits at the base + 0x30 are read before each MMI, and written with
     /// [`SmiCheck::Enable`](crate::config::SmiCheck::Enable). So it must be the chipset's base, mapped one to one if it
-    /// is [`AcpiBase::Mmio`]. Ordinary memory there would be read, and written, behind Rust's back. A value that no SMI_EN
-    /// has (all ones, or reserved bits) is an error.
+    /// is [`AcpiBase::Mmio`]; at another address this would change memory that Rust code uses. A value that SMI_EN cannot
+    /// have (all ones, or reserved bits) is an error.
     pub acpi_base: AcpiBase,
     /// The port whose write raises the MMI; on AArch64 the secure monitor call, see [`MmiPort::Smc`].
     pub cmd_port: MmiPort,
-    /// The port that is written before, for MM to read; another one than the command port. A secure monitor call has none:
-    /// give the command port's value.
+    /// The port that is written before the command port, for MM to read. A secure monitor call does not have one: give the
+    /// command port's value.
     pub data_port: MmiPort,
-    /// The memory that messages are exchanged in. Each has an identifier of its own.
+    /// The memory for messages. Each buffer has its own identifier.
     pub comm_buffers: Vec<CommunicateBuffer>,
-    /// Whether the comm buffer named by `updatable_buffer_id` may move during boot, announced by the comm-buffer update
-    /// protocol.
+    /// Whether the comm buffer `updatable_buffer_id` may move during boot, announced by the comm-buffer update protocol.
     pub enable_comm_buffer_updates: bool,
     /// The identifier of the comm buffer that may move.
     pub updatable_buffer_id: Option<u8>,
@@ -48,7 +47,7 @@ impl Default for MmCommunicationConfiguration {
     }
 }
 
-/// What is wrong with a configuration. The platform's fault, but for [`Self::BuffersBusy`].
+/// What is wrong with a configuration. The platform's fault, except [`Self::BuffersBusy`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigurationError {
@@ -65,7 +64,7 @@ pub enum ConfigurationError {
         /// The configured data port.
         data: MmiPort,
     },
-    /// The data port is the default's: it was never set. On PCs that port is a DMA controller's.
+    /// The data port is the default's: it was never set. On PCs that port belongs to a DMA controller.
     #[error(
         "platform: the data port was never set: it is the default's {data}; the command port is {command}"
     )]
@@ -75,13 +74,13 @@ pub enum ConfigurationError {
         /// The default's data port.
         data: MmiPort,
     },
-    /// One x86 port is to be both: writing the data would raise an MMI of its own.
+    /// One x86 port is configured for both: writing the data would raise an MMI, too.
     #[error("platform: command port and data port are both {port}, so that each call would raise two MMIs")]
     SamePort {
         /// The configured port.
         port: MmiPort,
     },
-    /// The ports are those of every PC, the wrong way round.
+    /// The ports are those of PCs, swapped.
     #[error(
         "platform: command port {command} and data port {data} are swapped: a write to 0xB2 raises the MMI, 0xB3 carries the data"
     )]
@@ -97,21 +96,21 @@ pub enum ConfigurationError {
         /// The identifier.
         id: u8,
     },
-    /// Two comm buffers, or one and the mailbox of another, share memory. One mailbox for two is meant only if one of them
-    /// says so, see [`CommunicateBuffer::with_shared_mailbox`].
+    /// Two comm buffers, or one and the mailbox of another, share memory. Two buffers may share their mailbox only if one of
+    /// them is made with [`CommunicateBuffer::with_shared_mailbox`].
     #[error("platform: comm buffers {first} and {second} share memory: {first_range} and {second_range}")]
     SharedMemory {
-        /// The identifier of one.
+        /// The identifier of the first.
         first: u8,
-        /// What it covers.
+        /// Its addresses.
         first_range: AddressRange,
-        /// The identifier of the other.
+        /// The identifier of the second.
         second: u8,
-        /// What it covers.
+        /// Its addresses.
         second_range: AddressRange,
     },
-    /// The comm buffers were to be replaced in the middle of a call that is looking at them.
-    #[error("caller: the comm buffers are being looked at by a call that this one interrupted")]
+    /// The comm buffers cannot be replaced in the middle of a call that looks at them.
+    #[error("caller: a call that this one interrupted looks at the comm buffers")]
     BuffersBusy,
     /// Command and data port are of different kinds.
     #[error("platform: command port {command} and data port {data} are of different kinds")]
@@ -121,7 +120,7 @@ pub enum ConfigurationError {
         /// The configured data port.
         data: MmiPort,
     },
-    /// The ports are secure monitor calls, and this build's machine has none that carry MM messages.
+    /// The ports are secure monitor calls, which this build cannot make.
     #[error(
         "platform: command port {command} is a secure monitor call, which this build cannot make; use MmiPort::Smi"
     )]
@@ -129,7 +128,7 @@ pub enum ConfigurationError {
         /// The configured command port.
         command: MmiPort,
     },
-    /// The ports are x86 ports, and this build's target has no port instructions that its code may use.
+    /// The ports are x86 ports, and this build's target does not have port instructions that its code may use.
     #[error(
         "platform: command port {command} is an x86 I/O port, which this build cannot reach; use MmiPort::Smc on AArch64, \
          SwMmiManager::with_ports in host tests"
@@ -138,7 +137,7 @@ pub enum ConfigurationError {
         /// The configured command port.
         command: MmiPort,
     },
-    /// The ports are two different secure monitor calls. There is one call, and nothing to make a second one for.
+    /// The ports are two different secure monitor calls. A message needs one only.
     #[error(
         "platform: command port {command} and data port {data} are two secure monitor calls; give one for both"
     )]
@@ -156,7 +155,7 @@ pub enum ConfigurationError {
         /// The configured command port.
         command: MmiPort,
     },
-    /// There is no SMI_EN behind the configured ACPI base.
+    /// The configured ACPI base has no SMI_EN.
     #[error(transparent)]
     AcpiBase(#[from] mm_comm::TriggerError),
 }
@@ -183,8 +182,8 @@ impl From<ConfigurationError> for patina::error::EfiError {
     }
 }
 
-/// Checks that comm buffers can be told apart and do not share memory. Disabled ones do not count: a platform that replaces a
-/// buffer disables the old one.
+/// Checks that comm buffers have different identifiers and do not share memory. Disabled ones do not count, because a platform
+/// that replaces a buffer disables the old one.
 ///
 /// # Errors
 ///

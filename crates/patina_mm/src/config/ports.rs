@@ -1,4 +1,4 @@
-//! Where the platform's MMI ports and its ACPI registers are.
+//! The platform's MMI ports and ACPI registers.
 
 use core::fmt;
 

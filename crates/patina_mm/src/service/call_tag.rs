@@ -1,4 +1,4 @@
-//! How log lines name a call, so that its lines can be told from those of the calls that interrupted it.
+//! How log lines name a call, to tell its lines from those of calls that interrupted it.
 
 use core::fmt;
 use patina::component::service::Service;
@@ -7,10 +7,10 @@ use patina::component::service::perf_timer::ArchTimerFunctionality;
 /// The platform's clock.
 pub(crate) type Clock = Service<dyn ArchTimerFunctionality>;
 
-/// Names a call: `call 7 at 1234567 us, comm buffer 0`. Without a clock the time is left out, and an implementation that
-/// does not count its calls leaves the number out.
+/// Names a call: `call 7 at 1234567 us, comm buffer 0`. The time is missing without a clock, the number if an implementation
+/// does not count its calls.
 ///
-/// `tools/mm_trace` reads these words: change them there, too.
+/// `tools/mm_trace` parses this: change it there, too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallTag {
     pub(crate) number: Option<u32>,
@@ -42,7 +42,7 @@ impl fmt::Display for CallTag {
     }
 }
 
-/// The clock's time in microseconds; `None` if it does not know how fast it runs, or counts from the end to the start.
+/// The clock's time in microseconds; `None` if its frequency is not known, or it counts backwards.
 fn microseconds(clock: &dyn ArchTimerFunctionality) -> Option<u64> {
     const PER_SECOND: u64 = 1_000_000;
     let frequency = clock.perf_frequency();

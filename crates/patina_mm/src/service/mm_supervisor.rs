@@ -9,22 +9,22 @@ use patina::Guid;
 use patina::error::EfiError;
 use thiserror::Error;
 
-/// Why the supervisor did not do what it was asked for.
+/// Why the supervisor did not serve a request.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SupervisorError {
-    /// The message did not get there, or nothing came back.
+    /// The message did not reach the supervisor, or has no response.
     #[error(transparent)]
     Communication(#[from] Status),
-    /// The supervisor refuses.
-    #[error("MM: the supervisor answered request {request} with {result}")]
+    /// The supervisor refused the request.
+    #[error("MM: the supervisor refused request {request}: {result}")]
     Refused {
         /// The request's number.
         request: u32,
-        /// What the response says.
+        /// The result in the response.
         result: EfiStatus,
     },
-    /// The response is to something else.
+    /// The response belongs to another request, or is not one.
     #[error(
         "MM: the response to supervisor request {sent} is marked {signature:02x?} and to request {found}"
     )]
@@ -48,10 +48,10 @@ pub enum SupervisorError {
         /// The supervisor's.
         own: u8,
     },
-    /// The supervisor takes no such buffer for a move. Nothing was sent.
+    /// The supervisor does not move a comm buffer to such memory. Nothing was sent.
     #[error(
-        "caller: comm buffer {id} of {old} bytes cannot move to one of {new} bytes: the supervisor wants the same length, and \
-         a mailbox at the start of a page of its own"
+        "caller: comm buffer {id} of {old} bytes cannot move to one of {new} bytes: the supervisor requires the same length, \
+         and a mailbox at the start of a page of its own"
     )]
     UnfitBuffer {
         /// The buffer's identifier.
@@ -61,17 +61,17 @@ pub enum SupervisorError {
         /// Bytes of the new one.
         new: usize,
     },
-    /// The platform has a driver that moves the buffers, and that would go on to use the old ones. Nothing was sent.
+    /// The platform has a driver that moves the buffers, and would continue to use the old ones. Nothing was sent.
     #[error(
-        "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) cannot follow a move; leave the \
-         move to it, or leave it out"
+        "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) cannot follow a move; let it make \
+         the move, or remove it"
     )]
     HasDriver,
-    /// The supervisor moved its own buffer, then refused the rest. The communicator follows: requests go to the supervisor's new
-    /// buffer with its old mailbox, and messages for the users to where `users_moved` says, with the old mailbox. Both work.
+    /// The supervisor moved its own buffer, then refused the rest. The communicator follows: it uses the supervisor's new buffer
+    /// with the old mailbox, and the users' buffer in the place that `users_moved` says, with the old mailbox. Both work.
     #[error(
         "MM: the supervisor refused half of the move with {result}: its own comm buffer moved, the users' {}, the mailboxes stay; \
-         they are used like that from now on",
+         they are used in this way from now on",
         match .users_moved { true => "moved too", false => "did not" }
     )]
     MovedInPart {
@@ -80,11 +80,11 @@ pub enum SupervisorError {
         /// Whether the users' buffer moved too.
         users_moved: bool,
     },
-    /// The response is the request as it was sent: MM was not entered, or no supervisor took the request. Only a comm buffer
-    /// without a status mailbox can hide that.
+    /// The response is the request as it was sent: MM was not entered, or no supervisor took the request. This happens only with
+    /// a comm buffer without a status mailbox.
     #[error(
-        "MM: request {request} came back as it was sent: no supervisor took it, or MM was never entered (the comm buffer has no \
-         status mailbox that would tell)"
+        "MM: request {request} came back as it was sent: no supervisor took it, or MM was never entered (the comm buffer does not \
+         have a status mailbox that would show it)"
     )]
     NotTaken {
         /// The request's number.
@@ -92,28 +92,28 @@ pub enum SupervisorError {
     },
     /// The response to the version request says that the supervisor does not know that request.
     #[error(
-        "MM: the supervisor answered request {REQUEST_VERSION} and says that it knows requests up to {claimed}"
+        "MM: the supervisor's response to request {REQUEST_VERSION} says that it knows requests up to {claimed}"
     )]
     RequestLevel {
         /// The highest request, according to the response.
         claimed: u64,
     },
-    /// The memory to be unblocked is not whole pages. Nothing was sent: a supervisor built as RELEASE says that it unblocked
-    /// such memory, and maps nothing; one built as DEBUG halts.
+    /// The memory to unblock is not whole pages. Nothing was sent: a supervisor built as RELEASE reports success for such memory
+    /// and maps nothing; one built as DEBUG halts.
     #[error(
         "caller: {pages} pages at {address:#x} cannot be unblocked: memory starts on a page of 4096 bytes, has at least one, and \
          ends inside the address space"
     )]
     NoWholePages {
-        /// Where the memory starts.
+        /// The memory's address.
         address: u64,
         /// Its pages.
         pages: u64,
     },
-    /// The policy says that it is longer than the response, or too short to say so.
+    /// The policy's length is beyond the response, or below its header.
     #[error("MM: the supervisor's policy says that it has {claimed} bytes, of {returned} that were returned")]
     PolicySize {
-        /// What the policy says.
+        /// The length in the policy.
         claimed: u32,
         /// Bytes of the response behind its header.
         returned: usize,
@@ -141,14 +141,14 @@ impl From<SupervisorError> for EfiError {
 /// Requests to the MM supervisor.
 #[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
 pub trait MmSupervisor {
-    /// Asks for the supervisor's version, and for the highest request that it knows.
+    /// Returns the supervisor's version, and the highest request that it knows.
     ///
     /// # Errors
     ///
     /// [`SupervisorError`].
     fn version(&self) -> Result<VersionInfo, SupervisorError>;
 
-    /// Lets MM reach memory that is not a comm buffer. Only until the platform is locked.
+    /// Lets MM access memory that is not a comm buffer. Only until the platform is locked.
     ///
     /// # Errors
     ///
@@ -157,36 +157,36 @@ pub trait MmSupervisor {
     /// overlaps what was unblocked before, `NO_MAPPING` for memory around such memory.
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
 
-    /// Copies the security policy to the start of `out` and returns its length in bytes. The supervisor takes no change of
-    /// its rules after this, also if it refuses the request.
+    /// Copies the security policy to the start of `out`, and returns its length in bytes. After this the supervisor does not
+    /// accept changes of its rules, also if it refuses the request.
     ///
     /// # Errors
     ///
-    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` if `out`, or the comm buffer, has no room for
-    /// it. The supervisor wants 24 bytes more than the policy has: so much of the comm buffer is offered beside `out`.
+    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` if `out` or the comm buffer is too small. The
+    /// supervisor requires 24 bytes more than the policy has: the comm buffer has to have them, `out` does not.
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
     /// Makes the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
-    /// identifier, and is as long; its mailbox is at the start of a page of its own. Once only, and only until the platform
-    /// is locked.
+    /// identifier and has the same length; its mailbox is at the start of a page of its own. Possible once, and only until
+    /// the platform is locked.
     ///
-    /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has that of the users', by
-    /// [`CommunicateBuffer::with_shared_mailbox`], in its new place as in its old one.
+    /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has the users' mailbox
+    /// ([`CommunicateBuffer::with_shared_mailbox`]), in the new place and in the old one.
     ///
-    /// The response is waited for in the new place. So a refusal costs one MMI more, and all of
+    /// The call waits for the response in the new place, so a refusal costs one more MMI and the whole timeout,
     /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
     ///
-    /// The communicator that this client sends through follows at once. Drivers in C and other communicators learn it through
-    /// the comm-buffer update protocol, which the caller installs. A call of this communicator that comes while the
-    /// supervisor moves the buffers gets [`Status::Busy`].
+    /// The communicator that this client sends through uses the new buffers when this returns. Drivers in C and other
+    /// communicators learn of the move through the comm-buffer update protocol, which the caller installs. A call of this
+    /// communicator that comes while the supervisor moves the buffers gets [`Status::Busy`].
     ///
     /// # Errors
     ///
     /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`], [`SupervisorError::HasDriver`],
     /// [`Status::CommBufferDisabled`] if a buffer, old or new, is disabled, and [`Status::Busy`] if one is in use.
-    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` if the memory is not what the supervisor wants,
-    /// `ACCESS_DENIED` after the lock, or if they were moved before: everything is as it was.
-    /// [`SupervisorError::MovedInPart`] if it refuses something behind its own buffer.
+    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` if the supervisor does not accept the memory, with
+    /// `ACCESS_DENIED` after the lock or after an earlier move: nothing has changed then.
+    /// [`SupervisorError::MovedInPart`] if it moved its own buffer and refuses the rest.
     fn move_comm_buffers(
         &self,
         supervisor: CommunicateBuffer,
@@ -194,7 +194,7 @@ pub trait MmSupervisor {
     ) -> Result<(), SupervisorError>;
 }
 
-/// Memory to be unblocked, and who asks for it.
+/// Memory to unblock, and the identifier of the component that asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnblockMemory(pub(crate) supervisor::UnblockMemory);
 
@@ -211,8 +211,8 @@ impl UnblockMemory {
         ))
     }
 
-    /// Describes the memory with these `EFI_MEMORY_...` attributes. The supervisor looks at `EFI_MEMORY_SP` alone, which
-    /// makes the memory its own instead of its users'.
+    /// Describes the memory with these `EFI_MEMORY_...` attributes. The supervisor uses `EFI_MEMORY_SP` only, which makes the
+    /// memory the supervisor's instead of its users'.
     #[must_use]
     pub fn with_attributes(self, attributes: u64) -> Self {
         Self(supervisor::UnblockMemory {
@@ -221,7 +221,7 @@ impl UnblockMemory {
         })
     }
 
-    /// Where the memory starts.
+    /// The memory's address.
     #[must_use]
     pub fn physical_start(&self) -> u64 {
         self.0.physical_start.get()

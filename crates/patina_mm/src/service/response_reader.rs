@@ -1,4 +1,4 @@
-//! Reading a response where it stands.
+//! Reads a response in the comm buffer.
 
 use super::call_tag::CallTag;
 use super::status::Status;
@@ -7,14 +7,14 @@ use mm_wire::ResponseLength;
 use mm_wire::{Guid, HeaderFormat};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// How many bytes of a message the log shows at trace.
+/// Number of bytes of a message that the log shows at trace.
 const LOGGED_BYTES: usize = 64;
 
 /// MM's response, lent to a closure for as long as the closure runs.
 ///
-/// The response stands in memory that MM may still write to, so there can be no `&[u8]` to it. It is read instead: front to
-/// back, each byte copied at most once, so that no byte that was checked is fetched a second time. When the closure
-/// returns, whatever of the response was not read is wiped with the rest.
+/// The response is in memory that MM may still write to, so there is no `&[u8]` to it. It is read front to back, and each
+/// byte is copied at most once, so that no byte is read again after it was checked. When the closure returns, the response is
+/// wiped, also the bytes that were not read.
 #[derive(Debug)]
 pub struct ResponseReader<'a> {
     source: Source<'a>,
@@ -26,7 +26,7 @@ pub struct ResponseReader<'a> {
 enum Source<'a> {
     /// In shared memory.
     InPlace(mm_comm::Response<'a>),
-    /// In memory of this program: all of it, and what has not been read yet.
+    /// In memory of this program: all of it, and the rest that was not read yet.
     Copied(&'a [u8], &'a [u8]),
 }
 
@@ -53,7 +53,7 @@ impl<'a> ResponseReader<'a> {
         }
     }
 
-    /// Bytes of the response, without the communicate header.
+    /// Number of bytes of the response, without the communicate header.
     #[must_use]
     pub const fn len(&self) -> usize {
         match &self.source {
@@ -62,13 +62,13 @@ impl<'a> ResponseReader<'a> {
         }
     }
 
-    /// Whether MM answered with no bytes at all.
+    /// Whether the response is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes that have not been read yet.
+    /// Number of bytes that were not read yet.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         match &self.source {
@@ -77,7 +77,7 @@ impl<'a> ResponseReader<'a> {
         }
     }
 
-    /// Copies the next bytes out, as many as `out` takes and as there are. Returns the part of `out` that was filled.
+    /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that was filled.
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let is_start = self.remaining() == self.len();
         let filled = match &mut self.source {
@@ -96,11 +96,11 @@ impl<'a> ResponseReader<'a> {
         filled
     }
 
-    /// Copies the rest of the response to the start of `out`. Returns how many bytes that were.
+    /// Copies the rest of the response to the start of `out`. Returns the number of bytes.
     ///
     /// # Errors
     ///
-    /// [`Status::ResponseTooLong`], with nothing copied, where `out` is too short.
+    /// [`Status::ResponseTooLong`], with nothing copied, if `out` is too short.
     pub fn read_rest(&mut self, out: &mut [u8]) -> Result<usize, Status> {
         let (needed, room) = (self.remaining(), out.len());
         if needed > room {
@@ -109,11 +109,11 @@ impl<'a> ResponseReader<'a> {
         Ok(self.read(out).len())
     }
 
-    /// Copies the next bytes out as a value. It is made in place, so the response's alignment does not matter.
+    /// Copies the next bytes as a value. The response's alignment does not matter.
     ///
     /// # Errors
     ///
-    /// [`Status::ResponseSize`], with nothing copied, where fewer bytes are left than the value has.
+    /// [`Status::ResponseSize`], with nothing copied, if fewer bytes are left than the value has.
     pub fn read_value<T: FromBytes + IntoBytes>(&mut self) -> Result<T, Status> {
         let (expected, returned) = (size_of::<T>(), self.remaining());
         if returned < expected {
@@ -124,7 +124,7 @@ impl<'a> ResponseReader<'a> {
         Ok(value)
     }
 
-    /// Copies the rest of the response into an allocation of exactly its size.
+    /// Copies the rest of the response to an allocation of exactly its size.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl<'a> ResponseReader<'a> {
     }
 }
 
-/// Shows the start of a request, at trace only.
+/// Logs the start of a request, at trace only.
 pub(crate) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat, message: &[u8]) {
     let (shown, len) = (start_of(message), message.len());
     log::trace!(
@@ -152,7 +152,7 @@ pub(crate) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat,
     );
 }
 
-/// Shows the start of a response of `len` bytes, at trace only.
+/// Logs the start of a response of `len` bytes, at trace only.
 fn trace_response(tag: CallTag, read: &[u8], len: usize) {
     let shown = start_of(read);
     log::trace!(target: "mm_comm", "{tag}: response, {} of {len} bytes: {shown:02x?}", shown.len());

@@ -1,4 +1,4 @@
-//! What can come out of a call, other than a response.
+//! Why a call has no response.
 
 use super::efi::{efi_error, efi_status, error_of};
 use super::sw_mmi_trigger::MmiError;
@@ -14,15 +14,15 @@ use thiserror::Error;
 
 /// Why [`MmCommunication::communicate`](super::MmCommunication::communicate) has no response.
 ///
-/// Each message says whose fault it is. The numbers that a variant cannot carry are in the log (target `mm_comm`);
-/// `docs/troubleshooting.md` says for each what to check first.
+/// Each message names the side at fault. Numbers that a variant does not carry are in the log (target `mm_comm`);
+/// `docs/troubleshooting.md` says for each variant what to check first.
 #[derive(Clone, Copy, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
     /// The platform configured no comm buffer, or the communicator was not dispatched yet.
     #[error("platform: no comm buffer is configured")]
     NoCommBuffer,
-    /// No comm buffer has this identifier. The log lists those that there are.
+    /// No comm buffer has this identifier. The log lists those that exist.
     #[error("caller: no comm buffer has this identifier")]
     CommBufferNotFound,
     /// The message does not fit into the comm buffer.
@@ -34,45 +34,48 @@ pub enum Status {
     /// The message is empty.
     #[error("caller: the message is empty")]
     InvalidDataBuffer,
-    /// There is no way to enter MM yet.
+    /// The component has no way to enter MM yet.
     #[error("platform: the software MMI trigger is not available")]
     SwMmiServiceNotAvailable,
     /// The platform's own MMI trigger failed.
     #[error("platform: the software MMI trigger failed")]
     SwMmiFailed,
-    /// MM left a header that is not the response to this request, or a length that does not fit the buffer.
-    #[error("MM: the header in the comm buffer does not belong to this request, or its length does not fit")]
+    /// MM left a header that does not belong to this request, or whose length is beyond the buffer.
+    #[error(
+        "MM: the header in the comm buffer does not belong to this request, or its length is beyond the buffer"
+    )]
     InvalidResponse,
-    /// The recipient is the marker GUID of v3 headers, and the message was to have a v1 header, which would read as v3.
+    /// The recipient is the marker GUID of v3 headers: a v1 header for it would read as v3.
     #[error("caller: the recipient is the v3 header's marker GUID, which a v1 header cannot name")]
     InvalidRecipient,
     /// The comm buffer was taken out of use.
     #[error("caller: the comm buffer is disabled")]
     CommBufferDisabled,
-    /// The comm buffer is in use by a call that this one interrupted, or the only way into MM is: the secure monitor call on
+    /// The comm buffer is in use by a call that this one interrupted, or the only way into MM is: secure monitor calls on
     /// AArch64, the firmware's driver.
     #[error("caller: the comm buffer, or the way into MM, is in use by an outer call")]
     Busy,
-    /// The mailbox announces a request that is not from here. It was left alone.
+    /// The mailbox announces another driver's request. That was left alone.
     #[error("platform: the status mailbox already announces another driver's request")]
     MailboxInUse,
     /// A driver of the firmware that uses the same comm buffer was called in the middle of this call, before the MMI was
-    /// raised, and overwrote the request. See [`CommunicateBuffer::shared_with_firmware`](crate::config::CommunicateBuffer::shared_with_firmware).
+    /// raised, and overwrote the request. See
+    /// [`CommunicateBuffer::shared_with_firmware`](crate::config::CommunicateBuffer::shared_with_firmware).
     #[error("platform: another driver overwrote the request in the comm buffer before the MMI was raised")]
     RequestOverwritten,
     /// The machine does not deliver MMIs; nothing was sent.
     #[error(transparent)]
     MmiNotRaised(TriggerError),
-    /// The secure monitor call did not get through to MM, or did not come back from it in time.
+    /// The secure monitor call did not reach MM, or did not return in time.
     #[error("{whose}{0}", whose = whose(.0))]
     SecureCall(SmcError),
-    /// The MMI was raised, and MM did not take the request. It has been withdrawn. The log says what was written to which
-    /// ports, how long it was waited, and what SMI_EN says.
+    /// The MMI was raised, and MM did not take the request until the timeout. It was withdrawn. The log has the ports, the
+    /// values, the number of polls and SMI_EN.
     #[error("MM did not process the request; it has been withdrawn")]
     NotProcessed,
-    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed. Any status but success is a
+    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed. Each status but success is a
     /// failure, also one without the error bit: a warning, or an error of a 32-bit MM core.
-    #[error("MM answered {}{}", EfiStatus(.0.as_usize() as u64), meaning(*.0))]
+    #[error("MM returned {}{}", EfiStatus(.0.as_usize() as u64), meaning(*.0))]
     MmReturned(efi::Status),
     /// The mailbox claims a response of fewer bytes than the header has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
@@ -82,7 +85,7 @@ pub enum Status {
         /// Bytes of the header.
         minimum: usize,
     },
-    /// The mailbox claims a response of more bytes than the buffer has.
+    /// A response beyond the buffer: the mailbox claims more bytes than the comm buffer has.
     #[error("MM: ReturnBufferSize is {claimed} bytes, the comm buffer has {capacity}")]
     ResponseBeyondBuffer {
         /// The mailbox's ReturnBufferSize.
@@ -90,16 +93,16 @@ pub enum Status {
         /// Bytes of the comm buffer.
         capacity: usize,
     },
-    /// The response does not fit into the caller's memory. MM did what it was asked for.
+    /// The response does not fit into the caller's memory. MM has processed the request.
     #[error("caller: the response has {needed} bytes, there was room for {room}")]
     ResponseTooLong {
         /// Bytes of the response.
         needed: usize,
-        /// Bytes that the caller gave.
+        /// Bytes of the caller's memory.
         room: usize,
     },
     /// The response does not have the size of the expected type.
-    #[error("MM answered {returned} bytes, the expected type has {expected}")]
+    #[error("MM returned {returned} bytes, the expected type has {expected}")]
     ResponseSize {
         /// Bytes of the type.
         expected: usize,
@@ -109,15 +112,15 @@ pub enum Status {
     /// This implementation of the service does not offer what the call asks for.
     #[error("caller: this MM communication service does not offer what the call asks for")]
     Unsupported,
-    /// There is no memory for the response.
-    #[error("platform: no memory to copy the {needed}-byte response to")]
+    /// There is no memory for a copy of the message or the response, or for a callback.
+    #[error("platform: no memory for {needed} bytes")]
     OutOfMemory {
-        /// Bytes of the response.
+        /// Number of bytes.
         needed: usize,
     },
 }
 
-/// What a status of MM means, if its name does not tell.
+/// What a status of MM means, if its name does not say it.
 fn meaning(status: efi::Status) -> &'static str {
     match status {
         // edk2 `StandaloneMmPkg/Core/Mmi.c` and `MdeModulePkg/Core/PiSmmCore/Smi.c`, MmiManage and SmiManage; the core turns a
@@ -172,7 +175,7 @@ impl fmt::Debug for Status {
     }
 }
 
-/// Whose fault it is, if the error's own text does not say so.
+/// The side at fault, if the error's own text does not name it.
 fn whose(error: &SmcError) -> &'static str {
     match error {
         SmcError::SpmMm(_)
@@ -283,8 +286,7 @@ mod tests {
     use alloc::vec::Vec;
     use alloc::{format, vec};
 
-    /// Lists an example of every variant, and the error of the SDK that it becomes. A variant that is missing does not
-    /// compile.
+    /// Lists an example of every variant, and the SDK's error for it. It does not compile if a variant is missing.
     macro_rules! every_status {
         ($($variant:pat => $(($example:expr, $error:expr)),+;)+) => {
             fn every_status() -> Vec<(Status, EfiError)> {
@@ -352,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn every_status_says_whose_fault_it_is() {
+    fn every_status_names_the_side_at_fault() {
         for (status, _) in every_status() {
             let text = status.to_string();
             let whose = ["caller: ", "platform: ", "MM: ", "MM "];
@@ -371,10 +373,10 @@ mod tests {
     }
 
     #[test]
-    fn an_mm_status_is_told_by_name() {
+    fn mm_status_is_shown_by_name() {
         assert_eq!(
             Status::MmReturned(efi::Status::NOT_FOUND).to_string(),
-            "MM answered EFI_NOT_FOUND (0x800000000000000e): it has no handler for the GUID, or the handler failed"
+            "MM returned EFI_NOT_FOUND (0x800000000000000e): it has no handler for the GUID, or the handler failed"
         );
         assert_eq!(
             format!("{:?}", Status::MmReturned(efi::Status::ACCESS_DENIED)),

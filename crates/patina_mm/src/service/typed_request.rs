@@ -1,19 +1,21 @@
-//! Calls whose request and response are types.
+//! Calls with types as request and response.
 
 use super::mm_communication::{CallOptions, MmCommunication};
 use super::status::Status;
 use patina::Guid;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Typed calls, for every [`MmCommunication`].
+/// Typed calls of every [`MmCommunication`].
 pub trait MmCommunicationExt: MmCommunication {
-    /// Sends a value to the handler `recipient` through the comm buffer `id` and returns the value that it answers.
+    /// Sends a value to the handler `recipient` through the comm buffer `id`, and returns the response as a value.
     ///
-    /// Nothing is allocated, as in [`MmCommunication::communicate_into`]. The response is copied into the value, so its alignment in the comm buffer does not matter.
+    /// It allocates as little as [`MmCommunication::communicate_into`]. The response is copied, so its alignment in the comm
+    /// buffer does not matter.
     ///
     /// # Errors
     ///
-    /// As [`MmCommunication::communicate`], and [`Status::ResponseSize`] where the response has not exactly the bytes of `Resp`.
+    /// Those of [`MmCommunication::communicate`], and [`Status::ResponseSize`] if the response does not have the size of
+    /// `Resp`.
     ///
     /// # Example
     ///
@@ -22,7 +24,7 @@ pub trait MmCommunicationExt: MmCommunication {
     /// use patina_mm::service::{MmCommunication, MmCommunicationExt};
     /// use zerocopy::{FromBytes, Immutable, IntoBytes};
     ///
-    /// /// edk2's variable service: function 11 asks how long a message it takes.
+    /// /// edk2's variable service: function 11 asks for the length of the longest message.
     /// #[derive(FromBytes, Immutable, IntoBytes)]
     /// #[repr(C)]
     /// struct PayloadSize {
@@ -47,11 +49,11 @@ pub trait MmCommunicationExt: MmCommunication {
         self.request_with(id, request, recipient, CallOptions::new())
     }
 
-    /// As [`Self::request`], with options of its own.
+    /// Like [`Self::request`], with options.
     ///
     /// # Errors
     ///
-    /// As [`Self::request`].
+    /// Those of [`Self::request`].
     fn request_with<Req, Resp>(
         &self,
         id: u8,
@@ -85,10 +87,10 @@ mod tests {
     use super::super::MockMmCommunication;
     use super::*;
 
-    const NOBODY: patina::BinaryGuid =
+    const RECIPIENT: patina::BinaryGuid =
         patina::BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
-    fn answering(response: &'static [u8]) -> MockMmCommunication {
+    fn responding(response: &'static [u8]) -> MockMmCommunication {
         let mut mm = MockMmCommunication::new();
         mm.expect_communicate()
             .withf(|id, message, _| *id == 3 && message == [7, 0])
@@ -97,12 +99,12 @@ mod tests {
     }
 
     fn ask(mm: &dyn MmCommunication) -> Result<u32, Status> {
-        mm.request(3, &7_u16, NOBODY.as_guid())
+        mm.request(3, &7_u16, RECIPIENT.as_guid())
     }
 
     #[test]
     fn a_mock_that_expects_bytes_serves_typed_requests() {
-        assert_eq!(ask(&answering(&[1, 2, 0, 0])), Ok(0x201));
+        assert_eq!(ask(&responding(&[1, 2, 0, 0])), Ok(0x201));
     }
 
     #[test]
@@ -110,7 +112,7 @@ mod tests {
         for returned in [0, 3, 5] {
             let response = &[0; 5][..returned];
             assert_eq!(
-                ask(&answering(response)),
+                ask(&responding(response)),
                 Err(Status::ResponseSize {
                     expected: 4,
                     returned

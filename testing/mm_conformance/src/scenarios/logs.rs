@@ -155,7 +155,7 @@ fn failed_calls_are_one_line_each(lab: &Lab) -> Seen {
     let nobody = "to 0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11: ";
     one_error(
         &log_of(0, b"12345", super::refusals::NOBODY),
-        &["5 bytes", nobody, "MM answered EFI_", "no handler"],
+        &["5 bytes", nobody, "MM returned EFI_", "no handler"],
     )?;
     let too_long = super::pattern(client.capacity(0) + 1);
     one_error(&log_of(0, &too_long, mm::ECHO), &["caller: the message has"])?;
@@ -183,7 +183,7 @@ fn failed_c_call_is_one_error_line(lab: &Lab) -> Seen {
     let mut reply = None;
     let log = lab.with_log(LogLevel::Debug, &mut || reply = client.call_c(&call));
     ensure!(reply.is_some_and(|reply| reply.status.is_error()), "it succeeded");
-    one_error(&log, &["1 bytes to ", "MM answered EFI_"])
+    one_error(&log, &["1 bytes to ", "MM returned EFI_"])
 }
 
 fn failed_entry_is_one_error_line(lab: &Lab) -> Seen {

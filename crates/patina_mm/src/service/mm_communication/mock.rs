@@ -1,4 +1,4 @@
-//! The service for tests of components.
+//! A mock of the service, for tests of components.
 
 use super::{MmCommunication, Status};
 use alloc::collections::BTreeMap;
@@ -18,14 +18,14 @@ mockall::mock! {
     }
 }
 
-/// A [`MmCommunication`] that expects calls of `communicate`. The trait's provided methods keep their bodies, and so arrive
-/// there. What was given to [`MmCommunication::after_calls`] runs after each call, as it does with the real service.
+/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's, and call that one. Callbacks
+/// that [`MmCommunication::after_calls`] registers run after each call, as with the real service.
 pub struct MockMmCommunication {
     calls: MockCalls,
     number: u64,
 }
 
-/// What runs after the calls of one mock. It is kept here and not in the mock, which tests may send to another thread.
+/// The callbacks of one mock. They are not in the mock, because tests may send that to another thread.
 #[derive(Default)]
 struct AfterCalls {
     callbacks: Vec<Rc<dyn Fn()>>,
@@ -50,7 +50,7 @@ impl MockMmCommunication {
     fn call_has_ended(&self) {
         let start = |all: &mut BTreeMap<_, AfterCalls>| {
             let of_this = all.get_mut(&self.number)?;
-            // What they send themselves does not run them once more.
+            // What they send does not run them again.
             let callbacks = (!of_this.are_running).then(|| of_this.callbacks.clone())?;
             of_this.are_running = true;
             Some(callbacks)
@@ -75,8 +75,8 @@ impl MmCommunication for MockMmCommunication {
         result
     }
 
-    fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status> {
-        AFTER_CALLS.with_borrow_mut(|all| all.entry(self.number).or_default().callbacks.push(call));
+    fn after_calls(&self, callback: Rc<dyn Fn()>) -> Result<(), Status> {
+        AFTER_CALLS.with_borrow_mut(|all| all.entry(self.number).or_default().callbacks.push(callback));
         Ok(())
     }
 }
@@ -98,7 +98,7 @@ impl DerefMut for MockMmCommunication {
 
 impl Drop for MockMmCommunication {
     fn drop(&mut self) {
-        // Nothing is left to do if this thread is ending, or dropped on another one.
+        // Fails only while the thread ends, which drops the callbacks itself.
         let _ = AFTER_CALLS.try_with(|all| all.borrow_mut().remove(&self.number));
     }
 }
@@ -120,11 +120,11 @@ mod tests {
     use super::*;
     use core::cell::Cell;
 
-    const NOBODY: patina::BinaryGuid =
+    const RECIPIENT: patina::BinaryGuid =
         patina::BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
     #[test]
-    fn callbacks_run_after_each_call_that_was_not_refused() {
+    fn callbacks_run_after_each_call_that_was_not_rejected() {
         let mut mock = MockMmCommunication::new();
         mock.expect_communicate().returning(|id, _, _| {
             if id == 7 {
@@ -138,23 +138,26 @@ mod tests {
         let count = Rc::clone(&ends);
         let callback = move || {
             count.set(count.get() + 1);
-            // It may send, and is not run once more for that.
-            let sent = inner.upgrade().unwrap().communicate(1, b"x", NOBODY.as_guid());
+            // It may send, and does not run again for that.
+            let sent = inner.upgrade().unwrap().communicate(1, b"x", RECIPIENT.as_guid());
             assert_eq!(sent, Ok(Vec::new()));
         };
         mock.after_calls(Rc::new(callback)).unwrap();
         assert_eq!(ends.get(), 0);
         for (id, expected) in [(0, 1), (7, 1), (0, 2)] {
-            let _ = mock.communicate(id, b"x", NOBODY.as_guid());
+            let _ = mock.communicate(id, b"x", RECIPIENT.as_guid());
             assert_eq!(ends.get(), expected);
         }
-        // Provided methods arrive at `communicate`.
-        assert_eq!(mock.communicate_into(0, b"x", NOBODY.as_guid(), &mut []), Ok(0));
+        // Provided methods call `communicate`.
+        assert_eq!(
+            mock.communicate_into(0, b"x", RECIPIENT.as_guid(), &mut []),
+            Ok(0)
+        );
         assert_eq!(ends.get(), 3);
     }
 
     #[test]
-    fn nothing_is_kept_for_a_mock_that_is_gone() {
+    fn dropped_mock_drops_its_callbacks() {
         let mock = MockMmCommunication::new();
         let kept = Rc::new(());
         let callback = Rc::clone(&kept);
