@@ -4,11 +4,12 @@ use crate::error::{BeginError, ChannelError};
 use crate::mailbox::Mailbox;
 use crate::region::{SharedRegion, WORD};
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 use mm_wire::address::check_comm_buffer;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{Header, HeaderError, HeaderFormat};
+use zerocopy::IntoBytes;
 
 /// The smallest region that can carry a header.
 const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
@@ -49,9 +50,7 @@ pub(crate) struct Claim<'c>(&'c Channel);
 impl<'c> Claim<'c> {
     /// Takes the channel. The end wipes the whole region, unless [`Self::wipe_reached`] is called.
     pub(crate) fn new(channel: &'c Channel) -> Result<Self, BeginError> {
-        if channel.in_use.swap(true, Ordering::SeqCst) {
-            return Err(BeginError::Busy);
-        }
+        channel.take()?;
         let refused = if channel.is_retired() {
             // Checked after `in_use` was set: code that retires a channel, and then finds it not in use, can rely on it that
             // no transaction begins in its memory any more.
@@ -75,7 +74,7 @@ impl<'c> Claim<'c> {
     /// Writes header and message, and checks that the memory keeps them.
     pub(crate) fn write_request(&self, header: Header, message: &[u8]) -> Result<(), BeginError> {
         let Self(channel) = self;
-        if !channel.write(header, Some(message)) || channel.read_header() != Ok(header) {
+        if !channel.write(header, Some(message)) || !channel.holds(&header) {
             let address = channel.region.as_ptr().addr();
             return Err(BeginError::NotMemory { address });
         }
@@ -268,10 +267,19 @@ impl Channel {
     ///
     /// [`BeginError::Busy`] if a transaction uses it, or it is reserved.
     pub fn hold(&self) -> Result<Hold<'_>, BeginError> {
-        if self.in_use.swap(true, Ordering::SeqCst) {
+        self.take()?;
+        Ok(Hold(self))
+    }
+
+    /// Marks the channel as in use. No locked instruction is needed: a channel is not shared between threads, and what comes
+    /// between the two accesses is a notification on this processor, which ends its transactions before it returns.
+    fn take(&self) -> Result<(), BeginError> {
+        if self.in_use.load(Ordering::Relaxed) {
             return Err(BeginError::Busy);
         }
-        Ok(Hold(self))
+        self.in_use.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        Ok(())
     }
 
     /// Wipes the whole region, and forgets the header that was written. The mailbox stays as it is.
@@ -288,8 +296,8 @@ impl Channel {
     pub(crate) fn withdraw_from_region(&self) {
         if self.mailbox.is_none() {
             // A region that is too small for a header has no request.
-            let _ = self.region.write_words(LENGTH_OFFSET, &[[0; WORD]])
-                || self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
+            let _ =
+                self.region.write_words(LENGTH_OFFSET, &[0]) || self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
         }
     }
 
@@ -298,6 +306,22 @@ impl Channel {
         self.withdraw_from_region();
         let wiped = self.region.wipe(0, len.min(self.region.len()));
         debug_assert!(wiped, "the length was limited to the region's");
+    }
+
+    /// Whether this header is in shared memory.
+    fn holds(&self, header: &Header) -> bool {
+        match (header.v1_words(), self.region.read_words(0)) {
+            (Some(words), Some(found)) => found == words,
+            _ => self.read_header() == Ok(*header),
+        }
+    }
+
+    /// Whether a header of the same format for the same recipient is in shared memory.
+    pub(crate) fn holds_same_kind(&self, header: &Header) -> bool {
+        match (header.v1_words(), self.region.read_words(0)) {
+            (Some([first, second, _]), Some(found)) => found == [first, second],
+            _ => matches!(self.read_header(), Ok(found) if header.is_of_same_kind(&found)),
+        }
     }
 
     /// Copies the header from shared memory, and parses the copy.
@@ -314,19 +338,19 @@ impl Channel {
 
     /// Reads the rest of a v3 header that starts with these words.
     #[cold]
-    fn read_v3_header(&self, start: [[u8; WORD]; V1_WORDS]) -> Result<Header, HeaderError> {
+    fn read_v3_header(&self, start: [u64; V1_WORDS]) -> Result<Header, HeaderError> {
         let Some(rest) = self
             .region
             .read_words::<REST_WORDS>(HeaderFormat::V1.header_len())
         else {
             // The region ends inside the header, which is the error that this returns.
-            return Header::parse(start.as_flattened());
+            return Header::parse(start.as_bytes());
         };
-        let mut bytes = [[0; WORD]; V1_WORDS + REST_WORDS];
-        let (first, last) = bytes.split_at_mut(V1_WORDS);
+        let mut words = [0; V1_WORDS + REST_WORDS];
+        let (first, last) = words.split_at_mut(V1_WORDS);
         first.copy_from_slice(&start);
         last.copy_from_slice(&rest);
-        Header::parse(bytes.as_flattened())
+        Header::parse(words.as_bytes())
     }
 
     /// Like [`Self::read_header`], if the region is not aligned, or shorter than a header.

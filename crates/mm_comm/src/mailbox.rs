@@ -54,7 +54,7 @@ impl Mailbox {
 
     /// Writes the whole mailbox: the result fields first, so that they are right when `IsCommBufferValid` changes.
     pub fn write(&self, image: &MailboxImage) {
-        let [first, status, size]: [[u8; WORD]; MAILBOX_WORDS] = zerocopy::transmute!(*image);
+        let [first, status, size]: [u64; MAILBOX_WORDS] = zerocopy::transmute!(*image);
         let written = self.region.write_words(WORD, &[status, size]) && self.region.write_words(0, &[first]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN aligned bytes");
     }

@@ -111,12 +111,12 @@ impl<'c> Staged<'c> {
     pub fn check(&self) -> Result<(), BeginError> {
         let channel = self.claim.channel();
         let request = channel.tracked();
-        match channel.read_header() {
-            Ok(found) if request.is_some_and(|request| request.is_of_same_kind(&found)) => Ok(()),
-            _ => Err(BeginError::Overwritten {
-                recipient: request.map_or(Guid::ZERO, |request| request.recipient()),
-            }),
+        if request.is_some_and(|request| channel.holds_same_kind(&request)) {
+            return Ok(());
         }
+        Err(BeginError::Overwritten {
+            recipient: request.map_or(Guid::ZERO, |request| request.recipient()),
+        })
     }
 
     /// Reads what MM left, once, and checks it: the mailbox, the header, the length. Without a mailbox this also clears the

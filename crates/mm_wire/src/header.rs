@@ -12,6 +12,7 @@
 //! with its header. The v1 length is a `UINTN`; only its 64-bit form is supported, which is also
 //! what the Mu MM supervisor reads on IA32.
 
+use core::fmt;
 use core::mem::offset_of;
 use thiserror::Error;
 use uguid::{Guid, guid};
@@ -80,12 +81,29 @@ impl HeaderFormat {
 ///
 /// `total_len` is a *claim* by the writer of the header: compare it with the memory at hand before
 /// it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     format: HeaderFormat,
-    recipient: Guid,
+    /// The recipient as it is in memory: two words are compared and copied faster than a GUID's fields.
+    recipient: [u64; 2],
     message_len: u64,
     message_size: u64,
+}
+
+/// A GUID as the words that it has in memory.
+const fn words(guid: [u8; 16]) -> [u64; 2] {
+    zerocopy::transmute!(guid)
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Header")
+            .field("format", &self.format)
+            .field("recipient", &self.recipient())
+            .field("message_len", &self.message_len)
+            .field("message_size", &self.message_size)
+            .finish()
+    }
 }
 
 /// Why bytes are not a communicate header.
@@ -138,7 +156,7 @@ impl Header {
     #[must_use]
     #[inline]
     pub fn can_name(format: HeaderFormat, recipient: Guid) -> bool {
-        format != HeaderFormat::V1 || recipient != V3_MARKER
+        format != HeaderFormat::V1 || recipient.to_bytes() != V3_MARKER.to_bytes()
     }
 
     /// Describes a message of `message_len` bytes to `recipient`; `None` if header and message
@@ -146,6 +164,11 @@ impl Header {
     #[must_use]
     #[inline]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
+        Self::of_words(format, words(recipient.to_bytes()), message_len)
+    }
+
+    #[inline]
+    const fn of_words(format: HeaderFormat, recipient: [u64; 2], message_len: u64) -> Option<Self> {
         match message_len.checked_add(format.header_len() as u64) {
             Some(_) => Some(Self {
                 format,
@@ -254,7 +277,7 @@ impl Header {
                 })?;
         Ok(Self {
             format: HeaderFormat::V3,
-            recipient: Guid::from_bytes(v3.message_guid),
+            recipient: words(v3.message_guid),
             message_len,
             message_size: v3.message_size.get(),
         })
@@ -264,12 +287,11 @@ impl Header {
     /// format.
     #[must_use]
     #[inline]
-    pub fn v1_words(&self) -> Option<[[u8; 8]; 3]> {
-        let HeaderFormat::V1 = self.format else {
-            return None;
-        };
-        let [first, second] = zerocopy::transmute!(self.recipient.to_bytes());
-        Some([first, second, self.message_len.to_le_bytes()])
+    pub const fn v1_words(&self) -> Option<[u64; 3]> {
+        match (self.format, self.recipient) {
+            (HeaderFormat::V1, [first, second]) => Some([first, second, self.message_len.to_le()]),
+            (HeaderFormat::V3, _) => None,
+        }
     }
 
     /// Reads a v1 header from the words that it has in memory; `None` if they start a v3 header.
@@ -279,13 +301,13 @@ impl Header {
     /// [`HeaderError::LengthOverflows`], like [`Self::parse`].
     #[must_use]
     #[inline]
-    pub fn parse_v1_words([first, second, length]: [[u8; 8]; 3]) -> Option<Result<Self, HeaderError>> {
-        let recipient = Guid::from_bytes(zerocopy::transmute!([first, second]));
-        if recipient == V3_MARKER {
+    pub fn parse_v1_words([first, second, length]: [u64; 3]) -> Option<Result<Self, HeaderError>> {
+        const MARKER: [u64; 2] = words(V3_MARKER.to_bytes());
+        if [first, second] == MARKER {
             return None;
         }
-        let claimed = u64::from_le_bytes(length);
-        let header = Self::new(HeaderFormat::V1, recipient, claimed);
+        let claimed = u64::from_le(length);
+        let header = Self::of_words(HeaderFormat::V1, [first, second], claimed);
         Some(header.ok_or(HeaderError::LengthOverflows { claimed }))
     }
 
@@ -294,14 +316,14 @@ impl Header {
     pub fn encode(&self) -> EncodedHeader {
         match self.format {
             HeaderFormat::V1 => EncodedHeader::new(&RawV1 {
-                header_guid: self.recipient.to_bytes(),
+                header_guid: zerocopy::transmute!(self.recipient),
                 message_length: self.message_len.into(),
             }),
             HeaderFormat::V3 => EncodedHeader::new(&RawV3 {
                 marker: V3_MARKER.to_bytes(),
                 buffer_size: self.total_len().into(),
                 reserved: 0.into(),
-                message_guid: self.recipient.to_bytes(),
+                message_guid: zerocopy::transmute!(self.recipient),
                 message_size: self.message_size.into(),
             }),
         }
@@ -323,7 +345,7 @@ impl Header {
     /// The GUID of the handler that the message is for.
     #[must_use]
     pub const fn recipient(&self) -> Guid {
-        self.recipient
+        Guid::from_bytes(zerocopy::transmute!(self.recipient))
     }
 
     /// The number of message bytes that the header claims, without the header.
