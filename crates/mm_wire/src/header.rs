@@ -90,6 +90,9 @@ pub struct Header {
     message_size: u64,
 }
 
+/// [`V3_MARKER`] in memory.
+const MARKER: [u64; 2] = words(V3_MARKER.to_bytes());
+
 /// A GUID as the words that it has in memory.
 const fn words(guid: [u8; 16]) -> [u64; 2] {
     zerocopy::transmute!(guid)
@@ -164,11 +167,28 @@ impl Header {
     #[must_use]
     #[inline]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
-        Self::of_words(format, words(recipient.to_bytes()), message_len)
+        Self::for_guid_bytes(format, recipient.to_bytes(), message_len)
     }
 
+    /// Like [`Self::new`], for a recipient as it is in memory.
+    #[must_use]
     #[inline]
-    const fn of_words(format: HeaderFormat, recipient: [u64; 2], message_len: u64) -> Option<Self> {
+    pub const fn for_guid_bytes(format: HeaderFormat, recipient: [u8; 16], message_len: u64) -> Option<Self> {
+        Self::of_words(format, words(recipient), message_len)
+    }
+
+    /// Whether this is a v1 header for [`V3_MARKER`], see [`Self::can_name`].
+    #[must_use]
+    #[inline]
+    pub fn would_read_as_v3(&self) -> bool {
+        let ([a, b], [c, d]) = (self.recipient, MARKER);
+        matches!(self.format, HeaderFormat::V1) && (a ^ c) | (b ^ d) == 0
+    }
+
+    /// Like [`Self::new`], for a recipient as the words that it has in memory.
+    #[must_use]
+    #[inline]
+    pub const fn of_words(format: HeaderFormat, recipient: [u64; 2], message_len: u64) -> Option<Self> {
         match message_len.checked_add(format.header_len() as u64) {
             Some(_) => Some(Self {
                 format,
@@ -302,8 +322,8 @@ impl Header {
     #[must_use]
     #[inline]
     pub fn parse_v1_words([first, second, length]: [u64; 3]) -> Option<Result<Self, HeaderError>> {
-        const MARKER: [u64; 2] = words(V3_MARKER.to_bytes());
-        if [first, second] == MARKER {
+        let [marker, rest] = MARKER;
+        if (first ^ marker) | (second ^ rest) == 0 {
             return None;
         }
         let claimed = u64::from_le(length);
@@ -333,11 +353,13 @@ impl Header {
     #[must_use]
     #[inline]
     pub fn is_of_same_kind(&self, other: &Self) -> bool {
-        self.format == other.format && self.recipient == other.recipient
+        let ([a, b], [c, d]) = (self.recipient, other.recipient);
+        self.format == other.format && (a ^ c) | (b ^ d) == 0
     }
 
     /// The header's layout.
     #[must_use]
+    #[inline]
     pub const fn format(&self) -> HeaderFormat {
         self.format
     }
@@ -348,8 +370,16 @@ impl Header {
         Guid::from_bytes(zerocopy::transmute!(self.recipient))
     }
 
+    /// The same as the words that it has in memory.
+    #[must_use]
+    #[inline]
+    pub const fn recipient_words(&self) -> [u64; 2] {
+        self.recipient
+    }
+
     /// The number of message bytes that the header claims, without the header.
     #[must_use]
+    #[inline]
     pub const fn message_len(&self) -> u64 {
         self.message_len
     }
@@ -357,12 +387,14 @@ impl Header {
     /// `MessageSize` of a v3 header: how much of the transaction its message takes. In a v1 header
     /// it is the message's length.
     #[must_use]
+    #[inline]
     pub const fn message_size(&self) -> u64 {
         self.message_size
     }
 
     /// The number of bytes that the header claims for itself and the message.
     #[must_use]
+    #[inline]
     pub const fn total_len(&self) -> u64 {
         // Never saturates: `new` and `parse` proved that the sum is representable.
         self.message_len.saturating_add(self.format.header_len() as u64)
