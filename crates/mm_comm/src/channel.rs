@@ -52,12 +52,14 @@ struct Tracked {
 }
 
 impl Tracked {
-    const NONE: Self = Self {
-        format: Cell::new(None),
-        recipient: [Cell::new(0), Cell::new(0)],
-        message_len: Cell::new(0),
-        message_size: Cell::new(0),
-    };
+    const fn none() -> Self {
+        Self {
+            format: Cell::new(None),
+            recipient: [Cell::new(0), Cell::new(0)],
+            message_len: Cell::new(0),
+            message_size: Cell::new(0),
+        }
+    }
 
     #[inline]
     fn set(&self, header: &Header) {
@@ -160,7 +162,7 @@ impl Channel {
             retired: AtomicBool::new(false),
             transaction: Cell::new(0),
             is_supervisors: AtomicBool::new(false),
-            tracked: Tracked::NONE,
+            tracked: Tracked::none(),
             reached: Cell::new(0),
             wipes_all: Cell::new(true),
         }
