@@ -30,6 +30,7 @@ pub mod pe;
 pub mod places;
 pub mod random;
 pub mod smc;
+pub mod soak;
 pub mod supervisor;
 pub mod transaction;
 pub mod wire;

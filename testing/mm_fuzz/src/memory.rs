@@ -1,7 +1,9 @@
 //! Memory that a target shares with the other side. An unsafe island (`docs/unsafe.md`): it makes channels over leaked memory.
 
 use mm_comm::{Channel, ChannelError, SharedRegion};
+use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
+use patina_mm::config::CommunicateBuffer;
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,7 +11,7 @@ use std::ptr::NonNull;
 
 /// Bytes on each side of a block. With the feature `exact` there are none: an access beyond a block is one beyond its
 /// allocation, which AddressSanitizer reports even if it only reads.
-const GUARD: usize = if cfg!(feature = "exact") { 0 } else { PAGE_LEN };
+const GUARD: usize = if cfg!(feature = "exact") { 0 } else { 64 };
 /// What the guard bytes are.
 const GUARD_BYTE: u8 = 0xa7;
 
@@ -51,15 +53,16 @@ impl Block {
     }
 
     fn allocate(len: usize) -> Self {
-        let total = len + 2 * GUARD;
-        let layout = Layout::from_size_align(total.max(1), PAGE_LEN).unwrap();
+        let before = GUARD.next_multiple_of(PAGE_LEN);
+        let layout = Layout::from_size_align((before + len + GUARD).max(1), PAGE_LEN).unwrap();
         // SAFETY: the layout has at least one byte.
         let base =
             NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
-        // SAFETY: the memory was allocated with `total` bytes, is never freed, and no reference to it exists.
-        let whole = unsafe { SharedRegion::new(base.as_ptr(), total) };
+        let start = base.as_ptr().wrapping_add(before);
+        // SAFETY: these bytes were allocated, are never freed, and no reference to them exists.
+        let whole = unsafe { SharedRegion::new(start.wrapping_sub(GUARD), len + 2 * GUARD) };
         // SAFETY: the same memory without its guards; both are accessed as volatile, by this thread.
-        let inside = unsafe { SharedRegion::new(base.as_ptr().wrapping_add(GUARD), len) };
+        let inside = unsafe { SharedRegion::new(start, len) };
         Self {
             inside: inside.unwrap(),
             whole: whole.unwrap(),
@@ -131,4 +134,21 @@ impl Block {
         // SAFETY: both blocks are never freed, and only accessed as volatile, by this thread.
         unsafe { Channel::at_firmware_region(self.inside.as_ptr(), self.inside.len(), mailbox) }
     }
+}
+
+/// The client's side of a comm buffer of the simulated machine.
+#[must_use]
+pub fn comm_buffer(buffer: CommBuffer, id: u8) -> CommunicateBuffer {
+    let len = buffer.region.len() as usize;
+    // SAFETY: the simulated machine allocated region and mailbox for this buffer, and never frees them.
+    unsafe { CommunicateBuffer::from_firmware_region(buffer.region.start(), len, id, buffer.mailbox) }
+        .unwrap()
+}
+
+/// Another view of a comm buffer of the simulated machine.
+#[must_use]
+pub fn view(buffer: CommBuffer) -> SharedRegion {
+    let base = std::ptr::with_exposed_provenance_mut(buffer.region.start() as usize);
+    // SAFETY: the simulated machine allocated the region, and never frees it; all accesses are volatile, by this thread.
+    unsafe { SharedRegion::new(base, buffer.region.len() as usize) }.unwrap()
 }

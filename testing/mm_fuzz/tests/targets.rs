@@ -88,3 +88,13 @@ macro_rules! targets {
 }
 
 targets! { wire transaction entry places c_calls supervisor smc monitor image pe device_tree }
+
+/// The quick form of `cargo xtask soak`.
+#[test]
+fn transactions_with_random_faults_leave_nothing_behind() {
+    let mut soak = mm_fuzz::soak::Soak::new(1);
+    soak.run(20_000);
+    let count = soak.count();
+    assert_eq!(count.transactions, 20_000);
+    assert!(count.errors > 1000 && count.faults > count.errors, "{count}");
+}

@@ -31,7 +31,7 @@ const FLAGS: [&str; 8] = [
 ];
 
 /// How long a target may take to end after its time is over.
-const GRACE: Duration = Duration::from_secs(120);
+const GRACE: Duration = Duration::from_secs(240);
 
 /// Feeds arbitrary input to each target, and compares the results with reference models.
 ///
@@ -162,7 +162,7 @@ fn fuzz(programs: &Path, name: &str, seconds: u64) -> Result<Seen> {
     let mut command = Command::new(programs.join(name));
     let artifacts = folder("artifacts", name)?;
     command
-        .args(["-print_final_stats=1", "-rss_limit_mb=2048", "-timeout=20"])
+        .args(["-print_final_stats=1", "-rss_limit_mb=2048", "-timeout=120"])
         // Without input to run, 0 would be without end.
         .arg(format!("-max_total_time={}", seconds.max(1)))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))

@@ -329,7 +329,7 @@ pub(crate) fn names(others: &[&'static str]) -> PossibleValuesParser {
 }
 
 /// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice that, plus one.
-pub(crate) const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
+const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 
 /// The same after a failure.
 pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
@@ -472,27 +472,6 @@ pub(crate) fn with_doctor(
     };
     shell.write_file(dir.join("esp/EFI/BOOT/DOCTOR.TXT"), words)?;
     Ok(command)
-}
-
-/// The machines that count instructions.
-pub(crate) const COUNTING: [&str; 2] = ["ovmf-smm", PATINA_Q35.name];
-
-/// A machine of [`COUNTING`], whose firmware starts an application, and where an instruction is a tick of the counter.
-pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path) -> Result<Command> {
-    let boot = Boot {
-        image: application,
-        dir,
-        mode: Mode::Test,
-        variant: "",
-        own: None,
-    };
-    let qemu = if name == PATINA_Q35.name {
-        let image = image::build(shell, &PATINA_Q35, false, None)?;
-        q35(shell, &image, application, &boot)?.args(["-device", "VGA"])
-    } else {
-        q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?.args(ONLY_SMM_WRITES_FLASH)
-    };
-    Ok(qemu.args(["-icount", "shift=0,sleep=off"]).into())
 }
 
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.

@@ -8,9 +8,12 @@
 //! | [`asm`] | checks of generated machine code |
 //! | [`book`] | docs/ as a book, and a check of its links |
 //! | [`mod@bench`] | the benchmark against the published crate |
+//! | [`coverage`] | which lines the host's tests run |
 //! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`mod@fuzz`] | the fuzz targets under libFuzzer |
+//! | [`sanitize`] | the host's tests under sanitizers and Miri |
+//! | [`soak`] | millions of transactions with random faults |
 //! | [`guide`] | the examples of the README and docs/, compiled as firmware |
 //! | [`image`] | firmware images of this repository's platforms |
 //! | [`machine`] | the table of machines that can be booted |
@@ -31,6 +34,7 @@ mod api;
 mod asm;
 mod bench;
 mod book;
+mod coverage;
 mod demo;
 mod doctor;
 mod downstream;
@@ -46,9 +50,11 @@ mod panics;
 mod process;
 mod qemu;
 mod report;
+mod sanitize;
 mod scenarios;
 mod setup;
 mod size;
+mod soak;
 mod test;
 mod toolchain;
 mod verdict;
@@ -76,7 +82,10 @@ enum Command {
     Image(image::Image),
     Asm(asm::Asm),
     Downstream(downstream::Downstream),
+    Coverage(coverage::Coverage),
     Fuzz(fuzz::Fuzz),
+    Sanitize(sanitize::Sanitize),
+    Soak(soak::Soak),
     Guide(guide::Guide),
     Lints(lints::Lints),
     Package(package::Options),
@@ -109,6 +118,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Asm(options) => asm::run(&shell, &options),
         Command::Panics(options) => panics::run(&shell, &options),
         Command::Downstream(_) => Ok(downstream::run(&shell)),
+        Command::Coverage(options) => coverage::run(&shell, &options),
+        Command::Sanitize(options) => sanitize::run(&shell, &options),
+        Command::Soak(options) => soak::run(&shell, &options),
         Command::Fuzz(options) => fuzz::run(&shell, &options),
         Command::Guide(_) => Ok(guide::run(&shell)),
         Command::Lints(_) => Ok(lints::run(&shell)),

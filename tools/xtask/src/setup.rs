@@ -3,7 +3,7 @@
 use crate::linux::{self, Files, Processor};
 use crate::report::Missing;
 use crate::toolchain::{AARCH64_BARE, AARCH64_UEFI, CLIPPY_PACKAGE, Toolchain, X86_64_NONE, X86_64_UEFI};
-use crate::{is_ci, process};
+use crate::{coverage, is_ci, process};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use std::io::{IsTerminal as _, Write as _};
@@ -19,7 +19,7 @@ use xshell::{Shell, cmd};
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it
   cargo xtask setup --check      only say what is missing
-  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny and mdbook")]
+  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny, mdbook, cargo-llvm-cov")]
 pub(crate) struct Setup {
     /// Install without a question.
     #[arg(long)]
@@ -27,7 +27,7 @@ pub(crate) struct Setup {
     /// Only report; ends with code 1 if something is missing.
     #[arg(long, conflicts_with_all = ["yes", "with_tools"])]
     check: bool,
-    /// Also build and install cargo-deny and mdbook, which takes some minutes.
+    /// Also build and install cargo-deny, mdbook and cargo-llvm-cov, which takes some minutes.
     #[arg(long, alias = "with-deny")]
     with_tools: bool,
 }
@@ -153,6 +153,13 @@ pub(crate) const MDBOOK: Tool = Tool {
     find: |shell| installed(shell, "mdbook", &INSTALL_MDBOOK, &["mdbook", "--version"]),
 };
 
+/// What reads the counters.
+pub(crate) const LLVM: Tool = Tool {
+    name: "llvm-cov",
+    why: "reads how often lines were run; of the compiler's version of LLVM",
+    find: coverage::require_llvm,
+};
+
 const TOOLS: &[&Tool] = &[
     &LINUX,
     &LINUX_ARM,
@@ -167,6 +174,7 @@ const TOOLS: &[&Tool] = &[
     &CLIPPY,
     &CHROMIUM,
     &CXX,
+    &LLVM,
 ];
 
 /// The image of the distribution's package `qemu-efi-aarch64` that runs from RAM.
@@ -221,6 +229,20 @@ pub(crate) const DENY: Tool = Tool {
     },
 };
 
+/// What runs tests with counters.
+pub(crate) const LLVM_COV: Tool = Tool {
+    name: "cargo-llvm-cov",
+    why: "counts the lines that tests run",
+    find: |shell| {
+        installed(
+            shell,
+            "cargo-llvm-cov",
+            &INSTALL_LLVM_COV,
+            &["cargo", "llvm-cov", "--version"],
+        )
+    },
+};
+
 /// Fails if a program that cargo builds from source cannot be run.
 fn installed(shell: &Shell, name: &str, install: &[&str], run: &[&str]) -> Result<(), Missing> {
     let found = run.split_first().is_some_and(|(program, rest)| {
@@ -253,8 +275,15 @@ const INSTALL_MDBOOK: [&str; 6] = [
     "mdbook@0.5.4",
 ];
 
+/// 14 minutes on two cores with a load of 19.
+const INSTALL_LLVM_COV: [&str; 3] = ["install", "--locked", "cargo-llvm-cov@0.9.1"];
+
 /// What cargo builds from source. A person may do without; CI may not.
-const BUILT: [(&Tool, &[&str]); 2] = [(&DENY, &INSTALL_DENY), (&MDBOOK, &INSTALL_MDBOOK)];
+const BUILT: [(&Tool, &[&str]); 3] = [
+    (&DENY, &INSTALL_DENY),
+    (&MDBOOK, &INSTALL_MDBOOK),
+    (&LLVM_COV, &INSTALL_LLVM_COV),
+];
 
 pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     let mut packages = Vec::new();

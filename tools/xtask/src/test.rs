@@ -8,7 +8,8 @@ use crate::scenarios::{Outcome, Scenarios};
 use crate::setup;
 use crate::verdict::VerdictError;
 use crate::{
-    asm, bench, book, demo, doctor, downstream, fuzz, guide, image, lints, package, page, panics, size,
+    asm, bench, book, coverage, demo, doctor, downstream, fuzz, guide, image, lints, package, page, panics,
+    size,
 };
 use anyhow::{Result, bail};
 use clap::Args;
@@ -126,6 +127,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
         report.stage("fuzz", || fuzz::stage(shell));
+        report.stage("coverage", || coverage::stage(shell));
         report.stage("book", || book::stage(shell));
         report.stage("guide", || guide::stage(shell));
         report.stage("package", || package::stage(shell));

@@ -51,9 +51,9 @@ impl Client {
     /// response.
     fn exchange_and_move(
         &self,
-        tag: &CallTag,
+        tag: CallTag,
         message: &[u8],
-        recipient: [u8; 16],
+        recipient: mm_wire::Guid,
         to: &[CommunicateBuffer],
         take: Take<'_>,
     ) -> Result<usize, Failure> {
@@ -77,8 +77,7 @@ impl Client {
             .collect::<Result<_, _>>()?;
         let mailboxes = to.iter().filter_map(|new| new.channel().mailbox());
         mailboxes.for_each(|mailbox| mailbox.write(&MailboxImage::default()));
-        let guid = mm_wire::Guid::from_bytes(recipient);
-        let begin = |buffer| CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, guid, message);
+        let begin = |buffer| CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
         let here = begin(&old)?;
         let there = begin(new)?;
         trace_request(tag, recipient, HeaderFormat::V1, message);

@@ -1,0 +1,374 @@
+//! Which lines of the shipped crates the host's tests run.
+
+use crate::process;
+use crate::report::{Counts, Failed, Missing};
+use crate::setup::LLVM_COV;
+use anyhow::{Context as _, Result};
+use clap::Args;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use xshell::{Shell, cmd};
+
+/// Measures with `cargo llvm-cov` which lines of the shipped crates the tests of this host run.
+///
+/// The lines of tests themselves do not count. Fails if it is less than what is written down here.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask coverage             a table, and the lines that no test runs
+  cargo xtask coverage --report    the same of what was measured last")]
+pub(crate) struct Coverage {
+    /// Do not run the tests: use what was measured last.
+    #[arg(long)]
+    report: bool,
+}
+
+/// Percent of all lines of the shipped crates that have to be covered.
+const LEAST: f64 = 94.0;
+/// What is measured: the crates in this folder.
+const SHIPPED: &str = "crates/";
+/// The packages whose tests are run.
+const PACKAGES: [&str; 10] = [
+    "mm_wire",
+    "mm_comm",
+    "mm_core",
+    "mm_runtime",
+    "mm_sim",
+    "patina_mm",
+    "patina_mm_test",
+    "mm_conformance",
+    "mm_fuzz",
+    "aarch64_monitor",
+];
+/// Where the result goes.
+const LCOV: &str = "target/coverage.lcov";
+
+pub(crate) fn run(shell: &Shell, options: &Coverage) -> Result<ExitCode> {
+    if !options.report {
+        measure(shell)?;
+    }
+    let covered = read(shell)?;
+    print!("{covered}");
+    let passed = covered.percent() >= LEAST;
+    if !passed {
+        println!("failed: {:.2} % of at least {LEAST} %", covered.percent());
+    }
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Measures, and compares with what has to be covered.
+pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
+    measure(shell)?;
+    let covered = read(shell)?;
+    print!("{covered}");
+    if covered.percent() >= LEAST {
+        return Ok(Counts::ONE);
+    }
+    let reason = format!(
+        "{:.2} % of lines, at least {LEAST} % have to be covered",
+        covered.percent()
+    );
+    Err(Failed {
+        counts: Counts::default(),
+        reason,
+    }
+    .into())
+}
+
+/// What reads the counters, of the version of LLVM that the compiler has.
+struct Llvm {
+    cov: PathBuf,
+    profdata: PathBuf,
+}
+
+impl Llvm {
+    /// In this order: the component llvm-tools of the active compiler, Debian's package.
+    fn find(shell: &Shell) -> Result<Self> {
+        let version = cmd!(shell, "rustc -vV").quiet().read()?;
+        let field = |name: &str| version.lines().find_map(|line| line.strip_prefix(name));
+        let host = field("host: ").context("rustc does not name its host")?;
+        let llvm = field("LLVM version: ").context("rustc does not name its LLVM")?;
+        let major = llvm.split('.').next().unwrap_or(llvm);
+        let sysroot = cmd!(shell, "rustc --print sysroot").quiet().read()?;
+        let component = Path::new(&sysroot).join("lib/rustlib").join(host).join("bin");
+        let debian = PathBuf::from(format!("/usr/lib/llvm-{major}/bin"));
+        let found = [component, debian]
+            .into_iter()
+            .find(|dir| dir.join("llvm-cov").is_file());
+        let Some(dir) = found else {
+            let package = match major {
+                "21" => "llvm-21",
+                "22" => "llvm-22",
+                _ => "llvm",
+            };
+            let mut missing = Missing::from_packages(format!("llvm-cov of LLVM {major}"), vec![package]);
+            missing.remedy += ", or `rustup component add llvm-tools`";
+            return Err(missing.into());
+        };
+        Ok(Self {
+            cov: dir.join("llvm-cov"),
+            profdata: dir.join("llvm-profdata"),
+        })
+    }
+}
+
+/// Fails if what reads the counters is not installed.
+pub(crate) fn require_llvm(shell: &Shell) -> Result<(), Missing> {
+    match Llvm::find(shell) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error
+            .downcast::<Missing>()
+            .unwrap_or_else(|error| Missing::from_packages(error.to_string(), vec!["llvm"]))),
+    }
+}
+
+fn measure(shell: &Shell) -> Result<()> {
+    LLVM_COV.require(shell)?;
+    let llvm = Llvm::find(shell)?;
+    let mut command = Command::new("cargo");
+    command
+        .args([
+            "llvm-cov",
+            "--features",
+            "patina_mm/mockall",
+            "--lcov",
+            "--output-path",
+            LCOV,
+        ])
+        .args(PACKAGES.iter().flat_map(|package| ["--package", package]))
+        .envs([
+            ("LLVM_COV", OsString::from(llvm.cov)),
+            ("LLVM_PROFDATA", OsString::from(llvm.profdata)),
+        ])
+        .current_dir(shell.current_dir());
+    process::run_quietly("tests with counters", command)
+}
+
+fn read(shell: &Shell) -> Result<Covered> {
+    let lcov = shell.read_file(LCOV)?;
+    let root = shell.current_dir();
+    let mut files = BTreeMap::new();
+    for (name, lines) in parse(&lcov) {
+        let Ok(name) = Path::new(name).strip_prefix(&root) else {
+            continue;
+        };
+        let name = name.to_string_lossy().replace('\\', "/");
+        if !name.starts_with(SHIPPED) || !name.contains("/src/") {
+            continue;
+        }
+        let source = shell.read_file(&name)?;
+        let tests = tests_in(&source);
+        let lines: BTreeMap<usize, bool> = lines
+            .into_iter()
+            .filter(|(line, _)| !tests.iter().any(|range| range.contains(line)))
+            .collect();
+        files.insert(name, lines);
+    }
+    // Files that are modules of tests as a whole.
+    let of_tests: Vec<PathBuf> = files
+        .keys()
+        .map(|name| Ok((name.clone(), shell.read_file(name)?)))
+        .collect::<Result<Vec<_>>>()?
+        .iter()
+        .flat_map(|(name, source)| test_files(Path::new(name), source))
+        .collect();
+    files.retain(|name, _| {
+        !of_tests
+            .iter()
+            .any(|tests| is_file_or_below(Path::new(name), tests))
+    });
+    Ok(Covered { files })
+}
+
+/// Whether `name` is the module at `module`, a path without an extension, or below it.
+fn is_file_or_below(name: &Path, module: &Path) -> bool {
+    name.with_extension("") == module || name.starts_with(module)
+}
+
+/// Files, and their lines that have code: whether they were run.
+fn parse(lcov: &str) -> Vec<(&str, Vec<(usize, bool)>)> {
+    let mut files = Vec::new();
+    for line in lcov.lines() {
+        if let Some(name) = line.strip_prefix("SF:") {
+            files.push((name, Vec::new()));
+        } else if let Some((line, count)) = line.strip_prefix("DA:").and_then(|data| data.split_once(','))
+            && let (Ok(line), Some((_, lines))) = (line.parse(), files.last_mut())
+        {
+            lines.push((line, count != "0"));
+        }
+    }
+    files
+}
+
+const OF_TESTS: &str = "#[cfg(test)]";
+
+/// The lines of modules and functions that are compiled for tests only, counted from 1. rustfmt puts the last brace of each below
+/// the start of its first line.
+fn tests_in(source: &str) -> Vec<std::ops::RangeInclusive<usize>> {
+    let mut ranges = Vec::new();
+    let mut lines = source.lines().enumerate();
+    while let Some((start, line)) = lines.next() {
+        if line.trim() != OF_TESTS {
+            continue;
+        }
+        let indent = line.len().saturating_sub(line.trim_start().len());
+        let is_end = |line: &str| {
+            let own = line.len().saturating_sub(line.trim_start().len());
+            own == indent && (line.trim_end().ends_with('}') || line.trim_end().ends_with(';'))
+        };
+        let end = lines.find(|(_, line)| is_end(line)).map_or(start, |(end, _)| end);
+        ranges.push(start.saturating_add(1)..=end.saturating_add(1));
+    }
+    ranges
+}
+
+/// The modules of this file that are other files and compiled for tests only, without their extension.
+fn test_files(name: &Path, source: &str) -> Vec<PathBuf> {
+    let folder = match name.file_stem().and_then(|stem| stem.to_str()) {
+        Some("lib" | "main" | "mod") | None => name.parent().unwrap_or(Path::new("")).to_owned(),
+        Some(stem) => name.with_file_name(stem),
+    };
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let modules = lines.windows(2).filter_map(|pair| match pair {
+        [OF_TESTS, line] => line
+            .strip_suffix(';')?
+            .rsplit_once("mod ")
+            .map(|(_, module)| module),
+        _ => None,
+    });
+    modules.map(|module| folder.join(module)).collect()
+}
+
+/// Lines of the shipped crates by file.
+#[derive(Debug)]
+struct Covered {
+    files: BTreeMap<String, BTreeMap<usize, bool>>,
+}
+
+fn count<'a>(files: impl Iterator<Item = &'a BTreeMap<usize, bool>>) -> (usize, usize) {
+    files.fold((0, 0), |(all, run), lines| {
+        (
+            all.saturating_add(lines.len()),
+            run.saturating_add(lines.values().filter(|run| **run).count()),
+        )
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "numbers of lines are small")]
+fn percent((all, run): (usize, usize)) -> f64 {
+    if all == 0 {
+        0.0
+    } else {
+        run as f64 * 100.0 / all as f64
+    }
+}
+
+impl Covered {
+    fn percent(&self) -> f64 {
+        percent(count(self.files.values()))
+    }
+}
+
+impl std::fmt::Display for Covered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut crates: BTreeMap<&str, Vec<&BTreeMap<usize, bool>>> = BTreeMap::new();
+        for (name, lines) in &self.files {
+            let name = name.split('/').nth(1).unwrap_or_default();
+            crates.entry(name).or_default().push(lines);
+        }
+        for (name, lines) in &self.files {
+            let missed: Vec<usize> = lines
+                .iter()
+                .filter(|(_, run)| !**run)
+                .map(|(line, _)| *line)
+                .collect();
+            if !missed.is_empty() {
+                writeln!(f, "  not run: {name}:{}", ranges(&missed))?;
+            }
+        }
+        writeln!(
+            f,
+            "| crate          | lines | run   | percent |\n|---|---|---|---|"
+        )?;
+        let all = [("all", self.files.values().collect::<Vec<_>>())];
+        for (name, lines) in crates.into_iter().chain(all) {
+            let (all, run) = count(lines.into_iter());
+            writeln!(
+                f,
+                "| {name:14} | {all:5} | {run:5} | {:7.2} |",
+                percent((all, run))
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Line numbers, with runs of them written as one.
+fn ranges(lines: &[usize]) -> String {
+    let mut text = String::new();
+    let mut rest = lines;
+    while let [first, ..] = rest {
+        let len = rest
+            .iter()
+            .zip(*first..)
+            .take_while(|(line, expected)| **line == *expected)
+            .count();
+        let comma = if text.is_empty() { "" } else { "," };
+        let last = first.saturating_add(len.saturating_sub(1));
+        // Writing to a string does not fail.
+        let _ = match len {
+            1 => write!(text, "{comma}{first}"),
+            _ => write!(text, "{comma}{first}-{last}"),
+        };
+        rest = rest.get(len.max(1)..).unwrap_or_default();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_tests_do_not_count() {
+        let source = "fn a() {\n}\n#[cfg(test)]\nmod tests {\n    fn b() {\n    }\n}\nfn c() {}\n    #[cfg(test)]\n    fn d() {\n    }\n";
+        assert_eq!(tests_in(source), [3..=7, 9..=11]);
+        let source = "#[cfg(test)]\nmod world;\nmod other;\n    #[cfg(test)]\n    pub(crate) mod mock;\n";
+        let files = test_files(Path::new("crates/a/src/smc.rs"), source);
+        assert_eq!(
+            files,
+            [
+                Path::new("crates/a/src/smc/world"),
+                Path::new("crates/a/src/smc/mock")
+            ]
+        );
+        assert!(is_file_or_below(
+            Path::new("crates/a/src/smc/world.rs"),
+            &files[0]
+        ));
+        assert!(!is_file_or_below(Path::new("crates/a/src/smc.rs"), &files[0]));
+        let files = test_files(Path::new("crates/a/src/lib.rs"), source);
+        assert_eq!(files[0], Path::new("crates/a/src/world"));
+    }
+
+    #[test]
+    fn lines_are_counted_by_file() {
+        let lcov = "SF:/x/a.rs\nDA:1,3\nDA:2,0\nend_of_record\nSF:/x/b.rs\nDA:7,1\n";
+        assert_eq!(
+            parse(lcov),
+            [
+                ("/x/a.rs", vec![(1, true), (2, false)]),
+                ("/x/b.rs", vec![(7, true)])
+            ]
+        );
+        assert_eq!(ranges(&[1, 2, 3, 7, 9, 10]), "1-3,7,9-10");
+        let lines = BTreeMap::from([(1, true), (2, false)]);
+        assert!((percent(count([&lines].into_iter())) - 50.0).abs() < 0.01);
+    }
+}
