@@ -62,8 +62,12 @@ pub struct SimSite {
     protocols: Cell<&'static HostProtocols>,
     events: Cell<&'static HostEvents>,
     last_visit: Rc<Cell<Option<Visit>>>,
+    around_mm: Rc<RefCell<Option<AroundMm>>>,
     ram: Ram,
 }
+
+/// Code that runs in the place of MM, and lets MM run or not.
+type AroundMm = Rc<dyn Fn(&mut dyn FnMut())>;
 
 impl SimSite {
     /// Switches a machine on.
@@ -80,6 +84,7 @@ impl SimSite {
             protocols: Cell::new(Box::leak(Box::default())),
             events: Cell::new(Box::leak(Box::default())),
             last_visit: Rc::default(),
+            around_mm: Rc::default(),
             ram,
         }
     }
@@ -124,6 +129,11 @@ impl SimSite {
     #[must_use]
     pub fn machine(&self) -> Machine {
         self.machine.borrow().clone()
+    }
+
+    /// Makes each SMI run `around` instead of MM, which is passed to it.
+    pub fn around_mm(&self, around: impl Fn(&mut dyn FnMut()) + 'static) {
+        *self.around_mm.borrow_mut() = Some(Rc::new(around));
     }
 
     fn fill(&self, address: usize, len: usize) {
@@ -190,9 +200,14 @@ impl Site for SimSite {
         let variables = VariableStore::new(alloc::vec![0; VARIABLE_STORE_LEN].leak(), MAX_VARIABLE_LEN);
         let mut mm = ConformanceMm::new(&[machine.mmram()], buffers.to_vec().leak(), scratch, variables)
             .map_err(|error| error.to_string())?;
-        let visit = Rc::clone(&self.last_visit);
+        let (visit, around) = (Rc::clone(&self.last_visit), Rc::clone(&self.around_mm));
         machine.install_mm(move |memory, mmi| {
-            visit.set(Some(mm.enter(memory, mmi)));
+            let around = around.borrow().clone();
+            let mut serve = || visit.set(Some(mm.enter(&mut *memory, mmi)));
+            match around {
+                Some(around) => around(&mut serve),
+                None => serve(),
+            }
         });
         machine.close_mmram();
         Ok(())

@@ -18,8 +18,10 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use mm_comm::mailbox::Mailbox;
 use mm_comm::{Ports, SmiEnable, TriggerError};
+use mm_core::CommBuffer;
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage};
 use patina::component::service::Service;
+use patina::component::service::uefi_services::tpl::Tpl;
 use patina_mm::component::communicator::{CallOptions, MmCommunicator, Status};
 use patina_mm::service::{MmCommunication, MmCommunicationExt, MmSupervisor, SupervisorError};
 use patina_mm_test::tap::Tap;
@@ -167,6 +169,27 @@ impl Client {
         let client = self.clone();
         let code = Box::new(move || code(&client));
         self.0.site.notify(&self.0.tpl, code);
+    }
+
+    /// Like [`Self::notify`], at another task priority level.
+    pub fn notify_at(&self, level: Tpl, code: Callback) {
+        let client = self.clone();
+        self.0.tpl.notify(level, Box::new(move || code(&client)));
+    }
+
+    /// The service that the client offers; `None` if it is the site's own driver.
+    #[must_use]
+    pub fn service(&self) -> Option<&dyn MmCommunication> {
+        match &self.0.sender {
+            Sender::Components(mm) => Some(**mm),
+            Sender::Driver => None,
+        }
+    }
+
+    /// Where a comm buffer and its mailbox are.
+    #[must_use]
+    pub fn comm_buffer(&self, buffer: u8) -> Option<CommBuffer> {
+        self.with_buffer(buffer, Observed::comm_buffer).flatten()
     }
 
     /// The markers that edk2's variable driver has found, in order, and the result of its first call with the first one.
