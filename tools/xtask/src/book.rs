@@ -298,6 +298,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_page_with_rust_is_a_documentation_test() {
+        let listed = std::fs::read_to_string(root().join("testing/book_examples/src/lib.rs")).unwrap();
+        let shell = Shell::new().unwrap();
+        let docs = root().join("docs");
+        let mut found = 0;
+        for page in pages(&shell, &docs).unwrap() {
+            if std::fs::read_to_string(docs.join(&page))
+                .unwrap()
+                .contains("\n```rust")
+            {
+                assert!(
+                    listed.contains(&format!("\"docs/{page}\"")),
+                    "book_examples does not list {page}"
+                );
+                found += 1;
+            }
+        }
+        assert!(found >= 6, "{found} pages have Rust");
+    }
+
+    #[test]
     fn links_are_found_outside_of_code() {
         let text = "[a](b.md) and [`c`](d.md#e), [f](https://g)\n```rust\nlet a = b[0](1); [h](i)\n```\n![j](k.svg)\n";
         assert_eq!(markdown_links(text), ["b.md", "d.md#e", "k.svg"]);
