@@ -3,7 +3,7 @@
 //! ```text
 //! Interfaces ──► Driver::serve ──► Call::serve ── reads CommSize ──► Request::check ──► copy_message
 //!                                                                                          │
-//!            writes CommSize back ◄── Reply ◄── answer or refuse ◄── (a transaction) ◄─────┘
+//!            writes CommSize back ◄── Reply ◄── Request::reply ◄─── (a transaction) ◄─────┘
 //! ```
 //!
 //! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only
@@ -149,6 +149,25 @@ pub enum RequestError {
     /// The buffer exceeds the address space.
     #[error("caller: {0} bytes of buffer exceed the address space")]
     Wraps(usize),
+    /// The response does not fit into the buffer: the driver gets `EFI_BUFFER_TOO_SMALL`.
+    #[error("caller: the response has {needed} bytes, there was room for {room}")]
+    ResponseTooLong {
+        /// Bytes of the response.
+        needed: usize,
+        /// Bytes that it may have.
+        room: usize,
+    },
+}
+
+/// Why there is no response for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoResponse {
+    /// The request has no message bytes, and MM takes none such.
+    Empty,
+    /// The response has more bytes than [`Request::room`], this many.
+    TooLong(usize),
+    /// What the driver gets.
+    Status(EfiStatus),
 }
 
 /// A request that is not served: why, and what is returned and written to CommSize. If the maximum
@@ -341,14 +360,50 @@ impl Request {
         copied.then_some(()).ok_or_else(|| wraps(out.len()))
     }
 
+    /// Replies. The caller's buffer has the response afterwards, or header and message as before.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] if the response is longer than [`Self::room`].
+    pub fn reply(
+        &self,
+        message: &[u8],
+        longest: Longest,
+        result: Result<(&[u8], Option<ResponseLength>), NoResponse>,
+    ) -> Result<Reply, Refused> {
+        let room = self.room();
+        let too_long = |needed: usize| {
+            let error = RequestError::ResponseTooLong { needed, room };
+            let reply = Reply {
+                comm_size: Some(needed.saturating_add(self.header_len())),
+                ..self.refuse(message, EfiStatus::BUFFER_TOO_SMALL)
+            };
+            Err(Refused { error, reply })
+        };
+        match result {
+            Ok((response, in_header)) if response.len() <= room => Ok(self.answer(response, in_header)),
+            Ok((response, _)) => too_long(response.len()),
+            Err(NoResponse::TooLong(needed)) => too_long(needed),
+            Err(NoResponse::Empty) => {
+                let format = self.header.format();
+                let reply = self.refuse(message, EfiStatus::BAD_BUFFER_SIZE);
+                write_maximum(&self.region, format, longest.of(format));
+                Ok(Reply {
+                    comm_size: Some(longest.buffer()),
+                    ..reply
+                })
+            }
+            Err(NoResponse::Status(status)) => Ok(self.refuse(message, status)),
+        }
+    }
+
     /// Writes a response that is no longer than [`Self::room`] into the caller's buffer.
     ///
     /// The header there stays as the caller wrote it, so that it serves again. Exception: the field
     /// of `in_header` that MM changed to tell the response's length. edk2's drivers give their
     /// caller the header that MM left, too; its MM cores for x86 leave it as it was, the one for
     /// Arm writes MessageLength or MessageSize.
-    #[must_use]
-    pub fn answer(&self, response: &[u8], in_header: Option<ResponseLength>) -> Reply {
+    fn answer(&self, response: &[u8], in_header: Option<ResponseLength>) -> Reply {
         // The transaction wiped this if the caller's buffer is the comm buffer.
         put_back(&self.region, 0, self.raw.bytes());
         let header_len = self.header_len();
@@ -368,34 +423,11 @@ impl Request {
         }
     }
 
-    /// Replies to a request that got no response: header and message are in the caller's buffer as
-    /// before.
-    #[must_use]
-    pub fn refuse(&self, message: &[u8], status: EfiStatus) -> Reply {
+    /// Puts header and message back, and replies with a status.
+    fn refuse(&self, message: &[u8], status: EfiStatus) -> Reply {
         put_back(&self.region, 0, self.raw.bytes());
         put_back(&self.region, self.header_len(), message);
         Reply::status(status)
-    }
-
-    /// Replies to a request without message bytes for MM that takes none.
-    #[must_use]
-    pub fn refuse_empty(&self, message: &[u8], longest: Longest) -> Reply {
-        let format = self.header.format();
-        let reply = self.refuse(message, EfiStatus::BAD_BUFFER_SIZE);
-        write_maximum(&self.region, format, longest.of(format));
-        Reply {
-            comm_size: Some(longest.buffer()),
-            ..reply
-        }
-    }
-
-    /// Replies to a request whose response of `needed` bytes is longer than [`Self::room`].
-    #[must_use]
-    pub fn refuse_for_want_of_room(&self, message: &[u8], needed: usize) -> Reply {
-        Reply {
-            comm_size: Some(needed.saturating_add(self.header_len())),
-            ..self.refuse(message, EfiStatus::BUFFER_TOO_SMALL)
-        }
     }
 }
 

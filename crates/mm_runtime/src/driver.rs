@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
-use mm_comm::c_request::{self, Call, Given, Interfaces, Longest, Refused, Reply, Request};
+use mm_comm::c_request::{self, Call, Given, Interfaces, Longest, NoResponse, Refused, Reply, Request};
 use mm_comm::{BeginError, Channel, ChannelError, transaction};
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::message::variable::{self, PayloadSizeMessage};
@@ -356,28 +356,18 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         // Never the default: a message is no longer than the comm buffer.
         let message = message.get_mut(..request.message_len()).unwrap_or_default();
         request.copy_message(message)?;
-        if !E::TAKES_EMPTY_MESSAGES && request.header().message_size() == 0 {
+        let result = if !E::TAKES_EMPTY_MESSAGES && request.header().message_size() == 0 {
             self.sink.error(format_args!("caller: the message is empty"));
-            return Ok(request.refuse_empty(message, longest));
-        }
-        let reply = match self.exchange(channel, request.header(), message, response) {
-            Ok((response, in_header)) if response.len() <= request.room() => {
-                let reply = request.answer(response, in_header);
-                response.fill(0);
-                reply
-            }
-            Ok((response, _)) => {
-                response.fill(0);
-                let (needed, room) = (response.len(), request.room());
-                self.sink.error(format_args!(
-                    "caller: the response has {needed} bytes, there was room for {room}"
-                ));
-                request.refuse_for_want_of_room(message, needed)
-            }
-            Err(status) => request.refuse(message, status),
+            Err(NoResponse::Empty)
+        } else {
+            self.exchange(channel, request.header(), message, response)
+                .map_err(NoResponse::Status)
         };
+        let reply = request.reply(message, longest, result);
+        let response_len = result.map_or(0, |(response, _)| response.len());
+        response.get_mut(..response_len).unwrap_or_default().fill(0);
         message.fill(0);
-        Ok(reply)
+        reply
     }
 
     /// Sends a message, and copies the response. When this returns, shared memory has nothing of
@@ -388,7 +378,7 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         header: &Header,
         message: &[u8],
         response: &'r mut [u8],
-    ) -> Result<(&'r mut [u8], Option<ResponseLength>), EfiStatus> {
+    ) -> Result<(&'r [u8], Option<ResponseLength>), EfiStatus> {
         let size = Some(header.message_size());
         let not_sent = |error: BeginError| {
             self.sink.error(format_args!("{error}"));
@@ -422,7 +412,7 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         // Never `None`: `finish` proved that it is not longer than the comm buffer, and `response`
         // is as long.
         let response = shared.copy_to(response).ok_or(EfiStatus::DEVICE_ERROR)?;
-        Ok((response, in_header))
+        Ok((&*response, in_header))
     }
 
     /// Converts every address that is kept. MM still gets the physical one.

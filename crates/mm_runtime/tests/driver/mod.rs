@@ -19,7 +19,11 @@ use std::cell::Cell;
 use std::process::Command;
 use std::rc::Rc;
 
-const ALL: [(&str, fn()); 20] = [
+const ALL: [(&str, fn()); 21] = [
+    (
+        "refused_request_without_a_message_leaves_no_bytes",
+        rules::refused_request_without_a_message_leaves_no_bytes,
+    ),
     (
         "no_byte_of_a_message_stays_in_the_drivers_memory",
         rules::no_byte_of_a_message_stays_in_the_drivers_memory,

@@ -8,7 +8,7 @@ use mm_conformance::Setup;
 use mm_conformance::lab::{CCall, CProtocol, CReply};
 use mm_conformance::mm;
 use mm_runtime::hobs::{HobError, Source, find};
-use mm_wire::EfiStatus;
+use mm_wire::{EfiStatus, Header, HeaderFormat};
 
 const SECRET: &[u8] = b"a secret that is not to be found anywhere";
 
@@ -38,21 +38,37 @@ pub(super) fn no_byte_of_a_message_stays_in_the_drivers_memory() {
         let machine = up(life);
         machine.live();
         send_secrets(&machine);
-        let blocks = machine.0.firmware.blocks.borrow();
         // Comm buffer, mailbox, and the driver's own block.
-        assert_eq!(blocks.len(), 3);
-        for block in &*blocks {
-            let outside = block.seen_from_outside();
-            let mut bytes = vec![0; outside.len()];
-            assert!(outside.read(0, &mut bytes));
-            let found = bytes.windows(8).any(|window| window == &SECRET[..8]);
-            assert!(
-                !found,
-                "{life:?}: a block of {} bytes has the message",
-                bytes.len()
-            );
-        }
+        assert_eq!(machine.0.firmware.blocks.borrow().len(), 3);
+        assert_no_secret(&machine);
     }
+}
+
+fn assert_no_secret(machine: &RuntimeMachine) {
+    for block in &*machine.0.firmware.blocks.borrow() {
+        let outside = block.seen_from_outside();
+        let mut bytes = vec![0; outside.len()];
+        assert!(outside.read(0, &mut bytes));
+        let found = bytes.windows(8).any(|window| window == &SECRET[..8]);
+        assert!(!found, "a block of {} bytes has the message", bytes.len());
+    }
+}
+
+/// A v3 header may count no message and still have bytes behind it, which are copied before the request is refused.
+pub(super) fn refused_request_without_a_message_leaves_no_bytes() {
+    let machine = power_on_secure(Life::Boot, Interface::SpmMm);
+    machine.install(&Setup::default()).unwrap();
+    let header = Header::new(HeaderFormat::V3, mm::ECHO, SECRET.len() as u64).unwrap();
+    let header = header.with_message_size(0).encode();
+    let call = CCall {
+        protocol: CProtocol::Three,
+        bytes: Some([header.as_ref(), SECRET].concat()),
+        comm_size: None,
+    };
+    let reply = machine.call_c(&call).unwrap();
+    assert_eq!(reply.status, EfiStatus::BAD_BUFFER_SIZE);
+    assert!(secure::requests().is_empty());
+    assert_no_secret(&machine);
 }
 
 pub(super) fn log_has_no_bytes_of_messages() {

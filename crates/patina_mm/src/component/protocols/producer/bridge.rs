@@ -11,7 +11,7 @@ use crate::service::{CallOptions, MmCommunication, Status};
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use mm_comm::c_request::{Call, Driver, Given, Longest, Refused, Reply, Request};
+use mm_comm::c_request::{Call, Driver, Given, Longest, NoResponse, Refused, Reply, Request};
 use mm_wire::EfiStatus;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::tpl::TplServices;
@@ -188,20 +188,13 @@ fn send(bridge: &Bridge, given: &Given<'_>, scratch: &mut Scratch) -> Result<Rep
                 Err(Status::OutOfMemory { needed })
             };
         });
-    Ok(match sent.and(taken) {
-        Ok(()) => request.answer(response, in_header),
-        Err(Status::ResponseTooLong { needed, .. }) => {
-            log::error!(
-                target: "mm_comm",
-                "caller: a C driver gave room for {room} bytes, the response has {needed}"
-            );
-            request.refuse_for_want_of_room(message, needed)
-        }
-        Err(Status::InvalidDataBuffer) if header.message_size() == 0 => {
-            request.refuse_empty(message, longest)
-        }
-        Err(status) => request.refuse(message, to_c(status)),
-    })
+    let result = match sent.and(taken) {
+        Ok(()) => Ok((response.as_slice(), in_header)),
+        Err(Status::ResponseTooLong { needed, .. }) => Err(NoResponse::TooLong(needed)),
+        Err(Status::InvalidDataBuffer) if header.message_size() == 0 => Err(NoResponse::Empty),
+        Err(status) => Err(NoResponse::Status(to_c(status))),
+    };
+    request.reply(message, longest, result)
 }
 
 #[cfg(test)]
