@@ -308,11 +308,16 @@ const fn descriptor(takes: u64) -> [u64; 3] {
     [PARTITION | VCPUS << 16 | (IS_AARCH64 | takes) << 32, 0, 0]
 }
 
+/// For all partitions, which the nil UUID asks for, the descriptor has the service's UUID (FF-A 1.2, 13.9).
 fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Response {
-    if uuid != SERVICE || index_and_tag != 0 {
+    const ALL: [u64; 2] = [0; 2];
+    if !matches!(uuid, SERVICE | ALL) || index_and_tag != 0 {
         return error(INVALID_PARAMETERS);
     }
-    let [a, b, c] = descriptor(TAKES_REQ);
+    let [a, mut b, mut c] = descriptor(TAKES_REQ);
+    if uuid == ALL {
+        [b, c] = SERVICE;
+    }
     let [d, e] = IMAGE;
     let len = LONG_DESCRIPTOR_LEN << 48;
     [SUCCESS_64, 0, len, a, b, c, d, e, SPEAKS]

@@ -68,7 +68,7 @@ struct Core<'a> {
 
 impl<'a> Mm<'a> {
     /// Makes an MM core. `ram` is all non-secure RAM, `shared` the part of it that comm buffers may
-    /// lie in.
+    /// lie in. All of that is one comm buffer until [`Self::set_buffer`] names others.
     #[must_use]
     pub const fn new(
         ram: SharedRegion,
@@ -77,10 +77,12 @@ impl<'a> Mm<'a> {
         scratch: &'a mut [u8],
         variables: VariableStore<'a>,
     ) -> Self {
+        let mut buffers = [None; MAX_BUFFERS];
+        buffers[0] = Some(shared);
         Self {
             ram,
             shared,
-            buffers: [None; MAX_BUFFERS],
+            buffers,
             core: Core {
                 mmram,
                 scratch,

@@ -8,6 +8,7 @@
 //! | SMI_EN, SMI_STS | PMBASE + 0x30, + 0x34 | ICH9 data sheet, 13.8.3.8, 13.8.3.9 |
 //! | SMRAM, ESMRAMC | PCI 0:0.0 0x9D, 0x9E | Q35 data sheet |
 //! | TSEGMB | PCI 0:0.0 0xAC | Q35 data sheet |
+//! | size of the extended TSEG, MiB | PCI 0:0.0 0x50 | QEMU, `mch_update_ext_tseg_mbytes` in hw/pci-host/q35.c |
 
 use crate::facts::{Acpi, Chipset, Range};
 use alloc::string::ToString;
@@ -52,7 +53,7 @@ fn identity(ports: &dyn Ports, device: Device) -> Option<(u16, u16)> {
 
 /// Reads the chipset's registers. `acpi` has the ACPI base of chipsets that do not show it.
 ///
-/// The caller sees to it that no other code uses ports 0xCF8 and 0xCFC meanwhile.
+/// The caller makes sure that no other code uses ports 0xCF8 and 0xCFC meanwhile.
 pub fn gather(ports: &dyn Ports, acpi: &Acpi) -> Chipset {
     let mut chipset = Chipset {
         host_bridge: identity(ports, HOST_BRIDGE),
@@ -91,7 +92,7 @@ pub fn gather(ports: &dyn Ports, acpi: &Acpi) -> Chipset {
     chipset.name = match (chipset.host_bridge, chipset.lpc) {
         (Some((INTEL, Q35)), _) => "Intel Q35, as QEMU has it",
         (_, Some((INTEL, _))) => "Intel",
-        (Some((AMD, _)), _) => "AMD",
+        (Some((AMD, _)), _) => crate::findings::AMD,
         _ => "",
     }
     .to_string();
@@ -117,12 +118,15 @@ fn q35_tseg(ports: &dyn Ports, esmramc: u8) -> Option<Range> {
         return None;
     }
     let start = u64::from(config(ports, HOST_BRIDGE, 0xac) & TSEG_MASK);
-    // 11b is reserved; QEMU has its extended size there, which is not in this register.
+    // 11b is reserved; with it QEMU's size is in a register of its own, which has all ones or zero if there is none.
     let len = match esmramc >> 1 & 0b11 {
         0b00 => MIB,
         0b01 => 2 * MIB,
         0b10 => 8 * MIB,
-        _ => 0,
+        _ => match config(ports, HOST_BRIDGE, 0x50) & 0xffff {
+            0xffff => 0,
+            mib => u64::from(mib).saturating_mul(MIB),
+        },
     };
     Some(Range { start, len })
 }
@@ -217,6 +221,17 @@ mod tests {
                 len: 1 << 20
             })
         );
+        // OVMF with SMM uses QEMU's extended TSEG, of 16 MiB.
+        let tseg = |size| {
+            let bridge = [
+                (0x8000_0000, 0x29c0_8086),
+                (0x8000_0050, size),
+                (0x8000_009c, 0x0007_1a00),
+                (0x8000_00ac, 0x0f00_0000),
+            ];
+            read(&bridge, &[], &Acpi::default()).tseg.unwrap().len
+        };
+        assert_eq!((tseg(16), tseg(0xffff)), (16 << 20, 0));
     }
 
     #[test]

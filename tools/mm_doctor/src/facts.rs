@@ -1,5 +1,5 @@
-//! What was seen. This is what the file for a bug report has: numbers, names and states, but no bytes of messages other than the
-//! doctor's own.
+//! What was seen. This is what the file for a bug report has: numbers, names and states, but no message bytes except those of the
+//! doctor's own probes.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,10 +21,14 @@ pub struct Facts {
     pub firmware: String,
     /// Whether there is a HOB list.
     pub has_hob_list: bool,
-    /// Comm buffers that HOBs announce.
+    /// Which page tables translate addresses; empty if they cannot be read.
+    pub paging: String,
+    /// Comm buffers that HOBs announce, and the regions that the command line names.
     pub buffers: Vec<Buffer>,
     /// Ranges of MMRAM that HOBs announce.
     pub mmram: Vec<Range>,
+    /// Other memory that firmware sets aside for MM.
+    pub regions: Vec<Region>,
     /// Protocols that are installed.
     pub protocols: Vec<Protocol>,
     /// What ACPI says.
@@ -46,8 +50,8 @@ pub struct Range {
     pub len: u64,
 }
 
-/// What the UEFI memory map says of a range.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// What the UEFI memory map and the page tables say of a range.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Mapped {
     /// The memory type by name; empty if the range is in no descriptor.
     pub kind: String,
@@ -55,12 +59,41 @@ pub struct Mapped {
     pub attributes: u64,
     /// Whether all of the range is in descriptors of that type.
     pub whole: bool,
+    /// What the page tables say; `None` if they cannot be read.
+    pub pages: Option<Pages>,
 }
+
+/// What the page tables say of a range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pages {
+    /// The first address that is not mapped to the same physical address, and what it is mapped to: `None` if to nothing.
+    pub elsewhere: Option<(u64, Option<u64>)>,
+    /// Whether all of the range can be written to.
+    pub writable: bool,
+    /// The memory type of the range's first page, such as `write-back`.
+    pub memory: String,
+    /// Whether all of the range has this memory type.
+    pub same_memory: bool,
+}
+
+/// Memory that firmware sets aside for MM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Region {
+    /// What it is.
+    pub what: String,
+    /// Its addresses.
+    pub range: Range,
+    /// What is known of that memory.
+    pub memory: Option<Mapped>,
+}
+
+/// The source of a buffer that the command line names.
+pub const NAMED: &str = "region of -r";
 
 /// A comm buffer that a HOB announces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Buffer {
-    /// Which HOB: `comm-buffer HOB`, `comm-region HOB, supervisor`, `comm-region HOB, user`.
+    /// Which HOB: `comm-buffer HOB`, `comm-region HOB, supervisor`, `comm-region HOB, user`; or [`NAMED`].
     pub source: String,
     /// Its memory.
     pub region: Option<Range>,
@@ -94,7 +127,9 @@ pub struct Protocol {
     pub name: &'static str,
     /// Its GUID.
     pub guid: String,
-    /// The image that its interface is in; empty if that is in no image, or if there is no interface.
+    /// Whether it has no interface, so that nothing tells which image installed it.
+    pub is_marker: bool,
+    /// The image that installed it: its interface, or the first function in the interface, is in this image. Empty if in none.
     pub image: String,
 }
 
@@ -147,12 +182,33 @@ pub struct Chipset {
 pub struct Arm {
     /// The exception level that UEFI runs at.
     pub level: u8,
-    /// `SMC`, `HVC`, or empty if PSCI is not there.
+    /// Whether the processor implements EL3.
+    pub el3: bool,
+    /// `smc`, `hvc`, or empty if neither the FADT nor the device tree says how PSCI is called.
     pub conduit: &'static str,
-    /// FF-A's version, as major and minor, or the error.
+    /// What says it: `FADT` or `device tree`.
+    pub conduit_from: &'static str,
+    /// FF-A's version, as major and minor, or the error; `None` if no secure monitor call can be made.
     pub ffa: Option<Result<(u16, u16), String>>,
-    /// SPM_MM's version, as major and minor, or the error.
+    /// The partitions of FF-A, or the error; `None` without FF-A.
+    pub partitions: Option<Result<Vec<Partition>, String>>,
+    /// SPM_MM's version, as major and minor, or the error; `None` if no secure monitor call can be made.
     pub spm_mm: Option<Result<(u16, u16), String>>,
+    /// How patina_mm reaches MM, or why it does not.
+    pub mm: Option<Result<String, String>>,
+}
+
+/// A partition of FF-A.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Partition {
+    /// Its identifier.
+    pub id: u16,
+    /// Its execution contexts.
+    pub contexts: u16,
+    /// Its properties (FF-A 1.2, table 6.2).
+    pub properties: u32,
+    /// The UUID of its service, or zeros if it was not told.
+    pub uuid: String,
 }
 
 /// A question to MM.
@@ -165,7 +221,7 @@ pub struct Probe {
     /// Whether a machine may have no handler for it.
     pub may_be_missing: bool,
     /// Whether no machine has a handler for it.
-    pub nobody: bool,
+    pub unknown: bool,
     /// The handler's GUID.
     pub recipient: String,
     /// The request, in hexadecimal digits.

@@ -1,6 +1,6 @@
 //! What is fine, what needs a look, and what is broken.
 
-use crate::facts::{Arm, Buffer, Chipset, Facts, Mapped, Probe};
+use crate::facts::{Arm, Buffer, Chipset, Facts, Mapped, NAMED, Pages, Probe, Range};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -51,6 +51,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     if let Some(chipset) = &facts.chipset {
         findings.chipset(chipset, facts);
     }
+    findings.regions(facts);
     if let Some(arm) = &facts.arm {
         findings.arm(arm);
     }
@@ -75,10 +76,45 @@ pub(crate) fn has_communication(facts: &Facts) -> bool {
     facts.protocols.iter().any(|protocol| is_it(protocol.name))
 }
 
-/// Whether the secure world responds.
-fn secure_world(arm: &Arm) -> bool {
-    let is_there = |version: &Option<Result<_, _>>| matches!(version, Some(Ok(_)));
-    is_there(&arm.ffa) || is_there(&arm.spm_mm)
+/// Whether MM in the secure world can be reached.
+pub(crate) fn secure_world(facts: &Facts) -> bool {
+    let mm = facts.arm.as_ref().and_then(|arm| arm.mm.as_ref());
+    mm.is_some_and(Result::is_ok)
+}
+
+/// Buffers that HOBs announce, and buffers that the command line names, without those that cannot be used.
+pub(crate) fn usable(facts: &Facts, named: bool) -> impl Iterator<Item = &Buffer> {
+    let buffers = facts.buffers.iter().filter(|buffer| buffer.error.is_none());
+    buffers.filter(move |buffer| (buffer.source == NAMED) == named)
+}
+
+/// Names of `EFI_MEMORY_*` (UEFI 2.11, 7.2.3).
+const ATTRIBUTES: [(u64, &str); 10] = [
+    (1 << 0, "UC"),
+    (1 << 1, "WC"),
+    (1 << 2, "WT"),
+    (1 << 3, "WB"),
+    (1 << 4, "UCE"),
+    (1 << 12, "WP"),
+    (1 << 13, "RP"),
+    (1 << 14, "XP"),
+    (1 << 17, "RO"),
+    (1 << 63, "RUNTIME"),
+];
+
+/// Bit 5 of SMI_STS, APM_STS: the command port was written to (ICH9 data sheet, 13.8.3.9).
+const APM_STS: u32 = 1 << 5;
+
+/// The UUID of MM's service in FF-A, the GUID of `EFI_MM_COMMUNICATION2_PROTOCOL`.
+const MM_SERVICE: &str = "378daedc-f06b-4446-8314-40ab933c87a3";
+
+/// The chipset's name of AMD.
+pub(crate) const AMD: &str = "AMD";
+
+/// The FADT's SMI_CMD, if there is one.
+pub(crate) fn command_port(facts: &Facts) -> Option<u16> {
+    let port = facts.acpi.smi_cmd.and_then(|port| u16::try_from(port).ok());
+    port.filter(|port| *port != 0)
 }
 
 struct Findings(Vec<Finding>);
@@ -96,18 +132,13 @@ impl Findings {
     /// How MM can be reached at all.
     fn ways(&mut self, facts: &Facts) {
         const ABOUT: &str = "ways to MM";
-        let usable = facts
-            .buffers
-            .iter()
-            .filter(|buffer| buffer.error.is_none())
-            .count();
-        let protocols: Vec<&str> = facts.protocols.iter().map(|protocol| protocol.name).collect();
-        let secure = facts.arm.as_ref().is_some_and(secure_world);
-        match (usable, has_communication(facts), secure) {
+        let hobs = usable(facts, false).count();
+        let is_named = usable(facts, true).next().is_some();
+        match (hobs, has_communication(facts), secure_world(facts)) {
             (0, false, false) => self.add(
                 Level::Broken,
                 ABOUT,
-                "no HOB announces a comm buffer, no communication protocol is installed, and no secure world responds",
+                "no HOB announces a comm buffer, no communication protocol is installed, and no MM in a secure world responds",
                 "this firmware has no MM, or does not say where; on Patina the platform has to configure the comm buffer \
                  by hand (docs/configuration.md)",
             ),
@@ -117,28 +148,72 @@ impl Findings {
                 "by the firmware's communication protocol; no HOB announces a comm buffer",
                 "a Patina component uses FirmwareMmCommunication (docs/protocols.md)",
             ),
+            (0, false, true) if is_named => self.add(
+                Level::Ok,
+                ABOUT,
+                "by secure monitor calls, through the region of -r; no HOB announces a comm buffer",
+                "",
+            ),
             (0, false, true) => self.add(
                 Level::Look,
                 ABOUT,
                 "by secure monitor calls; no HOB announces a comm buffer",
-                "the platform has to configure the region that it shares with the secure world (docs/platform-arm.md)",
+                "the platform has to configure the region that it shares with the secure world (docs/platform-arm.md); \
+                 mm_doctor -r ADDRESS,BYTES looks at it and writes the Rust",
             ),
             (buffers, ..) => self.add(Level::Ok, ABOUT, format_args!("{buffers} comm buffers from HOBs"), ""),
         }
+        if !facts.has_hob_list {
+            self.add(
+                Level::Look,
+                "HOB list",
+                "not among the configuration tables",
+                "PI firmware has one; without it MmHobConfiguration finds no comm buffer (docs/configuration.md)",
+            );
+        }
         for protocol in &facts.protocols {
-            let by = match protocol.image.as_str() {
-                "" => "interface in no loaded image".to_string(),
-                image => format!("installed by {image}"),
+            let by = match (protocol.is_marker, protocol.image.as_str()) {
+                (true, _) => "installed, without an interface that says by which image".to_string(),
+                (false, "") => "installed by code outside the loaded images".to_string(),
+                (false, image) => format!("installed by {image}"),
             };
             self.add(Level::Ok, protocol.name, by, "");
         }
-        if protocols.contains(&"MM supervisor's communication") && usable > 0 {
+        let has = |name: &str| facts.protocols.iter().any(|protocol| protocol.name == name);
+        if has("MM supervisor's communication") && hobs > 0 {
             self.add(
                 Level::Look,
                 "MM supervisor",
                 "the firmware has a driver in C for it, which may move the comm buffers itself",
                 "do not add MmSupervisorClient beside it (docs/protocols.md)",
             );
+        }
+        if !facts.paging.is_empty() {
+            self.add(Level::Ok, "page tables", &facts.paging, "");
+        }
+    }
+
+    /// MMRAM, and other memory that firmware sets aside for MM.
+    fn regions(&mut self, facts: &Facts) {
+        for mmram in &facts.mmram {
+            self.add(
+                Level::Ok,
+                "MMRAM",
+                format_args!("{:#x} bytes at {:#x}", mmram.len, mmram.start),
+                "",
+            );
+        }
+        for region in &facts.regions {
+            let place = format!("{} bytes at {:#x}", region.range.len, region.range.start);
+            match &region.memory {
+                Some(memory) => self.memory(&region.what, &place, memory, false),
+                None => self.add(
+                    Level::Look,
+                    &region.what,
+                    format_args!("{place}; the memory map cannot be read"),
+                    "",
+                ),
+            }
         }
     }
 
@@ -158,7 +233,7 @@ impl Findings {
         };
         let place = format!("{} bytes at {:#x}", region.len, region.start);
         let overlaps_mmram = facts.mmram.iter().any(|mmram| {
-            let end = |range: crate::facts::Range| range.start.saturating_add(range.len);
+            let end = |range: Range| range.start.saturating_add(range.len);
             region.start < end(*mmram) && mmram.start < end(region)
         });
         if overlaps_mmram {
@@ -170,7 +245,7 @@ impl Findings {
             );
         }
         match &buffer.memory {
-            Some(memory) => self.memory(&about, &place, memory),
+            Some(memory) => self.memory(&about, &place, memory, buffer.source == NAMED),
             None => self.add(
                 Level::Look,
                 &about,
@@ -179,6 +254,8 @@ impl Findings {
             ),
         }
         match (buffer.mailbox, &buffer.mailbox_memory) {
+            // Secure monitor calls return a status.
+            (None, _) if facts.arm.is_some() => {}
             (None, _) => self.add(
                 Level::Look,
                 &about,
@@ -186,7 +263,7 @@ impl Findings {
                 "a request that no handler takes then looks as if its own bytes were the response",
             ),
             (Some(address), Some(memory)) => {
-                self.memory(&about, &format!("status mailbox at {address:#x}"), memory)
+                self.memory(&about, &format!("status mailbox at {address:#x}"), memory, false)
             }
             (Some(_), None) => {}
         }
@@ -213,8 +290,14 @@ impl Findings {
         }
     }
 
-    fn memory(&mut self, about: &str, place: &str, memory: &Mapped) {
+    /// What the memory map and the page tables say of a range. `is_free`: it may be memory that nothing has reserved.
+    fn memory(&mut self, about: &str, place: &str, memory: &Mapped, is_free: bool) {
         const RUNTIME: &str = "RuntimeServicesData";
+        let attributes: Vec<&str> = (ATTRIBUTES.iter())
+            .filter(|(bit, _)| memory.attributes & bit != 0)
+            .map(|(_, name)| *name)
+            .collect();
+        let attributes = attributes.join(" ");
         match memory.kind.as_str() {
             "" => self.add(
                 Level::Look,
@@ -229,14 +312,69 @@ impl Findings {
                 "allocate all of it at once",
             ),
             kind @ (RUNTIME | "Reserved" | "AcpiNonVolatile") => {
-                self.add(Level::Ok, about, format_args!("{place}: {kind}"), "");
+                let pages = memory.pages.as_ref();
+                let mapped = pages.filter(|pages| pages.elsewhere.is_none());
+                let mapped = mapped.map(|pages| format!(", mapped one to one, {}", pages.memory));
+                let mapped = mapped.unwrap_or_default();
+                self.add(Level::Ok, about, format_args!("{place}: {kind} ({attributes}){mapped}"), "");
             }
+            "Conventional" if is_free => self.add(
+                Level::Look,
+                about,
+                format_args!("{place}: Conventional, free for every driver"),
+                "report it with a resource descriptor HOB or allocate it, so that nothing else gets it (docs/platform-arm.md)",
+            ),
             kind => self.add(
                 Level::Broken,
                 about,
                 format_args!("{place}: {kind}, which does not survive the boot"),
                 "allocate it from RuntimeServicesData",
             ),
+        }
+        if memory.kind == RUNTIME && memory.attributes >> 63 == 0 {
+            self.add(
+                Level::Look,
+                about,
+                format_args!("{place}: RuntimeServicesData without the attribute RUNTIME"),
+                "the operating system does not map it for runtime drivers",
+            );
+        }
+        if let Some(pages) = &memory.pages {
+            self.pages(about, place, pages);
+        }
+    }
+
+    fn pages(&mut self, about: &str, place: &str, pages: &Pages) {
+        match pages.elsewhere {
+            Some((address, None)) => self.add(
+                Level::Broken,
+                about,
+                format_args!("{place}: {address:#x} is not mapped, an access faults"),
+                "the firmware's page tables must map it, one to one",
+            ),
+            Some((address, Some(physical))) => self.add(
+                Level::Broken,
+                about,
+                format_args!("{place}: {address:#x} is mapped to {physical:#x}"),
+                "MM gets physical addresses: the memory must be mapped one to one",
+            ),
+            None if !pages.writable => self.add(
+                Level::Broken,
+                about,
+                format_args!("{place}: the page tables make it read-only"),
+                "a request must be written there",
+            ),
+            None if !pages.same_memory
+                || !matches!(pages.memory.as_str(), "write-back" | "not translated") =>
+            {
+                self.add(
+                    Level::Look,
+                    about,
+                    format_args!("{place}: its memory type is {}, in part or whole", pages.memory),
+                    "MM maps it as write-back memory; another type here can show old bytes, or be slow",
+                )
+            }
+            None => {}
         }
     }
 
@@ -266,11 +404,17 @@ impl Findings {
         let missing = chipset.smi_en.map(SmiEnable::missing_in);
         let register = usize::from(chipset.acpi_base.unwrap_or_default()).saturating_add(0x30);
         match (chipset.smi_en, missing) {
+            (None, _) if chipset.name == AMD && command_port(facts).is_some() => self.add(
+                Level::Ok,
+                ABOUT,
+                "AMD's are not checked; the command port is the FADT's SMI_CMD",
+                "",
+            ),
             (None, _) => self.add(
                 Level::Look,
                 ABOUT,
                 "SMI_EN is not known for this chipset",
-                "use SmiCheck::Off; AMD's command port is the FADT's SMI_CMD",
+                "without an ACPI base it is not checked; the command port is the FADT's SMI_CMD",
             ),
             (Some(u32::MAX), _) => self.add(
                 Level::Broken,
@@ -307,12 +451,40 @@ impl Findings {
                 "",
             ),
         }
-        if chipset.smi_lock == Some(false) {
+        if let Some(status) = chipset.smi_sts {
+            let port = register.saturating_add(4);
+            let (level, found, advice) = match status {
+                u32::MAX => (Level::Look, "no device responds there", NO_MMI),
+                _ if status & APM_STS != 0 => (
+                    Level::Look,
+                    "APM_STS is set: the command port was written to, and MM has not cleared it",
+                    NO_RESPONSE,
+                ),
+                _ => (Level::Ok, "no MMI is waiting", ""),
+            };
             self.add(
+                level,
+                "SMI_STS",
+                format_args!("{status:#010x} at {port:#x}: {found}"),
+                advice,
+            );
+        }
+        match chipset.smi_lock {
+            Some(true) => self.add(Level::Ok, "SMI_LOCK", "set: GBL_SMI_EN cannot be cleared", ""),
+            Some(false) => self.add(
                 Level::Look,
                 "SMI_LOCK",
-                "not set: GBL_SMI_EN can be cleared by anybody",
+                "not set: any code can clear GBL_SMI_EN",
                 "firmware sets it at the end of DXE; before that this is as expected",
+            ),
+            None => {}
+        }
+        if chipset.smram.is_none() {
+            self.add(
+                Level::Look,
+                "SMRAM",
+                "the doctor does not know this host bridge's SMRAM control register and TSEG",
+                "a tool for security, such as chipsec, tells whether SMRAM is closed and locked",
             );
         }
         if let Some(smram) = chipset.smram {
@@ -322,7 +494,7 @@ impl Findings {
                     Level::Broken,
                     "SMRAM",
                     format_args!("open: the control register is {smram:#04x}, with D_OPEN"),
-                    "anybody can change MM's code; close and lock it before anything that is not the platform's runs",
+                    "any code can change MM's; close and lock it before anything that is not the platform's runs",
                 ),
                 (false, false) => self.add(
                     Level::Look,
@@ -351,7 +523,7 @@ impl Findings {
                 Level::Look,
                 ABOUT,
                 "not found",
-                "without it SMI_EN is not checked: use SmiCheck::Off",
+                "without it SMI_EN is not checked",
             );
             return;
         };
@@ -364,7 +536,7 @@ impl Findings {
                 Level::Broken,
                 ABOUT,
                 format_args!("{base:#x} ({}), and the FADT says {event:#x}", chipset.acpi_base_from),
-                "one of both is wrong; a trigger that checks SMI_EN behind the wrong one reads another register",
+                "one of them is wrong; a trigger that checks SMI_EN behind the wrong one reads another register",
             );
         } else if chipset.acpi_enabled == Some(false) {
             self.add(
@@ -384,45 +556,116 @@ impl Findings {
     }
 
     fn acpi(&mut self, facts: &Facts) {
-        if let Some(port) = facts.acpi.smi_cmd.filter(|port| *port != 0) {
-            self.add(Level::Ok, "FADT", format_args!("SMI_CMD is port {port:#x}"), "");
+        let acpi = &facts.acpi;
+        if !acpi.present {
+            let found = "there are no tables of ACPI 2.0 or later";
+            self.add(Level::Ok, "ACPI", found, "");
+            return;
         }
-        if let Some(flags) = facts.acpi.wsmt {
-            let missing = 7 & !flags;
-            let (level, advice) = match missing {
-                0 => (Level::Ok, ""),
-                _ => (
-                    Level::Look,
-                    "bits 0 to 2 promise that MM checks buffers, pointers in them, and its own resources",
-                ),
-            };
-            self.add(level, "WSMT", format_args!("flags {flags:#x}"), advice);
+        match acpi.smi_cmd {
+            Some(0) if facts.arm.is_none() => self.add(
+                Level::Look,
+                "FADT",
+                "SMI_CMD is 0: no SMI command port",
+                "hardware-reduced ACPI, or a machine without SMIs",
+            ),
+            Some(port) if port != 0 => {
+                self.add(Level::Ok, "FADT", format_args!("SMI_CMD is port {port:#x}"), "")
+            }
+            _ => {}
         }
-        if let Some((number, buffer)) = facts.acpi.smm_communication {
-            let found = format!("software SMI {number:#x}, the buffer's address is at {buffer:#x}");
-            self.add(Level::Ok, "SMM communication table", found, "");
+        match acpi.wsmt {
+            Some(flags) => {
+                let missing = 7 & !flags;
+                let (level, advice) = match missing {
+                    0 => (Level::Ok, ""),
+                    _ => (
+                        Level::Look,
+                        "bits 0 to 2 promise that MM checks buffers, pointers in them, and its own resources",
+                    ),
+                };
+                self.add(level, "WSMT", format_args!("flags {flags:#x}"), advice);
+            }
+            None if facts.arm.is_none() => {
+                self.add(
+                    Level::Ok,
+                    "WSMT",
+                    "not there: the firmware promises nothing of its checks in MM",
+                    "",
+                );
+            }
+            None => {}
+        }
+        match acpi.smm_communication {
+            Some((number, buffer)) => {
+                let found = format!("software SMI {number:#x}, the buffer's address is at {buffer:#x}");
+                self.add(Level::Ok, "SMM communication table", found, "");
+            }
+            None if facts.arm.is_none() => self.add(Level::Ok, "SMM communication table", "not there", ""),
+            None => {}
         }
     }
 
     fn arm(&mut self, arm: &Arm) {
-        let found = match arm.conduit {
-            "" => format!(
-                "UEFI runs at EL{}; ACPI does not say that there is PSCI",
-                arm.level
-            ),
-            conduit => format!("UEFI runs at EL{}; PSCI by {conduit}", arm.level),
+        let el3 = if arm.el3 {
+            "there is an EL3"
+        } else {
+            "the processor shows no EL3"
         };
-        self.add(Level::Ok, "processor", found, "");
+        let psci = match (arm.conduit, arm.conduit_from) {
+            ("", _) => "neither FADT nor device tree says how PSCI is called".to_string(),
+            (conduit, from) => format!("PSCI is called by {conduit} ({from})"),
+        };
+        self.add(
+            Level::Ok,
+            "processor",
+            format_args!("UEFI runs at EL{}; {el3}; {psci}", arm.level),
+            "",
+        );
+        let Some(mm) = &arm.mm else {
+            self.add(
+                Level::Look,
+                "secure world",
+                "there is no EL3 and PSCI is not called by smc: a secure monitor call would trap, none was made",
+                "docs/platform-arm.md, \"What each error means\"",
+            );
+            return;
+        };
+        match mm {
+            Ok(found) => self.add(Level::Ok, "MM in the secure world", found, ""),
+            Err(error) => self.add(
+                Level::Look,
+                "MM in the secure world",
+                error,
+                "docs/platform-arm.md, \"What each error means\"",
+            ),
+        }
         for (name, version) in [("FF-A", &arm.ffa), ("SPM_MM", &arm.spm_mm)] {
             match version {
                 Some(Ok((major, minor))) => {
                     self.add(Level::Ok, name, format_args!("version {major}.{minor}"), "")
                 }
-                // One of both is enough.
-                Some(Err(error)) if secure_world(arm) => self.add(Level::Ok, name, error, ""),
-                Some(Err(error)) => self.add(Level::Look, name, error, "docs/platform-arm.md"),
+                // One of them is enough, and the line above says if both are missing.
+                Some(Err(error)) => self.add(Level::Ok, name, error, ""),
                 None => {}
             }
+        }
+        match &arm.partitions {
+            Some(Ok(partitions)) => {
+                for partition in partitions {
+                    let service = match partition.uuid.as_str() {
+                        MM_SERVICE => "MM",
+                        uuid => uuid,
+                    };
+                    let found = format!(
+                        "{:#06x}: {} execution contexts, properties {:#x}, service {service}",
+                        partition.id, partition.contexts, partition.properties
+                    );
+                    self.add(Level::Ok, "FF-A partition", found, "");
+                }
+            }
+            Some(Err(error)) => self.add(Level::Look, "FF-A partitions", error, "docs/platform-arm.md"),
+            None => {}
         }
     }
 
@@ -431,11 +674,11 @@ impl Findings {
         let took = probe.us.map(|us| format!(", {us} us")).unwrap_or_default();
         let not_found = EfiStatus::NOT_FOUND.to_string();
         match (&probe.response, probe.may_be_missing) {
-            (Ok(response), _) if probe.nobody && response == &probe.request => self.add(
+            (Ok(response), _) if probe.unknown && response == &probe.request => self.add(
                 Level::Look,
                 &about,
                 format_args!("its own bytes back{took}"),
-                "nothing tells a response from none by this way",
+                "this way does not tell a response from a request that no handler took",
             ),
             (Ok(response), _) => {
                 let bytes = response.len().checked_div(2).unwrap_or_default();
@@ -452,14 +695,20 @@ impl Findings {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::facts::{Acpi, Mailbox, Protocol, Range};
+    use crate::facts::{Acpi, Mailbox, Protocol, Region};
     use std::vec;
 
     pub(crate) fn runtime() -> Option<Mapped> {
         Some(Mapped {
             kind: "RuntimeServicesData".to_string(),
-            attributes: 0x800_0000_0000_000f,
+            attributes: 1 << 63 | 0xf,
             whole: true,
+            pages: Some(Pages {
+                elsewhere: None,
+                writable: true,
+                memory: "write-back".to_string(),
+                same_memory: true,
+            }),
         })
     }
 
@@ -482,7 +731,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A machine with nothing to complain of.
+    /// A machine on which everything is as it should be.
     pub(crate) fn healthy() -> Facts {
         Facts {
             arch: "x86_64",
@@ -520,7 +769,7 @@ pub(crate) mod tests {
             .collect()
     }
 
-    /// The one thing that is wrong with a machine that is else healthy.
+    /// The one thing that is wrong with a machine that is healthy otherwise.
     fn complaint(spoil: impl FnOnce(&mut Facts)) -> (Level, String) {
         let mut facts = healthy();
         spoil(&mut facts);
@@ -594,6 +843,7 @@ pub(crate) mod tests {
         facts.protocols.push(Protocol {
             name: "MM communication 2",
             guid: String::new(),
+            is_marker: false,
             image: "PiSmmIpl".to_string(),
         });
         assert_eq!(complaints(&facts), []);
@@ -617,8 +867,9 @@ pub(crate) mod tests {
             complaint(|facts| {
                 facts.buffers[0].memory = Some(Mapped {
                     kind: kind.to_string(),
-                    attributes: 0,
+                    attributes: 1 << 63,
                     whole,
+                    pages: None,
                 });
             })
         };
@@ -646,23 +897,202 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_interface_of_the_secure_world_is_enough() {
-        let absent = || Some(Err("function 0x84000040 is not there".to_string()));
-        let arm = |ffa| Facts {
-            arm: Some(Arm {
-                level: 1,
-                ffa,
-                spm_mm: absent(),
-                ..Arm::default()
-            }),
-            ..Facts::default()
+    fn addresses_that_are_not_mapped_one_to_one_are_broken() {
+        let pages = |spoil: &dyn Fn(&mut Pages)| {
+            complaint(|facts| spoil(facts.buffers[0].memory.as_mut().unwrap().pages.as_mut().unwrap()))
         };
-        let found = complaints(&arm(Some(Ok((1, 2)))));
+        is(
+            pages(&|pages| pages.elsewhere = Some((0x7f00_1000, None))),
+            Level::Broken,
+            "0x7f001000 is not mapped, an access faults",
+        );
+        is(
+            pages(&|pages| pages.elsewhere = Some((0x7f00_0000, Some(0x5000)))),
+            Level::Broken,
+            "0x7f000000 is mapped to 0x5000",
+        );
+        is(pages(&|pages| pages.writable = false), Level::Broken, "read-only");
+        is(
+            pages(&|pages| pages.memory = "uncached".to_string()),
+            Level::Look,
+            "uncached",
+        );
+        is(
+            pages(&|pages| pages.same_memory = false),
+            Level::Look,
+            "in part or whole",
+        );
+        is(
+            complaint(|facts| facts.buffers[0].memory.as_mut().unwrap().attributes = 0xf),
+            Level::Look,
+            "without the attribute RUNTIME",
+        );
+        let found = judge(&healthy());
+        let words = "524288 bytes at 0x7f000000: RuntimeServicesData (UC WC WT WB RUNTIME), mapped one to one, write-back";
+        assert!(found.iter().any(|finding| finding.found == words), "{found:?}");
+    }
+
+    #[test]
+    fn other_memory_for_mm_is_compared_with_the_memory_map() {
+        let mut facts = healthy();
+        facts.mmram = vec![Range {
+            start: 0x8000_0000,
+            len: 0x1000,
+        }];
+        let region = |memory| Region {
+            what: "FF-A RX page".to_string(),
+            range: Range {
+                start: 0x4000,
+                len: 0x1000,
+            },
+            memory,
+        };
+        facts.regions = vec![region(runtime())];
+        assert_eq!(complaints(&facts), []);
+        let about = |facts: &Facts, about: &str| judge(facts).iter().any(|finding| finding.about == about);
+        assert!(about(&facts, "MMRAM") && about(&facts, "FF-A RX page"));
+        let memory = Mapped {
+            kind: "LoaderData".to_string(),
+            whole: true,
+            ..Mapped::default()
+        };
+        facts.regions = vec![region(Some(memory))];
+        is(
+            complaints(&facts)[0].clone(),
+            Level::Broken,
+            "LoaderData, which does not survive",
+        );
+    }
+
+    #[test]
+    fn a_machine_without_a_hob_list_is_looked_at() {
+        is(
+            complaint(|facts| facts.has_hob_list = false),
+            Level::Look,
+            "not among the configuration tables",
+        );
+    }
+
+    #[test]
+    fn an_mmi_that_mm_did_not_take_is_seen_in_smi_sts() {
+        is(
+            spoil_chipset(|chipset| chipset.smi_sts = Some(1 << 5)),
+            Level::Look,
+            "APM_STS is set",
+        );
+        is(
+            spoil_chipset(|chipset| chipset.smi_sts = Some(u32::MAX)),
+            Level::Look,
+            "no device responds",
+        );
+    }
+
+    #[test]
+    fn amds_command_port_is_in_the_fadt() {
+        let amd = |smi_cmd| {
+            let mut facts = healthy();
+            facts.acpi.smi_cmd = Some(smi_cmd);
+            facts.chipset = Some(Chipset {
+                name: AMD.to_string(),
+                acpi_base: Some(0x600),
+                ..Chipset::default()
+            });
+            complaints(&facts)
+        };
+        // What is left is SMRAM, which is not known here.
+        assert_eq!(amd(0xb0).len(), 1, "{:?}", amd(0xb0));
+        let found = amd(0);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(
+            found
+                .iter()
+                .any(|(_, words)| words.contains("SMI_EN is not known")),
+            "{found:?}"
+        );
+    }
+
+    fn arm(arm: Arm) -> Facts {
+        Facts {
+            has_hob_list: true,
+            arm: Some(arm),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn one_interface_of_the_secure_world_is_enough() {
+        let absent = || Some(Err("function 0x84000040 returned -1".to_string()));
+        let facts = arm(Arm {
+            level: 1,
+            ffa: Some(Ok((1, 2))),
+            spm_mm: absent(),
+            mm: Some(Ok("FF-A, partition 0x8002".to_string())),
+            ..Arm::default()
+        });
+        let found = complaints(&facts);
         assert_eq!(found.len(), 1, "{found:?}");
         is(found[0].clone(), Level::Look, "by secure monitor calls");
-        let found = complaints(&arm(absent()));
-        assert_eq!(found.len(), 3, "{found:?}");
+        // With the region there is nothing to look at.
+        let mut named = facts.clone();
+        named.buffers = vec![Buffer {
+            source: NAMED.to_string(),
+            mailbox: None,
+            ..buffer()
+        }];
+        named.buffers[0].state = None;
+        assert_eq!(complaints(&named), []);
+        named.buffers[0].memory.as_mut().unwrap().kind = "Conventional".to_string();
+        is(
+            complaints(&named)[0].clone(),
+            Level::Look,
+            "free for every driver",
+        );
+
+        let facts = arm(Arm {
+            ffa: absent(),
+            spm_mm: absent(),
+            mm: Some(Err("the secure world offers neither".to_string())),
+            ..Arm::default()
+        });
+        let found = complaints(&facts);
+        assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(found[0].0, Level::Broken);
+        is(found[1].clone(), Level::Look, "offers neither");
+    }
+
+    #[test]
+    fn an_arm_processor_without_el3_has_no_way() {
+        let found = complaints(&arm(Arm {
+            level: 1,
+            conduit: "hvc",
+            ..Arm::default()
+        }));
+        assert_eq!(found.len(), 2, "{found:?}");
+        is(found[1].clone(), Level::Look, "none was made");
+    }
+
+    #[test]
+    fn ffas_partitions_are_named() {
+        use crate::facts::Partition;
+        let partition = |uuid: &str| Partition {
+            id: 0x8002,
+            contexts: 1,
+            properties: 0x101,
+            uuid: uuid.to_string(),
+        };
+        let mut facts = arm(Arm {
+            mm: Some(Ok(String::new())),
+            partitions: Some(Ok(vec![partition(MM_SERVICE), partition("0")])),
+            ..Arm::default()
+        });
+        let words: Vec<String> = judge(&facts).into_iter().map(|finding| finding.found).collect();
+        assert!(
+            words
+                .iter()
+                .any(|found| found.starts_with("0x8002: 1 exec") && found.ends_with("service MM"))
+        );
+        facts.arm.as_mut().unwrap().partitions = Some(Err("FFA_RXTX_MAP: -6".to_string()));
+        assert!(complaints(&facts).iter().any(|(_, words)| words.contains("-6")));
     }
 
     #[test]
@@ -690,7 +1120,7 @@ pub(crate) mod tests {
             way: "communication protocol 2".to_string(),
             question: "the variable service's payload size",
             may_be_missing: false,
-            nobody: false,
+            unknown: false,
             recipient: String::new(),
             request: String::new(),
             response,
@@ -710,7 +1140,7 @@ pub(crate) mod tests {
         let mut facts = healthy();
         facts.probes = vec![Probe {
             may_be_missing: true,
-            nobody: true,
+            unknown: true,
             ..probe(not_found())
         }];
         assert_eq!(complaints(&facts), []);

@@ -1,17 +1,22 @@
-//! The HOBs that say where comm buffers and MMRAM are (PI 1.9, volume 3).
+//! The HOBs that say where comm buffers, MMRAM, and FF-A's RX and TX pages are (PI 1.9, volume 3), and the table in which
+//! edk2's traditional SMM says it.
 
 use crate::Memory;
-use crate::facts::{Buffer, Facts, Range};
+use crate::facts::{Buffer, Facts, Range, Region};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use mm_wire::hob::{
-    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, HobHeader, Owner, guid_and_data,
+    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, FFA_RX_TX_HOB_GUID, HobHeader, Owner,
+    guid_and_data,
 };
-use mm_wire::{Guid, guid};
-use zerocopy::little_endian::U64;
+use mm_wire::{Guid, PAGE_LEN, guid};
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use mm_wire::hob::HOB_LIST_GUID as HOB_LIST;
+
+/// The configuration table `gEdkiiPiSmmCommunicationRegionTableGuid` (edk2 MdeModulePkg/Include/Guid/PiSmmCommunicationRegionTable.h).
+pub const COMM_REGION_TABLE: Guid = guid!("4e28ca50-d582-44ac-a11f-e3d56526db34");
 
 /// `gEfiSmmSmramMemoryGuid` and `gEfiMmPeiMmramMemoryReserveGuid`: descriptors of MMRAM.
 const MMRAM: [Guid; 2] = [
@@ -21,6 +26,8 @@ const MMRAM: [Guid; 2] = [
 
 /// More HOBs than firmware has.
 const MOST: usize = 100_000;
+/// More entries than a table of comm regions has.
+const MOST_REGIONS: u32 = 64;
 
 /// `EFI_MMRAM_DESCRIPTOR`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -79,6 +86,67 @@ fn extension(memory: &impl Memory, at: u64, len: usize, facts: &mut Facts) {
         facts.buffers.push(buffer(source, place));
     } else if MMRAM.contains(&guid) {
         facts.mmram.extend(mmram(data));
+    } else if guid == FFA_RX_TX_HOB_GUID {
+        facts.regions.extend(rx_tx(data));
+    }
+}
+
+/// `ARM_FFA_RX_TX_BUFFER_INFO`: address and bytes of TX, then of RX.
+fn rx_tx(data: &[u8]) -> Vec<Region> {
+    let words = data.as_chunks::<16>().0.iter().take(2);
+    words
+        .zip(["FF-A TX page", "FF-A RX page"])
+        .map(|([a, b, c, d, e, f, g, h, len @ ..], what)| Region {
+            what: what.to_string(),
+            range: Range {
+                start: u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+                len: u64::from_le_bytes(*len),
+            },
+            memory: None,
+        })
+        .collect()
+}
+
+/// `EFI_MEMORY_DESCRIPTOR`, as far as it is read.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct MemoryDescriptor {
+    kind: U32,
+    padding: U32,
+    physical_start: U64,
+    virtual_start: U64,
+    pages: U64,
+}
+
+/// `EDKII_PI_SMM_COMMUNICATION_REGION_TABLE`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RegionTable {
+    version: U32,
+    entries: U32,
+    descriptor_size: U32,
+    reserved: U32,
+}
+
+/// Reads the table of the memory that edk2's traditional SMM takes messages from.
+pub fn region_table(memory: &impl Memory, table: u64, facts: &mut Facts) {
+    let Some(header) = memory.value::<RegionTable>(table) else {
+        return;
+    };
+    let mut at = table.checked_add(size_of::<RegionTable>() as u64);
+    for _ in 0..header.entries.get().min(MOST_REGIONS) {
+        let Some(entry) = at.and_then(|at| memory.value::<MemoryDescriptor>(at)) else {
+            return;
+        };
+        facts.regions.push(Region {
+            what: "comm region of edk2's table".to_string(),
+            range: Range {
+                start: entry.physical_start.get(),
+                len: entry.pages.get().saturating_mul(PAGE_LEN as u64),
+            },
+            memory: None,
+        });
+        at = at.and_then(|at| at.checked_add(header.descriptor_size.get().into()));
     }
 }
 
@@ -178,6 +246,35 @@ mod tests {
             ]
         );
         assert_eq!(facts.mmram, [range(0x7f00_0000, 0x10_0000).unwrap()]);
+    }
+
+    #[test]
+    fn rx_and_tx_pages_and_edk2s_table_are_found() {
+        let facts = read(&[hob(
+            FFA_RX_TX_HOB_GUID,
+            &words(&[0x4000, 0x1000, 0x5000, 0x2000, 0, 0]),
+        )]);
+        let seen = |facts: &Facts| -> Vec<_> {
+            let regions = facts.regions.iter();
+            regions
+                .map(|region| (region.what.clone(), region.range.start, region.range.len))
+                .collect()
+        };
+        assert_eq!(
+            seen(&facts),
+            [
+                ("FF-A TX page".to_string(), 0x4000, 0x1000),
+                ("FF-A RX page".to_string(), 0x5000, 0x2000)
+            ]
+        );
+        let mut facts = Facts::default();
+        let table = words(&[1 | 2 << 32, 48, 7, 0x6000, 0, 4, 0xf, 0, 7, 0x9000, 0, 1, 0xf, 0]);
+        region_table(&Bytes(0x1000, table), 0x1000, &mut facts);
+        let what = "comm region of edk2's table".to_string();
+        assert_eq!(
+            seen(&facts),
+            [(what.clone(), 0x6000, 0x4000), (what, 0x9000, 0x1000)]
+        );
     }
 
     #[test]

@@ -1,25 +1,37 @@
 //! The command line, as the UEFI Shell has them: `mm_doctor probe -json -o fs0:\mm.json`.
 
+use crate::facts::Range;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// What `-?` prints.
 pub const USAGE: &str = "\
 Looks at what this machine has for Management Mode (MM), and says what to write.
 
-mm_doctor [probe] [-json] [-o FILE] [-b] [-off] [-?]
+mm_doctor [probe] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off] [-?]
 
-  probe    asks MM harmless questions, by each way that there is: the variable
-           service for its payload size, the supervisor for its version, and a
-           GUID that no handler has. Without this the doctor only reads.
+  probe    sends MM three harmless messages, by each way that there is: the
+           variable service is asked for its payload size, the supervisor for
+           its version, and the third has a GUID without a handler. Without
+           this word mm_doctor only reads.
+  -r ADDRESS,BYTES
+           names the memory that is shared with the secure world, which Arm
+           firmware does not announce (PcdMmBufferBase and PcdMmBufferSize)
   -json    prints everything as JSON
-  -o FILE  writes everything as JSON to a file of the volume that this was
-           started from, for a bug report. No bytes of other people's messages.
+  -o FILE  writes everything as JSON to a file on the volume that mm_doctor was
+           started from, for a bug report; no bytes of other programs' messages
   -b       waits for a key after each page
   -off     switches the machine off afterwards, for scripts
-  -?       prints this
+  -?       prints this text
 
-The exit status is 0, or 7 (EFI_DEVICE_ERROR) if something is broken, or
-2 (EFI_INVALID_PARAMETER) if the command line is wrong.
+Examples:
+  mm_doctor -b                               look at this machine
+  mm_doctor probe -o mm.json                 everything, for a bug report
+  mm_doctor probe -r 0xff600000,0x10000      an Arm machine
+
+The exit status is 0; 7 (EFI_DEVICE_ERROR) if something is broken;
+2 (EFI_INVALID_PARAMETER) if the command line is wrong;
+21 (EFI_ABORTED) if the file cannot be written.
 ";
 
 /// What is wanted.
@@ -27,6 +39,8 @@ The exit status is 0, or 7 (EFI_DEVICE_ERROR) if something is broken, or
 pub struct Options {
     /// Ask MM.
     pub probe: bool,
+    /// Memory that is shared with the secure world.
+    pub regions: Vec<Range>,
     /// Print JSON.
     pub json: bool,
     /// Write JSON to this file.
@@ -56,12 +70,27 @@ pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Options, St
             "-?" | "-h" | "--help" => options.help = true,
             "-o" => match words.next() {
                 Some(file) => options.file = Some(file.to_string()),
-                None => return Err("-o wants a file".to_string()),
+                None => return Err("-o needs a file".to_string()),
             },
-            other => return Err(alloc::format!("`{other}` is not known; see -?")),
+            "-r" => match words.next().and_then(range) {
+                Some(range) => options.regions.push(range),
+                None => return Err("-r needs an address and bytes, such as 0xff600000,0x10000".to_string()),
+            },
+            other => return Err(alloc::format!("`{other}` is not known")),
         }
     }
     Ok(options)
+}
+
+/// An address and a length, of at least one byte, that fit into the address space.
+fn range(word: &str) -> Option<Range> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let (start, len) = word.split_once(',')?;
+    let (start, len): (u64, u64) = (number(start)?, number(len)?);
+    (len > 0 && start.checked_add(len).is_some()).then_some(Range { start, len })
 }
 
 #[cfg(test)]
@@ -71,10 +100,15 @@ mod tests {
     #[test]
     fn the_words_are_those_of_the_usage() {
         assert_eq!(parse([]), Ok(Options::default()));
+        let region = Range {
+            start: 0xff60_0000,
+            len: 65536,
+        };
         assert_eq!(
-            parse(["probe", "-json", "-o", "mm.json", "-b"]),
+            parse(["probe", "-r", "0xff600000,65536", "-json", "-o", "mm.json", "-b"]),
             Ok(Options {
                 probe: true,
+                regions: alloc::vec![region],
                 json: true,
                 file: Some("mm.json".to_string()),
                 pages: true,
@@ -84,7 +118,13 @@ mod tests {
         );
         assert!(parse(["-?"]).unwrap().help && parse(["-off"]).unwrap().off);
         assert!(parse(["-o"]).is_err() && parse(["prob"]).is_err());
-        for word in ["probe", "-json", "-o", "-b", "-off", "-?"] {
+        for wrong in ["0x1000", "0x1000,0", "x,1", "0xffffffffffffffff,1", "1,0x", ""] {
+            assert!(
+                parse(["-r", wrong]).unwrap_err().starts_with("-r needs"),
+                "{wrong}"
+            );
+        }
+        for word in ["probe", "-r", "-json", "-o", "-b", "-off", "-?"] {
             assert!(USAGE.contains(word));
         }
         assert!(USAGE.lines().all(|line| line.len() <= 80));

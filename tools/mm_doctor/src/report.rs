@@ -37,8 +37,8 @@ fn write(
     writeln!(out)?;
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     let verdict = match worst(findings) {
-        Level::Ok => "nothing to complain of",
-        Level::Look => "usable; have a look at what is marked LOOK",
+        Level::Ok => "all is as it should be",
+        Level::Look => "usable; look at what is marked LOOK",
         Level::Broken => "MM cannot be used like this; see what is marked BROKEN",
     };
     writeln!(

@@ -1,181 +1,127 @@
-//! Builds `mm_doctor`, and has it look at the machines whose state is known.
+//! Builds `mm_doctor`, and starts it on machines whose state is known: healthy ones, broken ones, and in the UEFI Shell. The Rust
+//! that it writes is compiled and run on the machine that it was written for.
 
-use crate::machine::{self, DEBUG_EXIT_FAILURE, Doctor};
+mod patients;
+
+use crate::machine::{self, DEBUG_EXIT_SUCCESS, Doctor};
 use crate::process;
 use crate::report::{Counts, Failed};
-use crate::setup::{
-    ARM_UEFI, OVMF, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM, RUST_NONE, RUST_UEFI, Tool,
-};
+use crate::setup::{OVMF, OVMF_WITHOUT_SMM, QEMU_X86, RUST_NONE, RUST_UEFI, Tool};
+use crate::target_dir;
 use crate::toolchain::{self, AARCH64_UEFI, X86_64_UEFI};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use patients::{BROKEN, Case, PATIENTS, Patient, SHELL};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::Shell;
 
-/// Builds the UEFI application that looks at a machine, and shows where it is.
+/// Builds the UEFI application that looks at what a machine has for MM, and prints where it is.
 ///
-/// It is started from the UEFI Shell, or as EFI/BOOT/BOOTX64.EFI or BOOTAA64.EFI of a volume.
+/// Start it from the UEFI Shell, or as EFI/BOOT/BOOTX64.EFI or BOOTAA64.EFI of a volume; `mm_doctor -?` prints its options.
+/// With --machine it is started on a machine under QEMU, what it says is compared with what the machine is known to have, and the
+/// Rust that it writes is compiled and run there.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask doctor                       builds it for x86-64 and AArch64
-  cargo xtask doctor --machine ovmf-smm    has it look at this machine, under QEMU")]
+  cargo xtask doctor --machine ovmf-smm    starts it on this machine, under QEMU
+  cargo xtask doctor --machine broken      starts it on a machine that is broken in several ways")]
 pub(crate) struct Options {
     /// The machine to look at.
     #[arg(long, value_name = "NAME", value_parser = names())]
     machine: Option<String>,
-    /// How long the machine may take, in seconds.
+    /// How long each start of the machine may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     deadline: u64,
 }
 
-/// The words that the doctor gets: everything, and then the power goes off.
-const WORDS: &str = "probe -o mm.json -off";
-
-/// A machine that the doctor looks at, and what is known of it.
-struct Patient {
-    name: &'static str,
-    tools: &'static [&'static Tool],
-    firmware: Doctor,
-    /// QEMU's exit code when the power goes off.
-    exit_code: i32,
-    /// What the doctor has to say, in part of a line.
-    says: &'static [&'static str],
-}
-
-const PATIENTS: [Patient; 4] = [
-    Patient {
-        name: "ovmf-smm",
-        tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
-        firmware: Doctor::OvmfSmm,
-        exit_code: 0,
-        says: &[
-            "OK      ways to MM: by the firmware's communication protocol",
-            "OK      MM communication 2: installed by ",
-            "OK      chipset: Intel Q35, as QEMU has it; host bridge 8086:29c0, LPC 8086:2918",
-            "OK      ACPI base: 0x600, from PMBASE, PCI 0:1F.0 0x40",
-            "OK      SMIs: on: SMI_EN at 0x630 is 0x",
-            "OK      SMRAM: closed and locked",
-            "OK      FADT: SMI_CMD is port 0xb2",
-            "OK      probe, communication protocol 2: the variable service's payload size: 24 bytes back",
-            "OK      probe, communication protocol 2: a GUID that no handler has: no handler: EFI_NOT_FOUND",
-            "VERDICT nothing to complain of",
-            "add.component(FirmwareMmCommunication::new(0, 16));",
-        ],
-    },
-    Patient {
-        name: "ovmf-without-mm",
-        tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI],
-        firmware: Doctor::OvmfWithoutMm,
-        exit_code: 0,
-        says: &[
-            "BROKEN  ways to MM: no HOB announces a comm buffer, no communication protocol is installed",
-            "LOOK    SMIs: SMI_EN at 0x630 is 0: SMIs are off, or it is not there",
-            "VERDICT MM cannot be used like this",
-            "No Rust for this machine: ",
-        ],
-    },
-    Patient {
-        name: "patina-q35",
-        tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
-        firmware: Doctor::PatinaQ35,
-        exit_code: 0,
-        says: &[
-            "OK      ways to MM: 2 comm buffers from HOBs",
-            "OK      MM communication 3: ",
-            "OK      comm buffer 0 (comm-region HOB, supervisor): 16384 bytes at 0x",
-            "OK      comm buffer 1 (comm-region HOB, user): status mailbox at 0x",
-            "OK      SMIs: on: SMI_EN at 0x630 is 0x",
-            "OK      SMRAM: closed and locked",
-            "OK      probe, communication protocol 3: the variable service's payload size: 24 bytes back",
-            "OK      probe, comm buffer 0 and ports: the supervisor's version: 40 bytes back",
-            "OK      probe, comm buffer 1 and ports: a GUID that no handler has: no handler: MM returned EFI_NOT_FOUND",
-            "VERDICT nothing to complain of",
-            "MmHobConfiguration::new().with_acpi_base(AcpiBaseSource::Ich9)",
-        ],
-    },
-    Patient {
-        name: "aarch64",
-        tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
-        firmware: Doctor::Aarch64,
-        // The monitor ends the machine so unless a test says otherwise.
-        exit_code: DEBUG_EXIT_FAILURE,
-        says: &[
-            "LOOK    ways to MM: by secure monitor calls; no HOB announces a comm buffer",
-            "OK      processor: UEFI runs at EL1",
-            "OK      FF-A: version 1.",
-            "OK      SPM_MM: function 0x84000040 is not there",
-            "VERDICT usable",
-        ],
-    },
-];
+/// The names of the runs that are not in [`PATIENTS`].
+const BROKEN_NAME: &str = "broken";
+const SHELL_NAME: &str = "shell";
 
 fn names() -> PossibleValuesParser {
-    PossibleValuesParser::new(PATIENTS.iter().map(|patient| patient.name))
+    let patients = PATIENTS.iter().map(|patient| patient.name);
+    PossibleValuesParser::new(patients.chain([BROKEN_NAME, SHELL_NAME]))
 }
 
 pub(crate) fn run(shell: &Shell, options: &Options) -> Result<ExitCode> {
-    let Some(name) = &options.machine else {
-        for target in [X86_64_UEFI, AARCH64_UEFI] {
-            println!("{}", build(shell, target)?.display());
+    let deadline = Duration::from_secs(options.deadline);
+    match options.machine.as_deref() {
+        None => {
+            for target in [X86_64_UEFI, AARCH64_UEFI] {
+                println!("{}", build(shell, target)?.display());
+            }
         }
-        return Ok(ExitCode::SUCCESS);
-    };
-    let patient = PATIENTS.iter().find(|patient| patient.name == name);
-    let patient = patient.context("the machine is not in the table")?;
-    look(shell, patient, Duration::from_secs(options.deadline), true)?;
+        Some(BROKEN_NAME) => drop(broken(shell, deadline, true)?),
+        Some(SHELL_NAME) => drop(in_the_shell(shell, deadline, true)?),
+        Some(name) => {
+            let patient = PATIENTS.iter().find(|patient| patient.name == name);
+            look(shell, patient.context("the machine is not in the table")?, deadline, true)?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has it look at each machine; each line that it has to say is a test.
+/// Looks at each machine; each line that the doctor must print is a test.
 pub(crate) fn stages(
     shell: &Shell,
     deadline: Duration,
     mut stage: impl FnMut(&str, &dyn Fn() -> Result<Counts>),
 ) {
-    for patient in &PATIENTS {
+    for patient in PATIENTS {
         stage(&format!("doctor {}", patient.name), &|| {
             look(shell, patient, deadline, false)
         });
     }
+    stage("doctor broken", &|| broken(shell, deadline, false));
+    stage("doctor shell", &|| in_the_shell(shell, deadline, false));
 }
 
 fn build(shell: &Shell, target: &'static str) -> Result<PathBuf> {
     toolchain::build(shell, target, "mm_doctor", "mm_doctor", |_| {})
 }
 
-fn look(shell: &Shell, patient: &Patient, deadline: Duration, show: bool) -> Result<Counts> {
-    for tool in patient.tools {
-        tool.require(shell)?;
-    }
-    let target = match patient.firmware {
-        Doctor::Aarch64 => AARCH64_UEFI,
-        _ => X86_64_UEFI,
-    };
-    let application = build(shell, target)?;
-    let dir = tempfile::Builder::new().prefix("patina-mm-").tempdir()?;
-    let command = machine::with_doctor(shell, patient.firmware, &application, dir.path(), WORDS)?;
+fn require(shell: &Shell, tools: &[&Tool]) -> Result<()> {
+    tools
+        .iter()
+        .try_for_each(|tool| tool.require(shell).map_err(Into::into))
+}
+
+fn temporary() -> Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new().prefix("patina-mm-").tempdir()?)
+}
+
+/// Starts a machine, and returns what it printed.
+fn boot(name: &str, command: Command, exit_code: i32, deadline: Duration, show: bool) -> Result<String> {
     let mut said = String::new();
-    let status = process::run(patient.name, command, Some(deadline), |line| {
+    let status = process::run(name, command, Some(deadline), |line| {
         let text = anstream::adapter::strip_str(line).to_string();
-        said.push_str(&text);
+        said.push_str(text.trim_end_matches('\r'));
         said.push('\n');
         show.then_some(text)
     })?;
-    let code = status.with_context(|| format!("{} did not end within its deadline", patient.name))?;
-    ensure!(
-        code.code() == Some(patient.exit_code),
-        "{} ended with {code}, and the power was to go off",
-        patient.name
-    );
-    let missing: Vec<&str> = (patient.says.iter().copied())
+    let code = status.with_context(|| format!("{name} did not end within its deadline"));
+    match code.as_ref().map(|code| code.code()) {
+        Ok(Some(code)) if code == exit_code => Ok(said),
+        _ => {
+            if !show {
+                said.lines().for_each(|line| println!("  | {line}"));
+            }
+            anyhow::bail!("{name} ended with {:?}, expected exit code {exit_code}", code?)
+        }
+    }
+}
+
+/// Compares what was said with what has to be said.
+fn compare(said: &str, expected: &[&str], show: bool) -> Result<Counts> {
+    let missing: Vec<&str> = expected
+        .iter()
+        .copied()
         .filter(|words| !said.contains(words))
         .collect();
-    // It has read the file back. Here it is of no use: QEMU's FAT of a folder mixes up the bytes of new files.
-    ensure!(said.contains("written: mm.json"), "the doctor wrote no file");
-    let total = u64::try_from(patient.says.len())?;
+    let total = u64::try_from(expected.len())?;
     let failed = u64::try_from(missing.len())?;
     let counts = Counts {
         passed: total.saturating_sub(failed),
@@ -186,9 +132,162 @@ fn look(shell: &Shell, patient: &Patient, deadline: Duration, show: bool) -> Res
         if !show {
             said.lines().for_each(|line| println!("  | {line}"));
         }
-        let reason = format!("the doctor did not say: {}", missing.join("; "));
+        let reason = format!("mm_doctor did not print: {}", missing.join("; "));
         return Err(Failed { counts, reason }.into());
     }
     ensure!(total > 0, "nothing is known of this machine");
     Ok(counts)
+}
+
+fn look(shell: &Shell, patient: &Patient, deadline: Duration, show: bool) -> Result<Counts> {
+    require(shell, patient.tools)?;
+    let target = match patient.firmware {
+        Doctor::Aarch64(_) | Doctor::Aarch64WithoutEl3 => AARCH64_UEFI,
+        _ => X86_64_UEFI,
+    };
+    let application = build(shell, target)?;
+    let dir = temporary()?;
+    let command = machine::with_application(shell, patient.firmware, &application, dir.path())?;
+    let words = format!("{} -o mm.json -off", patient.words);
+    shell.write_file(dir.path().join("esp/EFI/BOOT/DOCTOR.TXT"), words)?;
+    let said = boot(patient.name, command, patient.exit_code, deadline, show)?;
+    let mut counts = compare(&said, patient.says, show)?;
+    // mm_doctor has read the file back. Here it is of no use: QEMU's FAT of a folder mixes up the bytes of new files.
+    ensure!(said.contains("written: mm.json"), "mm_doctor wrote no file");
+    match rust_in(&said) {
+        Some(rust) => counts.add(paste(shell, patient, target, &rust, deadline, show)?),
+        None => ensure!(
+            said.contains("No Rust for this machine: "),
+            "mm_doctor wrote neither Rust nor why there is none"
+        ),
+    }
+    Ok(counts)
+}
+
+/// The Rust at the end of the report: to the brace in the first column.
+fn rust_in(said: &str) -> Option<String> {
+    let (_, rust) = said.split_once("The Rust for this machine:\n\n")?;
+    let (rust, _) = rust.split_once("\n}\n")?;
+    Some(format!("{rust}\n}}\n"))
+}
+
+/// Compiles the Rust that the doctor wrote, and starts it on the machine that it was written for.
+fn paste(
+    shell: &Shell,
+    patient: &Patient,
+    target: &'static str,
+    rust: &str,
+    deadline: Duration,
+    show: bool,
+) -> Result<Counts> {
+    let file = target_dir().join("doctor").join(patient.name).with_extension("rs");
+    shell.write_file(&file, rust)?;
+    let application = toolchain::build(shell, target, "pasted", "pasted", |command| {
+        command.env("PASTED_RUST", &file);
+    })?;
+    let dir = temporary()?;
+    let command = machine::with_application(shell, patient.firmware, &application, dir.path())?;
+    let name = format!("{}, pasted", patient.name);
+    let said = boot(&name, command, DEBUG_EXIT_SUCCESS, deadline, show)?;
+    ensure!(
+        said.contains("PASTED comm buffer ") && said.contains("PASTED ok"),
+        "no message was sent"
+    );
+    println!("  {}: the Rust to paste is compiled, and a message sent with it", patient.name);
+    Ok(Counts::ONE)
+}
+
+/// Breaks machine patina-q35 in several ways during one boot.
+fn broken(shell: &Shell, deadline: Duration, show: bool) -> Result<Counts> {
+    require(shell, &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE])?;
+    let doctor = build(shell, X86_64_UEFI)?;
+    let application = toolchain::build(shell, X86_64_UEFI, "broken_machine", "broken_machine", |_| {})?;
+    let dir = temporary()?;
+    let command = machine::with_application(shell, Doctor::PatinaQ35, &application, dir.path())?;
+    shell.copy_file(doctor, dir.path().join("esp/EFI/BOOT/DOCTOR.EFI"))?;
+    let said = boot("broken machines", command, 0, deadline, show)?;
+    let mut counts = Counts::default();
+    for Case {
+        name,
+        says,
+        complaints,
+    } in BROKEN
+    {
+        let part = said
+            .split_once(&format!("CASE {name}\n"))
+            .with_context(|| format!("mm_doctor was not started with the fault: {name}"))?
+            .1;
+        let part = part.split_once("CASE ").map_or(part, |(part, _)| part);
+        counts.add(compare(part, says, show)?);
+        let found = (part.lines())
+            .filter(|line| line.starts_with("BROKEN ") || line.starts_with("LOOK "))
+            .count();
+        ensure!(
+            found == *complaints,
+            "{name}: {found} complaints, and the machine has {complaints}:\n{part}"
+        );
+        counts.add(Counts::ONE);
+    }
+    Ok(counts)
+}
+
+/// Starts the doctor from the UEFI Shell, by a script.
+fn in_the_shell(shell: &Shell, deadline: Duration, show: bool) -> Result<Counts> {
+    require(shell, &[&QEMU_X86, &OVMF, &RUST_UEFI])?;
+    let doctor = build(shell, X86_64_UEFI)?;
+    let dir = temporary()?;
+    let command = machine::with_application(shell, Doctor::OvmfSmm, &doctor, dir.path())?;
+    // Without an application at the path for removable media, OVMF starts its shell, which runs the script.
+    let esp = dir.path().join("esp");
+    shell.remove_path(esp.join("EFI"))?;
+    shell.copy_file(&doctor, esp.join("mm_doctor.efi"))?;
+    // Keys, as the shell reads them from a file: UCS-2 with a byte order mark.
+    let keys: Vec<u8> = std::iter::once(0xfeff)
+        .chain("\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n".encode_utf16())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    shell.write_file(esp.join("keys.txt"), keys)?;
+    let mut script = String::from("@echo -off\r\nfs0:\r\n");
+    for (words, _) in SHELL {
+        script.push_str(&format!(
+            "echo CASE {words}\r\nmm_doctor.efi {words}\r\necho STATUS %lasterror%\r\n"
+        ));
+    }
+    script.push_str("echo CASE end\r\nreset -s\r\n");
+    shell.write_file(esp.join("startup.nsh"), script)?;
+    let said = boot("the UEFI Shell", command, 0, deadline, show)?;
+    let mut counts = Counts::default();
+    for (words, says) in SHELL {
+        let shown = words.split(" <").next().unwrap_or_default();
+        let part = said
+            .split_once(&format!("CASE {shown}"))
+            .with_context(|| format!("`mm_doctor {words}` was not started"))?
+            .1;
+        let part = part.split_once("CASE ").map_or(part, |(part, _)| part);
+        counts.add(compare(part, says, show)?);
+        if words.contains("-json") {
+            let json = part.find('{').zip(part.rfind('}'));
+            let json = json.and_then(|(start, end)| part.get(start..=end));
+            let json = json.context("no JSON was printed")?.replace(['\r', '\n'], "");
+            let dumps = mm_trace::doctor::read(json.as_bytes())?;
+            ensure!(dumps.len() > 3, "{} parts in the JSON", dumps.len());
+            counts.add(Counts::ONE);
+        }
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rust_ends_with_its_last_brace() {
+        let said = "VERDICT x\n\nThe Rust for this machine:\n\nuse a::*;\nimpl A {\n    fn b() {\n    }\n}\nwritten: mm.json\n";
+        assert_eq!(
+            rust_in(said).as_deref(),
+            Some("use a::*;\nimpl A {\n    fn b() {\n    }\n}\n")
+        );
+        assert_eq!(rust_in("No Rust for this machine: x\n"), None);
+    }
 }

@@ -26,6 +26,7 @@ const PROGRAMS: [Programs; 17] = [
         &["-p", "patina_mm", "-p", "mm_comm", "--example", "asm_probe"],
     ),
     plain(X86_64_UEFI, &["-p", "ovmf_smm", "-p", "platform_self_test"]),
+    plain(X86_64_UEFI, &["-p", "pasted", "-p", "broken_machine"]),
     plain(X86_64_UEFI, &["-p", "q35_runtime", "-p", "mm_runtime"]),
     Programs {
         target: X86_64_UEFI,
@@ -52,6 +53,7 @@ const PROGRAMS: [Programs; 17] = [
     ),
     plain(AARCH64_UEFI, &["-p", "aarch64_payload", "--bin", "aarch64_app"]),
     plain(AARCH64_UEFI, &["-p", "variable_driver"]),
+    plain(AARCH64_UEFI, &["-p", "pasted"]),
     plain(
         AARCH64_BARE,
         &["-p", "aarch64_payload", "--bin", "aarch64_payload"],

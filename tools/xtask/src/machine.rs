@@ -329,7 +329,7 @@ pub(crate) fn names(others: &[&'static str]) -> PossibleValuesParser {
 }
 
 /// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice that, plus one.
-const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
+pub(crate) const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 
 /// The same after a failure.
 pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
@@ -429,23 +429,26 @@ pub(crate) enum Doctor {
     OvmfWithoutMm,
     /// The same with a Patina DXE core and a Rust MM core.
     PatinaQ35,
-    /// UEFI above the monitor, with FF-A.
-    Aarch64,
+    /// OVMF with edk2's SMM core and a Patina DXE core.
+    PatinaSmm,
+    /// UEFI above the monitor, in this variant of machine aarch64.
+    Aarch64(&'static str),
+    /// UEFI on a processor without EL3.
+    Aarch64WithoutEl3,
 }
 
-/// A machine whose firmware starts `mm_doctor`, which finds its words in a file.
-pub(crate) fn with_doctor(
+/// A machine that starts this application. Its ESP is the folder `esp` of `dir`.
+pub(crate) fn with_application(
     shell: &Shell,
     which: Doctor,
     application: &Path,
     dir: &Path,
-    words: &str,
 ) -> Result<Command> {
     let boot = Boot {
         image: application,
         dir,
         mode: Mode::Demo,
-        variant: "uefi",
+        variant: "",
         own: None,
     };
     let command = match which {
@@ -457,20 +460,34 @@ pub(crate) fn with_doctor(
                 .args(["-device", "VGA"])
                 .into()
         }
-        Doctor::Aarch64 => {
-            let image = build_aarch64(shell)?;
+        Doctor::PatinaSmm => {
+            let image = image::build(shell, &PATINA_SMM, false, None)?;
+            with_smm(q35(shell, &image, application, &boot)?, &boot).into()
+        }
+        Doctor::Aarch64(variant) => {
+            let image = &build_aarch64(shell)?;
             let command = aarch64(
                 shell,
                 &Boot {
-                    image: &image,
+                    image,
+                    variant,
                     ..boot
                 },
             )?;
             shell.copy_file(application, dir.join("esp/EFI/BOOT/BOOTAA64.EFI"))?;
             command
         }
+        Doctor::Aarch64WithoutEl3 => {
+            let folder = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
+            shell.copy_file(application, folder.join("BOOTAA64.EFI"))?;
+            let esp = path(&dir.join("esp"))?;
+            virt(shell, "virt")
+                .args(["-bios", ARM_UEFI_CODE])
+                .args(["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")])
+                .args(["-device", "virtio-blk-pci,drive=esp"])
+                .into()
+        }
     };
-    shell.write_file(dir.join("esp/EFI/BOOT/DOCTOR.TXT"), words)?;
     Ok(command)
 }
 
@@ -667,8 +684,8 @@ fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let interface = match boot.variant {
         "spm-mm" | "uefi-spm-mm" => 1,
         "ffa" | "uefi" => 2,
-        "ffa-without-get-regs" => 3,
-        "nobody-answers" => 4,
+        "ffa-without-get-regs" | "uefi-ffa-without-get-regs" => 3,
+        "nobody-answers" | "uefi-nobody-answers" => 4,
         "no-el3" => NO_EL3,
         "standalone-mm" | "uefi-standalone-mm" => 6,
         other => bail!("machine aarch64 has no variant {other}"),

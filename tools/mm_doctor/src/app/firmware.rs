@@ -7,6 +7,7 @@ use core::ffi::c_void;
 use core::ptr;
 use mm_doctor::Memory;
 use mm_doctor::facts::{Mapped, Protocol};
+use mm_doctor::paging::Paging;
 use mm_wire::message::variable;
 use mm_wire::{Guid, protocol};
 use uefi::boot::{self, MemoryType, SearchType};
@@ -99,7 +100,9 @@ fn image(handle: Handle) -> Option<Image> {
 }
 
 /// Those of [`PROTOCOLS`] that are installed.
-pub(super) fn protocols() -> Vec<Protocol> {
+///
+/// The interface is in the image's own data, or, if it was allocated, its first function is in the image's code.
+pub(super) fn protocols(memory: &Physical) -> Vec<Protocol> {
     let images = images();
     let owner = |address: u64| {
         let is_in = |image: &&Image| {
@@ -107,26 +110,27 @@ pub(super) fn protocols() -> Vec<Protocol> {
                 .checked_sub(image.start)
                 .is_some_and(|offset| offset < image.len)
         };
-        images
-            .iter()
-            .find(is_in)
-            .map_or(String::new(), |image| image.name.clone())
+        images.iter().find(is_in).map(|image| image.name.clone())
     };
     PROTOCOLS
         .into_iter()
         .filter_map(|(name, guid)| {
             let interface = interface(guid)?;
+            let address = interface.expose_provenance() as u64;
+            let first_function = || owner(memory.value(address)?);
+            let image = owner(address).or_else(first_function);
             Some(Protocol {
                 name,
                 guid: guid.to_string(),
-                image: owner(interface.expose_provenance() as u64),
+                is_marker: interface.is_null(),
+                image: image.filter(|_| !interface.is_null()).unwrap_or_default(),
             })
         })
         .collect()
 }
 
 /// The UEFI memory map as it was when the doctor started.
-pub(super) struct MemoryMap(Vec<Piece>);
+struct MemoryMap(Vec<Piece>);
 
 struct Piece {
     kind: MemoryType,
@@ -136,7 +140,7 @@ struct Piece {
 }
 
 impl MemoryMap {
-    pub(super) fn read() -> Self {
+    fn read() -> Self {
         let Ok(map) = boot::memory_map(MemoryType::LOADER_DATA) else {
             return Self(Vec::new());
         };
@@ -160,13 +164,9 @@ impl MemoryMap {
     }
 
     /// What the map says of a range.
-    pub(super) fn mapped(&self, start: u64, len: u64) -> Mapped {
+    fn mapped(&self, start: u64, len: u64) -> Mapped {
         let Some(first) = self.at(start) else {
-            return Mapped {
-                kind: String::new(),
-                attributes: 0,
-                whole: false,
-            };
+            return Mapped::default();
         };
         let end = start.saturating_add(len);
         let mut reached = first.end;
@@ -180,7 +180,52 @@ impl MemoryMap {
             kind: name(first.kind),
             attributes: first.attributes,
             whole: reached >= end,
+            pages: None,
         }
+    }
+}
+
+/// Physical memory: what the memory map has, as far as the page tables map it one to one.
+pub(super) struct Physical {
+    map: MemoryMap,
+    paging: Option<Paging>,
+}
+
+impl Physical {
+    pub(super) fn new(paging: Option<Paging>) -> Self {
+        let map = MemoryMap::read();
+        // Tables that are in memory which the map does not have cannot be read.
+        let here = (&raw const map).expose_provenance() as u64;
+        let is_known = |paging: &Paging| paging.page(&map, here).is_some_and(|page| page.physical == here);
+        Self {
+            paging: paging.filter(is_known),
+            map,
+        }
+    }
+
+    /// Which page tables are in use; empty if they cannot be read.
+    pub(super) fn paging(&self) -> String {
+        self.paging
+            .map_or(String::new(), |paging| paging.name().to_string())
+    }
+
+    /// What the memory map and the page tables say of a range.
+    pub(super) fn mapped(&self, start: u64, len: u64) -> Mapped {
+        Mapped {
+            pages: self.paging.map(|paging| paging.pages(&self.map, start, len)),
+            ..self.map.mapped(start, len)
+        }
+    }
+}
+
+impl Memory for Physical {
+    /// What a HOB announces wrongly must not be read: it may not be mapped.
+    fn read(&self, address: u64, out: &mut [u8]) -> bool {
+        let is_mapped = self.paging.is_none_or(|paging| {
+            let pages = paging.pages(&self.map, address, out.len() as u64);
+            pages.elsewhere.is_none() && pages.memory != "device memory"
+        });
+        is_mapped && self.map.read(address, out)
     }
 }
 
@@ -232,7 +277,7 @@ impl Memory for MemoryMap {
     }
 }
 
-/// Memory that can be read without effect. What nobody uses may be unmapped.
+/// Memory that can be read without effect. Unused memory may be unmapped.
 fn is_memory(kind: MemoryType) -> bool {
     !matches!(
         kind,

@@ -6,8 +6,8 @@ mod probe;
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use firmware::MemoryMap;
-use mm_doctor::facts::{Buffer, FORMAT, Facts, Mailbox};
+use firmware::Physical;
+use mm_doctor::facts::{Buffer, FORMAT, Facts, Mailbox, NAMED};
 use mm_doctor::findings::{self, Level};
 use mm_doctor::options::{self, Options};
 use mm_doctor::{Memory as _, acpi, hobs, paste, report};
@@ -19,7 +19,7 @@ use uefi::{CString16, Status, boot, entry, println, system};
 /// Lines of a page, with one for the prompt.
 const PAGE: usize = 24;
 
-/// The words that a file beside the application has for firmware that starts it without a shell.
+/// The file beside the application that has its command line, for firmware that starts it without a shell.
 const WORDS_FILE: &str = "\\EFI\\BOOT\\DOCTOR.TXT";
 
 #[entry]
@@ -28,7 +28,7 @@ fn main() -> Status {
     let options = match options::parse(words.iter().map(String::as_str)) {
         Ok(options) => options,
         Err(why) => {
-            println!("mm_doctor: {why}");
+            println!("mm_doctor: {why}; see mm_doctor -?");
             return Status::INVALID_PARAMETER;
         }
     };
@@ -83,7 +83,7 @@ fn words() -> Vec<String> {
 }
 
 fn look(options: &Options) -> Facts {
-    let map = MemoryMap::read();
+    let memory = Physical::new(cpu::paging());
     let mut facts = Facts {
         tool: "mm_doctor",
         format: FORMAT,
@@ -94,19 +94,31 @@ fn look(options: &Options) -> Facts {
             system::firmware_revision(),
             system::uefi_revision()
         ),
+        paging: memory.paging(),
         ..Facts::default()
     };
     if let Some(list) = firmware::configuration_table(hobs::HOB_LIST) {
-        hobs::gather(&map, list, &mut facts);
+        hobs::gather(&memory, list, &mut facts);
     }
+    if let Some(table) = firmware::configuration_table(hobs::COMM_REGION_TABLE) {
+        hobs::region_table(&memory, table, &mut facts);
+    }
+    facts.buffers.extend(options.regions.iter().map(|region| Buffer {
+        source: NAMED.to_string(),
+        region: Some(*region),
+        ..Buffer::default()
+    }));
     for buffer in &mut facts.buffers {
-        describe(&map, buffer);
+        describe(&memory, buffer);
+    }
+    for region in &mut facts.regions {
+        region.memory = Some(memory.mapped(region.range.start, region.range.len));
     }
     if let Some(rsdp) = firmware::configuration_table(acpi::RSDP) {
-        facts.acpi = acpi::gather(&map, rsdp);
+        facts.acpi = acpi::gather(&memory, rsdp);
     }
-    facts.protocols = firmware::protocols();
-    cpu::look(&mut facts);
+    facts.protocols = firmware::protocols(&memory);
+    cpu::look(&mut facts, &memory);
     if options.probe {
         facts.probes = probe::ask(&facts);
     }
@@ -114,13 +126,15 @@ fn look(options: &Options) -> Facts {
 }
 
 /// Adds what the memory map and the mailbox say.
-fn describe(map: &MemoryMap, buffer: &mut Buffer) {
-    buffer.memory = buffer.region.map(|region| map.mapped(region.start, region.len));
+fn describe(memory: &Physical, buffer: &mut Buffer) {
+    buffer.memory = buffer
+        .region
+        .map(|region| memory.mapped(region.start, region.len));
     let Some(mailbox) = buffer.mailbox else {
         return;
     };
-    buffer.mailbox_memory = Some(map.mapped(mailbox, mm_wire::mailbox::MAILBOX_LEN as u64));
-    let image: Option<MailboxImage> = map.value(mailbox);
+    buffer.mailbox_memory = Some(memory.mapped(mailbox, mm_wire::mailbox::MAILBOX_LEN as u64));
+    let image: Option<MailboxImage> = memory.value(mailbox);
     buffer.state = image.map(|image| Mailbox {
         pending: image.is_pending(),
         status: image.return_status().0,

@@ -2,12 +2,14 @@
 
 use super::cpu::Clock;
 use super::firmware::{COMMUNICATION, interface};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ffi::c_void;
-use mm_comm::SharedRegion;
+use core::ptr::{self, NonNull};
 use mm_comm::c_request::{Communication, Communication2, Communication3};
+use mm_comm::{Channel, SharedRegion};
 use mm_doctor::facts::{Facts, Probe};
 use mm_wire::message::supervisor;
 use mm_wire::message::variable::{self, PayloadSizeMessage};
@@ -16,7 +18,7 @@ use uefi::boot::{self, AllocateType, MemoryType};
 use zerocopy::IntoBytes as _;
 
 /// No handler has this GUID.
-const NOBODY: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+const UNKNOWN: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
 /// Pages of the buffer for the protocols.
 const PAGES: usize = 4;
@@ -41,7 +43,7 @@ fn questions() -> [Question; 3] {
         },
         Question {
             what: "a GUID that no handler has",
-            recipient: NOBODY,
+            recipient: UNKNOWN,
             message: [0; 16].to_vec(),
         },
     ]
@@ -53,9 +55,12 @@ pub(super) fn ask(facts: &Facts) -> Vec<Probe> {
     let mut probes = Vec::new();
     by_protocols(&clock, &mut probes);
     #[cfg(target_arch = "x86_64")]
-    ports::by_comm_buffers(facts, &clock, &mut probes);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = facts;
+    let raise = ports::entry(facts);
+    #[cfg(target_arch = "aarch64")]
+    let raise = smc::entry(facts);
+    if let Some((way, raise)) = raise {
+        by_comm_buffers(facts, &way, &*raise, &clock, &mut probes);
+    }
     probes
 }
 
@@ -70,7 +75,7 @@ fn record(
         way: way.to_string(),
         question: question.what,
         may_be_missing: question.recipient != variable::GUID,
-        nobody: question.recipient == NOBODY,
+        unknown: question.recipient == UNKNOWN,
         recipient: question.recipient.to_string(),
         request: hex(&question.message),
         response: response.map(|bytes| hex(&bytes)),
@@ -164,78 +169,163 @@ fn communicate(
     Ok(bytes)
 }
 
-#[cfg(target_arch = "x86_64")]
-mod ports {
-    use super::{Clock, Facts, Probe, Question, String, ToString, Vec, format, questions, record};
-    use crate::app::cpu;
-    use core::ptr;
-    use mm_comm::{Channel, PortTrigger, Ports as _, SmiCheck, SmiEnableRegister};
-    use mm_wire::HeaderFormat;
+/// Enters MM for the request in the comm buffer at an address.
+type Raise = Box<dyn Fn(u64) -> Result<(), String>>;
 
-    /// APM_CNT and APM_STS.
-    const COMMAND_PORT: u16 = 0xb2;
-    const DATA_PORT: u16 = 0xb3;
-    /// What Project Mu's platforms write to the command port; other MM cores take any value.
-    const COMMAND: u8 = 0xff;
-    /// How often the mailbox is looked at.
-    const POLLS: u32 = 100_000;
+/// How often the mailbox is looked at.
+const POLLS: u32 = 100_000;
 
-    /// Through the comm buffers of HOBs that have a mailbox which announces nothing.
-    pub(super) fn by_comm_buffers(facts: &Facts, clock: &Clock, probes: &mut Vec<Probe>) {
-        let base = facts.chipset.as_ref().and_then(|chipset| chipset.acpi_base);
-        let Some(smi_enable) = base.and_then(|base| SmiEnableRegister::behind_io_base(base).ok()) else {
-            return;
+/// Through the comm buffers that announce nothing.
+fn by_comm_buffers(
+    facts: &Facts,
+    way: &str,
+    raise: &dyn Fn(u64) -> Result<(), String>,
+    clock: &Clock,
+    probes: &mut Vec<Probe>,
+) {
+    for (index, buffer) in facts.buffers.iter().enumerate() {
+        let is_free = match (buffer.mailbox, buffer.state) {
+            (None, _) => facts.arm.is_some(),
+            (Some(_), state) => state.is_some_and(|state| !state.pending),
         };
-        let trigger = PortTrigger {
-            command_port: COMMAND_PORT,
-            data_port: DATA_PORT,
-            smi_enable: Some(smi_enable),
-            check: SmiCheck::Require,
+        let memory = buffer.memory.as_ref();
+        let is_whole = memory.is_some_and(|memory| memory.whole);
+        let is_mapped = memory.is_some_and(|memory| {
+            memory
+                .pages
+                .as_ref()
+                .is_none_or(|pages| pages.elsewhere.is_none() && pages.writable)
+        });
+        let (Some(region), true, true, true) = (buffer.region, is_free, is_whole, is_mapped) else {
+            continue;
         };
-        for (index, buffer) in facts.buffers.iter().enumerate() {
-            let is_free = buffer.state.is_some_and(|state| !state.pending);
-            let is_whole = buffer.memory.as_ref().is_some_and(|memory| memory.whole);
-            let (Some(region), Some(mailbox), true, true) =
-                (buffer.region, buffer.mailbox, is_free, is_whole)
-            else {
-                continue;
-            };
-            let address = |address: u64| usize::try_from(address).map(ptr::with_exposed_provenance_mut::<u8>);
-            let (Ok(base), Ok(mailbox), Ok(len)) = (
-                address(region.start),
-                address(mailbox),
-                usize::try_from(region.len),
-            ) else {
-                continue;
-            };
-            // SAFETY: a HOB sets this memory aside for messages to MM, the memory map has all of it, and the mailbox says that
-            // nobody has a request there.
-            let channel = match unsafe { Channel::at_firmware_region(base, len, Some(mailbox)) } {
-                Ok(channel) => channel,
-                Err(_unfit) => continue,
-            };
-            let way = format!("comm buffer {index} and ports");
-            for question in questions() {
-                let result = clock.time(|| exchange(&channel, trigger, &question));
-                record(&way, &question, result, probes);
-            }
+        // Memory that nothing has reserved is allocated first, so that nothing else uses it.
+        let _allocated = match memory.map(|memory| memory.kind.as_str()) {
+            Some("Conventional") => match Allocated::at(region.start, region.len) {
+                Some(allocated) => Some(allocated),
+                None => continue,
+            },
+            _ => None,
+        };
+        let address = |address: u64| usize::try_from(address).map(ptr::with_exposed_provenance_mut::<u8>);
+        let (Ok(base), Ok(mailbox), Ok(len)) = (
+            address(region.start),
+            buffer.mailbox.map(address).transpose(),
+            usize::try_from(region.len),
+        ) else {
+            continue;
+        };
+        // SAFETY: a HOB sets this memory aside for messages to MM, or the user says so, or it was allocated just now; the
+        // memory map has all of it, and the mailbox says that no request is in it.
+        let channel = match unsafe { Channel::at_firmware_region(base, len, mailbox) } {
+            Ok(channel) => channel,
+            Err(_unfit) => continue,
+        };
+        let way = format!("comm buffer {index} and {way}");
+        for question in questions() {
+            let result = clock.time(|| exchange(&channel, region.start, raise, &question));
+            record(&way, &question, result, probes);
         }
     }
+}
 
-    fn exchange(channel: &Channel, trigger: PortTrigger, question: &Question) -> Result<Vec<u8>, String> {
-        let ports = cpu::ports();
-        let staged = channel
-            .begin(HeaderFormat::V1, question.recipient, &question.message)
-            .map_err(|error| error.to_string())?;
-        trigger
-            .raise(&ports, COMMAND, 0)
-            .map_err(|error| error.to_string())?;
-        staged.wait(POLLS, || ports.pause());
-        let response = staged.finish().map_err(|error| error.to_string())?;
-        let mut bytes = alloc::vec![0; response.len()];
-        response
-            .copy_to(&mut bytes)
-            .map(|bytes| bytes.to_vec())
-            .ok_or_else(|| "the response changed".to_string())
+fn exchange(
+    channel: &Channel,
+    address: u64,
+    raise: &dyn Fn(u64) -> Result<(), String>,
+    question: &Question,
+) -> Result<Vec<u8>, String> {
+    let staged = channel
+        .begin(HeaderFormat::V1, question.recipient, &question.message)
+        .map_err(|error| error.to_string())?;
+    raise(address)?;
+    staged.wait(POLLS, core::hint::spin_loop);
+    let response = staged.finish().map_err(|error| error.to_string())?;
+    let mut bytes = alloc::vec![0; response.len()];
+    response
+        .copy_to(&mut bytes)
+        .map(|bytes| bytes.to_vec())
+        .ok_or_else(|| "the response changed".to_string())
+}
+
+/// Pages at a given address, until this is dropped.
+struct Allocated(NonNull<u8>, usize);
+
+impl Allocated {
+    fn at(start: u64, len: u64) -> Option<Self> {
+        let pages = usize::try_from(len).ok()?.div_ceil(mm_wire::PAGE_LEN);
+        let kind = MemoryType::RUNTIME_SERVICES_DATA;
+        let memory = boot::allocate_pages(AllocateType::Address(start), kind, pages).ok()?;
+        Some(Self(memory, pages))
+    }
+}
+
+impl Drop for Allocated {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `at`; MM has processed its requests, and no channel is left.
+        let freed = unsafe { boot::free_pages(self.0, self.1) };
+        // Pages that the firmware does not take back stay allocated.
+        let _ = freed;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod ports {
+    use super::{Box, Facts, Raise, String, ToString};
+    use crate::app::cpu;
+    use mm_comm::{PortTrigger, SmiCheck, SmiEnableRegister};
+
+    /// APM_CNT; APM_STS is the next port, and so is AMD's.
+    const COMMAND_PORT: u16 = 0xb2;
+    /// What Project Mu's platforms write to the command port; other MM cores take any value.
+    const COMMAND: u8 = 0xff;
+
+    /// By ports, as patina_mm enters MM: Intel's if SMIs are on, those of the FADT on other chipsets.
+    pub(super) fn entry(facts: &Facts) -> Option<(String, Raise)> {
+        let chipset = facts.chipset.as_ref()?;
+        let base = chipset.acpi_base.filter(|_| chipset.smi_en.is_some());
+        let smi_enable = base.and_then(|base| SmiEnableRegister::behind_io_base(base).ok());
+        let fadt = facts.acpi.smi_cmd.and_then(|port| u16::try_from(port).ok());
+        let command_port = match smi_enable {
+            Some(_) => COMMAND_PORT,
+            None => fadt.filter(|port| *port != 0)?,
+        };
+        let check = if smi_enable.is_some() {
+            SmiCheck::Require
+        } else {
+            SmiCheck::Off
+        };
+        let trigger = PortTrigger {
+            command_port,
+            data_port: command_port.checked_add(1)?,
+            smi_enable,
+            check,
+        };
+        let raise = move |_| {
+            let raised = trigger.raise(&cpu::ports(), COMMAND, 0);
+            raised.map(drop).map_err(|error| error.to_string())
+        };
+        Some(("ports".to_string(), Box::new(raise)))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod smc {
+    use super::{Box, Facts, Raise, String, ToString, format};
+    use crate::app::cpu;
+    use mm_comm::smc::{self, SecureMm as _, Setup, Smc};
+    use mm_doctor::arm::conduit_setting;
+
+    /// By secure monitor calls, as patina_mm enters MM.
+    pub(super) fn entry(facts: &Facts) -> Option<(String, Raise)> {
+        let arm = facts.arm.as_ref()?;
+        let found = arm.mm.as_ref()?.as_ref().ok()?;
+        let setup = Setup {
+            psci: conduit_setting(arm.conduit),
+            ..Setup::default()
+        };
+        let connection = smc::connect::<Smc>(setup, &mut cpu::two_pages).ok()?;
+        let raise = move |address| connection.communicate(address).map_err(|error| error.to_string());
+        Some((format!("secure monitor calls ({found})"), Box::new(raise)))
     }
 }

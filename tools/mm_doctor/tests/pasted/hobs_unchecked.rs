@@ -7,7 +7,7 @@ struct Board;
 
 impl ComponentInfo for Board {
     fn components(mut add: Add<Component>) {
-        // Takes the comm buffers from the HOBs. SMI_EN is not known for this chipset, and so not checked.
+        // Takes the comm buffers from the HOBs. This chipset's SMI_EN is not known, so it is not checked.
         add.component(MmHobConfiguration::new());
         add.component(SwMmiManager::new());
         add.component(MmCommunicator::new());

@@ -1,0 +1,122 @@
+//! The application. An unsafe island (`docs/unsafe.md`).
+//!
+//! Each fault is put into the machine, `EFI/BOOT/DOCTOR.EFI` is started, and the fault is taken out again.
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use core::ffi::c_void;
+use core::ptr;
+use mm_comm::ports::NativePorts;
+use mm_comm::{Ports as _, SmiEnable};
+use mm_wire::hob::{COMM_REGION_HOB_GUID, CommRegion};
+use uefi::boot::{self, LoadImageSource};
+use uefi::fs::FileSystem;
+use uefi::runtime::{self, ResetType};
+use uefi::{CStr16, Guid, Status, cstr16, entry, guid, println, system};
+
+const DOCTOR: &CStr16 = cstr16!("\\EFI\\BOOT\\DOCTOR.EFI");
+
+static HOB_LIST: Guid = guid!("7739f24c-93d7-11d4-9a3a-0090273fc14d");
+
+/// PMBASE of the ICH9, and where firmware leaves it.
+const CONFIG_ADDRESS: u16 = 0xcf8;
+const CONFIG_DATA: u16 = 0xcfc;
+const PM_BASE: u32 = 1 << 31 | 0x1f << 11 | 0x40;
+const SMI_EN: u16 = 0x630;
+/// Another base, at which QEMU has no device.
+const OTHER_BASE: u32 = 0x500;
+
+#[entry]
+fn main() -> Status {
+    let outcome = run();
+    if let Err(why) = outcome {
+        println!("CASE failed: {why}");
+    }
+    runtime::reset(ResetType::SHUTDOWN, Status::SUCCESS, None);
+}
+
+fn run() -> Result<(), &'static str> {
+    let file_system = boot::get_image_file_system(boot::image_handle()).map_err(|_error| "no volume")?;
+    let doctor = FileSystem::new(file_system)
+        .read(DOCTOR)
+        .map_err(|_error| "no DOCTOR.EFI")?;
+    // SAFETY: a UEFI application runs in ring 0; the ports are those of PCI configuration space and of SMI_EN.
+    let ports = unsafe { NativePorts::new() };
+    let list = configuration_table().ok_or("no HOB list")?;
+    let mailbox = mailbox(list).ok_or("no comm-region HOB with a mailbox")?;
+
+    look(&doctor, "none");
+
+    let enabled = ports.read_u32(SMI_EN);
+    ports.write_u32(SMI_EN, enabled & !SmiEnable::APMC.bits());
+    look(&doctor, "SMIs are off");
+    ports.write_u32(SMI_EN, enabled);
+
+    // SAFETY: the HOB says that the mailbox is there; its first byte announces a request, and no call is under way.
+    unsafe { mailbox.write_volatile(1) };
+    look(&doctor, "stale mailbox");
+    // SAFETY: the same byte.
+    unsafe { mailbox.write_volatile(0) };
+
+    ports.write_u32(CONFIG_ADDRESS, PM_BASE);
+    let base = ports.read_u32(CONFIG_DATA);
+    ports.write_u32(CONFIG_DATA, OTHER_BASE | 1);
+    look(&doctor, "wrong PMBASE");
+    ports.write_u32(CONFIG_ADDRESS, PM_BASE);
+    ports.write_u32(CONFIG_DATA, base);
+
+    install(ptr::null())?;
+    look(&doctor, "no HOB");
+    install(list)?;
+
+    look(&doctor, "none any more");
+    println!("CASE end");
+    Ok(())
+}
+
+/// Starts the doctor.
+fn look(doctor: &[u8], case: &str) {
+    println!("CASE {case}");
+    let source = LoadImageSource::FromBuffer {
+        buffer: doctor,
+        file_path: None,
+    };
+    let ended = boot::load_image(boot::image_handle(), source).and_then(boot::start_image);
+    let status = ended.map_or_else(|error| error.status(), |()| Status::SUCCESS);
+    println!("mm_doctor ended with {status:?}");
+}
+
+fn configuration_table() -> Option<*const c_void> {
+    system::with_config_table(|tables| {
+        let found = tables.iter().find(|table| table.guid == HOB_LIST)?;
+        Some(found.address)
+    })
+}
+
+fn install(list: *const c_void) -> Result<(), &'static str> {
+    // SAFETY: null takes the table away; else it is the list that was there.
+    unsafe { boot::install_configuration_table(&HOB_LIST, list) }.map_err(|_error| "the HOB list cannot be changed")
+}
+
+/// The mailbox of the first comm-region HOB.
+fn mailbox(list: *const c_void) -> Option<*mut u8> {
+    let mut at = list.cast::<u8>();
+    loop {
+        // SAFETY: a HOB starts with its type and its length (PI 1.9, volume 3, 5.2).
+        let [kind, len] = unsafe { at.cast::<[u16; 2]>().read_unaligned() };
+        // SAFETY: the HOB has so many bytes.
+        let hob: Vec<u8> = unsafe { core::slice::from_raw_parts(at, len.into()) }.to_vec();
+        let (header, data) = hob.split_at_checked(24)?;
+        let is_region = header.get(8..) == Some(&COMM_REGION_HOB_GUID.to_bytes());
+        match (kind, CommRegion::of_hob(data)) {
+            (0xffff, _) => return None,
+            (4, Ok(region)) if is_region => {
+                let address = usize::try_from(region.place.mailbox()?).ok()?;
+                return Some(ptr::with_exposed_provenance_mut(address));
+            }
+            _ => {}
+        }
+        at = at.wrapping_add(len.into());
+    }
+}
