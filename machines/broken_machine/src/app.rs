@@ -96,7 +96,8 @@ fn configuration_table() -> Option<*const c_void> {
 
 fn install(list: *const c_void) -> Result<(), &'static str> {
     // SAFETY: null takes the table away; else it is the list that was there.
-    unsafe { boot::install_configuration_table(&HOB_LIST, list) }.map_err(|_error| "the HOB list cannot be changed")
+    unsafe { boot::install_configuration_table(&HOB_LIST, list) }
+        .map_err(|_error| "the HOB list cannot be changed")
 }
 
 /// The mailbox of the first comm-region HOB.

@@ -128,12 +128,14 @@ fn reserve(firmware: Firmware) -> Result<(), String> {
     use patina::uefi::boot_services::allocation::AllocType;
     use patina::uefi::memory::EfiMemoryType;
 
-    let [start, len] = [SHARED.start(), SHARED.len()].map(|number| usize::try_from(number).unwrap_or_default());
+    let [start, len] =
+        [SHARED.start(), SHARED.len()].map(|number| usize::try_from(number).unwrap_or_default());
     let pages = len.div_ceil(mm_wire::PAGE_LEN);
-    let allocated =
-        firmware
-            .boot()
-            .allocate_pages(AllocType::Address(start), EfiMemoryType::RuntimeServicesData, pages);
+    let allocated = firmware.boot().allocate_pages(
+        AllocType::Address(start),
+        EfiMemoryType::RuntimeServicesData,
+        pages,
+    );
     allocated
         .map(drop)
         .map_err(|status| format!("PASTED failed: the shared region is taken: {status:?}"))
@@ -156,7 +158,10 @@ impl Sender {
                 patina::error::EfiError::DeviceError
             })?;
             self.0.set(self.0.get().saturating_add(1));
-            let _ = writeln!(Console, "PASTED comm buffer {id}: the variable service takes {size} bytes");
+            let _ = writeln!(
+                Console,
+                "PASTED comm buffer {id}: the variable service takes {size} bytes"
+            );
         }
         Ok(())
     }

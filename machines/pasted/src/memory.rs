@@ -16,7 +16,11 @@ use patina::uefi::memory::EfiMemoryType;
 pub(crate) struct BootMemory(pub(crate) &'static StandardBootServices);
 
 impl MemoryManager for BootMemory {
-    fn allocate_pages(&self, pages: usize, options: AllocationOptions) -> Result<PageAllocation, MemoryError> {
+    fn allocate_pages(
+        &self,
+        pages: usize,
+        options: AllocationOptions,
+    ) -> Result<PageAllocation, MemoryError> {
         let kind = match options.strategy() {
             PageAllocationStrategy::Any => AllocType::AnyPage,
             PageAllocationStrategy::Address(address) => AllocType::Address(address),
@@ -37,10 +41,7 @@ impl MemoryManager for BootMemory {
         freed.map_err(|_status| MemoryError::InvalidAddress)
     }
 
-    fn get_allocator(
-        &self,
-        _kind: EfiMemoryType,
-    ) -> Result<&'static dyn Allocator, MemoryError> {
+    fn get_allocator(&self, _kind: EfiMemoryType) -> Result<&'static dyn Allocator, MemoryError> {
         Err(MemoryError::UnsupportedMemoryType)
     }
 

@@ -224,7 +224,6 @@ mod tests {
     use core::cell::RefCell;
     use mm_comm::smc::Call;
     use std::boxed::Box;
-    use std::vec;
 
     type Secure = Box<dyn FnMut(u32, [u64; 17]) -> [u64; 18]>;
 
@@ -387,6 +386,6 @@ mod tests {
         assert_eq!(psci(None, Some(&tree("smc"))), ("smc", "device tree"));
         assert_eq!(psci(Some(0), Some(&tree("hvc"))), ("hvc", "device tree"));
         assert_eq!(psci(None, Some(&tree("foo"))), ("", ""));
-        assert_eq!(psci(None, Some(&vec![1, 2, 3])), ("", ""));
+        assert_eq!(psci(None, Some(&[1, 2, 3])), ("", ""));
     }
 }

@@ -105,7 +105,7 @@ impl Paging {
     fn entry(self, entry: u64, level: u32) -> Option<Entry> {
         match self {
             Self::Off => None,
-            Self::X86 { .. } => (entry & 1 != 0).then(|| Entry {
+            Self::X86 { .. } => (entry & 1 != 0).then_some(Entry {
                 address: entry & 0x000f_ffff_ffff_f000,
                 is_leaf: level == LAST_LEVEL || entry & 1 << 7 != 0,
                 writable: entry & 1 << 1 != 0,
@@ -119,7 +119,7 @@ impl Paging {
                 };
                 // AP[2] of a page or block, APTable[1] of a table.
                 let read_only = if is_leaf { entry & 1 << 7 } else { entry & 1 << 62 };
-                (is_leaf || is_table && level != LAST_LEVEL).then(|| Entry {
+                (is_leaf || is_table && level != LAST_LEVEL).then_some(Entry {
                     address: entry & 0x0000_ffff_ffff_ffff & !mask(granule),
                     is_leaf,
                     writable: read_only == 0,

@@ -58,7 +58,12 @@ pub(crate) fn run(shell: &Shell, options: &Options) -> Result<ExitCode> {
         Some(SHELL_NAME) => drop(in_the_shell(shell, deadline, true)?),
         Some(name) => {
             let patient = PATIENTS.iter().find(|patient| patient.name == name);
-            look(shell, patient.context("the machine is not in the table")?, deadline, true)?;
+            look(
+                shell,
+                patient.context("the machine is not in the table")?,
+                deadline,
+                true,
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -180,7 +185,10 @@ fn paste(
     deadline: Duration,
     show: bool,
 ) -> Result<Counts> {
-    let file = target_dir().join("doctor").join(patient.name).with_extension("rs");
+    let file = target_dir()
+        .join("doctor")
+        .join(patient.name)
+        .with_extension("rs");
     shell.write_file(&file, rust)?;
     let application = toolchain::build(shell, target, "pasted", "pasted", |command| {
         command.env("PASTED_RUST", &file);
@@ -193,7 +201,10 @@ fn paste(
         said.contains("PASTED comm buffer ") && said.contains("PASTED ok"),
         "no message was sent"
     );
-    println!("  {}: the Rust to paste is compiled, and a message sent with it", patient.name);
+    println!(
+        "  {}: the Rust to paste is compiled, and a message sent with it",
+        patient.name
+    );
     Ok(Counts::ONE)
 }
 

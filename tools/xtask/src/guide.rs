@@ -11,16 +11,16 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use xshell::{Shell, cmd};
 
-/// Compiles the examples of the README and of docs/ as firmware.
+/// Compiles the examples of the README and of docs/ as firmware, and follows docs/component.md.
 ///
 /// The README's steps are followed in an empty directory; each block of Rust is a module of the crate that results, as it is
-/// written.
+/// written. The steps of docs/component.md make a crate in a temporary folder, which is tested and built for firmware.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  cargo xtask guide    all of them, for x86_64-unknown-uefi")]
+  cargo xtask guide    all examples for x86_64-unknown-uefi, and the crate of docs/component.md")]
 pub(crate) struct Guide {}
 
 /// The example that also runs, on the simulated machine: its component. Its handler is an echo.
@@ -28,6 +28,9 @@ const RUN: &str = "Calls";
 
 /// How many blocks of Rust there are at least.
 const LEAST: usize = 16;
+
+/// The page whose steps make a crate.
+const STEPS: &str = "docs/component.md";
 
 /// A fenced block of a page.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +45,7 @@ struct Block {
 pub(crate) fn run(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
     report.stage("guide", || stage(shell));
+    report.stage("outside crate", || outside(shell));
     report.conclude()
 }
 
@@ -56,7 +60,7 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     // Tests of components run on this host, below.
     let (tests, examples): (Vec<_>, Vec<_>) = all
         .iter()
-        .filter(|block| block.language == "rust")
+        .filter(|block| block.language == "rust" && block.file().is_none())
         .partition(|block| block.text.contains("#[test]"));
     ensure!(
         examples.len() >= LEAST,
@@ -97,6 +101,75 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     let runs = runs.with_context(|| format!("no example has a component {RUN}"))?;
     ensure!(!tests.is_empty(), "no page has a test of a component");
     counts.add(run_on_host(shell, &runs.text, &tests)?);
+    Ok(counts)
+}
+
+impl Block {
+    /// The file that the block is, if its first line is a comment with a path.
+    fn file(&self) -> Option<&str> {
+        let first = self.text.lines().next()?;
+        let path = first.strip_prefix("// ").or_else(|| first.strip_prefix("# "))?;
+        let is_path = !path.contains(' ') && path.contains('.');
+        is_path.then_some(path)
+    }
+}
+
+/// Follows the steps of [`STEPS`] to the letter, in a temporary folder with this repository beside it: writes the files that it
+/// shows, and runs the commands.
+pub(crate) fn outside(shell: &Shell) -> Result<Counts> {
+    let page = root().join(STEPS);
+    let steps = blocks(&page, &shell.read_file(&page)?)?;
+    let folder = tempfile::Builder::new().prefix("patina-mm-").tempdir()?;
+    std::os::unix::fs::symlink(root(), folder.path().join("patina_mm"))?;
+    let toolchain = Toolchain::find(shell, X86_64_UEFI)?;
+    let mut at = folder.path().to_owned();
+    let mut counts = Counts::default();
+    for step in &steps {
+        if let Some(file) = step.file() {
+            shell.write_file(at.join(file), &step.text)?;
+            continue;
+        }
+        if step.language != "sh" {
+            continue;
+        }
+        for line in step.text.lines() {
+            println!("  $ {line}");
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.as_slice() {
+                ["cd", to] => at = at.join(to),
+                // The toolchain that was found may have the target, or the sources to build it.
+                ["rustup", "target", "add", target] => ensure!(*target == X86_64_UEFI, "target {target}"),
+                ["cargo", "test"] => {
+                    // The versions that this repository is tested with.
+                    shell.copy_file(root().join("Cargo.lock"), at.join("Cargo.lock"))?;
+                    let mut command = Command::new("cargo");
+                    command
+                        .arg("test")
+                        .current_dir(&at)
+                        .env("CARGO_TARGET_DIR", target_dir().join("downstream/target"))
+                        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+                    let (tests, _) = cargo_test(command)?;
+                    ensure!(tests.passed > 0, "{STEPS} has no test");
+                    counts.add(tests);
+                }
+                ["cargo", "build", rest @ ..] => {
+                    let mut command = toolchain.cargo_as_written("build");
+                    command.args(rest).current_dir(&at);
+                    process::run_quietly(line, command)?;
+                    let library = toolchain.products().join("libflash_lock.rlib");
+                    ensure!(library.is_file(), "`{line}` left no {}", library.display());
+                    counts.add(Counts::ONE);
+                }
+                [program, rest @ ..] => {
+                    let mut command = Command::new(program);
+                    command.args(rest).current_dir(&at);
+                    process::run_quietly(line, command)?;
+                }
+                [] => {}
+            }
+        }
+    }
+    ensure!(counts.passed > 1, "{STEPS} has no commands that test and build");
     Ok(counts)
 }
 
@@ -227,5 +300,9 @@ mod tests {
             ]
         );
         assert!(blocks(Path::new("a.md"), "```rust\n").is_err());
+        let named = block("toml", "a", "# .cargo/config.toml\n[env]\n");
+        assert_eq!(named.file(), Some(".cargo/config.toml"));
+        assert_eq!(block("rust", "a", "// a sentence.\n").file(), None);
+        assert_eq!(block("rust", "a", "use core::fmt;\n").file(), None);
     }
 }

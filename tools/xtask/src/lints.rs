@@ -18,7 +18,7 @@ struct Programs {
     q35_mm: Option<bool>,
 }
 
-const PROGRAMS: [Programs; 17] = [
+const PROGRAMS: [Programs; 19] = [
     plain(X86_64_UEFI, &["-p", "mm_doctor"]),
     plain(AARCH64_UEFI, &["-p", "mm_doctor"]),
     plain(

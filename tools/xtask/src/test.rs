@@ -130,6 +130,7 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         report.stage("coverage", || coverage::stage(shell));
         report.stage("book", || book::stage(shell));
         report.stage("guide", || guide::stage(shell));
+        report.stage("outside crate", || guide::outside(shell));
         report.stage("package", || package::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));

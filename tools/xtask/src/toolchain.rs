@@ -131,27 +131,44 @@ impl Toolchain {
         self.command(cargo, subcommand)
     }
 
+    /// `cargo SUBCOMMAND`, to which a reader's own words are added: the toolchain is all in the environment.
+    pub(crate) fn cargo_as_written(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.arg(subcommand).env("CARGO_TARGET_DIR", firmware_dir());
+        if let Kind::BuildStd { .. } = &self.kind {
+            command.env("CARGO_UNSTABLE_BUILD_STD", "core,alloc,compiler_builtins");
+            command.env("CARGO_UNSTABLE_BUILD_STD_FEATURES", "compiler-builtins-mem");
+        }
+        self.programs(&mut command);
+        command
+    }
+
     fn command(&self, program: OsString, subcommand: &str) -> Command {
         let mut command = Command::new(program);
         command.args([subcommand, "--release", "--target", self.target, "--target-dir"]);
         command.arg(firmware_dir());
-        if let Kind::BuildStd { rustc, linker } = &self.kind {
+        if let Kind::BuildStd { .. } = &self.kind {
             command.args([
                 "-Zbuild-std=core,alloc,compiler_builtins",
                 "-Zbuild-std-features=compiler-builtins-mem",
             ]);
+        }
+        self.programs(&mut command);
+        command
+    }
+
+    /// The compiler and the linker.
+    fn programs(&self, command: &mut Command) {
+        if let Kind::BuildStd { rustc, linker } = &self.kind {
             command.env("RUSTC_BOOTSTRAP", "1");
             if let Some(rustc) = rustc {
                 command.env("RUSTC", rustc);
-                // Another compiler's rustdoc does not understand the libraries of this one.
-                command.env("RUSTDOC", rustc.with_file_name("rustdoc"));
             }
             if let Some(linker) = linker {
                 let target = self.target.to_uppercase().replace('-', "_");
                 command.env(format!("CARGO_TARGET_{target}_LINKER"), linker);
             }
         }
-        command
     }
 
     /// Where [`Self::cargo`] leaves what it built.

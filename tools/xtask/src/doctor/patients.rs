@@ -24,7 +24,8 @@ const ARM_WORDS: &str = "probe -r 0x50000000,0x800000";
 const ARM_TOOLS: &[&Tool] = &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM];
 
 /// What each report of the monitor's machines has.
-const ARM_REGION: &str = "LOOK    comm buffer 0 (region of -r): 8388608 bytes at 0x50000000: Conventional, free for every driver";
+const ARM_REGION: &str =
+    "LOOK    comm buffer 0 (region of -r): 8388608 bytes at 0x50000000: Conventional, free for every driver";
 
 pub(super) const PATIENTS: &[Patient] = &[
     Patient {
