@@ -1,4 +1,4 @@
-//! The four mocks, used as the author of a component in another crate uses them, and beside them `patina_mm_test`.
+//! The mocks, used as the author of a component in another crate uses them, and beside them `patina_mm_test`.
 
 use patina::BinaryGuid;
 use patina::component::component;
@@ -8,14 +8,19 @@ use patina_mm::component::communicator::{MmCommunicator, MockMmCommunication, Mo
 use patina_mm::component::sw_mmi_manager::MockSwMmiTrigger;
 use patina_mm::config::CommunicateBuffer;
 use patina_mm::service::platform_mm_control::MockPlatformMmControl;
-use patina_mm::service::{MmCommunication, PlatformMmControl, SwMmiTrigger};
+use patina_mm::service::{
+    CallOptions, MmCommunication, MmCommunicationExt as _, MmProgress, MmSupervisor as _, MmiError,
+    MockMmSupervisor, PlatformMmControl, SupervisorError, SwMmiTrigger, UnblockMemory,
+};
 use patina_mm_test::Machine;
+use std::fmt;
 use std::pin::Pin;
+use std::rc::Rc;
 
 /// The handler that knows the TPM.
 pub const TPM: BinaryGuid = BinaryGuid::from_string("5f1c1d0e-33a5-4f7e-9d1b-6b0c2f2a7f10");
 
-/// Asks MM to lock the TPM, and falls back to a plain MMI where MM does not take messages.
+/// Asks MM to lock the TPM, and falls back to a plain MMI if MM does not take messages.
 pub struct TpmLock {
     /// The comm buffer to use.
     pub buffer: u8,
@@ -38,7 +43,7 @@ impl TpmLock {
     ///
     /// # Errors
     ///
-    /// [`EfiError::SecurityViolation`] where MM says that the TPM stays open; else what the services return.
+    /// [`EfiError::SecurityViolation`] if MM says that the TPM stays open; else what the services return.
     pub fn lock(
         &self,
         mm: &dyn MmCommunication,
@@ -80,6 +85,117 @@ fn the_trigger_can_be_expected() {
         .times(1)
         .returning(|_, _| Ok(()));
     assert_eq!(LOCK.lock(&mm, &mmi, None), Ok(()));
+}
+
+/// Each method of each service can be expected; `MmCommunicationExt` arrives at those of `MmCommunication`.
+#[test]
+fn every_method_can_be_expected() {
+    let options = CallOptions::new();
+    let mut mm = MockMmCommunication::new();
+    mm.expect_communicate().times(1).returning(|_, _, _| Ok(vec![1]));
+    mm.expect_communicate_into()
+        .times(1)
+        .returning(|_, message, _, out| {
+            out[0] = message[0];
+            Ok(1)
+        });
+    mm.expect_communicate_with()
+        .withf(|id, _, recipient, _| *id == 3 && *recipient == TPM.as_guid())
+        .times(2)
+        .returning(|_, _, _, _| Ok(vec![7, 0, 0, 0]));
+    mm.expect_message_capacity().returning(|id, _| Ok(id.into()));
+    mm.expect_confirms().returning(|id| id == 3);
+    mm.expect_after_calls()
+        .returning(|_call| Err(Status::Unsupported));
+    let mm: &dyn MmCommunication = &mm;
+    assert_eq!(mm.communicate(3, b"x", TPM.as_guid()), Ok(vec![1]));
+    let mut out = [0; 4];
+    assert_eq!(mm.communicate_into(3, b"x", TPM.as_guid(), &mut out), Ok(1));
+    assert_eq!(out[0], b'x');
+    let mut seen = 0;
+    let taken = mm.communicate_with(3, b"x", TPM.as_guid(), options, &mut |response| {
+        seen = response.remaining()
+    });
+    assert_eq!((taken, seen), (Ok(()), 4));
+    assert_eq!(mm.request::<u32, u32>(3, &1, TPM.as_guid()), Ok(7));
+    assert_eq!(mm.message_capacity(9, options), Ok(9));
+    assert!(mm.confirms(3) && !mm.confirms(4));
+    assert_eq!(mm.after_calls(Rc::new(|| {})), Err(Status::Unsupported));
+
+    let mut mmi = MockSwMmiTrigger::new();
+    mmi.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));
+    mmi.expect_raise_mmi()
+        .times(1)
+        .returning(|_, _| Err(MmiError::NotConfigured));
+    mmi.expect_enter_mm()
+        .times(1)
+        .returning(|_, _, _| Ok(MmProgress::Returned));
+    mmi.expect_pause().times(2).return_const(());
+    mmi.expect_describe_mmi()
+        .times(1)
+        .returning(|command, _| format!("command {command}"));
+    let mmi: &dyn SwMmiTrigger = &mmi;
+    assert_eq!(mmi.trigger_sw_mmi(1, 2), Ok(()));
+    assert_eq!(mmi.raise_mmi(1, 2), Err(MmiError::NotConfigured));
+    assert_eq!(mmi.enter_mm(0x1000, 1, 2), Ok(MmProgress::Returned));
+    mmi.pause();
+    mmi.pause();
+    assert_eq!(Described(mmi).to_string(), "command 5");
+
+    let mut platform = MockPlatformMmControl::new();
+    platform.expect_init().times(1).returning(|| Ok(()));
+    assert_eq!(platform.init(), Ok(()));
+
+    let mut supervisor = MockMmSupervisor::new();
+    let refused = || Err(SupervisorError::HasDriver);
+    supervisor
+        .expect_version()
+        .times(1)
+        .returning(move || refused().map(|()| unreachable!()));
+    supervisor
+        .expect_unblock_memory()
+        .times(1)
+        .returning(move |_| refused());
+    supervisor
+        .expect_fetch_policy()
+        .times(1)
+        .returning(|out| Ok(out.len()));
+    supervisor
+        .expect_move_comm_buffers()
+        .times(1)
+        .returning(move |_, _| refused());
+    assert_eq!(supervisor.version(), Err(SupervisorError::HasDriver));
+    let memory = UnblockMemory::runtime_data(0x1000, 1, TPM);
+    assert_eq!(supervisor.unblock_memory(&memory), refused());
+    assert_eq!(supervisor.fetch_policy(&mut [0; 9]), Ok(9));
+    let buffer = |id| CommunicateBuffer::new(Pin::new(Box::leak(vec![0; 4096].into_boxed_slice())), id);
+    assert_eq!(supervisor.move_comm_buffers(buffer(0), buffer(1)), refused());
+}
+
+/// What a trigger says of its last MMI.
+struct Described<'a>(&'a dyn SwMmiTrigger);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.describe_mmi(5, 0, f)
+    }
+}
+
+#[test]
+fn a_provided_method_arrives_at_the_one_that_is_expected() {
+    let mut mmi = MockSwMmiTrigger::new();
+    mmi.expect_trigger_sw_mmi()
+        .times(2)
+        .returning(|_, _| Err(EfiError::Timeout));
+    assert_eq!(mmi.raise_mmi(1, 2), Err(MmiError::Failed(EfiError::Timeout)));
+    assert_eq!(
+        mmi.enter_mm(0x1000, 1, 2),
+        Err(MmiError::Failed(EfiError::Timeout))
+    );
+    mmi.pause();
+    mmi.checkpoint();
+    mmi.expect_raise_mmi().times(1).returning(|_, _| Ok(()));
+    assert_eq!(mmi.enter_mm(0x1000, 1, 2), Ok(MmProgress::Raised));
 }
 
 #[test]

@@ -54,10 +54,10 @@ const BUSY: BinaryGuid = BinaryGuid::from_string("a0a4f7f6-6c5d-4a38-8a5d-95a6b1
 pub enum Fault {
     /// No handler takes it: `Status::MmReturned` with `EFI_NOT_FOUND`.
     NoHandler,
-    /// MM never looks at it, and the component waits in vain: `Status::NotProcessed`.
+    /// MM never looks at it, and the component waits until its timeout: `Status::NotProcessed`.
     NotTaken,
     /// MM takes it only after the component has looked at the mailbox so often. Up to the platform's limit
-    /// (`MmCommunicationOptions::completion_polls`) that is no error.
+    /// (`MmCommunicationOptions::completion_polls`) that is not an error.
     Late {
         /// How often.
         pauses: u32,
@@ -112,7 +112,7 @@ struct Inner {
     mm_side: Rc<MmSide>,
 }
 
-/// What is in MMRAM.
+/// The MM side.
 struct MmSide {
     buffers: &'static [CommBuffer],
     core: RefCell<MmCore<'static>>,
@@ -300,7 +300,7 @@ impl Machine {
         self.inner.mm
     }
 
-    /// Has something go wrong with the next request; called again, with the one after.
+    /// Makes something go wrong with the next request; each further call with the one after.
     pub fn fault(&self, fault: Fault) {
         let mm_side = &self.inner.mm_side;
         mm_side.faults.borrow_mut().push_back(fault);
@@ -595,7 +595,7 @@ fn staged(buffer: CommBuffer, memory: &mut dyn SystemMemory) -> Option<(Header, 
     Some((header, message.get(..len)?.to_vec()))
 }
 
-/// Makes of the response what a fault wants.
+/// Changes the response as the fault says.
 fn spoil(buffer: CommBuffer, header: Header, fault: Option<Fault>, memory: &mut dyn SystemMemory) {
     let (Some(image), Some(address)) = (mailbox(buffer, memory), buffer.mailbox) else {
         return;

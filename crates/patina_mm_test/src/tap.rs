@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use mm_comm::Ports;
 
-/// Records byte writes, runs code before the next one, and plays a chipset that locked a register. Clones share one record.
+/// Records byte writes, runs code before the next one, and acts like a chipset that locked a register. Clones share one record.
 #[derive(Clone)]
 pub struct Tap(Rc<Inner>);
 

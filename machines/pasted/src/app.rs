@@ -7,19 +7,19 @@ use alloc::string::String;
 use core::cell::Cell;
 use core::fmt::Write;
 use core::marker::PhantomData;
-use mm_wire::message::variable;
+use mm_wire::message::variable::{self, FunctionHeader, PayloadSize, function};
 use patina::component::service::Service;
 use patina::component::{IntoComponent, component};
 use patina::pi::hob::{Hob, HobList};
 use patina::standard::efi;
 use patina::{BinaryGuid, Guid};
-use patina_harness::variables::VariableService;
 use patina_mm::component::communicator::Status;
 use patina_mm::service::MmCommunication;
 use patina_mm_test::Dispatcher;
 use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// Where the HOB list is (PI 1.9, volume 3, 4.3).
 const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-0090273fc14d");
@@ -148,20 +148,20 @@ struct Sender(Rc<Cell<usize>>);
 impl Sender {
     fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
         let recipient = variable::GUID.to_bytes();
+        let header = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
+        let request = [header.as_bytes(), PayloadSize::default().as_bytes()].concat();
         for id in BUFFERS {
-            let send = |message: &[u8]| mm.communicate(id, message, Guid::from_bytes(&recipient));
-            if send(&[0]) == Err(Status::CommBufferNotFound) {
-                continue;
+            let response = match mm.communicate(id, &request, Guid::from_bytes(&recipient)) {
+                Err(Status::CommBufferNotFound) => continue,
+                response => response?,
+            };
+            let payload = response.get(size_of::<FunctionHeader>()..).unwrap_or_default();
+            match PayloadSize::read_from_bytes(payload) {
+                Ok(size) if size != PayloadSize::default() => {}
+                _ => return Err(patina::error::EfiError::ProtocolError),
             }
-            let size = VariableService(send).payload_size().map_err(|error| {
-                log::error!("comm buffer {id}: {error:?}");
-                patina::error::EfiError::DeviceError
-            })?;
             self.0.set(self.0.get().saturating_add(1));
-            let _ = writeln!(
-                Console,
-                "PASTED comm buffer {id}: the variable service takes {size} bytes"
-            );
+            let _ = writeln!(Console, "PASTED comm buffer {id}: {} bytes back", response.len());
         }
         Ok(())
     }

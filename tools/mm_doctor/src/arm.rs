@@ -63,7 +63,7 @@ pub fn psci(arm_boot: Option<u16>, device_tree: Option<&[u8]>) -> (&'static str,
     }
 }
 
-/// What patina_mm has to be told of PSCI.
+/// The setting of patina_mm for how PSCI is called.
 #[must_use]
 pub fn conduit_setting(conduit: &str) -> PsciConduit {
     match conduit {

@@ -207,7 +207,7 @@ pub struct Partition {
     pub contexts: u16,
     /// Its properties (FF-A 1.2, table 6.2).
     pub properties: u32,
-    /// The UUID of its service, or zeros if it was not told.
+    /// The UUID of its service; zeros if the partition manager does not tell it.
     pub uuid: String,
 }
 

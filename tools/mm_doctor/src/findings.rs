@@ -40,7 +40,7 @@ const RESERVED_IN_SMI_EN: u32 = 0x0380_0000;
 const NO_MMI: &str = "docs/troubleshooting.md, \"No MMI\"";
 const NO_RESPONSE: &str = "docs/troubleshooting.md, \"MMI, but no response\"";
 
-/// Judges what was seen.
+/// Makes findings of the facts.
 #[must_use]
 pub fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
@@ -60,7 +60,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.0
 }
 
-/// The worst of them; what is fine if there is none.
+/// The worst level; [`Level::Ok`] without findings.
 #[must_use]
 pub fn worst(findings: &[Finding]) -> Level {
     findings

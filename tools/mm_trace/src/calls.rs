@@ -1,4 +1,4 @@
-//! Lines become calls: which line belongs to which call, what is inside what, and what never ended.
+//! Makes calls of lines: which line belongs to which call, which calls are nested, and which never ended.
 
 use crate::decode::{self, Decoded, Direction};
 use crate::guids;
@@ -55,7 +55,7 @@ pub struct Note {
 #[serde(tag = "outcome", content = "why", rename_all = "lowercase")]
 pub enum Outcome {
     /// With a response.
-    Answered,
+    Responded,
     /// With an error.
     Failed(String),
     /// The log does not say.
@@ -133,7 +133,7 @@ impl Call {
         }
     }
 
-    /// Whom it is for, by name if there is one.
+    /// The handler that it is for, by name if it has one.
     #[must_use]
     pub fn to(&self) -> String {
         self.recipient.map_or_else(
@@ -147,7 +147,7 @@ impl Call {
         let decoded = [&self.request, &self.response].into_iter().flatten();
         let decoded = decoded.flat_map(|message| message.decoded.problems.iter().map(String::as_str));
         let outcome = match &self.outcome {
-            Outcome::Answered => None,
+            Outcome::Responded => None,
             Outcome::Failed(why) | Outcome::Open(why) => Some(why.as_str()),
         };
         decoded.chain(outcome)
@@ -253,7 +253,7 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// As [`Sink::event`].
+    /// Those of [`Sink::event`].
     pub fn take(&mut self, number: u64, line: Line, sink: &mut dyn Sink) -> io::Result<()> {
         let Line { level, tag, said } = line;
         let at = self.moment(number, tag.and_then(|tag| tag.us));
@@ -307,7 +307,7 @@ impl Calls {
                     call.outcome = match result {
                         Ok(back) => {
                             call.back = Some(back);
-                            Outcome::Answered
+                            Outcome::Responded
                         }
                         Err(why) => Outcome::Failed(why),
                     };
@@ -339,7 +339,7 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// As [`Sink::event`].
+    /// Those of [`Sink::event`].
     pub fn taken(&mut self, line: u64, level: Level, words: String, sink: &mut dyn Sink) -> io::Result<()> {
         let at = self.moment(line, None);
         self.mmi(&Note { at, level, words }, sink)
@@ -403,7 +403,7 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// As [`Sink::event`].
+    /// Those of [`Sink::event`].
     pub fn finish(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         self.close_from(0, sink)
     }
@@ -479,11 +479,11 @@ mod tests {
                 "MMI in call 2",
                 "call 2 waited Some(3)",
                 "call 2 response",
-                "call 2 end: Answered",
+                "call 2 end: Responded",
                 "MMI in call 1",
                 "something in call 1",
                 "call 1 response",
-                "call 1 end: Answered",
+                "call 1 end: Responded",
                 "MMI in none",
             ]
         );
@@ -496,8 +496,8 @@ mod tests {
             seen,
             [
                 "call 8 response",
-                "call 8 end: Answered",
-                "call 9 end: Answered",
+                "call 8 end: Responded",
+                "call 9 end: Responded",
                 "call 10 request, depth 0",
                 "call 10 end: Open(\"the log does not show its end\")",
             ]
@@ -514,7 +514,7 @@ mod tests {
                 "call 2 end: Open(\"the machine was started again before its end\")",
                 "boot 1",
                 "call 1 request, depth 0",
-                "call 1 end: Answered",
+                "call 1 end: Responded",
             ]
         );
     }

@@ -173,7 +173,7 @@ fn variables(mut message: Message<'_>, decoded: &mut Decoded) {
     let name = nth(&VARIABLE_FUNCTIONS, number);
     decoded.what = known_name(name, number);
     if name.is_none() {
-        decoded.problem(format_args!("{number} is no function of the variable service"));
+        decoded.problem(format_args!("{number} is not a function of the variable service"));
     }
     decoded.status("ReturnStatus", header.return_status.get(), message.direction);
     let failed = message.direction == Direction::Response && EfiStatus(header.return_status.get()).is_error();
@@ -410,7 +410,7 @@ fn fault_tolerant_write(mut message: Message<'_>, decoded: &mut Decoded) {
     let name = nth(&WRITE_FUNCTIONS, number);
     decoded.what = known_name(name, number);
     if name.is_none() {
-        decoded.problem(format_args!("{number} is no function of fault-tolerant write"));
+        decoded.problem(format_args!("{number} is not a function of fault-tolerant write"));
     }
     decoded.status("ReturnStatus", header.return_status.get(), message.direction);
     if number == 1
@@ -543,7 +543,7 @@ mod tests {
             ),
             (
                 vec![99; 16],
-                "7161677110969590627 is no function of the variable service",
+                "7161677110969590627 is not a function of the variable service",
             ),
         ] {
             let problems = decoded(variable::GUID, Direction::Response, &bytes).problems;

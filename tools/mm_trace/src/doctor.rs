@@ -107,7 +107,7 @@ mod tests {
             way: "communication protocol 2".to_owned(),
             question: "the variable service's payload size",
             may_be_missing: false,
-            nobody: false,
+            unknown: false,
             recipient: mm_wire::message::variable::GUID.to_string(),
             request: "0b".to_owned(),
             response,

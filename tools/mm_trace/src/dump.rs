@@ -64,7 +64,7 @@ impl Dump {
     }
 }
 
-/// Whether bytes look like a status mailbox: its size, and zeroes where it has them.
+/// Whether bytes look like a status mailbox: its size, and zeros in its reserved bytes.
 #[must_use]
 pub fn is_mailbox(bytes: &[u8]) -> bool {
     // The second byte is TalkToSupervisor in a mailbox that the MM supervisor shares with its users.
@@ -111,7 +111,7 @@ fn mailbox_of(
     }
     let claimed = image.return_buffer_size();
     let minimum = header.header_len();
-    // Both zero: no request was ever answered here, or it was withdrawn.
+    // Both zero: MM never responded here, or the request was withdrawn.
     if claimed < minimum as u64 && (claimed != 0 || image.return_status().is_error()) {
         dump.problem(ResponseError::ResponseBelowHeader { claimed, minimum });
     }

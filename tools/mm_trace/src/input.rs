@@ -1,4 +1,4 @@
-//! Reading lines of any length with little memory, and saying where something is wrong.
+//! Reads lines of any length with little memory, and gives the line and column of what is wrong.
 
 use std::io::{self, BufRead, Read as _};
 use thiserror::Error;
@@ -122,7 +122,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Self::expect`].
+    /// Those of [`Self::expect`].
     pub fn number<T: std::str::FromStr>(&mut self) -> Result<T, Expected> {
         let start = *self;
         let digits = self.word(|c| c.is_ascii_digit());
@@ -133,7 +133,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Self::expect`].
+    /// Those of [`Self::expect`].
     pub fn guid(&mut self) -> Result<mm_wire::Guid, Expected> {
         let start = *self;
         let digits = self.word(|c| c.is_ascii_hexdigit() || c == '-');
@@ -144,7 +144,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Self::expect`].
+    /// Those of [`Self::expect`].
     pub fn byte(&mut self) -> Result<u8, Expected> {
         let start = *self;
         let digits = self.word(|c| c.is_ascii_alphanumeric());

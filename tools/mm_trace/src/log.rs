@@ -184,7 +184,7 @@ fn message(text: &str) -> &str {
     text.get(..end.unwrap_or(text.len())).unwrap_or(text).trim_end()
 }
 
-/// Where the crate's target ends in a line; it is a word of its own.
+/// The end of the crate's target in a line; the target is a whole word.
 fn target_end(text: &str) -> Option<usize> {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     ["mm_comm", "sw_mmi"]

@@ -1,4 +1,4 @@
-//! `mm_trace`: reads what was said between a boot and its Management Mode, says what it means, and draws it.
+//! `mm_trace`: reads the messages between a boot and its Management Mode, decodes them, and draws them.
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -13,7 +13,7 @@ use std::io::{self, BufReader, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Decodes and draws what was said between a boot and its Management Mode (MM).
+/// Decodes and draws the messages between a boot and its Management Mode (MM).
 ///
 /// Reads serial logs with the lines of patina_mm (levels debug and trace), QEMU's log of interrupts (-d int), mm_doctor's file, and dumps of
 /// comm buffers, status mailboxes and messages, as bytes or as xxd, hexdump -C, the UEFI Shell's dmem or QEMU's xp print them.
@@ -26,14 +26,15 @@ use std::process::ExitCode;
   mm_trace int.log                           QEMU's -d int,trace:serial_write -D int.log: SMIs between the lines
   mm_trace buffer.bin --mailbox mailbox.bin  a dump of a comm buffer, with its status mailbox
   mm_trace message.hex --as message --guid 'variable service'
+  mm_trace mm.json                           the file that mm_doctor wrote with -o
 
 The exit status is 0 if all was read, 1 if something is damaged or cannot be read."
 )]
 struct Options {
-    /// What to read; `-` is standard input.
+    /// The files to read; `-` is standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What the files are; guessed if it is not said.
+    /// What the files are. Without this, mm_trace guesses by their first bytes.
     #[arg(long = "as", value_name = "KIND")]
     kind: Option<Kind>,
     /// The status mailbox that goes with a comm buffer.
@@ -42,13 +43,13 @@ struct Options {
     /// Only calls to this handler: its GUID, or a name that mm_trace knows.
     #[arg(long, value_name = "GUID", value_parser = recipient)]
     guid: Option<Guid>,
-    /// Writes a page for a browser.
+    /// Also write a page for a browser.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// The most calls on the page.
+    /// How many calls the page has at most.
     #[arg(long, value_name = "NUMBER", default_value_t = page::CALLS)]
     page_calls: usize,
-    /// Prints no transcript.
+    /// Print no transcript.
     #[arg(short, long)]
     quiet: bool,
 }
@@ -116,7 +117,7 @@ fn run(options: &Options) -> Result<u64> {
         Some(Kind::Doctor) => Some(Format::Doctor),
         Some(Kind::Message) => match options.guid {
             Some(guid) => Some(Format::Message(guid)),
-            None => bail!("a message has no GUID in it: say whose it is with --guid"),
+            None => bail!("a message does not contain its handler's GUID: add --guid"),
         },
     };
     let mailbox = options.mailbox.as_deref().map(read_mailbox).transpose()?;

@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(items[0]["outcome"], "failed");
         assert_eq!(items[0]["why"], "<b>no</b></script>");
         assert_eq!(items[0]["request"]["bytes"], "00");
-        assert_eq!(items[1]["outcome"], "answered");
+        assert_eq!(items[1]["outcome"], "responded");
         assert_eq!(items[2]["words"], "oh no");
     }
 

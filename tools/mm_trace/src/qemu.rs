@@ -19,7 +19,7 @@ const MAX_SERIAL_LINE: usize = 16 * 1024;
 /// A line of the guest's serial port.
 pub(crate) type SerialLine<'a> = &'a mut dyn FnMut(u64, &[u8], &mut Calls, &mut dyn Sink) -> io::Result<()>;
 
-/// What QEMU's log has told so far.
+/// What has been read of QEMU's log.
 #[derive(Debug, Default)]
 pub struct Interrupts {
     /// The line of an SMI or exception whose registers are still to come.
@@ -41,7 +41,7 @@ impl Interrupts {
     ///
     /// # Errors
     ///
-    /// As [`Sink::event`].
+    /// Those of [`Sink::event`].
     pub(crate) fn take(
         &mut self,
         number: u64,
@@ -118,7 +118,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Tells an SMI once it is known where it came.
+    /// Reports an SMI as soon as its place is known.
     fn flush(&mut self, rip: Option<&str>, calls: &mut Calls, sink: &mut dyn Sink) -> io::Result<()> {
         if let Some(Pending::Smi(line)) = self.pending.take() {
             self.entered = self.entered.saturating_add(1);
@@ -132,7 +132,7 @@ impl Interrupts {
     ///
     /// # Errors
     ///
-    /// As [`Sink::event`].
+    /// Those of [`Sink::event`].
     pub fn finish(&mut self, number: u64, calls: &mut Calls, sink: &mut dyn Sink) -> io::Result<()> {
         self.flush(None, calls, sink)?;
         if self.in_mm {

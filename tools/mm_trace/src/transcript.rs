@@ -140,7 +140,7 @@ impl<W: Write> Transcript<W> {
             format!(" to {}", call.to())
         };
         let words = match &call.outcome {
-            Outcome::Answered => {
+            Outcome::Responded => {
                 let back = call.back.unwrap_or(0);
                 format!("{name}{to} done{sent}, {back} bytes back{took}")
             }

@@ -54,7 +54,7 @@ fn every_line_of_a_call_is_understood() {
     );
     assert_eq!(
         (call.sent, call.back, &call.outcome),
-        (Some(256), Some(256), &Outcome::Answered)
+        (Some(256), Some(256), &Outcome::Responded)
     );
     assert_eq!(call.mmis.len(), 1, "{log}");
     assert!(call.pauses.is_some(), "{log}");
@@ -84,7 +84,7 @@ fn a_call_inside_a_call_is_inside() {
         .collect();
     assert_eq!(places, [(1, 1, Some(5)), (0, 0, Some(5))], "{log}");
     assert!(
-        calls.iter().all(|call| call.outcome == Outcome::Answered),
+        calls.iter().all(|call| call.outcome == Outcome::Responded),
         "{log}"
     );
     assert!(calls[0].start.order > calls[1].start.order && calls[0].end.order < calls[1].end.order);

@@ -465,17 +465,14 @@ pub(crate) fn with_application(
             with_smm(q35(shell, &image, application, &boot)?, &boot).into()
         }
         Doctor::Aarch64(variant) => {
-            let image = &build_aarch64(shell)?;
-            let command = aarch64(
-                shell,
-                &Boot {
-                    image,
-                    variant,
-                    ..boot
-                },
-            )?;
-            shell.copy_file(application, dir.join("esp/EFI/BOOT/BOOTAA64.EFI"))?;
-            command
+            let monitor = toolchain::build(shell, AARCH64_BARE, MONITOR, MONITOR, |_| {})?;
+            let image = monitor.parent().context("a file is in a directory")?;
+            let boot = Boot {
+                image,
+                variant,
+                ..boot
+            };
+            aarch64_with(shell, &boot, application)?
         }
         Doctor::Aarch64WithoutEl3 => {
             let folder = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
@@ -680,6 +677,12 @@ const DEMO_BIT: u32 = 1 << 9;
 /// QEMU's `virt` with the monitor at EL3, and above it the bare payload, or Debian's UEFI with the application. In the variant
 /// without EL3 there is the payload alone.
 fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let products = Toolchain::find(shell, AARCH64_UEFI)?.products();
+    aarch64_with(shell, boot, &products.join(APP).with_extension("efi"))
+}
+
+/// The same with another application.
+fn aarch64_with(shell: &Shell, boot: &Boot<'_>, application: &Path) -> Result<Command> {
     const NO_EL3: u32 = 5;
     let interface = match boot.variant {
         "spm-mm" | "uefi-spm-mm" => 1,
@@ -709,10 +712,7 @@ fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
         add(&["-device", &payload, "-device", "loader,addr=0x60000000,cpu-num=0"]);
     } else if uefi {
         let folder = shell.create_dir(boot.dir.join("esp/EFI/BOOT"))?;
-        let app = Toolchain::find(shell, AARCH64_UEFI)?
-            .products()
-            .join(format!("{APP}.efi"));
-        shell.copy_file(app, folder.join("BOOTAA64.EFI"))?;
+        shell.copy_file(application, folder.join("BOOTAA64.EFI"))?;
         let esp = path(&boot.dir.join("esp"))?;
         add(&[
             "-device",

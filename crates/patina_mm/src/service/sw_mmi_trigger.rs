@@ -129,17 +129,156 @@ pub unsafe trait SwMmiTrigger {
 }
 
 #[cfg(any(test, feature = "mockall"))]
-mockall::mock! {
-    /// A [`SwMmiTrigger`] that expects calls of `trigger_sw_mmi`. The provided methods are the trait's.
-    pub SwMmiTrigger {}
-    unsafe impl SwMmiTrigger for SwMmiTrigger {
-        fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
-    }
-}
+pub use mock::MockSwMmiTrigger;
 
 #[cfg(any(test, feature = "mockall"))]
-impl fmt::Debug for MockSwMmiTrigger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MockSwMmiTrigger").finish_non_exhaustive()
+mod mock {
+    use super::{MmProgress, MmiError, SwMmiTrigger};
+    use alloc::string::String;
+    use core::fmt;
+    use core::ops::{Deref, DerefMut};
+
+    mockall::mock! {
+        /// The calls that a [`MockSwMmiTrigger`] expects.
+        pub Triggers {
+            pub fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError>;
+            pub fn enter_mm(
+                &self,
+                comm_buffer: u64,
+                cmd_port_value: u8,
+                data_port_value: u8,
+            ) -> Result<MmProgress, MmiError>;
+            pub fn pause(&self);
+            pub fn describe_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> String;
+        }
+        unsafe impl SwMmiTrigger for Triggers {
+            fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()>;
+        }
+    }
+
+    /// A [`SwMmiTrigger`] that expects calls of `trigger_sw_mmi`. The trait's provided methods keep their bodies, and so arrive
+    /// there, unless a test expects calls of the method itself.
+    #[derive(Default)]
+    pub struct MockSwMmiTrigger {
+        calls: MockTriggers,
+        /// The provided methods that calls are expected of.
+        expected: Expected,
+    }
+
+    #[derive(Clone, Copy, Debug, Default)]
+    struct Expected {
+        raise_mmi: bool,
+        enter_mm: bool,
+        pause: bool,
+        describe_mmi: bool,
+    }
+
+    /// The trait's provided methods over [`MockSwMmiTrigger`].
+    struct Provided<'a>(&'a MockSwMmiTrigger);
+
+    // SAFETY: it enters no MM.
+    unsafe impl SwMmiTrigger for Provided<'_> {
+        fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {
+            self.0.trigger_sw_mmi(cmd_port_value, data_port_value)
+        }
+
+        fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
+            match self.0.expected.raise_mmi {
+                true => self.0.calls.raise_mmi(cmd_port_value, data_port_value),
+                false => self
+                    .trigger_sw_mmi(cmd_port_value, data_port_value)
+                    .map_err(MmiError::Failed),
+            }
+        }
+    }
+
+    /// An `expect_` method for each provided one.
+    macro_rules! expect {
+        ($($expect:ident $method:ident $module:ident,)*) => {
+            $(
+                /// Expects calls of the method of this name, which then do not arrive at `trigger_sw_mmi`.
+                pub fn $expect(&mut self) -> &mut __mock_MockTriggers::$module::Expectation {
+                    self.expected.$method = true;
+                    self.calls.$expect()
+                }
+            )*
+        };
+    }
+
+    impl MockSwMmiTrigger {
+        /// Makes a mock that expects no call yet.
+        #[must_use]
+        pub fn new() -> Self {
+            Self::default()
+        }
+
+        expect! {
+            expect_raise_mmi raise_mmi __raise_mmi,
+            expect_enter_mm enter_mm __enter_mm,
+            expect_pause pause __pause,
+            expect_describe_mmi describe_mmi __describe_mmi,
+        }
+    }
+
+    // SAFETY: it enters no MM.
+    unsafe impl SwMmiTrigger for MockSwMmiTrigger {
+        fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {
+            self.calls.trigger_sw_mmi(cmd_port_value, data_port_value)
+        }
+
+        fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
+            Provided(self).raise_mmi(cmd_port_value, data_port_value)
+        }
+
+        fn enter_mm(
+            &self,
+            comm_buffer: u64,
+            cmd_port_value: u8,
+            data_port_value: u8,
+        ) -> Result<MmProgress, MmiError> {
+            match self.expected.enter_mm {
+                true => self.calls.enter_mm(comm_buffer, cmd_port_value, data_port_value),
+                false => Provided(self).enter_mm(comm_buffer, cmd_port_value, data_port_value),
+            }
+        }
+
+        fn pause(&self) {
+            if self.expected.pause {
+                self.calls.pause();
+            }
+        }
+
+        fn describe_mmi(
+            &self,
+            cmd_port_value: u8,
+            data_port_value: u8,
+            f: &mut fmt::Formatter<'_>,
+        ) -> fmt::Result {
+            match self.expected.describe_mmi {
+                true => f.write_str(&self.calls.describe_mmi(cmd_port_value, data_port_value)),
+                false => Provided(self).describe_mmi(cmd_port_value, data_port_value, f),
+            }
+        }
+    }
+
+    /// For `expect_trigger_sw_mmi` and `checkpoint`.
+    impl Deref for MockSwMmiTrigger {
+        type Target = MockTriggers;
+
+        fn deref(&self) -> &MockTriggers {
+            &self.calls
+        }
+    }
+
+    impl DerefMut for MockSwMmiTrigger {
+        fn deref_mut(&mut self) -> &mut MockTriggers {
+            &mut self.calls
+        }
+    }
+
+    impl fmt::Debug for MockSwMmiTrigger {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("MockSwMmiTrigger").finish_non_exhaustive()
+        }
     }
 }

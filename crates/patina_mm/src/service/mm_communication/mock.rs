@@ -1,6 +1,6 @@
 //! A mock of the service, for tests of components.
 
-use super::{MmCommunication, Status};
+use super::{CallOptions, CallTag, MmCommunication, ResponseReader, Status};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -12,17 +12,79 @@ use patina::Guid;
 
 mockall::mock! {
     /// The calls that a [`MockMmCommunication`] expects.
-    pub Calls {}
+    pub Calls {
+        pub fn communicate_into<'a>(
+            &self,
+            id: u8,
+            message: &[u8],
+            recipient: Guid<'a>,
+            out: &mut [u8],
+        ) -> Result<usize, Status>;
+        pub fn communicate_with<'a>(
+            &self,
+            id: u8,
+            message: &[u8],
+            recipient: Guid<'a>,
+            options: CallOptions,
+        ) -> Result<Vec<u8>, Status>;
+        pub fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status>;
+        pub fn confirms(&self, id: u8) -> bool;
+        pub fn after_calls(&self, call: Rc<dyn Fn()>) -> Result<(), Status>;
+    }
     impl MmCommunication for Calls {
         fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
     }
 }
 
-/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's, and call that one. Callbacks
-/// that [`MmCommunication::after_calls`] registers run after each call, as with the real service.
+/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's, and call that one, unless a
+/// test expects calls of the method itself. Callbacks that [`MmCommunication::after_calls`] registers run after each call, as
+/// with the real service.
+///
+/// ```
+/// use patina_mm::component::communicator::{CallOptions, Status};
+/// use patina_mm::service::{MmCommunication, MockMmCommunication};
+///
+/// let mut mm = MockMmCommunication::new();
+/// mm.expect_message_capacity().returning(|_id, _options| Ok(8));
+/// mm.expect_communicate().returning(|_id, message, _recipient| Ok(message.to_vec()));
+/// assert_eq!(mm.message_capacity(0, CallOptions::new()), Ok(8));
+/// ```
 pub struct MockMmCommunication {
     calls: MockCalls,
+    /// The provided methods that calls are expected of.
+    expected: Expected,
     number: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Expected {
+    communicate_into: bool,
+    communicate_with: bool,
+    message_capacity: bool,
+    confirms: bool,
+    after_calls: bool,
+}
+
+/// The trait's provided methods over [`MockMmCommunication::communicate`].
+struct Provided<'a>(&'a MockMmCommunication);
+
+impl MmCommunication for Provided<'_> {
+    fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
+        self.0.communicate(id, data_buffer, recipient)
+    }
+}
+
+/// An `expect_` method for each provided one.
+macro_rules! expect {
+    ($($expect:ident $method:ident $module:ident,)*) => {
+        $(
+            /// Expects calls of the method of this name, which then do not arrive at `communicate`.
+            pub fn $expect(&mut self) -> &mut __mock_MockCalls::$module::Expectation {
+                self.expected.$method = true;
+                self.calls.$expect()
+            }
+        )*
+    };
 }
 
 /// The callbacks of one mock. They are not in the mock, because tests may send that to another thread.
@@ -43,8 +105,31 @@ impl MockMmCommunication {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             calls: MockCalls::new(),
+            expected: Expected::default(),
             number: NEXT.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    expect! {
+        expect_communicate_into communicate_into __communicate_into,
+        expect_message_capacity message_capacity __message_capacity,
+        expect_confirms confirms __confirms,
+        expect_after_calls after_calls __after_calls,
+    }
+
+    /// Expects calls of [`MmCommunication::communicate_with`], which then do not arrive at `communicate`. What the expectation
+    /// returns is the response that is lent to the caller's closure.
+    pub fn expect_communicate_with(&mut self) -> &mut __mock_MockCalls::__communicate_with::Expectation {
+        self.expected.communicate_with = true;
+        self.calls.expect_communicate_with()
+    }
+
+    /// Runs what waits for the end of a call, unless the call was refused.
+    fn ended<T>(&self, result: Result<T, Status>) -> Result<T, Status> {
+        if !matches!(result, Err(Status::Busy)) {
+            self.call_has_ended();
+        }
+        result
     }
 
     fn call_has_ended(&self) {
@@ -68,14 +153,57 @@ impl MockMmCommunication {
 
 impl MmCommunication for MockMmCommunication {
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
-        let result = self.calls.communicate(id, data_buffer, recipient);
-        if result != Err(Status::Busy) {
-            self.call_has_ended();
+        self.ended(self.calls.communicate(id, data_buffer, recipient))
+    }
+
+    fn communicate_into(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        out: &mut [u8],
+    ) -> Result<usize, Status> {
+        match self.expected.communicate_into {
+            true => self.ended(self.calls.communicate_into(id, message, recipient, out)),
+            false => Provided(self).communicate_into(id, message, recipient, out),
         }
-        result
+    }
+
+    fn communicate_with(
+        &self,
+        id: u8,
+        message: &[u8],
+        recipient: Guid<'_>,
+        options: CallOptions,
+        take: &mut dyn FnMut(&mut ResponseReader<'_>),
+    ) -> Result<(), Status> {
+        if !self.expected.communicate_with {
+            return Provided(self).communicate_with(id, message, recipient, options, take);
+        }
+        let response = self.calls.communicate_with(id, message, recipient, options);
+        self.ended(response.map(|response| {
+            take(&mut ResponseReader::copied(&response, CallTag::of_buffer(id)));
+        }))
+    }
+
+    fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
+        match self.expected.message_capacity {
+            true => self.calls.message_capacity(id, options),
+            false => Provided(self).message_capacity(id, options),
+        }
+    }
+
+    fn confirms(&self, id: u8) -> bool {
+        match self.expected.confirms {
+            true => self.calls.confirms(id),
+            false => Provided(self).confirms(id),
+        }
     }
 
     fn after_calls(&self, callback: Rc<dyn Fn()>) -> Result<(), Status> {
+        if self.expected.after_calls {
+            return self.calls.after_calls(callback);
+        }
         AFTER_CALLS.with_borrow_mut(|all| all.entry(self.number).or_default().callbacks.push(callback));
         Ok(())
     }
