@@ -22,7 +22,8 @@ mm_doctor [probe] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off] [-?]
            started from, for a bug report; no bytes of other programs' messages
   -b       waits for a key after each page
   -off     switches the machine off afterwards, for scripts
-  -?       prints this text
+  -?       prints this text; so does -h. The UEFI Shell takes -? itself, and
+           needs the file mm_doctor.man beside mm_doctor.efi for it
 
 Examples:
   mm_doctor -b                               look at this machine
@@ -33,6 +34,13 @@ The exit status is 0; 7 (EFI_DEVICE_ERROR) if something is broken;
 2 (EFI_INVALID_PARAMETER) if the command line is wrong;
 21 (EFI_ABORTED) if the file cannot be written.
 ";
+
+/// The usage as a file `mm_doctor.man`, in which the UEFI Shell looks for it: the Shell does not hand `-?` to an application
+/// (UEFI Shell 2.2, 3.5).
+#[must_use]
+pub fn manual() -> String {
+    alloc::format!(".TH mm_doctor 0 \"Looks at what this machine has for MM.\"\n.SH NAME\n{USAGE}")
+}
 
 /// What is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,5 +136,8 @@ mod tests {
             assert!(USAGE.contains(word));
         }
         assert!(USAGE.lines().all(|line| line.len() <= 80));
+        // A line with a dot in front would be one of the Shell's own.
+        assert!(USAGE.lines().all(|line| !line.starts_with('.')));
+        assert!(manual().starts_with(".TH mm_doctor 0 \""));
     }
 }

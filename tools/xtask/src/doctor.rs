@@ -84,8 +84,12 @@ pub(crate) fn stages(
     stage("doctor shell", &|| in_the_shell(shell, deadline, false));
 }
 
+/// Builds the application. Beside it is the file in which the UEFI Shell looks for the help: the Shell takes `-?` itself.
 fn build(shell: &Shell, target: &'static str) -> Result<PathBuf> {
-    toolchain::build(shell, target, "mm_doctor", "mm_doctor", |_| {})
+    let application = toolchain::build(shell, target, "mm_doctor", "mm_doctor", |_| {})?;
+    let help = mm_doctor::options::manual().replace('\n', "\r\n");
+    shell.write_file(application.with_extension("man"), help)?;
+    Ok(application)
 }
 
 fn require(shell: &Shell, tools: &[&Tool]) -> Result<()> {
@@ -252,6 +256,7 @@ fn in_the_shell(shell: &Shell, deadline: Duration, show: bool) -> Result<Counts>
     let esp = dir.path().join("esp");
     shell.remove_path(esp.join("EFI"))?;
     shell.copy_file(&doctor, esp.join("mm_doctor.efi"))?;
+    shell.copy_file(doctor.with_extension("man"), esp.join("mm_doctor.man"))?;
     // Keys, as the shell reads them from a file: UCS-2 with a byte order mark.
     let keys: Vec<u8> = std::iter::once(0xfeff)
         .chain("\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n".encode_utf16())
@@ -259,19 +264,18 @@ fn in_the_shell(shell: &Shell, deadline: Duration, show: bool) -> Result<Counts>
         .collect();
     shell.write_file(esp.join("keys.txt"), keys)?;
     let mut script = String::from("@echo -off\r\nfs0:\r\n");
-    for (words, _) in SHELL {
+    for (index, (words, _)) in SHELL.iter().enumerate() {
         script.push_str(&format!(
-            "echo CASE {words}\r\nmm_doctor.efi {words}\r\necho STATUS %lasterror%\r\n"
+            "echo CASE {index}\r\nmm_doctor {words}\r\necho STATUS %lasterror%\r\n"
         ));
     }
     script.push_str("echo CASE end\r\nreset -s\r\n");
     shell.write_file(esp.join("startup.nsh"), script)?;
     let said = boot("the UEFI Shell", command, 0, deadline, show)?;
     let mut counts = Counts::default();
-    for (words, says) in SHELL {
-        let shown = words.split(" <").next().unwrap_or_default();
+    for (index, (words, says)) in SHELL.iter().enumerate() {
         let part = said
-            .split_once(&format!("CASE {shown}"))
+            .split_once(&format!("CASE {index}\n"))
             .with_context(|| format!("`mm_doctor {words}` was not started"))?
             .1;
         let part = part.split_once("CASE ").map_or(part, |(part, _)| part);

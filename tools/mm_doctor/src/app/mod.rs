@@ -28,7 +28,7 @@ fn main() -> Status {
     let options = match options::parse(words.iter().map(String::as_str)) {
         Ok(options) => options,
         Err(why) => {
-            println!("mm_doctor: {why}; see mm_doctor -?");
+            println!("mm_doctor: {why}; see mm_doctor -h");
             return Status::INVALID_PARAMETER;
         }
     };

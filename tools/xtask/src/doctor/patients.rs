@@ -270,9 +270,16 @@ pub(super) const SHELL: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "-h",
+        &[
+            "mm_doctor [probe] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off] [-?]",
+            "STATUS 0x0",
+        ],
+    ),
+    (
         "nonsense",
         &[
-            "mm_doctor: `nonsense` is not known; see mm_doctor -?",
+            "mm_doctor: `nonsense` is not known; see mm_doctor -h",
             "STATUS 0x2",
         ],
     ),
