@@ -6,8 +6,8 @@ use crate::facts::{Buffer, Facts, Range, Region};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use mm_wire::hob::{
-    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, FFA_RX_TX_HOB_GUID, HobHeader, Owner,
-    guid_and_data,
+    COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, CommBufferPlace, CommRegion, FFA_RX_TX_HOB_GUID, HobHeader,
+    Owner, guid_and_data,
 };
 use mm_wire::{Guid, PAGE_LEN, guid};
 use zerocopy::little_endian::{U32, U64};

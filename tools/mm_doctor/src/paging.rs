@@ -5,13 +5,27 @@
 //! | 4 and 5 levels, NX, PAT | Intel SDM, volume 3, 5.5 and 13.12 |
 //! | stage 1 of EL1 and EL2, 4, 16 and 64 KiB granules, MAIR | Arm ARM (DDI 0487), D8.2, D8.3, D8.6 |
 
-use crate::Memory;
 use crate::facts::Pages;
 use alloc::string::ToString;
 
 /// More pages than a comm buffer has; the rest is not looked at.
 const MOST: usize = 1 << 16;
 const LAST_LEVEL: u32 = 1;
+
+/// Where an entry of a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// At a physical address.
+    Physical(u64),
+    /// At an address that the tables' own entry for themselves makes readable.
+    Virtual(u64),
+}
+
+/// Reads entries of tables.
+pub trait Tables {
+    /// An entry; `None` if it cannot be read.
+    fn entry(&self, at: At) -> Option<u64>;
+}
 
 /// Where the page tables are, and their form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +52,18 @@ pub enum Paging {
         /// MAIR.
         mair: u64,
     },
+}
+
+/// Page tables, and how to read them.
+///
+/// Firmware need not map its tables at their physical addresses. Patina's does not: an entry of the first table points to that
+/// table, and through it each table has a virtual address. The first table itself must be mapped one to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// The tables.
+    pub paging: Paging,
+    /// The index of the entry in the first table that points to that table.
+    self_entry: Option<u64>,
 }
 
 /// A translation.
@@ -72,6 +98,21 @@ impl Paging {
             Self::Arm { granule: 12, .. } => "AArch64, pages of 4 KiB",
             Self::Arm { granule: 14, .. } => "AArch64, pages of 16 KiB",
             Self::Arm { .. } => "AArch64, pages of 64 KiB",
+        }
+    }
+
+    /// The address with its upper bits as the processor wants them.
+    const fn canonical(self, address: u64) -> u64 {
+        let (levels, page_bits, bits) = self.form();
+        let width = bits.saturating_mul(levels).saturating_add(page_bits);
+        match self {
+            // The upper bits repeat the highest one.
+            Self::X86 { .. } => match 1_u64.checked_shl(width.saturating_sub(1)) {
+                Some(sign) if address & sign != 0 => address | !mask(width),
+                _ => address,
+            },
+            // TTBR0 is for addresses whose upper bits are zero.
+            Self::Off | Self::Arm { .. } => address,
         }
     }
 
@@ -164,10 +205,56 @@ impl Paging {
             },
         }
     }
+}
+
+impl Map {
+    /// Looks for the first table's entry for itself.
+    #[must_use]
+    pub fn new(paging: Paging, tables: &impl Tables) -> Self {
+        let (levels, _, bits) = paging.form();
+        let root = paging.root();
+        let is_self = |index: &u64| {
+            let entry = tables.entry(At::Physical(root.saturating_add(index.saturating_mul(8))));
+            let entry = entry.and_then(|entry| paging.entry(entry, levels));
+            entry.is_some_and(|entry| !entry.is_leaf && entry.address == root)
+        };
+        let self_entry = match levels {
+            0 => None,
+            // The kernel's half comes last.
+            _ => (0..=mask(bits)).rev().find(is_self),
+        };
+        Self { paging, self_entry }
+    }
+
+    /// Where the entry of an address in the table of a level is. `table` is the table's physical address.
+    fn place(self, table: u64, address: u64, level: u32) -> Option<At> {
+        let (levels, page_bits, bits) = self.paging.form();
+        let shift = |level: u32| {
+            bits.checked_mul(level.checked_sub(LAST_LEVEL)?)?
+                .checked_add(page_bits)
+        };
+        let index = |level: u32| Some(address.checked_shr(shift(level)?)? & mask(bits));
+        let offset = index(level)?.checked_mul(8)?;
+        let Some(self_entry) = self.self_entry else {
+            return Some(At::Physical(table.checked_add(offset)?));
+        };
+        // So often the tables are passed by the entry for itself; then come the address's own indexes from the top.
+        let mut at = offset;
+        for place in (LAST_LEVEL..=levels).rev() {
+            let passed = levels.checked_sub(place)?;
+            let index = if passed < level {
+                self_entry
+            } else {
+                index(place.checked_add(level)?)?
+            };
+            at |= index.checked_shl(shift(place)?)?;
+        }
+        Some(At::Virtual(self.paging.canonical(at)))
+    }
 
     /// Translates an address; `None` if it is not mapped, or if the tables cannot be read.
-    pub fn page(self, tables: &impl Memory, address: u64) -> Option<Page> {
-        if self == Self::Off {
+    pub fn page(self, tables: &impl Tables, address: u64) -> Option<Page> {
+        if self.paging == Paging::Off {
             return Some(Page {
                 physical: address,
                 left: u64::MAX.saturating_sub(address),
@@ -175,21 +262,19 @@ impl Paging {
                 memory: "not translated",
             });
         }
-        let (levels, page_bits, bits) = self.form();
-        let mut table = self.root();
+        let (levels, page_bits, bits) = self.paging.form();
+        let mut table = self.paging.root();
         let mut writable = true;
         for level in (LAST_LEVEL..=levels).rev() {
             let below = bits
                 .checked_mul(level.checked_sub(LAST_LEVEL)?)?
                 .checked_add(page_bits)?;
-            // The first table of Arm may have less entries; its upper bits are zero in an address that is translated.
-            let index = address.checked_shr(below)? & mask(bits);
-            let entry: u64 = tables.value(table.checked_add(index.checked_mul(8)?)?)?;
+            let entry = tables.entry(self.place(table, address, level)?)?;
             let Entry {
                 address: next,
                 is_leaf,
                 writable: here,
-            } = self.entry(entry, level)?;
+            } = self.paging.entry(entry, level)?;
             writable &= here;
             if is_leaf {
                 let within = mask(below);
@@ -197,7 +282,7 @@ impl Paging {
                     physical: next & !within | address & within,
                     left: within.checked_sub(address & within)?.checked_add(1)?,
                     writable,
-                    memory: self.memory(entry, level),
+                    memory: self.paging.memory(entry, level),
                 });
             }
             table = next;
@@ -207,7 +292,7 @@ impl Paging {
 
     /// What the page tables say of a range.
     #[must_use]
-    pub fn pages(self, tables: &impl Memory, start: u64, len: u64) -> Pages {
+    pub fn pages(self, tables: &impl Tables, start: u64, len: u64) -> Pages {
         let first = self.page(tables, start);
         let memory = first.map_or("not mapped", |page| page.memory);
         let mut pages = Pages {
@@ -249,20 +334,21 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Tables by the address of each entry.
+    /// Tables by the physical address of each entry.
     #[derive(Default)]
-    struct Tables(BTreeMap<u64, u64>);
+    struct Entries(BTreeMap<u64, u64>);
 
-    impl Memory for Tables {
-        fn read(&self, address: u64, out: &mut [u8]) -> bool {
-            let entry = self.0.get(&address).copied().unwrap_or_default();
-            out.copy_from_slice(&entry.to_le_bytes());
-            true
+    impl Tables for Entries {
+        fn entry(&self, at: At) -> Option<u64> {
+            match at {
+                At::Physical(address) => Some(self.0.get(&address).copied().unwrap_or_default()),
+                At::Virtual(address) => panic!("{address:#x} is not in use"),
+            }
         }
     }
 
-    fn tables(entries: &[(u64, u64)]) -> Tables {
-        Tables(entries.iter().copied().collect())
+    fn tables(entries: &[(u64, u64)]) -> Entries {
+        Entries(entries.iter().copied().collect())
     }
 
     /// The value after a reset: WB, WT, UC-, UC, and the same again.
@@ -291,7 +377,8 @@ mod tests {
             (0x4030, 0x40_6000 | 0x03),
             (0x4038, 0x40_7000 | 0x1b),
         ]);
-        let page = |address| X86.page(&tables, address);
+        let x86 = Map::new(X86, &tables);
+        let page = |address| x86.page(&tables, address);
         let found = page(0x4000_1234).unwrap();
         assert_eq!(
             (found.physical, found.left, found.memory),
@@ -301,7 +388,7 @@ mod tests {
         assert!(page(0x40_1000).unwrap().writable && !page(0x40_2000).unwrap().writable);
         assert_eq!(page(0x40_3000), None);
         assert_eq!(page(0x40_4000).unwrap().memory, "uncached");
-        let pages = |start, len| X86.pages(&tables, start, len);
+        let pages = |start, len| x86.pages(&tables, start, len);
         assert_eq!(pages(0x20_0000, 0x20_2000).elsewhere, None);
         assert!(!pages(0x40_1000, 0x2000).writable);
         assert_eq!(pages(0x40_1000, 0x3000).elsewhere, Some((0x40_3000, None)));
@@ -334,17 +421,22 @@ mod tests {
             // A block is not valid at the last level.
             (0x4008, 0x8020_1000 | 0b01),
         ]);
-        let found = arm.page(&tables, 0x5000_0000).unwrap();
+        let found = Map::new(arm, &tables).page(&tables, 0x5000_0000).unwrap();
         assert_eq!(
             (found.physical, found.memory, found.writable),
             (0x5000_0000, "write-back", true)
         );
         assert_eq!(found.left, 0x3000_0000);
-        assert!(!arm.page(&tables, 0x8000_0000).unwrap().writable);
-        let device = arm.page(&tables, 0x8020_0004).unwrap();
+        assert!(
+            !Map::new(arm, &tables)
+                .page(&tables, 0x8000_0000)
+                .unwrap()
+                .writable
+        );
+        let device = Map::new(arm, &tables).page(&tables, 0x8020_0004).unwrap();
         assert_eq!((device.memory, device.writable), ("device memory", false));
-        assert_eq!(arm.page(&tables, 0x8020_1000), None);
-        assert_eq!(arm.page(&tables, 0xc000_0000), None);
+        assert_eq!(Map::new(arm, &tables).page(&tables, 0x8020_1000), None);
+        assert_eq!(Map::new(arm, &tables).page(&tables, 0xc000_0000), None);
         // 48 bits of address have one level more.
         let wide = Paging::Arm {
             root: 0x5000,
@@ -352,20 +444,80 @@ mod tests {
             granule: 12,
             mair: 0xff,
         };
-        let more = Tables(
+        let more = Entries(
             [tables.0, [(0x5000, 0x1000 | 0b11)].into()]
                 .into_iter()
                 .flatten()
                 .collect(),
         );
-        assert_eq!(wide.page(&more, 0x5000_0000).unwrap().physical, 0x5000_0000);
+        assert_eq!(
+            Map::new(wide, &more).page(&more, 0x5000_0000).unwrap().physical,
+            0x5000_0000
+        );
     }
 
     #[test]
     fn without_an_mmu_every_address_is_its_own() {
-        let none = Tables::default();
-        let pages = Paging::Off.pages(&none, 0x1000, 0x1000);
+        let none = Entries::default();
+        let pages = Map::new(Paging::Off, &none).pages(&none, 0x1000, 0x1000);
         assert!(pages.writable && pages.elsewhere.is_none() && pages.same_memory);
-        assert_eq!(X86.pages(&none, 0x1000, 0x1000).elsewhere, Some((0x1000, None)));
+        assert_eq!(
+            Map::new(X86, &none).pages(&none, 0x1000, 0x1000).elsewhere,
+            Some((0x1000, None))
+        );
+    }
+
+    /// Tables that are readable by their own addresses only, but for the first.
+    struct Hidden {
+        entries: Entries,
+        root: u64,
+    }
+
+    impl Tables for Hidden {
+        fn entry(&self, at: At) -> Option<u64> {
+            match at {
+                At::Physical(address) => {
+                    assert_eq!(address & !0xfff, self.root, "{address:#x} is not mapped");
+                    self.entries.entry(at)
+                }
+                At::Virtual(address) => {
+                    // As the processor translates it: four levels of entries, then the offset in the page.
+                    let mut table = self.root;
+                    for level in (1..=4).rev() {
+                        let index = address >> (12 + 9 * (level - 1)) & 0x1ff;
+                        let entry = self.entries.entry(At::Physical(table + index * 8)).unwrap();
+                        assert_eq!(entry & 1, 1, "{address:#x} faults at level {level}");
+                        table = entry & 0x000f_ffff_ffff_f000;
+                    }
+                    self.entries.entry(At::Physical(table | address & 0xfff))
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tables_that_only_their_own_entry_shows_are_read_through_it() {
+        let hidden = Hidden {
+            root: 0x1000,
+            entries: tables(&[
+                (0x1000, 0x2000 | 0x03),
+                (0x1ff8, 0x1000 | 0x03),
+                (0x2000, 0x3000 | 0x03),
+                (0x3008, 0x20_0000 | 0x83),
+                (0x3010, 0x4000 | 0x03),
+                (0x4000, 0x40_0000 | 0x03),
+            ]),
+        };
+        let map = Map::new(X86, &hidden);
+        assert_eq!(map.page(&hidden, 0x20_1234).unwrap().physical, 0x20_1234);
+        assert_eq!(map.page(&hidden, 0x40_0008).unwrap().physical, 0x40_0008);
+        assert_eq!(map.page(&hidden, 0x40_1000), None);
+        assert_eq!(map.page(&hidden, 0x60_0000), None);
+        assert_eq!(map.page(&hidden, 0x80_0000_0000), None);
+        // The address of the entry for 0x40_0008 in the last table.
+        assert_eq!(
+            map.place(0x4000, 0x40_0008, 1),
+            Some(At::Virtual(0xffff_ff80_0000_2000))
+        );
     }
 }

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use core::ptr;
 use mm_doctor::Memory;
 use mm_doctor::facts::{Mapped, Protocol};
-use mm_doctor::paging::Paging;
+use mm_doctor::paging::{At, Map, Paging, Tables};
 use mm_wire::message::variable;
 use mm_wire::{Guid, protocol};
 use uefi::boot::{self, MemoryType, SearchType};
@@ -185,18 +185,33 @@ impl MemoryMap {
     }
 }
 
+impl Tables for MemoryMap {
+    fn entry(&self, at: At) -> Option<u64> {
+        match at {
+            At::Physical(address) => self.value(address),
+            At::Virtual(address) => {
+                let at = ptr::with_exposed_provenance::<u64>(usize::try_from(address).ok()?);
+                // SAFETY: the entry of the first table for itself maps the tables there, as far as the entries above, which were
+                // read before, say that there is a table.
+                Some(unsafe { at.read_volatile() })
+            }
+        }
+    }
+}
+
 /// Physical memory: what the memory map has, as far as the page tables map it one to one.
 pub(super) struct Physical {
     map: MemoryMap,
-    paging: Option<Paging>,
+    paging: Option<Map>,
 }
 
 impl Physical {
     pub(super) fn new(paging: Option<Paging>) -> Self {
         let map = MemoryMap::read();
-        // Tables that are in memory which the map does not have cannot be read.
+        let paging = paging.map(|paging| Map::new(paging, &map));
+        // Tables in memory that the map does not have cannot be read.
         let here = (&raw const map).expose_provenance() as u64;
-        let is_known = |paging: &Paging| paging.page(&map, here).is_some_and(|page| page.physical == here);
+        let is_known = |paging: &Map| paging.page(&map, here).is_some_and(|page| page.physical == here);
         Self {
             paging: paging.filter(is_known),
             map,
@@ -206,7 +221,7 @@ impl Physical {
     /// Which page tables are in use; empty if they cannot be read.
     pub(super) fn paging(&self) -> String {
         self.paging
-            .map_or(String::new(), |paging| paging.name().to_string())
+            .map_or(String::new(), |map| map.paging.name().to_string())
     }
 
     /// What the memory map and the page tables say of a range.
