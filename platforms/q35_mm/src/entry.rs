@@ -12,7 +12,7 @@
 //! Descriptors, TSS and IDT hold addresses in pieces, which no linker computes; so they are where
 //! `smram.ld` puts them, and their addresses are written out here.
 
-use crate::{fault, mm};
+use crate::{fault, serve};
 use core::arch::global_asm;
 
 global_asm!(
