@@ -385,7 +385,7 @@ impl fmt::Debug for MmHobConfiguration {
         f.debug_struct("MmHobConfiguration")
             .field("acpi_base", &self.acpi_base)
             .field("comm_buffer_id", &self.comm_buffer_id)
-            .field("updatable", &self.movable)
+            .field("movable", &self.movable)
             .finish_non_exhaustive()
     }
 }

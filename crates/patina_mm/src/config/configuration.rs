@@ -228,7 +228,9 @@ impl MmCommunicationConfiguration {
             )?;
             match (self.enable_comm_buffer_updates, self.updatable_buffer_id) {
                 (true, Some(id)) => writelncrlf!(f, "  comm buffer {id} may move")?,
-                (true, None) => writelncrlf!(f, "  updates are enabled, but no comm buffer may move")?,
+                (true, None) => {
+                    writelncrlf!(f, "  announced moves are enabled, but no comm buffer may move")?
+                }
                 (false, _) => {}
             }
             if self.comm_buffers.is_empty() {
