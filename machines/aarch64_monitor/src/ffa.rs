@@ -346,6 +346,60 @@ mod tests {
     }
 
     #[test]
+    fn rx_and_tx_are_two_whole_pages_of_ram() {
+        let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
+        let base = ram.range().unwrap().start();
+        let mut mm = mm(ram);
+        let good = [base + 0x1000, base + 0x2000];
+        let (first, last, behind) = (base, base + 0x3000, base + 0x4000);
+        let bad = [
+            // Not page-aligned, by 8 bytes, by one, and by all but one of a page.
+            base + 0x1008,
+            base + 0x1001,
+            base + 0x1fff,
+            // Partly, or not at all, RAM.
+            last + 8,
+            behind - 8,
+            behind,
+            first.wrapping_sub(PAGE_LEN),
+            first.wrapping_sub(8),
+            // MM's own memory, address zero, and pages that would wrap.
+            0x0e00_0000,
+            0,
+            u64::MAX - PAGE_LEN + 1,
+            u64::MAX,
+        ];
+        let mut refused = |tx, rx, pages| {
+            let mut ffa = Ffa::new(Kind::Pages);
+            let mut arguments = [0; 17];
+            arguments[..3].copy_from_slice(&[tx, rx, pages]);
+            let response = ffa.call(&mut mm, RXTX_MAP, arguments).unwrap();
+            // Nothing is mapped then, so there is nothing to unmap.
+            let unmapped = ffa.call(&mut mm, RXTX_UNMAP, [0; 17]).unwrap();
+            match response == success() {
+                true => assert_eq!(unmapped, success()),
+                false => assert_eq!(
+                    (response, unmapped),
+                    (error(INVALID_PARAMETERS), error(INVALID_PARAMETERS))
+                ),
+            }
+            response != success()
+        };
+        let [tx, rx] = good;
+        assert!(!refused(tx, rx, 1));
+        assert!(!refused(first, last, 1), "the first and the last page");
+        for bad in bad {
+            assert!(refused(bad, rx, 1), "TX at {bad:#x}");
+            assert!(refused(tx, bad, 1), "RX at {bad:#x}");
+        }
+        assert!(refused(tx, tx, 1), "one page for both");
+        // The number of pages is in bits 5:0 (FF-A 1.2, 13.2); this partition manager takes one each.
+        for pages in [0, 2, 63, 1 << 6 | 1, u64::MAX] {
+            assert!(refused(tx, rx, pages), "{pages} pages");
+        }
+    }
+
+    #[test]
     fn buffers_that_are_mapped_anew_are_empty() {
         let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
         let base = ram.range().unwrap().start();

@@ -18,7 +18,7 @@ use mm_conformance::mm::ECHO;
 use mm_conformance::sim::SimSite;
 use mm_conformance::{Abilities, Client, Lab, Setup, Site};
 use mm_core::CommBuffer;
-use mm_wire::{HeaderFormat, guid};
+use mm_wire::{HeaderFormat, PAGE_LEN, guid};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::component::service::uefi_services::tpl::Tpl;
 use patina_mm::component::communicator::{CallOptions, Status};
@@ -108,7 +108,7 @@ enum Fault {
 /// Bytes of a message. No other allocation has this size.
 const MESSAGE_LEN: usize = 613;
 const PAGES: usize = 1;
-const REGION_LEN: u64 = 4096;
+const REGION_LEN: u64 = (PAGES * PAGE_LEN) as u64;
 const POLLS: u32 = 40;
 
 const WARNING: u64 = 1;
@@ -272,11 +272,16 @@ fn bytes(region: &SharedRegion) -> Vec<u8> {
     copy
 }
 
+/// What happens at a step.
+type Act = Box<dyn FnOnce()>;
+/// The result of a call that a notification makes.
+type Inner = Rc<RefCell<Option<Result<Vec<u8>, Status>>>>;
+
 /// What the machine does wrong at the moment, and what is to come.
 #[derive(Default)]
 struct Bad {
     /// The step at which the fault comes, and the fault.
-    next: RefCell<Option<(Step, Box<dyn FnOnce()>)>>,
+    next: RefCell<Option<(Step, Act)>>,
     /// SMIs are neither raised nor taken.
     no_smi: Cell<bool>,
     /// Pauses that do not reach the machine.
@@ -596,7 +601,7 @@ impl Bench {
     }
 
     /// What happens at the step.
-    fn act(&self, fault: Fault, inner: &Rc<RefCell<Option<Result<Vec<u8>, Status>>>>) -> Box<dyn FnOnce()> {
+    fn act(&self, fault: Fault, inner: &Inner) -> Act {
         let (bad, client, id) = (Rc::clone(&self.bad), self.client.clone(), self.kind.id());
         let (machine, header) = (self.sim.machine(), self.header);
         let inner = Rc::clone(inner);
@@ -658,7 +663,7 @@ impl Bench {
         let mm = self.client.service().unwrap();
         let options = CallOptions::new().with_header(self.header);
         // Not of the size that the allocator refuses.
-        let mut response = Vec::with_capacity(2 * REGION_LEN as usize);
+        let mut response = Vec::with_capacity(2 * PAGES * PAGE_LEN);
         let mut result = Ok(());
         mm.communicate_with(self.kind.id(), message, recipient, options, &mut |reader| {
             if without_memory {
@@ -670,7 +675,7 @@ impl Bench {
                 return;
             }
             let half = reader.remaining() / 2;
-            let mut part = vec![0; REGION_LEN as usize];
+            let mut part = vec![0; PAGES * PAGE_LEN];
             response.extend_from_slice(reader.read(&mut part[..half]));
             self.bad.reach(Step::Reading);
             response.extend_from_slice(reader.read(&mut part));
@@ -681,8 +686,8 @@ impl Bench {
     /// One case. Returns what is wrong with it.
     fn case(&mut self, fault: Fault, step: Step) -> Result<(), String> {
         // A pattern that is nowhere else.
-        let message: Vec<u8> = (0..MESSAGE_LEN).map(|at| 0x40 | (at * 7 % 61) as u8).collect();
-        let inner = Rc::default();
+        let message: Vec<u8> = (0x40..0x40 + 61).cycle().step_by(7).take(MESSAGE_LEN).collect();
+        let inner = Inner::default();
         *self.bad.place.borrow_mut() = Some(self.place(self.kind.id()));
         self.bad.next.replace(Some((step, self.act(fault, &inner))));
         self.bad.reach(Step::BeforeCall);

@@ -10,7 +10,6 @@ use mm_comm::SharedRegion;
 use mm_comm::smc::{Call, Smc};
 use mm_conformance::report::Report;
 use mm_wire::PAGE_LEN;
-use patina::standard::efi;
 use patina::uefi::boot_services::BootServices;
 use patina::uefi::boot_services::allocation::AllocType;
 use patina::uefi::memory::EfiMemoryType;
