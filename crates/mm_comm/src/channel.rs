@@ -22,8 +22,8 @@ const REST_WORDS: usize = MAX_HEADER_LEN / WORD - V1_WORDS;
 
 /// A comm buffer, with its mailbox if it has one.
 ///
-/// It keeps the header that was last written in memory that MM cannot reach ([`Self::tracked`]). The header in shared
-/// memory is compared with that one, and not trusted.
+/// It keeps the header that was last written in memory that MM cannot reach ([`Self::tracked`]).
+/// The header in shared memory is compared with that one, and not trusted.
 #[derive(Debug)]
 pub struct Channel {
     region: SharedRegion,
@@ -32,17 +32,19 @@ pub struct Channel {
     retired: AtomicBool,
     /// Counts the transactions: the number of the one under way, or of the last one.
     transaction: Cell<u32>,
-    /// Whether the mailbox is shared with another channel, and requests here are for the MM supervisor.
+    /// Whether the mailbox is shared with another channel, and requests here are for the MM
+    /// supervisor.
     is_supervisors: AtomicBool,
     tracked: Cell<Option<Header>>,
     /// The end of the longest message that was written since the region was last wiped.
     reached: Cell<usize>,
-    /// Whether the end of the transaction wipes the whole region, or only the first `reached` bytes.
+    /// Whether the end of the transaction wipes the whole region, or only the first `reached`
+    /// bytes.
     wipes_all: Cell<bool>,
 }
 
-/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so that it fits a
-/// register; the channel keeps the rest of the transaction's state.
+/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so
+/// that it fits a register; the channel keeps the rest of the transaction's state.
 #[derive(Debug)]
 pub(crate) struct Claim<'c>(&'c Channel);
 
@@ -53,8 +55,8 @@ impl<'c> Claim<'c> {
             return Err(BeginError::Busy);
         }
         let refused = if channel.is_retired() {
-            // Checked after `in_use` was set: code that retires a channel, and then finds it not in use, can rely on it that
-            // no transaction begins in its memory any more.
+            // Checked after `in_use` was set: code that retires a channel, and then finds it not in
+            // use, can rely on it that no transaction begins in its memory any more.
             BeginError::Retired
         } else if channel.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
             BeginError::MailboxInUse
@@ -82,7 +84,8 @@ impl<'c> Claim<'c> {
         Ok(())
     }
 
-    /// Makes the end wipe the first `len` bytes, and what was written behind them, instead of the whole region.
+    /// Makes the end wipe the first `len` bytes, and what was written behind them, instead of the
+    /// whole region.
     pub(crate) fn wipe_reached(&self, len: usize) {
         self.0.reached.update(|reached| reached.max(len));
         self.0.wipes_all.set(false);
@@ -107,8 +110,8 @@ impl Drop for Hold<'_> {
 }
 
 impl Channel {
-    /// Makes a channel over a region without a mailbox, and without the checks of [`Self::at_firmware_region`]. For host
-    /// tests, and for MM that does not need aligned memory.
+    /// Makes a channel over a region without a mailbox, and without the checks of
+    /// [`Self::at_firmware_region`]. For host tests, and for MM that does not need aligned memory.
     #[must_use]
     pub const fn over(region: SharedRegion) -> Self {
         Self {
@@ -124,8 +127,9 @@ impl Channel {
         }
     }
 
-    /// Makes a channel over memory that the platform set aside, and takes it over ([`Self::take_over`]). The checks, in
-    /// this order: the region's size, address, alignment and end, then the mailbox.
+    /// Makes a channel over memory that the platform set aside, and takes it over
+    /// ([`Self::take_over`]). The checks, in this order: the region's size, address, alignment and
+    /// end, then the mailbox.
     ///
     /// # Errors
     ///
@@ -133,7 +137,8 @@ impl Channel {
     ///
     /// # Safety
     ///
-    /// The contract of [`SharedRegion::new`] for the `len` bytes at `base` and for the 24 bytes at `mailbox`.
+    /// The contract of [`SharedRegion::new`] for the `len` bytes at `base` and for the 24 bytes at
+    /// `mailbox`.
     pub unsafe fn at_firmware_region(
         base: *mut u8,
         len: usize,
@@ -145,8 +150,8 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Like [`Self::at_firmware_region`], but leaves the memory as it is, for callers that have more to check. They call
-    /// [`Self::take_over`] before the first transaction.
+    /// Like [`Self::at_firmware_region`], but leaves the memory as it is, for callers that have
+    /// more to check. They call [`Self::take_over`] before the first transaction.
     ///
     /// # Errors
     ///
@@ -199,7 +204,8 @@ impl Channel {
         self.region.len().saturating_sub(format.header_len())
     }
 
-    /// The header that was last written, from memory that MM cannot reach; `None` after the region was wiped.
+    /// The header that was last written, from memory that MM cannot reach; `None` after the region
+    /// was wiped.
     #[must_use]
     pub fn tracked(&self) -> Option<Header> {
         self.tracked.get()
@@ -211,8 +217,8 @@ impl Channel {
         self.in_use.load(Ordering::SeqCst)
     }
 
-    /// Takes the channel out of use for good: no transaction begins after this returns. A transaction that is under way
-    /// finishes; see [`Self::is_in_use`].
+    /// Takes the channel out of use for good: no transaction begins after this returns. A
+    /// transaction that is under way finishes; see [`Self::is_in_use`].
     pub fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
     }
@@ -223,9 +229,10 @@ impl Channel {
         self.retired.load(Ordering::SeqCst)
     }
 
-    /// Prepares memory that other code used before: empties the mailbox, so that MM does not take an old request, then wipes
-    /// the region. RAM is not zero after a reset, and firmware does not clear each mailbox that it announces (Project Mu's
-    /// supervisor did not before mu_feature_mm_supv#657).
+    /// Prepares memory that other code used before: empties the mailbox, so that MM does not take
+    /// an old request, then wipes the region. RAM is not zero after a reset, and firmware does not
+    /// clear each mailbox that it announces (Project Mu's supervisor did not before
+    /// mu_feature_mm_supv#657).
     ///
     /// Returns what was in the mailbox; `None` if it was empty or there is none.
     pub fn take_over(&self) -> Option<MailboxImage> {
@@ -240,9 +247,9 @@ impl Channel {
         self.transaction.get()
     }
 
-    /// Makes requests say that they are for the MM supervisor, in a mailbox that it shares with its users (see
-    /// [`mm_wire::mailbox`]). Code that makes requests through both channels keeps the other one with [`Self::hold`]
-    /// meanwhile.
+    /// Makes requests say that they are for the MM supervisor, in a mailbox that it shares with its
+    /// users (see [`mm_wire::mailbox`]). Code that makes requests through both channels keeps the
+    /// other one with [`Self::hold`] meanwhile.
     pub fn share_mailbox_as_supervisors(&self) {
         self.is_supervisors.store(true, Ordering::SeqCst);
     }
@@ -283,8 +290,9 @@ impl Channel {
         self.tracked.set(None);
     }
 
-    /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a length. Both formats
-    /// have the length at the same offset, and it is one aligned word, so that MM finds the whole request or none.
+    /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a
+    /// length. Both formats have the length at the same offset, and it is one aligned word, so that
+    /// MM finds the whole request or none.
     pub(crate) fn withdraw_from_region(&self) {
         if self.mailbox.is_none() {
             // A region that is too small for a header has no request.
@@ -293,7 +301,8 @@ impl Channel {
         }
     }
 
-    /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is wiped first.
+    /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is
+    /// wiped first.
     fn wipe(&self, len: usize) {
         self.withdraw_from_region();
         let wiped = self.region.wipe(0, len.min(self.region.len()));
@@ -340,14 +349,15 @@ impl Channel {
         Header::parse(copy)
     }
 
-    /// Ends a transaction: withdraws a request that MM has not taken, so that MM does not take one that is half wiped, wipes
-    /// the region, and frees the channel.
+    /// Ends a transaction: withdraws a request that MM has not taken, so that MM does not take one
+    /// that is half wiped, wipes the region, and frees the channel.
     fn end(&self) {
         if let Some(mailbox) = &self.mailbox {
             if mailbox.is_pending() {
                 mailbox.withdraw();
             }
-            // The next request in a shared mailbox may be of a driver that does not write this byte.
+            // The next request in a shared mailbox may be of a driver that does not write this
+            // byte.
             if self.shares_mailbox_as_supervisors() {
                 mailbox.clear_talk_to_supervisor();
             }
@@ -367,8 +377,8 @@ impl Channel {
         self.in_use.store(false, Ordering::Release);
     }
 
-    /// Writes a header and, if there is one, the message behind it. The length, which announces the request if there is no
-    /// mailbox, is written last. `false` if they do not fit the region.
+    /// Writes a header and, if there is one, the message behind it. The length, which announces the
+    /// request if there is no mailbox, is written last. `false` if they do not fit the region.
     pub fn write(&self, header: Header, message: Option<&[u8]>) -> bool {
         self.withdraw_from_region();
         let offset = header.format().header_len();

@@ -1,7 +1,7 @@
 //! Errors of the client core. Each names the side at fault and carries the numbers.
 //!
-//! A length that cannot be true has one name in all crates: `ResponseBelowHeader` if it is less than the header that it
-//! counts, `ResponseBeyondBuffer` if it is more than the comm buffer has.
+//! A length that cannot be true has one name in all crates: `ResponseBelowHeader` if it is less
+//! than the header that it counts, `ResponseBeyondBuffer` if it is more than the comm buffer has.
 
 use core::fmt;
 use mm_wire::{AddressError, EfiStatus, Guid};
@@ -114,8 +114,8 @@ pub enum ResponseError {
         /// Bytes of the comm buffer.
         capacity: usize,
     },
-    /// The header in the buffer has another GUID or another format now. The new contents are not in the error: they may be
-    /// message bytes.
+    /// The header in the buffer has another GUID or another format now. The new contents are not in
+    /// the error: they may be message bytes.
     #[error("MM: the communicate header in the comm buffer is not the one for {sent} any more")]
     RecipientChanged {
         /// The recipient of the request.
@@ -142,8 +142,8 @@ impl BeginError {
 }
 
 impl ResponseError {
-    /// The same as an `EFI_STATUS`, which drivers in C get: MM's own, or that MM did not take the request, or broke the
-    /// protocol.
+    /// The same as an `EFI_STATUS`, which drivers in C get: MM's own, or that MM did not take the
+    /// request, or broke the protocol.
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {

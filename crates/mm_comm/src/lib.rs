@@ -6,8 +6,9 @@
 //! Channel::begin ──► Staged ── (trigger raises the MMI, MM responds in place) ──► Staged::finish ──► Response
 //! ```
 //!
-//! [`Channel`] is a region of memory shared with MM and, if the platform has one, its status mailbox. [`Staged`] and
-//! [`Response`] hold the channel; dropping the last of them wipes what the transaction left in shared memory.
+//! [`Channel`] is a region of memory shared with MM and, if the platform has one, its status
+//! mailbox. [`Staged`] and [`Response`] hold the channel; dropping the last of them wipes what the
+//! transaction left in shared memory.
 //!
 //! | module | content |
 //! |---|---|

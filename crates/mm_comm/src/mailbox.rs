@@ -9,7 +9,8 @@ const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 /// The mailbox of one comm buffer.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// Invariant: exactly `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So none of the accesses below fails.
+    /// Invariant: exactly `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So none of the accesses
+    /// below fails.
     region: SharedRegion,
 }
 
@@ -52,15 +53,16 @@ impl Mailbox {
             .is_some_and(|valid| valid != 0)
     }
 
-    /// Writes the whole mailbox: the result fields first, so that they are right when `IsCommBufferValid` changes.
+    /// Writes the whole mailbox: the result fields first, so that they are right when
+    /// `IsCommBufferValid` changes.
     pub fn write(&self, image: &MailboxImage) {
         let [first, status, size]: [[u8; WORD]; MAILBOX_WORDS] = zerocopy::transmute!(*image);
         let written = self.region.write_words(WORD, &[status, size]) && self.region.write_words(0, &[first]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN aligned bytes");
     }
 
-    /// Empties a mailbox that other code used before: `IsCommBufferValid` first, then the rest. Returns what was in it;
-    /// `None` if it was empty.
+    /// Empties a mailbox that other code used before: `IsCommBufferValid` first, then the rest.
+    /// Returns what was in it; `None` if it was empty.
     #[must_use = "what was in it is for the log"]
     pub fn take_over(&self) -> Option<MailboxImage> {
         let found = self.read();
@@ -75,8 +77,8 @@ impl Mailbox {
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
     }
 
-    /// Clears TalkToSupervisor, so that the next request in a mailbox that the MM supervisor shares with its users is for
-    /// the users.
+    /// Clears TalkToSupervisor, so that the next request in a mailbox that the MM supervisor shares
+    /// with its users is for the users.
     pub fn clear_talk_to_supervisor(&self) {
         let written = self.region.write(TALK_TO_SUPERVISOR_OFFSET, &[0]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");

@@ -1,8 +1,8 @@
 //! Raising an MMI through the chipset's ports.
 //!
-//! Data first, then command: the write to the command port (APM_CNT, 0xB2 on Intel chipsets) is what raises the
-//! SMI, and the handler reads the data port (APM_STS, 0xB3). edk2's `SmmControl2Dxe` for Q35 writes them in
-//! this order.
+//! Data first, then command: the write to the command port (APM_CNT, 0xB2 on Intel chipsets) is
+//! what raises the SMI, and the handler reads the data port (APM_STS, 0xB3). edk2's
+//! `SmmControl2Dxe` for Q35 writes them in this order.
 
 use crate::ports::Ports;
 use crate::transaction::PAUSES_WITHOUT_MAILBOX;
@@ -64,7 +64,8 @@ pub enum TriggerError {
         /// The multiple of 0x80 below it.
         likely: u16,
     },
-    /// The ACPI base is said to be memory, but has the value of an I/O port: memory is there, and no register.
+    /// The ACPI base is said to be memory, but has the value of an I/O port: memory is there, and
+    /// no register.
     #[error(
         "platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io({base:#x}); a number \
          becomes an I/O port as a u16, and an address as a usize"
@@ -115,7 +116,8 @@ impl TriggerError {
 }
 
 bitflags::bitflags! {
-    /// The bits of SMI_EN that a software SMI needs (Intel ICH9, 13.8.3.8; same place on every later PCH).
+    /// The bits of SMI_EN that a software SMI needs (Intel ICH9, 13.8.3.8; same place on every
+    /// later PCH).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct SmiEnable: u32 {
         /// GBL_SMI_EN: SMIs are generated at all.
@@ -151,9 +153,9 @@ const SMI_EN_OFFSET: u8 = 0x30;
 /// PMBASE is a multiple of this (Intel ICH9, 13.1.13: bits 15:7).
 const PMBASE_ALIGN: u16 = 0x80;
 
-/// Bits of SMI_EN that no chipset uses which has it at PMBASE + 0x30: reserved in the Intel ICH9 (13.8.3.8),
-/// and without a name in coreboot's headers of later ones (`SMI_EN` in `pm.h` under `src/southbridge/intel` and
-/// `src/soc/intel`).
+/// Bits of SMI_EN that no chipset uses which has it at PMBASE + 0x30: reserved in the Intel ICH9
+/// (13.8.3.8), and without a name in coreboot's headers of later ones (`SMI_EN` in `pm.h` under
+/// `src/southbridge/intel` and `src/soc/intel`).
 const RESERVED: u32 = 0b111 << 8 | 1 << 12 | 0b11 << 15;
 
 /// The value of an address that no device decodes.
@@ -173,8 +175,8 @@ impl SmiEnableRegister {
     ///
     /// # Errors
     ///
-    /// [`TriggerError::NoRegister`] if the port number would wrap, [`TriggerError::NotPmBase`] if the base is not a
-    /// multiple of 0x80, like SMI_EN's own port.
+    /// [`TriggerError::NoRegister`] if the port number would wrap, [`TriggerError::NotPmBase`] if
+    /// the base is not a multiple of 0x80, like SMI_EN's own port.
     pub fn behind_io_base(base: u16) -> Result<Self, TriggerError> {
         let port = base
             .checked_add(SMI_EN_OFFSET.into())
@@ -215,7 +217,8 @@ impl SmiEnableRegister {
     ///
     /// # Errors
     ///
-    /// [`TriggerError::NothingAnswers`] and [`TriggerError::NotSmiEnable`] if what is read cannot be SMI_EN.
+    /// [`TriggerError::NothingAnswers`] and [`TriggerError::NotSmiEnable`] if what is read cannot
+    /// be SMI_EN.
     pub fn read_checked(self, ports: &dyn Ports) -> Result<u32, TriggerError> {
         let (register, value) = (self.address(), self.read(ports));
         match value & RESERVED {
@@ -254,21 +257,24 @@ pub enum SmiCheck {
     Require,
     /// Switch them on; return an error if the chipset refuses.
     ///
-    /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names: the value that was read, with GBL_SMI_EN
-    /// and APMC_EN set. The platform promises that the register is the chipset's SMI_EN.
+    /// This writes 32 bits to the register that [`PortTrigger::smi_enable`] names: the value that
+    /// was read, with GBL_SMI_EN and APMC_EN set. The platform promises that the register is the
+    /// chipset's SMI_EN.
     Enable,
-    /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at Intel's PMBASE
-    /// + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised unchecked.
+    /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at
+    /// Intel's PMBASE + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised unchecked.
     Off,
 }
 
 /// The purpose of an MMI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// MM is to take a message from a comm buffer. SMI_EN 0 means that SMIs are off, so that nothing is raised: without a
-    /// status mailbox the caller would get its own request back as the response.
+    /// MM is to take a message from a comm buffer. SMI_EN 0 means that SMIs are off, so that
+    /// nothing is raised: without a status mailbox the caller would get its own request back as the
+    /// response.
     Message,
-    /// The command alone tells MM what to do. SMI_EN 0 counts as a chipset without SMI_EN, and the MMI is raised.
+    /// The command alone tells MM what to do. SMI_EN 0 counts as a chipset without SMI_EN, and the
+    /// MMI is raised.
     Command,
 }
 
@@ -296,22 +302,25 @@ impl PortTrigger {
         self.smi_enable.filter(|_| self.check != SmiCheck::Off)
     }
 
-    /// Raises one MMI for a message. The processor may take it some time after this returns: see [`Ports::pause`].
+    /// Raises one MMI for a message. The processor may take it some time after this returns: see
+    /// [`Ports::pause`].
     ///
     /// # Errors
     ///
-    /// If the platform named SMI_EN: [`TriggerError::SmisDisabled`] or [`TriggerError::EnableRefused`] if SMIs
-    /// are off, [`TriggerError::NothingAnswers`] or [`TriggerError::NotSmiEnable`] if the register is not
-    /// SMI_EN. Neither port was written then.
+    /// If the platform named SMI_EN: [`TriggerError::SmisDisabled`] or
+    /// [`TriggerError::EnableRefused`] if SMIs are off, [`TriggerError::NothingAnswers`] or
+    /// [`TriggerError::NotSmiEnable`] if the register is not SMI_EN. Neither port was written then.
     pub fn raise(&self, ports: &dyn Ports, command: u8, data: u8) -> Result<(), TriggerError> {
         self.raise_observed(ports, &Pair::default(), Purpose::Message, command, data)
             .map(drop)
     }
 
-    /// Like [`Self::raise`], for any purpose, but returns the value of SMI_EN just before the MMI; `None` if it was not read.
+    /// Like [`Self::raise`], for any purpose, but returns the value of SMI_EN just before the MMI;
+    /// `None` if it was not read.
     ///
-    /// All calls for the same two ports pass the same `pair`. A call that comes between the two writes of another one
-    /// restores the other's value in the data port, so that MM finds the data that belongs to each command.
+    /// All calls for the same two ports pass the same `pair`. A call that comes between the two
+    /// writes of another one restores the other's value in the data port, so that MM finds the data
+    /// that belongs to each command.
     ///
     /// # Errors
     ///
@@ -342,9 +351,10 @@ impl PortTrigger {
         Ok(enabled)
     }
 
-    /// Whether this value may mean that there is no SMI_EN, rather than that SMIs are off: Intel's has EOS set
-    /// outside of SMM (ICH9, 13.8.3.8: 2 after a reset), so 0 is what a chipset of another kind returns for a register
-    /// that it does not have. QEMU's has no EOS: there 0 means that SMIs are off.
+    /// Whether this value may mean that there is no SMI_EN, rather than that SMIs are off: Intel's
+    /// has EOS set outside of SMM (ICH9, 13.8.3.8: 2 after a reset), so 0 is what a chipset of
+    /// another kind returns for a register that it does not have. QEMU's has no EOS: there 0 means
+    /// that SMIs are off.
     #[must_use]
     pub fn may_be_absent(&self, value: u32) -> bool {
         value == 0 && self.check == SmiCheck::Require
@@ -447,7 +457,8 @@ mod tests {
 
     type Callback<'a> = &'a dyn Fn(&dyn Ports);
 
-    /// Runs code before each byte that is written to the command port, and records which data MM finds at each command.
+    /// Runs code before each byte that is written to the command port, and records which data MM
+    /// finds at each command.
     struct Interrupted<'a> {
         chipset: Chipset,
         before_command: RefCell<Vec<Callback<'a>>>,

@@ -84,7 +84,8 @@ pub enum AddressError {
         /// Its address.
         address: u64,
     },
-    /// The comm buffer goes past the end of the address space, or is larger than a Rust object may be.
+    /// The comm buffer goes past the end of the address space, or is larger than a Rust object may
+    /// be.
     #[error("platform: {len} bytes from {address:#x} go past the end of the address space")]
     Wraps {
         /// Its address.
@@ -117,8 +118,9 @@ pub enum AddressError {
     },
 }
 
-/// Checks the addresses of a comm buffer and its mailbox, in this order: the buffer's address, its alignment, its end, then the
-/// mailbox, which is outside the buffer. Returns the buffer's addresses.
+/// Checks the addresses of a comm buffer and its mailbox, in this order: the buffer's address, its
+/// alignment, its end, then the mailbox, which is outside the buffer. Returns the buffer's
+/// addresses.
 ///
 /// # Errors
 ///
@@ -137,11 +139,13 @@ pub fn check_comm_buffer(address: u64, len: u64, mailbox: Option<u64>) -> Result
     }
 }
 
-/// Checks the address of a mailbox, in this order: null, alignment, end. Returns the mailbox's addresses.
+/// Checks the address of a mailbox, in this order: null, alignment, end. Returns the mailbox's
+/// addresses.
 ///
 /// # Errors
 ///
-/// [`AddressError::MailboxNull`], [`AddressError::MailboxMisaligned`], [`AddressError::MailboxWraps`].
+/// [`AddressError::MailboxNull`], [`AddressError::MailboxMisaligned`],
+/// [`AddressError::MailboxWraps`].
 pub fn check_mailbox(address: u64) -> Result<AddressRange, AddressError> {
     if address == 0 {
         return Err(AddressError::MailboxNull);

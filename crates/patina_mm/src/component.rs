@@ -1,4 +1,5 @@
-//! The components that a platform adds: [`sw_mmi_manager`] and [`communicator`]; the others are optional.
+//! The components that a platform adds: [`sw_mmi_manager`] and [`communicator`]; the others are
+//! optional.
 
 pub mod communicator;
 pub mod events;

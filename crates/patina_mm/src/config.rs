@@ -1,7 +1,8 @@
 //! The configuration of a platform's MM environment.
 //!
-//! [`MmCommunicationConfiguration`] is the one required config value. [`MmCommunicationOptions`] is a second, optional
-//! one, for settings whose defaults fit most platforms; [`SmcOptions`] is a third, for AArch64.
+//! [`MmCommunicationConfiguration`] is the one required config value. [`MmCommunicationOptions`] is
+//! a second, optional one, for settings whose defaults fit most platforms; [`SmcOptions`] is a
+//! third, for AArch64.
 
 mod buffer;
 mod configuration;

@@ -1,7 +1,8 @@
 //! Management Mode (MM) communication for Patina components.
 //!
-//! MM (on x86: SMM) is code that runs in its own protected memory, is entered by an interrupt, and controls what other code
-//! must not touch: variables, flash, the TPM. With this crate Patina components send messages to its handlers.
+//! MM (on x86: SMM) is code that runs in its own protected memory, is entered by an interrupt, and
+//! controls what other code must not touch: variables, flash, the TPM. With this crate Patina
+//! components send messages to its handlers.
 //!
 //! | you want to | use |
 //! |---|---|
@@ -17,7 +18,8 @@
 //!
 //! # A platform
 //!
-//! A platform adds one config value, two components and, if its hardware needs preparation, one service.
+//! A platform adds one config value, two components and, if its hardware needs preparation, one
+//! service.
 //!
 //! ```
 //! use patina::component::service::IntoService;
@@ -118,8 +120,9 @@
 //!
 //! # Logs
 //!
-//! Targets `mm_comm` (buffers, transactions, moves) and `sw_mmi` (the trigger). A transaction is one line at debug. Message
-//! bytes are logged at trace only, at most 64 of a request and of a response.
+//! Targets `mm_comm` (buffers, transactions, moves) and `sw_mmi` (the trigger). A transaction is
+//! one line at debug. Message bytes are logged at trace only, at most 64 of a request and of a
+//! response.
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

@@ -1,5 +1,5 @@
-//! The services that components use: traits, and what their methods take and return. The components in
-//! [`crate::component`] implement them.
+//! The services that components use: traits, and what their methods take and return. The components
+//! in [`crate::component`] implement them.
 //!
 //! | service | implemented by |
 //! |---|---|

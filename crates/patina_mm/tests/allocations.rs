@@ -1,5 +1,6 @@
-//! How often calls allocate: only the call that returns a `Vec` does, once. Calls of drivers in C and the events of the boot do
-//! not allocate. A comm buffer that moves leaves nothing allocated. Without memory there is an error.
+//! How often calls allocate: only the call that returns a `Vec` does, once. Calls of drivers in C
+//! and the events of the boot do not allocate. A comm buffer that moves leaves nothing allocated.
+//! Without memory there is an error.
 
 extern crate alloc;
 
@@ -7,7 +8,8 @@ extern crate alloc;
 mod sync {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 }
-/// The hand-over of announcements by itself: a protocol database allocates when a protocol is installed.
+/// The hand-over of announcements by itself: a protocol database allocates when a protocol is
+/// installed.
 #[path = "../src/component/communicator/announced_move/slot.rs"]
 mod slot;
 
@@ -47,12 +49,14 @@ thread_local! {
 struct Counting;
 
 fn count(allocations: usize, allocated: usize, freed: usize) {
-    // Fails only while the thread is torn down, when nothing is measured. A thread may free what another one allocated.
+    // Fails only while the thread is torn down, when nothing is measured. A thread may free what
+    // another one allocated.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + allocations));
     let _ = LIVE_BYTES.try_with(|live| live.set(live.get().wrapping_add(allocated).wrapping_sub(freed)));
 }
 
-// SAFETY: every call goes to the system's allocator unchanged, or is refused with a null pointer; counting does not allocate.
+// SAFETY: every call goes to the system's allocator unchanged, or is refused with a null pointer;
+// counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.align() >= 4096 && NO_PAGES.try_with(Cell::get).unwrap_or_default() {
@@ -404,7 +408,8 @@ fn announcing_in_a_notification_allocates_nothing() {
             slot.put(first + 1).unwrap();
             let lock = slot.lock().unwrap();
             let is_done = lock.apply(|value| {
-                // Notifications in the middle of applying: the first announcement is overtaken by the second.
+                // Notifications in the middle of applying: the first announcement is overtaken by
+                // the second.
                 if value % 10 == 1 {
                     slot.put(value + 1).unwrap();
                     slot.put(value + 2).unwrap();

@@ -1,8 +1,8 @@
 //! The hand-over of announced moves in every interleaving that loom can make.
 //!
-//! The file under test is compiled a second time here, against loom's atomics. Loom runs each model once per
-//! interleaving, reports what was leaked, and reports two threads in one `UnsafeCell`. Threads interleave in more ways
-//! than interrupts do, so this covers notifications at any TPL.
+//! The file under test is compiled a second time here, against loom's atomics. Loom runs each model
+//! once per interleaving, reports what was leaked, and reports two threads in one `UnsafeCell`.
+//! Threads interleave in more ways than interrupts do, so this covers notifications at any TPL.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -42,8 +42,8 @@ struct Model {
     applied: UnsafeCell<Vec<u32>>,
 }
 
-// SAFETY: only the thread that has the lock reaches `applied`, and the last thread once all others are joined. Loom checks that
-// no two threads get there at once.
+// SAFETY: only the thread that has the lock reaches `applied`, and the last thread once all others
+// are joined. Loom checks that no two threads get there at once.
 unsafe impl Sync for Model {}
 
 impl Model {

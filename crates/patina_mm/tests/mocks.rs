@@ -1,4 +1,5 @@
-//! The mocks, used as the author of a component in another crate uses them, and beside them `patina_mm_test`.
+//! The mocks, used as the author of a component in another crate uses them, and beside them
+//! `patina_mm_test`.
 
 use patina::BinaryGuid;
 use patina::component::component;
@@ -43,7 +44,8 @@ impl TpmLock {
     ///
     /// # Errors
     ///
-    /// [`EfiError::SecurityViolation`] if MM says that the TPM stays open; else what the services return.
+    /// [`EfiError::SecurityViolation`] if MM says that the TPM stays open; else what the services
+    /// return.
     pub fn lock(
         &self,
         mm: &dyn MmCommunication,
@@ -87,7 +89,8 @@ fn the_trigger_can_be_expected() {
     assert_eq!(LOCK.lock(&mm, &mmi, None), Ok(()));
 }
 
-/// Each method of each service can be expected; `MmCommunicationExt` arrives at those of `MmCommunication`.
+/// Each method of each service can be expected; `MmCommunicationExt` arrives at those of
+/// `MmCommunication`.
 #[test]
 fn every_method_can_be_expected() {
     let options = CallOptions::new();

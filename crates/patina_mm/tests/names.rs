@@ -1,5 +1,5 @@
-//! Names each type of another crate that a public signature of `patina_mm` has, with no dependency but `patina_mm`: a consumer
-//! can store, match and implement all of them.
+//! Names each type of another crate that a public signature of `patina_mm` has, with no dependency
+//! but `patina_mm`: a consumer can store, match and implement all of them.
 
 use patina_mm::component::hob_configuration::{HobConfigurationError, PlaceError};
 use patina_mm::component::sw_mmi_manager::{

@@ -1,9 +1,11 @@
-//! No file of a shipped crate imports, over any way, a file that imports it; nor does a module at the top of a crate.
+//! No file of a shipped crate imports, over any way, a file that imports it; nor does a module at
+//! the top of a crate.
 //!
-//! What counts as an import of a file: a `use` that is not a re-export, a path in code, and a call of a method that only an
-//! `impl` block in that file has, for a type of another file. A `mod` and a re-export do not count, so that a module may
-//! present what its files have. Names are followed through re-exports to the file that defines them. Tests, and imports for
-//! documentation, are left out.
+//! What counts as an import of a file: a `use` that is not a re-export, a path in code, and a call
+//! of a method that only an `impl` block in that file has, for a type of another file. A `mod` and
+//! a re-export do not count, so that a module may present what its files have. Names are followed
+//! through re-exports to the file that defines them. Tests, and imports for documentation, are left
+//! out.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -217,7 +219,8 @@ fn read_module(
     modules.insert(path.to_vec(), module);
 }
 
-/// The module whose file defines the name that `path` is for code in the module `from`; `None` if it is of another crate.
+/// The module whose file defines the name that `path` is for code in the module `from`; `None` if
+/// it is of another crate.
 fn definition(modules: &Modules, from: &[String], path: &[String], depth: u32) -> Option<Names> {
     assert!(depth < 50, "{path:?} in {from:?} has no end");
     let (first, rest) = path.split_first()?;
@@ -285,7 +288,8 @@ type Graph = BTreeMap<String, BTreeMap<String, String>>;
 /// The graph of a crate's files, and that of its top modules.
 fn graphs(modules: &Modules) -> [Graph; 2] {
     let mut edges = Vec::new();
-    // Methods in `impl` blocks for a type of another file; `None` if two files have one of this name.
+    // Methods in `impl` blocks for a type of another file; `None` if two files have one of this
+    // name.
     let mut elsewhere: BTreeMap<&str, Option<&Names>> = BTreeMap::new();
     for (path, module) in modules {
         for (of, method) in &module.methods {
@@ -425,7 +429,8 @@ fn circles_are_found_and_re_exports_are_not_circles() {
         files.push((file, text));
         of(&files)
     };
-    // Through a re-export; in the middle of code; to the parent, which uses its own child; over a method.
+    // Through a re-export; in the middle of code; to the parent, which uses its own child; over a
+    // method.
     for (file, text) in [
         ("b.rs", "use crate::A; pub struct B;"),
         ("b.rs", "pub struct B; fn f() { let _ = vec![crate::A]; }"),

@@ -52,8 +52,9 @@ use patina::{Guid, writelncrlf};
 
 /// Component and service: carries messages through the configured comm buffers.
 ///
-/// As a component it waits for the locked [`MmCommunicationConfiguration`], for [`SwMmiTrigger`] and for the SDK's
-/// `ProtocolServices`, then offers [`MmCommunication`]. With another executor a platform makes and registers it itself:
+/// As a component it waits for the locked [`MmCommunicationConfiguration`], for [`SwMmiTrigger`]
+/// and for the SDK's `ProtocolServices`, then offers [`MmCommunication`]. With another executor a
+/// platform makes and registers it itself:
 ///
 /// ```
 /// use patina_mm::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status};
@@ -106,35 +107,38 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// # Errors
     ///
     /// [`ConfigurationError::DuplicateBufferId`], [`ConfigurationError::SharedMemory`], and
-    /// [`ConfigurationError::BuffersBusy`] if code that this call interrupted looks at them. The buffers stay as they were.
+    /// [`ConfigurationError::BuffersBusy`] if code that this call interrupted looks at them. The
+    /// buffers stay as they were.
     pub fn set_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) -> Result<(), ConfigurationError> {
         self.client.buffers.replace(buffers)
     }
 
-    /// Replaces the comm buffers; a set that [`Self::set_comm_buffers`] refuses is logged and changes nothing.
+    /// Replaces the comm buffers; a set that [`Self::set_comm_buffers`] refuses is logged and
+    /// changes nothing.
     pub fn set_test_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) {
         if let Err(error) = self.set_comm_buffers(buffers) {
             log::error!(target: "mm_comm", "the comm buffers stay as they were: {error}");
         }
     }
 
-    /// Like [`MmCommunication::communicate_with`], for a message with a v1 header that makes MM move comm buffers to `to`. It
-    /// goes through the one of them whose identifier is `id`. `take` returns whether they moved; then `to` replaces the
-    /// buffers with the same identifiers.
+    /// Like [`MmCommunication::communicate_with`], for a message with a v1 header that makes MM
+    /// move comm buffers to `to`. It goes through the one of them whose identifier is `id`. `take`
+    /// returns whether they moved; then `to` replaces the buffers with the same identifiers.
     ///
-    /// MM responds in the new place or, if it refuses, in the old one. The message must be such that no response equals it. A
-    /// move that the platform announces meanwhile is applied afterwards; a call through a buffer that moves gets
-    /// [`Status::Busy`] until then.
+    /// MM responds in the new place or, if it refuses, in the old one. The message must be such
+    /// that no response equals it. A move that the platform announces meanwhile is applied
+    /// afterwards; a call through a buffer that moves gets [`Status::Busy`] until then.
     ///
-    /// MM may move a buffer and then refuse the rest. Then `take` gets the refusal, and what has moved is used in its new
-    /// place with its old mailbox.
+    /// MM may move a buffer and then refuse the rest. Then `take` gets the refusal, and what has
+    /// moved is used in its new place with its old mailbox.
     ///
     /// # Errors
     ///
-    /// Those of [`MmCommunication::communicate`]; [`Status::Busy`] if one of the buffers is in use, or is being moved by a
-    /// call that this one interrupted; [`Status::InvalidDataBuffer`] if `to` shares memory with a comm buffer, or the
-    /// buffer `id` has no status mailbox in its old or its new place; [`Status::CommBufferDisabled`] if one of `to` is
-    /// disabled; [`Status::CommBufferNotFound`] if `id` is not among them.
+    /// Those of [`MmCommunication::communicate`]; [`Status::Busy`] if one of the buffers is in use,
+    /// or is being moved by a call that this one interrupted; [`Status::InvalidDataBuffer`] if `to`
+    /// shares memory with a comm buffer, or the buffer `id` has no status mailbox in its old or its
+    /// new place; [`Status::CommBufferDisabled`] if one of `to` is disabled;
+    /// [`Status::CommBufferNotFound`] if `id` is not among them.
     pub fn communicate_and_move(
         &self,
         id: u8,
@@ -146,12 +150,13 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         self.client.communicate_and_move(id, message, recipient, to, take)
     }
 
-    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification interrupts one, calls through
-    /// the same buffer, and gets [`Status::Busy`]. For buffers that are shared with callers that cannot handle that. The
-    /// closure of [`MmCommunication::communicate_with`] then runs at that level, too.
+    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification
+    /// interrupts one, calls through the same buffer, and gets [`Status::Busy`]. For buffers that
+    /// are shared with callers that cannot handle that. The closure of
+    /// [`MmCommunication::communicate_with`] then runs at that level, too.
     ///
-    /// A move of the buffer, announced or requested, also runs at `TPL_NOTIFY`. A caller above that stays at its level. There
-    /// is one TPL: `tpl` is used for all buffers from now on.
+    /// A move of the buffer, announced or requested, also runs at `TPL_NOTIFY`. A caller above that
+    /// stays at its level. There is one TPL: `tpl` is used for all buffers from now on.
     pub fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) {
         self.client.run_at_notify(id, tpl);
     }
@@ -200,9 +205,10 @@ impl MmCommunicator {
 impl MmCommunicator {
     /// Makes calls run at `TPL_NOTIFY` if a notification in the middle of one could spoil it:
     ///
-    /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and would overwrite the request.
-    /// - The buffer has no status mailbox: each MMI that other code raises before the response is read makes MM take
-    ///   what is in the buffer for a request again.
+    /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and
+    ///   would overwrite the request.
+    /// - The buffer has no status mailbox: each MMI that other code raises before the response is
+    ///   read makes MM take what is in the buffer for a request again.
     fn keep_others_out(&self, config: &MmCommunicationConfiguration, tpl: Option<Service<dyn TplServices>>) {
         let enabled = || config.comm_buffers.iter().filter(|buffer| buffer.is_enabled());
         let shared = enabled().filter(|buffer| buffer.is_shared_with_firmware());
@@ -261,8 +267,8 @@ fn warn_of_missing_buffers(config: &MmCommunicationConfiguration) {
     }
 }
 
-/// Warns about comm buffers in which a response cannot be told from none: an MMI through ports does not report anything, and
-/// without a mailbox MM cannot either.
+/// Warns about comm buffers in which a response cannot be told from none: an MMI through ports does
+/// not report anything, and without a mailbox MM cannot either.
 fn warn_of_silence(config: &MmCommunicationConfiguration) {
     let without = config
         .comm_buffers
@@ -278,8 +284,8 @@ fn warn_of_silence(config: &MmCommunicationConfiguration) {
     }
 }
 
-// A call that panics ends its transaction and restores the TPL during the unwinding; lists are not borrowed while other code
-// runs.
+// A call that panics ends its transaction and restores the TPL during the unwinding; lists are not
+// borrowed while other code runs.
 impl<E: MmExecutor + UnwindSafe> UnwindSafe for MmCommunicator<E> {}
 // Nothing in it refers to its own address.
 impl<E: MmExecutor + Unpin> Unpin for MmCommunicator<E> {}
@@ -323,8 +329,8 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     }
 }
 
-/// Refuses a component that sends through a comm buffer that does not exist. An implementation that does not know its buffers
-/// is assumed to have it.
+/// Refuses a component that sends through a comm buffer that does not exist. An implementation that
+/// does not know its buffers is assumed to have it.
 pub(crate) fn require_buffer(mm: &dyn MmCommunication, id: u8, user: &str) -> patina::error::Result<()> {
     match mm.message_capacity(id, CallOptions::new()) {
         // The line before this one lists those that exist.

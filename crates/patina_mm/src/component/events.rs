@@ -18,10 +18,12 @@ use patina::pi::event::END_OF_DXE_EVENT_GROUP_GUID;
 use patina::standard::efi;
 use patina::uefi::event::{EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, READY_TO_BOOT_EVENT_GROUP_GUID};
 
-/// The message. MM reads only the GUID, but a message is not empty; edk2's Standalone MM drivers send one byte, too.
+/// The message. MM reads only the GUID, but a message is not empty; edk2's Standalone MM drivers
+/// send one byte, too.
 const MESSAGE: [u8; 1] = [0];
 
-/// Component: sends a message to MM at each of these events, with the GUID of PI (volume 4, 3) and edk2's MM cores.
+/// Component: sends a message to MM at each of these events, with the GUID of PI (volume 4, 3) and
+/// edk2's MM cores.
 ///
 /// | event | sent to | how often | to the supervisor, too |
 /// |---|---|---|---|
@@ -30,20 +32,23 @@ const MESSAGE: [u8; 1] = [0];
 /// | ready to boot (event group) | `7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b` | each time, after ready to lock | |
 /// | exit boot services (event group) | `27abf055-b1b8-4c26-8048-748f37baa2df` | each time | yes, once |
 ///
-/// The supervisor gets exit boot services once: after a second one, Project Mu's `main` leaves the request announced, and
-/// each later MMI without a request of the users refuses it again (`MmSupervisorCore.c`, `MmEntryPoint`). The supervisor gets
-/// no event if Project Mu's own driver sends them, which the component detects by `gMmSupervisorCommunicationProtocolGuid`.
+/// The supervisor gets exit boot services once: after a second one, Project Mu's `main` leaves the
+/// request announced, and each later MMI without a request of the users refuses it again
+/// (`MmSupervisorCore.c`, `MmEntryPoint`). The supervisor gets no event if Project Mu's own driver
+/// sends them, which the component detects by `gMmSupervisorCommunicationProtocolGuid`.
 /// [`Self::without`] leaves events out that other drivers of the platform send.
 ///
-/// If ready to lock comes before the end of DXE, which is the platform's mistake (edk2's driver asserts there:
-/// `SmmIplReadyToLockEventNotify` in PiSmmIpl.c), MM gets the end of DXE first, and the log warns.
+/// If ready to lock comes before the end of DXE, which is the platform's mistake (edk2's driver
+/// asserts there: `SmmIplReadyToLockEventNotify` in PiSmmIpl.c), MM gets the end of DXE first, and
+/// the log warns.
 ///
-/// No event is lost. One that comes in the middle of a call through the same buffer is sent when that call has ended, as
-/// often as it came. One that fails otherwise (SMIs are off, MM did not take the message or refused it) is sent with the
-/// next event, in the order of the table. It is not a failure if MM has no handler for an event.
+/// No event is lost. One that comes in the middle of a call through the same buffer is sent when
+/// that call has ended, as often as it came. One that fails otherwise (SMIs are off, MM did not
+/// take the message or refused it) is sent with the next event, in the order of the table. It is
+/// not a failure if MM has no handler for an event.
 ///
-/// Nothing is allocated when an event comes, except if an announced move of the comm buffer is applied. The platform closes
-/// and locks MMRAM itself.
+/// Nothing is allocated when an event comes, except if an announced move of the comm buffer is
+/// applied. The platform closes and locks MMRAM itself.
 #[derive(Clone, Copy, Debug)]
 pub struct MmEventNotifier {
     buffer: u8,
@@ -88,8 +93,8 @@ impl MmEventNotifier {
         }
     }
 
-    /// Leaves out an event that a driver of the platform sends to MM's handlers, such as edk2's `MmCommunicationNotifyDxe`. Each
-    /// call adds one. The supervisor still gets it.
+    /// Leaves out an event that a driver of the platform sends to MM's handlers, such as edk2's
+    /// `MmCommunicationNotifyDxe`. Each call adds one. The supervisor still gets it.
     #[must_use]
     pub const fn without(self, event: MmEvent) -> Self {
         Self {
@@ -98,11 +103,12 @@ impl MmEventNotifier {
         }
     }
 
-    /// Also sends to the MM supervisor, through its own comm buffer (0 if the buffers come from HOBs), after the handlers of the
-    /// first buffer.
+    /// Also sends to the MM supervisor, through its own comm buffer (0 if the buffers come from
+    /// HOBs), after the handlers of the first buffer.
     ///
-    /// Project Mu's supervisor has its own channel: messages through the users' buffer do not reach it. Without ready to lock
-    /// it still unblocks memory, and without exit boot services it still takes requests.
+    /// Project Mu's supervisor has its own channel: messages through the users' buffer do not reach
+    /// it. Without ready to lock it still unblocks memory, and without exit boot services it still
+    /// takes requests.
     #[must_use]
     pub const fn with_supervisor_buffer(self, buffer: u8) -> Self {
         Self {
@@ -335,11 +341,13 @@ impl Notifier {
         }
     }
 
-    /// Sends the events that were not sent, to one listener after the other. It stops if a call is under way, to keep the order.
+    /// Sends the events that were not sent, to one listener after the other. It stops if a call is
+    /// under way, to keep the order.
     fn send_all(&self) {
         for listener in self.active() {
             for ((bit, event), unsent) in EVENTS.into_iter().zip(&listener.unsent) {
-                // Taken before it is sent, so that code that interrupts this does not send it again.
+                // Taken before it is sent, so that code that interrupts this does not send it
+                // again.
                 while one_less(unsent) {
                     match self.send_one(listener, bit, event) {
                         Ok(()) => {}

@@ -50,7 +50,8 @@ pub enum AcpiBaseSource {
     Configuration,
     /// This one.
     Fixed(AcpiBase),
-    /// PMBASE of an Intel ICH9, as on Q35: register 0x40 of PCI device 0:1F.0, read through ports 0xCF8 and 0xCFC.
+    /// PMBASE of an Intel ICH9, as on Q35: register 0x40 of PCI device 0:1F.0, read through ports
+    /// 0xCF8 and 0xCFC.
     Ich9,
 }
 
@@ -142,16 +143,17 @@ impl FromHob for CommRegionHob {
 /// | the same of three fields, for the user | identifier 1, without a mailbox |
 /// | comm-buffer HOB | identifier 1 beside a supervisor's region, else 0, or [`Self::with_comm_buffer_id`]; if it announces the same memory as a region HOB, the two are one buffer |
 ///
-/// So Project Mu's MM supervisor has comm buffer 0 and its users have 1, from the HOBs of its releases v20.0.0
-/// to v23.0.3 (three fields, one mailbox) and from those of `main` since May 2026 (four fields, two mailboxes).
+/// So Project Mu's MM supervisor has comm buffer 0 and its users have 1, from the HOBs of its
+/// releases v20.0.0 to v23.0.3 (three fields, one mailbox) and from those of `main` since May 2026
+/// (four fields, two mailboxes).
 ///
-/// What the platform set by hand stays: its comm buffers, and each port that is not the default's. A command port that
-/// was not set becomes 0xB2, such a data port 0xB3.
+/// What the platform set by hand stays: its comm buffers, and each port that is not the default's.
+/// A command port that was not set becomes 0xB2, such a data port 0xB3.
 ///
 /// # Errors
 ///
-/// If a HOB is missing or wrong the component fails, the log has a [`HobConfigurationError`] (target `mm_comm`), and the
-/// configuration stays as it was.
+/// If a HOB is missing or wrong the component fails, the log has a [`HobConfigurationError`]
+/// (target `mm_comm`), and the configuration stays as it was.
 pub struct MmHobConfiguration {
     ports: Option<Box<dyn Ports>>,
     acpi_base: AcpiBaseSource,
@@ -174,7 +176,8 @@ impl MmHobConfiguration {
         }
     }
 
-    /// Reads chipset registers through ports of the caller's choice, such as those of a simulated machine.
+    /// Reads chipset registers through ports of the caller's choice, such as those of a simulated
+    /// machine.
     #[must_use]
     pub fn with_ports(self, ports: impl Ports + 'static) -> Self {
         Self {
@@ -189,7 +192,8 @@ impl MmHobConfiguration {
         Self { acpi_base, ..self }
     }
 
-    /// Gives the comm-buffer HOB's buffer this identifier, instead of 0 or, beside an MM supervisor's region, 1.
+    /// Gives the comm-buffer HOB's buffer this identifier, instead of 0 or, beside an MM
+    /// supervisor's region, 1.
     #[must_use]
     pub fn with_comm_buffer_id(self, comm_buffer_id: u8) -> Self {
         Self {
@@ -207,9 +211,10 @@ impl MmHobConfiguration {
         }
     }
 
-    /// Declares that no driver of the firmware uses the announced buffers. Without this they count as [shared with the
-    /// firmware](CommunicateBuffer::shared_with_firmware), and calls through them run at `TPL_NOTIFY`, because edk2's
-    /// MmCommunicationDxe and Project Mu's MmDxeSupport use the buffers of these HOBs.
+    /// Declares that no driver of the firmware uses the announced buffers. Without this they count
+    /// as [shared with the firmware](CommunicateBuffer::shared_with_firmware), and calls through
+    /// them run at `TPL_NOTIFY`, because edk2's MmCommunicationDxe and Project Mu's MmDxeSupport
+    /// use the buffers of these HOBs.
     #[must_use]
     pub fn with_exclusive_buffers(self) -> Self {
         Self {
@@ -252,7 +257,8 @@ impl MmHobConfiguration {
         let mut announced = Vec::new();
         for Announced { id, place, is_shared } in places {
             // SAFETY:
-            // 1. The HOB's producer set this memory aside for MM communication, and gave it to the owner of this HOB.
+            // 1. The HOB's producer set this memory aside for MM communication, and gave it to the
+            //    owner of this HOB.
             // 2. In DXE all memory is mapped one to one.
             let buffer = unsafe { CommunicateBuffer::at_place(place, id) };
             let buffer = buffer.map_err(|status| HobConfigurationError::Buffer {
@@ -270,7 +276,8 @@ impl MmHobConfiguration {
         }
         let comm_buffers = [given.comm_buffers.as_slice(), &announced].concat();
         check_buffers(&comm_buffers)?;
-        // The memory is written after all checks: if the announcement is wrong, it may belong to other code.
+        // The memory is written after all checks: if the announcement is wrong, it may belong to
+        // other code.
         announced.iter().for_each(CommunicateBuffer::take_over);
         let unset = MmCommunicationConfiguration::default();
         let given_or = |given: MmiPort, unset, intel| if given == unset { intel } else { given };

@@ -8,11 +8,11 @@ use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 
 impl SwMmiManager {
-    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it, also if another component
-    /// offers it late.
+    /// Declares that the platform has a [`PlatformMmControl`]: the component then waits for it,
+    /// also if another component offers it late.
     ///
-    /// Without this declaration the hook is called only if it is registered before this component is dispatched, because most
-    /// platforms do not have one.
+    /// Without this declaration the hook is called only if it is registered before this component
+    /// is dispatched, because most platforms do not have one.
     ///
     /// ```
     /// use patina_dxe_core::*;

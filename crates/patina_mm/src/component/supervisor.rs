@@ -42,8 +42,8 @@ pub(super) const SUPERVISOR_PROTOCOL_GUID: BinaryGuid =
 
 /// Component and service: requests the supervisor's version, and then offers [`MmSupervisor`].
 ///
-/// It supports Project Mu's supervisors v20.0.0 to v23.0.3, whose comm buffer shares the users' mailbox
-/// ([`CommunicateBuffer::with_shared_mailbox`]), and `main` since May 2026.
+/// It supports Project Mu's supervisors v20.0.0 to v23.0.3, whose comm buffer shares the users'
+/// mailbox ([`CommunicateBuffer::with_shared_mailbox`]), and `main` since May 2026.
 #[derive(Clone, Copy, IntoService)]
 #[service(dyn MmSupervisor)]
 pub struct MmSupervisorClient {
@@ -94,8 +94,8 @@ impl MmSupervisorClient {
 type TakeBody<'t> = &'t mut dyn FnMut(&mut ResponseReader<'_>) -> Result<(), SupervisorError>;
 
 impl MmSupervisorClient {
-    /// Sends a request with `body` behind its header, and with `room` bytes there for the response. `take` reads the response
-    /// behind its header.
+    /// Sends a request with `body` behind its header, and with `room` bytes there for the response.
+    /// `take` reads the response behind its header.
     fn request(
         &self,
         request: u32,
@@ -136,7 +136,8 @@ impl MmSupervisorClient {
         self.protocols.as_ref().is_some_and(is_installed)
     }
 
-    /// Logs an error if the platform's driver may be the reason why a request did not reach the supervisor.
+    /// Logs an error if the platform's driver may be the reason why a request did not reach the
+    /// supervisor.
     fn look_for_the_platforms_driver(&self, status: Status) {
         let could_be = matches!(
             status,
@@ -155,7 +156,8 @@ impl MmSupervisorClient {
     }
 }
 
-/// The supervisor accepts no other header, also if the buffer's own is v3 (Project Mu, `MmSupervisorCore.c`).
+/// The supervisor accepts no other header, also if the buffer's own is v3 (Project Mu,
+/// `MmSupervisorCore.c`).
 const V1: CallOptions = CallOptions::new().with_header(HeaderFormat::V1);
 
 const RECIPIENT: BinaryGuid = BinaryGuid::from_bytes(&GUID.to_bytes());
@@ -262,7 +264,8 @@ impl MmSupervisor for MmSupervisorClient {
     ) -> Result<(), SupervisorError> {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
         let (own, theirs) = (supervisor.id(), users.id());
-        // The supervisor tells the two apart by their position in the request, and moves them once: a mistake would stay.
+        // The supervisor tells the two apart by their position in the request, and moves them once:
+        // a mistake would stay.
         if own != self.buffer || theirs == self.buffer {
             let error = SupervisorError::WrongBuffers {
                 supervisor: own,
@@ -319,10 +322,12 @@ impl MmSupervisor for MmSupervisorClient {
 const IDENTIFIER: mm_wire::Guid = guid!("e83ce27d-8d8d-4434-99f9-b811944b0371");
 
 /// The result in a request. The supervisor overwrites it in each request that it takes
-/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`): a message that still has it is not a response.
+/// (`MmSupervisorPkg/Core/Request/RequestDispatcher.c`): a message that still has it is not a
+/// response.
 const NO_RESULT: EfiStatus = EfiStatus(u64::MAX);
 
-/// The addresses of a new comm buffer, if the supervisor accepts it instead of the one with its identifier.
+/// The addresses of a new comm buffer, if the supervisor accepts it instead of the one with its
+/// identifier.
 fn place(mm: &dyn MmCommunication, new: &CommunicateBuffer) -> Result<CommBufferPlace, SupervisorError> {
     let old = mm.message_capacity(new.id(), V1)?;
     let [region, mailbox] = new.ranges();
@@ -397,7 +402,8 @@ mod tests {
         );
     }
 
-    /// A client whose MM does nothing: through a comm buffer without a mailbox that looks like success.
+    /// A client whose MM does nothing: through a comm buffer without a mailbox that looks like
+    /// success.
     fn without_mm() -> MmSupervisorClient {
         let mut mm = MockMmCommunication::new();
         mm.expect_communicate()

@@ -1,4 +1,5 @@
-//! Enters MM in the way that the platform configured: through x86 ports, or by secure monitor calls.
+//! Enters MM in the way that the platform configured: through x86 ports, or by secure monitor
+//! calls.
 
 mod entry;
 #[cfg_attr(
@@ -32,8 +33,9 @@ pub(crate) use secure::Inputs as SecureInputs;
 
 /// Component and service: enters MM in the configured way.
 ///
-/// It is dispatched when the [`MmCommunicationConfiguration`] is locked. It calls [`PlatformMmControl`] if the platform
-/// registered it, looks for MM in the secure world if the ports are secure monitor calls, then offers [`SwMmiTrigger`].
+/// It is dispatched when the [`MmCommunicationConfiguration`] is locked. It calls
+/// [`PlatformMmControl`] if the platform registered it, looks for MM in the secure world if the
+/// ports are secure monitor calls, then offers [`SwMmiTrigger`].
 #[derive(IntoService)]
 #[service(dyn SwMmiTrigger)]
 pub struct SwMmiManager {
@@ -45,7 +47,8 @@ pub struct SwMmiManager {
     pair: Pair,
 }
 
-// A panic leaves nothing half changed: the cells have single values, and the ports are the machine's.
+// A panic leaves nothing half changed: the cells have single values, and the ports are the
+// machine's.
 impl UnwindSafe for SwMmiManager {}
 impl RefUnwindSafe for SwMmiManager {}
 
@@ -63,7 +66,8 @@ impl SwMmiManager {
         Self::over(Some(Box::new(ports)), None)
     }
 
-    /// Makes the component for secure monitor calls through a conduit of the caller's choice. Not in x86 firmware.
+    /// Makes the component for secure monitor calls through a conduit of the caller's choice. Not
+    /// in x86 firmware.
     #[cfg(any(target_arch = "aarch64", unix, windows))]
     #[must_use]
     pub fn with_conduit<C: Conduit + 'static>() -> Self {
@@ -106,8 +110,9 @@ impl SwMmiManager {
         Ok(())
     }
 
-    /// Refuses a register that cannot be SMI_EN, after the platform's hook, which may set PMBASE. SMIs that are off are not an
-    /// error yet, because they may be switched on before the first MMI.
+    /// Refuses a register that cannot be SMI_EN, after the platform's hook, which may set PMBASE.
+    /// SMIs that are off are not an error yet, because they may be switched on before the first
+    /// MMI.
     fn require_smi_enable(&self, entry: &Entry) -> Result<(), MmiError> {
         let (Entry::Ports(trigger), Some(ports)) = (entry, self.ports.as_deref()) else {
             return Ok(());
@@ -141,8 +146,8 @@ impl SwMmiManager {
 pub(crate) fn native_ports() -> Option<Box<dyn Ports>> {
     // SAFETY:
     // 1. A UEFI image runs at CPL 0 (UEFI 2.11, 2.3.4) and may use `in` and `out`.
-    // 2. The ports and the register that are passed later are those of the platform's MmCommunicationConfiguration, which
-    //    names them for this use.
+    // 2. The ports and the register that are passed later are those of the platform's
+    //    MmCommunicationConfiguration, which names them for this use.
     Some(Box::new(unsafe { mm_comm::ports::NativePorts::new() }))
 }
 
@@ -178,7 +183,8 @@ impl SwMmiManager {
 
 // SAFETY:
 // 1. MM is entered only through the platform's ports or by secure monitor calls.
-// 2. It is ready: `entry_point` sets `entry` after the platform locked its configuration and `PlatformMmControl` was called.
+// 2. It is ready: `entry_point` sets `entry` after the platform locked its configuration and
+//    `PlatformMmControl` was called.
 unsafe impl SwMmiTrigger for SwMmiManager {
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {
         Ok(self.raise_mmi(cmd_port_value, data_port_value)?)

@@ -76,18 +76,19 @@ impl From<WriteError> for CommunicateBufferStatus {
 
 /// Memory that is shared with MM, tracked by an identifier.
 ///
-/// A clone is a second handle of the same buffer: memory, identifier, message and `disable` are shared. Each handle has its
-/// own [`Self::header`].
+/// A clone is a second handle of the same buffer: memory, identifier, message and `disable` are
+/// shared. Each handle has its own [`Self::header`].
 ///
-/// The memory is not trusted: recipient and length of the message that was last written are kept outside it, and each read
-/// compares them.
+/// The memory is not trusted: recipient and length of the message that was last written are kept
+/// outside it, and each read compares them.
 ///
-/// While a call uses the buffer, only the handle that its executor gets, and clones of that, can write to it. With any other
-/// handle [`Self::reset`] does nothing, and the functions that write return
-/// [`NoBuffer`](CommunicateBufferStatus::NoBuffer).
+/// While a call uses the buffer, only the handle that its executor gets, and clones of that, can
+/// write to it. With any other handle [`Self::reset`] does nothing, and the functions that write
+/// return [`NoBuffer`](CommunicateBufferStatus::NoBuffer).
 #[derive(Clone)]
 pub struct CommunicateBuffer {
-    /// Counted atomically: a notification in the middle of a call makes and drops handles, and may keep one.
+    /// Counted atomically: a notification in the middle of a call makes and drops handles, and may
+    /// keep one.
     shared: Arc<Shared>,
     header: HeaderFormat,
     is_shared_with_firmware: bool,
@@ -114,7 +115,8 @@ struct Shared {
     id: u8,
 }
 
-// A call that panics ends its transaction during the unwinding (`mm_comm::transaction`), and leaves nothing half done.
+// A call that panics ends its transaction during the unwinding (`mm_comm::transaction`), and leaves
+// nothing half done.
 impl UnwindSafe for CommunicateBuffer {}
 impl RefUnwindSafe for CommunicateBuffer {}
 
@@ -148,8 +150,8 @@ impl CommunicateBuffer {
         }
     }
 
-    /// Sends messages through this handle with this header, unless a call asks for another one. Each MM environment supports
-    /// [`HeaderFormat::V1`]; PI 1.9 added [`HeaderFormat::V3`].
+    /// Sends messages through this handle with this header, unless a call asks for another one.
+    /// Each MM environment supports [`HeaderFormat::V1`]; PI 1.9 added [`HeaderFormat::V3`].
     #[must_use]
     pub fn with_header(self, header: HeaderFormat) -> Self {
         Self { header, ..self }
@@ -161,11 +163,12 @@ impl CommunicateBuffer {
         self.header
     }
 
-    /// Declares that the firmware may have a driver that uses this memory, too, like edk2's MmCommunicationDxe, which uses the
-    /// buffer of the comm-buffer HOB. [`MmCommunicator`](crate::component::communicator::MmCommunicator) then makes calls
-    /// through it at `TPL_NOTIFY`, so that no notification calls that driver in the middle of one.
-    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) declares this for each buffer from a
-    /// HOB.
+    /// Declares that the firmware may have a driver that uses this memory, too, like edk2's
+    /// MmCommunicationDxe, which uses the buffer of the comm-buffer HOB.
+    /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) then makes calls through
+    /// it at `TPL_NOTIFY`, so that no notification calls that driver in the middle of one.
+    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) declares
+    /// this for each buffer from a HOB.
     #[must_use]
     pub fn shared_with_firmware(self) -> Self {
         Self {
@@ -203,8 +206,8 @@ impl CommunicateBuffer {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// The channel, if this handle may write to it by hand now: while a call uses it, only the handle that was lent for the
-    /// call may.
+    /// The channel, if this handle may write to it by hand now: while a call uses it, only the
+    /// handle that was lent for the call may.
     fn writable(&self) -> Result<(&Channel, &Draft), CommunicateBufferStatus> {
         let channel = self.channel();
         if !channel.is_in_use() || self.lent_for == Some(channel.transaction()) {
@@ -218,12 +221,14 @@ impl CommunicateBuffer {
         Err(CommunicateBufferStatus::NoBuffer)
     }
 
-    /// Whether there is a response to `staged`: the executor wrote one by hand, or MM processed the request.
+    /// Whether there is a response to `staged`: the executor wrote one by hand, or MM processed the
+    /// request.
     pub(crate) fn is_answered(&self, staged: &Staged<'_>) -> bool {
         self.shared.draft.is_response(self.channel()) || staged.is_processed()
     }
 
-    /// Finishes the transaction that this handle was lent for, with the response that its executor wrote by hand, or with MM's.
+    /// Finishes the transaction that this handle was lent for, with the response that its executor
+    /// wrote by hand, or with MM's.
     pub(crate) fn finish<'c>(&self, staged: Staged<'c>) -> Result<Response<'c>, ResponseError> {
         if self.shared.draft.is_response(self.channel()) {
             return Ok(staged.finish_by_hand());
@@ -231,7 +236,8 @@ impl CommunicateBuffer {
         staged.finish()
     }
 
-    /// What the header that MM, or the firmware's driver, left in the buffer says about the response.
+    /// What the header that MM, or the firmware's driver, left in the buffer says about the
+    /// response.
     pub(crate) fn response_in_header(&self) -> Result<ResponseLength, CommunicateBufferStatus> {
         draft::response_in_header(self.channel()).map_err(refused(self.id()))
     }
@@ -243,13 +249,16 @@ impl CommunicateBuffer {
             .map_or(self.header, |header| header.format())
     }
 
-    /// Makes this the comm buffer of an MM supervisor that shares its mailbox with its users: Project Mu's v20.0.0 to v23.0.3.
+    /// Makes this the comm buffer of an MM supervisor that shares its mailbox with its users:
+    /// Project Mu's v20.0.0 to v23.0.3.
     ///
-    /// Its mailbox is that of the users' comm buffer. Requests through this buffer set TalkToSupervisor in it, and a call
-    /// through either buffer in the middle of one through the other gets
-    /// [`Status::Busy`](crate::component::communicator::Status::Busy). This applies to all handles of the buffer.
+    /// Its mailbox is that of the users' comm buffer. Requests through this buffer set
+    /// TalkToSupervisor in it, and a call through either buffer in the middle of one through the
+    /// other gets [`Status::Busy`](crate::component::communicator::Status::Busy). This applies to
+    /// all handles of the buffer.
     ///
-    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) calls this itself.
+    /// [`MmHobConfiguration`](crate::component::hob_configuration::MmHobConfiguration) calls this
+    /// itself.
     #[must_use]
     pub fn with_shared_mailbox(self) -> Self {
         self.channel().share_mailbox_as_supervisors();
@@ -275,7 +284,8 @@ impl CommunicateBuffer {
             && mailbox(self) == mailbox(other)
     }
 
-    /// A buffer over the memory of this one, with the mailbox of `other`; both are left as they are.
+    /// A buffer over the memory of this one, with the mailbox of `other`; both are left as they
+    /// are.
     ///
     /// # Errors
     ///
@@ -293,8 +303,8 @@ impl CommunicateBuffer {
         })
     }
 
-    /// Takes over memory of this program, without a mailbox, and wipes it. For host tests and for memory that the caller
-    /// allocated; MM environments require an alignment of 4096 bytes.
+    /// Takes over memory of this program, without a mailbox, and wipes it. For host tests and for
+    /// memory that the caller allocated; MM environments require an alignment of 4096 bytes.
     #[must_use]
     pub fn new(buffer: Pin<&'static mut [u8]>, id: u8) -> Self {
         let channel = Channel::over(SharedRegion::over_static(Pin::into_inner(buffer)));
@@ -306,11 +316,11 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// Checked in this order: [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) below 24 bytes,
-    /// [`NoBuffer`](CommunicateBufferStatus::NoBuffer) for null,
+    /// Checked in this order: [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader)
+    /// below 24 bytes, [`NoBuffer`](CommunicateBufferStatus::NoBuffer) for null,
     /// [`NotAligned`](CommunicateBufferStatus::NotAligned) off a 4096-byte boundary,
-    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) if the end wraps or the size exceeds
-    /// `isize::MAX`.
+    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) if the end
+    /// wraps or the size exceeds `isize::MAX`.
     ///
     /// # Safety
     ///
@@ -331,18 +341,20 @@ impl CommunicateBuffer {
             .map_err(refused(id))
     }
 
-    /// Takes over memory that firmware set aside, by physical address, with its status mailbox if there is one.
+    /// Takes over memory that firmware set aside, by physical address, with its status mailbox if
+    /// there is one.
     ///
     /// # Errors
     ///
     /// Those of [`Self::from_raw_parts`], but the end is checked first.
-    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) for a mailbox at address zero, one that
-    /// wraps, and one inside the comm buffer; [`NotAligned`](CommunicateBufferStatus::NotAligned) for one that is not aligned
-    /// to 8 bytes.
+    /// [`AddressValidationFailed`](CommunicateBufferStatus::AddressValidationFailed) for a mailbox
+    /// at address zero, one that wraps, and one inside the comm buffer;
+    /// [`NotAligned`](CommunicateBufferStatus::NotAligned) for one that is not aligned to 8 bytes.
     ///
     /// # Safety
     ///
-    /// 1. The contract of [`Self::from_raw_parts`] for the buffer and for the 24 bytes of the mailbox.
+    /// 1. The contract of [`Self::from_raw_parts`] for the buffer and for the 24 bytes of the
+    ///    mailbox.
     /// 2. Both are mapped one to one.
     pub unsafe fn from_firmware_region(
         address: u64,
@@ -408,14 +420,15 @@ impl CommunicateBuffer {
             })));
         }
         let mailbox = status_mailbox_address.map(pointer).transpose()?;
-        // SAFETY: this function's contract is that of `at_untouched_region` for the addresses as pointers, because the memory is
-        // mapped one to one.
+        // SAFETY: this function's contract is that of `at_untouched_region` for the addresses as
+        // pointers, because the memory is mapped one to one.
         unsafe { Channel::at_untouched_region(buffer, size_bytes, mailbox) }
             .map(|channel| Self::over(channel, buffer_id))
             .map_err(refused(buffer_id))
     }
 
-    /// Describes memory that firmware announced, and leaves it as it is. [`Self::take_over`] comes before its first use.
+    /// Describes memory that firmware announced, and leaves it as it is. [`Self::take_over`] comes
+    /// before its first use.
     ///
     /// # Errors
     ///
@@ -476,20 +489,22 @@ impl CommunicateBuffer {
         !self.channel().is_retired()
     }
 
-    /// Takes the buffer out of use for good, for all clones. A platform that moves a buffer adds a new one.
+    /// Takes the buffer out of use for good, for all clones. A platform that moves a buffer adds a
+    /// new one.
     pub fn disable(&mut self) {
         log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
         self.channel().retire();
     }
 
-    /// The memory's address. Reads and writes through it must be volatile, because MM may change it at any time.
+    /// The memory's address. Reads and writes through it must be volatile, because MM may change it
+    /// at any time.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.channel().region().as_ptr()
     }
 
-    /// Announces a request to MM: resets the mailbox and sets `IsCommBufferValid`. A communicator has done this before an
-    /// executor is called.
+    /// Announces a request to MM: resets the mailbox and sets `IsCommBufferValid`. A communicator
+    /// has done this before an executor is called.
     ///
     /// # Errors
     ///
@@ -523,8 +538,8 @@ impl CommunicateBuffer {
         self.channel().mailbox().is_some()
     }
 
-    /// Wipes the memory and forgets what was written. If an executor calls this and writes nothing afterwards, the response is
-    /// empty.
+    /// Wipes the memory and forgets what was written. If an executor calls this and writes nothing
+    /// afterwards, the response is empty.
     pub fn reset(&mut self) {
         // `writable` logs why not.
         if let Ok((channel, draft)) = self.writable() {
@@ -532,18 +547,21 @@ impl CommunicateBuffer {
         }
     }
 
-    /// Number of message bytes that fit behind the buffer's [`Self::header`]; zero if the header does not fit.
+    /// Number of message bytes that fit behind the buffer's [`Self::header`]; zero if the header
+    /// does not fit.
     #[must_use]
     pub fn message_capacity(&self) -> usize {
         self.channel().capacity(self.header())
     }
 
-    /// Writes a header for `recipient`, of the format of the header in the buffer; the message's length stays what it was.
+    /// Writes a header for `recipient`, of the format of the header in the buffer; the message's
+    /// length stays what it was.
     ///
     /// # Errors
     ///
     /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader), and
-    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) for the v3 header's marker GUID in a v1 header.
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) for the v3 header's marker
+    /// GUID in a v1 header.
     pub fn set_message_info(&mut self, recipient: Guid) -> Result<(), CommunicateBufferStatus> {
         let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
         let (channel, draft) = self.writable()?;
@@ -556,20 +574,22 @@ impl CommunicateBuffer {
     ///
     /// # Errors
     ///
-    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond [`Self::message_capacity`], then
+    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond
+    /// [`Self::message_capacity`], then
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) if no recipient was set.
     pub fn set_message(&mut self, message: &[u8]) -> Result<(), CommunicateBufferStatus> {
         let (channel, draft) = self.writable()?;
         draft.write_message(channel, message).map_err(refused(self.id()))
     }
 
-    /// Takes the `len` bytes behind the header for the message. For an executor whose MM responds in place, and which gets the
-    /// response's length in another way.
+    /// Takes the `len` bytes behind the header for the message. For an executor whose MM responds
+    /// in place, and which gets the response's length in another way.
     ///
     /// # Errors
     ///
-    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) if the header is not the one that was written,
-    /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond the memory.
+    /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient) if the header is not the one
+    /// that was written, [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) beyond
+    /// the memory.
     pub fn accept_in_place(&mut self, len: usize) -> Result<(), CommunicateBufferStatus> {
         let (channel, draft) = self.writable()?;
         draft.accept_in_place(channel, len).map_err(refused(self.id()))
@@ -581,7 +601,8 @@ impl CommunicateBuffer {
     ///
     /// [`InvalidRecipient`](CommunicateBufferStatus::InvalidRecipient),
     /// [`TooSmallForMessage`](CommunicateBufferStatus::TooSmallForMessage) or
-    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) if the header is not the one that was written.
+    /// [`TooSmallForHeader`](CommunicateBufferStatus::TooSmallForHeader) if the header is not the
+    /// one that was written.
     pub fn get_message(&self) -> Result<Vec<u8>, CommunicateBufferStatus> {
         let Some(header) = self.verified()? else {
             return Ok(Vec::new());

@@ -9,26 +9,29 @@ use thiserror::Error;
 
 /// The platform's MM environment: its ports and its comm buffers.
 ///
-/// Both components wait until this config value is locked. If a platform forgets to set it, it has the default, whose ports
-/// are refused.
+/// Both components wait until this config value is locked. If a platform forgets to set it, it has
+/// the default, whose ports are refused.
 #[derive(Clone, Debug)]
 pub struct MmCommunicationConfiguration {
-    /// Intel's PMBASE: SMI_EN, 0x30 above it, says whether SMIs reach the processor. If it is not zero, SMI_EN is checked
-    /// before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
+    /// Intel's PMBASE: SMI_EN, 0x30 above it, says whether SMIs reach the processor. If it is not
+    /// zero, SMI_EN is checked before each MMI; see [`SmiCheck`](crate::config::SmiCheck).
     ///
     /// It is trusted: 32 bits at the base + 0x30 are read before each MMI, and written with
-    /// [`SmiCheck::Enable`](crate::config::SmiCheck::Enable). So it must be the chipset's base, mapped one to one if it
-    /// is [`AcpiBase::Mmio`]; at another address this would change memory that Rust code uses. A value that SMI_EN cannot
-    /// have (all ones, or reserved bits) is an error.
+    /// [`SmiCheck::Enable`](crate::config::SmiCheck::Enable). So it must be the chipset's base,
+    /// mapped one to one if it is [`AcpiBase::Mmio`]; at another address this would change memory
+    /// that Rust code uses. A value that SMI_EN cannot have (all ones, or reserved bits) is an
+    /// error.
     pub acpi_base: AcpiBase,
-    /// The port whose write raises the MMI; on AArch64 the secure monitor call, see [`MmiPort::Smc`].
+    /// The port whose write raises the MMI; on AArch64 the secure monitor call, see
+    /// [`MmiPort::Smc`].
     pub cmd_port: MmiPort,
-    /// The port that is written before the command port, for MM to read. A secure monitor call does not have one: give the
-    /// command port's value.
+    /// The port that is written before the command port, for MM to read. A secure monitor call does
+    /// not have one: give the command port's value.
     pub data_port: MmiPort,
     /// The memory for messages. Each buffer has its own identifier.
     pub comm_buffers: Vec<CommunicateBuffer>,
-    /// Whether the comm buffer `updatable_buffer_id` may move during boot, announced by the comm-buffer update protocol.
+    /// Whether the comm buffer `updatable_buffer_id` may move during boot, announced by the
+    /// comm-buffer update protocol.
     pub enable_comm_buffer_updates: bool,
     /// The identifier of the comm buffer that may move.
     pub updatable_buffer_id: Option<u8>,
@@ -64,7 +67,8 @@ pub enum ConfigurationError {
         /// The configured data port.
         data: MmiPort,
     },
-    /// The data port is the default's: it was never set. On PCs that port belongs to a DMA controller.
+    /// The data port is the default's: it was never set. On PCs that port belongs to a DMA
+    /// controller.
     #[error(
         "platform: the data port was never set: it is the default's {data}; the command port is {command}"
     )]
@@ -96,8 +100,8 @@ pub enum ConfigurationError {
         /// The identifier.
         id: u8,
     },
-    /// Two comm buffers, or one and the mailbox of another, share memory. Two buffers may share their mailbox only if one of
-    /// them is made with [`CommunicateBuffer::with_shared_mailbox`].
+    /// Two comm buffers, or one and the mailbox of another, share memory. Two buffers may share
+    /// their mailbox only if one of them is made with [`CommunicateBuffer::with_shared_mailbox`].
     #[error("platform: comm buffers {first} and {second} share memory: {first_range} and {second_range}")]
     SharedMemory {
         /// The identifier of the first.
@@ -128,7 +132,8 @@ pub enum ConfigurationError {
         /// The configured command port.
         command: MmiPort,
     },
-    /// The ports are x86 ports, and this build's target does not have port instructions that its code may use.
+    /// The ports are x86 ports, and this build's target does not have port instructions that its
+    /// code may use.
     #[error(
         "platform: command port {command} is an x86 I/O port, which this build cannot reach; use MmiPort::Smc on AArch64, \
          SwMmiManager::with_ports in host tests"
@@ -182,12 +187,13 @@ impl From<ConfigurationError> for patina::error::EfiError {
     }
 }
 
-/// Checks that comm buffers have different identifiers and do not share memory. Disabled ones do not count, because a platform
-/// that replaces a buffer disables the old one.
+/// Checks that comm buffers have different identifiers and do not share memory. Disabled ones do
+/// not count, because a platform that replaces a buffer disables the old one.
 ///
 /// # Errors
 ///
-/// [`ConfigurationError::DuplicateBufferId`] or [`ConfigurationError::SharedMemory`] for the first pair found.
+/// [`ConfigurationError::DuplicateBufferId`] or [`ConfigurationError::SharedMemory`] for the first
+/// pair found.
 pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), ConfigurationError> {
     let enabled = || buffers.iter().filter(|buffer| buffer.is_enabled());
     for (index, second) in enabled().enumerate() {
@@ -216,7 +222,8 @@ pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), Configu
 }
 
 impl MmCommunicationConfiguration {
-    /// For the log: what [`fmt::Display`] writes, and which comm buffers have a mailbox or may move.
+    /// For the log: what [`fmt::Display`] writes, and which comm buffers have a mailbox or may
+    /// move.
     pub(crate) fn summary(&self) -> impl fmt::Display + '_ {
         fmt::from_fn(|f| {
             writelncrlf!(

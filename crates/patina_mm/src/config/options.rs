@@ -2,7 +2,8 @@
 
 pub use mm_comm::SmiCheck;
 
-/// How MMIs are raised, and the timeout. A second config value; without it a platform has the defaults.
+/// How MMIs are raised, and the timeout. A second config value; without it a platform has the
+/// defaults.
 ///
 /// ```
 /// use patina_mm::config::{MmCommunicationOptions, SmiCheck};
@@ -14,16 +15,18 @@ pub use mm_comm::SmiCheck;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MmCommunicationOptions {
-    /// The value for the command port that enters MM for a message. Default 0xFF, like Project Mu's platforms;
-    /// edk2's callers use 0. On Q35 under QEMU 0x02 and 0x03 are ACPI enable and disable, and raise no SMI.
+    /// The value for the command port that enters MM for a message. Default 0xFF, like Project Mu's
+    /// platforms; edk2's callers use 0. On Q35 under QEMU 0x02 and 0x03 are ACPI enable and
+    /// disable, and raise no SMI.
     pub command_value: u8,
     /// The value for the data port, which is written before. Default 0.
     pub data_value: u8,
-    /// What to do if the configuration gives an ACPI base and SMI_EN says that SMIs are off. Default: an error.
-    /// For a message SMI_EN 0 means that SMIs are off;
-    /// [`SwMmiTrigger::trigger_sw_mmi`](crate::service::SwMmiTrigger::trigger_sw_mmi) raises its MMI then, with a warning at
-    /// dispatch. [`SmiCheck::Enable`] writes to SMI_EN, which with a wrong ACPI base is another register. [`SmiCheck::Off`] is
-    /// for chipsets whose SMI_EN is not at Intel's PMBASE + 0x30: the ACPI base is not used then.
+    /// What to do if the configuration gives an ACPI base and SMI_EN says that SMIs are off.
+    /// Default: an error. For a message SMI_EN 0 means that SMIs are off;
+    /// [`SwMmiTrigger::trigger_sw_mmi`](crate::service::SwMmiTrigger::trigger_sw_mmi) raises its
+    /// MMI then, with a warning at dispatch. [`SmiCheck::Enable`] writes to SMI_EN, which with a
+    /// wrong ACPI base is another register. [`SmiCheck::Off`] is for chipsets whose SMI_EN is not
+    /// at Intel's PMBASE + 0x30: the ACPI base is not used then.
     pub smi_check: SmiCheck,
     /// The timeout of a call: how often the status mailbox is polled, with a `pause` before each
     /// poll, until a request counts as not processed. Default 100,000. Processors stop while MM

@@ -7,7 +7,8 @@ use core::fmt;
 pub enum MmiPort {
     /// An x86 I/O port, such as 0xB2 (command) and 0xB3 (data) on Intel chipsets.
     Smi(u16),
-    /// The function identifier of an AArch64 secure monitor call. Which call is made depends on the machine:
+    /// The function identifier of an AArch64 secure monitor call. Which call is made depends on the
+    /// machine:
     ///
     /// | identifier | meaning |
     /// |---|---|
@@ -40,11 +41,12 @@ impl fmt::Display for MmiPort {
     }
 }
 
-/// Intel's PMBASE, the base of the ACPI registers among which SMI_EN is. Zero means that the platform gives none.
+/// Intel's PMBASE, the base of the ACPI registers among which SMI_EN is. Zero means that the
+/// platform gives none.
 ///
-/// A value is a promise of the platform: SMI_EN is at +0x30, and is read and possibly written there. On a
-/// chipset with another layout (AMD's FCH; Intel's Apollo Lake has SMI_EN at +0x40) leave it zero, or set
-/// [`SmiCheck::Off`](crate::config::SmiCheck::Off).
+/// A value is a promise of the platform: SMI_EN is at +0x30, and is read and possibly written
+/// there. On a chipset with another layout (AMD's FCH; Intel's Apollo Lake has SMI_EN at +0x40)
+/// leave it zero, or set [`SmiCheck::Off`](crate::config::SmiCheck::Off).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AcpiBase {
     /// A physical address, mapped one to one, of registers and not of memory.

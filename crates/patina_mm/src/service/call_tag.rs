@@ -7,8 +7,8 @@ use patina::component::service::perf_timer::ArchTimerFunctionality;
 /// The platform's clock.
 pub(crate) type Clock = Service<dyn ArchTimerFunctionality>;
 
-/// Names a call: `call 7 at 1234567 us, comm buffer 0`. The time is missing without a clock, the number if an implementation
-/// does not count its calls.
+/// Names a call: `call 7 at 1234567 us, comm buffer 0`. The time is missing without a clock, the
+/// number if an implementation does not count its calls.
 ///
 /// `tools/mm_trace` parses this: change it there, too.
 #[derive(Clone, Copy, Debug)]

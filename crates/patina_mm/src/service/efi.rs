@@ -5,8 +5,8 @@ use mm_wire::EfiStatus;
 use patina::error::EfiError;
 use patina::standard::efi;
 
-/// The error that a status of MM's means, also if it does not have the error bit: an `EfiError` of a warning would be
-/// success to C.
+/// The error that a status of MM's means, also if it does not have the error bit: an `EfiError` of
+/// a warning would be success to C.
 pub(super) fn error_of(status: EfiStatus) -> EfiError {
     let error = status.as_error().and_then(|error| usize::try_from(error.0).ok());
     let status = error.map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);

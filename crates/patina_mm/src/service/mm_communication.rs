@@ -22,11 +22,12 @@ pub struct CallOptions {
     /// The communicate header; `None` for the comm buffer's own, see
     /// [`CommunicateBuffer::with_header`](crate::config::CommunicateBuffer::with_header).
     pub header: Option<HeaderFormat>,
-    /// The value of MessageSize in a v3 header: less than the message's length, if the end of the message is only room for
-    /// the response. `None` for the message's length. A v1 header does not have this field.
+    /// The value of MessageSize in a v3 header: less than the message's length, if the end of the
+    /// message is only room for the response. `None` for the message's length. A v1 header does not
+    /// have this field.
     pub message_size: Option<u64>,
-    /// Whether the message may be empty: some handlers need no more than their GUID. Secure monitor calls do not carry
-    /// empty messages, also in edk2's driver for them.
+    /// Whether the message may be empty: some handlers need no more than their GUID. Secure monitor
+    /// calls do not carry empty messages, also in edk2's driver for them.
     pub may_be_empty: bool,
 }
 
@@ -81,21 +82,23 @@ impl Sealed {
 /// Sends messages to MM handlers.
 ///
 /// An implementation needs [`Self::communicate`] only; the provided methods copy what that returns.
-/// [`MmCommunicator`](crate::component::communicator::MmCommunicator) overrides them with methods that neither copy nor
-/// allocate. [`MmCommunicationExt`](super::MmCommunicationExt) adds calls with types as request and response.
+/// [`MmCommunicator`](crate::component::communicator::MmCommunicator) overrides them with methods
+/// that neither copy nor allocate. [`MmCommunicationExt`](super::MmCommunicationExt) adds calls
+/// with types as request and response.
 pub trait MmCommunication {
-    /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id`, and returns exactly the bytes of the
-    /// response, which may be shorter or longer than the request.
+    /// Sends `data_buffer` to the handler `recipient` through the comm buffer `id`, and returns
+    /// exactly the bytes of the response, which may be shorter or longer than the request.
     ///
-    /// If MM is entered through x86 ports and the comm buffer has no status mailbox, the client cannot detect whether a
-    /// handler, or MM at all, took the message: then `data_buffer` comes back, as `Ok`.
-    /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) warns about such buffers when it is dispatched. A
-    /// handler whose response always differs from its request avoids this.
+    /// If MM is entered through x86 ports and the comm buffer has no status mailbox, the client
+    /// cannot detect whether a handler, or MM at all, took the message: then `data_buffer` comes
+    /// back, as `Ok`. [`MmCommunicator`](crate::component::communicator::MmCommunicator) warns
+    /// about such buffers when it is dispatched. A handler whose response always differs from its
+    /// request avoids this.
     ///
     /// # Errors
     ///
-    /// Each [`Status`] is one cause, and names the side at fault. No byte of request or response is left in the comm buffer,
-    /// also after an error.
+    /// Each [`Status`] is one cause, and names the side at fault. No byte of request or response is
+    /// left in the comm buffer, also after an error.
     ///
     /// # Example
     ///
@@ -111,15 +114,16 @@ pub trait MmCommunication {
     /// ```
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status>;
 
-    /// Like [`Self::communicate`], but copies the response to the start of `out`, and returns its length in bytes.
+    /// Like [`Self::communicate`], but copies the response to the start of `out`, and returns its
+    /// length in bytes.
     ///
-    /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) does not allocate here, except if it first applies
-    /// an announced move of a comm buffer.
+    /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) does not allocate here,
+    /// except if it first applies an announced move of a comm buffer.
     ///
     /// # Errors
     ///
-    /// Those of [`Self::communicate`], and [`Status::ResponseTooLong`] if `out` is too short. MM has processed the request
-    /// then, and the response is lost.
+    /// Those of [`Self::communicate`], and [`Status::ResponseTooLong`] if `out` is too short. MM
+    /// has processed the request then, and the response is lost.
     fn communicate_into(
         &self,
         id: u8,
@@ -134,17 +138,19 @@ pub trait MmCommunication {
         result
     }
 
-    /// Like [`Self::communicate`], but lends the response to `take`, which is called once, and only if there is a response.
+    /// Like [`Self::communicate`], but lends the response to `take`, which is called once, and only
+    /// if there is a response.
     ///
     /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) allocates as little as in
     /// [`Self::communicate_into`].
     ///
-    /// The response is in the comm buffer while `take` runs: another call through this buffer gets [`Status::Busy`].
+    /// The response is in the comm buffer while `take` runs: another call through this buffer gets
+    /// [`Status::Busy`].
     ///
     /// # Errors
     ///
-    /// Those of [`Self::communicate`], and [`Status::Unsupported`] if the implementation does not have what `options` asks
-    /// for.
+    /// Those of [`Self::communicate`], and [`Status::Unsupported`] if the implementation does not
+    /// have what `options` asks for.
     ///
     /// # Example
     ///
@@ -185,47 +191,52 @@ pub trait MmCommunication {
         Ok(())
     }
 
-    /// Number of message bytes that fit into the comm buffer `id` behind the header that `options` asks for.
+    /// Number of message bytes that fit into the comm buffer `id` behind the header that `options`
+    /// asks for.
     ///
     /// # Errors
     ///
-    /// [`Status::CommBufferNotFound`], [`Status::CommBufferDisabled`], or [`Status::Unsupported`] if an implementation does
-    /// not know it.
+    /// [`Status::CommBufferNotFound`], [`Status::CommBufferDisabled`], or [`Status::Unsupported`]
+    /// if an implementation does not know it.
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
         let _ = (id, options);
         Err(Status::Unsupported)
     }
 
-    /// Whether success of a call through the comm buffer `id` means that MM took the message. It does not if MM is entered
-    /// through x86 ports and the buffer has no status mailbox.
+    /// Whether success of a call through the comm buffer `id` means that MM took the message. It
+    /// does not if MM is entered through x86 ports and the buffer has no status mailbox.
     fn confirms(&self, id: u8) -> bool {
         let _ = id;
         true
     }
 
-    /// Registers `callback` to run after every completed call, when its comm buffer is free again; calls rejected with
-    /// [`Status::Busy`] do not count. For callers that got [`Status::Busy`] in a notification and cannot wait there.
+    /// Registers `callback` to run after every completed call, when its comm buffer is free again;
+    /// calls rejected with [`Status::Busy`] do not count. For callers that got [`Status::Busy`] in
+    /// a notification and cannot wait there.
     ///
-    /// It runs at the caller's TPL, before the caller has its result. For a driver in C that is `TPL_NOTIFY`, before the
-    /// response is written back; what the callback sends through C's protocols is rejected there.
+    /// It runs at the caller's TPL, before the caller has its result. For a driver in C that is
+    /// `TPL_NOTIFY`, before the response is written back; what the callback sends through C's
+    /// protocols is rejected there.
     ///
-    /// The callback may send. It does not run again for what is sent while it runs, unless another call was rejected with
-    /// [`Status::Busy`] meanwhile.
+    /// The callback may send. It does not run again for what is sent while it runs, unless another
+    /// call was rejected with [`Status::Busy`] meanwhile.
     ///
-    /// A callback stays registered until the end of the boot, and each one costs every call one indirect call. Their number
-    /// is not limited, because components register them once, when they are dispatched.
+    /// A callback stays registered until the end of the boot, and each one costs every call one
+    /// indirect call. Their number is not limited, because components register them once, when they
+    /// are dispatched.
     ///
     /// # Errors
     ///
-    /// [`Status::Unsupported`] if an implementation does not know when its calls end, [`Status::OutOfMemory`] without memory
-    /// for it.
+    /// [`Status::Unsupported`] if an implementation does not know when its calls end,
+    /// [`Status::OutOfMemory`] without memory for it.
     fn after_calls(&self, callback: Rc<dyn Fn()>) -> Result<(), Status> {
         let _ = callback;
         Err(Status::Unsupported)
     }
 
-    /// What this crate's own components need of [`MmCommunicator`](crate::component::communicator::MmCommunicator) beyond
-    /// this trait. They know the type; a platform without them does not link its methods.
+    /// What this crate's own components need of
+    /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) beyond this trait. They
+    /// know the type; a platform without them does not link its methods.
     #[doc(hidden)]
     fn internals(&self, _: Sealed) -> Option<&dyn Any> {
         None

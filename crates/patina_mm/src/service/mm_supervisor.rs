@@ -36,7 +36,8 @@ pub enum SupervisorError {
         /// The signature in the response.
         signature: [u8; 4],
     },
-    /// The buffers of a move are not the supervisor's and the users', in this order. Nothing was sent.
+    /// The buffers of a move are not the supervisor's and the users', in this order. Nothing was
+    /// sent.
     #[error(
         "caller: comm buffer {supervisor} was given as the supervisor's and {users} as the users', but the supervisor's is {own}"
     )]
@@ -61,14 +62,16 @@ pub enum SupervisorError {
         /// Bytes of the new one.
         new: usize,
     },
-    /// The platform has a driver that moves the buffers, and would continue to use the old ones. Nothing was sent.
+    /// The platform has a driver that moves the buffers, and would continue to use the old ones.
+    /// Nothing was sent.
     #[error(
         "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) cannot follow a move; let it make \
          the move, or remove it"
     )]
     HasDriver,
-    /// The supervisor moved its own buffer, then refused the rest. The communicator follows: it uses the supervisor's new buffer
-    /// with the old mailbox, and the users' buffer in the place that `users_moved` says, with the old mailbox. Both work.
+    /// The supervisor moved its own buffer, then refused the rest. The communicator follows: it
+    /// uses the supervisor's new buffer with the old mailbox, and the users' buffer in the place
+    /// that `users_moved` says, with the old mailbox. Both work.
     #[error(
         "MM: the supervisor refused half of the move with {result}: its own comm buffer moved, the users' {}, the mailboxes stay; \
          they are used in this way from now on",
@@ -80,8 +83,8 @@ pub enum SupervisorError {
         /// Whether the users' buffer moved too.
         users_moved: bool,
     },
-    /// The response is the request as it was sent: MM was not entered, or no supervisor took the request. This happens only with
-    /// a comm buffer without a status mailbox.
+    /// The response is the request as it was sent: MM was not entered, or no supervisor took the
+    /// request. This happens only with a comm buffer without a status mailbox.
     #[error(
         "MM: request {request} came back as it was sent: no supervisor took it, or MM was never entered (the comm buffer does not \
          have a status mailbox that would show it)"
@@ -98,8 +101,8 @@ pub enum SupervisorError {
         /// The highest request, according to the response.
         claimed: u64,
     },
-    /// The memory to unblock is not whole pages. Nothing was sent: a supervisor built as RELEASE reports success for such memory
-    /// and maps nothing; one built as DEBUG halts.
+    /// The memory to unblock is not whole pages. Nothing was sent: a supervisor built as RELEASE
+    /// reports success for such memory and maps nothing; one built as DEBUG halts.
     #[error(
         "caller: {pages} pages at {address:#x} cannot be unblocked: memory starts on a page of 4096 bytes, has at least one, and \
          ends inside the address space"
@@ -152,40 +155,46 @@ pub trait MmSupervisor {
     ///
     /// # Errors
     ///
-    /// With nothing sent: [`SupervisorError::NoWholePages`]. [`SupervisorError::Refused`] with `ACCESS_DENIED` after the lock,
-    /// `INVALID_PARAMETER` without an identifier, `SECURITY_VIOLATION` for memory of MM, of a comm buffer or mailbox, or that
-    /// overlaps what was unblocked before, `NO_MAPPING` for memory around such memory.
+    /// With nothing sent: [`SupervisorError::NoWholePages`]. [`SupervisorError::Refused`] with
+    /// `ACCESS_DENIED` after the lock, `INVALID_PARAMETER` without an identifier,
+    /// `SECURITY_VIOLATION` for memory of MM, of a comm buffer or mailbox, or that overlaps what
+    /// was unblocked before, `NO_MAPPING` for memory around such memory.
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError>;
 
-    /// Copies the security policy to the start of `out`, and returns its length in bytes. After this the supervisor does not
-    /// accept changes of its rules, also if it refuses the request.
+    /// Copies the security policy to the start of `out`, and returns its length in bytes. After
+    /// this the supervisor does not accept changes of its rules, also if it refuses the request.
     ///
     /// # Errors
     ///
-    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` if `out` or the comm buffer is too small. The
-    /// supervisor requires 24 bytes more than the policy has: the comm buffer has to have them, `out` does not.
+    /// [`SupervisorError::Refused`] with `BUFFER_TOO_SMALL` or `OUT_OF_RESOURCES` if `out` or the
+    /// comm buffer is too small. The supervisor requires 24 bytes more than the policy has: the
+    /// comm buffer has to have them, `out` does not.
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
-    /// Makes the supervisor use these comm buffers from now on: its own, and the users'. Each replaces the one with its
-    /// identifier and has the same length; its mailbox is at the start of a page of its own. Possible once, and only until
-    /// the platform is locked.
+    /// Makes the supervisor use these comm buffers from now on: its own, and the users'. Each
+    /// replaces the one with its identifier and has the same length; its mailbox is at the start of
+    /// a page of its own. Possible once, and only until the platform is locked.
     ///
-    /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has the users' mailbox
-    /// ([`CommunicateBuffer::with_shared_mailbox`]), in the new place and in the old one.
+    /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has
+    /// the users' mailbox ([`CommunicateBuffer::with_shared_mailbox`]), in the new place and in the
+    /// old one.
     ///
-    /// The call waits for the response in the new place, so a refusal costs one more MMI and the whole timeout,
+    /// The call waits for the response in the new place, so a refusal costs one more MMI and the
+    /// whole timeout,
     /// [`completion_polls`](crate::config::MmCommunicationOptions::completion_polls).
     ///
-    /// The communicator that this client sends through uses the new buffers when this returns. Drivers in C and other
-    /// communicators learn of the move through the comm-buffer update protocol, which the caller installs. A call of this
-    /// communicator that comes while the supervisor moves the buffers gets [`Status::Busy`].
+    /// The communicator that this client sends through uses the new buffers when this returns.
+    /// Drivers in C and other communicators learn of the move through the comm-buffer update
+    /// protocol, which the caller installs. A call of this communicator that comes while the
+    /// supervisor moves the buffers gets [`Status::Busy`].
     ///
     /// # Errors
     ///
-    /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`], [`SupervisorError::HasDriver`],
-    /// [`Status::CommBufferDisabled`] if a buffer, old or new, is disabled, and [`Status::Busy`] if one is in use.
-    /// [`SupervisorError::Refused`] with `SECURITY_VIOLATION` if the supervisor does not accept the memory, with
-    /// `ACCESS_DENIED` after the lock or after an earlier move: nothing has changed then.
+    /// With nothing sent: [`SupervisorError::WrongBuffers`], [`SupervisorError::UnfitBuffer`],
+    /// [`SupervisorError::HasDriver`], [`Status::CommBufferDisabled`] if a buffer, old or new, is
+    /// disabled, and [`Status::Busy`] if one is in use. [`SupervisorError::Refused`] with
+    /// `SECURITY_VIOLATION` if the supervisor does not accept the memory, with `ACCESS_DENIED`
+    /// after the lock or after an earlier move: nothing has changed then.
     /// [`SupervisorError::MovedInPart`] if it moved its own buffer and refuses the rest.
     fn move_comm_buffers(
         &self,
@@ -211,8 +220,8 @@ impl UnblockMemory {
         ))
     }
 
-    /// Describes the memory with these `EFI_MEMORY_...` attributes. The supervisor uses `EFI_MEMORY_SP` only, which makes the
-    /// memory the supervisor's instead of its users'.
+    /// Describes the memory with these `EFI_MEMORY_...` attributes. The supervisor uses
+    /// `EFI_MEMORY_SP` only, which makes the memory the supervisor's instead of its users'.
     #[must_use]
     pub fn with_attributes(self, attributes: u64) -> Self {
         Self(supervisor::UnblockMemory {

@@ -2,8 +2,9 @@
 
 /// Prepares a platform for software MMIs.
 ///
-/// Optional. If a platform registers it, [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) calls it once,
-/// before it offers [`SwMmiTrigger`](crate::service::SwMmiTrigger).
+/// Optional. If a platform registers it,
+/// [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) calls it once, before it offers
+/// [`SwMmiTrigger`](crate::service::SwMmiTrigger).
 #[cfg_attr(any(test, feature = "mockall"), mockall::automock)]
 pub trait PlatformMmControl {
     /// Clears or programs the hardware state that MMIs depend on.

@@ -14,8 +14,8 @@ use thiserror::Error;
 
 /// Why [`MmCommunication::communicate`](super::MmCommunication::communicate) has no response.
 ///
-/// Each message names the side at fault. Numbers that a variant does not carry are in the log (target `mm_comm`);
-/// `docs/troubleshooting.md` says for each variant what to check first.
+/// Each message names the side at fault. Numbers that a variant does not carry are in the log
+/// (target `mm_comm`); `docs/troubleshooting.md` says for each variant what to check first.
 #[derive(Clone, Copy, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
@@ -51,15 +51,15 @@ pub enum Status {
     /// The comm buffer was taken out of use.
     #[error("caller: the comm buffer is disabled")]
     CommBufferDisabled,
-    /// The comm buffer is in use by a call that this one interrupted, or the only way into MM is: secure monitor calls on
-    /// AArch64, the firmware's driver.
+    /// The comm buffer is in use by a call that this one interrupted, or the only way into MM is:
+    /// secure monitor calls on AArch64, the firmware's driver.
     #[error("caller: the comm buffer, or the way into MM, is in use by an outer call")]
     Busy,
     /// The mailbox announces another driver's request. That was left alone.
     #[error("platform: the status mailbox already announces another driver's request")]
     MailboxInUse,
-    /// A driver of the firmware that uses the same comm buffer was called in the middle of this call, before the MMI was
-    /// raised, and overwrote the request. See
+    /// A driver of the firmware that uses the same comm buffer was called in the middle of this
+    /// call, before the MMI was raised, and overwrote the request. See
     /// [`CommunicateBuffer::shared_with_firmware`](crate::config::CommunicateBuffer::shared_with_firmware).
     #[error("platform: another driver overwrote the request in the comm buffer before the MMI was raised")]
     RequestOverwritten,
@@ -69,12 +69,13 @@ pub enum Status {
     /// The secure monitor call did not reach MM, or did not return in time.
     #[error("{whose}{0}", whose = whose(.0))]
     SecureCall(SmcError),
-    /// The MMI was raised, and MM did not take the request until the timeout. It was withdrawn. The log has the ports, the
-    /// values, the number of polls and SMI_EN.
+    /// The MMI was raised, and MM did not take the request until the timeout. It was withdrawn. The
+    /// log has the ports, the values, the number of polls and SMI_EN.
     #[error("MM did not process the request; it has been withdrawn")]
     NotProcessed,
-    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed. Each status but success is a
-    /// failure, also one without the error bit: a warning, or an error of a 32-bit MM core.
+    /// MM says that the request failed: `NOT_FOUND` if no handler took it, or its handler failed.
+    /// Each status but success is a failure, also one without the error bit: a warning, or an error
+    /// of a 32-bit MM core.
     #[error("MM returned {}{}", EfiStatus(.0.as_usize() as u64), meaning(*.0))]
     MmReturned(efi::Status),
     /// The mailbox claims a response of fewer bytes than the header has.
@@ -123,8 +124,8 @@ pub enum Status {
 /// What a status of MM means, if its name does not say it.
 fn meaning(status: efi::Status) -> &'static str {
     match status {
-        // edk2 `StandaloneMmPkg/Core/Mmi.c` and `MdeModulePkg/Core/PiSmmCore/Smi.c`, MmiManage and SmiManage; the core turns a
-        // handler's failure into this status.
+        // edk2 `StandaloneMmPkg/Core/Mmi.c` and `MdeModulePkg/Core/PiSmmCore/Smi.c`, MmiManage and
+        // SmiManage; the core turns a handler's failure into this status.
         efi::Status::NOT_FOUND => ": it has no handler for the GUID, or the handler failed",
         _ => "",
     }
@@ -216,7 +217,8 @@ impl From<ResponseError> for Status {
                 claimed,
                 capacity,
             } => Self::ResponseBeyondBuffer { claimed, capacity },
-            // ResponseBeyondBuffer by the header (as in 24.1.1), RecipientChanged, HeaderDamaged, and variants to come.
+            // ResponseBeyondBuffer by the header (as in 24.1.1), RecipientChanged, HeaderDamaged,
+            // and variants to come.
             _ => Self::InvalidResponse,
         }
     }
@@ -286,7 +288,8 @@ mod tests {
     use alloc::vec::Vec;
     use alloc::{format, vec};
 
-    /// Lists an example of every variant, and the SDK's error for it. It does not compile if a variant is missing.
+    /// Lists an example of every variant, and the SDK's error for it. It does not compile if a
+    /// variant is missing.
     macro_rules! every_status {
         ($($variant:pat => $(($example:expr, $error:expr)),+;)+) => {
             fn every_status() -> Vec<(Status, EfiError)> {

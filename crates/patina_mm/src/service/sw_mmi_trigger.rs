@@ -46,9 +46,11 @@ impl From<MmiError> for EfiError {
 /// How far MM is after it was entered for a comm buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MmProgress {
-    /// An MMI was raised. The caller polls the mailbox for the response; see [`SwMmiTrigger::pause`].
+    /// An MMI was raised. The caller polls the mailbox for the response; see
+    /// [`SwMmiTrigger::pause`].
     Raised,
-    /// The same, and the caller may raise another MMI for the same request if MM does not take it for a while.
+    /// The same, and the caller may raise another MMI for the same request if MM does not take it
+    /// for a while.
     RaisedRepeatable,
     /// MM ran and has returned.
     Returned,
@@ -58,13 +60,14 @@ pub enum MmProgress {
 ///
 /// # Safety
 ///
-/// Code in MM may change any memory. An implementation enters MM only through the mechanism that the platform has for
-/// this, and only when the platform's MM environment is ready.
+/// Code in MM may change any memory. An implementation enters MM only through the mechanism that
+/// the platform has for this, and only when the platform's MM environment is ready.
 pub unsafe trait SwMmiTrigger {
     /// Writes both values to the platform's ports, data first, which raises an MMI.
     ///
-    /// [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) raises it also if SMI_EN reads 0, for chipsets
-    /// without SMI_EN. [`Self::enter_mm`], which sends a message, is an error then.
+    /// [`SwMmiManager`](crate::component::sw_mmi_manager::SwMmiManager) raises it also if SMI_EN
+    /// reads 0, for chipsets without SMI_EN. [`Self::enter_mm`], which sends a message, is an error
+    /// then.
     ///
     /// MM may run some time after this returns: see [`Self::pause`].
     ///
@@ -85,15 +88,17 @@ pub unsafe trait SwMmiTrigger {
 
     /// Makes MM process the request in the comm buffer at a physical address.
     ///
-    /// On x86 this raises an MMI: MM knows its buffers. A secure monitor call carries the address and neither value, and MM
-    /// has run when it returns.
+    /// On x86 this raises an MMI: MM knows its buffers. A secure monitor call carries the address
+    /// and neither value, and MM has run when it returns.
     ///
-    /// The provided method raises one MMI per call. If an implementation returns [`MmProgress::RaisedRepeatable`], the
-    /// communicator calls it once more if MM does not take the request for a while.
+    /// The provided method raises one MMI per call. If an implementation returns
+    /// [`MmProgress::RaisedRepeatable`], the communicator calls it once more if MM does not take
+    /// the request for a while.
     ///
     /// # Errors
     ///
-    /// [`MmiError`] if MM was not entered; [`MmiError::Smc`] also if MM ran and refused the request.
+    /// [`MmiError`] if MM was not entered; [`MmiError::Smc`] also if MM ran and refused the
+    /// request.
     fn enter_mm(
         &self,
         comm_buffer: u64,
@@ -105,12 +110,14 @@ pub unsafe trait SwMmiTrigger {
             .map(|()| MmProgress::Raised)
     }
 
-    /// Gives the processor time to take a raised MMI. Code that waits for a response calls this between two polls.
+    /// Gives the processor time to take a raised MMI. Code that waits for a response calls this
+    /// between two polls.
     fn pause(&self) {
         core::hint::spin_loop();
     }
 
-    /// Writes for the log what this trigger wrote for the last MMI, and what it knows about why there was none.
+    /// Writes for the log what this trigger wrote for the last MMI, and what it knows about why
+    /// there was none.
     ///
     /// # Errors
     ///
@@ -156,8 +163,8 @@ mod mock {
         }
     }
 
-    /// A [`SwMmiTrigger`] that expects calls of `trigger_sw_mmi`. The trait's provided methods keep their bodies, and so arrive
-    /// there, unless a test expects calls of the method itself.
+    /// A [`SwMmiTrigger`] that expects calls of `trigger_sw_mmi`. The trait's provided methods keep
+    /// their bodies, and so arrive there, unless a test expects calls of the method itself.
     #[derive(Default)]
     pub struct MockSwMmiTrigger {
         calls: MockTriggers,
@@ -196,7 +203,8 @@ mod mock {
     macro_rules! expect {
         ($($expect:ident $method:ident $module:ident,)*) => {
             $(
-                /// Expects calls of the method of this name, which then do not arrive at `trigger_sw_mmi`.
+                /// Expects calls of the method of this name, which then do not arrive at
+                /// `trigger_sw_mmi`.
                 pub fn $expect(&mut self) -> &mut __mock_MockTriggers::$module::Expectation {
                     self.expected.$method = true;
                     self.calls.$expect()

@@ -7,15 +7,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Typed calls of every [`MmCommunication`].
 pub trait MmCommunicationExt: MmCommunication {
-    /// Sends a value to the handler `recipient` through the comm buffer `id`, and returns the response as a value.
+    /// Sends a value to the handler `recipient` through the comm buffer `id`, and returns the
+    /// response as a value.
     ///
-    /// It allocates as little as [`MmCommunication::communicate_into`]. The response is copied, so its alignment in the comm
-    /// buffer does not matter.
+    /// It allocates as little as [`MmCommunication::communicate_into`]. The response is copied, so
+    /// its alignment in the comm buffer does not matter.
     ///
     /// # Errors
     ///
-    /// Those of [`MmCommunication::communicate`], and [`Status::ResponseSize`] if the response does not have the size of
-    /// `Resp`.
+    /// Those of [`MmCommunication::communicate`], and [`Status::ResponseSize`] if the response does
+    /// not have the size of `Resp`.
     ///
     /// # Example
     ///

@@ -8,9 +8,10 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// The callbacks that wait for the end of a call.
 ///
-/// A caller that got [`Status::Busy`] may wait for the end of the call that it interrupted. So each call that was not itself
-/// rejected runs the callbacks at its end. If it ends while they run, they run once more only if another call was rejected in
-/// the middle of it: otherwise a callback that sends would run itself for ever.
+/// A caller that got [`Status::Busy`] may wait for the end of the call that it interrupted. So each
+/// call that was not itself rejected runs the callbacks at its end. If it ends while they run, they
+/// run once more only if another call was rejected in the middle of it: otherwise a callback that
+/// sends would run itself for ever.
 #[derive(Default)]
 pub(super) struct AfterCalls {
     /// Borrowed only to add one or to look one up, never while one runs.
@@ -22,8 +23,9 @@ pub(super) struct AfterCalls {
 
 /// What the callbacks do: [`IDLE`], [`RUNNING`] or [`RUN_AGAIN`].
 ///
-/// Atomic, so that each change is one instruction: a notification that comes before or after it, and makes calls of its own,
-/// finds one of the three states, and has restored [`IDLE`] or set [`RUN_AGAIN`] when it returns.
+/// Atomic, so that each change is one instruction: a notification that comes before or after it,
+/// and makes calls of its own, finds one of the three states, and has restored [`IDLE`] or set
+/// [`RUN_AGAIN`] when it returns.
 #[derive(Default)]
 struct Run(AtomicU8);
 
@@ -90,7 +92,8 @@ impl AfterCalls {
         self.rejected.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Runs the callbacks at the end of a call. `rejected` is what [`Self::rejected`] was before the call.
+    /// Runs the callbacks at the end of a call. `rejected` is what [`Self::rejected`] was before
+    /// the call.
     pub(super) fn call_has_ended(&self, rejected: u32, wakes: Wakes) {
         let was_rejected = self.rejected() != rejected;
         if wakes == Wakes::IfRejected && !was_rejected {

@@ -1,8 +1,9 @@
 //! An announced move of a comm buffer.
 //!
-//! Some MM environments move their comm buffer during boot, and announce the new place by installing the comm-buffer update
-//! protocol (Project Mu, `MmCommBufferUpdate.h`). The notification may come at any moment, also in the middle of a call, so
-//! it only stores the announcement; the next call applies it. A call that is under way finishes in the old place.
+//! Some MM environments move their comm buffer during boot, and announce the new place by
+//! installing the comm-buffer update protocol (Project Mu, `MmCommBufferUpdate.h`). The
+//! notification may come at any moment, also in the middle of a call, so it only stores the
+//! announcement; the next call applies it. A call that is under way finishes in the old place.
 
 mod slot;
 
@@ -42,8 +43,8 @@ enum PlaceRefused {
 pub(super) struct Announcements {
     id: u8,
     slot: Slot<MmCommBufferUpdateProtocol>,
-    /// Buffers that moved while a call was using them, and that call may not have ended yet. There are no more of them than
-    /// calls are nested. Borrowed only with the slot's lock.
+    /// Buffers that moved while a call was using them, and that call may not have ended yet. There
+    /// are no more of them than calls are nested. Borrowed only with the slot's lock.
     still_used: RefCell<Vec<CommunicateBuffer>>,
 }
 
@@ -106,7 +107,8 @@ impl Announcements {
         }
     }
 
-    /// Keeps other code from moving comm buffers; `None` if this call interrupted code that does so.
+    /// Keeps other code from moving comm buffers; `None` if this call interrupted code that does
+    /// so.
     pub(super) fn lock(&self) -> Option<MoveLock<'_>> {
         let lock = self.slot.lock()?;
         Some(MoveLock {
@@ -118,8 +120,8 @@ impl Announcements {
     fn apply(&self, announced: MmCommBufferUpdateProtocol, buffers: &Buffers) -> Result<(), NotApplied> {
         let place = CommBufferPlace::of_update(announced.as_bytes()).map_err(PlaceRefused::from)?;
         // SAFETY:
-        // 1. The announcement says that the platform set the memory aside for this use, mapped one to one, for the rest of
-        //    the boot.
+        // 1. The announcement says that the platform set the memory aside for this use, mapped one
+        //    to one, for the rest of the boot.
         // 2. There is no reference to it: comm buffers are reached through their channels only.
         let new = unsafe { CommunicateBuffer::at_place(place, self.id) }.map_err(PlaceRefused::from)?;
         let plan = match buffers.plan(core::slice::from_ref(&new)) {
@@ -127,7 +129,8 @@ impl Announcements {
             Err(ConfigurationError::BuffersBusy) => return Err(NotApplied::NotNow),
             Err(error) => return Err(PlaceRefused::from(error).into()),
         };
-        // A platform that makes the MM supervisor move the buffers announces to drivers in C where they are by now.
+        // A platform that makes the MM supervisor move the buffers announces to drivers in C where
+        // they are by now.
         let is_there = |old: &CommunicateBuffer| old.is_enabled() && old.ranges() == new.ranges();
         if plan.old.iter().any(is_there) {
             return Ok(());
@@ -137,11 +140,14 @@ impl Announcements {
         };
         still_used.retain(|old| old.channel().is_in_use());
         // Taking the memory over wipes it. No call uses it:
-        // 1. Enabled buffers of the list do not overlap it, by the plan, except those that it replaces.
-        // 2. None of those and of the disabled ones, and none that left the list before, overlaps it and is in use.
-        // 3. None of them is used before the list changes: code that interrupts this waits for the lock, and a call that
-        //    looked an old one up before finds it retired.
-        // 4. A requested move, which uses memory that is not in the list yet, has the lock meanwhile.
+        // 1. Enabled buffers of the list do not overlap it, by the plan, except those that it
+        //    replaces.
+        // 2. None of those and of the disabled ones, and none that left the list before, overlaps
+        //    it and is in use.
+        // 3. None of them is used before the list changes: code that interrupts this waits for the
+        //    lock, and a call that looked an old one up before finds it retired.
+        // 4. A requested move, which uses memory that is not in the list yet, has the lock
+        //    meanwhile.
         let mut all = plan.all.iter().chain(&plan.old).chain(still_used.iter());
         if all.any(|buffer| buffer.channel().is_in_use() && buffer.overlaps(&new)) {
             return Err(NotApplied::NotNow);
@@ -168,7 +174,8 @@ impl Announcements {
     }
 }
 
-/// The MM supervisor's comm buffer, if its mailbox is that of the old buffers, and not that of the new one.
+/// The MM supervisor's comm buffer, if its mailbox is that of the old buffers, and not that of the
+/// new one.
 fn without_mailbox(plan: &Plan, new: &CommunicateBuffer) -> Option<CommunicateBuffer> {
     let shares_old = |buffer: &&CommunicateBuffer| plan.old.iter().any(|old| old.shares_mailbox_with(buffer));
     let mut all = plan.all.iter().filter(shares_old);
@@ -182,7 +189,8 @@ pub(super) struct MoveLock<'a> {
 }
 
 impl MoveLock<'_> {
-    /// Applies what was announced. `false` if that has to wait for a call that this one interrupted.
+    /// Applies what was announced. `false` if that has to wait for a call that this one
+    /// interrupted.
     pub(super) fn apply(&self, buffers: &Buffers) -> bool {
         self.lock
             .apply(|announced| match self.announcements.apply(announced, buffers) {

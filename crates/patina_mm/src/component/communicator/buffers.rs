@@ -10,8 +10,10 @@ use core::cell::{BorrowError, Cell, RefCell};
 ///
 /// Code that interrupts a call finds the list free, because
 ///
-/// 1. it is borrowed only to look at it or to replace it, never while MM, an executor or a callback runs;
-/// 2. nothing is allocated, freed or logged while it is borrowed exclusively: each of these may let a notification run.
+/// 1. it is borrowed only to look at it or to replace it, never while MM, an executor or a callback
+///    runs;
+/// 2. nothing is allocated, freed or logged while it is borrowed exclusively: each of these may let
+///    a notification run.
 #[derive(Default)]
 pub(super) struct Buffers {
     list: RefCell<Vec<CommunicateBuffer>>,
@@ -26,7 +28,8 @@ pub(super) struct Plan {
 }
 
 impl Buffers {
-    /// Looks at the list. [`super::client::Client::look`] is for code that a notification may interrupt.
+    /// Looks at the list. [`super::client::Client::look`] is for code that a notification may
+    /// interrupt.
     pub(super) fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
         self.list.try_borrow().map(|list| look(&list))
     }
@@ -40,8 +43,8 @@ impl Buffers {
         }
     }
 
-    /// Replaces the list, unless identifiers or memory of the new one collide, or code that this call interrupted looks at
-    /// it: then the list stays as it was.
+    /// Replaces the list, unless identifiers or memory of the new one collide, or code that this
+    /// call interrupted looks at it: then the list stays as it was.
     pub(super) fn replace(&self, all: Vec<CommunicateBuffer>) -> Result<(), ConfigurationError> {
         check_buffers(&all)?;
         let one_mailbox = all.iter().find_map(|first| {
@@ -58,10 +61,11 @@ impl Buffers {
         Ok(())
     }
 
-    /// Plans that the buffers `to` replace those with the same identifiers, and inherit how they are used. Nothing changes
-    /// yet.
+    /// Plans that the buffers `to` replace those with the same identifiers, and inherit how they
+    /// are used. Nothing changes yet.
     pub(super) fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, ConfigurationError> {
-        // Once exclusively, so that `commit` will not fail: code that interrupts this gives its borrow back.
+        // Once exclusively, so that `commit` will not fail: code that interrupts this gives its
+        // borrow back.
         let is_free = self.list.try_borrow_mut().is_ok();
         let is_old = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
         let (old, mut all): (Vec<_>, Vec<_>) = self
@@ -81,7 +85,8 @@ impl Buffers {
         Ok(Plan { all, old })
     }
 
-    /// Makes a planned move: the new buffers are in the list, the old ones, which this returns, are out of use.
+    /// Makes a planned move: the new buffers are in the list, the old ones, which this returns, are
+    /// out of use.
     pub(super) fn commit(&self, plan: Plan) -> Result<Vec<CommunicateBuffer>, ConfigurationError> {
         self.replace(plan.all)?;
         plan.old.iter().for_each(|old| old.channel().retire());
@@ -89,7 +94,8 @@ impl Buffers {
     }
 }
 
-/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM runs.
+/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM
+/// runs.
 pub(super) fn find(buffers: &[CommunicateBuffer], id: u8) -> Result<CommunicateBuffer, Failure> {
     let mut of_id = buffers.iter().filter(|buffer| buffer.id() == id);
     let first = of_id.clone().next();

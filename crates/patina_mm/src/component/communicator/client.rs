@@ -69,14 +69,16 @@ impl Client {
                 failure.status
             })
         };
-        // It is not a call, but a call that interrupted it while it applied a move may wait for its end.
+        // It is not a call, but a call that interrupted it while it applied a move may wait for its
+        // end.
         let buffer = self.call(None, Wakes::IfRejected, work, log)?;
         Ok(buffer
             .channel()
             .capacity(options.header.unwrap_or(buffer.header())))
     }
 
-    /// Makes one exchange with MM with `exchange`, which returns the bytes of the response, and logs its end.
+    /// Makes one exchange with MM with `exchange`, which returns the bytes of the response, and
+    /// logs its end.
     pub(super) fn exchange_with(
         &self,
         id: u8,
@@ -103,8 +105,8 @@ impl Client {
         self.call(tpl, Wakes::Always, work, log)
     }
 
-    /// What each call does around its `work`: it raises the TPL with `tpl`, and when the TPL is restored, logs the result with
-    /// `log` and runs the callbacks that wait for its end.
+    /// What each call does around its `work`: it raises the TPL with `tpl`, and when the TPL is
+    /// restored, logs the result with `log` and runs the callbacks that wait for its end.
     fn call<T, R>(
         &self,
         tpl: Option<Service<dyn TplServices>>,
@@ -143,8 +145,9 @@ impl Client {
         })?
     }
 
-    /// Looks at the list of comm buffers. If calls through the buffer that may move run at `TPL_NOTIFY`, this does too: a
-    /// notification would find the list borrowed, could not apply a move, and get [`Status::Busy`].
+    /// Looks at the list of comm buffers. If calls through the buffer that may move run at
+    /// `TPL_NOTIFY`, this does too: a notification would find the list borrowed, could not apply a
+    /// move, and get [`Status::Busy`].
     pub(super) fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
         let _raised = self.raise_for_moves();
         self.buffers.look(look)
@@ -168,7 +171,8 @@ impl Client {
             .map(|announcements| announcements.id())
     }
 
-    /// Applies announced moves. [`Status::Busy`] if that has to wait and `id` is the buffer that moves.
+    /// Applies announced moves. [`Status::Busy`] if that has to wait and `id` is the buffer that
+    /// moves.
     fn apply_announced(&self, id: u8) -> Result<(), Failure> {
         let Some(announcements) = &self.announcements else {
             return Ok(());
@@ -182,8 +186,9 @@ impl Client {
         Ok(())
     }
 
-    /// Applies announced moves, and keeps others from being applied while the buffers move to `to`. [`Status::Busy`] if a call
-    /// that this one interrupted moves buffers, or has to end before a buffer of `to` can be where it was announced.
+    /// Applies announced moves, and keeps others from being applied while the buffers move to `to`.
+    /// [`Status::Busy`] if a call that this one interrupted moves buffers, or has to end before a
+    /// buffer of `to` can be where it was announced.
     pub(super) fn lock_moves(&self, to: &[CommunicateBuffer]) -> Result<Option<MoveLock<'_>>, Failure> {
         let Some(announcements) = &self.announcements else {
             return Ok(None);
@@ -232,7 +237,8 @@ impl Client {
         options: CallOptions,
         take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<usize, Failure> {
-        // Looked up first, and again if it moves: no buffer at all is the first of the errors, another one the last.
+        // Looked up first, and again if it moves: no buffer at all is the first of the errors,
+        // another one the last.
         let mut found = self.buffer(tag.buffer);
         if let Err(failure) = &found
             && failure.status == Status::NoCommBuffer
@@ -265,7 +271,8 @@ impl Client {
                 .channel()
                 .begin_sized(format, recipient, message, options.message_size)
             {
-                // It moved after it was looked up, and nothing was written: the exchange starts again in the new place.
+                // It moved after it was looked up, and nothing was written: the exchange starts
+                // again in the new place.
                 Err(BeginError::Retired) => {
                     found = self.buffer(tag.buffer);
                     continue;
@@ -292,8 +299,8 @@ impl Client {
     }
 }
 
-/// An executor may respond by putting another comm buffer, with a message in it, in the place of the one that it was lent.
-/// Returns the bytes of the response.
+/// An executor may respond by putting another comm buffer, with a message in it, in the place of
+/// the one that it was lent. Returns the bytes of the response.
 fn take_from_another(
     buffer: &CommunicateBuffer,
     tag: CallTag,

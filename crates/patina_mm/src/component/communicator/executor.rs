@@ -8,14 +8,17 @@ use patina::component::service::Service;
 
 /// Makes MM process the request in a comm buffer.
 ///
-/// Host tests, and platforms whose MM is entered in another way, implement it. When it is called, header and message are in
-/// the buffer, and its mailbox, if it has one, announces them. An executor may
+/// Host tests, and platforms whose MM is entered in another way, implement it. When it is called,
+/// header and message are in the buffer, and its mailbox, if it has one, announces them. An
+/// executor may
 ///
 /// - let real MM, or code that plays MM, write the response to the buffer's memory and mailbox; or
 /// - respond by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
-///   [`set_message`](CommunicateBuffer::set_message), or with [`reset`](CommunicateBuffer::reset) alone: exactly those bytes
-///   are the response, also if there are none, and the mailbox is not read; or
-/// - put another comm buffer in the place of the one that it was lent: the response is that buffer's message.
+///   [`set_message`](CommunicateBuffer::set_message), or with [`reset`](CommunicateBuffer::reset)
+///   alone: exactly those bytes are the response, also if there are none, and the mailbox is not
+///   read; or
+/// - put another comm buffer in the place of the one that it was lent: the response is that
+///   buffer's message.
 pub trait MmExecutor {
     /// Makes MM process the request in `comm_buffer`.
     ///
@@ -24,8 +27,8 @@ pub trait MmExecutor {
     /// The error is the caller's; the request is wiped from the buffer.
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status>;
 
-    /// Writes for the log why the last call through `comm_buffer` failed with `status`. The communicator logs each failed
-    /// call in one line, which ends with this text.
+    /// Writes for the log why the last call through `comm_buffer` failed with `status`. The
+    /// communicator logs each failed call in one line, which ends with this text.
     ///
     /// # Errors
     ///
@@ -57,9 +60,10 @@ impl fmt::Debug for MockMmExecutor {
     }
 }
 
-/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, this waits until the mailbox says that MM
-/// processed the request. If MM does not for a while, and the trigger allows it ([`MmProgress::RaisedRepeatable`]), one more
-/// MMI is raised: see [`transaction::wait_and_raise_again`].
+/// Enters MM through the [`SwMmiTrigger`] service. If that only raises an MMI, this waits until the
+/// mailbox says that MM processed the request. If MM does not for a while, and the trigger allows
+/// it ([`MmProgress::RaisedRepeatable`]), one more MMI is raised: see
+/// [`transaction::wait_and_raise_again`].
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
@@ -72,7 +76,8 @@ impl RealMmExecutor {
         Self::with_options(sw_mmi_trigger_service, MmCommunicationOptions::DEFAULT)
     }
 
-    /// Makes an executor with the platform's options: the command and data values, and how long to wait.
+    /// Makes an executor with the platform's options: the command and data values, and how long to
+    /// wait.
     #[must_use]
     pub fn with_options(trigger: Service<dyn SwMmiTrigger>, options: MmCommunicationOptions) -> Self {
         Self { trigger, options }
@@ -160,7 +165,8 @@ mod tests {
     use mm_wire::{EfiStatus, Guid, HeaderFormat, MailboxImage};
     use patina::error::EfiError;
 
-    /// Sends a message to `buffer`, and returns whether the mailbox shows that it was taken, and what the log says.
+    /// Sends a message to `buffer`, and returns whether the mailbox shows that it was taken, and
+    /// what the log says.
     fn run(buffer: &CommunicateBuffer, trigger: impl SwMmiTrigger + 'static) -> (bool, String) {
         let trigger: Box<dyn SwMmiTrigger> = Box::new(trigger);
         let executor = RealMmExecutor::new(Service::mock(trigger));

@@ -1,4 +1,5 @@
-//! Why a call failed, with the facts that a [`Status`] does not have: the end of the call's line in the log.
+//! Why a call failed, with the facts that a [`Status`] does not have: the end of the call's line in
+//! the log.
 
 use super::executor::MmExecutor;
 use super::ids::Ids;

@@ -3,7 +3,8 @@
 use crate::config::CommunicateBuffer;
 use core::fmt;
 
-/// Identifiers, collected without an allocation: a line may be logged at ExitBootServices, without an allocator.
+/// Identifiers, collected without an allocation: a line may be logged at ExitBootServices, without
+/// an allocator.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ids([u128; 2]);
 

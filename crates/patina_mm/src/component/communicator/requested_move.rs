@@ -1,16 +1,19 @@
 //! A requested move: a message that makes MM move the comm buffer that it comes through.
 //!
-//! MM takes the request from the old place and responds in the new one: header and message are in the new buffer, the status
-//! is in the new mailbox, and MM does not touch the old ones any more (Project Mu, `UpdateCommBuffer.c`). If MM refuses, it
-//! responds in the old place. So the request is written to both, and the mailbox that MM cleared says which of them has the
-//! response. Both places have a mailbox. An executor that responds by hand does so in the new place.
+//! MM takes the request from the old place and responds in the new one: header and message are in
+//! the new buffer, the status is in the new mailbox, and MM does not touch the old ones any more
+//! (Project Mu, `UpdateCommBuffer.c`). If MM refuses, it responds in the old place. So the request
+//! is written to both, and the mailbox that MM cleared says which of them has the response. Both
+//! places have a mailbox. An executor that responds by hand does so in the new place.
 //!
-//! The caller has the [`MoveLock`](super::announced_move::MoveLock), so that no announced move is applied meanwhile. No other
-//! call uses a buffer that moves. The new mailboxes are zeroed, because MM looks at them from the request on.
+//! The caller has the [`MoveLock`](super::announced_move::MoveLock), so that no announced move is
+//! applied meanwhile. No other call uses a buffer that moves. The new mailboxes are zeroed, because
+//! MM looks at them from the request on.
 //!
-//! MM may also move a buffer and then refuse the rest, so that the mailboxes stay. Then it announces that in the old mailbox,
-//! leaves the request in the old buffer as it is, and responds in the new one. The communicator follows: it uses what moved in
-//! the new place, with the old mailbox.
+//! MM may also move a buffer and then refuse the rest, so that the mailboxes stay. Then it
+//! announces that in the old mailbox, leaves the request in the old buffer as it is, and responds
+//! in the new one. The communicator follows: it uses what moved in the new place, with the old
+//! mailbox.
 
 use super::buffers::Plan;
 use super::client::Client;
@@ -47,8 +50,8 @@ impl Client {
         })
     }
 
-    /// Makes the exchange and, if `take` says so, replaces the buffers with the identifiers of `to`. Returns the bytes of the
-    /// response.
+    /// Makes the exchange and, if `take` says so, replaces the buffers with the identifiers of
+    /// `to`. Returns the bytes of the response.
     fn exchange_and_move(
         &self,
         tag: CallTag,
@@ -81,7 +84,8 @@ impl Client {
         let here = begin(&old)?;
         let there = begin(new)?;
         trace_request(tag, recipient, HeaderFormat::V1, message);
-        // The executor waits for the new mailbox: a refusal is rare, and costs one more MMI and the rest of the wait.
+        // The executor waits for the new mailbox: a refusal is rare, and costs one more MMI and the
+        // rest of the wait.
         let mut lent = new.lend(there.number(), HeaderFormat::V1);
         executor
             .execute_mm(&mut lent)
@@ -91,7 +95,8 @@ impl Client {
             return Err(Failure::also(Status::InvalidResponse, why));
         }
         let failed = |error: ResponseError| Failure::response(error, &lent);
-        // The transaction in the other place ends before the list changes: no call may find memory that is still to be wiped.
+        // The transaction in the other place ends before the list changes: no call may find memory
+        // that is still to be wiped.
         if lent.is_answered(&there) {
             drop(here);
             let response = ResponseReader::in_place(lent.finish(there).map_err(failed)?, tag);
@@ -114,7 +119,8 @@ impl Client {
         self.conclude(ResponseReader::copied(&in_old_place, tag), take, plan)
     }
 
-    /// Lends the response to `take`, and if that says so, makes the move. Returns the bytes of the response.
+    /// Lends the response to `take`, and if that says so, makes the move. Returns the bytes of the
+    /// response.
     fn conclude(
         &self,
         mut response: ResponseReader<'_>,
@@ -157,8 +163,8 @@ impl Client {
         }
     }
 
-    /// Checks that `to` can be moved to: none is disabled, none shares memory with a comm buffer, and none that it replaces is
-    /// in use.
+    /// Checks that `to` can be moved to: none is disabled, none shares memory with a comm buffer,
+    /// and none that it replaces is in use.
     fn plan_move(&self, to: &[CommunicateBuffer]) -> Result<Plan, Failure> {
         if to.iter().any(|new| !new.is_enabled()) {
             let why = "a comm buffer cannot move to one that is disabled";
@@ -194,7 +200,8 @@ impl Client {
         }
     }
 
-    /// Whether the comm buffer with the identifier of `place` has the memory of `place`. Its mailbox may be another one.
+    /// Whether the comm buffer with the identifier of `place` has the memory of `place`. Its
+    /// mailbox may be another one.
     pub(crate) fn is_at(&self, place: &CommunicateBuffer) -> bool {
         let [expected, _] = place.ranges();
         self.buffer(place.id())
@@ -205,8 +212,9 @@ impl Client {
 /// A GUID without a handler.
 const UNKNOWN: mm_wire::Guid = guid!("d9cd1dc0-1c38-4d29-8a5b-2b1e7a0c5f36");
 
-/// Asks MM from which of two places it takes requests that are announced in the mailbox of `old`, whose channel the caller
-/// holds: one byte is in the old place, two are in the new one, and MM says how many it found. `None` if it does not say.
+/// Asks MM from which of two places it takes requests that are announced in the mailbox of `old`,
+/// whose channel the caller holds: one byte is in the old place, two are in the new one, and MM
+/// says how many it found. `None` if it does not say.
 fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBuffer) -> Option<bool> {
     let mailbox = old.channel().mailbox()?;
     let places = [(old, 1), (new, 2)].map(|(buffer, len)| (buffer.channel().region(), len));

@@ -11,8 +11,8 @@ use patina::uefi::tpl_mutex::TplController;
 /// A raised TPL, which is restored when this is dropped.
 pub(crate) type Raised = TplGuard<'static, dyn TplServices>;
 
-/// Raises the TPL to `TPL_NOTIFY`. `None` if it is higher already: lowering it through `RaiseTPL` is fatal, and the current
-/// TPL can only be read by raising to `TPL_HIGH_LEVEL`.
+/// Raises the TPL to `TPL_NOTIFY`. `None` if it is higher already: lowering it through `RaiseTPL`
+/// is fatal, and the current TPL can only be read by raising to `TPL_HIGH_LEVEL`.
 pub(crate) fn raise_to_notify(services: Service<dyn TplServices>) -> Option<Raised> {
     let current = TplController::raise_tpl(&services, Level(efi::TPL_HIGH_LEVEL));
     TplController::restore_tpl(&services, current);

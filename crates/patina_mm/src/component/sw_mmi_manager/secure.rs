@@ -1,4 +1,5 @@
-//! MM in the secure world, which is entered by secure monitor calls. An unsafe island (`docs/unsafe.md`).
+//! MM in the secure world, which is entered by secure monitor calls. An unsafe island
+//! (`docs/unsafe.md`).
 //!
 //! `no_secure.rs` takes the place of this file in x86 firmware.
 
@@ -21,8 +22,8 @@ pub(super) type Connect = fn(smc::Setup, RxTx) -> Result<Way, SmcError>;
 /// The way into MM: it has run when a call returns.
 pub(super) type Way = Box<dyn SecureMm>;
 
-/// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase, `gArmFfaRxTxBufferInfoGuid`; `None`
-/// if the HOB names no memory that can be used.
+/// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase,
+/// `gArmFfaRxTxBufferInfoGuid`; `None` if the HOB names no memory that can be used.
 #[derive(Clone, Copy, Debug)]
 pub struct FfaRxBufferHob(Option<AddressRange>);
 
@@ -61,8 +62,8 @@ impl Plan {
             .iter()
             .flat_map(|hobs| hobs.iter())
             .find_map(|hob| hob.0);
-        // SAFETY: the HOB says that `ArmFfaLib` has mapped this memory as its RX buffer, and has not unmapped
-        // it. The library's drivers only read it.
+        // SAFETY: the HOB says that `ArmFfaLib` has mapped this memory as its RX buffer, and has
+        // not unmapped it. The library's drivers only read it.
         let rx_tx = unsafe { RxTx::announced(mapped_rx) };
         (self.connect)(self.setup, rx_tx)
     }
@@ -131,10 +132,12 @@ impl RxTxMemory for RxTx {
     }
 }
 
-/// The secure monitor calls of this processor; `None` if the target has none that this code may make.
+/// The secure monitor calls of this processor; `None` if the target has none that this code may
+/// make.
 #[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
 pub(super) const NATIVE: Option<Connect> = Some(connect::<smc::Smc>);
 
-/// The secure monitor calls of this processor; `None` if the target has none that this code may make.
+/// The secure monitor calls of this processor; `None` if the target has none that this code may
+/// make.
 #[cfg(not(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none"))))]
 pub(super) const NATIVE: Option<Connect> = None;

@@ -1,4 +1,5 @@
-//! Messages that are written to a comm buffer by hand: by executors of tests, and by code that plays MM.
+//! Messages that are written to a comm buffer by hand: by executors of tests, and by code that
+//! plays MM.
 
 use core::cell::Cell;
 use mm_comm::Channel;
@@ -8,7 +9,8 @@ use thiserror::Error;
 /// Why the header in a comm buffer is not the one that was written to it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum MismatchError {
-    /// The header has another GUID or another format. The new contents are not in the error: they may be message bytes.
+    /// The header has another GUID or another format. The new contents are not in the error: they
+    /// may be message bytes.
     #[error("the header in the comm buffer is not the one for {expected} any more")]
     Recipient {
         /// The recipient that was written.
@@ -56,15 +58,18 @@ pub enum WriteError {
 
 /// A message that is written by hand. All handles of a comm buffer share it.
 ///
-/// Its header is the channel's [`Channel::tracked`]: at the start of a transaction it becomes the request's.
+/// Its header is the channel's [`Channel::tracked`]: at the start of a transaction it becomes the
+/// request's.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
-    /// The transaction in which something was last written by hand. Transactions are numbered from 1.
+    /// The transaction in which something was last written by hand. Transactions are numbered from
+    /// 1.
     transaction: Cell<u32>,
 }
 
 impl Draft {
-    /// Whether an executor wrote a response by hand in the transaction of `channel` that is under way.
+    /// Whether an executor wrote a response by hand in the transaction of `channel` that is under
+    /// way.
     pub(super) fn is_response(&self, channel: &Channel) -> bool {
         self.transaction.get() == channel.transaction()
     }
@@ -131,15 +136,15 @@ impl Draft {
     }
 }
 
-/// What the header in shared memory says about the response, see [`Header::response_length`]. It is read once, and has to
-/// be for the recipient that was written.
+/// What the header in shared memory says about the response, see [`Header::response_length`]. It is
+/// read once, and has to be for the recipient that was written.
 pub(super) fn response_in_header(channel: &Channel) -> Result<ResponseLength, MismatchError> {
     let (sent, found) = of_same_kind(channel)?;
     Ok(sent.response_length(&found)?)
 }
 
-/// The header that was written, if the one in shared memory is the same. `None` if none was written; the memory then starts
-/// with a zero GUID and no length.
+/// The header that was written, if the one in shared memory is the same. `None` if none was
+/// written; the memory then starts with a zero GUID and no length.
 pub(super) fn verify(channel: &Channel) -> Result<Option<Header>, MismatchError> {
     let Some(sent) = channel.tracked() else {
         let found = channel.read_header()?;
@@ -159,7 +164,8 @@ pub(super) fn verify(channel: &Channel) -> Result<Option<Header>, MismatchError>
     Ok(Some(sent))
 }
 
-/// The header that was written, and the one in shared memory, if they have the same recipient and format.
+/// The header that was written, and the one in shared memory, if they have the same recipient and
+/// format.
 fn of_same_kind(channel: &Channel) -> Result<(Header, Header), MismatchError> {
     let found = channel.read_header()?;
     let written = channel.tracked();
@@ -302,7 +308,8 @@ mod tests {
         let cases: [(ByHand<'_>, &[u8]); 3] = [
             (
                 &|lent| {
-                    // The format of the message in the buffer is kept, so this is for an empty buffer.
+                    // The format of the message in the buffer is kept, so this is for an empty
+                    // buffer.
                     lent.reset();
                     *lent = lent.clone().with_header(HeaderFormat::V3);
                     lent.set_message_info(other()).unwrap();

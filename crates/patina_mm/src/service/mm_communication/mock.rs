@@ -36,9 +36,9 @@ mockall::mock! {
     }
 }
 
-/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's, and call that one, unless a
-/// test expects calls of the method itself. Callbacks that [`MmCommunication::after_calls`] registers run after each call, as
-/// with the real service.
+/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's,
+/// and call that one, unless a test expects calls of the method itself. Callbacks that
+/// [`MmCommunication::after_calls`] registers run after each call, as with the real service.
 ///
 /// ```
 /// use patina_mm::component::communicator::{CallOptions, Status};
@@ -87,7 +87,8 @@ macro_rules! expect {
     };
 }
 
-/// The callbacks of one mock. They are not in the mock, because tests may send that to another thread.
+/// The callbacks of one mock. They are not in the mock, because tests may send that to another
+/// thread.
 #[derive(Default)]
 struct AfterCalls {
     callbacks: Vec<Rc<dyn Fn()>>,
@@ -117,8 +118,9 @@ impl MockMmCommunication {
         expect_after_calls after_calls __after_calls,
     }
 
-    /// Expects calls of [`MmCommunication::communicate_with`], which then do not arrive at `communicate`. What the expectation
-    /// returns is the response that is lent to the caller's closure.
+    /// Expects calls of [`MmCommunication::communicate_with`], which then do not arrive at
+    /// `communicate`. What the expectation returns is the response that is lent to the caller's
+    /// closure.
     pub fn expect_communicate_with(&mut self) -> &mut __mock_MockCalls::__communicate_with::Expectation {
         self.expected.communicate_with = true;
         self.calls.expect_communicate_with()

@@ -1,14 +1,17 @@
-//! The newest of several values, handed from the code that announces them to the code that applies them.
+//! The newest of several values, handed from the code that announces them to the code that applies
+//! them.
 //!
-//! Both may interrupt each other, and themselves, at any instruction, and so cannot wait for each other. Putting a value is
-//! one swap. Only the code that has the lock applies; code that does not get it continues without.
+//! Both may interrupt each other, and themselves, at any instruction, and so cannot wait for each
+//! other. Putting a value is one swap. Only the code that has the lock applies; code that does not
+//! get it continues without.
 //!
-//! In every interleaving the value that was put last is applied last, none is applied twice, none leaks, and none is applied
-//! while other code has the lock. `tests/announcement_interleavings.rs` compiles this file against loom's atomics and
-//! checks that.
+//! In every interleaving the value that was put last is applied last, none is applied twice, none
+//! leaks, and none is applied while other code has the lock. `tests/announcement_interleavings.rs`
+//! compiles this file against loom's atomics and checks that.
 //!
-//! Values are put in notifications, so their memory is allocated before: for a value that waits, one that is being applied,
-//! and one that is being put. Only puts that interrupt each other need more, and that allocation may fail.
+//! Values are put in notifications, so their memory is allocated before: for a value that waits,
+//! one that is being applied, and one that is being put. Only puts that interrupt each other need
+//! more, and that allocation may fail.
 
 use super::sync::{AtomicBool, AtomicPtr, Ordering};
 use alloc::boxed::Box;
@@ -24,7 +27,8 @@ type Place<T> = [Option<T>; 1];
 /// Holds the newest value that was put and not applied yet.
 #[derive(Debug)]
 pub(crate) struct Slot<T> {
-    /// Null, or from `Box::into_raw`, as are those of `free`. Code that swaps a pointer out owns it.
+    /// Null, or from `Box::into_raw`, as are those of `free`. Code that swaps a pointer out owns
+    /// it.
     newest: AtomicPtr<Place<T>>,
     /// Places without a value.
     free: [AtomicPtr<Place<T>>; PLACES],
@@ -46,8 +50,9 @@ impl<T: Send> Slot<T> {
         Some(slot)
     }
 
-    /// Leaves a value to be applied, instead of an older one that was not applied yet. Without memory for it, which can only
-    /// happen if puts interrupt each other, this returns the value, and the older one stays.
+    /// Leaves a value to be applied, instead of an older one that was not applied yet. Without
+    /// memory for it, which can only happen if puts interrupt each other, this returns the value,
+    /// and the older one stays.
     pub(crate) fn put(&self, value: T) -> Result<(), T> {
         let mut free = self.free.iter();
         let free = free.find_map(|place| owned(place.swap(null_mut(), Ordering::AcqRel)));
@@ -108,8 +113,8 @@ impl<T> Drop for Slot<T> {
 pub(crate) struct Lock<'a, T>(&'a Slot<T>);
 
 impl<T: Send> Lock<'_, T> {
-    /// Applies what was put, until nothing is left. A value that `apply` returns stays for the next time, unless a newer one
-    /// was put meanwhile.
+    /// Applies what was put, until nothing is left. A value that `apply` returns stays for the next
+    /// time, unless a newer one was put meanwhile.
     ///
     /// Returns whether everything that was put is applied: `false` if `apply` returned a value.
     pub(crate) fn apply(&self, mut apply: impl FnMut(T) -> Result<(), T>) -> bool {
@@ -139,8 +144,8 @@ fn owned<T>(place: *mut Place<T>) -> Option<Box<Place<T>>> {
     }
     // SAFETY:
     // 1. The pointer is from `Box::into_raw`: nothing else is put into the pointers of a slot.
-    // 2. There is no other copy of it: the callers in this file, which are all, have just swapped it out, or failed to put it
-    //    in.
+    // 2. There is no other copy of it: the callers in this file, which are all, have just swapped
+    //    it out, or failed to put it in.
     Some(unsafe { Box::from_raw(place) })
 }
 

@@ -1,5 +1,5 @@
-//! Calls in the middle of other calls, at places that only this crate's tests can reach: log lines, which take long on a slow
-//! serial port, and the executor.
+//! Calls in the middle of other calls, at places that only this crate's tests can reach: log lines,
+//! which take long on a slow serial port, and the executor.
 
 use super::super::announced_move::Announcements;
 use super::super::{CallOptions, MmCommunication, MmCommunicator, MmExecutor, ResponseReader, Status};
