@@ -242,31 +242,30 @@ fn serve(
             complete(memory, mailbox, &MailboxImage::answered(status, total))?;
         }
         (None, _) if handled.is_some() => {
-            let field = |memory: &mut dyn SystemMemory, offset: usize, value: u64| {
-                write(
-                    memory,
-                    region.start().saturating_add(offset as u64),
-                    &value.to_le_bytes(),
-                )
-            };
-            let (len, total) = (
-                response_len as u64,
-                header_len.saturating_add(response_len as u64),
-            );
-            match header.format() {
-                HeaderFormat::V1 => field(memory, LENGTH_OFFSET, len)?,
-                // BufferSize is the client's, but it has to grow for a response that is longer.
-                HeaderFormat::V3 => {
-                    if len > header.message_len() {
-                        field(memory, LENGTH_OFFSET, total)?;
-                    }
-                    field(memory, MESSAGE_SIZE_OFFSET, len)?;
-                }
-            }
+            write_length(memory, region.start(), &header, response_len as u64)?;
         }
         _ => {}
     }
     Ok(outcome)
+}
+
+/// Writes the response's length to the header at `start`, for a client without a mailbox.
+fn write_length(memory: &mut dyn SystemMemory, start: u64, header: &Header, len: u64) -> Result<(), Refusal> {
+    let mut field = |offset: usize, value: u64| {
+        let address = start.saturating_add(offset as u64);
+        write(memory, address, &value.to_le_bytes())
+    };
+    match header.format() {
+        HeaderFormat::V1 => field(LENGTH_OFFSET, len),
+        HeaderFormat::V3 => {
+            // BufferSize is the client's, but it has to grow for a response that is longer.
+            if len > header.message_len() {
+                let header_len = header.format().header_len() as u64;
+                field(LENGTH_OFFSET, header_len.saturating_add(len))?;
+            }
+            field(MESSAGE_SIZE_OFFSET, len)
+        }
+    }
 }
 
 /// Copies the header of the request in `buffer`; `None` if it holds none.
