@@ -399,6 +399,25 @@ mod tests {
     use std::string::ToString;
     use std::vec::Vec;
 
+    #[test]
+    fn each_error_has_a_status_and_each_missing_bit_a_name() {
+        let port = 0x630;
+        for (error, status) in [
+            (TriggerError::NoPortIo, EfiStatus::UNSUPPORTED),
+            (TriggerError::NoRegister { base: 0 }, EfiStatus::INVALID_PARAMETER),
+        ] {
+            assert_eq!(error.status(), status, "{error} at {port:#x}");
+        }
+        for (value, missing) in [
+            (0, "GBL_SMI_EN and APMC_EN"),
+            (1, "APMC_EN"),
+            (1 << 5, "GBL_SMI_EN"),
+            (0x21, "nothing"),
+        ] {
+            assert_eq!(SmiEnable::missing_in(value).to_string(), missing);
+        }
+    }
+
     /// A chipset with SMI_EN, whose bits outside `writable` cannot be changed.
     struct Chipset {
         smi_en: Cell<u32>,

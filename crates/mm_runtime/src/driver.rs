@@ -1,10 +1,12 @@
 //! One call, and the change of addresses. An unsafe island (`docs/unsafe.md`): its memory moves.
 
+use crate::claim::{FREE, State};
+use crate::sync::AtomicU8;
 use crate::{Configuration, Entry, Progress, Sink};
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use mm_comm::c_request::{self, Call, Given, Interfaces, Longest, NoResponse, Refused, Reply, Request};
 use mm_comm::{BeginError, Channel, ChannelError, transaction};
 use mm_wire::hob::CommBufferPlace;
@@ -12,14 +14,6 @@ use mm_wire::message::variable::{self, PayloadSizeMessage};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, ResponseLength};
 use r_efi::efi;
 use zerocopy::{FromBytes, IntoBytes};
-
-/// No call is under way.
-const FREE: u8 = 0;
-/// One is.
-const IN_CALL: u8 = 1;
-/// The addresses changed in the middle of a call, so that not all pointers could be converted. For
-/// good.
-const LOST: u8 = 2;
 
 /// The driver's memory: the interfaces, the driver, and behind them room for two copies. A caller's
 /// `This` points into it, so it is found at any address.
@@ -33,12 +27,12 @@ pub(crate) fn block_len<E, S>(place: CommBufferPlace) -> Option<usize> {
 
 /// What serves the calls.
 pub(crate) struct Driver<E, S> {
-    state: AtomicU8,
+    state: State,
     /// To raise the TPL with; null after `ExitBootServices`.
     boot_services: AtomicPtr<efi::BootServices>,
     /// To convert pointers with; null after that was done.
     runtime_services: AtomicPtr<efi::RuntimeServices>,
-    /// Changed only by the event that changes addresses, while it has set `state` to [`IN_CALL`].
+    /// Changed only by the event that changes addresses, while it has the claim of `state`.
     inner: UnsafeCell<Inner<E, S>>,
 }
 
@@ -94,7 +88,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         }
         let block = block.cast::<Block<E, S>>();
         let new = Interfaces::new(Self {
-            state: AtomicU8::new(FREE),
+            state: State::of(AtomicU8::new(FREE)),
             boot_services: AtomicPtr::new(services.boot),
             runtime_services: AtomicPtr::new(services.runtime),
             inner: UnsafeCell::new(Inner {
@@ -157,10 +151,10 @@ impl<E: Entry, S: Sink> Driver<E, S> {
     /// addresses in the middle of one.
     fn with_claim<T>(&self, serve: impl FnOnce(&Inner<E, S>, &mut [u8]) -> T) -> Result<T, EfiStatus> {
         let _raised = Raised::to_notify(&self.boot_services);
-        let Some(_claim) = Claim::of(&self.state) else {
-            return Err(match self.state.load(Ordering::SeqCst) {
-                LOST => EfiStatus::NOT_READY,
-                _ => EfiStatus::ALREADY_STARTED,
+        let Some(_claim) = self.state.claim() else {
+            return Err(match self.state.is_lost() {
+                true => EfiStatus::NOT_READY,
+                false => EfiStatus::ALREADY_STARTED,
             });
         };
         // SAFETY: with the claim, addresses do not change. So all references are shared ones.
@@ -204,7 +198,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
             let status = unsafe { convert_pointer(0, &raw mut pointer) };
             (status == efi::Status::SUCCESS).then_some(pointer.addr())
         };
-        match Claim::of(&driver.state) {
+        match driver.state.claim() {
             Some(_claim) => {
                 // SAFETY: with the claim there is no call, and boot services, whose code uses
                 // `shared`, have ended.
@@ -213,7 +207,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
             }
             // This interrupted a call, or another processor is in one. It must not continue with
             // the old addresses.
-            None => driver.state.store(LOST, Ordering::SeqCst),
+            None => driver.state.lose(),
         }
         // SAFETY:
         // 1. The block is valid, and `driver` is a reference to another part of it.
@@ -263,25 +257,6 @@ unsafe fn channel(
     };
     // SAFETY: the caller's promise.
     unsafe { Channel::at_untouched_region(base, len, mailbox) }.map(Some)
-}
-
-/// The right to make a call, or to change addresses; ends when dropped.
-struct Claim<'a>(&'a AtomicU8);
-
-impl<'a> Claim<'a> {
-    fn of(state: &'a AtomicU8) -> Option<Self> {
-        let taken = state.compare_exchange(FREE, IN_CALL, Ordering::SeqCst, Ordering::SeqCst);
-        taken.is_ok().then_some(Self(state))
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        // Fails if the driver was lost meanwhile, and then stays so.
-        let _ = self
-            .0
-            .compare_exchange(IN_CALL, FREE, Ordering::SeqCst, Ordering::SeqCst);
-    }
 }
 
 /// `TPL_NOTIFY` while boot services last, unless the TPL is higher already. Restores the TPL when

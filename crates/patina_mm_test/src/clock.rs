@@ -18,3 +18,15 @@ impl ArchTimerFunctionality for HostClock {
         1_000_000
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_moves_each_time_it_is_read() {
+        let clock = HostClock::default();
+        assert!(clock.cpu_count() < clock.cpu_count());
+        assert_eq!(clock.perf_frequency(), 1_000_000);
+    }
+}

@@ -179,4 +179,23 @@ mod tests {
         events.close_event(event).unwrap();
         assert_eq!(events.signal_event(event), Err(EventError::InvalidParameter));
     }
+
+    #[test]
+    fn an_event_of_no_group_is_called_when_it_is_signalled() {
+        let events = HostEvents::default();
+        let calls = Rc::new(Cell::new(0));
+        let count = || {
+            let seen = Rc::clone(&calls);
+            Box::new(move |_: Event| seen.set(seen.get() + 1))
+        };
+        let plain = events.create_event(Tpl::Callback, count()).unwrap();
+        let waited = events.create_wait_event(Tpl::Callback, count()).unwrap();
+        events.signal_event(plain).unwrap();
+        events.signal_event(waited).unwrap();
+        assert_eq!(calls.get(), 2);
+        // Nothing waits here.
+        assert_eq!(events.check_event(waited), Err(EventError::InvalidParameter));
+        events.close_event(plain).unwrap();
+        assert_eq!(events.close_event(plain), Err(EventError::InvalidParameter));
+    }
 }

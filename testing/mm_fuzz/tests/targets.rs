@@ -12,7 +12,25 @@ use std::time::{Duration, Instant};
 const CASES: u32 = 20_000;
 const LONGEST: Duration = Duration::from_secs(4);
 
+/// Writes each log line and throws it away: formatting one must not panic.
+struct Formatted;
+
+impl log::Log for Formatted {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let _line = record.args().to_string();
+    }
+
+    fn flush(&self) {}
+}
+
 fn target(name: &str) -> Target {
+    // Another test may have set it.
+    let _ = log::set_logger(&Formatted);
+    log::set_max_level(log::LevelFilter::Trace);
     *TARGETS.iter().find(|target| target.name == name).unwrap()
 }
 
