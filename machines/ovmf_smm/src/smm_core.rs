@@ -10,8 +10,8 @@
 
 use alloc::vec::Vec;
 use core::ptr;
-use mm_comm::{ChannelError, SharedRegion};
-use mm_wire::EfiStatus;
+use mm_comm::SharedRegion;
+use mm_wire::{AddressError, EfiStatus};
 use patina::BinaryGuid;
 use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolServices};
 use patina::error::EfiError;
@@ -107,7 +107,7 @@ pub(crate) enum FindError {
     },
     /// The block cannot be used.
     #[error(transparent)]
-    Region(#[from] ChannelError),
+    Region(#[from] AddressError),
 }
 
 /// Why a request has no response.
