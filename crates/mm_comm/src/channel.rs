@@ -4,11 +4,12 @@ use crate::error::{BeginError, ChannelError};
 use crate::mailbox::Mailbox;
 use crate::region::{SharedRegion, WORD};
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 use mm_wire::address::check_comm_buffer;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{Header, HeaderError, HeaderFormat};
+use zerocopy::IntoBytes;
 
 /// The smallest region that can carry a header.
 const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
@@ -30,12 +31,12 @@ pub struct Channel {
     mailbox: Option<Mailbox>,
     in_use: AtomicBool,
     retired: AtomicBool,
-    /// Counts the transactions: the number of the one under way, or of the last one.
+    /// Counts the transactions from 1: the number of the one under way, or of the last one.
     transaction: Cell<u32>,
     /// Whether the mailbox is shared with another channel, and requests here are for the MM
     /// supervisor.
     is_supervisors: AtomicBool,
-    tracked: Cell<Option<Header>>,
+    tracked: Tracked,
     /// The end of the longest message that was written since the region was last wiped.
     reached: Cell<usize>,
     /// Whether the end of the transaction wipes the whole region, or only the first `reached`
@@ -43,17 +44,59 @@ pub struct Channel {
     wipes_all: Cell<bool>,
 }
 
-/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so
-/// that it fits a register; the channel keeps the rest of the transaction's state.
+/// A header in cells of their own: what is written field by field, and read as a whole soon after, makes the processor wait.
+#[derive(Debug)]
+struct Tracked {
+    format: Cell<Option<HeaderFormat>>,
+    recipient: [Cell<u64>; 2],
+    message_len: Cell<u64>,
+    message_size: Cell<u64>,
+}
+
+impl Tracked {
+    const fn none() -> Self {
+        Self {
+            format: Cell::new(None),
+            recipient: [Cell::new(0), Cell::new(0)],
+            message_len: Cell::new(0),
+            message_size: Cell::new(0),
+        }
+    }
+
+    #[inline]
+    fn set(&self, header: &Header) {
+        let [first, second] = &self.recipient;
+        let [low, high] = header.recipient_words();
+        first.set(low);
+        second.set(high);
+        self.message_len.set(header.message_len());
+        self.message_size.set(header.message_size());
+        self.format.set(Some(header.format()));
+    }
+
+    fn forget(&self) {
+        self.format.set(None);
+    }
+
+    #[inline]
+    fn get(&self) -> Option<Header> {
+        let [first, second] = &self.recipient;
+        let recipient = [first.get(), second.get()];
+        let header = Header::of_words(self.format.get()?, recipient, self.message_len.get())?;
+        Some(header.with_message_size(self.message_size.get()))
+    }
+}
+
+/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so that it fits a
+/// register; the channel keeps the rest of the transaction's state.
 #[derive(Debug)]
 pub(crate) struct Claim<'c>(&'c Channel);
 
 impl<'c> Claim<'c> {
     /// Takes the channel. The end wipes the whole region, unless [`Self::wipe_reached`] is called.
+    #[inline]
     pub(crate) fn new(channel: &'c Channel) -> Result<Self, BeginError> {
-        if channel.in_use.swap(true, Ordering::SeqCst) {
-            return Err(BeginError::Busy);
-        }
+        channel.take()?;
         let refused = if channel.is_retired() {
             // Checked after `in_use` was set: code that retires a channel, and then finds it not in
             // use, can rely on it that no transaction begins in its memory any more.
@@ -61,7 +104,7 @@ impl<'c> Claim<'c> {
         } else if channel.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
             BeginError::MailboxInUse
         } else {
-            channel.transaction.update(|number| number.wrapping_add(1));
+            channel.transaction.update(|number| number.wrapping_add(1).max(1));
             channel.wipes_all.set(true);
             return Ok(Self(channel));
         };
@@ -75,9 +118,10 @@ impl<'c> Claim<'c> {
     }
 
     /// Writes header and message, and checks that the memory keeps them.
+    #[inline]
     pub(crate) fn write_request(&self, header: Header, message: &[u8]) -> Result<(), BeginError> {
         let Self(channel) = self;
-        if !channel.write(header, Some(message)) || channel.read_header() != Ok(header) {
+        if !channel.write(header, Some(message)) || !channel.holds(&header) {
             let address = channel.region.as_ptr().addr();
             return Err(BeginError::NotMemory { address });
         }
@@ -121,7 +165,7 @@ impl Channel {
             retired: AtomicBool::new(false),
             transaction: Cell::new(0),
             is_supervisors: AtomicBool::new(false),
-            tracked: Cell::new(None),
+            tracked: Tracked::none(),
             reached: Cell::new(0),
             wipes_all: Cell::new(true),
         }
@@ -207,12 +251,14 @@ impl Channel {
     /// The header that was last written, from memory that MM cannot reach; `None` after the region
     /// was wiped.
     #[must_use]
+    #[inline]
     pub fn tracked(&self) -> Option<Header> {
         self.tracked.get()
     }
 
     /// Whether a transaction holds the channel.
     #[must_use]
+    #[inline]
     pub fn is_in_use(&self) -> bool {
         self.in_use.load(Ordering::SeqCst)
     }
@@ -225,6 +271,7 @@ impl Channel {
 
     /// Whether [`Self::retire`] was called.
     #[must_use]
+    #[inline]
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::SeqCst)
     }
@@ -243,6 +290,7 @@ impl Channel {
 
     /// The number of the transaction that began last.
     #[must_use]
+    #[inline]
     pub fn transaction(&self) -> u32 {
         self.transaction.get()
     }
@@ -256,12 +304,14 @@ impl Channel {
 
     /// Whether [`Self::share_mailbox_as_supervisors`] was called.
     #[must_use]
+    #[inline]
     pub fn shares_mailbox_as_supervisors(&self) -> bool {
         self.is_supervisors.load(Ordering::SeqCst)
     }
 
     /// The contents of a mailbox that announces a request of this channel.
     #[must_use]
+    #[inline]
     pub fn armed(&self) -> MailboxImage {
         match self.shares_mailbox_as_supervisors() {
             true => MailboxImage::armed_for_supervisor(),
@@ -275,10 +325,20 @@ impl Channel {
     ///
     /// [`BeginError::Busy`] if a transaction uses it, or it is reserved.
     pub fn hold(&self) -> Result<Hold<'_>, BeginError> {
-        if self.in_use.swap(true, Ordering::SeqCst) {
+        self.take()?;
+        Ok(Hold(self))
+    }
+
+    /// Marks the channel as in use. No locked instruction is needed: a channel is not shared between threads, and what comes
+    /// between the two accesses is a notification on this processor, which ends its transactions before it returns.
+    #[inline]
+    fn take(&self) -> Result<(), BeginError> {
+        if self.in_use.load(Ordering::Relaxed) {
             return Err(BeginError::Busy);
         }
-        Ok(Hold(self))
+        self.in_use.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        Ok(())
     }
 
     /// Wipes the whole region, and forgets the header that was written. The mailbox stays as it is.
@@ -287,26 +347,52 @@ impl Channel {
         if !self.is_in_use() {
             self.reached.set(0);
         }
-        self.tracked.set(None);
+        self.tracked.forget();
     }
 
-    /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a
-    /// length. Both formats have the length at the same offset, and it is one aligned word, so that
-    /// MM finds the whole request or none.
+    /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a length. Both formats
+    /// have the length at the same offset, and it is one aligned word, so that MM finds the whole request or none.
+    #[inline]
     pub(crate) fn withdraw_from_region(&self) {
-        if self.mailbox.is_none() {
-            // A region that is too small for a header has no request.
-            let _ = self.region.write_words(LENGTH_OFFSET, &[[0; WORD]])
-                || self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
+        if self.mailbox.is_none() && !self.region.write_words(LENGTH_OFFSET, &[0]) {
+            self.wipe_odd_length();
         }
     }
 
-    /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is
-    /// wiped first.
+    /// Wipes the length in a region that is not aligned. One that is too small for a header has no request.
+    #[cold]
+    #[inline(never)]
+    fn wipe_odd_length(&self) {
+        let _ = self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
+    }
+
+    /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is wiped first.
     fn wipe(&self, len: usize) {
         self.withdraw_from_region();
         let wiped = self.region.wipe(0, len.min(self.region.len()));
         debug_assert!(wiped, "the length was limited to the region's");
+    }
+
+    /// Whether this header is in shared memory.
+    #[inline]
+    fn holds(&self, header: &Header) -> bool {
+        match (header.v1_words(), self.region.read_words(0)) {
+            // Not as arrays: the compiler would compare them as vectors, and wait for what was just stored as words.
+            (Some([a, b, c]), Some([x, y, z])) => (a ^ x) | (b ^ y) | (c ^ z) == 0,
+            _ => self.read_header() == Ok(*header),
+        }
+    }
+
+    /// Whether a header of the same format and for the same recipient as the tracked one is in shared memory.
+    #[inline]
+    pub(crate) fn holds_tracked_kind(&self) -> bool {
+        let Some(sent) = self.tracked.get() else {
+            return false;
+        };
+        match (sent.v1_words(), self.region.read_words(0)) {
+            (Some([a, b, _]), Some([x, y])) => (a ^ x) | (b ^ y) == 0,
+            _ => matches!(self.read_header(), Ok(found) if sent.is_of_same_kind(&found)),
+        }
     }
 
     /// Copies the header from shared memory, and parses the copy.
@@ -314,6 +400,7 @@ impl Channel {
     /// # Errors
     ///
     /// What is wrong with it.
+    #[inline]
     pub fn read_header(&self) -> Result<Header, HeaderError> {
         match self.region.read_words(0) {
             Some(start) => Header::parse_v1_words(start).unwrap_or_else(|| self.read_v3_header(start)),
@@ -323,23 +410,25 @@ impl Channel {
 
     /// Reads the rest of a v3 header that starts with these words.
     #[cold]
-    fn read_v3_header(&self, start: [[u8; WORD]; V1_WORDS]) -> Result<Header, HeaderError> {
+    #[inline(never)]
+    fn read_v3_header(&self, start: [u64; V1_WORDS]) -> Result<Header, HeaderError> {
         let Some(rest) = self
             .region
             .read_words::<REST_WORDS>(HeaderFormat::V1.header_len())
         else {
             // The region ends inside the header, which is the error that this returns.
-            return Header::parse(start.as_flattened());
+            return Header::parse(start.as_bytes());
         };
-        let mut bytes = [[0; WORD]; V1_WORDS + REST_WORDS];
-        let (first, last) = bytes.split_at_mut(V1_WORDS);
+        let mut words = [0; V1_WORDS + REST_WORDS];
+        let (first, last) = words.split_at_mut(V1_WORDS);
         first.copy_from_slice(&start);
         last.copy_from_slice(&rest);
-        Header::parse(bytes.as_flattened())
+        Header::parse(words.as_bytes())
     }
 
     /// Like [`Self::read_header`], if the region is not aligned, or shorter than a header.
     #[cold]
+    #[inline(never)]
     fn read_odd_header(&self) -> Result<Header, HeaderError> {
         let mut bytes = [0; MAX_HEADER_LEN];
         let len = self.region.len().min(MAX_HEADER_LEN);
@@ -368,7 +457,7 @@ impl Channel {
         } else {
             reached
         });
-        self.tracked.set(None);
+        self.tracked.forget();
         self.free();
     }
 
@@ -383,15 +472,15 @@ impl Channel {
         self.withdraw_from_region();
         let offset = header.format().header_len();
         let written =
-            message.is_none_or(|message| self.region.write(offset, message)) && self.write_header(header);
+            message.is_none_or(|message| self.region.write(offset, message)) && self.write_header(&header);
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);
         self.reached.update(|reached| reached.max(total));
-        self.tracked.set(Some(header));
+        self.tracked.set(&header);
         written
     }
 
     /// Writes a header, its length last.
-    fn write_header(&self, header: Header) -> bool {
+    fn write_header(&self, header: &Header) -> bool {
         let Some([first, second, length]) = header.v1_words() else {
             return self.write_odd_header(header);
         };
@@ -401,7 +490,8 @@ impl Channel {
 
     /// Like [`Self::write_header`], for a v3 header, or if the region is not aligned.
     #[cold]
-    fn write_odd_header(&self, header: Header) -> bool {
+    #[inline(never)]
+    fn write_odd_header(&self, header: &Header) -> bool {
         let encoded = header.encode();
         let parts = encoded
             .as_ref()

@@ -39,6 +39,7 @@ impl Mailbox {
 
     /// Copies the whole mailbox out, once, word by word.
     #[must_use]
+    #[inline]
     pub fn read(&self) -> MailboxImage {
         let words = self.region.read_words::<MAILBOX_WORDS>(0);
         debug_assert!(words.is_some(), "a mailbox has MAILBOX_LEN aligned bytes");
@@ -47,16 +48,17 @@ impl Mailbox {
 
     /// Whether the mailbox announces a request that MM has not processed. One volatile load.
     #[must_use]
+    #[inline]
     pub fn is_pending(&self) -> bool {
         self.region
             .read_byte(VALID_OFFSET)
             .is_some_and(|valid| valid != 0)
     }
 
-    /// Writes the whole mailbox: the result fields first, so that they are right when
-    /// `IsCommBufferValid` changes.
+    /// Writes the whole mailbox: the result fields first, so that they are right when `IsCommBufferValid` changes.
+    #[inline]
     pub fn write(&self, image: &MailboxImage) {
-        let [first, status, size]: [[u8; WORD]; MAILBOX_WORDS] = zerocopy::transmute!(*image);
+        let [first, status, size]: [u64; MAILBOX_WORDS] = zerocopy::transmute!(*image);
         let written = self.region.write_words(WORD, &[status, size]) && self.region.write_words(0, &[first]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN aligned bytes");
     }

@@ -45,6 +45,22 @@ impl Channel {
         message: &[u8],
         message_size: Option<u64>,
     ) -> Result<Staged<'_>, BeginError> {
+        self.begin_to(format, recipient.to_bytes(), message, message_size)
+    }
+
+    /// Like [`Self::begin_sized`], for a recipient as it is in memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::begin_sized`].
+    #[inline]
+    pub fn begin_to(
+        &self,
+        format: HeaderFormat,
+        recipient: [u8; 16],
+        message: &[u8],
+        message_size: Option<u64>,
+    ) -> Result<Staged<'_>, BeginError> {
         let capacity = self.capacity(format);
         let too_large = BeginError::MessageTooLarge {
             len: message.len(),
@@ -54,10 +70,10 @@ impl Channel {
         if message.len() > capacity || self.region().len() < format.header_len() {
             return Err(too_large);
         }
-        if !Header::can_name(format, recipient) {
-            return Err(BeginError::RecipientIsMarker(recipient));
+        let header = Header::for_guid_bytes(format, recipient, message.len() as u64).ok_or(too_large)?;
+        if header.would_read_as_v3() {
+            return Err(BeginError::RecipientIsMarker(header.recipient()));
         }
-        let header = Header::new(format, recipient, message.len() as u64).ok_or(too_large)?;
         let header = message_size.map_or(header, |size| header.with_message_size(size));
         if header.message_size() > header.message_len() {
             return Err(BeginError::MessageTooLarge {
@@ -97,6 +113,7 @@ impl<'c> Staged<'c> {
 
     /// The number of this transaction, [`Channel::transaction`].
     #[must_use]
+    #[inline]
     pub fn number(&self) -> u32 {
         self.claim.channel().transaction()
     }
@@ -108,15 +125,17 @@ impl<'c> Staged<'c> {
     /// # Errors
     ///
     /// [`BeginError::Overwritten`].
+    #[inline]
     pub fn check(&self) -> Result<(), BeginError> {
         let channel = self.claim.channel();
-        let request = channel.tracked();
-        match channel.read_header() {
-            Ok(found) if request.is_some_and(|request| request.is_of_same_kind(&found)) => Ok(()),
-            _ => Err(BeginError::Overwritten {
-                recipient: request.map_or(Guid::ZERO, |request| request.recipient()),
-            }),
+        if channel.holds_tracked_kind() {
+            return Ok(());
         }
+        Err(BeginError::Overwritten {
+            recipient: channel
+                .tracked()
+                .map_or(Guid::ZERO, |request| request.recipient()),
+        })
     }
 
     /// Reads what MM left, once, and checks it: the mailbox, the header, the length. Without a mailbox this also clears the
@@ -126,8 +145,11 @@ impl<'c> Staged<'c> {
     /// # Errors
     ///
     /// A [`ResponseError`], which ends the transaction and wipes the whole region.
+    // Else the response is copied, field by field and then as a whole, for which the processor waits.
+    #[inline(always)]
     pub fn finish(self) -> Result<Response<'c>, ResponseError> {
         let channel = self.claim.channel();
+        // The header that was written: nothing was written by hand.
         let request = channel.tracked().ok_or(ResponseError::NotProcessed)?;
         let in_mailbox = claimed_by_mailbox(channel, request.format())?;
         let found = channel.read_header().map_err(ResponseError::HeaderDamaged)?;
@@ -159,10 +181,12 @@ impl<'c> Staged<'c> {
             .wipe_reached(message_len.max(counted).saturating_add(header_len));
         Ok(Response {
             claim: self.claim,
-            header_len,
+            header_len: short(header_len),
+            is_by_hand: false,
             message_len,
-            in_header: in_header.ok(),
             taken: 0,
+            counted: found.message_len(),
+            message_size: found.message_size(),
         })
     }
 
@@ -176,15 +200,23 @@ impl<'c> Staged<'c> {
         let message_len = written.map_or(0, |header| header.message_len());
         Response {
             claim: self.claim,
-            header_len: written.map_or(0, |header| header.format().header_len()),
+            header_len: written.map_or(0, |header| short(header.format().header_len())),
+            is_by_hand: true,
             message_len: usize::try_from(message_len).unwrap_or(usize::MAX),
-            in_header: None,
             taken: 0,
+            counted: 0,
+            message_size: 0,
         }
     }
 }
 
+/// A header's length, which is 24 or 56.
+fn short(header_len: usize) -> u32 {
+    u32::try_from(header_len).unwrap_or(u32::MAX)
+}
+
 /// The response's message length according to the mailbox; `None` if there is none.
+#[inline]
 fn claimed_by_mailbox(channel: &Channel, format: HeaderFormat) -> Result<Option<usize>, ResponseError> {
     let Some(mailbox) = channel.mailbox() else {
         return Ok(None);
@@ -269,43 +301,56 @@ pub fn wait_and_raise_again(
 #[must_use = "dropping it wipes the response from shared memory"]
 pub struct Response<'c> {
     claim: Claim<'c>,
-    header_len: usize,
+    /// Zero if an executor wiped the region and wrote nothing.
+    header_len: u32,
+    /// Whether an executor responded by hand.
+    is_by_hand: bool,
     message_len: usize,
-    in_header: Option<ResponseLength>,
     taken: usize,
+    /// The lengths in the header that MM left.
+    counted: u64,
+    message_size: u64,
 }
 
 impl Response<'_> {
     /// What the header that MM left says about the response; if there is a mailbox, that one decides. `None` if the header
     /// contradicts itself, or after [`Staged::finish_by_hand`].
     #[must_use]
-    pub const fn in_header(&self) -> Option<ResponseLength> {
-        self.in_header
+    pub fn in_header(&self) -> Option<ResponseLength> {
+        let request = self.claim.channel().tracked().filter(|_| !self.is_by_hand)?;
+        let left = Header::new(request.format(), request.recipient(), self.counted)?;
+        request
+            .response_length(&left.with_message_size(self.message_size))
+            .ok()
     }
 
     /// Number of bytes of the response, without the header.
     #[must_use]
+    #[inline]
     pub const fn len(&self) -> usize {
         self.message_len
     }
 
     /// Whether the response is empty.
     #[must_use]
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.message_len == 0
     }
 
     /// Number of bytes that have not been copied yet.
     #[must_use]
+    #[inline]
     pub const fn remaining(&self) -> usize {
         // Never saturates: `read` takes no more than there is.
         self.message_len.saturating_sub(self.taken)
     }
 
     /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that was filled.
+    #[inline]
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let len = out.len().min(self.remaining());
-        let offset = self.header_len.saturating_add(self.taken);
+        let offset = (self.header_len as usize).saturating_add(self.taken);
         let out = out.get_mut(..len).unwrap_or_default();
         let read = self.claim.channel().region().read(offset, out);
         debug_assert!(read, "`finish` checked that header and message are in the region");

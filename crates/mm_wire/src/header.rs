@@ -12,6 +12,7 @@
 //! with its header. The v1 length is a `UINTN`; only its 64-bit form is supported, which is also
 //! what the Mu MM supervisor reads on IA32.
 
+use core::fmt;
 use core::mem::offset_of;
 use thiserror::Error;
 use uguid::{Guid, guid};
@@ -80,12 +81,32 @@ impl HeaderFormat {
 ///
 /// `total_len` is a *claim* by the writer of the header: compare it with the memory at hand before
 /// it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     format: HeaderFormat,
-    recipient: Guid,
+    /// The recipient as it is in memory: two words are compared and copied faster than a GUID's fields.
+    recipient: [u64; 2],
     message_len: u64,
     message_size: u64,
+}
+
+/// [`V3_MARKER`] in memory.
+const MARKER: [u64; 2] = words(V3_MARKER.to_bytes());
+
+/// A GUID as the words that it has in memory.
+const fn words(guid: [u8; 16]) -> [u64; 2] {
+    zerocopy::transmute!(guid)
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Header")
+            .field("format", &self.format)
+            .field("recipient", &self.recipient())
+            .field("message_len", &self.message_len)
+            .field("message_size", &self.message_size)
+            .finish()
+    }
 }
 
 /// Why bytes are not a communicate header.
@@ -138,7 +159,7 @@ impl Header {
     #[must_use]
     #[inline]
     pub fn can_name(format: HeaderFormat, recipient: Guid) -> bool {
-        format != HeaderFormat::V1 || recipient != V3_MARKER
+        format != HeaderFormat::V1 || recipient.to_bytes() != V3_MARKER.to_bytes()
     }
 
     /// Describes a message of `message_len` bytes to `recipient`; `None` if header and message
@@ -146,6 +167,28 @@ impl Header {
     #[must_use]
     #[inline]
     pub const fn new(format: HeaderFormat, recipient: Guid, message_len: u64) -> Option<Self> {
+        Self::for_guid_bytes(format, recipient.to_bytes(), message_len)
+    }
+
+    /// Like [`Self::new`], for a recipient as it is in memory.
+    #[must_use]
+    #[inline]
+    pub const fn for_guid_bytes(format: HeaderFormat, recipient: [u8; 16], message_len: u64) -> Option<Self> {
+        Self::of_words(format, words(recipient), message_len)
+    }
+
+    /// Whether this is a v1 header for [`V3_MARKER`], see [`Self::can_name`].
+    #[must_use]
+    #[inline]
+    pub fn would_read_as_v3(&self) -> bool {
+        let ([a, b], [c, d]) = (self.recipient, MARKER);
+        matches!(self.format, HeaderFormat::V1) && (a ^ c) | (b ^ d) == 0
+    }
+
+    /// Like [`Self::new`], for a recipient as the words that it has in memory.
+    #[must_use]
+    #[inline]
+    pub const fn of_words(format: HeaderFormat, recipient: [u64; 2], message_len: u64) -> Option<Self> {
         match message_len.checked_add(format.header_len() as u64) {
             Some(_) => Some(Self {
                 format,
@@ -254,7 +297,7 @@ impl Header {
                 })?;
         Ok(Self {
             format: HeaderFormat::V3,
-            recipient: Guid::from_bytes(v3.message_guid),
+            recipient: words(v3.message_guid),
             message_len,
             message_size: v3.message_size.get(),
         })
@@ -264,12 +307,11 @@ impl Header {
     /// format.
     #[must_use]
     #[inline]
-    pub fn v1_words(&self) -> Option<[[u8; 8]; 3]> {
-        let HeaderFormat::V1 = self.format else {
-            return None;
-        };
-        let [first, second] = zerocopy::transmute!(self.recipient.to_bytes());
-        Some([first, second, self.message_len.to_le_bytes()])
+    pub const fn v1_words(&self) -> Option<[u64; 3]> {
+        match (self.format, self.recipient) {
+            (HeaderFormat::V1, [first, second]) => Some([first, second, self.message_len.to_le()]),
+            (HeaderFormat::V3, _) => None,
+        }
     }
 
     /// Reads a v1 header from the words that it has in memory; `None` if they start a v3 header.
@@ -279,13 +321,13 @@ impl Header {
     /// [`HeaderError::LengthOverflows`], like [`Self::parse`].
     #[must_use]
     #[inline]
-    pub fn parse_v1_words([first, second, length]: [[u8; 8]; 3]) -> Option<Result<Self, HeaderError>> {
-        let recipient = Guid::from_bytes(zerocopy::transmute!([first, second]));
-        if recipient == V3_MARKER {
+    pub fn parse_v1_words([first, second, length]: [u64; 3]) -> Option<Result<Self, HeaderError>> {
+        let [marker, rest] = MARKER;
+        if (first ^ marker) | (second ^ rest) == 0 {
             return None;
         }
-        let claimed = u64::from_le_bytes(length);
-        let header = Self::new(HeaderFormat::V1, recipient, claimed);
+        let claimed = u64::from_le(length);
+        let header = Self::of_words(HeaderFormat::V1, [first, second], claimed);
         Some(header.ok_or(HeaderError::LengthOverflows { claimed }))
     }
 
@@ -294,14 +336,14 @@ impl Header {
     pub fn encode(&self) -> EncodedHeader {
         match self.format {
             HeaderFormat::V1 => EncodedHeader::new(&RawV1 {
-                header_guid: self.recipient.to_bytes(),
+                header_guid: zerocopy::transmute!(self.recipient),
                 message_length: self.message_len.into(),
             }),
             HeaderFormat::V3 => EncodedHeader::new(&RawV3 {
                 marker: V3_MARKER.to_bytes(),
                 buffer_size: self.total_len().into(),
                 reserved: 0.into(),
-                message_guid: self.recipient.to_bytes(),
+                message_guid: zerocopy::transmute!(self.recipient),
                 message_size: self.message_size.into(),
             }),
         }
@@ -311,11 +353,13 @@ impl Header {
     #[must_use]
     #[inline]
     pub fn is_of_same_kind(&self, other: &Self) -> bool {
-        self.format == other.format && self.recipient == other.recipient
+        let ([a, b], [c, d]) = (self.recipient, other.recipient);
+        self.format == other.format && (a ^ c) | (b ^ d) == 0
     }
 
     /// The header's layout.
     #[must_use]
+    #[inline]
     pub const fn format(&self) -> HeaderFormat {
         self.format
     }
@@ -323,11 +367,19 @@ impl Header {
     /// The GUID of the handler that the message is for.
     #[must_use]
     pub const fn recipient(&self) -> Guid {
+        Guid::from_bytes(zerocopy::transmute!(self.recipient))
+    }
+
+    /// The same as the words that it has in memory.
+    #[must_use]
+    #[inline]
+    pub const fn recipient_words(&self) -> [u64; 2] {
         self.recipient
     }
 
     /// The number of message bytes that the header claims, without the header.
     #[must_use]
+    #[inline]
     pub const fn message_len(&self) -> u64 {
         self.message_len
     }
@@ -335,12 +387,14 @@ impl Header {
     /// `MessageSize` of a v3 header: how much of the transaction its message takes. In a v1 header
     /// it is the message's length.
     #[must_use]
+    #[inline]
     pub const fn message_size(&self) -> u64 {
         self.message_size
     }
 
     /// The number of bytes that the header claims for itself and the message.
     #[must_use]
+    #[inline]
     pub const fn total_len(&self) -> u64 {
         // Never saturates: `new` and `parse` proved that the sum is representable.
         self.message_len.saturating_add(self.format.header_len() as u64)

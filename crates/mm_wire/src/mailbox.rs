@@ -53,6 +53,7 @@ pub struct MailboxImage {
 impl MailboxImage {
     /// The mailbox of a client that is about to raise an MMI: valid, no result yet.
     #[must_use]
+    #[inline]
     pub fn armed() -> Self {
         Self {
             is_comm_buffer_valid: VALID,
@@ -63,6 +64,7 @@ impl MailboxImage {
     /// Like [`Self::armed`], for a request in the MM supervisor's comm buffer, with a mailbox that
     /// it shares with its users.
     #[must_use]
+    #[inline]
     pub fn armed_for_supervisor() -> Self {
         Self {
             talk_to_supervisor: 1,
@@ -82,6 +84,7 @@ impl MailboxImage {
 
     /// Whether the comm buffer holds a request that MM has not processed yet.
     #[must_use]
+    #[inline]
     pub const fn is_pending(&self) -> bool {
         self.is_comm_buffer_valid != 0
     }
@@ -94,6 +97,7 @@ impl MailboxImage {
 
     /// MM's status for the request.
     #[must_use]
+    #[inline]
     pub fn return_status(&self) -> EfiStatus {
         EfiStatus(self.return_status.get())
     }
@@ -101,6 +105,7 @@ impl MailboxImage {
     /// The bytes of the response, communicate header included. A claim of the MM side: check it
     /// against the buffer.
     #[must_use]
+    #[inline]
     pub fn return_buffer_size(&self) -> u64 {
         self.return_buffer_size.get()
     }

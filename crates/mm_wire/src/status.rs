@@ -90,6 +90,7 @@ impl EfiStatus {
     /// | bit 31 is set, and none above: an error of a 32-bit MM core | the same error in 64 bits |
     /// | any other: a warning (`EFI_WARN_*`), or an unknown code | [`Self::NOT_FOUND`] |
     #[must_use]
+    #[inline]
     pub const fn as_error(self) -> Option<Self> {
         /// The bits that tell error from warning, and who defined the code: PI, a vendor, or UEFI.
         const CLASS_BITS_32: u64 = 0b111 << 29;

@@ -1,9 +1,13 @@
 //! The benchmark beside the published crate.
 
+mod guest;
+
+use crate::machine::COUNTING;
 use crate::process;
 use crate::report::Counts;
 use anyhow::Result;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
@@ -21,10 +25,16 @@ const PLOTS: &str = "docs/performance";
   cargo xtask bench             two minutes
   cargo xtask bench --quick     less exact, in seconds
   cargo xtask bench --check     fails if a ratio is worse by more than 20 % than the committed one
-  cargo xtask bench --commit    writes the committed figures and their plots anew")]
+  cargo xtask bench --commit    writes the committed figures and their plots anew
+  cargo xtask bench --machine ovmf-smm
+                                counts instructions in a guest, beside the firmware's driver in C; --check and --commit
+                                work as above")]
 pub(crate) struct Bench {
+    /// Counts instructions on this machine, and paints the stack, instead of measuring times here.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(COUNTING))]
+    machine: Option<String>,
     /// Fewer rounds.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "machine")]
     quick: bool,
     /// Compare with the committed figures.
     #[arg(long)]
@@ -35,6 +45,9 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn run(shell: &Shell, options: &Bench) -> Result<ExitCode> {
+    if let Some(machine) = &options.machine {
+        return guest::run(shell, machine, options.check, options.commit);
+    }
     let mut arguments = Vec::new();
     if options.quick {
         arguments.push("--quick");
@@ -82,6 +95,11 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     ] {
         process::run_quietly(label, command.into())?;
         println!("  {label}: ok");
+        counts.add(Counts::ONE);
+    }
+    for machine in COUNTING {
+        guest::check(shell, machine)?;
+        println!("  bench: no more instructions on {machine} than in the committed figures: ok");
         counts.add(Counts::ONE);
     }
     Ok(counts)

@@ -488,6 +488,27 @@ pub(crate) fn with_application(
     Ok(command)
 }
 
+/// The machines that count instructions.
+pub(crate) const COUNTING: [&str; 2] = ["ovmf-smm", PATINA_Q35.name];
+
+/// A machine of [`COUNTING`], whose firmware starts an application, and where an instruction is a tick of the counter.
+pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path) -> Result<Command> {
+    let boot = Boot {
+        image: application,
+        dir,
+        mode: Mode::Test,
+        variant: "",
+        own: None,
+    };
+    let qemu = if name == PATINA_Q35.name {
+        let image = image::build(shell, &PATINA_Q35, false, None)?;
+        q35(shell, &image, application, &boot)?.args(["-device", "VGA"])
+    } else {
+        q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?.args(ONLY_SMM_WRITES_FLASH)
+    };
+    Ok(qemu.args(["-icount", "shift=0,sleep=off"]).into())
+}
+
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.
 fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -> Result<Cmd<'s>> {
     let Boot {

@@ -1,12 +1,14 @@
 //! The comm buffer, as platforms configure it and executors get it.
 
+mod counted;
 mod draft;
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use core::pin::Pin;
+use counted::Counted;
 use draft::{Draft, MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, Response, ResponseError, SharedRegion, Staged};
 use mm_wire::hob::CommBufferPlace;
@@ -87,15 +89,12 @@ impl From<WriteError> for CommunicateBufferStatus {
 /// return [`NoBuffer`](CommunicateBufferStatus::NoBuffer).
 #[derive(Clone)]
 pub struct CommunicateBuffer {
-    /// Counted atomically: a notification in the middle of a call makes and drops handles, and may
-    /// keep one.
-    shared: Arc<Shared>,
+    /// A notification in the middle of a call makes and drops handles, and may keep one.
+    shared: Counted<Shared>,
     header: HeaderFormat,
     is_shared_with_firmware: bool,
-    /// The number of the transaction in which this handle may write.
-    lent_for: Option<u32>,
-    /// How this handle's executor tried to enter MM, for the log.
-    pub(crate) attempt: Attempt,
+    /// The number of the transaction during which this handle may write; 0 for none, since they are numbered from 1.
+    lent_for: u32,
 }
 
 /// How an executor tried to enter MM.
@@ -113,6 +112,8 @@ struct Shared {
     channel: Channel,
     draft: Draft,
     id: u8,
+    /// What the executor of the last transaction did, for the log.
+    attempt: Cell<Attempt>,
 }
 
 // A call that panics ends its transaction during the unwinding (`mm_comm::transaction`), and leaves
@@ -132,21 +133,17 @@ where
 }
 
 impl CommunicateBuffer {
-    #[expect(
-        clippy::arc_with_non_send_sync,
-        reason = "shared with notifications, which interrupt this processor, and not with other processors"
-    )]
     fn over(channel: Channel, id: u8) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Counted::new(Shared {
                 channel,
                 draft: Draft::default(),
+                attempt: Cell::new(Attempt::Unknown),
                 id,
             }),
             header: HeaderFormat::V1,
             is_shared_with_firmware: false,
-            lent_for: None,
-            attempt: Attempt::Unknown,
+            lent_for: 0,
         }
     }
 
@@ -159,6 +156,7 @@ impl CommunicateBuffer {
 
     /// The header of messages through this handle, unless a call asks for another one.
     #[must_use]
+    #[inline]
     pub fn header(&self) -> HeaderFormat {
         self.header
     }
@@ -194,23 +192,34 @@ impl CommunicateBuffer {
 
     /// The handle for the executor of a transaction with this header.
     pub(crate) fn lend(&self, transaction: u32, header: HeaderFormat) -> Self {
+        self.note(Attempt::Unknown);
         Self {
             header,
-            lent_for: Some(transaction),
+            lent_for: transaction,
             ..self.clone()
         }
     }
 
+    /// What the executor did in the transaction that is under way.
+    pub(crate) fn attempt(&self) -> Attempt {
+        self.shared.attempt.get()
+    }
+
+    /// Notes what the executor did, for the log.
+    pub(crate) fn note(&self, attempt: Attempt) {
+        self.shared.attempt.set(attempt);
+    }
+
     /// Whether both are handles of one buffer.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+        self.shared.is_same(&other.shared)
     }
 
     /// The channel, if this handle may write to it by hand now: while a call uses it, only the
     /// handle that was lent for the call may.
     fn writable(&self) -> Result<(&Channel, &Draft), CommunicateBufferStatus> {
         let channel = self.channel();
-        if !channel.is_in_use() || self.lent_for == Some(channel.transaction()) {
+        if !channel.is_in_use() || self.lent_for == channel.transaction() {
             return Ok((channel, &self.shared.draft));
         }
         log::error!(
@@ -227,8 +236,8 @@ impl CommunicateBuffer {
         self.shared.draft.is_response(self.channel()) || staged.is_processed()
     }
 
-    /// Finishes the transaction that this handle was lent for, with the response that its executor
-    /// wrote by hand, or with MM's.
+    /// Finishes the transaction that this handle was lent for, with the response that its executor wrote by hand, or with MM's.
+    #[inline(always)]
     pub(crate) fn finish<'c>(&self, staged: Staged<'c>) -> Result<Response<'c>, ResponseError> {
         if self.shared.draft.is_response(self.channel()) {
             return Ok(staged.finish_by_hand());
@@ -479,12 +488,14 @@ impl CommunicateBuffer {
 
     /// The identifier by which callers name the buffer.
     #[must_use]
+    #[inline]
     pub fn id(&self) -> u8 {
         self.shared.id
     }
 
     /// Whether messages may be sent through the buffer.
     #[must_use]
+    #[inline]
     pub fn is_enabled(&self) -> bool {
         !self.channel().is_retired()
     }
@@ -646,7 +657,8 @@ impl CommunicateBuffer {
         draft::verify(self.channel()).map_err(refused(self.id()))
     }
 
-    /// The memory with its mailbox, and the state of the transaction that is under way.
+    /// The memory, its mailbox, and what is known about a transaction under way.
+    #[inline]
     pub(crate) fn channel(&self) -> &Channel {
         &self.shared.channel
     }

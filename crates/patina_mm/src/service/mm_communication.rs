@@ -187,7 +187,7 @@ pub trait MmCommunication {
             return Err(Status::Unsupported);
         }
         let response = self.communicate(id, message, recipient)?;
-        take(&mut ResponseReader::copied(&response, CallTag::of_buffer(id)));
+        take(&mut ResponseReader::copied(&response, &CallTag::of_buffer(id)));
         Ok(())
     }
 

@@ -19,7 +19,7 @@ const LOGGED_BYTES: usize = 64;
 pub struct ResponseReader<'a> {
     source: Source<'a>,
     /// The call, for the log.
-    tag: CallTag,
+    tag: &'a CallTag,
 }
 
 #[derive(Debug)]
@@ -31,14 +31,14 @@ enum Source<'a> {
 }
 
 impl<'a> ResponseReader<'a> {
-    pub(crate) const fn in_place(response: mm_comm::Response<'a>, tag: CallTag) -> Self {
+    pub(crate) const fn in_place(response: mm_comm::Response<'a>, tag: &'a CallTag) -> Self {
         Self {
             source: Source::InPlace(response),
             tag,
         }
     }
 
-    pub(crate) const fn copied(response: &'a [u8], tag: CallTag) -> Self {
+    pub(crate) const fn copied(response: &'a [u8], tag: &'a CallTag) -> Self {
         Self {
             source: Source::Copied(response, response),
             tag,
@@ -46,7 +46,7 @@ impl<'a> ResponseReader<'a> {
     }
 
     /// What the header that MM left says about the response.
-    pub(crate) const fn in_header(&self) -> Option<ResponseLength> {
+    pub(crate) fn in_header(&self) -> Option<ResponseLength> {
         match &self.source {
             Source::InPlace(response) => response.in_header(),
             Source::Copied(..) => None,
@@ -142,8 +142,18 @@ impl<'a> ResponseReader<'a> {
     }
 }
 
-/// Logs the start of a request, at trace only.
-pub(crate) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat, message: &[u8]) {
+/// Shows the start of a request, at trace only.
+#[inline]
+pub(crate) fn trace_request(tag: &CallTag, recipient: [u8; 16], format: HeaderFormat, message: &[u8]) {
+    if log::log_enabled!(target: "mm_comm", log::Level::Trace) {
+        log_request(tag, recipient, format, message);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn log_request(tag: &CallTag, recipient: [u8; 16], format: HeaderFormat, message: &[u8]) {
+    let recipient = Guid::from_bytes(recipient);
     let (shown, len) = (start_of(message), message.len());
     log::trace!(
         target: "mm_comm",
@@ -152,8 +162,17 @@ pub(crate) fn trace_request(tag: CallTag, recipient: Guid, format: HeaderFormat,
     );
 }
 
-/// Logs the start of a response of `len` bytes, at trace only.
-fn trace_response(tag: CallTag, read: &[u8], len: usize) {
+/// Shows the start of a response of `len` bytes, at trace only.
+#[inline]
+fn trace_response(tag: &CallTag, read: &[u8], len: usize) {
+    if log::log_enabled!(target: "mm_comm", log::Level::Trace) {
+        log_response(tag, read, len);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn log_response(tag: &CallTag, read: &[u8], len: usize) {
     let shown = start_of(read);
     log::trace!(target: "mm_comm", "{tag}: response, {} of {len} bytes: {shown:02x?}", shown.len());
 }
@@ -169,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_copied_response_is_read_like_one_in_place() {
-        let mut response = ResponseReader::copied(&[1, 0, 0, 0, 2, 3], CallTag::of_buffer(0));
+        let tag = CallTag::of_buffer(0);
+        let mut response = ResponseReader::copied(&[1, 0, 0, 0, 2, 3], &tag);
         assert_eq!(response.read_value::<u32>(), Ok(1));
         assert_eq!(
             response.read_value::<u32>(),

@@ -60,7 +60,8 @@ macro_rules! client {
                 for &size in sizes {
                     let address = mailbox.map(|mailbox| mailbox as u64);
                     // SAFETY: the pages were allocated for this, and one buffer after the other uses them.
-                    let buffer = unsafe { CommunicateBuffer::from_firmware_region(memory as u64, len, 0, address) };
+                    let buffer =
+                        unsafe { CommunicateBuffer::from_firmware_region(memory as u64, len, 0, address) };
                     let played = Played {
                         mailbox,
                         size: size as u64 + 24,
@@ -112,9 +113,15 @@ fn more(
     }
     let mut with = || {
         let mut len = 0;
-        let done = mm.communicate_with(0, message, RECIPIENT.as_guid(), CallOptions::new(), &mut |response| {
-            len = response.read(&mut out).len();
-        });
+        let done = mm.communicate_with(
+            0,
+            message,
+            RECIPIENT.as_guid(),
+            CallOptions::new(),
+            &mut |response| {
+                len = response.read(&mut out).len();
+            },
+        );
         black_box(done).is_ok() && len == size
     };
     report(&name("with"), size, count(&mut with));

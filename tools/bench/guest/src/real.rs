@@ -7,7 +7,7 @@
 //!
 //! Beside it, the same message through the firmware's `EFI_MM_COMMUNICATION2_PROTOCOL`, as a driver in C sends it.
 
-use crate::count::{COMMAND_PORT, TimedPorts, count, entered, report, returned};
+use crate::count::{COMMAND_PORT, TimedPorts, count, report};
 use crate::q35::Q35;
 use crate::smm_core::SmmCorePrivate;
 use alloc::vec;
@@ -92,14 +92,22 @@ fn count_ours(mm: &dyn MmCommunication, id: u8, recipient: &BinaryGuid) {
         let mut message = vec![0; size];
         message[0] = UNKNOWN_FUNCTION;
         let mut out = vec![0; size];
-        report("communicate", size, count(|| {
-            let response = mm.communicate(id, &message, recipient.as_guid());
-            response.is_ok_and(|response| response.len() == size)
-        }));
-        report("into", size, count(|| {
-            let len = mm.communicate_into(id, &message, recipient.as_guid(), &mut out);
-            len.is_ok_and(|len| len == size)
-        }));
+        report(
+            "communicate",
+            size,
+            count(|| {
+                let response = mm.communicate(id, &message, recipient.as_guid());
+                response.is_ok_and(|response| response.len() == size)
+            }),
+        );
+        report(
+            "into",
+            size,
+            count(|| {
+                let len = mm.communicate_into(id, &message, recipient.as_guid(), &mut out);
+                len.is_ok_and(|len| len == size)
+            }),
+        );
     }
 }
 
@@ -144,7 +152,9 @@ impl MmExecutor for SmmCore {
         let len = comm_buffer.get_message_length()? + 24;
         let raise = || self.trigger.raise(&self.ports, 0, 0);
         let pause = || self.ports.pause();
-        let total = self.block.request(self.boot, comm_buffer.as_ptr(), len, raise, pause);
+        let total = self
+            .block
+            .request(self.boot, comm_buffer.as_ptr(), len, raise, pause);
         let total = total.map_err(|_no_response| Status::NotProcessed)?;
         let len = usize::try_from(total).unwrap_or_default().saturating_sub(24);
         Ok(comm_buffer.accept_in_place(len)?)
@@ -193,7 +203,9 @@ impl Counts {
 /// What a platform adds, with ports that note the time.
 fn through_components(firmware: Firmware, hobs: &[Vec<u8>]) -> bool {
     let mut dispatcher = Dispatcher::new();
-    dispatcher.storage().add_service(BootProtocols::new(firmware.boot()));
+    dispatcher
+        .storage()
+        .add_service(BootProtocols::new(firmware.boot()));
     // Nothing else sends while this runs.
     let configuration = MmHobConfiguration::new().with_exclusive_buffers();
     dispatcher.add(configuration.with_acpi_base(AcpiBaseSource::Ich9));
@@ -205,11 +217,14 @@ fn through_components(firmware: Firmware, hobs: &[Vec<u8>]) -> bool {
             parse(data, dispatcher.storage());
         }
     }
-    let place = hobs.iter().find_map(|data| CommBufferPlace::of_buffer_hob(data).ok());
+    let place = hobs
+        .iter()
+        .find_map(|data| CommBufferPlace::of_buffer_hob(data).ok());
     let Some(place) = place else {
         return false;
     };
-    let memory = core::ptr::with_exposed_provenance_mut(usize::try_from(place.region().start()).unwrap_or_default());
+    let memory =
+        core::ptr::with_exposed_provenance_mut(usize::try_from(place.region().start()).unwrap_or_default());
     dispatcher.add(Counts);
     let outcome = dispatcher.dispatch();
     count_protocol(&BootProtocols::new(firmware.boot()), memory, &ECHO);

@@ -99,6 +99,14 @@ impl AfterCalls {
         if wakes == Wakes::IfRejected && !was_rejected {
             return;
         }
+        // No instruction that locks the bus for nothing.
+        if self
+            .callbacks
+            .try_borrow()
+            .is_ok_and(|callbacks| callbacks.is_empty())
+        {
+            return;
+        }
         self.run.start(was_rejected, || {
             let callback = |index: usize| self.callbacks.try_borrow().ok()?.get(index).cloned();
             (0..).map_while(callback).for_each(|callback| callback());

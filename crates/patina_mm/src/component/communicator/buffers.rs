@@ -94,16 +94,23 @@ impl Buffers {
     }
 }
 
-/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM
-/// runs.
-pub(super) fn find(buffers: &[CommunicateBuffer], id: u8) -> Result<CommunicateBuffer, Failure> {
-    let mut of_id = buffers.iter().filter(|buffer| buffer.id() == id);
-    let first = of_id.clone().next();
+/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM runs.
+pub(super) fn enabled(buffers: &[CommunicateBuffer], id: u8) -> Option<CommunicateBuffer> {
     // A disabled buffer does not hide the one that replaces it.
-    match (of_id.find(|buffer| buffer.is_enabled()), first) {
-        (Some(buffer), _) => Ok(buffer.clone()),
-        (None, Some(_disabled)) => Err(Status::CommBufferDisabled.into()),
-        (None, None) if buffers.is_empty() => Err(Status::NoCommBuffer.into()),
-        (None, None) => Err(Failure::unknown_buffer()),
-    }
+    let mut all = buffers.iter();
+    all.find(|buffer| buffer.id() == id && buffer.is_enabled())
+        .cloned()
+}
+
+/// Like [`enabled`], or why there is none.
+pub(super) fn find(buffers: &[CommunicateBuffer], id: u8) -> Result<CommunicateBuffer, Failure> {
+    enabled(buffers, id).ok_or_else(|| {
+        if buffers.is_empty() {
+            Status::NoCommBuffer.into()
+        } else if buffers.iter().any(|buffer| buffer.id() == id) {
+            Status::CommBufferDisabled.into()
+        } else {
+            Failure::unknown_buffer()
+        }
+    })
 }

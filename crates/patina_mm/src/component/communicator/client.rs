@@ -85,22 +85,20 @@ impl Client {
         tpl: Option<Service<dyn TplServices>>,
         message: &[u8],
         recipient: Guid<'_>,
-        exchange: impl FnOnce(CallTag, mm_wire::Guid) -> Result<usize, Failure>,
+        exchange: impl FnOnce(&CallTag, [u8; 16]) -> Result<usize, Failure>,
     ) -> Result<(), Status> {
-        let recipient = mm_wire::Guid::from_bytes(recipient.as_bytes());
+        let recipient = recipient.as_bytes();
         let sent = message.len();
         let tag = self.new_call(id);
-        let work = || exchange(tag, recipient);
+        let work = || exchange(&tag, recipient);
         let log = |result: Result<usize, Failure>| match result {
             Ok(returned) => {
-                log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {returned} bytes back");
+                if log::log_enabled!(target: "mm_comm", log::Level::Debug) {
+                    log_end(&tag, sent, recipient, returned);
+                }
                 Ok(())
             }
-            Err(failure) => {
-                let why = self.explain(&failure);
-                log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
-                Err(failure.status)
-            }
+            Err(failure) => Err(self.log_failure(&tag, sent, recipient, &failure)),
         };
         self.call(tpl, Wakes::Always, work, log)
     }
@@ -155,8 +153,13 @@ impl Client {
 
     /// The service that raises the TPL, if calls through this buffer run at `TPL_NOTIFY`.
     pub(super) fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
-        let mut ids = core::iter::once(id).chain(self.buffers.beside(id));
-        ids.find_map(|id| self.at_notify.services(id))
+        let services = self.at_notify.services()?;
+        let is_beside = || {
+            self.buffers
+                .beside(id)
+                .is_some_and(|other| self.at_notify.has(other))
+        };
+        (self.at_notify.has(id) || is_beside()).then_some(services)
     }
 
     /// Raises the TPL if calls through the buffer that may move run at `TPL_NOTIFY`.
@@ -216,6 +219,15 @@ impl Client {
         self.tpl_for(id).is_some()
     }
 
+    /// Logs why a call failed, in one line. Returns its status.
+    #[cold]
+    #[inline(never)]
+    fn log_failure(&self, tag: &CallTag, sent: usize, recipient: [u8; 16], failure: &Failure) -> Status {
+        let (recipient, why) = (mm_wire::Guid::from_bytes(recipient), self.explain(failure));
+        log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
+        failure.status
+    }
+
     /// A failure for the log.
     fn explain(&self, failure: &Failure) -> impl fmt::Display {
         fmt::from_fn(|f| failure.explain(self.executor.as_deref(), || self.look(Ids::of).ok(), f))
@@ -228,34 +240,49 @@ impl Client {
             .ok_or_else(|| not_dispatched(Status::SwMmiServiceNotAvailable))
     }
 
-    /// Makes one exchange. Returns the bytes of the response.
-    fn exchange(
-        &self,
-        tag: CallTag,
-        message: &[u8],
-        recipient: mm_wire::Guid,
-        options: CallOptions,
-        take: &mut dyn FnMut(&mut ResponseReader<'_>),
-    ) -> Result<usize, Failure> {
-        // Looked up first, and again if it moves: no buffer at all is the first of the errors,
-        // another one the last.
-        let mut found = self.buffer(tag.buffer);
-        if let Err(failure) = &found
-            && failure.status == Status::NoCommBuffer
-        {
-            return Err(match self.executor {
-                Some(_) => Status::NoCommBuffer.into(),
-                None => not_dispatched(Status::NoCommBuffer),
-            });
-        }
+    /// Refuses messages that MM does not take. Returns the way into MM.
+    fn check(&self, message: &[u8], options: CallOptions) -> Result<&dyn MmExecutor, Failure> {
         let has_no_bytes = options.message_size.map_or(message.is_empty(), |size| size == 0);
         let by_secure_calls = matches!(self.port, Some(MmiPort::Smc(_)));
         if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && by_secure_calls) {
             return Err(Status::InvalidDataBuffer.into());
         }
-        let executor = self.executor()?;
+        self.executor()
+    }
+
+    /// Fails if there is no enabled buffer: no buffer at all is the first of the errors, another one the last.
+    #[cold]
+    #[inline(never)]
+    fn require_buffer(&self, id: u8, message: &[u8], options: CallOptions) -> Result<(), Failure> {
+        let found = self.buffer(id).map(drop);
+        match (&found, &self.executor) {
+            (Err(failure), Some(_)) if failure.status == Status::NoCommBuffer => return found,
+            (Err(failure), None) if failure.status == Status::NoCommBuffer => {
+                return Err(not_dispatched(Status::NoCommBuffer));
+            }
+            _ => {}
+        }
+        self.check(message, options)?;
+        found
+    }
+
+    /// Makes one exchange. Returns the bytes of the response.
+    fn exchange(
+        &self,
+        tag: &CallTag,
+        message: &[u8],
+        recipient: [u8; 16],
+        options: CallOptions,
+        take: &mut dyn FnMut(&mut ResponseReader<'_>),
+    ) -> Result<usize, Failure> {
+        // Looked up again if it moves.
         loop {
-            let buffer = found?;
+            let found = self.look(|list| buffers::enabled(list, tag.buffer));
+            let Ok(Some(buffer)) = found else {
+                self.require_buffer(tag.buffer, message, options)?;
+                continue;
+            };
+            let executor = self.check(message, options)?;
             // One mailbox for two buffers announces one request at a time.
             let beside = self
                 .buffers
@@ -269,14 +296,10 @@ impl Client {
             let format = options.header.unwrap_or(buffer.header());
             let staged = match buffer
                 .channel()
-                .begin_sized(format, recipient, message, options.message_size)
+                .begin_to(format, recipient, message, options.message_size)
             {
-                // It moved after it was looked up, and nothing was written: the exchange starts
-                // again in the new place.
-                Err(BeginError::Retired) => {
-                    found = self.buffer(tag.buffer);
-                    continue;
-                }
+                // It moved after it was looked up, and nothing was written: the exchange starts again in the new place.
+                Err(BeginError::Retired) => continue,
                 staged => staged?,
             };
             trace_request(tag, recipient, format, message);
@@ -299,11 +322,21 @@ impl Client {
     }
 }
 
-/// An executor may respond by putting another comm buffer, with a message in it, in the place of
-/// the one that it was lent. Returns the bytes of the response.
+/// Logs how a call ended, in one line.
+#[cold]
+#[inline(never)]
+fn log_end(tag: &CallTag, sent: usize, recipient: [u8; 16], returned: usize) {
+    let recipient = mm_wire::Guid::from_bytes(recipient);
+    log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {returned} bytes back");
+}
+
+/// An executor may respond by putting another comm buffer, with a message in it, in the place of the one that it was lent.
+/// Returns the bytes of the response.
+#[cold]
+#[inline(never)]
 fn take_from_another(
     buffer: &CommunicateBuffer,
-    tag: CallTag,
+    tag: &CallTag,
     take: &mut dyn FnMut(&mut ResponseReader<'_>),
 ) -> Result<usize, Failure> {
     let message = buffer.get_message().map_err(|_damaged| {

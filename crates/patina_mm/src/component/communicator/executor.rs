@@ -93,7 +93,7 @@ impl MmExecutor for RealMmExecutor {
         };
         let progress = enter().inspect_err(|error| {
             if let MmiError::Failed(error) = error {
-                comm_buffer.attempt = Attempt::Failed(*error);
+                comm_buffer.note(Attempt::Failed(*error));
             }
         })?;
         if progress == MmProgress::Returned {
@@ -112,7 +112,7 @@ impl MmExecutor for RealMmExecutor {
             MmProgress::RaisedRepeatable => transaction::wait_and_raise_again(channel, polls, again, pause),
             _ => transaction::wait(channel, polls, pause),
         };
-        comm_buffer.attempt = Attempt::Waited { mmis, polls: pauses };
+        comm_buffer.note(Attempt::Waited { mmis, polls: pauses });
         log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
         Ok(())
     }
@@ -127,7 +127,7 @@ impl MmExecutor for RealMmExecutor {
         if log::STATIC_MAX_LEVEL < log::Level::Error {
             return Ok(());
         }
-        match (status, comm_buffer.attempt) {
+        match (status, comm_buffer.attempt()) {
             (Status::NotProcessed, Attempt::Waited { mmis, polls }) => {
                 let (len, at) = (comm_buffer.len(), comm_buffer.as_ptr());
                 write!(f, "{status}. The comm buffer has {len} bytes at {at:p}")?;

@@ -54,9 +54,9 @@ impl Client {
     /// `to`. Returns the bytes of the response.
     fn exchange_and_move(
         &self,
-        tag: CallTag,
+        tag: &CallTag,
         message: &[u8],
-        recipient: mm_wire::Guid,
+        recipient: [u8; 16],
         to: &[CommunicateBuffer],
         take: Take<'_>,
     ) -> Result<usize, Failure> {
@@ -80,7 +80,8 @@ impl Client {
             .collect::<Result<_, _>>()?;
         let mailboxes = to.iter().filter_map(|new| new.channel().mailbox());
         mailboxes.for_each(|mailbox| mailbox.write(&MailboxImage::default()));
-        let begin = |buffer| CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, recipient, message);
+        let guid = mm_wire::Guid::from_bytes(recipient);
+        let begin = |buffer| CommunicateBuffer::channel(buffer).begin(HeaderFormat::V1, guid, message);
         let here = begin(&old)?;
         let there = begin(new)?;
         trace_request(tag, recipient, HeaderFormat::V1, message);

@@ -38,11 +38,18 @@ impl AtNotify {
         }
     }
 
-    /// The service that raises the TPL, if calls through the comm buffer run at `TPL_NOTIFY`.
-    pub(super) fn services(&self, id: u8) -> Option<Service<dyn TplServices>> {
+    /// The service that raises the TPL; `None` as long as there is no such comm buffer.
+    pub(super) fn services(&self) -> Option<Service<dyn TplServices>> {
+        self.services.get()
+    }
+
+    /// Whether calls through the comm buffer run at `TPL_NOTIFY`.
+    pub(super) fn has(&self, id: u8) -> bool {
         let (word, bit) = position(id);
-        let is_in = self.ids.get(word)?.load(Ordering::Acquire) & bit != 0;
-        self.services.get().filter(|_| is_in)
+        let mut words = self.ids.iter();
+        words
+            .nth(word)
+            .is_some_and(|word| word.load(Ordering::Acquire) & bit != 0)
     }
 }
 
@@ -105,9 +112,7 @@ mod tests {
         for id in [0, 63, 64, 255] {
             let at_notify = AtNotify::default();
             at_notify.add(id, services);
-            let found: alloc::vec::Vec<u8> = (0..=u8::MAX)
-                .filter(|id| at_notify.services(*id).is_some())
-                .collect();
+            let found: alloc::vec::Vec<u8> = (0..=u8::MAX).filter(|id| at_notify.has(*id)).collect();
             assert_eq!(found, [id]);
         }
     }
