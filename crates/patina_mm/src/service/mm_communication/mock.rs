@@ -184,7 +184,7 @@ impl MmCommunication for MockMmCommunication {
         }
         let response = self.calls.communicate_with(id, message, recipient, options);
         self.ended(response.map(|response| {
-            take(&mut ResponseReader::copied(&response, CallTag::of_buffer(id)));
+            take(&mut ResponseReader::copied(&response, &CallTag::of_buffer(id)));
         }))
     }
 
