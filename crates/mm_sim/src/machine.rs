@@ -207,7 +207,7 @@ impl Machine {
         self.0.config.mmram
     }
 
-    /// Closes MMRAM for processors outside MM, for good.
+    /// Closes MMRAM for processors outside MM, until the machine is switched off.
     pub fn close_mmram(&self) {
         self.0.memory.mmram_open.set(false);
     }

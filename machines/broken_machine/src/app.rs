@@ -53,7 +53,7 @@ fn run() -> Result<(), &'static str> {
     look(&doctor, "SMIs are off");
     ports.write_u32(SMI_EN, enabled);
 
-    // SAFETY: the HOB says that the mailbox is there; its first byte announces a request, and no call is under way.
+    // SAFETY: the HOB says that the mailbox is there; its first byte announces a request, and no call is in progress.
     unsafe { mailbox.write_volatile(1) };
     look(&doctor, "stale mailbox");
     // SAFETY: the same byte.

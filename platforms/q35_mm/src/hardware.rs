@@ -98,7 +98,7 @@ fn outside(address: u64, len: usize) -> Option<SharedRegion> {
         return None;
     }
     let base = pointer(range.start());
-    // SAFETY: `range` lies below REACH, where the page tables map all but page 0 for reading and
+    // SAFETY: `range` is below REACH, where the page tables map all but page 0 for reading and
     // writing. It is outside SMRAM, which holds all of this program, so that no Rust reference
     // points there.
     unsafe { SharedRegion::new(base, len) }.ok()

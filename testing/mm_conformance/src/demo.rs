@@ -95,9 +95,9 @@ fn talk(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
 
     out(format_args!(""));
     out(format_args!("{number}  What if no handler takes the request?"));
-    let nobody = client.communicate(0, b"anybody there?", NOBODY);
+    let missing = client.communicate(0, b"anybody there?", NOBODY);
     out(format_args!("   request       14 bytes to {NOBODY}"));
-    out(format_args!("   error         {}", told(&nobody)));
+    out(format_args!("   error         {}", told(&missing)));
     number += 1;
     if lab
         .abilities()

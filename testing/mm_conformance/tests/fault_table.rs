@@ -879,7 +879,7 @@ fn every_fault_at_every_step_has_a_defined_result() {
         wrong.len(),
         wrong.iter().take(60).cloned().collect::<Vec<_>>().join("\n")
     );
-    // A fault that is never seen is no test.
+    // Each kind of result has occurred.
     for name in [
         "response",
         "panic of the log sink",

@@ -182,7 +182,7 @@ pub(super) fn platform(
     report.test("update.no_message_is_lost_while_the_buffer_moves", || {
         let counts = traffic.counts();
         let (all, after, lost) = (
-            counts.answered.get(),
+            counts.served.get(),
             counts.after_the_move.get(),
             counts.lost.get(),
         );

@@ -37,7 +37,7 @@ pub(super) struct Traffic {
 #[derive(Default)]
 pub(super) struct Counts {
     /// MM responded with what was sent.
-    pub(super) answered: Cell<u32>,
+    pub(super) served: Cell<u32>,
     /// Those of them that came after the announcement.
     pub(super) after_the_move: Cell<u32>,
     /// No response, although no interrupted call had the buffer: lost.
@@ -51,10 +51,10 @@ fn increment(counter: &Cell<u32>) {
 
 impl Counts {
     fn send(&self, mm: &dyn MmCommunication) {
-        let message = self.answered.get().to_le_bytes();
+        let message = self.served.get().to_le_bytes();
         match mm.communicate(0, &message, Guid::from_bytes(&ECHO.to_bytes())) {
             Ok(response) if response == message => {
-                increment(&self.answered);
+                increment(&self.served);
                 if self.announced.get() {
                     increment(&self.after_the_move);
                 }
@@ -62,7 +62,7 @@ impl Counts {
             // The next tick sends it.
             Err(Status::Busy) => {}
             other => {
-                log::error!("message {} is lost: {other:?}", self.answered.get());
+                log::error!("message {} is lost: {other:?}", self.served.get());
                 increment(&self.lost);
             }
         }

@@ -746,7 +746,7 @@ fn c_responses_are_those_of_rust(lab: &Lab) -> Seen {
         let response = reply.bytes.get(24..24 + len).map(<[u8]>::to_vec);
         ensure!(
             client.communicate(0, &message, mm::STRETCH).ok() == response,
-            "the answers of {len} bytes differ"
+            "the responses of {len} bytes differ"
         );
     }
     Ok(())

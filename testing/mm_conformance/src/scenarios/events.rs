@@ -199,7 +199,7 @@ fn event_during_a_call_through_its_buffer_is_sent_after_it(lab: &Lab) -> Seen {
     let report = client.mm_report();
     ensure!(
         report.iter().any(|line| line.starts_with(READY_TO_LOCK)),
-        "MM was told last: {report:?}"
+        "MM got last: {report:?}"
     );
     told(&client, ReadyToLock, 0, READY_TO_LOCK)?;
     told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
@@ -245,7 +245,7 @@ fn supervisor_gets_exit_boot_services_once(lab: &Lab) -> Seen {
         let version = client.ask_supervisor(&SupervisorCall::Version);
         match release {
             // RELEASE builds continue.
-            Release::V20ToV23 => ensure!(version.is_ok(), "the supervisor answers {version:?}"),
+            Release::V20ToV23 => ensure!(version.is_ok(), "the version request gives {version:?}"),
             Release::Main => ensure_eq!(version, Err(Status::NotProcessed.into())),
         }
         // Nothing stays announced that each later MMI would have to refuse.

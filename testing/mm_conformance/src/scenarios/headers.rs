@@ -13,13 +13,13 @@ use patina::standard::efi;
 use patina_mm::component::communicator::Status;
 
 scenarios! {
-    v3_message_comes_back: CONTROLLED_MM | V3_HEADERS, "a message behind a v3 header is answered, for a call that asks for it";
+    v3_message_comes_back: CONTROLLED_MM | V3_HEADERS, "a message behind a v3 header gets its response, for a call that asks for it";
     v3_responses_have_any_length: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "a response may be shorter or longer than its request";
     v3_message_fills_the_buffer: CONTROLLED_MM | V3_HEADERS, "all of the buffer behind the 56 bytes can be used, and no more";
     v3_buffer_serves_plain_calls: CONTROLLED_MM | V3_HEADERS | CALLBACKS | LONGER_RESPONSES, "a comm buffer can have the v3 header as its own";
     v1_call_through_v3_buffer: CONTROLLED_MM | V3_HEADERS, "and a call can ask for the v1 header there";
     headers_alternate: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "calls of both formats follow each other through one buffer";
-    v3_no_handler_is_an_error: MM | V3_HEADERS | NO_HANDLER_STATUS, "a v3 message that nobody takes is an error with MM's status";
+    v3_no_handler_is_an_error: MM | V3_HEADERS | NO_HANDLER_STATUS, "a v3 message without a handler is an error with MM's status";
     v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "what MM says is checked as with v1, with the longer header";
     v3_without_mailbox: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "without a mailbox the header says how long the response is";
     v3_shorter_response_has_its_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "so does a padded one, by MessageSize: BufferSize stays as it was";

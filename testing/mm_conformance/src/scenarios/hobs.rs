@@ -155,7 +155,10 @@ fn project_mus_hobs_configure_both_channels(lab: &Lab) -> Seen {
         };
         let client = up(lab, &setup).map_err(|seen| alloc::format!("{release:?}: {seen}"))?;
         let version = client.ask_supervisor(&SupervisorCall::Version);
-        ensure!(version.is_ok(), "{release:?}: the supervisor answers {version:?}");
+        ensure!(
+            version.is_ok(),
+            "{release:?}: the version request gives {version:?}"
+        );
         let message = pattern(client.capacity(1));
         ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
         ensure_eq!(
@@ -237,7 +240,7 @@ fn firmware_driver_waits_for_the_call_in_progress(lab: &Lab) -> Seen {
         });
         ensure_eq!(outer, Ok(b"outer".to_vec()));
         ensure_eq!(drivers.take(), Some(Ok(b"driver's".to_vec())));
-        // What the driver left in the buffer disturbs nobody.
+        // What the driver left in the buffer does not matter.
         ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())

@@ -11,19 +11,19 @@ use mm_wire::{EfiStatus, MailboxImage};
 use patina_mm::component::communicator::Status;
 
 scenarios! {
-    no_handler_is_an_error: MM | NO_HANDLER_STATUS, "a message that nobody takes is an error with MM's status, not an echo";
+    no_handler_is_an_error: MM | NO_HANDLER_STATUS, "a message without a handler is an error with MM's status, not an echo";
     failed_handler_is_an_error: CONTROLLED_MM | NO_HANDLER_STATUS, "a handler that fails is an error with MM's status";
-    ports_without_mailbox_echo_request: CONTROLLED_MM | PORTS | LATENCY, "what cannot be told: without a mailbox a message that nobody takes, or MM never sees, comes back as if it was answered";
+    ports_without_mailbox_echo_request: CONTROLLED_MM | PORTS | LATENCY, "a limit: without a mailbox a message without a handler, or that MM never sees, comes back as if it was answered";
     mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
     mm_status_without_error_bit_is_an_error: CONTROLLED_MM | MAILBOX, "a status that is neither success nor an EFI_ERROR, a warning or an error of a 32-bit MM core, comes without a response";
     ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
     late_mm_is_an_error_and_harms_no_other_call: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
-    late_response_does_not_answer_other_recipient: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for that to a request for somebody else";
+    late_response_does_not_answer_other_recipient: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for the response to another recipient";
     late_message_is_the_response_that_mm_gave: CONTROLLED_MM | MAILBOX, "MM that ends a request with the message of another is believed, for that one call and no byte more";
     size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "a response that does not cover its header is refused with the number";
     size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "a response larger than the buffer is refused with the numbers";
     size_of_all_ones_is_refused: CONTROLLED_MM | MAILBOX, "so is one that would wrap";
-    changed_recipient_is_refused: CONTROLLED_MM, "a header for somebody else is no response";
+    changed_recipient_is_refused: CONTROLLED_MM, "a header for another recipient is not a response";
     changed_length_beyond_the_buffer_is_refused: CONTROLLED_MM, "a header length that does not fit is refused";
     wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is no response";
     foreign_header_format_is_refused: CONTROLLED_MM, "a response in another header format is no response";
@@ -263,7 +263,7 @@ fn failure_leaves_nothing_behind(lab: &Lab) -> Seen {
         client
             .communicate(0, &pattern(3000), super::refusals::NOBODY)
             .is_err(),
-        "somebody answered"
+        "there is a response"
     );
     ensure_clean(&client, 0)
 }
@@ -281,7 +281,7 @@ fn lies_leave_nothing_behind(lab: &Lab) -> Seen {
         Lie::WipeHeader,
         Lie::OtherFormat,
     ] {
-        // The liar also scribbles over the rest of the buffer, where no honest response would be.
+        // MM also writes over the rest of the buffer, behind any honest response.
         ensure!(lie(&client, told).is_err(), "{told:?} was believed");
         ensure_clean(&client, 0)?;
         ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));

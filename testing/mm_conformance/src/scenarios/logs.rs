@@ -9,14 +9,14 @@ use alloc::vec::Vec;
 use mm_wire::{Header, HeaderFormat};
 
 scenarios! {
-    log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and answers stay out of the log, as text and as numbers";
+    log_below_trace_has_no_message_bytes: CONTROLLED_MM | LOGS, "requests and responses stay out of the log, as text and as numbers";
     log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
-    log_lines_carry_their_calls_number: CONTROLLED_MM | CALLBACKS | LOGS, "at trace the lines of a call and of one inside it are told apart by their numbers";
+    log_lines_carry_their_calls_number: CONTROLLED_MM | CALLBACKS | LOGS, "at trace the lines of a call and of one inside it have different numbers";
     log_names_each_transaction: CONTROLLED_MM | LOGS | LONGER_RESPONSES, "a call is one debug line with both lengths";
-    missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "where nobody could tell a response from none, the platform is warned when the client comes up, and not at each call";
-    failed_calls_are_one_line_each: CONTROLLED_MM | MAILBOX | LOGS, "a call that fails is one line, an error with the length, the recipient and the reason, whoever noticed";
+    missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "if a response cannot be told from none, the platform gets a warning when the client comes up, and not at each call";
+    failed_calls_are_one_line_each: CONTROLLED_MM | MAILBOX | LOGS, "a call that fails is one line, an error with the length, the recipient and the reason, from every cause";
     failed_c_call_is_one_error_line: CONTROLLED_MM | MAILBOX | PRODUCED_PROTOCOLS | LOGS, "so is that of a driver in C";
-    failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is told once, with the reason";
+    failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is one error line, with the reason";
     printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "a communicator's debug output in the middle of a call has no message bytes";
 }
 

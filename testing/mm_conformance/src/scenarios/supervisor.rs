@@ -124,7 +124,7 @@ fn supervisor_client_unblocks_memory(lab: &Lab) -> Seen {
             client.ask_supervisor(&SupervisorCall::Unblock(memory))
         };
         let refused = |status| Err(refused_request(REQUEST_UNBLOCK_MEMORY, status));
-        // The same memory once more is no error.
+        // The same memory again is not an error.
         for _ in 0..2 {
             ensure_eq!(unblock(0x1000_0000, 4, GUID), Ok(Vec::new()));
         }
@@ -276,7 +276,7 @@ const fn refused_at(piece: Piece) -> SupervisorCall {
 /// Fails unless both channels respond.
 fn ensure_both_answer(client: &Client) -> Seen {
     let version = client.ask_supervisor(&SupervisorCall::Version);
-    ensure!(version.is_ok(), "the supervisor answers {version:?}");
+    ensure!(version.is_ok(), "the version request gives {version:?}");
     let message = super::pattern(client.capacity(1));
     ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
     ensure_clean(client, 0)?;
