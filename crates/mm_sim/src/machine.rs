@@ -122,8 +122,7 @@ impl Machine {
     }
 
     /// Makes a machine with a comm buffer for each number of pages, each with a mailbox on a page
-    /// of its own, and with
-    /// [`StandardMm`] in its closed MMRAM.
+    /// of its own, and with [`StandardMm`] in its closed MMRAM.
     ///
     /// # Errors
     ///

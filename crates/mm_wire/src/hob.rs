@@ -210,8 +210,7 @@ impl CommRegion {
     /// # Errors
     ///
     /// Those of [`CommBufferPlace::new`], [`PlaceError::Length`] unless there are 24 or 32 bytes,
-    /// and
-    /// [`PlaceError::UnknownOwner`].
+    /// and [`PlaceError::UnknownOwner`].
     pub fn of_hob(data: &[u8]) -> Result<Self, PlaceError> {
         let ([owner, address, pages], mailbox) = match fields(data) {
             Ok(three) => (three, None),

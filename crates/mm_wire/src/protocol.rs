@@ -1,8 +1,7 @@
 //! GUIDs of the protocols that have to do with MM, in the firmware's protocol database.
 //!
 //! The markers of the variable service are in [`crate::message::variable`], the protocol that
-//! announces a moved comm buffer in
-//! [`crate::hob`].
+//! announces a moved comm buffer in [`crate::hob`].
 
 use uguid::{Guid, guid};
 

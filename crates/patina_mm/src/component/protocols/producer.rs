@@ -72,8 +72,7 @@ use zerocopy::IntoBytes;
 /// message is room for the response.
 ///
 /// The component fails with [`EfiError::AlreadyStarted`] if one of the protocols is installed
-/// already, and with
-/// [`EfiError::NotFound`] if the comm buffer does not exist.
+/// already, and with [`EfiError::NotFound`] if the comm buffer does not exist.
 #[derive(Clone, Copy, Debug)]
 pub struct MmCommunicationProducer {
     buffer: u8,
