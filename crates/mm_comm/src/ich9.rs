@@ -11,7 +11,7 @@ const CONFIG_DATA: u16 = 0xcfc;
 
 /// A register in the configuration space of a device on PCI bus 0.
 ///
-/// Address and data are two ports: code that interrupts an access and uses them too spoils it.
+/// Address and data are two ports: code that interrupts an access, and uses them too, breaks it.
 /// [`Self::read_undisturbed`] notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciRegister {
@@ -55,7 +55,7 @@ impl PciRegister {
     ///
     /// # Errors
     ///
-    /// [`Ich9Error::Disturbed`] if that does not come about in 16 looks.
+    /// [`Ich9Error::Disturbed`] if 16 reads are not enough.
     pub fn read_undisturbed(self, ports: &dyn Ports) -> Result<u32, Ich9Error> {
         let (mut last, mut found) = (None, self.dword);
         for _ in 0..LOOKS {

@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_the_supervisor_says_so_in_a_shared_mailbox_until_it_ends() {
+    fn talk_to_supervisor_is_set_in_a_shared_mailbox_until_the_request_ends() {
         let channel = channel();
         channel.share_mailbox_as_supervisors();
         let mailbox = || channel.mailbox().unwrap().read();
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mailbox_the_header_says_how_long_the_response_is() {
+    fn without_a_mailbox_the_header_has_the_responses_length() {
         let channel = without_mailbox();
         let staged = begin(&channel);
         assert!(channel.region().write(16, &3u64.to_le_bytes()));
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn message_size_is_not_the_length_if_a_mailbox_tells_it() {
+    fn mailbox_counts_more_than_message_size() {
         for size in [0, 4, 33, u64::MAX] {
             let channel = channel();
             let staged = channel.begin(HeaderFormat::V3, RECIPIENT, &SECRET).unwrap();
@@ -637,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn every_lie_has_its_error_and_leaves_nothing_behind() {
+    fn each_wrong_response_has_its_error_and_leaves_nothing_behind() {
         type Lie = fn(&Channel);
         fn claim(channel: &Channel, status: EfiStatus, size: u64) {
             channel
@@ -794,7 +794,7 @@ mod tests {
     }
 
     #[test]
-    fn taking_over_empties_mailbox_and_region_and_tells_what_was_there() {
+    fn taking_over_empties_mailbox_and_region_and_returns_what_was_there() {
         let memory = Box::leak(Box::new(Memory([0xff; LEN], [0xff; 4096])));
         let (base, mailbox): (*mut u8, *mut u8) = ((&raw mut memory.0).cast(), (&raw mut memory.1).cast());
         let take_over = || {
@@ -839,7 +839,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_keeps_nothing_is_an_error_with_its_address() {
+    fn memory_that_does_not_keep_a_request_is_an_error_with_its_address() {
         let channel = channel();
         let error = watch::over_rom(|| channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET).unwrap_err());
         assert_eq!(
@@ -942,7 +942,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_says_with_which_numbers() {
+    fn errors_about_the_message_have_its_numbers() {
         let channel = channel();
         assert_eq!(
             channel.begin(HeaderFormat::V1, RECIPIENT, &[]).unwrap_err(),
@@ -969,7 +969,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_with_the_response_or_with_the_bound() {
+    fn wait_ends_with_the_response_or_with_the_timeout() {
         let channel = channel();
         let staged = begin(&channel);
         assert_eq!(staged.wait(7, || {}), 7);

@@ -64,8 +64,8 @@ pub enum TriggerError {
         /// The multiple of 0x80 below it.
         likely: u16,
     },
-    /// The ACPI base is said to be memory, but has the value of an I/O port: memory is there, and
-    /// no register.
+    /// The ACPI base is configured as memory, but has the value of an I/O port: at this address
+    /// there is memory, not a register.
     #[error(
         "platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io({base:#x}); a number \
          becomes an I/O port as a u16, and an address as a usize"
@@ -232,7 +232,7 @@ impl SmiEnableRegister {
         }
     }
 
-    /// Reads the register, whatever it is.
+    /// Reads the register, without the checks of [`Self::read_checked`].
     pub fn read(self, ports: &dyn Ports) -> u32 {
         match self {
             Self::Io(port) => ports.read_u32(port),
@@ -240,7 +240,7 @@ impl SmiEnableRegister {
         }
     }
 
-    /// Writes the register, whatever it is.
+    /// Writes the register.
     pub fn write(self, ports: &dyn Ports, value: u32) {
         match self {
             Self::Io(port) => ports.write_u32(port, value),
@@ -631,7 +631,7 @@ mod tests {
         let command = required.raise_observed(&chipset, &Pair::default(), Purpose::Command, 0x10, 0x20);
         assert_eq!(command, Ok(Some(0)));
         assert_eq!(*chipset.bytes_written.borrow(), [(0xb3, 0x20), (0xb2, 0x10)]);
-        // To be told to switch SMIs on is to be told that it is there.
+        // With `Enable` the platform promises that SMI_EN is there.
         let enable = trigger(Some(register), SmiCheck::Enable).raise(&chipset, 0, 0);
         assert!(
             matches!(enable, Err(TriggerError::EnableRefused { .. })),

@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_to_something_else_is_none() {
+    fn response_to_another_request_is_an_error() {
         assert_eq!(
             client(answer(4, &[0; 16])).version(),
             Err(SupervisorError::NotAResponse {
@@ -418,7 +418,7 @@ mod tests {
     const WHO: BinaryGuid = BinaryGuid::from_string("5f1c1d0e-33a5-4f7e-9d1b-6b0c2f2a7f10");
 
     #[test]
-    fn a_request_that_comes_back_as_it_was_sent_is_no_success() {
+    fn request_that_comes_back_as_it_was_sent_is_not_a_success() {
         let not_taken = |request| SupervisorError::NotTaken { request };
         assert_eq!(without_mm().version(), Err(not_taken(3)));
         let memory = UnblockMemory::runtime_data(0x7e00_0000, 4, WHO);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mailbox_the_policy_says_how_long_it_is() {
+    fn without_a_mailbox_the_policy_has_its_length() {
         let mut body = alloc::vec![0; 100];
         body[..16].copy_from_slice(&[0, 0, 1, 0, 16, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
         let mut out = [0xee; 20];
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_no_whole_pages_is_not_sent() {
+    fn memory_that_is_not_whole_pages_is_not_sent() {
         let mut mm = MockMmCommunication::new();
         mm.expect_communicate().never();
         let mm: Box<dyn MmCommunication> = Box::new(mm);
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn who_unblocks_is_named_by_each_of_the_sdks_guids() {
+    fn each_of_the_sdks_guids_names_the_unblocking_component() {
         let owned: patina::OwnedGuid = WHO.into();
         let all = [
             UnblockMemory::runtime_data(0x1000, 1, WHO),
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_move_is_told_with_its_reason() {
+    fn half_a_move_is_an_error_with_its_reason() {
         let error = SupervisorError::MovedInPart {
             result: EfiStatus::SECURITY_VIOLATION,
             users_moved: false,

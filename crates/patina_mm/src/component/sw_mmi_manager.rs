@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn an_smc_port_says_which_interfaces_will_do() {
+    fn smc_port_selects_the_interfaces() {
         for function in [0xc400_0041, 0x8400_0041] {
             assert_eq!(
                 secure(function).unwrap().entry.unwrap().to_string(),
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_was_never_dispatched_says_so() {
+    fn service_that_was_never_dispatched_is_an_error() {
         let manager = SwMmiManager::new();
         assert_eq!(manager.raise_mmi(0xff, 0), Err(MmiError::NotConfigured));
         assert_eq!(manager.trigger_sw_mmi(0xff, 0), Err(EfiError::NotStarted));

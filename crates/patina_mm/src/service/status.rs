@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_keeps_nothing_is_the_platforms_fault() {
+    fn memory_that_does_not_keep_a_request_is_the_platforms_fault() {
         let error = BeginError::NotMemory { address: 0x1000 };
         assert_eq!(Status::from(error), Status::CommBufferInitError);
     }

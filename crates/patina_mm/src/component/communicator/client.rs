@@ -1,4 +1,4 @@
-//! What a communicator does: compiled once, whatever the types of the executors are.
+//! What a communicator does. Compiled once, not once for each type of executor.
 
 use super::after_calls::{AfterCalls, Wakes};
 use super::announced_move::{Announcements, MoveLock};
@@ -340,7 +340,7 @@ fn take_from_another(
     take: &mut dyn FnMut(&mut ResponseReader<'_>),
 ) -> Result<usize, Failure> {
     let message = buffer.get_message().map_err(|_damaged| {
-        let why = "the executor put another comm buffer in the place of the one that it was lent, without a message";
+        let why = "the executor replaced the comm buffer that it was lent by another one without a message";
         Failure::also(Status::InvalidResponse, why)
     })?;
     take(&mut ResponseReader::copied(&message, tag));

@@ -17,8 +17,8 @@ use patina::component::service::Service;
 ///   [`set_message`](CommunicateBuffer::set_message), or with [`reset`](CommunicateBuffer::reset)
 ///   alone: exactly those bytes are the response, also if there are none, and the mailbox is not
 ///   read; or
-/// - put another comm buffer in the place of the one that it was lent: the response is that
-///   buffer's message.
+/// - replace the comm buffer that it was lent by another one: the response is that buffer's
+///   message.
 pub trait MmExecutor {
     /// Makes MM process the request in `comm_buffer`.
     ///

@@ -92,7 +92,7 @@ impl Client {
             .execute_mm(&mut lent)
             .map_err(|status| Failure::executor(status, &lent))?;
         if !lent.is_same(new) {
-            let why = "the executor put another comm buffer in the place of the one that is about to move";
+            let why = "the executor replaced the comm buffer that is about to move by another one";
             return Err(Failure::also(Status::InvalidResponse, why));
         }
         let failed = |error: ResponseError| Failure::response(error, &lent);
