@@ -266,4 +266,43 @@ mod tests {
         protocols.install_interface(None, GUID, interface).unwrap();
         assert_eq!(seen.take(), None);
     }
+
+    #[test]
+    fn interfaces_and_markers_come_and_go() {
+        static VALUE: u32 = 5;
+        let protocols = HostProtocols::default();
+        let interface = ProtocolPtr::from_raw((&raw const VALUE).cast_mut().cast()).unwrap();
+        let handle = protocols.install_interface(None, GUID, interface).unwrap();
+        let agent = protocols.register_agent().unwrap();
+        assert_eq!(
+            protocols.open_interface(handle, GUID, agent, OpenAttributes::Shared),
+            Ok(interface)
+        );
+        assert_eq!(protocols.close_interface(handle, GUID, agent, None), Ok(()));
+        let twice = protocols.install_interface(Some(handle), GUID, interface);
+        assert_eq!(twice, Err(ProtocolError::InvalidParameter));
+        static OTHER: u32 = 6;
+        let other = ProtocolPtr::from_raw((&raw const OTHER).cast_mut().cast()).unwrap();
+        assert_eq!(
+            protocols.uninstall_interface(handle, GUID, other),
+            Err(ProtocolError::NotFound)
+        );
+        assert_eq!(protocols.uninstall_interface(handle, GUID, interface), Ok(()));
+        assert_eq!(
+            protocols.uninstall_marker(handle, GUID),
+            Err(ProtocolError::NotFound)
+        );
+
+        let marker = protocols.install_marker(None, GUID).unwrap();
+        assert_eq!(protocols.locate_interface(GUID), Err(ProtocolError::Unsupported));
+        assert_eq!(protocols.uninstall_marker(marker, GUID), Ok(()));
+        let registration = protocols
+            .register_install_notify(GUID, Tpl::Callback, Box::new(|_| {}))
+            .unwrap();
+        assert_eq!(protocols.cancel_install_notify(registration), Ok(()));
+        assert_eq!(
+            protocols.cancel_install_notify(registration),
+            Err(ProtocolError::NotFound)
+        );
+    }
 }

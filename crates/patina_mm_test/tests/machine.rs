@@ -3,10 +3,10 @@
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::params::Config;
-use patina::component::service::Service;
 use patina::component::service::perf_timer::ArchTimerFunctionality;
 use patina::component::service::uefi_services::event::EventServices;
 use patina::component::service::uefi_services::tpl::Tpl;
+use patina::component::service::{IntoService, Service};
 use patina::error::{EfiError, Result};
 use patina::standard::efi;
 use patina::uefi::event::READY_TO_BOOT_EVENT_GROUP_GUID;
@@ -260,4 +260,59 @@ fn the_transcript_tells_what_happened() {
     assert!(lines[1].contains("TpmLock was dispatched: success"));
     assert!(lines[2].contains("SMIs are off"));
     assert!(lines[3].contains("TpmLock was dispatched: NotReady"));
+}
+
+/// A service that a test adds.
+#[derive(IntoService)]
+#[service(dyn Numbered)]
+struct Number(u32);
+
+trait Numbered {
+    fn number(&self) -> u32;
+}
+
+impl Numbered for Number {
+    fn number(&self) -> u32 {
+        self.0
+    }
+}
+
+/// Wants the service of the test.
+struct WantsNumber;
+
+#[component]
+impl WantsNumber {
+    fn entry_point(self, number: Service<dyn Numbered>) -> Result<()> {
+        assert_eq!(number.number(), 7);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_machine_has_what_the_test_adds_and_what_firmware_installs() {
+    const MARKER: BinaryGuid = BinaryGuid::from_string("0c7f9b3f-5c9d-4f5a-9d41-5b8a9c4f9d11");
+    let machine = Machine::default().service(Number(7));
+    assert_eq!(machine.dispatch(WantsNumber), Ok(()));
+    machine.install_marker(MARKER);
+    assert_eq!(
+        machine
+            .protocols()
+            .locate_handles(MARKER)
+            .map(|handles| handles.len()),
+        Ok(1)
+    );
+    let called = Rc::new(Cell::new(false));
+    let seen = Rc::clone(&called);
+    let group = READY_TO_BOOT_EVENT_GROUP_GUID;
+    let callback = Box::new(move |_| seen.set(true));
+    let tpl = patina::component::service::uefi_services::event::Tpl::Callback;
+    assert!(
+        machine
+            .events()
+            .create_event_for_group(group, tpl, callback)
+            .is_ok()
+    );
+    machine.signal(group);
+    assert!(called.get());
+    assert!(format!("{machine:?}").starts_with("Machine {"));
 }

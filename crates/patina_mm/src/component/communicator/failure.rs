@@ -128,3 +128,38 @@ impl From<BeginError> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A failure as the log has it.
+    struct Line(Failure);
+
+    impl fmt::Display for Line {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.explain(None, || None, f)
+        }
+    }
+
+    #[test]
+    fn a_move_that_cannot_be_says_where_the_buffers_are() {
+        use alloc::string::ToString;
+        let range = AddressRange::new(0x1000, 0x1000).unwrap();
+        let over = Failure::move_over(range);
+        assert_eq!(over.status, Status::InvalidDataBuffer);
+        assert_eq!(
+            Line(over).to_string(),
+            "caller: comm buffers cannot move to 0x1000..0x2000, where they are"
+        );
+        let moved = Failure::of_move(ConfigurationError::BuffersBusy);
+        assert!(
+            Line(moved)
+                .to_string()
+                .starts_with("caller: comm buffers cannot move: ")
+        );
+        // The list of identifiers cannot be looked at now.
+        let unknown = Line(Failure::unknown_buffer()).to_string();
+        assert_eq!(unknown, Status::CommBufferNotFound.to_string());
+    }
+}
