@@ -7,6 +7,7 @@ mod bulk;
 
 pub use bulk::WORD;
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use mm_wire::{AddressError, AddressRange};
 
@@ -84,23 +85,32 @@ impl SharedRegion {
     /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if they are not all in the region.
     #[must_use]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        self.read_uninit(offset, bulk::as_uninit(out)).is_some()
+    }
+
+    /// Like [`Self::read`], to memory without a value. Returns it with its value; `None`, and
+    /// nothing is read, if the bytes are not all in the region.
+    #[must_use]
+    pub fn read_uninit<'o>(&self, offset: usize, out: &'o mut [MaybeUninit<u8>]) -> Option<&'o mut [u8]> {
         if !self.holds(offset, out.len()) {
-            return false;
+            return None;
         }
         let mut from = self.base.as_ptr().wrapping_add(offset).cast_const();
         let (head, rest) = out.split_at_mut(out.len().min(from.align_offset(WORD)));
         let (words, tail) = rest.as_chunks_mut::<WORD>();
         for byte in head {
-            *byte = load(from);
+            byte.write(load(from));
             from = from.wrapping_add(1);
         }
-        // SAFETY: `holds` looked at all bytes, of which the words are a part, and they start at a multiple of a word.
+        // SAFETY: `holds` checked all bytes, of which the words are a part, and they start at a
+        // multiple of a word.
         from = unsafe { bulk::load(from, words) };
         for byte in tail {
-            *byte = load(from);
+            byte.write(load(from));
             from = from.wrapping_add(1);
         }
-        true
+        // SAFETY: head, words and tail are all of it, and each byte was written.
+        Some(unsafe { out.assume_init_mut() })
     }
 
     /// Copies `bytes` in; `false`, and nothing is written, if they do not all lie in the region.

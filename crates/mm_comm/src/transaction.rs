@@ -11,6 +11,7 @@
 use crate::channel::{Channel, Claim};
 use crate::error::{BeginError, LengthSource, ResponseError};
 use crate::mailbox::Mailbox;
+use core::mem::MaybeUninit;
 use mm_wire::{Guid, Header, HeaderFormat, ResponseLength};
 
 impl Channel {
@@ -350,12 +351,32 @@ impl Response<'_> {
     #[inline]
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let len = out.len().min(self.remaining());
-        let offset = (self.header_len as usize).saturating_add(self.taken);
         let out = out.get_mut(..len).unwrap_or_default();
+        let offset = self.advance(len);
         let read = self.claim.channel().region().read(offset, out);
         debug_assert!(read, "`finish` checked that header and message are in the region");
-        self.taken = self.taken.saturating_add(len);
         out
+    }
+
+    /// Like [`Self::read`], to memory without a value.
+    #[inline]
+    pub fn read_uninit<'o>(&mut self, out: &'o mut [MaybeUninit<u8>]) -> &'o mut [u8] {
+        let len = out.len().min(self.remaining());
+        let out = out.get_mut(..len).unwrap_or_default();
+        let offset = self.advance(len);
+        let read = self.claim.channel().region().read_uninit(offset, out);
+        debug_assert!(
+            read.is_some(),
+            "`finish` checked that header and message are in the region"
+        );
+        read.unwrap_or_default()
+    }
+
+    /// Takes the next `len` bytes. Returns where they start.
+    const fn advance(&mut self, len: usize) -> usize {
+        let offset = (self.header_len as usize).saturating_add(self.taken);
+        self.taken = self.taken.saturating_add(len);
+        offset
     }
 
     /// Copies the rest of the response, and ends the transaction. Returns the part of `out` that was filled; `None`, with

@@ -8,6 +8,8 @@
 //! under an emulator that counts instructions each word is one instead of two. Intel's manual (volume 1, 7.3.9.3) lets its stores
 //! become visible in any order among themselves, but not after later stores. On AArch64 two words are one `ldp` or `stp`.
 
+use core::mem::MaybeUninit;
+
 /// Bytes of a word.
 pub const WORD: usize = size_of::<u64>();
 
@@ -18,13 +20,21 @@ pub(super) type Word = [u8; WORD];
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const LONG_RUN: usize = 96;
 
+/// The same memory, to be written and not read.
+pub(super) fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    let len = bytes.len();
+    // SAFETY: the same memory for the same time, of a type with the same layout. `SharedRegion`
+    // writes bytes there, and so leaves each with a value.
+    unsafe { core::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), len) }
+}
+
 /// Copies words out of shared memory. Returns the address behind the last.
 ///
 /// # Safety
 ///
 /// The words at `from` are readable, all of them, and aligned.
 #[inline]
-pub(super) unsafe fn load(mut from: *const u8, out: &mut [Word]) -> *const u8 {
+pub(super) unsafe fn load(mut from: *const u8, out: &mut [[MaybeUninit<u8>; WORD]]) -> *const u8 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if out.len() >= LONG_RUN {
         // SAFETY: `from` is readable by the contract, `out` is writable and as long. The ABI keeps the direction flag clear. Not
@@ -43,12 +53,12 @@ pub(super) unsafe fn load(mut from: *const u8, out: &mut [Word]) -> *const u8 {
     let (pairs, rest) = out.as_chunks_mut();
     for pair in pairs {
         // SAFETY: as many words are left by the contract.
-        *pair = unsafe { load_pair(from) };
+        *pair = unsafe { load_pair(from) }.map(|word| word.map(MaybeUninit::new));
         from = from.wrapping_add(2 * WORD);
     }
     for word in rest {
         // SAFETY: as many words are left by the contract.
-        *word = unsafe { load_word(from) }.to_ne_bytes();
+        *word = unsafe { load_word(from) }.to_ne_bytes().map(MaybeUninit::new);
         from = from.wrapping_add(WORD);
     }
     from

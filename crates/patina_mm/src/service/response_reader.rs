@@ -1,4 +1,4 @@
-//! Reads a response in the comm buffer.
+//! Reads a response in the comm buffer. An unsafe island (`docs/unsafe.md`).
 
 use super::call_tag::CallTag;
 use super::status::Status;
@@ -136,8 +136,19 @@ impl<'a> ResponseReader<'a> {
             log::error!(target: "mm_comm", "no memory for a response of {needed} bytes: {error}");
             Status::OutOfMemory { needed }
         })?;
-        bytes.resize(needed, 0);
-        self.read(&mut bytes);
+        let is_start = needed == self.len();
+        match &mut self.source {
+            Source::InPlace(response) => {
+                let room = bytes.spare_capacity_mut().get_mut(..needed);
+                let filled = response.read_uninit(room.unwrap_or_default()).len();
+                // SAFETY: so many bytes at the start of the vector's capacity were just written.
+                unsafe { bytes.set_len(filled) };
+            }
+            Source::Copied(_, rest) => bytes.extend_from_slice(core::mem::take(rest)),
+        }
+        if is_start {
+            trace_response(self.tag, &bytes, needed);
+        }
         Ok(bytes)
     }
 }

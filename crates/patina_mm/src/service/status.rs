@@ -67,7 +67,7 @@ pub enum Status {
     #[error(transparent)]
     MmiNotRaised(TriggerError),
     /// The secure monitor call did not reach MM, or did not return in time.
-    #[error("{whose}{0}", whose = whose(.0))]
+    #[error("{}{}", whose(.0), secure_text(.0))]
     SecureCall(SmcError),
     /// The MMI was raised, and MM did not take the request until the timeout. It was withdrawn. The
     /// log has the ports, the values, the number of polls and SMI_EN.
@@ -186,6 +186,17 @@ fn whose(error: &SmcError) -> &'static str {
         | SmcError::Protocol { .. } => "MM: ",
         _ => "",
     }
+}
+
+/// The text of an error of secure monitor calls. x86 firmware makes none, and does not link the texts.
+pub(crate) fn secure_text(error: &SmcError) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        if cfg!(any(target_arch = "aarch64", unix, windows)) {
+            fmt::Display::fmt(error, f)
+        } else {
+            f.write_str("secure monitor call")
+        }
+    })
 }
 
 impl From<BeginError> for Status {

@@ -1,6 +1,7 @@
 //! The service that raises software MMIs.
 
 use super::efi::efi_error;
+use super::status::secure_text;
 use core::fmt;
 use mm_comm::TriggerError;
 use mm_comm::smc::SmcError;
@@ -18,7 +19,7 @@ pub enum MmiError {
     #[error(transparent)]
     Trigger(#[from] TriggerError),
     /// The secure world was not reached, or refused the call.
-    #[error(transparent)]
+    #[error("{}", secure_text(.0))]
     Smc(#[from] SmcError),
     /// A secure monitor call needs a comm buffer.
     #[error("caller: MM is entered by secure monitor calls here, which need a comm buffer")]
