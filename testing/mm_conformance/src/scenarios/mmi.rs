@@ -1,8 +1,12 @@
 //! How an MMI is raised.
 
+use super::refusals::NOBODY;
 use super::{Seen, ensure_clean, pattern, ready, up};
-use crate::lab::{Lab, Setup};
+use crate::lab::{Client, Lab, Setup};
 use crate::mm;
+use alloc::string::String;
+use alloc::vec::Vec;
+use mm_wire::Guid;
 use patina_mm::component::communicator::Status;
 use patina_mm::component::sw_mmi_manager::TriggerError;
 
@@ -15,49 +19,39 @@ scenarios! {
     switched_off_smis_are_an_error: SMI_SWITCH, "with SMIs off nothing is raised, and nothing stays behind";
     smis_are_switched_on_on_request: CONTROLLED_MM | SMI_SWITCH, "a platform can have SMIs switched on";
     smis_are_not_switched_on_unasked: SMI_SWITCH, "without the request SMI_EN is only read";
-    smis_that_cannot_be_switched_on_are_an_error: SMI_SWITCH, "where the chipset does not let SMIs be switched on nothing is raised, and the error says so";
+    smis_that_cannot_be_switched_on_are_an_error: SMI_SWITCH, "if the chipset does not allow SMIs to be switched on nothing is raised, and the error says so";
     failing_trigger_is_an_error: MM, "a trigger of the platform's own that fails is an error, and nothing stays behind";
     smi_after_many_pauses_is_awaited: CONTROLLED_MM | LATENCY, "an MMI that is taken late is waited for";
 }
 
+/// A client that writes these values to the ports.
+fn writing(lab: &Lab, command: u8, data: u8) -> Result<Client, String> {
+    let setup = Setup {
+        command_value: Some(command),
+        data_value: data,
+        ..Setup::default()
+    };
+    up(lab, &setup)
+}
+
 fn data_port_is_written_before_the_command_port(lab: &Lab) -> Seen {
-    let client = up(
-        lab,
-        &Setup {
-            command_value: Some(0x80),
-            data_value: 0x5a,
-            ..Setup::default()
-        },
-    )?;
+    let client = writing(lab, 0x80, 0x5a)?;
     let (command, data) = client.ports();
-    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    let _ = client.communicate(0, b"x", NOBODY);
     ensure_eq!(client.port_writes(), [(data, 0x5a), (command, 0x80)]);
     Ok(())
 }
 
 fn mm_reads_the_data_value(lab: &Lab) -> Seen {
-    let client = up(
-        lab,
-        &Setup {
-            command_value: Some(0x81),
-            data_value: 0xa7,
-            ..Setup::default()
-        },
-    )?;
+    let client = writing(lab, 0x81, 0xa7)?;
     ensure_eq!(client.communicate(0, b"x", mm::PORTS), Ok([0x81, 0xa7].to_vec()));
     Ok(())
 }
 
 fn command_value_is_configurable(lab: &Lab) -> Seen {
     for value in [0x00, 0x11, 0xfe] {
-        let client = up(
-            lab,
-            &Setup {
-                command_value: Some(value),
-                ..Setup::default()
-            },
-        )?;
-        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        let client = writing(lab, value, 0)?;
+        let _ = client.communicate(0, b"x", NOBODY);
         let (command, _) = client.ports();
         ensure_eq!(client.port_writes().last(), Some(&(command, value)));
     }
@@ -66,7 +60,7 @@ fn command_value_is_configurable(lab: &Lab) -> Seen {
 
 fn command_value_defaults_to_ff(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    let _ = client.communicate(0, b"x", NOBODY);
     let (command, data) = client.ports();
     ensure_eq!(client.port_writes(), [(data, 0x00), (command, 0xff)]);
     Ok(())
@@ -75,67 +69,70 @@ fn command_value_defaults_to_ff(lab: &Lab) -> Seen {
 fn one_call_raises_one_mmi(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     for calls in 1..=5 {
-        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        let _ = client.communicate(0, b"x", NOBODY);
         ensure_eq!(client.mmis(), calls);
     }
     Ok(())
 }
 
-fn switched_off_smis_are_an_error(lab: &Lab) -> Seen {
-    let client = ready(lab)?;
+/// A call that was made with SMIs off.
+struct CallWithSmisOff {
+    client: Client,
+    result: Result<Vec<u8>, Status>,
+    /// Whether SMIs were on after it.
+    are_on: bool,
+}
+
+/// Makes a call with SMIs off, on a client that is to switch them on or not.
+fn call_with_smis_off(
+    lab: &Lab,
+    enable_smis: bool,
+    recipient: Guid,
+    register_is_locked: bool,
+) -> Result<CallWithSmisOff, String> {
+    let setup = Setup {
+        enable_smis,
+        ..Setup::default()
+    };
+    let client = up(lab, &setup)?;
     client.switch_smis(false);
-    let result = client.communicate(0, &pattern(100), super::refusals::NOBODY);
-    let raised = client.mmis();
+    client.lock_smis(register_is_locked);
+    let result = client.communicate(0, &pattern(100), recipient);
+    let are_on = client.smis_are_on();
+    client.lock_smis(false);
     client.switch_smis(true);
+    Ok(CallWithSmisOff {
+        client,
+        result,
+        are_on,
+    })
+}
+
+fn switched_off_smis_are_an_error(lab: &Lab) -> Seen {
+    let CallWithSmisOff { client, result, .. } = call_with_smis_off(lab, false, NOBODY, false)?;
     ensure!(
         matches!(result, Err(Status::MmiNotRaised(_))),
         "the result is {result:?}"
     );
-    ensure_eq!(raised, 0);
+    ensure_eq!(client.mmis(), 0);
     ensure_clean(&client, 0)
 }
 
 fn smis_are_switched_on_on_request(lab: &Lab) -> Seen {
-    let client = up(
-        lab,
-        &Setup {
-            enable_smis: true,
-            ..Setup::default()
-        },
-    )?;
-    client.switch_smis(false);
-    let result = client.communicate(0, b"wake up", mm::ECHO);
-    let on = client.smis_are_on();
-    client.switch_smis(true);
-    ensure_eq!(result, Ok(b"wake up".to_vec()));
-    ensure!(on, "SMIs are still off");
+    let CallWithSmisOff { result, are_on, .. } = call_with_smis_off(lab, true, mm::ECHO, false)?;
+    ensure_eq!(result, Ok(pattern(100)));
+    ensure!(are_on, "SMIs are still off");
     Ok(())
 }
 
 fn smis_are_not_switched_on_unasked(lab: &Lab) -> Seen {
-    let client = ready(lab)?;
-    client.switch_smis(false);
-    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
-    let on = client.smis_are_on();
-    client.switch_smis(true);
-    ensure!(!on, "SMIs were switched on");
+    let CallWithSmisOff { are_on, .. } = call_with_smis_off(lab, false, NOBODY, false)?;
+    ensure!(!are_on, "SMIs were switched on");
     Ok(())
 }
 
 fn smis_that_cannot_be_switched_on_are_an_error(lab: &Lab) -> Seen {
-    let client = up(
-        lab,
-        &Setup {
-            enable_smis: true,
-            ..Setup::default()
-        },
-    )?;
-    client.switch_smis(false);
-    client.lock_smis(true);
-    let result = client.communicate(0, &pattern(100), super::refusals::NOBODY);
-    let raised = client.mmis();
-    client.lock_smis(false);
-    client.switch_smis(true);
+    let CallWithSmisOff { client, result, .. } = call_with_smis_off(lab, true, NOBODY, true)?;
     ensure!(
         matches!(
             result,
@@ -143,7 +140,7 @@ fn smis_that_cannot_be_switched_on_are_an_error(lab: &Lab) -> Seen {
         ),
         "the result is {result:?}"
     );
-    ensure_eq!(raised, 0);
+    ensure_eq!(client.mmis(), 0);
     ensure_clean(&client, 0)
 }
 
@@ -157,7 +154,7 @@ fn failing_trigger_is_an_error(lab: &Lab) -> Seen {
     )?;
     for _ in 0..2 {
         ensure_eq!(
-            client.communicate(0, &pattern(100), super::refusals::NOBODY),
+            client.communicate(0, &pattern(100), NOBODY),
             Err(Status::SwMmiFailed)
         );
         ensure_clean(&client, 0)?;
