@@ -23,7 +23,8 @@ pub enum ResponseTo {
 /// How a call is made. The default is the plain call of [`Client::communicate`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Call {
-    /// The header; `None` for the comm buffer's own. Needs [`Abilities::V3_HEADERS`] if it is v3.
+    /// The header; `None` for the comm buffer's own. Needs
+    /// [`Abilities::V3_HEADERS`](super::Abilities::V3_HEADERS) if it is v3.
     pub header: Option<HeaderFormat>,
     /// Where the response goes. Allocations and slices only work with the comm buffer's own header.
     pub response: ResponseTo,
