@@ -207,7 +207,13 @@ fn parse(lcov: &str) -> Vec<(&str, Vec<(usize, bool)>)> {
     files
 }
 
-const OF_TESTS: &str = "#[cfg(test)]";
+/// Whether this line says that what follows is compiled for tests only: those of this crate, or mocks for those of others.
+fn is_for_tests(line: &str) -> bool {
+    matches!(
+        line.trim(),
+        "#[cfg(test)]" | r#"#[cfg(any(test, feature = "mockall"))]"#
+    )
+}
 
 /// The lines of modules and functions that are compiled for tests only, counted from 1. rustfmt puts the last brace of each below
 /// the start of its first line.
@@ -215,7 +221,7 @@ fn tests_in(source: &str) -> Vec<std::ops::RangeInclusive<usize>> {
     let mut ranges = Vec::new();
     let mut lines = source.lines().enumerate();
     while let Some((start, line)) = lines.next() {
-        if line.trim() != OF_TESTS {
+        if !is_for_tests(line) {
             continue;
         }
         let indent = line.len().saturating_sub(line.trim_start().len());
