@@ -97,7 +97,10 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
         println!("  {label}: ok");
         counts.add(Counts::ONE);
     }
-    for machine in COUNTING {
+    for machine in COUNTING
+        .into_iter()
+        .filter(|machine| guest::is_committed(machine))
+    {
         guest::check(shell, machine)?;
         println!("  bench: no more instructions on {machine} than in the committed figures: ok");
         counts.add(Counts::ONE);

@@ -24,6 +24,11 @@ fn committed(machine: &str) -> PathBuf {
     PathBuf::from(format!("tools/bench/counts-{machine}.txt"))
 }
 
+/// Whether there are counts of a machine to compare with.
+pub(super) fn is_committed(machine: &str) -> bool {
+    committed(machine).is_file()
+}
+
 /// The parts of a call, in instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Parts {
