@@ -26,7 +26,7 @@ pub(crate) struct Coverage {
 }
 
 /// Percent of all lines of the shipped crates that have to be covered.
-const LEAST: f64 = 94.0;
+const LEAST: f64 = 97.0;
 /// What is measured: the crates in this folder.
 const SHIPPED: &str = "crates/";
 /// The packages whose tests are run.
@@ -243,7 +243,7 @@ fn test_files(name: &Path, source: &str) -> Vec<PathBuf> {
     };
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
     let modules = lines.windows(2).filter_map(|pair| match pair {
-        [OF_TESTS, line] => line
+        [attribute, line] if is_for_tests(attribute) => line
             .strip_suffix(';')?
             .rsplit_once("mod ")
             .map(|(_, module)| module),
