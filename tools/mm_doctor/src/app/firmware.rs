@@ -91,7 +91,10 @@ fn image(handle: Handle) -> Option<Image> {
     let name = image
         .file_path()
         .and_then(|path| path.to_string16(DisplayOnly(true), AllowShortcuts(true)).ok())
-        .map_or_else(|| "an image without a path".to_string(), |path| path.to_string());
+        .map_or_else(
+            || "an image without a path, such as the DXE core".to_string(),
+            |path| path.to_string(),
+        );
     Some(Image {
         name,
         start: base.expose_provenance() as u64,

@@ -82,10 +82,11 @@ pub(super) const PATIENTS: &[Patient] = &[
         exit_code: 0,
         says: &[
             "OK      ways to MM: 2 comm buffers from HOBs",
-            "OK      MM communication: installed by ",
-            "OK      MM communication 3: installed by ",
+            // Patina's components are in the DXE core.
+            "OK      MM communication: installed by an image without a path, such as the DXE core",
+            "OK      MM communication 3: installed by an image without a path, such as the DXE core",
             "OK      comm buffer 0 (comm-region HOB, supervisor): 16384 bytes at 0x",
-            ": RuntimeServicesData (UC WC WT WB WP RUNTIME), mapped one to one, write-back",
+            ": RuntimeServicesData (UC WC WT WB RUNTIME), mapped one to one, write-back",
             "OK      comm buffer 0 (comm-region HOB, supervisor): the last request: EFI_SUCCESS (0x0), 52 bytes",
             "OK      comm buffer 1 (comm-region HOB, user): status mailbox at 0x",
             "OK      comm buffer 1 (comm-region HOB, user): the status mailbox is empty",
