@@ -8,12 +8,17 @@ use alloc::vec::Vec;
 pub const USAGE: &str = "\
 Looks at what this machine has for Management Mode (MM), and says what to write.
 
-mm_doctor [probe] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off] [-?]
+mm_doctor [probe | probe-all] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off]
+          [-?]
 
   probe    sends MM three harmless messages, by each way that there is: the
            variable service is asked for its payload size, the supervisor for
            its version, and the third has a GUID without a handler. Without
-           this word mm_doctor only reads.
+           this word mm_doctor only reads. On Arm only the first is sent: a
+           DEBUG build of StandaloneMm never returns from a message whose GUID
+           has no handler.
+  probe-all
+           sends all three on Arm, too
   -r ADDRESS,BYTES
            names the memory that is shared with the secure world, which Arm
            firmware does not announce (PcdMmBufferBase and PcdMmBufferSize)
@@ -47,6 +52,8 @@ pub fn manual() -> String {
 pub struct Options {
     /// Ask MM.
     pub probe: bool,
+    /// Ask what MM may have no handler for, on Arm too.
+    pub probe_all: bool,
     /// Memory that is shared with the secure world.
     pub regions: Vec<Range>,
     /// Print JSON.
@@ -72,6 +79,7 @@ pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Options, St
     while let Some(word) = words.next() {
         match word {
             "probe" => options.probe = true,
+            "probe-all" => (options.probe, options.probe_all) = (true, true),
             "-json" => options.json = true,
             "-b" => options.pages = true,
             "-off" => options.off = true,
@@ -116,6 +124,7 @@ mod tests {
             parse(["probe", "-r", "0xff600000,65536", "-json", "-o", "mm.json", "-b"]),
             Ok(Options {
                 probe: true,
+                probe_all: false,
                 regions: alloc::vec![region],
                 json: true,
                 file: Some("mm.json".to_string()),
@@ -124,6 +133,7 @@ mod tests {
                 help: false,
             })
         );
+        assert!(parse(["probe-all"]).is_ok_and(|options| options.probe && options.probe_all));
         assert!(parse(["-?"]).unwrap().help && parse(["-off"]).unwrap().off);
         assert!(parse(["-o"]).is_err() && parse(["prob"]).is_err());
         for wrong in ["0x1000", "0x1000,0", "x,1", "0xffffffffffffffff,1", "1,0x", ""] {

@@ -120,7 +120,7 @@ fn look(options: &Options) -> Facts {
     facts.protocols = firmware::protocols(&memory);
     cpu::look(&mut facts, &memory);
     if options.probe {
-        facts.probes = probe::ask(&facts);
+        facts.probes = probe::ask(&facts, options.probe_all);
     }
     facts
 }

@@ -29,7 +29,10 @@ struct Question {
     message: Vec<u8>,
 }
 
-fn questions() -> [Question; 3] {
+/// The messages. If `all` is false, only one whose handler MM has: a DEBUG build of StandaloneMm asserts, and never returns, on a
+/// GUID without a handler (docs/platform-arm.md).
+fn questions(all: bool) -> impl Iterator<Item = Question> {
+    let number = if all { 3 } else { 1 };
     [
         Question {
             what: "the variable service's payload size",
@@ -47,19 +50,22 @@ fn questions() -> [Question; 3] {
             message: [0; 16].to_vec(),
         },
     ]
+    .into_iter()
+    .take(number)
 }
 
 /// Asks by each way that there is.
-pub(super) fn ask(facts: &Facts) -> Vec<Probe> {
+pub(super) fn ask(facts: &Facts, all: bool) -> Vec<Probe> {
     let clock = Clock::new();
     let mut probes = Vec::new();
-    by_protocols(&clock, &mut probes);
+    let all = all || facts.arm.is_none();
+    by_protocols(all, &clock, &mut probes);
     #[cfg(target_arch = "x86_64")]
     let raise = ports::entry(facts);
     #[cfg(target_arch = "aarch64")]
     let raise = smc::entry(facts);
     if let Some((way, raise)) = raise {
-        by_comm_buffers(facts, &way, &*raise, &clock, &mut probes);
+        by_comm_buffers(facts, all, (&way, &*raise), &clock, &mut probes);
     }
     probes
 }
@@ -83,7 +89,7 @@ fn record(
     });
 }
 
-fn by_protocols(clock: &Clock, probes: &mut Vec<Probe>) {
+fn by_protocols(all: bool, clock: &Clock, probes: &mut Vec<Probe>) {
     let Ok(memory) = boot::allocate_pages(AllocateType::AnyPages, MemoryType::RUNTIME_SERVICES_DATA, PAGES)
     else {
         return;
@@ -97,7 +103,7 @@ fn by_protocols(clock: &Clock, probes: &mut Vec<Probe>) {
             };
             let version = index.saturating_add(1);
             let way = format!("communication protocol {version}");
-            for question in questions() {
+            for question in questions(all) {
                 let result = clock.time(|| communicate(version, protocol, &region, &question));
                 record(&way, &question, result, probes);
             }
@@ -178,8 +184,8 @@ const POLLS: u32 = 100_000;
 /// Through the comm buffers that announce nothing.
 fn by_comm_buffers(
     facts: &Facts,
-    way: &str,
-    raise: &dyn Fn(u64) -> Result<(), String>,
+    all: bool,
+    (way, raise): (&str, &dyn Fn(u64) -> Result<(), String>),
     clock: &Clock,
     probes: &mut Vec<Probe>,
 ) {
@@ -222,7 +228,7 @@ fn by_comm_buffers(
             Err(_unfit) => continue,
         };
         let way = format!("comm buffer {index} and {way}");
-        for question in questions() {
+        for question in questions(all) {
             let result = clock.time(|| exchange(&channel, region.start, raise, &question));
             record(&way, &question, result, probes);
         }

@@ -19,7 +19,7 @@ pub(super) struct Patient {
 }
 
 /// The region that the monitor shares with MM (`machines/aarch64_monitor/src/layout.rs`).
-const ARM_WORDS: &str = "probe -r 0x50000000,0x800000";
+const ARM_WORDS: &str = "probe-all -r 0x50000000,0x800000";
 
 const ARM_TOOLS: &[&Tool] = &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM];
 
@@ -135,7 +135,8 @@ pub(super) const PATIENTS: &[Patient] = &[
             "OK      FF-A: version 1.2",
             "OK      SPM_MM: function 0x84000040 returned -1",
             "OK      FF-A partition: 0x8002: 3 execution contexts, properties 0x101, service MM",
-            "the variable service's payload size: 24 bytes back",
+            "(FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ): the variable service's payload size: 24 bytes back",
+            "(FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ): a GUID that no handler has: ",
             "VERDICT usable",
             "CommunicateBuffer::from_firmware_region(0x50000000, 0x800000, 0, None)",
         ],
@@ -144,7 +145,7 @@ pub(super) const PATIENTS: &[Patient] = &[
         name: "aarch64-spm-mm",
         tools: ARM_TOOLS,
         firmware: Doctor::Aarch64("uefi-spm-mm"),
-        words: ARM_WORDS,
+        words: "probe -r 0x50000000,0x800000",
         exit_code: DEBUG_EXIT_FAILURE,
         says: &[
             "OK      ways to MM: by secure monitor calls, through the region of -r",
@@ -266,14 +267,14 @@ pub(super) const SHELL: &[(&str, &[&str])] = &[
     (
         "-?",
         &[
-            "mm_doctor [probe] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off] [-?]",
+            "mm_doctor [probe | probe-all] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off]",
             "STATUS 0x0",
         ],
     ),
     (
         "-h",
         &[
-            "mm_doctor [probe] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off] [-?]",
+            "mm_doctor [probe | probe-all] [-r ADDRESS,BYTES] [-json] [-o FILE] [-b] [-off]",
             "STATUS 0x0",
         ],
     ),
