@@ -8,6 +8,9 @@ use mm_liar::State;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::{AddressRange, EfiStatus, Header, HeaderFormat};
 
+/// Bytes of the comm buffer that there is at first, as the manifest of a partition names one.
+pub const FIRST_BUFFER_LEN: u64 = 0x1_0000;
+
 /// How many comm buffers there can be.
 pub const MAX_BUFFERS: usize = 8;
 
@@ -68,7 +71,7 @@ struct Core<'a> {
 
 impl<'a> Mm<'a> {
     /// Makes an MM core. `ram` is all non-secure RAM, `shared` the part of it that comm buffers may
-    /// lie in. All of that is one comm buffer until [`Self::set_buffer`] names others.
+    /// lie in. The first [`FIRST_BUFFER_LEN`] bytes of that are a comm buffer until [`Self::set_buffer`] names others.
     #[must_use]
     pub const fn new(
         ram: SharedRegion,
@@ -78,7 +81,7 @@ impl<'a> Mm<'a> {
         variables: VariableStore<'a>,
     ) -> Self {
         let mut buffers = [None; MAX_BUFFERS];
-        buffers[0] = Some(shared);
+        buffers[0] = AddressRange::new(shared.start(), FIRST_BUFFER_LEN);
         Self {
             ram,
             shared,

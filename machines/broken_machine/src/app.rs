@@ -24,6 +24,9 @@ const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 const PM_BASE: u32 = 1 << 31 | 0x1f << 11 | 0x40;
 const SMI_EN: u16 = 0x630;
+/// Types of HOBs (PI 1.9, volume 3, 5.2).
+const GUID_EXTENSION: u16 = 4;
+const END: u16 = 0xffff;
 /// Another base, at which QEMU has no device.
 const OTHER_BASE: u32 = 0x500;
 
@@ -108,15 +111,17 @@ fn mailbox(list: *const c_void) -> Option<*mut u8> {
         let [kind, len] = unsafe { at.cast::<[u16; 2]>().read_unaligned() };
         // SAFETY: the HOB has so many bytes.
         let hob: Vec<u8> = unsafe { core::slice::from_raw_parts(at, len.into()) }.to_vec();
-        let (header, data) = hob.split_at_checked(24)?;
-        let is_region = header.get(8..) == Some(&COMM_REGION_HOB_GUID.to_bytes());
-        match (kind, CommRegion::of_hob(data)) {
-            (0xffff, _) => return None,
-            (4, Ok(region)) if is_region => {
-                let address = usize::try_from(region.place.mailbox()?).ok()?;
-                return Some(ptr::with_exposed_provenance_mut(address));
+        let found = match (kind, hob.split_at_checked(24)) {
+            (END, _) => return None,
+            (GUID_EXTENSION, Some((header, data))) if header.ends_with(&COMM_REGION_HOB_GUID.to_bytes()) => {
+                CommRegion::of_hob(data)
+                    .ok()
+                    .and_then(|region| region.place.mailbox())
             }
-            _ => {}
+            _ => None,
+        };
+        if let Some(address) = found {
+            return Some(ptr::with_exposed_provenance_mut(usize::try_from(address).ok()?));
         }
         at = at.wrapping_add(len.into());
     }

@@ -18,14 +18,14 @@ pub(super) struct Patient {
     pub(super) says: &'static [&'static str],
 }
 
-/// The region that the monitor shares with MM (`machines/aarch64_monitor/src/layout.rs`).
-const ARM_WORDS: &str = "probe-all -r 0x50000000,0x800000";
+/// The comm buffer that MM has at first, in the region that the monitor shares with it (`machines/aarch64_monitor/src/layout.rs`).
+const ARM_WORDS: &str = "probe-all -r 0x50000000,0x10000";
 
 const ARM_TOOLS: &[&Tool] = &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM];
 
 /// What each report of the monitor's machines has.
 const ARM_REGION: &str =
-    "LOOK    comm buffer 0 (region of -r): 8388608 bytes at 0x50000000: Conventional, free for every driver";
+    "LOOK    comm buffer 0 (region of -r): 65536 bytes at 0x50000000: Conventional, free for every driver";
 
 pub(super) const PATIENTS: &[Patient] = &[
     Patient {
@@ -130,7 +130,7 @@ pub(super) const PATIENTS: &[Patient] = &[
             "OK      ways to MM: by secure monitor calls, through the region of -r",
             "OK      page tables: AArch64, pages of 4 KiB",
             ARM_REGION,
-            "OK      processor: UEFI runs at EL1; there is an EL3; PSCI is called by smc",
+            "OK      processor: UEFI runs at EL1; there is an EL3; neither FADT nor device tree says how PSCI is called",
             "OK      MM in the secure world: FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ",
             "OK      FF-A: version 1.2",
             "OK      SPM_MM: function 0x84000040 returned -1",
@@ -138,14 +138,14 @@ pub(super) const PATIENTS: &[Patient] = &[
             "(FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ): the variable service's payload size: 24 bytes back",
             "(FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ): a GUID that no handler has: ",
             "VERDICT usable",
-            "CommunicateBuffer::from_firmware_region(0x50000000, 0x800000, 0, None)",
+            "CommunicateBuffer::from_firmware_region(0x50000000, 0x10000, 0, None)",
         ],
     },
     Patient {
         name: "aarch64-spm-mm",
         tools: ARM_TOOLS,
         firmware: Doctor::Aarch64("uefi-spm-mm"),
-        words: "probe -r 0x50000000,0x800000",
+        words: "probe -r 0x50000000,0x10000",
         exit_code: DEBUG_EXIT_FAILURE,
         says: &[
             "OK      ways to MM: by secure monitor calls, through the region of -r",
