@@ -1,5 +1,6 @@
 //! How a runtime driver enters MM.
 
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 use core::fmt;
 #[cfg(any(target_arch = "aarch64", unix, windows))]
 use mm_comm::smc::{Conduit, Connection, SecureMm};
