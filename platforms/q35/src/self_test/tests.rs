@@ -5,7 +5,7 @@
 )]
 
 use super::control::{Control, FIXED_BUFFER};
-use super::site::{MANY_CALLS, Q35Site};
+use super::site::MANY_CALLS;
 use super::traffic::Traffic;
 use super::{EXAMPLES_RESPONSE, Services};
 use crate::chipset::{PciByte, SMI_EN, cr2, ports, set_cr2};
