@@ -489,10 +489,11 @@ pub(crate) fn with_application(
 }
 
 /// The machines that count instructions.
-pub(crate) const COUNTING: [&str; 2] = ["ovmf-smm", PATINA_Q35.name];
+pub(crate) const COUNTING: [&str; 1] = ["ovmf-smm"];
 
-/// A machine of [`COUNTING`], whose firmware starts an application, and where an instruction is a tick of the counter.
-pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path) -> Result<Command> {
+/// Machine `ovmf-smm`, whose firmware starts an application, and where an instruction is a tick of
+/// the counter.
+pub(crate) fn counting(shell: &Shell, application: &Path, dir: &Path) -> Result<Command> {
     let boot = Boot {
         image: application,
         dir,
@@ -500,13 +501,9 @@ pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path
         variant: "",
         own: None,
     };
-    let qemu = if name == PATINA_Q35.name {
-        let image = image::build(shell, &PATINA_Q35, false, None)?;
-        q35(shell, &image, application, &boot)?.args(["-device", "VGA"])
-    } else {
-        q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?.args(ONLY_SMM_WRITES_FLASH)
-    };
-    Ok(qemu.args(["-icount", "shift=0,sleep=off"]).into())
+    let qemu = q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?;
+    let counted = ["-icount", "shift=0,sleep=off"];
+    Ok(qemu.args(ONLY_SMM_WRITES_FLASH).args(counted).into())
 }
 
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.

@@ -2,7 +2,7 @@
 
 use crate::machine::{self, DEBUG_EXIT_SUCCESS};
 use crate::process;
-use crate::setup::{OVMF, OVMF_WITHOUT_SMM, QEMU_X86, RUST_NONE, RUST_UEFI};
+use crate::setup::{OVMF, QEMU_X86, RUST_UEFI};
 use crate::toolchain::{Toolchain, X86_64_UEFI};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ impl Counted {
 
 /// Builds the guest, boots it, and returns its lines.
 fn count(shell: &Shell, name: &str) -> Result<(Counted, String)> {
-    for tool in [&QEMU_X86, &OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE] {
+    for tool in [&QEMU_X86, &OVMF, &RUST_UEFI] {
         tool.require(shell)?;
     }
     let toolchain = Toolchain::find(shell, X86_64_UEFI)?;
@@ -129,7 +129,7 @@ fn count(shell: &Shell, name: &str) -> Result<(Counted, String)> {
     process::run_quietly("build of bench_guest", build)?;
     let application = toolchain.products().join("bench_guest.efi");
     let dir = tempfile::Builder::new().prefix("patina-mm-").tempdir()?;
-    let command = machine::counting(shell, name, &application, dir.path())?;
+    let command = machine::counting(shell, &application, dir.path())?;
     let mut counted = Ok(Counted::default());
     let mut lines = String::new();
     let mut is_done = false;
@@ -176,13 +176,7 @@ pub(super) fn check(shell: &Shell, name: &str) -> Result<()> {
 
 pub(super) fn run(shell: &Shell, name: &str, check: bool, commit: bool) -> Result<ExitCode> {
     let (counted, lines) = count(shell, name)?;
-    // The driver in C is in the firmware of this machine only.
-    let c_driver = match name {
-        "ovmf-smm" => None,
-        _ => std::fs::read_to_string(committed("ovmf-smm")).ok(),
-    };
-    let c_driver = c_driver.map(|text| Counted::read(&text)).transpose()?;
-    print!("{}", real(&counted, c_driver.as_ref().unwrap_or(&counted)));
+    print!("{}", real(&counted));
     print!("{}", played(&counted));
     if commit {
         let file = committed(name);
@@ -201,7 +195,7 @@ fn ratio(a: u64, b: u64) -> String {
 }
 
 /// Calls to the machine's own MM.
-fn real(counted: &Counted, c_driver: &Counted) -> String {
+fn real(counted: &Counted) -> String {
     let mut table = String::from(
         "Instructions of a call to the machine's MM.\n\n\
          | message | call | before | MM | after | outside MM | edk2's driver in C | ratio |\n\
@@ -213,7 +207,7 @@ fn real(counted: &Counted, c_driver: &Counted) -> String {
         }
         let Parts { before, mm, after } = *parts;
         let outside = parts.outside();
-        let c = c_driver.protocol(*bytes).unwrap_or_default();
+        let c = counted.protocol(*bytes).unwrap_or_default();
         table += &format!(
             "| {bytes} B | `{}` | {before} | {mm} | {after} | {outside} | {c} | {} |\n",
             form(name),
@@ -277,8 +271,7 @@ mod tests {
         let counted = Counted::read(GUEST).unwrap();
         assert_eq!(counted.protocol(24), Some(100));
         assert!(
-            real(&counted, &counted)
-                .contains("| 24 B | `communicate_into` | 300 | 1000 | 200 | 500 | 100 | 5.00 |")
+            real(&counted).contains("| 24 B | `communicate_into` | 300 | 1000 | 200 | 500 | 100 | 5.00 |")
         );
         assert!(
             played(&counted).contains("| 500 | | 250 (0.50) | |"),
