@@ -1,5 +1,6 @@
-//! Errors as the SDK's types.
+//! Errors as the SDK's types, and as text.
 
+use core::fmt;
 use mm_comm::smc::SmcError;
 use mm_wire::EfiStatus;
 use patina::error::EfiError;
@@ -23,4 +24,16 @@ pub(super) fn efi_error(error: SmcError) -> EfiError {
 /// The same status as the SDK's type.
 pub(super) fn efi_status(status: EfiStatus) -> efi::Status {
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
+}
+
+/// The text of an error of secure monitor calls. x86 firmware does not make any, and does not link the
+/// texts.
+pub(super) fn secure_text(error: &SmcError) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        if cfg!(any(target_arch = "aarch64", unix, windows)) {
+            fmt::Display::fmt(error, f)
+        } else {
+            f.write_str("secure monitor call")
+        }
+    })
 }

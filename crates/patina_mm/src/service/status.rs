@@ -1,6 +1,6 @@
 //! Why a call has no response.
 
-use super::efi::{efi_error, efi_status, error_of};
+use super::efi::{efi_error, efi_status, error_of, secure_text};
 use super::sw_mmi_trigger::MmiError;
 use crate::config::CommunicateBufferStatus;
 use core::fmt;
@@ -186,17 +186,6 @@ fn whose(error: &SmcError) -> &'static str {
         | SmcError::Protocol { .. } => "MM: ",
         _ => "",
     }
-}
-
-/// The text of an error of secure monitor calls. x86 firmware makes none, and does not link the texts.
-pub(crate) fn secure_text(error: &SmcError) -> impl fmt::Display {
-    fmt::from_fn(move |f| {
-        if cfg!(any(target_arch = "aarch64", unix, windows)) {
-            fmt::Display::fmt(error, f)
-        } else {
-            f.write_str("secure monitor call")
-        }
-    })
 }
 
 impl From<BeginError> for Status {

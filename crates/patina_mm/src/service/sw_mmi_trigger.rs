@@ -1,7 +1,6 @@
 //! The service that raises software MMIs.
 
-use super::efi::efi_error;
-use super::status::secure_text;
+use super::efi::{efi_error, secure_text};
 use core::fmt;
 use mm_comm::TriggerError;
 use mm_comm::smc::SmcError;
