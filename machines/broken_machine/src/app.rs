@@ -27,7 +27,7 @@ const SMI_EN: u16 = 0x630;
 /// Types of HOBs (PI 1.9, volume 3, 5.2).
 const GUID_EXTENSION: u16 = 4;
 const END: u16 = 0xffff;
-/// Another base, at which QEMU has no device.
+/// Another base than the FADT's.
 const OTHER_BASE: u32 = 0x500;
 
 #[entry]
