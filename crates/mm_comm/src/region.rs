@@ -1,7 +1,8 @@
 //! Memory that MM, or another processor in MM, changes while the program runs.
 //!
-//! An unsafe island (`docs/unsafe.md`): all other code reaches shared memory through it. There is never a reference to the
-//! memory, only volatile accesses, each of which copies. What was read is checked in the copy.
+//! An unsafe island (`docs/unsafe.md`): all other code reaches shared memory through it. There is
+//! never a reference to the memory, only volatile accesses, each of which copies. What was read is
+//! checked in the copy.
 
 mod bulk;
 
@@ -13,8 +14,8 @@ use mm_wire::{AddressError, AddressRange};
 
 /// Owner of a range of shared memory.
 ///
-/// Invariant: `base .. base + len` is valid for volatile reads and writes for as long as the value lives, does not wrap,
-/// is at most `isize::MAX` bytes long, and no Rust reference into it is used.
+/// Invariant: `base .. base + len` is valid for volatile reads and writes for as long as the value
+/// lives, does not wrap, is at most `isize::MAX` bytes long, and no Rust reference into it is used.
 #[derive(Debug)]
 pub struct SharedRegion {
     base: NonNull<u8>,
@@ -26,8 +27,8 @@ impl SharedRegion {
     ///
     /// # Errors
     ///
-    /// [`AddressError::Null`] for a null pointer, [`AddressError::Wraps`] if the bytes do not fit into the address space or
-    /// exceed `isize::MAX`.
+    /// [`AddressError::Null`] for a null pointer, [`AddressError::Wraps`] if the bytes do not fit
+    /// into the address space or exceed `isize::MAX`.
     ///
     /// # Safety
     ///
@@ -82,7 +83,8 @@ impl SharedRegion {
         AddressRange::new(self.base.addr().get() as u64, self.len as u64)
     }
 
-    /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if they are not all in the region.
+    /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if they are not all
+    /// in the region.
     #[must_use]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
         self.read_uninit(offset, bulk::as_uninit(out)).is_some()
@@ -125,7 +127,8 @@ impl SharedRegion {
             store(to, *byte);
             to = to.wrapping_add(1);
         }
-        // SAFETY: `place_to_write` looked at all bytes, of which the words are a part, and they start at a multiple of a word.
+        // SAFETY: `place_to_write` checked all bytes, and the words, which are a part of them, are
+        // aligned.
         to = unsafe { bulk::store(to, words) };
         for byte in tail {
             store(to, *byte);
@@ -134,7 +137,8 @@ impl SharedRegion {
         true
     }
 
-    /// Writes zeroes over `len` bytes; `false`, and nothing is written, if they do not all lie in the region.
+    /// Writes zeroes over `len` bytes; `false`, and nothing is written, if they do not all lie in
+    /// the region.
     #[must_use]
     pub fn wipe(&self, offset: usize, len: usize) -> bool {
         let Some(mut to) = self.place_to_write(offset, len) else {
@@ -146,7 +150,8 @@ impl SharedRegion {
             store(to, 0);
             to = to.wrapping_add(1);
         }
-        // SAFETY: `place_to_write` looked at all bytes, of which the words are a part, and they start at a multiple of a word.
+        // SAFETY: `place_to_write` checked all bytes, and the words, which are a part of them, are
+        // aligned.
         to = unsafe { bulk::wipe(to, rest / WORD) };
         for _ in 0..rest % WORD {
             store(to, 0);
@@ -155,8 +160,8 @@ impl SharedRegion {
         true
     }
 
-    /// Copies `N` words out, each with one load; `None`, and nothing is read, if they are not all in the region, or are
-    /// not aligned to 8 bytes.
+    /// Copies `N` words out, each with one load; `None`, and nothing is read, if they are not all
+    /// in the region, or are not aligned to 8 bytes.
     #[must_use]
     #[inline]
     pub fn read_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
@@ -170,8 +175,8 @@ impl SharedRegion {
         }))
     }
 
-    /// Copies `N` words in, each with one store; `false`, and nothing is written, if they do not all lie in the region, or
-    /// are not aligned to 8 bytes.
+    /// Copies `N` words in, each with one store; `false`, and nothing is written, if they do not
+    /// all lie in the region, or are not aligned to 8 bytes.
     #[must_use]
     #[inline]
     pub fn write_words<const N: usize>(&self, offset: usize, words: &[u64; N]) -> bool {
@@ -198,7 +203,8 @@ impl SharedRegion {
             .then(|| load(self.base.as_ptr().wrapping_add(offset)))
     }
 
-    /// The address for a write of `len` bytes at `offset`; `None` if they are not all in the region.
+    /// The address for a write of `len` bytes at `offset`; `None` if they are not all in the
+    /// region.
     #[inline]
     fn place_to_write(&self, offset: usize, len: usize) -> Option<*mut u8> {
         if !self.holds(offset, len) {
@@ -222,15 +228,15 @@ impl SharedRegion {
 
 /// Reads one byte. Private, and called only with addresses that `SharedRegion::holds` accepted.
 fn load(from: *const u8) -> u8 {
-    // SAFETY: the callers are methods of `SharedRegion`, which checked that the address lies in its region, readable by
-    // the type's invariant; a byte has no alignment and every value is a `u8`.
+    // SAFETY: the callers are methods of `SharedRegion`, which checked that the address lies in its
+    // region, readable by the type's invariant; a byte has no alignment and every value is a `u8`.
     unsafe { from.read_volatile() }
 }
 
 /// Writes one byte. Private, and called only with addresses that `SharedRegion::holds` accepted.
 fn store(to: *mut u8, value: u8) {
-    // SAFETY: the callers are methods of `SharedRegion`, which checked that the address lies in its region, writable by
-    // the type's invariant; a byte has no alignment.
+    // SAFETY: the callers are methods of `SharedRegion`, which checked that the address lies in its
+    // region, writable by the type's invariant; a byte has no alignment.
     unsafe { to.write_volatile(value) };
 }
 
@@ -294,7 +300,8 @@ mod tests {
 
     fn with_region(len: usize, test: impl FnOnce(&SharedRegion)) {
         let mut memory: Vec<u64> = vec![0x5a5a_5a5a_5a5a_5a5a; len.div_ceil(8) + 1];
-        // SAFETY: the vector outlives the region, is at least `len` bytes long, and is not touched before the test ends.
+        // SAFETY: the vector outlives the region, is at least `len` bytes long, and is not touched
+        // before the test ends.
         let region = unsafe { SharedRegion::new(memory.as_mut_ptr().cast(), len) }.unwrap();
         test(&region);
     }

@@ -5,8 +5,9 @@
 //! | [`Staged`] | header and message are in shared memory, the mailbox announces them, and the channel is in use |
 //! | [`Response`] | MM processed the request; the response's length was read once and fits the region |
 //!
-//! Dropping either ends the transaction and wipes shared memory, also during a panic. After success the bytes of request
-//! and response are wiped; after an error the whole region is, because it is unknown how far MM wrote.
+//! Dropping either ends the transaction and wipes shared memory, also during a panic. After success
+//! the bytes of request and response are wiped; after an error the whole region is, because it is
+//! unknown how far MM wrote.
 
 use crate::channel::{Channel, Claim};
 use crate::error::{BeginError, LengthSource, ResponseError};
@@ -15,8 +16,8 @@ use core::mem::MaybeUninit;
 use mm_wire::{Guid, Header, HeaderFormat, ResponseLength};
 
 impl Channel {
-    /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and announces the request.
-    /// The caller then raises the MMI and calls [`Staged::finish`].
+    /// Starts a transaction: takes the channel, writes header and message, resets the mailbox and
+    /// announces the request. The caller then raises the MMI and calls [`Staged::finish`].
     ///
     /// # Errors
     ///
@@ -33,12 +34,14 @@ impl Channel {
         self.begin_sized(format, recipient, message, None)
     }
 
-    /// Like [`Self::begin`], but the message may be empty, and `message_size` is the MessageSize of a v3 header: less than
-    /// the length of `message`, if the end of that is only room for the response. `None` means that length.
+    /// Like [`Self::begin`], but the message may be empty, and `message_size` is the MessageSize of
+    /// a v3 header: less than the length of `message`, if the end of that is only room for the
+    /// response. `None` means that length.
     ///
     /// # Errors
     ///
-    /// Those of [`Self::begin`]. A `message_size` beyond `message` is [`BeginError::MessageTooLarge`]: MM cores refuse it.
+    /// Those of [`Self::begin`]. A `message_size` beyond `message` is
+    /// [`BeginError::MessageTooLarge`]: MM cores refuse it.
     pub fn begin_sized(
         &self,
         format: HeaderFormat,
@@ -119,9 +122,10 @@ impl<'c> Staged<'c> {
         self.claim.channel().transaction()
     }
 
-    /// Checks, before the MMI is raised, that the region still has the header of this request: a notification may have
-    /// called a driver of the firmware that uses the same comm buffer. The length is not compared, because an MMI for
-    /// another comm buffer may have served this request already.
+    /// Checks, before the MMI is raised, that the region still has the header of this request: a
+    /// notification may have called a driver of the firmware that uses the same comm buffer. The
+    /// length is not compared, because an MMI for another comm buffer may have served this request
+    /// already.
     ///
     /// # Errors
     ///
@@ -139,14 +143,15 @@ impl<'c> Staged<'c> {
         })
     }
 
-    /// Reads what MM left, once, and checks it: the mailbox, the header, the length. Without a mailbox this also clears the
-    /// header's length before the response is read, so that MM does not take the response for a request if another MMI
-    /// comes.
+    /// Reads what MM left, once, and checks it: the mailbox, the header, the length. Without a
+    /// mailbox this also clears the header's length before the response is read, so that MM does
+    /// not take the response for a request if another MMI comes.
     ///
     /// # Errors
     ///
     /// A [`ResponseError`], which ends the transaction and wipes the whole region.
-    // Else the response is copied, field by field and then as a whole, for which the processor waits.
+    // Else the response is copied, field by field and then as a whole, for which the processor
+    // waits.
     #[inline(always)]
     pub fn finish(self) -> Result<Response<'c>, ResponseError> {
         let channel = self.claim.channel();
@@ -170,7 +175,8 @@ impl<'c> Staged<'c> {
                 capacity: channel.region().len(),
             })
         };
-        // The header's length has to fit even if a mailbox tells the response's: these bytes are wiped, too.
+        // The header's length has to fit even if a mailbox tells the response's: these bytes are
+        // wiped, too.
         let counted = fits(found.message_len())?;
         let in_header = request.response_length(&found);
         let message_len = match in_mailbox {
@@ -191,8 +197,9 @@ impl<'c> Staged<'c> {
         })
     }
 
-    /// Takes what was last written with [`Channel::write`], or [`Channel::clear`], for the response, and reads neither
-    /// mailbox nor header. For executors of tests, whose response is trusted.
+    /// Takes what was last written with [`Channel::write`], or [`Channel::clear`], for the
+    /// response, and reads neither mailbox nor header. For executors of tests, whose response is
+    /// trusted.
     pub fn finish_by_hand(self) -> Response<'c> {
         let channel = self.claim.channel();
         let written = channel.tracked();
@@ -246,12 +253,13 @@ fn claimed_by_mailbox(channel: &Channel, format: HeaderFormat) -> Result<Option<
     Ok(Some(message_len))
 }
 
-/// How often [`wait`] pauses if there is no mailbox. One pause was enough on every machine that was tried; the others cost
-/// less than a microsecond together.
+/// How often [`wait`] pauses if there is no mailbox. One pause was enough on every machine that was
+/// tried; the others cost less than a microsecond together.
 pub const PAUSES_WITHOUT_MAILBOX: u32 = 16;
 
-/// Pauses until the channel's mailbox does not announce a request any more: once at least, and `polls` times at most, which
-/// is the timeout. Without a mailbox this pauses [`PAUSES_WITHOUT_MAILBOX`] times.
+/// Pauses until the channel's mailbox does not announce a request any more: once at least, and
+/// `polls` times at most, which is the timeout. Without a mailbox this pauses
+/// [`PAUSES_WITHOUT_MAILBOX`] times.
 ///
 /// Returns the number of pauses.
 pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
@@ -272,12 +280,12 @@ pub fn wait(channel: &Channel, polls: u32, mut pause: impl FnMut()) -> u32 {
 /// Number of polls after which another MMI is raised, if the mailbox still announces the request.
 const POLLS_UNTIL_ANOTHER_MMI: u32 = 1000;
 
-/// Like [`wait`], but calls `again` once, to raise another MMI, if MM does not take the request for a while: some MM cores
-/// serve one request per MMI (Project Mu's supervisor serves its users before itself), and that may have been the request of
-/// a call that this one interrupted.
+/// Like [`wait`], but calls `again` once, to raise another MMI, if MM does not take the request for
+/// a while: some MM cores serve one request per MMI (Project Mu's supervisor serves its users
+/// before itself), and that may have been the request of a call that this one interrupted.
 ///
-/// Returns the number of pauses. If `again` fails, it logs that itself, and the wait continues: MM may take the request at
-/// the first MMI.
+/// Returns the number of pauses. If `again` fails, it logs that itself, and the wait continues: MM
+/// may take the request at the first MMI.
 pub fn wait_and_raise_again(
     channel: &Channel,
     polls: u32,
@@ -296,8 +304,8 @@ pub fn wait_and_raise_again(
 
 /// MM's response, still in shared memory; its length was read and checked.
 ///
-/// MM may still write there, so there is no reference to it. It is copied out front to back, and no byte twice, so that no
-/// byte is read again after it was checked.
+/// MM may still write there, so there is no reference to it. It is copied out front to back, and no
+/// byte twice, so that no byte is read again after it was checked.
 #[derive(Debug)]
 #[must_use = "dropping it wipes the response from shared memory"]
 pub struct Response<'c> {
@@ -314,8 +322,8 @@ pub struct Response<'c> {
 }
 
 impl Response<'_> {
-    /// What the header that MM left says about the response; if there is a mailbox, that one decides. `None` if the header
-    /// contradicts itself, or after [`Staged::finish_by_hand`].
+    /// What the header that MM left says about the response; if there is a mailbox, that one
+    /// decides. `None` if the header contradicts itself, or after [`Staged::finish_by_hand`].
     #[must_use]
     pub fn in_header(&self) -> Option<ResponseLength> {
         let request = self.claim.channel().tracked().filter(|_| !self.is_by_hand)?;
@@ -347,7 +355,8 @@ impl Response<'_> {
         self.message_len.saturating_sub(self.taken)
     }
 
-    /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that was filled.
+    /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that
+    /// was filled.
     #[inline]
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let len = out.len().min(self.remaining());
@@ -379,8 +388,8 @@ impl Response<'_> {
         offset
     }
 
-    /// Copies the rest of the response, and ends the transaction. Returns the part of `out` that was filled; `None`, with
-    /// nothing copied, if `out` is shorter than [`Self::remaining`].
+    /// Copies the rest of the response, and ends the transaction. Returns the part of `out` that
+    /// was filled; `None`, with nothing copied, if `out` is shorter than [`Self::remaining`].
     pub fn copy_to(mut self, out: &mut [u8]) -> Option<&mut [u8]> {
         (out.len() >= self.remaining()).then(|| self.read(out))
     }
@@ -759,7 +768,8 @@ mod tests {
         assert_clean_and_free(&channel);
     }
 
-    /// What an MM core without a mailbox takes for a request (`mm_core`, `pending`), with the message.
+    /// What an MM core without a mailbox takes for a request (`mm_core`, `pending`), with the
+    /// message.
     fn found_by_mm(channel: &Channel) -> Option<(Guid, Vec<u8>)> {
         let bytes = contents(channel);
         let header = Header::parse(&bytes).ok()?;

@@ -1,12 +1,15 @@
-//! Runs of aligned words between shared memory and memory of this program. An unsafe island (`docs/unsafe.md`).
+//! Runs of aligned words between shared memory and memory of this program. An unsafe island
+//! (`docs/unsafe.md`).
 //!
-//! Every byte of shared memory is accessed once, in words. No run is observable as anything else: what has to be ordered, such as
-//! the length that announces a request, is written by itself.
+//! Every byte of shared memory is accessed once, in words. No run is observable as anything else:
+//! what has to be ordered, such as the length that announces a request, is written by itself.
 //!
-//! On x86 a long run is one string instruction. The compiler makes a load and a store a word of the loops, because the accesses
-//! are volatile and firmware targets have no SSE; processors with ERMS move 32 bytes a cycle or more with the instruction, and
-//! under an emulator that counts instructions each word is one instead of two. Intel's manual (volume 1, 7.3.9.3) lets its stores
-//! become visible in any order among themselves, but not after later stores. On AArch64 two words are one `ldp` or `stp`.
+//! On x86 a long run is one string instruction. The compiler makes a load and a store a word of the
+//! loops, because the accesses are volatile and firmware targets have no SSE; processors with ERMS
+//! move 32 bytes a cycle or more with the instruction, and under an emulator that counts
+//! instructions each word is one instead of two. Intel's manual (volume 1, 7.3.9.3) lets its stores
+//! become visible in any order among themselves, but not after later stores. On AArch64 two words
+//! are one `ldp` or `stp`.
 
 use core::mem::MaybeUninit;
 
@@ -37,8 +40,9 @@ pub(super) fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
 pub(super) unsafe fn load(mut from: *const u8, out: &mut [[MaybeUninit<u8>; WORD]]) -> *const u8 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if out.len() >= LONG_RUN {
-        // SAFETY: `from` is readable by the contract, `out` is writable and as long. The ABI keeps the direction flag clear. Not
-        // `nomem`: the compiler keeps the order with other accesses to memory.
+        // SAFETY: `from` is readable by the contract, `out` is writable and as long. The ABI keeps
+        // the direction flag clear. Not `nomem`: the compiler keeps the order with other accesses
+        // to memory.
         unsafe {
             core::arch::asm!(
                 "rep movsq",
@@ -73,8 +77,9 @@ pub(super) unsafe fn load(mut from: *const u8, out: &mut [[MaybeUninit<u8>; WORD
 pub(super) unsafe fn store(mut to: *mut u8, words: &[Word]) -> *mut u8 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if words.len() >= LONG_RUN {
-        // SAFETY: `to` is writable by the contract, `words` is readable and as long. The ABI keeps the direction flag clear. Not
-        // `nomem`: the compiler keeps the order with other accesses to memory.
+        // SAFETY: `to` is writable by the contract, `words` is readable and as long. The ABI keeps
+        // the direction flag clear. Not `nomem`: the compiler keeps the order with other accesses
+        // to memory.
         unsafe {
             core::arch::asm!(
                 "rep movsq",
@@ -109,8 +114,8 @@ pub(super) unsafe fn store(mut to: *mut u8, words: &[Word]) -> *mut u8 {
 pub(super) unsafe fn wipe(mut to: *mut u8, count: usize) -> *mut u8 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if count >= LONG_RUN {
-        // SAFETY: `to` is writable by the contract. The ABI keeps the direction flag clear. Not `nomem`: the compiler keeps the
-        // order with other accesses to memory.
+        // SAFETY: `to` is writable by the contract. The ABI keeps the direction flag clear. Not
+        // `nomem`: the compiler keeps the order with other accesses to memory.
         unsafe {
             core::arch::asm!(
                 "rep stosq",
@@ -185,7 +190,8 @@ unsafe fn store_pair(to: *mut u8, [first, second]: [Word; 2]) {
 #[inline]
 unsafe fn load_pair(from: *const u8) -> [Word; 2] {
     let (first, second): (u64, u64);
-    // SAFETY: readable by the contract, and aligned to what the instruction needs in memory of any type.
+    // SAFETY: readable by the contract, and aligned to what the instruction needs in memory of any
+    // type.
     unsafe {
         core::arch::asm!(
             "ldp {first}, {second}, [{from}]",
@@ -205,7 +211,8 @@ unsafe fn load_pair(from: *const u8) -> [Word; 2] {
 #[inline]
 unsafe fn store_pair(to: *mut u8, [first, second]: [Word; 2]) {
     let (first, second) = (u64::from_ne_bytes(first), u64::from_ne_bytes(second));
-    // SAFETY: writable by the contract, and aligned to what the instruction needs in memory of any type.
+    // SAFETY: writable by the contract, and aligned to what the instruction needs in memory of any
+    // type.
     unsafe {
         core::arch::asm!(
             "stp {first}, {second}, [{to}]",

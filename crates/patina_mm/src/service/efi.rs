@@ -26,8 +26,8 @@ pub(super) fn efi_status(status: EfiStatus) -> efi::Status {
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
-/// The text of an error of secure monitor calls. x86 firmware does not make any, and does not link the
-/// texts.
+/// The text of an error of secure monitor calls. x86 firmware does not make any, and does not link
+/// the texts.
 pub(super) fn secure_text(error: &SmcError) -> impl fmt::Display {
     fmt::from_fn(move |f| {
         if cfg!(any(target_arch = "aarch64", unix, windows)) {

@@ -12,9 +12,9 @@ const LOGGED_BYTES: usize = 64;
 
 /// MM's response, lent to a closure for as long as the closure runs.
 ///
-/// The response is in memory that MM may still write to, so there is no `&[u8]` to it. It is read front to back, and each
-/// byte is copied at most once, so that no byte is read again after it was checked. When the closure returns, the response is
-/// wiped, also the bytes that were not read.
+/// The response is in memory that MM may still write to, so there is no `&[u8]` to it. It is read
+/// front to back, and each byte is copied at most once, so that no byte is read again after it was
+/// checked. When the closure returns, the response is wiped, also the bytes that were not read.
 #[derive(Debug)]
 pub struct ResponseReader<'a> {
     source: Source<'a>,
@@ -77,7 +77,8 @@ impl<'a> ResponseReader<'a> {
         }
     }
 
-    /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that was filled.
+    /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that
+    /// was filled.
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let is_start = self.remaining() == self.len();
         let filled = match &mut self.source {

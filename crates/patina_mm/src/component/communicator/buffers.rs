@@ -94,7 +94,8 @@ impl Buffers {
     }
 }
 
-/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM runs.
+/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM
+/// runs.
 pub(super) fn enabled(buffers: &[CommunicateBuffer], id: u8) -> Option<CommunicateBuffer> {
     // A disabled buffer does not hide the one that replaces it.
     let mut all = buffers.iter();

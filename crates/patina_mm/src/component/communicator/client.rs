@@ -250,7 +250,8 @@ impl Client {
         self.executor()
     }
 
-    /// Fails if there is no enabled buffer: no buffer at all is the first of the errors, another one the last.
+    /// Fails if there is no enabled buffer: no buffer at all is the first of the errors, another
+    /// one the last.
     #[cold]
     #[inline(never)]
     fn require_buffer(&self, id: u8, message: &[u8], options: CallOptions) -> Result<(), Failure> {
@@ -298,7 +299,8 @@ impl Client {
                 .channel()
                 .begin_to(format, recipient, message, options.message_size)
             {
-                // It moved after it was looked up, and nothing was written: the exchange starts again in the new place.
+                // It moved after it was looked up, and nothing was written: the exchange starts
+                // again in the new place.
                 Err(BeginError::Retired) => continue,
                 staged => staged?,
             };
@@ -330,8 +332,8 @@ fn log_end(tag: &CallTag, sent: usize, recipient: [u8; 16], returned: usize) {
     log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {returned} bytes back");
 }
 
-/// An executor may respond by putting another comm buffer, with a message in it, in the place of the one that it was lent.
-/// Returns the bytes of the response.
+/// An executor may respond by putting another comm buffer, with a message in it, in the place of
+/// the one that it was lent. Returns the bytes of the response.
 #[cold]
 #[inline(never)]
 fn take_from_another(
