@@ -2,7 +2,6 @@
 
 use core::ffi::c_void;
 use core::fmt::{self, Write};
-use core::panic::PanicInfo;
 use core::ptr;
 use mm_wire::PAGE_LEN;
 use r_efi::efi;
@@ -228,12 +227,5 @@ impl Write for Firmware {
             let _ = unsafe { output(console, units.as_mut_ptr()) };
         }
         Ok(())
-    }
-}
-
-#[panic_handler]
-fn panic(_: &PanicInfo<'_>) -> ! {
-    loop {
-        core::hint::spin_loop();
     }
 }

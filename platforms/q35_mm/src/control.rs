@@ -19,8 +19,8 @@ pub const GUID: Guid = guid!("e1a7c1c5-0f3b-4f0e-9b5b-6f3c5b3c9d21");
 
 /// Asks what MM knows of itself.
 pub const STATE: u64 = 1;
-/// Makes MM serve these comm buffers beside those of the hand-off, and no longer those of the last
-/// such message.
+/// Makes the suite's MM side serve these comm buffers, and no longer those of the last such message. They are beside those of the
+/// hand-off, or are some of them, which the platform's handlers then serve no more.
 pub const BUFFERS: u64 = 2;
 /// Asks what MM did about the suite's comm buffers.
 pub const REPORT: u64 = 3;

@@ -78,6 +78,14 @@ impl<const N: usize> Buffers<N> {
         Some(collected)
     }
 
+    /// Those for which this does not hold.
+    #[cfg(feature = "conformance")]
+    fn without(&self, is_other: impl Fn(&CommBuffer) -> bool) -> Self {
+        let kept = self.as_slice().iter().filter(|buffer| !is_other(buffer));
+        // Never too many.
+        Self::collect(kept.copied()).unwrap_or(Self::new())
+    }
+
     pub(crate) fn as_slice(&self) -> &[CommBuffer] {
         self.entries.get(..self.count).unwrap_or_default()
     }
@@ -150,8 +158,11 @@ impl Mm {
         let Some(variables) = &mut self.variables else {
             return;
         };
+        let served = &self.buffers;
+        #[cfg(feature = "conformance")]
+        let served = &served.without(|buffer| self.suite.has(buffer));
         // Each SMI checks them again; `take_over` would have refused them.
-        let Ok(mut core) = MmCore::new(&[SMRAM], self.buffers.as_slice(), &mut self.scratch) else {
+        let Ok(mut core) = MmCore::new(&[SMRAM], served.as_slice(), &mut self.scratch) else {
             return;
         };
         let (smis, root) = (self.smis, &self.root);

@@ -1,7 +1,8 @@
 //! The conformance suite's MM side, and the handler by which the suite controls it.
 //!
 //! The suite brings many clients up, each with comm buffers of its own, long after SMRAM was locked. It registers them here,
-//! through a comm buffer of the hand-off. A platform's image has no such handler.
+//! through a comm buffer of the hand-off. A buffer of the hand-off that is registered is the suite's from then on. A platform's
+//! image has no such handler.
 
 use crate::hardware::Outside;
 use crate::serve::{Buffers, check, respond};
@@ -38,6 +39,11 @@ impl Suite {
 
     pub(crate) fn buffers(&self) -> impl Iterator<Item = &CommBuffer> {
         self.buffers.as_slice().iter()
+    }
+
+    /// Whether it is one of the suite's.
+    pub(crate) fn has(&self, buffer: &CommBuffer) -> bool {
+        self.buffers().any(|own| own == buffer)
     }
 
     pub(crate) fn set_buffers(&mut self, buffers: SuiteBuffers) {
@@ -115,7 +121,9 @@ impl<'a> Control<'a> {
         let count = entries.len();
         let buffers = entries.iter().filter_map(handoff::BufferEntry::comm_buffer);
         let new = SuiteBuffers::collect(buffers.clone()).filter(|new| new.as_slice().len() == count);
-        let all = AllBuffers::collect(self.platform.iter().copied().chain(buffers));
+        let others = self.platform.iter().copied();
+        let others = others.filter(|other| buffers.clone().all(|new| new != *other));
+        let all = AllBuffers::collect(others.chain(buffers.clone()));
         let mut text = Text::new();
         let status = match (new, all) {
             (Some(new), Some(all)) => match check(all.as_slice()) {

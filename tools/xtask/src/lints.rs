@@ -18,7 +18,7 @@ struct Programs {
     q35_mm: Option<bool>,
 }
 
-const PROGRAMS: [Programs; 19] = [
+const PROGRAMS: [Programs; 22] = [
     plain(X86_64_UEFI, &["-p", "mm_doctor"]),
     plain(AARCH64_UEFI, &["-p", "mm_doctor"]),
     plain(
@@ -54,6 +54,9 @@ const PROGRAMS: [Programs; 19] = [
     plain(AARCH64_UEFI, &["-p", "aarch64_payload", "--bin", "aarch64_app"]),
     plain(AARCH64_UEFI, &["-p", "variable_driver"]),
     plain(AARCH64_UEFI, &["-p", "pasted"]),
+    plain(X86_64_UEFI, &["-p", "variable_driver"]),
+    plain(AARCH64_UEFI, &["-p", "exit_boot_services"]),
+    plain(X86_64_UEFI, &["-p", "exit_boot_services"]),
     plain(
         AARCH64_BARE,
         &["-p", "aarch64_payload", "--bin", "aarch64_payload"],

@@ -4,7 +4,7 @@
 
 use crate::report::Missing;
 use crate::{process, root, target_dir};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl Processor {
 /// Debian's package of a shell with all that a script needs, in one program.
 const SHELL_PACKAGE: &str = "busybox-static";
 
-/// How long each step of a download may take.
+/// How long each step of a download may take; the longest took 8 s.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// What is kept of both packages.
@@ -45,8 +45,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    fn places(processor: Processor) -> Self {
-        let dir = target_dir().join("linux").join(processor.debian());
+    /// The files of a directory.
+    fn of(dir: &Path) -> Self {
         Self {
             kernel: dir.join("vmlinuz"),
             efivarfs: dir.join("efivarfs.ko"),
@@ -56,77 +56,131 @@ impl Files {
 
     /// Finds them, or says how to get them.
     pub(crate) fn find(processor: Processor) -> Result<Self, Missing> {
-        let files = Self::places(processor);
+        let files = Self::of(&folder_of(processor));
         let all = [&files.kernel, &files.efivarfs, &files.busybox];
         if let Some(file) = all.into_iter().find(|file| !file.is_file()) {
             return Err(Missing {
                 what: file.display().to_string(),
                 packages: Vec::new(),
-                remedy: "run `cargo xtask setup`, which downloads Debian's kernels (29 and 36 MB)".to_owned(),
+                remedy: "run `cargo xtask setup`, which downloads Debian's kernels (36 MB each, with package lists)"
+                    .to_owned(),
             });
         }
         Ok(files)
     }
 }
 
-/// Downloads the packages and keeps what is needed of them. Nothing is installed, and apt's own lists stay as they are.
-pub(crate) fn download(shell: &Shell, processor: Processor) -> Result<()> {
-    let dir = tempfile::Builder::new().prefix("patina-mm-linux-").tempdir()?;
-    let folder = |name: &str| shell.create_dir(dir.path().join(name));
-    let mut options = vec![
-        "Acquire::http::Timeout=60".to_owned(),
-        // apt's own user may not write to our folder.
-        "APT::Sandbox::User=root".to_owned(),
-    ];
-    if processor != Processor::X86 {
-        // Another architecture's packages, from lists of their own.
-        let architecture = processor.debian();
-        folder("lists/partial")?;
-        folder("cache/archives/partial")?;
-        options.extend([
-            format!("APT::Architecture={architecture}"),
-            format!("APT::Architectures={architecture}"),
-            format!("Dir::State::Lists={}", dir.path().join("lists").display()),
-            format!("Dir::Cache={}", dir.path().join("cache").display()),
-        ]);
+/// Where the files of a processor are kept.
+fn folder_of(processor: Processor) -> PathBuf {
+    target_dir().join("linux").join(processor.debian())
+}
+
+/// The programs of Debian that download packages and take them apart.
+struct Debian {
+    apt_get: PathBuf,
+    apt_cache: PathBuf,
+    dpkg_deb: PathBuf,
+    /// How long each step may take.
+    deadline: Duration,
+}
+
+impl Debian {
+    /// Finds the programs, or says what to do without them.
+    fn find(find: impl Fn(&str) -> Option<PathBuf>) -> Result<Self> {
+        let program = |name: &str| {
+            find(name).with_context(|| {
+                format!(
+                    "{name} is missing: this is not Debian. The kernels come from Debian's packages \
+                     linux-image-cloud-amd64 and linux-image-cloud-arm64, the shell from {SHELL_PACKAGE}. Without apt put \
+                     `vmlinuz`, `efivarfs.ko` and `busybox` of them into {} and the directory arm64 beside it, or do \
+                     without machines linux and linux-aarch64",
+                    folder_of(Processor::X86).display()
+                )
+            })
+        };
+        Ok(Self {
+            apt_get: program("apt-get")?,
+            apt_cache: program("apt-cache")?,
+            dpkg_deb: program("dpkg-deb")?,
+            deadline: DEADLINE,
+        })
     }
-    let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option]).collect();
-    let packages = folder("packages")?;
-    let apt_get = |arguments: &[&str]| {
-        let label = format!("apt-get {} for {}", arguments.join(" "), processor.debian());
+
+    /// Runs one of them. Returns its lines; a failure has them in its error.
+    fn run(&self, program: &Path, options: &[String], arguments: &[&str], dir: &Path) -> Result<Vec<String>> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let label = format!("{name} {}", arguments.join(" "));
         println!("==> {label}");
-        let mut command = Command::new("apt-get");
-        command.args(&options).args(arguments).current_dir(&packages);
+        let mut command = Command::new(program);
+        command.args(options).args(arguments).current_dir(dir);
         let mut lines = Vec::new();
-        let status = process::run("download", command, Some(DEADLINE), |line| {
+        let status = process::run("download", command, Some(self.deadline), |line| {
             lines.push(line.to_owned());
             None
         })?;
-        process::require_success(&label, status)
-            .inspect_err(|_| lines.iter().for_each(|line| println!("{line}")))
-    };
-    if processor != Processor::X86 {
-        apt_get(&["update"])?;
+        process::require_success(&label, status).with_context(|| lines.join("\n"))?;
+        Ok(lines)
     }
-    let newest = format!("linux-image-cloud-{}", processor.debian());
-    let query = options.clone();
-    let depends = cmd!(shell, "apt-cache {query...} depends {newest}")
-        .quiet()
-        .read()
-        .with_context(|| format!("the package lists have no {newest}; is this Debian?"))?;
+}
+
+/// Downloads the packages and keeps what is needed of them. Nothing is installed, and apt's own lists stay as they are.
+pub(crate) fn download(shell: &Shell, processor: Processor) -> Result<()> {
+    let debian = Debian::find(process::find)?;
+    download_by(shell, &debian, processor, &folder_of(processor)).with_context(|| {
+        format!(
+            "Debian's kernel for {} was not downloaded; machines linux and linux-aarch64 need it. Run `cargo xtask setup` again",
+            processor.debian()
+        )
+    })
+}
+
+/// The same by these programs, into a directory: all files, or none.
+fn download_by(shell: &Shell, debian: &Debian, processor: Processor, into: &Path) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("patina-mm-linux-").tempdir()?;
+    let folder = |name: &str| shell.create_dir(dir.path().join(name));
+    folder("lists/partial")?;
+    folder("cache/archives/partial")?;
+    let architecture = processor.debian();
+    // With lists of their own: those of the system may be old, or for another architecture.
+    let options = [
+        "Acquire::http::Timeout=60".to_owned(),
+        "Acquire::Retries=2".to_owned(),
+        // apt's own user may not write to our folder.
+        "APT::Sandbox::User=root".to_owned(),
+        format!("APT::Architecture={architecture}"),
+        format!("APT::Architectures={architecture}"),
+        format!("Dir::State::Lists={}", dir.path().join("lists").display()),
+        format!("Dir::Cache={}", dir.path().join("cache").display()),
+    ]
+    .map(|option| ["-o".to_owned(), option])
+    .concat();
+    let packages = folder("packages")?;
+    let run = |program, arguments: &[&str]| debian.run(program, &options, arguments, &packages);
+
+    run(&debian.apt_get, &["update"])?;
+    let newest = format!("linux-image-cloud-{architecture}");
+    let depends = run(&debian.apt_cache, &["depends", &newest])
+        .with_context(|| format!("the package lists have no {newest}: they are not Debian's"))?;
     let kernel = depends
-        .lines()
+        .iter()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
         .with_context(|| format!("{newest} depends on no kernel"))?;
-    apt_get(&["download", kernel, SHELL_PACKAGE])?;
+    let version = kernel
+        .strip_prefix("linux-image-")
+        .with_context(|| format!("{newest} depends on {kernel}, which is not a kernel"))?;
+    run(&debian.apt_get, &["download", kernel, SHELL_PACKAGE])?;
+
     let contents = folder("contents")?;
     for package in shell.read_dir(&packages)? {
-        cmd!(shell, "dpkg-deb --extract {package} {contents}")
-            .quiet()
-            .run()?;
+        let (Some(from), Some(to)) = (package.to_str(), contents.to_str()) else {
+            bail!("{} is not text", package.display());
+        };
+        debian
+            .run(&debian.dpkg_deb, &[], &["--extract", from, to], &packages)
+            .with_context(|| format!("{from} is damaged"))?;
     }
-    let files = Files::places(processor);
-    let version = kernel.trim_start_matches("linux-image-");
+    let complete = folder("complete")?;
+    let files = Files::of(&complete);
     for (from, to) in [
         (format!("boot/vmlinuz-{version}"), &files.kernel),
         (
@@ -135,13 +189,24 @@ pub(crate) fn download(shell: &Shell, processor: Processor) -> Result<()> {
         ),
         ("bin/busybox".to_owned(), &files.busybox),
     ] {
-        let from = contents.join(&from);
-        ensure!(from.is_file(), "{kernel} has no {}", from.display());
-        let folder = to.parent().context("a file is in a directory")?;
-        shell.create_dir(folder)?;
-        shell.copy_file(&from, to)?;
-        println!("  {}", to.display());
+        let found = contents.join(&from);
+        ensure!(
+            found.is_file(),
+            "packages {kernel} and {SHELL_PACKAGE} have no {from}"
+        );
+        shell.copy_file(&found, to)?;
     }
+    // Beside their place first, which may be another file system, so that they come there at once.
+    let partial = into.with_extension("partial");
+    shell.remove_path(&partial)?;
+    shell.create_dir(&partial)?;
+    for file in shell.read_dir(&complete)? {
+        shell.copy_file(&file, &partial)?;
+    }
+    shell.remove_path(into)?;
+    std::fs::rename(&partial, into)
+        .with_context(|| format!("{} cannot be renamed", partial.display()))?;
+    println!("  {}: {kernel}", into.display());
     Ok(())
 }
 
@@ -165,7 +230,7 @@ pub(crate) fn initrd(shell: &Shell, files: &Files, dir: &Path) -> Result<PathBuf
         "tmp",
     ];
     // The host's own: it packs for either processor.
-    let busybox = &Files::places(Processor::X86).busybox;
+    let busybox = Files::of(&folder_of(Processor::X86)).busybox;
     let _in_tree = shell.push_dir(&tree);
     let packed = cmd!(shell, "{busybox} cpio -o -H newc")
         .quiet()
@@ -176,4 +241,134 @@ pub(crate) fn initrd(shell: &Shell, files: &Files, dir: &Path) -> Result<PathBuf
     let initrd = dir.join("initrd.cpio");
     shell.write_file(&initrd, packed.stdout)?;
     Ok(initrd)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    /// Programs that behave like Debian's, as far as a download goes: `apt-get download` leaves "packages", and `dpkg-deb`
+    /// unpacks one if its text is whole.
+    const APT_GET: &str = r#"#!/bin/sh
+for word in "$@"; do last=$word; done
+case "$*" in
+*update*) ;;
+*download*) echo whole > linux.deb; echo whole > "$last.deb" ;;
+esac
+"#;
+    const APT_CACHE: &str = "#!/bin/sh\necho '  Depends: linux-image-6.1.0-1-cloud-amd64'\n";
+    const DPKG_DEB: &str = r#"#!/bin/sh
+grep -q whole "$2" || { echo "dpkg-deb: unexpected end of file"; exit 2; }
+mkdir -p "$3/boot" "$3/bin" "$3/lib/modules/6.1.0-1-cloud-amd64/kernel/fs/efivarfs"
+echo kernel > "$3/boot/vmlinuz-6.1.0-1-cloud-amd64"
+echo module > "$3/lib/modules/6.1.0-1-cloud-amd64/kernel/fs/efivarfs/efivarfs.ko"
+echo shell > "$3/bin/busybox"
+"#;
+
+    struct Attempt {
+        dir: tempfile::TempDir,
+        debian: Debian,
+    }
+
+    impl Attempt {
+        /// Those programs, one of which is another one.
+        fn with(name: &str, other: &str) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for (program, text) in [
+                ("apt-get", APT_GET),
+                ("apt-cache", APT_CACHE),
+                ("dpkg-deb", DPKG_DEB),
+            ] {
+                let file = dir.path().join(program);
+                std::fs::write(&file, if program == name { other } else { text }).unwrap();
+                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            let find = |program: &str| Some(dir.path().join(program));
+            let debian = Debian {
+                deadline: Duration::from_secs(20),
+                ..Debian::find(find).unwrap()
+            };
+            Self { dir, debian }
+        }
+
+        fn place(&self) -> PathBuf {
+            self.dir.path().join("linux/amd64")
+        }
+
+        fn run(&self) -> Result<()> {
+            download_by(
+                &Shell::new().unwrap(),
+                &self.debian,
+                Processor::X86,
+                &self.place(),
+            )
+        }
+
+        /// It fails with these words, and leaves nothing that looks like a kernel.
+        fn fails_with(&self, words: &[&str]) {
+            let error = format!("{:#}", self.run().unwrap_err());
+            for word in words {
+                assert!(error.contains(word), "{error:?} does not have {word:?}");
+            }
+            assert!(!self.place().exists());
+        }
+    }
+
+    #[test]
+    fn packages_are_downloaded_and_taken_apart() {
+        let attempt = Attempt::with("", "");
+        attempt.run().unwrap();
+        let files = Files::of(&attempt.place());
+        for (file, text) in [
+            (&files.kernel, "kernel\n"),
+            (&files.efivarfs, "module\n"),
+            (&files.busybox, "shell\n"),
+        ] {
+            assert_eq!(std::fs::read_to_string(file).unwrap(), text);
+        }
+        // And again, over those that are there.
+        attempt.run().unwrap();
+        assert!(!attempt.place().with_extension("partial").exists());
+    }
+
+    #[test]
+    fn without_apt_the_error_says_what_to_do() {
+        for missing in ["apt-get", "apt-cache", "dpkg-deb"] {
+            let find = |name: &str| (name != missing).then(|| PathBuf::from(name));
+            let error = Debian::find(find).err().unwrap().to_string();
+            for word in [missing, "linux-image-cloud-amd64", "vmlinuz", "linux/amd64"] {
+                assert!(error.contains(word), "{error:?} does not have {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn package_lists_without_the_kernel_are_not_debians() {
+        let unknown = "#!/bin/sh\necho 'E: No packages found'\nexit 100\n";
+        Attempt::with("apt-cache", unknown).fails_with(&[
+            "have no linux-image-cloud-amd64",
+            "E: No packages found",
+        ]);
+        let other = "#!/bin/sh\necho '  Depends: base-files'\n";
+        Attempt::with("apt-cache", other).fails_with(&["depends on base-files, which is not a kernel"]);
+        Attempt::with("apt-cache", "#!/bin/sh\n").fails_with(&["depends on no kernel"]);
+    }
+
+    #[test]
+    fn failed_or_endless_download_is_an_error() {
+        let offline = "#!/bin/sh\necho 'Could not resolve host'\nexit 100\n";
+        Attempt::with("apt-get", offline).fails_with(&["Could not resolve host", "apt-get update"]);
+        let mut endless = Attempt::with("apt-get", "#!/bin/sh\nsleep 60\n");
+        endless.debian.deadline = Duration::from_millis(300);
+        endless.fails_with(&["did not end within its deadline"]);
+    }
+
+    #[test]
+    fn cut_or_wrong_package_leaves_nothing() {
+        let cut = APT_GET.replace("echo whole > linux.deb", "echo wh > linux.deb");
+        Attempt::with("apt-get", &cut).fails_with(&["linux.deb is damaged", "unexpected end of file"]);
+        let without_module = DPKG_DEB.replace("echo module >", "true");
+        Attempt::with("dpkg-deb", &without_module).fails_with(&["have no lib/modules", "efivarfs.ko"]);
+    }
 }

@@ -300,13 +300,56 @@ pub(crate) const MACHINES: &[Machine] = &[
             // The kernel then never calls SetVirtualAddressMap.
             Variant::new(WITHOUT_ADDRESS_CHANGE, false, 15),
         ],
-        build: build_linux_aarch64,
+        build: |shell| build_drivers_aarch64(shell, &[(VARIABLE_DRIVER, LINUX_LOADER)]),
         command: linux_aarch64,
         // So the monitor ends a machine that is powered off by PSCI: its own applications end otherwise.
         exit_code: DEBUG_EXIT_FAILURE,
         demo_lines: &["DEMO "],
         demo_since: "",
         smis: Smis::None,
+    },
+    Machine {
+        name: "exit-boot-services",
+        tools: &[&QEMU_X86, &OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+        variants: &[
+            // The runtime driver says it, and the addresses are those of the map.
+            Variant::new("up", false, 1).saying(" will be at 0xffffa"),
+            Variant::new("shuffled", false, 1).saying(" will be at 0xffffa"),
+            Variant::new("buffer-alone", false, 1).saying(" will be at 0xffffa"),
+            Variant::new("identity", false, 1).saying(" will be at 0x"),
+            Variant::new("none", false, 1).saying("boot services end"),
+            Variant::new(OUR_VARIABLE_DRIVER, false, 1).saying(" will be at 0xffffa"),
+        ],
+        build: |shell| {
+            build_uefi(shell, EXIT_APP)?;
+            toolchain::build(shell, X86_64_UEFI, VARIABLE_DRIVER, VARIABLE_DRIVER, |_| {})?;
+            // With the suite's MM side.
+            image::build(shell, &PATINA_Q35_RUNTIME, true, None)
+        },
+        command: exit_boot_services,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &["LEAVING ", "TEST ", "DONE "],
+        demo_since: "",
+        smis: Smis::LoggedAfterTakeover("LEAVING boot services"),
+    },
+    Machine {
+        name: "exit-boot-services-aarch64",
+        tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
+        variants: &[
+            Variant::new("up", false, 1),
+            Variant::new("shuffled", false, 1),
+            Variant::new("buffer-alone", false, 1),
+            Variant::new("identity", false, 1),
+            Variant::new("none", false, 1),
+            Variant::new("up-spm-mm", false, 1),
+        ],
+        build: |shell| build_drivers_aarch64(shell, &[(EXIT_APP, EXIT_APP)]),
+        command: exit_boot_services_aarch64,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &["LEAVING ", "TEST ", "DONE "],
+        demo_since: "",
+        // The monitor counts requests.
+        smis: Smis::CountedByTheGuest,
     },
 ];
 
@@ -635,56 +678,119 @@ const VARIABLE_DRIVER: &str = "variable_driver";
 const LINUX_LOADER: &str = "linux_loader";
 const ARM_MM_DRIVER: &str = "arm_mm_driver";
 
-/// Builds the monitor, the two runtime drivers and what starts them. Returns the monitor's directory.
-fn build_linux_aarch64(shell: &Shell) -> Result<PathBuf> {
-    for program in [VARIABLE_DRIVER, ARM_MM_DRIVER, LINUX_LOADER] {
-        toolchain::build(shell, AARCH64_UEFI, VARIABLE_DRIVER, program, |_| {})?;
+/// Builds the monitor, the two runtime drivers and what starts them (package and program). Returns the monitor's directory.
+fn build_drivers_aarch64(shell: &Shell, others: &[(&str, &str)]) -> Result<PathBuf> {
+    let drivers = [
+        (VARIABLE_DRIVER, VARIABLE_DRIVER),
+        (VARIABLE_DRIVER, ARM_MM_DRIVER),
+    ];
+    for (package, program) in drivers.iter().chain(others) {
+        toolchain::build(shell, AARCH64_UEFI, package, program, |_| {})?;
     }
     let monitor = toolchain::build(shell, AARCH64_BARE, MONITOR, MONITOR, |_| {})?;
     Ok(monitor.parent().context("a file is in a directory")?.to_owned())
 }
 
-/// QEMU's `virt` with the monitor at EL3, Debian's UEFI above it, and the loader, which starts both drivers and Debian's kernel.
-fn linux_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
-    let interface = if boot.variant == "spm-mm" { 1 } else { 2 };
+/// QEMU's `virt` with the monitor at EL3 and Debian's UEFI above it, which starts `program` from a volume with both runtime
+/// drivers. Returns the volume's directory, too.
+fn virt_with_drivers<'s>(shell: &'s Shell, boot: &Boot<'_>, program: &str) -> Result<(Cmd<'s>, PathBuf)> {
+    let interface = if boot.variant.ends_with("spm-mm") { 1 } else { 2 };
     let word = format!(
         "loader,addr={MODE_WORD:#x},data={},data-len=4",
         interface | UEFI_BIT
     );
-    let files = Files::find(Processor::Arm)?;
     let esp = shell.create_dir(boot.dir.join("esp"))?;
     let programs = Toolchain::find(shell, AARCH64_UEFI)?.products();
-    let program = |name: &str| programs.join(name).with_extension("efi");
+    let file = |name: &str| programs.join(name).with_extension("efi");
     let folder = shell.create_dir(esp.join("EFI/BOOT"))?;
-    shell.copy_file(program(LINUX_LOADER), folder.join("BOOTAA64.EFI"))?;
-    shell.copy_file(program(ARM_MM_DRIVER), esp.join("driver1.efi"))?;
-    shell.copy_file(program(VARIABLE_DRIVER), esp.join("driver2.efi"))?;
-    shell.copy_file(&files.kernel, esp.join("vmlinuz"))?;
-    shell.copy_file(linux::initrd(shell, &files, boot.dir)?, esp.join("initrd"))?;
-    let mode = boot.mode.word();
+    shell.copy_file(file(program), folder.join("BOOTAA64.EFI"))?;
+    shell.copy_file(file(ARM_MM_DRIVER), esp.join("driver1.efi"))?;
+    shell.copy_file(file(VARIABLE_DRIVER), esp.join("driver2.efi"))?;
+    let volume = path(&esp)?;
+    let qemu = virt(shell, "virt,secure=on,virtualization=on")
+        .args([
+            "-device",
+            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
+        ])
+        .args([
+            "-drive",
+            &format!("if=none,id=esp,format=raw,file=fat:rw:{volume}"),
+        ])
+        .args(["-device", "virtio-blk-pci,drive=esp"])
+        .arg("-bios")
+        .arg(boot.image.join(MONITOR))
+        .args(["-device", &word]);
+    Ok((qemu, esp))
+}
+
+/// Debian's kernel above both runtime drivers.
+fn linux_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let files = Files::find(Processor::Arm)?;
+    let (qemu, esp) = virt_with_drivers(shell, boot, LINUX_LOADER)?;
     let more = if boot.variant == WITHOUT_ADDRESS_CHANGE {
         "efi=novamap"
     } else {
         ""
     };
+    let mode = boot.mode.word();
+    put_kernel(
+        shell,
+        &files,
+        boot,
+        &esp,
+        &format!("console=ttyAMA0 mm.mode={mode} {more}"),
+    )?;
+    Ok(qemu.into())
+}
+
+/// Puts the kernel, what it starts, and its command line where `linux_loader` looks for them.
+fn put_kernel(shell: &Shell, files: &Files, boot: &Boot<'_>, esp: &Path, line: &str) -> Result<()> {
+    shell.copy_file(&files.kernel, esp.join("vmlinuz"))?;
+    shell.copy_file(linux::initrd(shell, files, boot.dir)?, esp.join("initrd"))?;
     let line = format!(
-        "console=ttyAMA0 quiet panic=-1 initrd=\\initrd mm.mode={mode} mm.largest={LARGEST_VARIABLE} \
-         mm.before={WRITTEN_BY_LOADER} {more}\0"
+        "quiet panic=-1 initrd=\\initrd mm.largest={LARGEST_VARIABLE} mm.before={WRITTEN_BY_LOADER} {line}\0"
     );
     let line: Vec<u8> = line.encode_utf16().flat_map(u16::to_le_bytes).collect();
     shell.write_file(esp.join("cmdline"), line)?;
-    let esp = path(&esp)?;
-    Ok(virt(shell, "virt,secure=on,virtualization=on")
-        .args([
-            "-device",
-            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
-        ])
-        .args(["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")])
-        .args(["-device", "virtio-blk-pci,drive=esp"])
-        .arg("-bios")
-        .arg(boot.image.join(MONITOR))
-        .args(["-device", &word])
+    Ok(())
+}
+
+/// The application that leaves boot services, and the file that tells it its map.
+const EXIT_APP: &str = "exit_boot_services";
+const MAP_FILE: &str = "map";
+
+/// The way to boot machine exit-boot-services with our variable driver in the place of edk2's.
+const OUR_VARIABLE_DRIVER: &str = "up-own-driver";
+
+/// The word for a map: the variant without what follows it.
+fn map_of(variant: &str) -> &str {
+    variant
+        .trim_end_matches("-own-driver")
+        .trim_end_matches("-spm-mm")
+}
+
+/// The firmware of machine linux, with an application in Linux's place.
+fn exit_boot_services(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let application = uefi_product(shell, EXIT_APP)?;
+    let qemu = q35(shell, boot.image, &application, boot)?;
+    let esp = boot.dir.join("esp");
+    shell.write_file(esp.join(MAP_FILE), map_of(boot.variant))?;
+    if boot.variant == OUR_VARIABLE_DRIVER {
+        shell.copy_file(uefi_product(shell, VARIABLE_DRIVER)?, esp.join("driver2.efi"))?;
+    }
+    let console = format!("file:{}", path(&qemu::debug_console(boot.dir))?);
+    Ok(qemu
+        .args(qemu::log_smis(boot.dir))
+        .args(["-device", "VGA", "-debugcon", &console])
+        .args(["-global", "isa-debugcon.iobase=0x402"])
         .into())
+}
+
+/// The same above the monitor, with both runtime drivers from the volume.
+fn exit_boot_services_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let (qemu, esp) = virt_with_drivers(shell, boot, EXIT_APP)?;
+    shell.write_file(esp.join(MAP_FILE), map_of(boot.variant))?;
+    Ok(qemu.into())
 }
 
 /// What a word in RAM tells the monitor and the payload (`machines/aarch64_monitor/src/layout.rs`).

@@ -11,10 +11,7 @@ mod driver {
     use mm_wire::hob::CommBufferPlace;
     use r_efi::efi;
     use variable_driver::firmware::{Firmware, Result, check};
-    use variable_driver::{SET_BUFFER, SHARED};
-
-    /// Pages of the comm buffer, at the start of the region that is shared with MM.
-    const PAGES: usize = 8;
+    use variable_driver::{SET_BUFFER, SHARED, SHARED_PAGES as PAGES};
 
     #[unsafe(export_name = "efi_main")]
     unsafe extern "efiapi" fn efi_main(image: efi::Handle, system: *mut efi::SystemTable) -> efi::Status {
@@ -58,6 +55,9 @@ mod driver {
         usize::try_from(value).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
     }
 }
+
+#[cfg(target_os = "uefi")]
+variable_driver::wait_at_a_panic!();
 
 /// There are no secure monitor calls here.
 #[cfg(all(target_os = "uefi", not(target_arch = "aarch64")))]

@@ -1,19 +1,18 @@
 //! Starts the drivers on the volume that it comes from, then Linux. An unsafe island (`docs/unsafe.md`).
 //!
-//! The files are beside it: `driver1.efi`, `driver2.efi`, `vmlinuz`; `cmdline` has the kernel's command line in UTF-16.
+//! The files are beside it: `driver1.efi` and `driver2.efi`, if the flash image does not have them; `vmlinuz`; `cmdline` has
+//! the kernel's command line in UTF-16.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 
 #[cfg(target_os = "uefi")]
 mod loader {
     use core::fmt::Write;
-    use core::ptr;
-    use mm_wire::PAGE_LEN;
     use r_efi::efi;
-    use r_efi::protocols::{file, loaded_image, simple_file_system};
-    use variable_driver::firmware::{Firmware, Handle, Result, check};
+    use r_efi::protocols::loaded_image;
+    use variable_driver::files::Volume;
+    use variable_driver::firmware::{Firmware, Result, check};
 
-    /// The most that is read of a file.
-    const LARGEST: usize = 48 << 20;
+    variable_driver::wait_at_a_panic!();
 
     #[unsafe(export_name = "efi_main")]
     unsafe extern "efiapi" fn efi_main(image: efi::Handle, system: *mut efi::SystemTable) -> efi::Status {
@@ -30,16 +29,14 @@ mod loader {
     }
 
     fn run(firmware: Firmware) -> core::result::Result<(), (&'static str, efi::Status)> {
-        let device = device_of(firmware, firmware.image).map_err(|status| ("the volume", status))?;
-        let root = root_of(firmware, device).map_err(|status| ("the file system", status))?;
+        let volume = Volume::of_program(firmware).map_err(|status| ("the volume", status))?;
+        // On x86 the flash image has the first one.
         for driver in ["driver1.efi", "driver2.efi"] {
-            let bytes = read(firmware, root, driver).map_err(|status| (driver, status))?;
-            let image = firmware.load_image(bytes).map_err(|status| (driver, status))?;
-            firmware.start_image(image).map_err(|status| (driver, status))?;
+            volume.start_driver(driver).map_err(|status| (driver, status))?;
         }
         write_variable(firmware).map_err(|status| ("SetVariable", status))?;
-        let kernel = read(firmware, root, "vmlinuz").map_err(|status| ("vmlinuz", status))?;
-        let line = read(firmware, root, "cmdline").map_err(|status| ("cmdline", status))?;
+        let kernel = volume.read("vmlinuz").map_err(|status| ("vmlinuz", status))?;
+        let line = volume.read("cmdline").map_err(|status| ("cmdline", status))?;
         let image = firmware
             .load_image(kernel)
             .map_err(|status| ("vmlinuz", status))?;
@@ -48,7 +45,7 @@ mod loader {
             .map_err(|status| ("vmlinuz", status))?
             .cast::<loaded_image::Protocol>();
         // SAFETY: the protocol of the image that was loaded just now. The kernel finds its initrd on this device.
-        unsafe { (*loaded).device_handle = device.as_raw() };
+        unsafe { (*loaded).device_handle = volume.device.as_raw() };
         // SAFETY: as above; the line is never freed.
         unsafe { (*loaded).load_options = line.as_mut_ptr().cast() };
         // SAFETY: as above.
@@ -87,71 +84,6 @@ mod loader {
                 text.as_mut_ptr().cast(),
             )
         })
-    }
-
-    fn device_of(firmware: Firmware, image: Handle) -> Result<Handle> {
-        let loaded = firmware
-            .interface_on(image, loaded_image::PROTOCOL_GUID)?
-            .cast::<loaded_image::Protocol>();
-        // SAFETY: the protocol of this image.
-        let device = unsafe { (*loaded).device_handle };
-        // SAFETY: the firmware's own, and the volume stays.
-        Ok(unsafe { Handle::new(device) })
-    }
-
-    fn root_of(firmware: Firmware, device: Handle) -> Result<*mut file::Protocol> {
-        let volume = firmware
-            .interface_on(device, simple_file_system::PROTOCOL_GUID)?
-            .cast::<simple_file_system::Protocol>();
-        // SAFETY: the protocol of a volume that stays.
-        let open = unsafe { (*volume).open_volume };
-        let mut root = ptr::null_mut();
-        // SAFETY: the protocol that the function belongs to, and a place to write to.
-        check(unsafe { open(volume, &raw mut root) })?;
-        Ok(root)
-    }
-
-    /// Reads a file into pages that are never freed.
-    fn read(firmware: Firmware, root: *mut file::Protocol, name: &str) -> Result<&'static mut [u8]> {
-        let mut path = [0_u16; 32];
-        path.iter_mut()
-            .take(31)
-            .zip(name.encode_utf16())
-            .for_each(|(to, unit)| *to = unit);
-        // SAFETY: an open directory.
-        let open = unsafe { (*root).open };
-        let mut opened = ptr::null_mut();
-        // SAFETY: the protocol that the function belongs to, a path that ends in a NUL, and a place to write to.
-        check(unsafe { open(root, &raw mut opened, path.as_mut_ptr(), file::MODE_READ, 0) })?;
-        let len = length(opened)?;
-        let pages = len.div_ceil(PAGE_LEN).max(1);
-        let start = firmware.allocate(efi::LOADER_DATA, pages, None)?;
-        // SAFETY: an open file.
-        let read = unsafe { (*opened).read };
-        let mut size = len;
-        // SAFETY: the protocol that the function belongs to, and memory for `size` bytes.
-        check(unsafe { read(opened, &raw mut size, start.cast()) })?;
-        // SAFETY: allocated above, never freed, and used only here.
-        Ok(unsafe { core::slice::from_raw_parts_mut(start, size) })
-    }
-
-    /// A file's length: the position at its end.
-    fn length(opened: *mut file::Protocol) -> Result<usize> {
-        // SAFETY: an open file.
-        let set_position = unsafe { (*opened).set_position };
-        // SAFETY: as above.
-        let get_position = unsafe { (*opened).get_position };
-        // SAFETY: the protocol that the function belongs to. All ones is the end (UEFI 2.11, 13.5.10).
-        check(unsafe { set_position(opened, u64::MAX) })?;
-        let mut end = 0;
-        // SAFETY: as above, with a place to write to.
-        check(unsafe { get_position(opened, &raw mut end) })?;
-        // SAFETY: as above.
-        check(unsafe { set_position(opened, 0) })?;
-        usize::try_from(end)
-            .ok()
-            .filter(|len| *len <= LARGEST)
-            .ok_or(efi::Status::BAD_BUFFER_SIZE)
     }
 }
 

@@ -15,8 +15,8 @@ mod driver {
     use variable_driver::firmware::{Firmware, Result, check};
     use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-    /// Pages of the buffer in which messages are made.
-    const PAGES: usize = 8;
+    /// Pages of the buffer in which messages are made: as many as the comm buffers of these machines have.
+    const PAGES: usize = 4;
     const LEN: usize = PAGES * PAGE_LEN;
 
     /// Where the payload starts: behind the communicate header and the function header.
@@ -407,6 +407,9 @@ mod driver {
         returned(query())
     }
 }
+
+#[cfg(target_os = "uefi")]
+variable_driver::wait_at_a_panic!();
 
 #[cfg(not(target_os = "uefi"))]
 fn main() {

@@ -1,0 +1,43 @@
+//! An operating system of a few pages: what it does with the firmware, and Linux does not.
+//!
+//! ```text
+//! boot     drivers started from the volume; protocols and variables used as by any application
+//! left     ExitBootServices; own page tables, stack and exceptions; boot-services memory overwritten, then not mapped any more;
+//!          the same calls, at the same addresses
+//! moved    SetVirtualAddressMap with a map of its own; nothing but faults at the old addresses; the same calls, at the new ones
+//! ```
+//!
+//! A file `map` on the volume has the word for the map ([`exit_boot_services::map::Change`]); with `none` the last part is left
+//! out. Each test is one line on the serial port. An exception ends the test in which it comes, as a failure.
+//!
+//! | module | content |
+//! |---|---|
+//! | `app` | from the entry point to the end |
+//! | `cpu` | exceptions, page tables, serial port |
+//! | `lab` | the conformance suite's lab for callers in C |
+//! | `mm` | how many requests MM took |
+//! | `variables` | the firmware's variable services |
+#![cfg_attr(target_os = "uefi", no_std, no_main)]
+#![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
+
+#[cfg(target_os = "uefi")]
+extern crate alloc;
+
+#[cfg(target_os = "uefi")]
+mod app;
+#[cfg(target_os = "uefi")]
+mod cpu;
+#[cfg(target_os = "uefi")]
+mod lab;
+#[cfg(target_os = "uefi")]
+mod mm;
+#[cfg(target_os = "uefi")]
+mod variables;
+
+#[cfg(not(target_os = "uefi"))]
+fn main() {
+    eprintln!(
+        "this is a program for UEFI; `cargo xtask test --machine exit-boot-services` builds and boots it"
+    );
+    std::process::exit(2);
+}
