@@ -14,6 +14,7 @@ use core::panic::PanicInfo;
 use linked_list_allocator::LockedHeap;
 use mm_comm::SharedRegion;
 use mm_core::handlers::VariableStore;
+use mm_wire::{AddressRange, Header};
 
 global_asm!(include_str!("el3.s"));
 
@@ -119,7 +120,10 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
     let Some(registers) = frame.first_chunk_mut() else {
         return;
     };
-    match world.call(registers) {
+    let before = world.shown();
+    let effect = world.call(registers);
+    show(before, world.shown());
+    match effect {
         Effect::Return => {}
         // SAFETY: changes registers that no compiled code of this program uses. The non-secure
         // world expects it of this call.
@@ -127,6 +131,23 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
         Effect::PowerOff => fail(format_args!(
             "the non-secure world ended the machine by PSCI, at {address:#x}"
         )),
+    }
+}
+
+type Shown = Option<(u64, Option<(AddressRange, Header)>)>;
+
+/// Says what MM did, in a demo.
+fn show(before: Shown, after: Shown) {
+    let (Some((before, _)), Some((requests, Some((buffer, header))))) = (before, after) else {
+        return;
+    };
+    if requests != before {
+        let (bytes, recipient) = (header.total_len(), header.recipient());
+        let at = buffer.start();
+        let _ = writeln!(
+            Uart,
+            "monitor: EL3: MM, in the secure world, took request {requests}: {bytes} bytes for {recipient} at {at:#x}\r"
+        );
     }
 }
 

@@ -67,6 +67,8 @@ struct Core<'a> {
     scratch: &'a mut [u8],
     variables: VariableStore<'a>,
     requests: u64,
+    /// Where the last request was, and its header, if it had one.
+    last: Option<(AddressRange, Header)>,
 }
 
 impl<'a> Mm<'a> {
@@ -91,6 +93,7 @@ impl<'a> Mm<'a> {
                 scratch,
                 variables,
                 requests: 0,
+                last: None,
             },
         }
     }
@@ -105,6 +108,12 @@ impl<'a> Mm<'a> {
     #[must_use]
     pub const fn requests(&self) -> u64 {
         self.core.requests
+    }
+
+    /// Where the last request was, and its header, if it had one: for a demo.
+    #[must_use]
+    pub const fn last_request(&self) -> Option<(AddressRange, Header)> {
+        self.core.last
     }
 
     /// Makes memory a comm buffer. Buffer 0 is the first: those that there were are forgotten.
@@ -238,6 +247,9 @@ impl Core<'_> {
             return Err(CallError::InvalidParameters);
         };
         self.requests = self.requests.saturating_add(1);
+        let mut header = [0; MAX_HEADER_LEN];
+        memory.read(region.start(), &mut header);
+        self.last = Header::parse(&header).ok().map(|header| (region, header));
         let visit = mm_liar::enter(
             &mut core,
             &buffers,

@@ -4,6 +4,7 @@ use crate::ffa::{Ffa, Kind};
 use crate::layout::{COUNT_REQUESTS, Interface, MODE, Mode, SET_BUFFER};
 use crate::mm::Mm;
 use crate::spm_mm;
+use mm_wire::{AddressRange, Header};
 
 /// Registers x0 to x17.
 pub type Registers = [u64; 18];
@@ -60,6 +61,12 @@ impl<'a> World<'a> {
             Interface::StandaloneMm => Service::Ffa(Ffa::new(Kind::StandaloneMm)),
         };
         Self { mode, mm, service }
+    }
+
+    /// In a demo above UEFI: how many requests MM was given, and the last one.
+    #[must_use]
+    pub fn shown(&self) -> Option<(u64, Option<(AddressRange, Header)>)> {
+        (self.mode.demo && self.mode.uefi).then(|| (self.mm.requests(), self.mm.last_request()))
     }
 
     /// Serves a call.

@@ -16,6 +16,7 @@ use core::ptr;
 use exit_boot_services::map::{Change, Owner, RUNTIME_SERVICES_CODE, Region, translate};
 use exit_boot_services::paging::{PageTables, Use};
 use linked_list_allocator::LockedHeap;
+#[cfg(target_arch = "x86_64")]
 use mm_comm::Channel;
 use mm_conformance::Lab;
 use mm_conformance::c_abi::{self, Addresses};
@@ -319,9 +320,7 @@ fn move_firmware(machine: &mut Machine) {
     if matches!(change, Change::Up | Change::Shuffled) {
         machine
             .report
-            .test("moved.stale_interface_would_end_a_test", || {
-                must_fault(interface)
-            });
+            .test("moved.stale_interface_would_end_a_test", || must_fault(interface));
     }
     play(machine, Life::Moved, &moved);
 }
@@ -446,6 +445,7 @@ pub(crate) fn invoke(
 }
 
 /// The channel of another comm buffer than the driver's, at its address of now.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn channel(address: usize, len: usize, mailbox: Option<usize>) -> Option<Channel> {
     let base = ptr::with_exposed_provenance_mut(address);
     let mailbox = mailbox.map(ptr::with_exposed_provenance_mut);

@@ -56,7 +56,9 @@ impl Client {
 
 #[derive(Clone, Copy)]
 #[repr(align(4096))]
-struct Page([u8; PAGE_LEN]);
+struct Page {
+    _bytes: [u8; PAGE_LEN],
+}
 
 /// Nothing is behind the client's ports: they are for counting.
 struct CountOnly;
@@ -154,7 +156,10 @@ impl Site for RuntimeSite {
         match its_own {
             Some(address) => Some(ptr::with_exposed_provenance_mut(address)),
             None => {
-                let pages = alloc::vec![Page([0; PAGE_LEN]); pages].leak();
+                let page = Page {
+                    _bytes: [0; PAGE_LEN],
+                };
+                let pages = alloc::vec![page; pages].leak();
                 Some(pages.as_mut_ptr().cast())
             }
         }

@@ -165,7 +165,11 @@ mod tests {
     use super::*;
 
     fn region(kind: u32, start: u64, pages: u64) -> Region {
-        let attributes = if matches!(kind, 5 | 6 | 11) { MEMORY_RUNTIME } else { 0 };
+        let attributes = if matches!(kind, 5 | 6 | 11) {
+            MEMORY_RUNTIME
+        } else {
+            0
+        };
         Region {
             kind,
             start,
@@ -195,7 +199,13 @@ mod tests {
         let owners: Vec<Owner> = map().iter().map(Region::owner).collect();
         assert_eq!(
             owners,
-            [Owner::Boot, Owner::Ours, Owner::Runtime, Owner::Runtime, Owner::Runtime]
+            [
+                Owner::Boot,
+                Owner::Ours,
+                Owner::Runtime,
+                Owner::Runtime,
+                Owner::Runtime
+            ]
         );
         for change in [Change::Identity, Change::Up, Change::Shuffled] {
             assert_eq!(change.apply(&map(), buffer()).len(), 3, "{change:?}");

@@ -62,7 +62,9 @@ mod x86_64 {
         fn send(&self, recipient: Guid, message: &mut [u8]) -> Option<usize> {
             let channel = self.channel.borrow();
             let channel = channel.as_ref()?;
-            let staged = channel.begin_sized(HeaderFormat::V1, recipient, message, None).ok()?;
+            let staged = channel
+                .begin_sized(HeaderFormat::V1, recipient, message, None)
+                .ok()?;
             let trigger = PortTrigger {
                 command_port: COMMAND_PORT,
                 data_port: DATA_PORT,
@@ -97,7 +99,9 @@ mod x86_64 {
             .ok_or("MM does not take a message to itself")?;
         match message.first_chunk() {
             Some([0, 0, 0, 0, 0, 0, 0, 0]) => Ok((buffer, requests)),
-            _ => Err(format!("the suite's MM side does not take the buffer: {message:02x?}")),
+            _ => Err(format!(
+                "the suite's MM side does not take the buffer: {message:02x?}"
+            )),
         }
     }
 }

@@ -183,7 +183,10 @@ fn walk(services: &Services) -> Result<(), NotOk> {
     let names = services.names().map_err(failed)?;
     for name in [BEFORE, NAME] {
         let expected: Vec<u16> = name.encode_utf16().collect();
-        ensure(names.contains(&expected), format!("{name} is not among the names"))?;
+        ensure(
+            names.contains(&expected),
+            format!("{name} is not among the names"),
+        )?;
     }
     Ok(())
 }

@@ -24,6 +24,8 @@ const SIM: &str = "sim";
   cargo xtask demo --machine patina-q35  on a Patina firmware under QEMU, with an MM core in Rust
   cargo xtask demo --machine patina-smm  on a Patina firmware under QEMU, with edk2's SMM core
   cargo xtask demo --machine linux       Linux sets a variable through a runtime driver, with real SMIs
+  cargo xtask demo --machine linux-aarch64
+                                         the same by secure monitor calls
   cargo xtask demo --html demo.html      draws it, too: a page for a browser
   cargo xtask demo --machine aarch64     on stock UEFI firmware above a secure world, by FF-A")]
 pub(crate) struct Demo {

@@ -204,8 +204,7 @@ fn download_by(shell: &Shell, debian: &Debian, processor: Processor, into: &Path
         shell.copy_file(&file, &partial)?;
     }
     shell.remove_path(into)?;
-    std::fs::rename(&partial, into)
-        .with_context(|| format!("{} cannot be renamed", partial.display()))?;
+    std::fs::rename(&partial, into).with_context(|| format!("{} cannot be renamed", partial.display()))?;
     println!("  {}: {kernel}", into.display());
     Ok(())
 }
@@ -346,10 +345,8 @@ echo shell > "$3/bin/busybox"
     #[test]
     fn package_lists_without_the_kernel_are_not_debians() {
         let unknown = "#!/bin/sh\necho 'E: No packages found'\nexit 100\n";
-        Attempt::with("apt-cache", unknown).fails_with(&[
-            "have no linux-image-cloud-amd64",
-            "E: No packages found",
-        ]);
+        Attempt::with("apt-cache", unknown)
+            .fails_with(&["have no linux-image-cloud-amd64", "E: No packages found"]);
         let other = "#!/bin/sh\necho '  Depends: base-files'\n";
         Attempt::with("apt-cache", other).fails_with(&["depends on base-files, which is not a kernel"]);
         Attempt::with("apt-cache", "#!/bin/sh\n").fails_with(&["depends on no kernel"]);

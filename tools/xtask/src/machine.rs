@@ -273,6 +273,12 @@ pub(crate) const MACHINES: &[Machine] = &[
         variants: &[
             Variant::new(LINUX_Q35, false, 15).saying(" will be at 0xffff"),
             Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying(" will be at 0xffff"),
+            // x86's kernel calls SetVirtualAddressMap whatever this option says (`efi_enter_virtual_mode` in
+            // arch/x86/platform/efi/efi.c): only stubs that make a device tree look at it (`allocate_new_fdt_and_exit_boot`
+            // in drivers/firmware/efi/libstub/fdt.c). Machine exit-boot-services never calls it in its variant `none`.
+            Variant::new(LINUX_NOVAMAP, false, 15).saying(" will be at 0xffff"),
+            // Another driver in the place of edk2's.
+            Variant::new(LINUX_OUR_DRIVER, false, 15).saying(" will be at 0xffff"),
             // The kernel then calls no firmware.
             Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1)
                 .saying("boot services end")
@@ -280,6 +286,9 @@ pub(crate) const MACHINES: &[Machine] = &[
             Variant::new(LINUX_SMM, false, 2),
         ],
         build: |shell| {
+            for program in [VARIABLE_DRIVER, LINUX_LOADER] {
+                toolchain::build(shell, X86_64_UEFI, VARIABLE_DRIVER, program, |_| {})?;
+            }
             image::build(shell, &PATINA_SMM, false, None)?;
             image::build(shell, &PATINA_Q35_RUNTIME, false, None)
         },
@@ -304,8 +313,9 @@ pub(crate) const MACHINES: &[Machine] = &[
         command: linux_aarch64,
         // So the monitor ends a machine that is powered off by PSCI: its own applications end otherwise.
         exit_code: DEBUG_EXIT_FAILURE,
-        demo_lines: &["DEMO "],
-        demo_since: "",
+        demo_lines: &["DEMO ", "monitor: "],
+        // The firmware's own requests come before.
+        demo_since: "DEMO ",
         smis: Smis::None,
     },
     Machine {
@@ -590,10 +600,12 @@ fn q35_with_flash<'s>(shell: &'s Shell, code: &Path, vars: &Path, memory: &str) 
     .args(["-drive", &code, "-drive", &vars]))
 }
 
-/// Ways to boot machine linux: above the Rust MM core, the same with the kernel at its usual address, without firmware calls; and
-/// above edk2's SMM core, whose variables outlive a reset.
+/// Ways to boot machine linux: above the Rust MM core; the same with the kernel at its usual address, with `efi=novamap`, with our
+/// variable driver in the place of edk2's, and without firmware calls; and above edk2's SMM core, whose variables outlive a reset.
 const LINUX_Q35: &str = "q35";
 const LINUX_WITHOUT_KASLR: &str = "q35-nokaslr";
+const LINUX_NOVAMAP: &str = "q35-novamap";
+const LINUX_OUR_DRIVER: &str = "q35-own-driver";
 const LINUX_WITHOUT_FIRMWARE: &str = "q35-noefi";
 const LINUX_SMM: &str = "smm";
 
@@ -603,7 +615,7 @@ const LARGEST_VARIABLE: u32 = 0x2000;
 /// A variable that OVMF writes, as the file that Linux shows, and its text.
 const LANGUAGE: &str = "PlatformLang-8be4df61-93ca-11d2-aa0d-00e098032b8c:en-US";
 
-/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub.
+/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub, or `linux_loader` behind our driver.
 fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let Boot { image, dir, .. } = *boot;
     let above_smm = boot.variant == LINUX_SMM;
@@ -612,24 +624,32 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
         (Mode::Test, LINUX_SMM) => ("reset", ""),
         (Mode::Test, LINUX_WITHOUT_FIRMWARE) => ("noefi", "noefi"),
         (Mode::Test, LINUX_WITHOUT_KASLR) => ("test", "nokaslr"),
+        (Mode::Test, LINUX_NOVAMAP) => ("test", "efi=novamap"),
         (Mode::Test, _) => ("test", ""),
     };
     let files = Files::find(Processor::X86)?;
-    let initrd = linux::initrd(shell, &files, dir)?;
-    let line = format!(
-        "console=ttyS0 quiet panic=-1 mm.mode={mode} mm.largest={LARGEST_VARIABLE} mm.before={LANGUAGE} {more}"
-    );
+    let line = format!("console=ttyS0 mm.mode={mode} {more}");
     let smm_image = image.with_file_name(format!("{}.fd", PATINA_SMM.name));
     let image = if above_smm { &smm_image } else { image };
     let vars = dir.join("vars.fd");
     shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
-    let qemu = q35_with_flash(shell, image, &vars, "512")?
-        .args(qemu::log_smis(dir))
-        .arg("-kernel")
-        .arg(&files.kernel)
-        .arg("-initrd")
-        .arg(&initrd)
-        .args(["-append", &line]);
+    let qemu = q35_with_flash(shell, image, &vars, "512")?.args(qemu::log_smis(dir));
+    let qemu = if boot.variant == LINUX_OUR_DRIVER {
+        let esp = shell.create_dir(dir.join("esp"))?;
+        let folder = shell.create_dir(esp.join("EFI/BOOT"))?;
+        shell.copy_file(uefi_product(shell, LINUX_LOADER)?, folder.join("BOOTX64.EFI"))?;
+        shell.copy_file(uefi_product(shell, VARIABLE_DRIVER)?, esp.join("driver2.efi"))?;
+        put_kernel(shell, &files, boot, &esp, &line)?;
+        qemu.args(["-drive", &format!("format=raw,file=fat:rw:{}", path(&esp)?)])
+    } else {
+        let initrd = linux::initrd(shell, &files, dir)?;
+        let line = kernel_line(LANGUAGE, &line);
+        qemu.arg("-kernel")
+            .arg(&files.kernel)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", &line])
+    };
     let qemu = match above_smm {
         true => qemu.args(ONLY_SMM_WRITES_FLASH),
         false => qemu.args(["-device", "VGA", "-no-reboot"]),
@@ -695,9 +715,10 @@ fn build_drivers_aarch64(shell: &Shell, others: &[(&str, &str)]) -> Result<PathB
 /// drivers. Returns the volume's directory, too.
 fn virt_with_drivers<'s>(shell: &'s Shell, boot: &Boot<'_>, program: &str) -> Result<(Cmd<'s>, PathBuf)> {
     let interface = if boot.variant.ends_with("spm-mm") { 1 } else { 2 };
+    let demo = if boot.mode == Mode::Demo { DEMO_BIT } else { 0 };
     let word = format!(
         "loader,addr={MODE_WORD:#x},data={},data-len=4",
-        interface | UEFI_BIT
+        interface | UEFI_BIT | demo
     );
     let esp = shell.create_dir(boot.dir.join("esp"))?;
     let programs = Toolchain::find(shell, AARCH64_UEFI)?.products();
@@ -743,13 +764,16 @@ fn linux_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     Ok(qemu.into())
 }
 
+/// The kernel's command line, for the shell that finds this variable of before.
+fn kernel_line(before: &str, line: &str) -> String {
+    format!("quiet panic=-1 mm.largest={LARGEST_VARIABLE} mm.before={before} {line}")
+}
+
 /// Puts the kernel, what it starts, and its command line where `linux_loader` looks for them.
 fn put_kernel(shell: &Shell, files: &Files, boot: &Boot<'_>, esp: &Path, line: &str) -> Result<()> {
     shell.copy_file(&files.kernel, esp.join("vmlinuz"))?;
     shell.copy_file(linux::initrd(shell, files, boot.dir)?, esp.join("initrd"))?;
-    let line = format!(
-        "quiet panic=-1 initrd=\\initrd mm.largest={LARGEST_VARIABLE} mm.before={WRITTEN_BY_LOADER} {line}\0"
-    );
+    let line = kernel_line(WRITTEN_BY_LOADER, &format!("initrd=\\initrd {line}\0"));
     let line: Vec<u8> = line.encode_utf16().flat_map(u16::to_le_bytes).collect();
     shell.write_file(esp.join("cmdline"), line)?;
     Ok(())

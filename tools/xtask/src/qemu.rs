@@ -215,7 +215,8 @@ impl Run {
         let status = process::run(machine.name, command, Some(deadline), |line| {
             // The firmware's console moves the cursor and sets colours.
             let text = anstream::adapter::strip_str(line).to_string();
-            let shown = take(&text).then(|| text.clone());
+            // The mark of a demo's line is for this program.
+            let shown = take(&text).then(|| text.strip_prefix("DEMO ").unwrap_or(&text).to_owned());
             if last_lines.len() == LAST_LINES {
                 last_lines.pop_front();
             }

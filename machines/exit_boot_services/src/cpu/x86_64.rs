@@ -33,8 +33,7 @@ struct Descriptors<const N: usize>(UnsafeCell<[u64; N]>);
 unsafe impl<const N: usize> Sync for Descriptors<N> {}
 
 /// 64-bit code and data.
-static GDT: Descriptors<3> =
-    Descriptors(UnsafeCell::new([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]));
+static GDT: Descriptors<3> = Descriptors(UnsafeCell::new([0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]));
 static IDT: Descriptors<64> = Descriptors(UnsafeCell::new([0; 64]));
 
 #[repr(C, packed)]
