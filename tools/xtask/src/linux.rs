@@ -30,7 +30,7 @@ impl Processor {
 /// Debian's package of a shell with all that a script needs, in one program.
 const SHELL_PACKAGE: &str = "busybox-static";
 
-/// How long each step of a download may take; the longest took 8 s.
+/// How long each step of a download may take; the longest took 25 s, on two busy cores.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// What is kept of both packages.
@@ -62,7 +62,7 @@ impl Files {
             return Err(Missing {
                 what: file.display().to_string(),
                 packages: Vec::new(),
-                remedy: "run `cargo xtask setup`, which downloads Debian's kernels (36 MB each, with package lists)"
+                remedy: "run `cargo xtask setup`, which downloads Debian's kernels (42 and 36 MB, with package lists)"
                     .to_owned(),
             });
         }

@@ -14,7 +14,7 @@ use xshell::{Shell, cmd};
 /// Installs what the tests need.
 ///
 /// On Debian and Ubuntu this says which packages are missing and why, asks, and installs them with apt-get. Elsewhere it
-/// only says what is missing. Debian's kernels are downloaded (65 MB, with package lists) into the build directory, and not installed.
+/// only says what is missing. Debian's kernels are downloaded (42 and 36 MB, with package lists) into the build directory, and not installed.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it
@@ -62,7 +62,7 @@ pub(crate) const LINUX_ARM: Tool = Tool {
 /// The machine itself.
 pub(crate) const QEMU_X86: Tool = Tool {
     name: "qemu-system-x86_64",
-    why: "boots machines ovmf-smm, patina-q35 and patina-smm",
+    why: "boots the x86 machines",
     find: |_| program("qemu-system-x86_64", "qemu-system-x86"),
 };
 
@@ -97,14 +97,14 @@ pub(crate) const RUST_NONE: Tool = Tool {
 /// The Arm machine.
 pub(crate) const QEMU_ARM: Tool = Tool {
     name: "qemu-system-aarch64",
-    why: "boots machine aarch64",
+    why: "boots the AArch64 machines",
     find: |_| program("qemu-system-aarch64", "qemu-system-arm"),
 };
 
 /// A UEFI for it.
 pub(crate) const ARM_UEFI: Tool = Tool {
     name: "UEFI for AArch64",
-    why: "the firmware of one run of machine aarch64",
+    why: "the firmware of machines aarch64, linux-aarch64 and exit-boot-services-aarch64",
     find: |_| files(&[PathBuf::from(ARM_UEFI_CODE)], "qemu-efi-aarch64"),
 };
 
