@@ -42,7 +42,7 @@ mod x86_64 {
 
         /// How many SMIs MM took so far, without those of this module.
         pub(crate) fn taken(&self) -> u64 {
-            self.ask(&control::STATE.to_le_bytes().map(|byte| byte))
+            self.ask(&control::STATE.to_le_bytes())
                 .map_or(0, |smis| smis.saturating_sub(self.own.get()))
         }
 
