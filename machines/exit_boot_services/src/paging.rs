@@ -3,7 +3,9 @@
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 
-const ENTRIES: u64 = 512;
+/// Entries of a table.
+const TABLE_LEN: usize = 512;
+const ENTRIES: u64 = TABLE_LEN as u64;
 const PAGE: u64 = 0x1000;
 /// What a table of the lowest level covers.
 const LEAF_LEN: u64 = ENTRIES * PAGE;
@@ -58,7 +60,7 @@ impl Format {
 }
 
 #[repr(align(4096))]
-struct Table([u64; ENTRIES as usize]);
+struct Table([u64; TABLE_LEN]);
 
 /// A set of tables, in memory that is mapped one to one.
 pub struct PageTables {
@@ -87,7 +89,7 @@ impl PageTables {
     }
 
     fn add(&mut self) -> u64 {
-        let table = Box::new(Table([0; ENTRIES as usize]));
+        let table = Box::new(Table([0; TABLE_LEN]));
         let address = (&raw const *table).expose_provenance() as u64;
         self.tables.insert(address, table);
         address

@@ -270,6 +270,7 @@ echo shell > "$3/bin/busybox"
         debian: Debian,
     }
 
+    #[expect(clippy::unwrap_used, reason = "only tests call these")]
     impl Attempt {
         /// Those programs, one of which is another one.
         fn with(name: &str, other: &str) -> Self {
