@@ -45,7 +45,7 @@ pub enum Interface {
     /// FF-A 1.2 without PARTITION_INFO_GET_REGS; the partition takes FFA_MSG_SEND_DIRECT_REQ2.
     FfaWithoutRegs,
     /// No interface is there.
-    Nobody,
+    NoMm,
     /// There is neither EL3 nor monitor: only the payload, which must not make a call.
     NoEl3,
     /// FF-A 1.3 as Hafnium has it, and in the partition what edk2's StandaloneMm does.
@@ -76,7 +76,7 @@ impl Mode {
             Interface::SpmMm => 1,
             Interface::Ffa => 2,
             Interface::FfaWithoutRegs => 3,
-            Interface::Nobody => 4,
+            Interface::NoMm => 4,
             Interface::NoEl3 => 5,
             Interface::StandaloneMm => 6,
         };
@@ -92,7 +92,7 @@ impl Mode {
             1 => Interface::SpmMm,
             2 => Interface::Ffa,
             3 => Interface::FfaWithoutRegs,
-            4 => Interface::Nobody,
+            4 => Interface::NoMm,
             5 => Interface::NoEl3,
             6 => Interface::StandaloneMm,
             _ => return None,

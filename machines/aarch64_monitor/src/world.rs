@@ -36,7 +36,7 @@ const UNKNOWN: u64 = u64::MAX;
 /// The interface that is presented, and its state.
 #[derive(Debug)]
 enum Service {
-    Nobody,
+    NoMm,
     SpmMm,
     Ffa(Ffa),
 }
@@ -54,7 +54,7 @@ impl<'a> World<'a> {
     #[must_use]
     pub const fn new(mode: Mode, mm: Mm<'a>) -> Self {
         let service = match mode.interface {
-            Interface::Nobody | Interface::NoEl3 => Service::Nobody,
+            Interface::NoMm | Interface::NoEl3 => Service::NoMm,
             Interface::SpmMm => Service::SpmMm,
             Interface::Ffa => Service::Ffa(Ffa::new(Kind::Registers)),
             Interface::FfaWithoutRegs => Service::Ffa(Ffa::new(Kind::Pages)),
@@ -87,7 +87,7 @@ impl<'a> World<'a> {
             COUNT_REQUESTS => self.mm.requests(),
             MODE => self.mode.word().into(),
             _ => match &mut self.service {
-                Service::Nobody => UNKNOWN,
+                Service::NoMm => UNKNOWN,
                 Service::SpmMm => spm_mm::call(&mut self.mm, function, arguments).unwrap_or(UNKNOWN),
                 Service::Ffa(ffa) => match ffa.call(&mut self.mm, function, arguments) {
                     Some(response) => {

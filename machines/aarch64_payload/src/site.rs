@@ -60,7 +60,7 @@ pub(crate) fn monitor<C: Conduit>(function: u32, [x1, x2, x3]: [u64; 3]) -> u64 
 impl<C: Conduit + 'static> Site for SmcSite<C> {
     fn abilities(&self) -> Abilities {
         let here = Abilities::SECURE_CALLS | Abilities::LOGS;
-        if let Interface::Nobody | Interface::NoEl3 = self.interface {
+        if let Interface::NoMm | Interface::NoEl3 = self.interface {
             return here | Abilities::NO_MM;
         }
         // What a client installs in a firmware's database would still be there for the next one.

@@ -106,7 +106,7 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
         ),
     ] {
         report.test(name, || match place.interface {
-            Interface::Nobody | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
+            Interface::NoMm | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
             Interface::StandaloneMm => {
                 Err(NotOk::Skipped(String::from("StandaloneMm has a test of its own")))
             }
@@ -116,7 +116,7 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
     report.test("secure_world.vector_registers_survive", || {
         // Of 32 registers both halves, unless the secure world saves them.
         let changed = match place.interface {
-            Interface::Nobody | Interface::NoEl3 => return Err(NotOk::Skipped(String::from(NO_MM))),
+            Interface::NoMm | Interface::NoEl3 => return Err(NotOk::Skipped(String::from(NO_MM))),
             Interface::StandaloneMm => 64,
             _ => 0,
         };
@@ -126,7 +126,7 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
         vector_registers_survive::<C>(&shared()?, vectors, changed)
     });
     report.test("secure_world.floating_point_survives", || match place.interface {
-        Interface::Nobody | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
+        Interface::NoMm | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
         _ => floating_point_survives::<C>(&shared()?),
     });
     report.test("secure_world.given_up_requests_end_first", || {
@@ -145,7 +145,7 @@ fn interface_is_found<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
         Interface::SpmMm => Ok("SPM_MM 1.0"),
         Interface::Ffa | Interface::StandaloneMm => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ"),
         Interface::FfaWithoutRegs => Ok("FF-A, partition 0x8002 by FFA_MSG_SEND_DIRECT_REQ2"),
-        Interface::Nobody => Err(SmcError::NoMm {
+        Interface::NoMm => Err(SmcError::NoMm {
             ffa_version: OtherVersion::refused(u32::MAX),
             mm_version: spm_mm::SpmMmCode(-1),
         }),
@@ -158,7 +158,7 @@ fn ffa_alone_is_no_spm_mm<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk> {
     let found = connect::<C>(Wanted::Ffa).map(drop);
     let expected = match place.interface {
         Interface::Ffa | Interface::FfaWithoutRegs | Interface::StandaloneMm => Ok(()),
-        Interface::SpmMm | Interface::Nobody => Err(SmcError::NoFfa(OtherVersion::refused(u32::MAX))),
+        Interface::SpmMm | Interface::NoMm => Err(SmcError::NoFfa(OtherVersion::refused(u32::MAX))),
         Interface::NoEl3 => Err(SmcError::NoConduit),
     };
     expect("FF-A", &found, &expected)
@@ -172,7 +172,7 @@ fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk>
         Interface::Ffa | Interface::FfaWithoutRegs | Interface::StandaloneMm => {
             &[spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE]
         }
-        Interface::Nobody => &[0x8400_0063, spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
+        Interface::NoMm => &[0x8400_0063, spm_mm::MM_VERSION, spm_mm::MM_COMMUNICATE],
         Interface::NoEl3 => return Err(NotOk::Skipped(String::from("a call would trap"))),
     };
     for function in foreign.iter().chain(&[0xc400_0040, 0xc300_1234]) {

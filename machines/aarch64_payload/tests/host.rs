@@ -104,7 +104,7 @@ fn main() {
         ("spm_mm", Interface::SpmMm),
         ("ffa", Interface::Ffa),
         ("ffa_without_get_regs", Interface::FfaWithoutRegs),
-        ("nobody_answers", Interface::Nobody),
+        ("no_mm", Interface::NoMm),
         ("no_el3", Interface::NoEl3),
         ("standalone_mm", Interface::StandaloneMm),
     ]

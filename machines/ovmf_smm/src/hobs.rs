@@ -3,7 +3,7 @@
 
 use crate::app::{SharedReport, all_succeeded};
 use crate::q35::Q35;
-use crate::tests::{NOBODY, VENDOR, as_patina};
+use crate::tests::{NO_HANDLER, VENDOR, as_patina};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -210,7 +210,7 @@ impl Tests {
             if !tells_errors {
                 return Err(NotOk::Skipped("without a mailbox MM cannot say so".into()));
             }
-            match self.ask(mm, NOBODY, b"anybody there?") {
+            match self.ask(mm, NO_HANDLER, b"anybody there?") {
                 Err(Status::MmReturned(_)) => Ok(()),
                 other => Err(failed(other)),
             }

@@ -30,7 +30,7 @@ use zerocopy::IntoBytes;
 pub(crate) const VENDOR: BinaryGuid = BinaryGuid::from_string("1b838190-4b8e-4f0c-8a3c-2d6f3c3f7a10");
 
 /// A GUID that no handler has.
-pub(crate) const NOBODY: Guid = guid!("0f7f64c5-1a0e-4f43-9f1d-7d8a5c0b6e21");
+pub(crate) const NO_HANDLER: Guid = guid!("0f7f64c5-1a0e-4f43-9f1d-7d8a5c0b6e21");
 
 /// `gEfiSmmFaultTolerantWriteProtocolGuid`.
 const FAULT_TOLERANT_WRITE: Guid = guid!("3868fc3b-7e45-43a7-906c-4ba47de1754d");
@@ -106,7 +106,7 @@ impl Tests {
         });
         test("a_missing_handler_is_the_status_of_mm", &|| {
             equal(
-                ask(mm, NOBODY, b"anybody there?"),
+                ask(mm, NO_HANDLER, b"anybody there?"),
                 Err(Status::MmReturned(efi::Status::NOT_FOUND)),
             )
         });

@@ -27,7 +27,7 @@ use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::service::MmCommunication;
 
 /// A GUID that no handler has.
-const NOBODY: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
+const NO_HANDLER: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
 
 /// Calls of the endurance test.
 const MANY_CALLS: u64 = 1_000;
@@ -137,7 +137,7 @@ fn ask(report: &mut Report<Console>, mm: &dyn MmCommunication, id: u8, sent: &Ce
         },
     );
     report.test("core.a_missing_handler_is_the_status_of_mm", || {
-        match send(NOBODY.as_bytes(), b"anybody there?") {
+        match send(NO_HANDLER.as_bytes(), b"anybody there?") {
             Err(Status::MmReturned(_)) => Ok(()),
             other => Err(failed(other)),
         }

@@ -31,7 +31,7 @@ const VARIABLE_WRITE_ARCH: BinaryGuid = BinaryGuid::from_string("6441f818-6362-4
 const VENDOR: BinaryGuid = BinaryGuid::from_string("9c3c5a2e-0f0c-4b61-8f5b-6d1f0b7f52a4");
 
 /// A GUID that no handler has.
-const NOBODY: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
+const NO_HANDLER: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
 
 /// Calls of the endurance test.
 const MANY_CALLS: u64 = 10_000;
@@ -106,7 +106,7 @@ fn run(
     );
     report.test("patina.a_missing_handler_is_the_status_of_mm", || {
         equal(
-            send(NOBODY.as_bytes(), b"anybody there?"),
+            send(NO_HANDLER.as_bytes(), b"anybody there?"),
             Err(Status::MmReturned(efi::Status::NOT_FOUND)),
         )
     });

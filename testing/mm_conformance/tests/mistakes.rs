@@ -76,7 +76,7 @@ impl Asks {
     }
 }
 
-const NOBODY: BinaryGuid = BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+const NO_HANDLER: BinaryGuid = BinaryGuid::from_string("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
 fn echo() -> BinaryGuid {
     BinaryGuid::from_bytes(&Echo::GUID.to_bytes())
@@ -587,7 +587,7 @@ fn callers_mistakes_are_one_line_each() {
         &["caller: the recipient is the v3 header's marker"],
     );
 
-    let seen = of(Box::new(|mm| mm.communicate(0, b"x", NOBODY.as_guid())));
+    let seen = of(Box::new(|mm| mm.communicate(0, b"x", NO_HANDLER.as_guid())));
     let status = seen.result.clone().unwrap().unwrap_err();
     assert_eq!(
         format!("{status:?}"),

@@ -125,7 +125,7 @@ pub fn run(data: &[u8]) {
         Interface::SpmMm,
         Interface::Ffa,
         Interface::FfaWithoutRegs,
-        Interface::Nobody,
+        Interface::NoMm,
         Interface::StandaloneMm,
     ];
     let interface = interfaces[usize::from(case.interface) % interfaces.len()];

@@ -12,7 +12,7 @@ use mm_trace::read::{Format, read};
 use mm_trace::transcript::Transcript;
 use mm_wire::{Guid, HeaderFormat, guid};
 
-const NOBODY: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+const NO_HANDLER: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
 /// What the crate logs at trace while `talk` runs on a simulated machine.
 fn log_of(talk: impl Fn(&Client)) -> String {
@@ -93,7 +93,7 @@ fn a_call_inside_a_call_is_inside() {
 #[test]
 fn what_fails_is_told_in_the_words_of_the_error() {
     let log = log_of(|client| {
-        client.communicate(0, b"x", NOBODY).unwrap_err();
+        client.communicate(0, b"x", NO_HANDLER).unwrap_err();
         client.communicate(7, b"x", mm::ECHO).unwrap_err();
         client.communicate(0, b"", mm::ECHO).unwrap_err();
         client.switch_smis(false);

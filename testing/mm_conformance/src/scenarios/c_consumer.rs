@@ -102,7 +102,7 @@ fn firmware_protocol_carries_mms_status(lab: &Lab) -> Seen {
     for header in [HeaderFormat::V1, HeaderFormat::V3] {
         let client = through_firmware(lab, header)?;
         ensure_eq!(
-            client.communicate(0, b"x", super::refusals::NOBODY),
+            client.communicate(0, b"x", super::refusals::NO_HANDLER),
             Err(super::refusals::not_taken(lab))
         );
         ensure_eq!(client.communicate(0, b"x", mm::ECHO), Ok(b"x".to_vec()));
@@ -124,7 +124,7 @@ fn missing_firmware_protocol_is_an_error(lab: &Lab) -> Seen {
         },
     )?;
     ensure_eq!(
-        client.communicate(0, b"x", super::refusals::NOBODY),
+        client.communicate(0, b"x", super::refusals::NO_HANDLER),
         Err(Status::SwMmiServiceNotAvailable)
     );
     ensure_eq!(client.mmis(), 0);
@@ -157,7 +157,7 @@ fn edk2_driver_carries_messages(lab: &Lab) -> Seen {
         );
     }
     ensure_eq!(
-        client.communicate(0, b"x", super::refusals::NOBODY),
+        client.communicate(0, b"x", super::refusals::NO_HANDLER),
         Err(Status::MmReturned(efi::Status::NOT_FOUND))
     );
     let client = through_edk2(lab, HeaderFormat::V3)?;
@@ -193,7 +193,7 @@ fn failures_through_the_firmware_are_one_log_line(lab: &Lab) -> Seen {
         });
     });
     let not_found = lab.with_log(LogLevel::Debug, &mut || {
-        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        let _ = client.communicate(0, b"x", super::refusals::NO_HANDLER);
     });
     for (log, needle) in [
         (busy, "driver is in use by a call that this one interrupted"),

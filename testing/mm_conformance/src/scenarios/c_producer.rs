@@ -57,7 +57,7 @@ fn ready(lab: &Lab) -> Result<Client, String> {
     )
 }
 
-const NOBODY: Guid = super::refusals::NOBODY;
+const NO_HANDLER: Guid = super::refusals::NO_HANDLER;
 
 /// A request as it is in memory, with `room` bytes behind it.
 fn request(format: HeaderFormat, recipient: Guid, message: &[u8], room: usize) -> Vec<u8> {
@@ -349,8 +349,8 @@ fn unchanged(status: EfiStatus, bytes: &[u8], comm_size: Option<usize>) -> CRepl
 
 fn c_addresses_must_agree(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 40);
-    let v3 = request(HeaderFormat::V3, NOBODY, b"x", 40);
+    let v1 = request(HeaderFormat::V1, NO_HANDLER, b"x", 40);
+    let v3 = request(HeaderFormat::V3, NO_HANDLER, b"x", 40);
     let expected = |bytes| unchanged(EfiStatus::INVALID_PARAMETER, bytes, None);
     refused(&client, CProtocol::TwoApart, &v1, None, expected(&v1))?;
     refused(&client, CProtocol::ThreeApart, &v3, None, expected(&v3))
@@ -358,7 +358,7 @@ fn c_addresses_must_agree(lab: &Lab) -> Seen {
 
 fn c_comm_size_of_zero_tells_the_maximum(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
+    let v1 = request(HeaderFormat::V1, NO_HANDLER, b"x", 0);
     let largest = client.region(0).len();
     for protocol in [CProtocol::One, CProtocol::Two] {
         let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &v1, Some(largest));
@@ -369,7 +369,7 @@ fn c_comm_size_of_zero_tells_the_maximum(lab: &Lab) -> Seen {
 
 fn c_comm_size_too_large_tells_the_maximum(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
+    let v1 = request(HeaderFormat::V1, NO_HANDLER, b"x", 0);
     let largest = client.region(0).len();
     for comm_size in [largest + 1, usize::MAX] {
         let expected = unchanged(EfiStatus::BAD_BUFFER_SIZE, &v1, Some(largest));
@@ -380,8 +380,8 @@ fn c_comm_size_too_large_tells_the_maximum(lab: &Lab) -> Seen {
 
 fn c_comm_size_below_its_message_is_refused(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let v1 = request(HeaderFormat::V1, NOBODY, b"message", 0);
-    let v3 = request(HeaderFormat::V3, NOBODY, b"message", 0);
+    let v1 = request(HeaderFormat::V1, NO_HANDLER, b"message", 0);
+    let v3 = request(HeaderFormat::V3, NO_HANDLER, b"message", 0);
     for (bytes, sizes) in [(&v1, [1, 23, 24, 30].as_slice()), (&v3, &[1, 23, 24, 55, 56, 62])] {
         for size in sizes {
             let bytes = bytes.get(..*size).unwrap_or_default();
@@ -403,7 +403,7 @@ fn with_length(
         HeaderFormat::V1 => (16, 24),
         HeaderFormat::V3 => (48, 56),
     };
-    let mut bytes = request(format, NOBODY, b"message", 0);
+    let mut bytes = request(format, NO_HANDLER, b"message", 0);
     put(&mut bytes, offset, length);
     if let Some(buffer_size) = buffer_size {
         put(&mut bytes, 16, buffer_size);
@@ -436,7 +436,7 @@ fn c_message_without_bytes_is_delivered(lab: &Lab) -> Seen {
     for (protocol, format, comm_size, room) in calls {
         let before = client.mmis();
         // MM was asked: only MM knows whether there is a handler.
-        let bytes = empty(format, NOBODY, room);
+        let bytes = empty(format, NO_HANDLER, room);
         let reply = call(&client, protocol, bytes.clone(), comm_size)?;
         ensure_eq!(
             reply,
@@ -488,7 +488,7 @@ fn c_v3_sizes_are_checked(lab: &Lab) -> Seen {
         let expected = unchanged(EfiStatus::INVALID_PARAMETER, &v3, None);
         refused(&client, CProtocol::Three, &v3, None, expected)?;
     }
-    let v1 = request(HeaderFormat::V1, NOBODY, b"message", 60);
+    let v1 = request(HeaderFormat::V1, NO_HANDLER, b"message", 60);
     let expected = unchanged(EfiStatus::INVALID_PARAMETER, &v1, None);
     refused(&client, CProtocol::Three, &v1, None, expected)
 }
@@ -505,7 +505,7 @@ fn c_refusals_raise_no_mmi(lab: &Lab) -> Seen {
         ensure!(reply.status.is_error(), "{protocol:?} took it");
     }
     ensure_eq!(client.mmis(), 0);
-    let v1 = request(HeaderFormat::V1, NOBODY, b"x", 0);
+    let v1 = request(HeaderFormat::V1, NO_HANDLER, b"x", 0);
     let reply = call(&client, CProtocol::One, v1, None)?;
     ensure_eq!(reply.status, super::refusals::not_taken_status(lab));
     ensure_eq!(client.mmis(), 1);
@@ -555,14 +555,14 @@ fn c_calls_in_the_comm_buffer_leave_the_header(lab: &Lab) -> Seen {
 
 fn c_call_in_the_comm_buffer_keeps_a_refused_request(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let nobody = request(HeaderFormat::V1, NOBODY, &pattern(2000), 0);
-    let reply = call(&client, IN_PLACE, nobody.clone(), Some(2024))?;
+    let no_handler = request(HeaderFormat::V1, NO_HANDLER, &pattern(2000), 0);
+    let reply = call(&client, IN_PLACE, no_handler.clone(), Some(2024))?;
     let status = super::refusals::not_taken_status(lab);
-    ensure_eq!(reply, unchanged(status, &nobody, Some(2024)));
+    ensure_eq!(reply, unchanged(status, &no_handler, Some(2024)));
     let long = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(100), 0);
     let reply = call(&client, IN_PLACE, long.clone(), Some(32))?;
     ensure_eq!(reply, unchanged(EfiStatus::BUFFER_TOO_SMALL, &long, Some(124)));
-    let v3 = request(HeaderFormat::V3, NOBODY, &pattern(60), 40);
+    let v3 = request(HeaderFormat::V3, NO_HANDLER, &pattern(60), 40);
     let reply = call(&client, CProtocol::ThreeInPlace(0), v3.clone(), None)?;
     ensure_eq!(reply, unchanged(status, &v3, None));
     Ok(())

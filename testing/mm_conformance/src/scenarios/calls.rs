@@ -117,11 +117,11 @@ fn every_way_refuses_before_the_mmi(lab: &Lab) -> Seen {
     let too_large = pattern(client.capacity(0) + 1);
     for way in WAYS {
         ensure_eq!(
-            call(&client, way, &[], super::refusals::NOBODY),
+            call(&client, way, &[], super::refusals::NO_HANDLER),
             Err(Status::InvalidDataBuffer)
         );
         ensure_eq!(
-            call(&client, way, &too_large, super::refusals::NOBODY),
+            call(&client, way, &too_large, super::refusals::NO_HANDLER),
             Err(Status::CommBufferTooSmall)
         );
     }

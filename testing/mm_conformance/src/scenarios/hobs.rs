@@ -123,7 +123,7 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &Lab) -> Seen {
     ensure_eq!(client.communicate(1, b"one", mm::ECHO), Ok(b"one".to_vec()));
     // Only the mailbox tells that no handler took the message.
     ensure_eq!(
-        client.communicate(1, b"x", super::refusals::NOBODY),
+        client.communicate(1, b"x", super::refusals::NO_HANDLER),
         Err(Status::MmReturned(efi::Status::NOT_FOUND))
     );
     let elsewhere = HobSetup {
@@ -162,7 +162,7 @@ fn project_mus_hobs_configure_both_channels(lab: &Lab) -> Seen {
         let message = pattern(client.capacity(1));
         ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
         ensure_eq!(
-            client.communicate(1, b"x", super::refusals::NOBODY),
+            client.communicate(1, b"x", super::refusals::NO_HANDLER),
             Err(Status::MmReturned(efi::Status::NOT_FOUND))
         );
         ensure_eq!(

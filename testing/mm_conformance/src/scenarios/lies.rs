@@ -38,7 +38,7 @@ fn lie(client: &Client, lie: Lie) -> Result<Vec<u8>, Status> {
 
 fn no_handler_is_an_error(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let response = client.communicate(0, b"is anybody there?", super::refusals::NOBODY);
+    let response = client.communicate(0, b"is anybody there?", super::refusals::NO_HANDLER);
     ensure_eq!(response, Err(not_taken(lab)));
     Ok(())
 }
@@ -60,7 +60,7 @@ fn ports_without_mailbox_echo_request(lab: &Lab) -> Seen {
         ..Setup::default()
     };
     let client = up(lab, &without_mailbox(1))?;
-    for recipient in [super::refusals::NOBODY, mm::FAIL] {
+    for recipient in [super::refusals::NO_HANDLER, mm::FAIL] {
         ensure_eq!(client.communicate(0, b"x", recipient), Ok(b"x".to_vec()));
         ensure_clean(&client, 0)?;
     }
@@ -261,7 +261,7 @@ fn failure_leaves_nothing_behind(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     ensure!(
         client
-            .communicate(0, &pattern(3000), super::refusals::NOBODY)
+            .communicate(0, &pattern(3000), super::refusals::NO_HANDLER)
             .is_err(),
         "there is a response"
     );

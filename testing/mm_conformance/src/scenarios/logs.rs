@@ -25,7 +25,7 @@ const SECRET: &[u8] = b"password=correct horse battery staple";
 fn log_of(lab: &Lab, level: LogLevel, client: &Client, message: &[u8]) -> String {
     lab.with_log(level, &mut || {
         let _ = client.communicate(0, message, mm::ECHO);
-        let _ = client.communicate(0, message, super::refusals::NOBODY);
+        let _ = client.communicate(0, message, super::refusals::NO_HANDLER);
     })
 }
 
@@ -152,10 +152,10 @@ fn failed_calls_are_one_line_each(lab: &Lab) -> Seen {
             let _ = client.communicate(buffer, message, recipient);
         })
     };
-    let nobody = "to 0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11: ";
+    let recipient = "to 0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11: ";
     one_error(
-        &log_of(0, b"12345", super::refusals::NOBODY),
-        &["5 bytes", nobody, "MM returned EFI_", "no handler"],
+        &log_of(0, b"12345", super::refusals::NO_HANDLER),
+        &["5 bytes", recipient, "MM returned EFI_", "no handler"],
     )?;
     let too_long = super::pattern(client.capacity(0) + 1);
     one_error(&log_of(0, &too_long, mm::ECHO), &["caller: the message has"])?;
@@ -173,7 +173,7 @@ fn failed_c_call_is_one_error_line(lab: &Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    let header = Header::new(HeaderFormat::V1, super::refusals::NOBODY, 1);
+    let header = Header::new(HeaderFormat::V1, super::refusals::NO_HANDLER, 1);
     let bytes = header.map(|header| [header.encode().as_ref(), b"x"].concat());
     let call = CCall {
         protocol: CProtocol::Two,

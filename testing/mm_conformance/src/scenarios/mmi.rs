@@ -1,6 +1,6 @@
 //! How an MMI is raised.
 
-use super::refusals::NOBODY;
+use super::refusals::NO_HANDLER;
 use super::{Seen, ensure_clean, pattern, ready, up};
 use crate::lab::{Client, Lab, Setup};
 use crate::mm;
@@ -37,7 +37,7 @@ fn writing(lab: &Lab, command: u8, data: u8) -> Result<Client, String> {
 fn data_port_is_written_before_the_command_port(lab: &Lab) -> Seen {
     let client = writing(lab, 0x80, 0x5a)?;
     let (command, data) = client.ports();
-    let _ = client.communicate(0, b"x", NOBODY);
+    let _ = client.communicate(0, b"x", NO_HANDLER);
     ensure_eq!(client.port_writes(), [(data, 0x5a), (command, 0x80)]);
     Ok(())
 }
@@ -51,7 +51,7 @@ fn mm_reads_the_data_value(lab: &Lab) -> Seen {
 fn command_value_is_configurable(lab: &Lab) -> Seen {
     for value in [0x00, 0x11, 0xfe] {
         let client = writing(lab, value, 0)?;
-        let _ = client.communicate(0, b"x", NOBODY);
+        let _ = client.communicate(0, b"x", NO_HANDLER);
         let (command, _) = client.ports();
         ensure_eq!(client.port_writes().last(), Some(&(command, value)));
     }
@@ -60,7 +60,7 @@ fn command_value_is_configurable(lab: &Lab) -> Seen {
 
 fn command_value_defaults_to_ff(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let _ = client.communicate(0, b"x", NOBODY);
+    let _ = client.communicate(0, b"x", NO_HANDLER);
     let (command, data) = client.ports();
     ensure_eq!(client.port_writes(), [(data, 0x00), (command, 0xff)]);
     Ok(())
@@ -69,7 +69,7 @@ fn command_value_defaults_to_ff(lab: &Lab) -> Seen {
 fn one_call_raises_one_mmi(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     for calls in 1..=5 {
-        let _ = client.communicate(0, b"x", NOBODY);
+        let _ = client.communicate(0, b"x", NO_HANDLER);
         ensure_eq!(client.mmis(), calls);
     }
     Ok(())
@@ -109,7 +109,7 @@ fn call_with_smis_off(
 }
 
 fn switched_off_smis_are_an_error(lab: &Lab) -> Seen {
-    let CallWithSmisOff { client, result, .. } = call_with_smis_off(lab, false, NOBODY, false)?;
+    let CallWithSmisOff { client, result, .. } = call_with_smis_off(lab, false, NO_HANDLER, false)?;
     ensure!(
         matches!(result, Err(Status::MmiNotRaised(_))),
         "the result is {result:?}"
@@ -126,13 +126,13 @@ fn smis_are_switched_on_on_request(lab: &Lab) -> Seen {
 }
 
 fn smis_are_not_switched_on_unasked(lab: &Lab) -> Seen {
-    let CallWithSmisOff { are_on, .. } = call_with_smis_off(lab, false, NOBODY, false)?;
+    let CallWithSmisOff { are_on, .. } = call_with_smis_off(lab, false, NO_HANDLER, false)?;
     ensure!(!are_on, "SMIs were switched on");
     Ok(())
 }
 
 fn smis_that_cannot_be_switched_on_are_an_error(lab: &Lab) -> Seen {
-    let CallWithSmisOff { client, result, .. } = call_with_smis_off(lab, true, NOBODY, true)?;
+    let CallWithSmisOff { client, result, .. } = call_with_smis_off(lab, true, NO_HANDLER, true)?;
     ensure!(
         matches!(
             result,
@@ -154,7 +154,7 @@ fn failing_trigger_is_an_error(lab: &Lab) -> Seen {
     )?;
     for _ in 0..2 {
         ensure_eq!(
-            client.communicate(0, &pattern(100), NOBODY),
+            client.communicate(0, &pattern(100), NO_HANDLER),
             Err(Status::SwMmiFailed)
         );
         ensure_clean(&client, 0)?;

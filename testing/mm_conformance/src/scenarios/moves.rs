@@ -8,15 +8,15 @@ use patina_mm::component::communicator::Status;
 
 scenarios! {
     moved_buffer_is_used: CONTROLLED_MM | UPDATES, "after an update, messages go through the new memory";
-    update_before_the_client_is_used: CONTROLLED_MM | UPDATES, "an update that was announced before the client came up is in effect at the first call";
-    update_of_unknown_version_is_ignored: CONTROLLED_MM | UPDATES, "an update of another version changes nothing";
-    update_of_impossible_size_is_ignored: CONTROLLED_MM | UPDATES, "pages whose bytes exceed the address space change nothing";
-    update_during_call_takes_effect_after_it: CONTROLLED_MM | UPDATES | CALLBACKS, "a call finishes in the buffer it started in";
-    update_with_impossible_mailbox_is_ignored: CONTROLLED_MM | UPDATES, "a mailbox that is null, misaligned or wrapping changes nothing";
-    update_over_another_buffer_is_ignored: CONTROLLED_MM | UPDATES, "a buffer cannot move to where another one is";
+    move_announced_before_the_client_is_used: CONTROLLED_MM | UPDATES, "an update that was announced before the client came up is in effect at the first call";
+    announcement_of_unknown_version_is_ignored: CONTROLLED_MM | UPDATES, "an update of another version changes nothing";
+    announcement_of_impossible_size_is_ignored: CONTROLLED_MM | UPDATES, "pages whose bytes exceed the address space change nothing";
+    announced_move_during_call_takes_effect_after_it: CONTROLLED_MM | UPDATES | CALLBACKS, "a call finishes in the buffer it started in";
+    announcement_with_impossible_mailbox_is_ignored: CONTROLLED_MM | UPDATES, "a mailbox that is null, misaligned or wrapping changes nothing";
+    announcement_over_another_buffer_is_ignored: CONTROLLED_MM | UPDATES, "a buffer cannot move to where another one is";
     moved_buffer_serves_during_call_in_the_old_one: CONTROLLED_MM | UPDATES | CALLBACKS, "once it moved, a call goes through the new memory while another one still finishes in the old";
-    update_to_the_same_place_waits_for_the_call_there: CONTROLLED_MM | UPDATES | CALLBACKS, "an announcement of memory that a call is using does not disturb that call, and is not lost";
-    update_back_waits_for_the_call_in_the_old_place: CONTROLLED_MM | UPDATES | CALLBACKS, "a buffer that moves away and back again during a call does not disturb that call";
+    announced_move_to_the_same_place_waits_for_the_call_there: CONTROLLED_MM | UPDATES | CALLBACKS, "an announcement of memory that a call is using does not disturb that call, and is not lost";
+    announced_move_back_waits_for_the_call_in_the_old_place: CONTROLLED_MM | UPDATES | CALLBACKS, "a buffer that moves away and back again during a call does not disturb that call";
     updates_arriving_in_every_call_are_all_used: CONTROLLED_MM | UPDATES | CALLBACKS, "of updates that arrive in the middle of calls, each is in effect at the next call";
     moved_buffer_keeps_its_header: CONTROLLED_MM | UPDATES | V3_HEADERS, "a buffer with the v3 header has it in the new place too";
     last_of_many_updates_counts: CONTROLLED_MM | UPDATES, "the newest of several updates is the one that is used";
@@ -43,7 +43,7 @@ fn moved_buffer_is_used(lab: &Lab) -> Seen {
     ensure_clean(&client, 0)
 }
 
-fn update_before_the_client_is_used(lab: &Lab) -> Seen {
+fn move_announced_before_the_client_is_used(lab: &Lab) -> Seen {
     let client = up(
         lab,
         &Setup {
@@ -59,7 +59,7 @@ fn update_before_the_client_is_used(lab: &Lab) -> Seen {
     ensure_clean(&client, 0)
 }
 
-fn update_of_unknown_version_is_ignored(lab: &Lab) -> Seen {
+fn announcement_of_unknown_version_is_ignored(lab: &Lab) -> Seen {
     let client = up(lab, &setup())?;
     for version in [0, 2, u64::MAX] {
         client.announce(Update {
@@ -76,7 +76,7 @@ fn update_of_unknown_version_is_ignored(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn update_of_impossible_size_is_ignored(lab: &Lab) -> Seen {
+fn announcement_of_impossible_size_is_ignored(lab: &Lab) -> Seen {
     let client = up(lab, &setup())?;
     for pages in [0, 1 << 52, u64::MAX / 4096 + 1, u64::MAX] {
         client.announce(Update::to_pages(pages));
@@ -85,7 +85,7 @@ fn update_of_impossible_size_is_ignored(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn update_during_call_takes_effect_after_it(lab: &Lab) -> Seen {
+fn announced_move_during_call_takes_effect_after_it(lab: &Lab) -> Seen {
     let client = up(lab, &setup())?;
     let (announced, outer) = look_during(&client, b"outer", mm::ECHO, |client| {
         client.announce(Update::to_pages(6));
@@ -117,7 +117,7 @@ fn last_of_many_updates_counts(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn update_with_impossible_mailbox_is_ignored(lab: &Lab) -> Seen {
+fn announcement_with_impossible_mailbox_is_ignored(lab: &Lab) -> Seen {
     let client = up(lab, &setup())?;
     for mailbox in [0, 4, u64::MAX - 7] {
         client.announce(Update {
@@ -133,7 +133,7 @@ fn update_with_impossible_mailbox_is_ignored(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn update_over_another_buffer_is_ignored(lab: &Lab) -> Seen {
+fn announcement_over_another_buffer_is_ignored(lab: &Lab) -> Seen {
     let client = up(
         lab,
         &Setup {
@@ -172,7 +172,7 @@ fn moved_buffer_serves_during_call_in_the_old_one(lab: &Lab) -> Seen {
     ensure_clean(&client, 0)
 }
 
-fn update_to_the_same_place_waits_for_the_call_there(lab: &Lab) -> Seen {
+fn announced_move_to_the_same_place_waits_for_the_call_there(lab: &Lab) -> Seen {
     let client = up(lab, &setup())?;
     let (inner, outer) = look_during(&client, b"outer", mm::ECHO, |client| {
         client.announce(Update {
@@ -195,7 +195,7 @@ fn update_to_the_same_place_waits_for_the_call_there(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn update_back_waits_for_the_call_in_the_old_place(lab: &Lab) -> Seen {
+fn announced_move_back_waits_for_the_call_in_the_old_place(lab: &Lab) -> Seen {
     let client = up(lab, &setup())?;
     let back = Update {
         place: UpdatePlace::Former(0),

@@ -1,6 +1,6 @@
 //! A call from a timer or notification in the middle of a call.
 
-use super::refusals::{NOBODY, not_taken};
+use super::refusals::{NO_HANDLER, not_taken};
 use super::{Seen, ensure_clean, ready, up};
 use crate::lab::{BufferSetup, Client, Lab, MailboxSetup, Setup};
 use crate::mm;
@@ -37,8 +37,8 @@ pub(super) fn look_during<T: 'static>(
 
 fn callback_during_call_is_busy(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let (inner, outer) = look_during(&client, b"outer", NOBODY, |client| {
-        client.communicate(0, b"inner", NOBODY)
+    let (inner, outer) = look_during(&client, b"outer", NO_HANDLER, |client| {
+        client.communicate(0, b"inner", NO_HANDLER)
     });
     ensure_eq!(inner, Some(Err(Status::Busy)));
     // The outer call completed: MM looked for a handler of its recipient.

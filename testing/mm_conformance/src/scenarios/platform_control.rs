@@ -21,7 +21,7 @@ fn setup(control: ControlSetup, result: Result<(), EfiStatus>) -> Setup {
 fn declared_platform_control_is_waited_for(lab: &Lab) -> Seen {
     let client = up(lab, &setup(ControlSetup::LateAndDeclared, Ok(())))?;
     ensure_eq!(client.platform_control_calls(), 1);
-    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    let _ = client.communicate(0, b"x", super::refusals::NO_HANDLER);
     ensure_eq!(client.mmis(), 1);
     ensure_eq!(client.platform_control_calls(), 1);
     Ok(())

@@ -133,7 +133,7 @@ fn late_configuration_is_waited_for(lab: &Lab) -> Seen {
             ..Setup::default()
         },
     )?;
-    let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+    let _ = client.communicate(0, b"x", super::refusals::NO_HANDLER);
     ensure_eq!(client.mmis(), 1);
     Ok(())
 }
@@ -148,7 +148,7 @@ fn platform_control_is_called_once(lab: &Lab) -> Seen {
     )?;
     ensure_eq!((client.platform_control_calls(), client.mmis()), (1, 0));
     for calls in 1..=2 {
-        let _ = client.communicate(0, b"x", super::refusals::NOBODY);
+        let _ = client.communicate(0, b"x", super::refusals::NO_HANDLER);
         ensure_eq!((client.platform_control_calls(), client.mmis()), (1, calls));
     }
     Ok(())

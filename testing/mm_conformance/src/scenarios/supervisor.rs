@@ -110,9 +110,9 @@ fn supervisor_refuses_requests_without_room(lab: &Lab) -> Seen {
 
 fn supervisor_has_a_channel_of_its_own(lab: &Lab) -> Seen {
     with_each(lab, |client, _| {
-        let nobody = Err(Status::MmReturned(efi::Status::NOT_FOUND));
-        ensure_eq!(client.communicate(1, &version_request(), GUID), nobody);
-        ensure_eq!(client.communicate(0, b"x", mm::ECHO), nobody);
+        let not_found = Err(Status::MmReturned(efi::Status::NOT_FOUND));
+        ensure_eq!(client.communicate(1, &version_request(), GUID), not_found);
+        ensure_eq!(client.communicate(0, b"x", mm::ECHO), not_found);
         ensure_both_answer(client)
     })
 }

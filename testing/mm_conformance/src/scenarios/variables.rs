@@ -103,7 +103,7 @@ fn unknown_variable_function_is_unsupported(lab: &Lab) -> Seen {
 
 fn missing_variable_is_not_found(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    ensure_eq!(get(&client, "NobodySetThis", 16)?.0, EfiStatus::NOT_FOUND);
+    ensure_eq!(get(&client, "NotSetYet", 16)?.0, EfiStatus::NOT_FOUND);
     Ok(())
 }
 

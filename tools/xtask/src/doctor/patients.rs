@@ -173,7 +173,7 @@ pub(super) const PATIENTS: &[Patient] = &[
     Patient {
         name: "aarch64-without-mm",
         tools: ARM_TOOLS,
-        firmware: Doctor::Aarch64("uefi-nobody-answers"),
+        firmware: Doctor::Aarch64("uefi-no-mm"),
         words: "probe",
         exit_code: DEBUG_EXIT_FAILURE,
         says: &[

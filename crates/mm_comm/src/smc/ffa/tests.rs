@@ -569,7 +569,7 @@ fn every_failure_of_every_discovery_call_is_told_with_its_call() {
             let expected = match (failed, code) {
                 // Then there are the pages.
                 (GET_REGS, -1) => Ok(()),
-                // Nobody has the service's UUID.
+                // No partition has the service's UUID.
                 (GET_REGS | INFO_GET, -2) => Err(SmcError::NoPartition),
                 (_, -4) => Err(SmcError::Timeout { call, attempts: 3 }),
                 // Another driver has mapped the buffers.
