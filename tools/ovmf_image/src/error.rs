@@ -100,7 +100,7 @@ pub enum ImageError {
         /// Bytes that its content needs.
         needed: usize,
     },
-    /// There is not exactly one DXE core to be replaced.
+    /// There is not exactly one DXE core to be replaced, or none is left.
     #[error("DXEFV has {found} DXE cores, one is expected")]
     Cores {
         /// How many were found.

@@ -195,10 +195,14 @@ impl Image {
     ///
     /// # Errors
     ///
+    /// [`ImageError::Cores`] if the DXE core was dropped: such an image does not boot.
     /// [`ImageError::TooLarge`] if the new contents do not fit.
     pub fn finish(mut self) -> Result<Vec<u8>, ImageError> {
         if self.changes.is_empty() {
             return Ok(self.original);
+        }
+        if !has_core(&self.dxe) {
+            return Err(ImageError::Cores { found: 0 });
         }
         if let Some(section) = self.payload.get_mut(self.dxe_at) {
             *section = new_section(DXE, section.header().clone(), self.dxe.serialize()?)?;
@@ -400,10 +404,7 @@ fn find_dxe(payload: &[Section]) -> Result<(usize, ExactVolume), ImageError> {
             continue;
         }
         let volume = ExactVolume::open(content(section, DXE)?, DXE)?;
-        if volume
-            .files()
-            .any(|file| file.file_type_raw() == file_type::DXE_CORE)
-        {
+        if has_core(&volume) {
             found.push((at, volume));
         }
     }
@@ -412,6 +413,12 @@ fn find_dxe(payload: &[Section]) -> Result<(usize, ExactVolume), ImageError> {
         (1, Some(one)) => Ok(one),
         _ => Err(ImageError::DxeVolumes { found: number }),
     }
+}
+
+fn has_core(volume: &ExactVolume) -> bool {
+    volume
+        .files()
+        .any(|file| file.file_type_raw() == file_type::DXE_CORE)
 }
 
 /// Writes sections one behind the other.

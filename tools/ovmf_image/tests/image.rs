@@ -171,6 +171,14 @@ fn a_file_that_is_absent_is_no_error_and_one_that_is_in_it_twice_goes_twice() {
 }
 
 #[test]
+fn image_without_a_core_is_not_written() {
+    let mut image = Image::open(&image()).unwrap();
+    assert_eq!(image.drop_files(|file| file.guid == OLD_CORE), 1);
+    let refused = image.finish().unwrap_err();
+    assert!(matches!(refused, ImageError::Cores { found: 0 }), "{refused:?}");
+}
+
+#[test]
 fn a_variable_store_before_the_code_stays() {
     let code = image();
     let mut store = vec![0x5a; 0x2000];
