@@ -37,7 +37,7 @@ mod variables;
 #[cfg(not(target_os = "uefi"))]
 fn main() {
     eprintln!(
-        "this is a program for UEFI; `cargo xtask test --machine exit-boot-services-aarch64` builds and boots it"
+        "this is a program for UEFI; `cargo xtask test --machine exit-boot-services` builds and boots it"
     );
     std::process::exit(2);
 }

@@ -275,8 +275,10 @@ pub(crate) const MACHINES: &[Machine] = &[
             Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying(" will be at 0xffff"),
             // x86's kernel calls SetVirtualAddressMap whatever this option says (`efi_enter_virtual_mode` in
             // arch/x86/platform/efi/efi.c): only stubs that make a device tree look at it (`allocate_new_fdt_and_exit_boot`
-            // in drivers/firmware/efi/libstub/fdt.c). Machine exit-boot-services-aarch64 never calls it in its variant `none`.
+            // in drivers/firmware/efi/libstub/fdt.c). Machine exit-boot-services never calls it in its variant `none`.
             Variant::new(LINUX_NOVAMAP, false, 15).saying(" will be at 0xffff"),
+            // Another driver in the place of edk2's.
+            Variant::new(LINUX_OUR_DRIVER, false, 15).saying(" will be at 0xffff"),
             // The kernel then calls no firmware.
             Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1)
                 .saying("boot services end")
@@ -284,6 +286,9 @@ pub(crate) const MACHINES: &[Machine] = &[
             Variant::new(LINUX_SMM, false, 2),
         ],
         build: |shell| {
+            for program in [VARIABLE_DRIVER, LINUX_LOADER] {
+                toolchain::build(shell, X86_64_UEFI, VARIABLE_DRIVER, program, |_| {})?;
+            }
             image::build(shell, &PATINA_SMM, false, None)?;
             image::build(shell, &PATINA_Q35_RUNTIME, false, None)
         },
@@ -312,6 +317,30 @@ pub(crate) const MACHINES: &[Machine] = &[
         // The firmware's own requests come before.
         demo_since: "DEMO ",
         smis: Smis::None,
+    },
+    Machine {
+        name: "exit-boot-services",
+        tools: &[&QEMU_X86, &OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
+        variants: &[
+            // The runtime driver says it, and the addresses are those of the map.
+            Variant::new("up", false, 1).saying(" will be at 0xffffa"),
+            Variant::new("shuffled", false, 1).saying(" will be at 0xffffa"),
+            Variant::new("buffer-alone", false, 1).saying(" will be at 0xffffa"),
+            Variant::new("identity", false, 1).saying(" will be at 0x"),
+            Variant::new("none", false, 1).saying("boot services end"),
+            Variant::new(OUR_VARIABLE_DRIVER, false, 1).saying(" will be at 0xffffa"),
+        ],
+        build: |shell| {
+            build_uefi(shell, EXIT_APP)?;
+            toolchain::build(shell, X86_64_UEFI, VARIABLE_DRIVER, VARIABLE_DRIVER, |_| {})?;
+            // With the suite's MM side.
+            image::build(shell, &PATINA_Q35_RUNTIME, true, None)
+        },
+        command: exit_boot_services,
+        exit_code: DEBUG_EXIT_SUCCESS,
+        demo_lines: &["LEAVING ", "TEST ", "DONE "],
+        demo_since: "",
+        smis: Smis::LoggedAfterTakeover("LEAVING boot services"),
     },
     Machine {
         name: "exit-boot-services-aarch64",
@@ -571,11 +600,12 @@ fn q35_with_flash<'s>(shell: &'s Shell, code: &Path, vars: &Path, memory: &str) 
     .args(["-drive", &code, "-drive", &vars]))
 }
 
-/// Ways to boot machine linux: above the Rust MM core; the same with the kernel at its usual address, with `efi=novamap`, and
-/// without firmware calls; and above edk2's SMM core, whose variables outlive a reset.
+/// Ways to boot machine linux: above the Rust MM core; the same with the kernel at its usual address, with `efi=novamap`, with our
+/// variable driver in the place of edk2's, and without firmware calls; and above edk2's SMM core, whose variables outlive a reset.
 const LINUX_Q35: &str = "q35";
 const LINUX_WITHOUT_KASLR: &str = "q35-nokaslr";
 const LINUX_NOVAMAP: &str = "q35-novamap";
+const LINUX_OUR_DRIVER: &str = "q35-own-driver";
 const LINUX_WITHOUT_FIRMWARE: &str = "q35-noefi";
 const LINUX_SMM: &str = "smm";
 
@@ -585,7 +615,7 @@ const LARGEST_VARIABLE: u32 = 0x2000;
 /// A variable that OVMF writes, as the file that Linux shows, and its text.
 const LANGUAGE: &str = "PlatformLang-8be4df61-93ca-11d2-aa0d-00e098032b8c:en-US";
 
-/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub.
+/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub, or `linux_loader` behind our driver.
 fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let Boot { image, dir, .. } = *boot;
     let above_smm = boot.variant == LINUX_SMM;
@@ -604,14 +634,22 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let vars = dir.join("vars.fd");
     shell.copy_file(ovmf_file(OVMF_VARS), &vars)?;
     let qemu = q35_with_flash(shell, image, &vars, "512")?.args(qemu::log_smis(dir));
-    let initrd = linux::initrd(shell, &files, dir)?;
-    let line = kernel_line(LANGUAGE, &line);
-    let qemu = qemu
-        .arg("-kernel")
-        .arg(&files.kernel)
-        .arg("-initrd")
-        .arg(&initrd)
-        .args(["-append", &line]);
+    let qemu = if boot.variant == LINUX_OUR_DRIVER {
+        let esp = shell.create_dir(dir.join("esp"))?;
+        let folder = shell.create_dir(esp.join("EFI/BOOT"))?;
+        shell.copy_file(uefi_product(shell, LINUX_LOADER)?, folder.join("BOOTX64.EFI"))?;
+        shell.copy_file(uefi_product(shell, VARIABLE_DRIVER)?, esp.join("driver2.efi"))?;
+        put_kernel(shell, &files, boot, &esp, &line)?;
+        qemu.args(["-drive", &format!("format=raw,file=fat:rw:{}", path(&esp)?)])
+    } else {
+        let initrd = linux::initrd(shell, &files, dir)?;
+        let line = kernel_line(LANGUAGE, &line);
+        qemu.arg("-kernel")
+            .arg(&files.kernel)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", &line])
+    };
     let qemu = match above_smm {
         true => qemu.args(ONLY_SMM_WRITES_FLASH),
         false => qemu.args(["-device", "VGA", "-no-reboot"]),
@@ -745,12 +783,34 @@ fn put_kernel(shell: &Shell, files: &Files, boot: &Boot<'_>, esp: &Path, line: &
 const EXIT_APP: &str = "exit_boot_services";
 const MAP_FILE: &str = "map";
 
+/// The way to boot machine exit-boot-services with our variable driver in the place of edk2's.
+const OUR_VARIABLE_DRIVER: &str = "up-own-driver";
+
 /// The word for a map: the variant without what follows it.
 fn map_of(variant: &str) -> &str {
-    variant.trim_end_matches("-spm-mm")
+    variant
+        .trim_end_matches("-own-driver")
+        .trim_end_matches("-spm-mm")
 }
 
-/// The application above the monitor, with both runtime drivers from the volume.
+/// The firmware of machine linux, with an application in Linux's place.
+fn exit_boot_services(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
+    let application = uefi_product(shell, EXIT_APP)?;
+    let qemu = q35(shell, boot.image, &application, boot)?;
+    let esp = boot.dir.join("esp");
+    shell.write_file(esp.join(MAP_FILE), map_of(boot.variant))?;
+    if boot.variant == OUR_VARIABLE_DRIVER {
+        shell.copy_file(uefi_product(shell, VARIABLE_DRIVER)?, esp.join("driver2.efi"))?;
+    }
+    let console = format!("file:{}", path(&qemu::debug_console(boot.dir))?);
+    Ok(qemu
+        .args(qemu::log_smis(boot.dir))
+        .args(["-device", "VGA", "-debugcon", &console])
+        .args(["-global", "isa-debugcon.iobase=0x402"])
+        .into())
+}
+
+/// The same above the monitor, with both runtime drivers from the volume.
 fn exit_boot_services_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let (qemu, esp) = virt_with_drivers(shell, boot, EXIT_APP)?;
     shell.write_file(esp.join(MAP_FILE), map_of(boot.variant))?;
