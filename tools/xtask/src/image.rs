@@ -26,6 +26,8 @@ pub(crate) struct Platform {
     has_mm_image: bool,
     /// Whether drivers in C reach MM through the runtime driver of `platforms/q35_runtime`, edk2's variable driver among them.
     has_runtime_driver: bool,
+    /// Whether the MM core has the suite's handlers, also if the DXE core does not have the suite.
+    has_suite_in_mm: bool,
     /// What must be installed to build it.
     pub(crate) tools: &'static [&'static Tool],
 }
@@ -37,6 +39,7 @@ pub(crate) const PATINA_Q35: Platform = Platform {
     ovmf: OVMF_CODE_WITHOUT_SMM,
     has_mm_image: true,
     has_runtime_driver: false,
+    has_suite_in_mm: false,
     tools: &[&OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
 };
 
@@ -48,6 +51,13 @@ pub(crate) const PATINA_Q35_RUNTIME: Platform = Platform {
     ..PATINA_Q35
 };
 
+/// The same for machine exit-boot-services, whose application runs the suite. Nothing else in the firmware sends messages.
+pub(crate) const PATINA_Q35_EXIT: Platform = Platform {
+    name: "patina-q35-exit",
+    has_suite_in_mm: true,
+    ..PATINA_Q35_RUNTIME
+};
+
 /// With edk2's SMM core.
 pub(crate) const PATINA_SMM: Platform = Platform {
     name: "patina-smm",
@@ -55,6 +65,7 @@ pub(crate) const PATINA_SMM: Platform = Platform {
     ovmf: OVMF_CODE,
     has_mm_image: false,
     has_runtime_driver: false,
+    has_suite_in_mm: false,
     tools: &[&OVMF, &RUST_UEFI],
 };
 
@@ -135,7 +146,7 @@ pub(crate) fn build(
 ) -> Result<PathBuf> {
     let q35_mm = platform
         .has_mm_image
-        .then(|| q35_mm(shell, conformance))
+        .then(|| q35_mm(shell, conformance || platform.has_suite_in_mm))
         .transpose()?;
     let mut features = Vec::new();
     features.extend(conformance.then_some("conformance"));

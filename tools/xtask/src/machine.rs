@@ -1,6 +1,6 @@
 //! The table of machines that can be booted. `docs/testing.md` says how to add a machine.
 
-use crate::image::{self, PATINA_Q35, PATINA_Q35_RUNTIME, PATINA_SMM};
+use crate::image::{self, PATINA_Q35, PATINA_Q35_EXIT, PATINA_Q35_RUNTIME, PATINA_SMM};
 use crate::linux::{self, Files, Processor};
 use crate::qemu;
 use crate::setup::{
@@ -333,8 +333,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         build: |shell| {
             build_uefi(shell, EXIT_APP)?;
             toolchain::build(shell, X86_64_UEFI, VARIABLE_DRIVER, VARIABLE_DRIVER, |_| {})?;
-            // With the suite's MM side.
-            image::build(shell, &PATINA_Q35_RUNTIME, true, None)
+            image::build(shell, &PATINA_Q35_EXIT, false, None)
         },
         command: exit_boot_services,
         exit_code: DEBUG_EXIT_SUCCESS,
