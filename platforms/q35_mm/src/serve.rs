@@ -15,7 +15,7 @@ use zerocopy::IntoBytes;
 
 /// Bytes of the variable store, and of one variable's name and data.
 const STORE_LEN: usize = if cfg!(feature = "conformance") {
-    0x2000
+    0x1800
 } else {
     0x5000
 };

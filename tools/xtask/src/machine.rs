@@ -323,12 +323,12 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The runtime driver says it, and the addresses are those of the map.
-            Variant::new("up", false, 1).saying(" will be at 0xffffa"),
-            Variant::new("shuffled", false, 1).saying(" will be at 0xffffa"),
-            Variant::new("buffer-alone", false, 1).saying(" will be at 0xffffa"),
-            Variant::new("identity", false, 1).saying(" will be at 0x"),
-            Variant::new("none", false, 1).saying("boot services end"),
-            Variant::new(OUR_VARIABLE_DRIVER, false, 1).saying(" will be at 0xffffa"),
+            Variant::new("up", false, 100).saying(" will be at 0xffffa"),
+            Variant::new("shuffled", false, 100).saying(" will be at 0xffffa"),
+            Variant::new("buffer-alone", false, 99).saying(" will be at 0xffffa"),
+            Variant::new("identity", false, 99).saying(" will be at 0x"),
+            Variant::new("none", false, 65).saying("boot services end"),
+            Variant::new(OUR_VARIABLE_DRIVER, false, 101).saying(" will be at 0xffffa"),
         ],
         build: |shell| {
             build_uefi(shell, EXIT_APP)?;
