@@ -61,6 +61,8 @@ const ASKED_BY_MM: u64 = 0x8003 << 16 | 3;
 const EVENT_COMPLETE: u64 = 0xc400_0061;
 /// The service's UUID as in two registers.
 const SERVICE: [u64; 2] = [0x4644_6bf0_dcae_8d37, 0xa387_3c93_ab40_1483];
+/// The UUID that asks for all partitions.
+const ALL: [u64; 2] = [0; 2];
 /// Bytes of a partition descriptor: in a page as in FF-A 1.2, in registers as in 1.3, which Hafnium
 /// 2.15 gives to callers of 1.2 too.
 const DESCRIPTOR_LEN: u64 = 24;
@@ -216,7 +218,8 @@ impl Ffa {
         let Some(rx) = self.rx else {
             return error(DENIED);
         };
-        if [a | b << 32, c | d << 32] != SERVICE {
+        let uuid = [a | b << 32, c | d << 32];
+        if !matches!(uuid, SERVICE | ALL) {
             return error(INVALID_PARAMETERS);
         }
         if self.rx_is_full {
@@ -225,7 +228,7 @@ impl Ffa {
         let Some(mut window) = Window::new(mm.ram(), rx) else {
             return error(DENIED);
         };
-        let words = descriptor(TAKES_REQ2).map(u64::to_le_bytes);
+        let words = descriptor_for(uuid, TAKES_REQ2).map(u64::to_le_bytes);
         if !window.write(rx.start(), words.as_flattened()) {
             return error(DENIED);
         }
@@ -308,16 +311,20 @@ const fn descriptor(takes: u64) -> [u64; 3] {
     [PARTITION | VCPUS << 16 | (IS_AARCH64 | takes) << 32, 0, 0]
 }
 
-/// For all partitions, which the nil UUID asks for, the descriptor has the service's UUID (FF-A 1.2, 13.9).
+/// The descriptor for a list of all partitions has the service's UUID (FF-A 1.2, 13.8).
+fn descriptor_for(uuid: [u64; 2], takes: u64) -> [u64; 3] {
+    let [a, b, c] = descriptor(takes);
+    match uuid {
+        ALL => [a, SERVICE[0], SERVICE[1]],
+        _ => [a, b, c],
+    }
+}
+
 fn partition_in_registers(uuid: [u64; 2], index_and_tag: u64) -> Response {
-    const ALL: [u64; 2] = [0; 2];
     if !matches!(uuid, SERVICE | ALL) || index_and_tag != 0 {
         return error(INVALID_PARAMETERS);
     }
-    let [a, mut b, mut c] = descriptor(TAKES_REQ);
-    if uuid == ALL {
-        [b, c] = SERVICE;
-    }
+    let [a, b, c] = descriptor_for(uuid, TAKES_REQ);
     let [d, e] = IMAGE;
     let len = LONG_DESCRIPTOR_LEN << 48;
     [SUCCESS_64, 0, len, a, b, c, d, e, SPEAKS]

@@ -286,7 +286,7 @@ pub(super) const SHELL: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "-json",
+        "probe -json",
         &["\"tool\": \"mm_doctor\"", "\"verdict\": \"ok\"", "STATUS 0x0"],
     ),
     (
