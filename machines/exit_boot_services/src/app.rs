@@ -242,7 +242,7 @@ extern "efiapi" fn continue_alone(machine: *mut c_void) -> ! {
     for region in boot() {
         tables.unmap(region.start, region.pages);
     }
-    // SAFETY: as above; only what was overwritten is not mapped any more.
+    // SAFETY: the same tables, without the memory that was overwritten, which nothing uses.
     unsafe { cpu::use_tables(&tables) };
     let boot_services = machine.boot_services;
     machine

@@ -123,7 +123,7 @@ mod aarch64 {
         pub(crate) fn use_addresses(&self, _: &dyn Fn(u64) -> u64) {}
 
         /// How many requests MM took so far.
-        #[expect(clippy::unused_self, reason = "as above")]
+        #[expect(clippy::unused_self, reason = "the other machine's has a comm buffer")]
         pub(crate) fn taken(&self) -> u64 {
             let [count, ..] = Smc::call64(COUNT_REQUESTS, [0; 17]);
             count

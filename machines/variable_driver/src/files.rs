@@ -109,14 +109,14 @@ fn read(firmware: Firmware, root: *mut file::Protocol, name: &str) -> Result<&'s
 fn length(opened: *mut file::Protocol) -> Result<usize> {
     // SAFETY: an open file.
     let set_position = unsafe { (*opened).set_position };
-    // SAFETY: as above.
+    // SAFETY: an open file.
     let get_position = unsafe { (*opened).get_position };
     // SAFETY: the protocol that the function belongs to. All ones is the end (UEFI 2.11, 13.5.10).
     check(unsafe { set_position(opened, u64::MAX) })?;
     let mut end = 0;
-    // SAFETY: as above, with a place to write to.
+    // SAFETY: the protocol that the function belongs to, and a place to write to.
     check(unsafe { get_position(opened, &raw mut end) })?;
-    // SAFETY: as above.
+    // SAFETY: the protocol that the function belongs to.
     check(unsafe { set_position(opened, 0) })?;
     usize::try_from(end)
         .ok()

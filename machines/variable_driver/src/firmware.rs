@@ -128,7 +128,7 @@ impl Firmware {
     pub fn interface_on(self, handle: Handle, mut guid: efi::Guid) -> Result<*mut c_void> {
         let handle_protocol = boot!(self, handle_protocol);
         let mut interface = ptr::null_mut();
-        // SAFETY: as above.
+        // SAFETY: a function of the firmware, with places to read from and to write to.
         check(unsafe { handle_protocol(handle.0, &raw mut guid, &raw mut interface) })?;
         Ok(interface)
     }
@@ -196,13 +196,13 @@ impl Firmware {
         let table: *mut efi::TableHeader = self.runtime_services().cast();
         // SAFETY: a table of the firmware.
         let len = unsafe { (*table).header_size };
-        // SAFETY: as above. The checksum is computed with zero in its place.
+        // SAFETY: the same table. The checksum is computed with zero in its place.
         unsafe { (*table).crc32 = 0 };
         let mut sum = 0;
         let len = usize::try_from(len).unwrap_or(0);
         // SAFETY: the table has that many bytes.
         check(unsafe { calculate(table.cast(), len, &raw mut sum) })?;
-        // SAFETY: as above.
+        // SAFETY: the same table.
         unsafe { (*table).crc32 = sum };
         Ok(())
     }

@@ -106,7 +106,7 @@ pub(super) fn write_serial(byte: u8) {
         core::hint::spin_loop();
     }
     let data = ptr::with_exposed_provenance_mut::<u32>(UART);
-    // SAFETY: as above.
+    // SAFETY: a register of the UART, which has no access to memory.
     unsafe { data.write_volatile(byte.into()) };
 }
 

@@ -138,7 +138,7 @@ fn write_port(port: u16, value: u8) {
 
 fn read_port(port: u16) -> u8 {
     let value;
-    // SAFETY: as above.
+    // SAFETY: the serial line has no access to memory.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags)) };
     value
 }

@@ -52,9 +52,9 @@ mod loader {
             .cast::<loaded_image::Protocol>();
         // SAFETY: the protocol of the image that was loaded just now. The kernel finds its initrd on this device.
         unsafe { (*loaded).device_handle = volume.device.as_raw() };
-        // SAFETY: as above; the line is never freed.
+        // SAFETY: the same protocol. The line is never freed.
         unsafe { (*loaded).load_options = line.as_mut_ptr().cast() };
-        // SAFETY: as above.
+        // SAFETY: the same protocol.
         unsafe { (*loaded).load_options_size = u32::try_from(line.len()).unwrap_or(0) };
         firmware.start_image(image).map_err(|status| ("Linux", status))
     }

@@ -54,11 +54,11 @@ mod driver {
         firmware.on_event(efi::EVT_SIGNAL_EXIT_BOOT_SERVICES, on_exit_boot_services)?;
         // SAFETY: the firmware's table, whose functions a runtime driver may replace while boot services last.
         unsafe { (*runtime).get_variable = get_variable };
-        // SAFETY: as above.
+        // SAFETY: the same table.
         unsafe { (*runtime).get_next_variable_name = get_next_variable_name };
-        // SAFETY: as above.
+        // SAFETY: the same table.
         unsafe { (*runtime).set_variable = set_variable };
-        // SAFETY: as above.
+        // SAFETY: the same table.
         unsafe { (*runtime).query_variable_info = query_variable_info };
         firmware.renew_checksum()
     }
@@ -263,9 +263,9 @@ mod driver {
         let get = || {
             // SAFETY: the caller of a runtime service passes valid pointers (UEFI 2.11, 8.2).
             let name = unsafe { Name::copy(name) }?;
-            // SAFETY: as above.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let vendor = unsafe { vendor(guid) }?;
-            // SAFETY: as above.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let room = unsafe { read(size) }?;
             let data_at = size_of::<AccessVariable>().saturating_add(name.len);
             // What does not fit into a message cannot be in a variable.
@@ -283,9 +283,9 @@ mod driver {
             let access: AccessVariable = message.get_as()?;
             let found = usize::try_from(access.data_size.get()).unwrap_or(usize::MAX);
             if matches!(status, efi::Status::SUCCESS | efi::Status::BUFFER_TOO_SMALL) {
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(size, found) };
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(attributes, access.attributes.get()) };
             }
             if status == efi::Status::SUCCESS && found > 0 {
@@ -309,9 +309,9 @@ mod driver {
         data: *mut c_void,
     ) -> efi::Status {
         let set = || {
-            // SAFETY: as in `get_variable`.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let name = unsafe { Name::copy(name) }?;
-            // SAFETY: as above.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let vendor = unsafe { vendor(guid) }?;
             let data_at = size_of::<AccessVariable>().saturating_add(name.len);
             if size > LEN.saturating_sub(PAYLOAD).saturating_sub(data_at) {
@@ -327,7 +327,7 @@ mod driver {
             message.put(0, access.as_bytes())?;
             message.put(size_of::<AccessVariable>(), name.bytes())?;
             if size > 0 {
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 let from = unsafe { memory(data, size) }.ok_or(efi::Status::INVALID_PARAMETER)?;
                 copy(&from, 0, &message.0, PAYLOAD.saturating_add(data_at), size)?;
             }
@@ -342,11 +342,11 @@ mod driver {
         guid: *mut efi::Guid,
     ) -> efi::Status {
         let next = || {
-            // SAFETY: as in `get_variable`.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let before = unsafe { Name::copy(name) }?;
-            // SAFETY: as above.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let vendor = unsafe { vendor(guid) }?;
-            // SAFETY: as above.
+            // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let room = unsafe { read(size) }?.min(2 * LONGEST_NAME);
             let message = Message::begin()?;
             let next = NextName {
@@ -361,17 +361,17 @@ mod driver {
             let next: NextName = message.get_as()?;
             let found = usize::try_from(next.name_size.get()).unwrap_or(usize::MAX);
             if matches!(status, efi::Status::SUCCESS | efi::Status::BUFFER_TOO_SMALL) {
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(size, found) };
             }
             if status == efi::Status::SUCCESS {
                 if found > room {
                     return Err(efi::Status::DEVICE_ERROR);
                 }
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 let to = unsafe { memory(name.cast(), found) }.ok_or(efi::Status::INVALID_PARAMETER)?;
                 copy(&message.0, PAYLOAD.saturating_add(name_at), &to, 0, found)?;
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(guid, efi::Guid::from_bytes(&next.vendor)) };
             }
             Ok(status)
@@ -395,11 +395,11 @@ mod driver {
             let status = message.send(function::QUERY_VARIABLE_INFO, size_of::<QueryInfo>())?;
             if status == efi::Status::SUCCESS {
                 let info: QueryInfo = message.get_as()?;
-                // SAFETY: as in `get_variable`.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(maximum_storage, info.maximum_storage.get()) };
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(remaining_storage, info.remaining_storage.get()) };
-                // SAFETY: as above.
+                // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
                 unsafe { write(maximum_variable, info.maximum_variable.get()) };
             }
             Ok(status)

@@ -113,7 +113,7 @@ pub(crate) fn stack_of(call: &mut dyn FnMut()) -> usize {
         }
         call();
         let is_painted = |at: &usize| {
-            // SAFETY: as above; read as a word, whatever it is.
+            // SAFETY: the same address, read as a word.
             unsafe { core::ptr::with_exposed_provenance::<u64>(*at).read_volatile() == PAINT }
         };
         let untouched = (low..top).step_by(8).take_while(is_painted).count() * 8;

@@ -83,7 +83,8 @@ fn increment(count: &AtomicUsize) {
 #[inline]
 fn decrement(count: &AtomicUsize) -> bool {
     let is_zero: u8;
-    // SAFETY: as above; the flags are this instruction's own, whatever comes before the next.
+    // SAFETY: one instruction on a number that may change through a shared reference. `setz` reads the flags of
+    // `dec`: an interrupt between the two restores them.
     unsafe {
         core::arch::asm!(
             "dec qword ptr [{}]",
