@@ -77,7 +77,8 @@ impl Services {
         let (mut attributes, mut size) = (0, 64);
         let mut data = alloc::vec![0; size];
         let get = service!(self.get_variable);
-        // SAFETY: a runtime service, with a name that ends in a NUL, room for as much data as is said, and places to write to.
+        // SAFETY: a runtime service, with a name that ends in a NUL, room for as much data as is said, and places to
+        // write to.
         check(unsafe {
             get(
                 name.as_mut_ptr(),

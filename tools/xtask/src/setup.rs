@@ -19,7 +19,7 @@ use xshell::{Shell, cmd};
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it
   cargo xtask setup --check      only say what is missing
-  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny, mdbook, cargo-llvm-cov")]
+  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny and mdbook")]
 pub(crate) struct Setup {
     /// Install without a question.
     #[arg(long)]
@@ -278,11 +278,11 @@ const INSTALL_MDBOOK: [&str; 6] = [
 /// 14 minutes on two cores with a load of 19.
 const INSTALL_LLVM_COV: [&str; 3] = ["install", "--locked", "cargo-llvm-cov@0.9.1"];
 
-/// What cargo builds from source. A person may do without; CI may not.
-const BUILT: [(&Tool, &[&str]); 3] = [
-    (&DENY, &INSTALL_DENY),
-    (&MDBOOK, &INSTALL_MDBOOK),
-    (&LLVM_COV, &INSTALL_LLVM_COV),
+/// What cargo builds from source, and whether CI needs it. A person may do without.
+const BUILT: [(&Tool, &[&str], bool); 3] = [
+    (&DENY, &INSTALL_DENY, true),
+    (&MDBOOK, &INSTALL_MDBOOK, true),
+    (&LLVM_COV, &INSTALL_LLVM_COV, false),
 ];
 
 pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
@@ -305,7 +305,7 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     }
     packages.sort_unstable();
     packages.dedup();
-    for (tool, _) in BUILT {
+    for (tool, _, _) in BUILT {
         let state = match tool.require(shell) {
             Ok(()) => "installed",
             Err(_missing) => "not installed",
@@ -337,11 +337,11 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
             }
         }
     }
-    for (tool, install) in BUILT {
+    for (tool, install, in_ci) in BUILT {
         if tool.require(shell).is_ok() {
             continue;
         }
-        if !options.with_tools && !is_ci() {
+        if !options.with_tools && !(in_ci && is_ci()) {
             println!(
                 "{} is optional: `cargo xtask setup --with-tools` installs it",
                 tool.name

@@ -35,6 +35,7 @@ const HOST_LEAST: u64 = 2350;
   cargo xtask test                       everything
   cargo xtask test --machine host        formatting, lints, tests and documentation, without QEMU
   cargo xtask test --machine ovmf-smm    only what runs on this machine
+  cargo xtask test --long                everything, and what takes long: fuzzing with sanitizers, coverage
   cargo xtask test --machine own --code OVMF_CODE.fd --vars OVMF_VARS.fd [--core]
                                          firmware of yours, alone or with a Patina DXE core in it")]
 pub(crate) struct Test {
@@ -53,6 +54,9 @@ pub(crate) struct Test {
     /// Also puts a Patina DXE core into that firmware, which HOBs configure.
     #[arg(long, requires = "code")]
     core: bool,
+    /// Also what takes long: fuzzing with sanitizers, and coverage. Needs `cargo xtask setup --with-tools`.
+    #[arg(long, conflicts_with = "machine")]
+    long: bool,
 }
 
 pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
@@ -126,8 +130,10 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         doctor::stages(shell, deadline, |name, stage| report.stage(name, stage));
         report.stage("trace page", || page::stage(shell));
         report.stage("firmware lints", || lints::stage(shell));
-        report.stage("fuzz", || fuzz::stage(shell));
-        report.stage("coverage", || coverage::stage(shell));
+        if options.long {
+            report.stage("fuzz", || fuzz::stage(shell));
+            report.stage("coverage", || coverage::stage(shell));
+        }
         report.stage("book", || book::stage(shell));
         report.stage("guide", || guide::stage(shell));
         report.stage("outside crate", || guide::outside(shell));
