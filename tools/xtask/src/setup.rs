@@ -341,7 +341,7 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
         if tool.require(shell).is_ok() {
             continue;
         }
-        if !options.with_tools && !(in_ci && is_ci()) {
+        if !(options.with_tools || in_ci && is_ci()) {
             println!(
                 "{} is optional: `cargo xtask setup --with-tools` installs it",
                 tool.name
