@@ -29,7 +29,7 @@ const DEBUG_EXIT: u16 = 0xf4;
 #[repr(C, align(16))]
 struct Descriptors<const N: usize>(UnsafeCell<[u64; N]>);
 
-// SAFETY: written once, before the processor is told where it is; one processor runs.
+// SAFETY: written once, before the processor gets its address; one processor runs.
 unsafe impl<const N: usize> Sync for Descriptors<N> {}
 
 /// 64-bit code and data.
