@@ -162,7 +162,7 @@ fn leave(firmware: Firmware, stack: *mut u8, mut machine: Machine) -> String {
 /// The memory map and its key.
 fn memory_map(firmware: Firmware) -> firmware::Result<(Vec<Region>, usize)> {
     // SAFETY: the firmware's tables, while boot services last.
-    let get = unsafe { (*(*firmware.system).boot_services).get_memory_map };
+    let get = unsafe { (*firmware.boot_services()).get_memory_map };
     let mut words = alloc::vec![0_u64; 0x4000];
     let (mut size, mut key, mut stride, mut version) = (words.len().saturating_mul(8), 0, 0, 0);
     // SAFETY: a function of the firmware, with room for the map and places to write to.
@@ -196,7 +196,7 @@ fn memory_map(firmware: Firmware) -> firmware::Result<(Vec<Region>, usize)> {
 
 fn exit(firmware: Firmware, key: usize) -> firmware::Result<()> {
     // SAFETY: the firmware's tables, while boot services last.
-    let exit = unsafe { (*(*firmware.system).boot_services).exit_boot_services };
+    let exit = unsafe { (*firmware.boot_services()).exit_boot_services };
     // SAFETY: a function of the firmware; nothing of boot services is used afterwards.
     firmware::check(unsafe { exit(firmware.image.as_raw(), key) })
 }

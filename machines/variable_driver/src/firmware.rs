@@ -75,7 +75,9 @@ impl Firmware {
         Self { image, system }
     }
 
-    fn boot_services(self) -> *mut efi::BootServices {
+    /// The boot services.
+    #[must_use]
+    pub fn boot_services(self) -> *mut efi::BootServices {
         // SAFETY: the firmware's table, by the type's invariant.
         unsafe { (*self.system).boot_services }
     }
