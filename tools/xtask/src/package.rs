@@ -24,7 +24,7 @@ use xshell::{Shell, cmd};
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask package            all checks: some minutes
-  cargo xtask package --quick    what `cargo xtask test` runs: metadata, files, dependencies, UEFI
+  cargo xtask package --quick    what `cargo xtask test --long` runs: metadata, files, dependencies, UEFI
   cargo xtask package --only docs --only api
 
 The packages are in target/package/packed afterwards. docs/release.md has the steps of a release.")]

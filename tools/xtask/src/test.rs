@@ -35,7 +35,7 @@ const HOST_LEAST: u64 = 2473;
   cargo xtask test                       everything
   cargo xtask test --machine host        formatting, lints, tests and documentation, without QEMU
   cargo xtask test --machine ovmf-smm    only what runs on this machine
-  cargo xtask test --long                everything, and what takes long: fuzzing with sanitizers, coverage
+  cargo xtask test --long                everything, and what takes long: fuzzing, coverage, packages, panics
   cargo xtask test --machine own --code OVMF_CODE.fd --vars OVMF_VARS.fd [--core]
                                          firmware of yours, alone or with a Patina DXE core in it")]
 pub(crate) struct Test {
@@ -54,7 +54,8 @@ pub(crate) struct Test {
     /// Also puts a Patina DXE core into that firmware, which HOBs configure.
     #[arg(long, requires = "code")]
     core: bool,
-    /// Also what takes long: fuzzing with sanitizers, and coverage. Needs `cargo xtask setup --with-tools`.
+    /// Also what takes long: fuzzing with sanitizers, coverage, packages, and the search for panics in the machine
+    /// code. Needs `cargo xtask setup --with-tools`.
     #[arg(long, conflicts_with = "machine")]
     long: bool,
 }
@@ -133,16 +134,16 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         if options.long {
             report.stage("fuzz", || fuzz::stage(shell));
             report.stage("coverage", || coverage::stage(shell));
+            report.stage("package", || package::stage(shell));
+            panics::stages(shell, &mut report);
         }
         report.stage("book", || book::stage(shell));
         report.stage("guide", || guide::stage(shell));
         report.stage("outside crate", || guide::outside(shell));
-        report.stage("package", || package::stage(shell));
         report.stage("images", || image::stage(shell));
         report.stage("bench", || bench::stage(shell));
         report.stage("size", || size::stage(shell));
         asm::stages(shell, false, &mut report);
-        panics::stages(shell, &mut report);
         report.stage("downstream", || downstream::stage(shell));
     }
     print!("\n{scenarios}");
