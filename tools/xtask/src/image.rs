@@ -186,10 +186,21 @@ fn pack(shell: &Shell, ovmf: &Path, core: &Path, output: &Path, files: &[String]
     process::run_quietly("flash image", tool.into())
 }
 
-/// Builds the MM core that platform patina-q35 puts into SMRAM.
+/// Builds the MM core that platform patina-q35 puts into SMRAM. Each form has a path of its own: Cargo builds the DXE core
+/// again when the path changes or the file is newer, and a program that Cargo takes from its cache is an old file.
 pub(crate) fn q35_mm(shell: &Shell, conformance: bool) -> Result<PathBuf> {
-    let features: &[&str] = if conformance { &["conformance"] } else { &[] };
-    program(shell, X86_64_NONE, "q35_mm", features, None)
+    let (features, name): (&[&str], _) = match conformance {
+        true => (&["conformance"], "q35_mm-conformance"),
+        false => (&[], "q35_mm"),
+    };
+    let program = program(shell, X86_64_NONE, "q35_mm", features, None)?;
+    let image = target_dir().join("firmware/mm").join(name);
+    let bytes = shell.read_binary_file(program)?;
+    if shell.read_binary_file(&image).is_ok_and(|old| old == bytes) {
+        return Ok(image);
+    }
+    shell.write_file(&image, bytes)?;
+    Ok(image)
 }
 
 /// Builds the program of `platforms/PACKAGE`.
