@@ -1,8 +1,8 @@
 //! Functions whose machine code `cargo xtask asm` looks at.
 //!
-//! An MMI's handler changes memory behind the compiler's back, and a secure monitor call registers, too. That the compiler
-//! has taken this into account can only be seen in what it made of the source, so these are small enough to be read there.
-//! They are never run.
+//! An MMI's handler changes memory behind the compiler's back, and a secure monitor call also
+//! changes registers. Only the machine code shows whether the compiler has taken this into account,
+//! so the functions are small enough to be read there. They are never run.
 #![no_std]
 
 #[cfg(all(target_arch = "x86_64", target_os = "uefi"))]
@@ -20,8 +20,9 @@ pub mod probes {
         check: SmiCheck::Require,
     };
 
-    /// Reads the mailbox, and if it announces a request, raises an MMI and reads the mailbox again: true if MM took the request.
-    /// It returns before the MMI otherwise, so that one path alone has port writes.
+    /// Reads the mailbox and, if it announces a request, raises an MMI and reads the mailbox again:
+    /// true if MM took the request. Without a request it returns early, so that only one path has
+    /// port writes.
     #[unsafe(no_mangle)]
     pub fn probe_raise_then_load(ports: &NativePorts, mailbox: &Mailbox) -> bool {
         if !mailbox.is_pending() {

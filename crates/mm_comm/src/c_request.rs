@@ -8,8 +8,8 @@
 //!
 //! The caller's buffer may be the comm buffer itself, as with some of edk2's drivers. So it is only
 //! ever accessed through [`SharedRegion`]; the message is copied out before the transaction, and
-//! the response copied in after it. What the transaction wiped of the caller's is put back: the
-//! header, and after an error the message.
+//! the response copied in after it. The transaction wipes the comm buffer, so the caller's header
+//! is written back then, and after an error the message, too.
 //!
 //! Two drivers offer the protocols and use this: the Patina component until `ExitBootServices`, and
 //! the runtime driver.
@@ -26,13 +26,14 @@ use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MAR
 use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
 
-/// What a caller gives.
+/// The arguments of a call.
 pub struct Given<'c> {
     /// CommSize, if the protocol has it and it is not null.
     pub comm_size: Option<usize>,
     /// The one format that the protocol takes.
     pub only: Option<HeaderFormat>,
-    /// So many bytes of the caller's buffer, or `None` if they exceed the address space.
+    /// Gives access to this many bytes of the caller's buffer; `None` if they exceed the address
+    /// space.
     pub memory: &'c dyn Fn(usize) -> Option<SharedRegion>,
 }
 
@@ -42,7 +43,7 @@ impl Given<'_> {
     }
 }
 
-/// The longest message that MM takes, by the header in front of it.
+/// The longest message that MM takes, for each header format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Longest {
     /// Behind a v1 header.
@@ -59,13 +60,13 @@ impl Longest {
         }
     }
 
-    /// The largest buffer, with a header.
+    /// The size of the largest buffer, header included.
     const fn buffer(self) -> usize {
         self.v1.saturating_add(HeaderFormat::V1.header_len())
     }
 }
 
-/// What is to be returned, and to be written back.
+/// What the function returns, and what it writes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The function's result.
@@ -75,7 +76,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// A result, and nothing to write back.
+    /// A result without a CommSize to write back.
     #[must_use]
     pub const fn status(status: EfiStatus) -> Self {
         Self {
@@ -115,7 +116,7 @@ pub enum RequestError {
         /// The value of CommSize.
         size: usize,
     },
-    /// What is there is not a header.
+    /// The buffer does not start with a header.
     #[error("caller: {0}")]
     Header(HeaderError),
     /// A header of another format than the protocol's.
@@ -162,21 +163,21 @@ pub enum RequestError {
 /// Why there is no response for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoResponse {
-    /// The request has no message bytes, and MM takes none such.
+    /// The request has no message bytes, and MM does not take empty messages.
     Empty,
-    /// The response has more bytes than [`Request::room`], this many.
+    /// The response has this many bytes, more than [`Request::room`].
     TooLong(usize),
     /// What the driver gets.
     Status(EfiStatus),
 }
 
-/// A request that is not served: why, and what is returned and written to CommSize. If the maximum
-/// belongs into the header's length field, it is there already.
+/// A rejected request: why, and what is returned and written to CommSize. If the maximum belongs in
+/// the header's length field, it was written there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Why.
+    /// Why it was rejected.
     pub error: RequestError,
-    /// What is returned.
+    /// What the caller gets.
     pub reply: Reply,
 }
 
@@ -227,8 +228,8 @@ struct Claims {
 }
 
 impl Claims {
-    /// Bytes behind the header, and with the header. More than a `usize` can count becomes the
-    /// largest one, which is refused.
+    /// Number of bytes behind the header, and with it. A number beyond `usize` becomes
+    /// `usize::MAX`, which is refused.
     fn lengths(self) -> (usize, usize) {
         let message_len = usize::try_from(self.len).unwrap_or(usize::MAX);
         (message_len, message_len.saturating_add(self.format.header_len()))
@@ -309,13 +310,13 @@ impl Request {
                 len: header.message_len(),
                 message_size: header.message_size(),
             },
-            // Beyond 64 bits together with the header, and so too long.
+            // Header and message exceed 64 bits, so the message is too long.
             Err(HeaderError::LengthOverflows { claimed }) => Claims {
                 format: HeaderFormat::V1,
                 len: claimed,
                 message_size: claimed,
             },
-            // BufferSize below the header, or a CommSize that ends inside it.
+            // BufferSize is less than the header, or CommSize ends inside it.
             Err(error) => return Err(damaged(error)),
         };
         claims.check(given, longest)?;
@@ -399,17 +400,17 @@ impl Request {
 
     /// Writes a response that is no longer than [`Self::room`] into the caller's buffer.
     ///
-    /// The header there stays as the caller wrote it, so that it serves again. Exception: the field
-    /// of `in_header` that MM changed to tell the response's length. edk2's drivers give their
-    /// caller the header that MM left, too; its MM cores for x86 leave it as it was, the one for
-    /// Arm writes MessageLength or MessageSize.
+    /// The header there stays as the caller wrote it, so that the caller can send it again.
+    /// Exception: the field of `in_header` that MM changed to tell the response's length. edk2's
+    /// drivers give their caller the header that MM left, too; its MM cores for x86 leave it as it
+    /// was, the one for Arm writes MessageLength or MessageSize.
     fn answer(&self, response: &[u8], in_header: Option<ResponseLength>) -> Reply {
         // The transaction wiped this if the caller's buffer is the comm buffer.
         put_back(&self.region, 0, self.raw.bytes());
         let header_len = self.header_len();
         let mut written = self.region.write(header_len, response);
         let room = self.room() as u64;
-        // What does not fit into the caller's buffer would make it read beyond that.
+        // A length beyond the caller's buffer would make the caller read past its end.
         let changed = in_header
             .filter(|told| told.len <= room)
             .and_then(|told| told.changed);
@@ -471,7 +472,7 @@ impl RawHeader {
             let is_read = given.memory(len)?.read(0, copy);
             is_read.then_some(Self { bytes, len }).ok_or_else(|| wraps(len))
         };
-        // No more than a v1 header, until its GUID says that there is more.
+        // Copies only a v1 header until its GUID says that it is a v3 header.
         let v1 = copy(HeaderFormat::V1.header_len())?;
         if v1.bytes.starts_with(&V3_MARKER.to_bytes()) {
             return copy(MAX_HEADER_LEN);

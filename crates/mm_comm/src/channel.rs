@@ -23,8 +23,8 @@ const REST_WORDS: usize = MAX_HEADER_LEN / WORD - V1_WORDS;
 
 /// A comm buffer, with its mailbox if it has one.
 ///
-/// It keeps the header that was last written in memory that MM cannot reach ([`Self::tracked`]).
-/// The header in shared memory is compared with that one, and not trusted.
+/// It keeps a copy of the header that was last written in memory that MM cannot reach
+/// ([`Self::tracked`]). The header in shared memory is not trusted: it is compared with the copy.
 #[derive(Debug)]
 pub struct Channel {
     region: SharedRegion,
@@ -44,7 +44,8 @@ pub struct Channel {
     wipes_all: Cell<bool>,
 }
 
-/// A header in cells of their own: what is written field by field, and read as a whole soon after, makes the processor wait.
+/// A header as separate cells: the processor waits if memory is written field by field and soon
+/// after read as a whole.
 #[derive(Debug)]
 struct Tracked {
     format: Cell<Option<HeaderFormat>>,
@@ -98,8 +99,8 @@ impl<'c> Claim<'c> {
     pub(crate) fn new(channel: &'c Channel) -> Result<Self, BeginError> {
         channel.take()?;
         let refused = if channel.is_retired() {
-            // Checked after `in_use` was set: code that retires a channel, and then finds it not in
-            // use, can rely on it that no transaction begins in its memory any more.
+            // Checked after `in_use` was set: if code retires a channel and then finds it not in
+            // use, no transaction can begin in its memory any more.
             BeginError::Retired
         } else if channel.mailbox.as_ref().is_some_and(Mailbox::is_pending) {
             BeginError::MailboxInUse
@@ -296,8 +297,8 @@ impl Channel {
     }
 
     /// Makes requests say that they are for the MM supervisor, in a mailbox that it shares with its
-    /// users (see [`mm_wire::mailbox`]). Code that makes requests through both channels keeps the
-    /// other one with [`Self::hold`] meanwhile.
+    /// users (see [`mm_wire::mailbox`]). Code that makes requests through both channels reserves
+    /// the other one with [`Self::hold`] meanwhile.
     pub fn share_mailbox_as_supervisors(&self) {
         self.is_supervisors.store(true, Ordering::SeqCst);
     }
@@ -329,8 +330,9 @@ impl Channel {
         Ok(Hold(self))
     }
 
-    /// Marks the channel as in use. No locked instruction is needed: a channel is not shared between threads, and what comes
-    /// between the two accesses is a notification on this processor, which ends its transactions before it returns.
+    /// Marks the channel as in use. This needs no atomic read-modify-write: a channel is not shared
+    /// between threads, and only a notification on this processor can come between the two
+    /// accesses, which ends its transactions before it returns.
     #[inline]
     fn take(&self) -> Result<(), BeginError> {
         if self.in_use.load(Ordering::Relaxed) {
@@ -359,7 +361,8 @@ impl Channel {
         }
     }
 
-    /// Wipes the length in a region that is not aligned. One that is too small for a header has no request.
+    /// Wipes the length in a region that is not aligned. A region that is too small for a header
+    /// cannot hold a request.
     #[cold]
     #[inline(never)]
     fn wipe_odd_length(&self) {
@@ -377,7 +380,8 @@ impl Channel {
     #[inline]
     fn holds(&self, header: &Header) -> bool {
         match (header.v1_words(), self.region.read_words(0)) {
-            // Not as arrays: the compiler would compare them as vectors, and wait for what was just stored as words.
+            // Compared word by word: the compiler would compare arrays with vector loads, which
+            // wait for the words that were just stored.
             (Some([a, b, c]), Some([x, y, z])) => (a ^ x) | (b ^ y) | (c ^ z) == 0,
             _ => self.read_header() == Ok(*header),
         }
@@ -445,7 +449,7 @@ impl Channel {
             if mailbox.is_pending() {
                 mailbox.withdraw();
             }
-            // The next request in a shared mailbox may be of a driver that does not write this
+            // The next request in a shared mailbox may come from a driver that does not write this
             // byte.
             if self.shares_mailbox_as_supervisors() {
                 mailbox.clear_talk_to_supervisor();

@@ -86,7 +86,7 @@ impl fmt::Display for LengthSource {
     }
 }
 
-/// Why what MM left is not a response. The request was wiped from shared memory.
+/// Why a request has no response. It was wiped from shared memory.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponseError {
@@ -107,7 +107,7 @@ pub enum ResponseError {
     /// A response beyond the buffer: mailbox or header claims more bytes than the comm buffer has.
     #[error("MM: {told_by} is {claimed} bytes, the comm buffer has {capacity}")]
     ResponseBeyondBuffer {
-        /// Which of them claims it.
+        /// Whether the mailbox or the header claims it.
         told_by: LengthSource,
         /// Bytes of the response, with the header.
         claimed: u64,
@@ -127,7 +127,7 @@ pub enum ResponseError {
 }
 
 impl BeginError {
-    /// The same as an `EFI_STATUS`, which drivers in C get.
+    /// This error as an `EFI_STATUS`, for drivers in C.
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {
@@ -142,8 +142,8 @@ impl BeginError {
 }
 
 impl ResponseError {
-    /// The same as an `EFI_STATUS`, which drivers in C get: MM's own, or that MM did not take the
-    /// request, or broke the protocol.
+    /// This error as an `EFI_STATUS`, for drivers in C: MM's own status, or one for "MM did not
+    /// take the request" or "MM broke the protocol".
     #[must_use]
     pub const fn status(self) -> EfiStatus {
         match self {

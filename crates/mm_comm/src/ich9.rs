@@ -50,8 +50,8 @@ impl PciRegister {
         ports.write_u8(CONFIG_DATA | u16::from(self.byte), value);
     }
 
-    /// Reads the dword that the register is in. The address is read back, and two looks have to
-    /// agree.
+    /// Reads the dword that the register is in. The address is read back, and two reads in a row
+    /// must agree.
     ///
     /// # Errors
     ///
@@ -125,14 +125,15 @@ pub enum Ich9Error {
     },
 }
 
-/// Reads and checks PMBASE. An I/O port. `None` for a build without ports.
+/// Reads PMBASE, which is an I/O port, and checks it. `ports` is `None` in a build without port
+/// instructions.
 ///
 /// # Errors
 ///
 /// Each [`Ich9Error`] names the register's value.
 pub fn pm_base(ports: Option<&dyn Ports>) -> Result<u16, Ich9Error> {
     let ports = ports.ok_or(Ich9Error::NoPortIo)?;
-    // Code that this interrupts may be about to read the data port.
+    // This may interrupt code that is about to read the data port, so the address is restored.
     let before = ports.read_u32(CONFIG_ADDRESS);
     let base = checked_base(ports);
     ports.write_u32(CONFIG_ADDRESS, before);

@@ -43,7 +43,7 @@ mod native {
         ///
         /// 1. The code runs at a privilege level that may execute `in` and `out`.
         /// 2. Callers of this value's functions pass only ports and addresses of registers whose
-        ///    access cannot break memory safety: an MMI's command and data port, SMI_EN, PCI
+        ///    access cannot break memory safety: those that raise and enable MMIs, PCI
         ///    configuration space. Addresses are aligned to 4 bytes.
         #[must_use]
         pub const unsafe fn new() -> Self {

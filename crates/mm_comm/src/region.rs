@@ -90,7 +90,7 @@ impl SharedRegion {
         self.read_uninit(offset, bulk::as_uninit(out)).is_some()
     }
 
-    /// Like [`Self::read`], to memory without a value. Returns it with its value; `None`, and
+    /// Like [`Self::read`], into uninitialised memory, which this returns initialised; `None`, and
     /// nothing is read, if the bytes are not all in the region.
     #[must_use]
     pub fn read_uninit<'o>(&self, offset: usize, out: &'o mut [MaybeUninit<u8>]) -> Option<&'o mut [u8]> {
@@ -240,7 +240,7 @@ fn store(to: *mut u8, value: u8) {
     unsafe { to.write_volatile(value) };
 }
 
-/// What a test sees of a thread's writes to shared memory.
+/// Shows a test the writes of its thread to shared memory.
 #[cfg(test)]
 pub(crate) mod watch {
     use std::boxed::Box;
@@ -255,7 +255,7 @@ pub(crate) mod watch {
         static SWALLOW: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Memory that takes what is not to arrive, aligned like `address`.
+    /// Memory for writes that must not arrive, aligned like `address`.
     pub(super) fn elsewhere(len: usize, address: usize) -> *mut u8 {
         let memory: &'static mut [u64] = Box::leak(std::vec![0; len / 8 + 2].into_boxed_slice());
         memory.as_mut_ptr().cast::<u8>().wrapping_add(address % 8)
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn every_alignment_and_length_round_trips_and_touches_nothing_else() {
-        // From 96 words on runs are copied in another way.
+        // Runs of 96 words or more are copied by a string instruction.
         let lengths = || (0..40).chain(755..790).chain([1024, 1500]);
         for offset in 0..10 {
             for len in lengths() {

@@ -5,8 +5,8 @@
 //!                                             └─ otherwise: MM_VERSION ──────────────────► MM_COMMUNICATE
 //! ```
 //!
-//! The conduit is a type ([`Conduit`], over [`smccc::Call`]), so that a test can put a secure world
-//! of its own behind it. A request is in shared memory as it is on x86 ([`crate::Channel`]);
+//! The conduit is a type ([`Conduit`], over [`smccc::Call`]), so that a test can simulate the
+//! secure world. A request is in shared memory as it is on x86 ([`crate::Channel`]);
 //! [`SecureMm::communicate`] takes the place of the port write. It is synchronous: when it returns,
 //! MM has responded in the buffer or has said why not.
 //!
@@ -21,8 +21,9 @@
 //! | `error` | why MM was not reached | |
 //! | `connection` | finds MM, and makes one request after the other | |
 //!
-//! What makes calls is compiled for AArch64, and for hosts, where tests play the secure world: x86
-//! firmware has neither it nor its dependencies. Errors and options are the same everywhere.
+//! The code that makes calls is compiled for AArch64, and for hosts, whose tests simulate the
+//! secure world. x86 firmware contains neither this code nor its dependencies. Errors and options
+//! are the same everywhere.
 #![cfg_attr(
     not(any(target_arch = "aarch64", unix, windows)),
     allow(
@@ -67,7 +68,7 @@ pub enum PsciConduit {
     /// Not known. An SMC is then made only if the processor has an EL3.
     #[default]
     Unknown,
-    /// By `smc`: what takes PSCI calls takes every SMC, an EL3 or a hypervisor that hides it.
+    /// By `smc`: an EL3, or a hypervisor that hides it, then handles every SMC.
     Smc,
     /// By `hvc`. Without an EL3 an SMC is then undefined.
     Hvc,

@@ -70,7 +70,7 @@ impl Channel {
             len: message.len(),
             capacity,
         };
-        // An empty message needs its header all the same.
+        // An empty message needs room for its header, too.
         if message.len() > capacity || self.region().len() < format.header_len() {
             return Err(too_large);
         }
@@ -150,12 +150,12 @@ impl<'c> Staged<'c> {
     /// # Errors
     ///
     /// A [`ResponseError`], which ends the transaction and wipes the whole region.
-    // Else the response is copied, field by field and then as a whole, for which the processor
-    // waits.
+    // Inlined: otherwise the response is written field by field and then copied as a whole, for
+    // which the processor waits.
     #[inline(always)]
     pub fn finish(self) -> Result<Response<'c>, ResponseError> {
         let channel = self.claim.channel();
-        // The header that was written: nothing was written by hand.
+        // Not written by hand, so this is the header that `begin` wrote.
         let request = channel.tracked().ok_or(ResponseError::NotProcessed)?;
         let in_mailbox = claimed_by_mailbox(channel, request.format())?;
         let found = channel.read_header().map_err(ResponseError::HeaderDamaged)?;
@@ -254,7 +254,7 @@ fn claimed_by_mailbox(channel: &Channel, format: HeaderFormat) -> Result<Option<
 }
 
 /// How often [`wait`] pauses if there is no mailbox. One pause was enough on every machine that was
-/// tried; the others cost less than a microsecond together.
+/// tried; the others together cost less than a microsecond.
 pub const PAUSES_WITHOUT_MAILBOX: u32 = 16;
 
 /// Pauses until the channel's mailbox does not announce a request any more: once at least, and
@@ -322,7 +322,7 @@ pub struct Response<'c> {
 }
 
 impl Response<'_> {
-    /// What the header that MM left says about the response; if there is a mailbox, that one
+    /// What the header that MM left says about the response; if there is a mailbox, the mailbox
     /// decides. `None` if the header contradicts itself, or after [`Staged::finish_by_hand`].
     #[must_use]
     pub fn in_header(&self) -> Option<ResponseLength> {
@@ -367,7 +367,7 @@ impl Response<'_> {
         out
     }
 
-    /// Like [`Self::read`], to memory without a value.
+    /// Like [`Self::read`], into uninitialised memory.
     #[inline]
     pub fn read_uninit<'o>(&mut self, out: &'o mut [MaybeUninit<u8>]) -> &'o mut [u8] {
         let len = out.len().min(self.remaining());
@@ -733,7 +733,7 @@ mod tests {
         for (lie, expected) in lies {
             let channel = channel();
             let staged = begin(&channel);
-            // Far behind the request.
+            // This is far behind the request.
             assert!(channel.region().write(2000, &SECRET));
             lie(&channel);
             assert_eq!(staged.finish().unwrap_err(), expected);
@@ -788,7 +788,7 @@ mod tests {
                 let mmi = std::rc::Rc::clone(&seen);
                 let begin = || channel.begin(format, RECIPIENT, &SECRET).unwrap();
                 let staged = watch::interrupted(move || mmi.borrow_mut().push(found_by_mm(channel)), begin);
-                // Only what is written last announces it.
+                // Only the last write announces the request.
                 assert!(seen.take().iter().all(Option::is_none));
                 assert_eq!(found_by_mm(channel), Some((RECIPIENT, SECRET.to_vec())));
 
@@ -835,7 +835,7 @@ mod tests {
             (channel.take_over(), channel)
         };
         let (found, channel) = take_over();
-        // What MM looks at is written first.
+        // The byte that MM looks at is written first.
         assert_eq!(watch::take_writes()[0], (mailbox.addr(), 1));
         let found = found.unwrap();
         assert!(found.is_pending());

@@ -153,9 +153,9 @@ const SMI_EN_OFFSET: u8 = 0x30;
 /// PMBASE is a multiple of this (Intel ICH9, 13.1.13: bits 15:7).
 const PMBASE_ALIGN: u16 = 0x80;
 
-/// Bits of SMI_EN that no chipset uses which has it at PMBASE + 0x30: reserved in the Intel ICH9
-/// (13.8.3.8), and without a name in coreboot's headers of later ones (`SMI_EN` in `pm.h` under
-/// `src/southbridge/intel` and `src/soc/intel`).
+/// Bits of SMI_EN that are unused in every chipset that has it at PMBASE + 0x30: reserved in the
+/// Intel ICH9 (13.8.3.8), and without a name in coreboot's headers of later ones (`SMI_EN` in
+/// `pm.h` under `src/southbridge/intel` and `src/soc/intel`).
 const RESERVED: u32 = 0b111 << 8 | 1 << 12 | 0b11 << 15;
 
 /// The value of an address that no device decodes.
@@ -261,8 +261,9 @@ pub enum SmiCheck {
     /// was read, with GBL_SMI_EN and APMC_EN set. The platform promises that the register is the
     /// chipset's SMI_EN.
     Enable,
-    /// Neither read nor write SMI_EN. For chipsets that have none, or keep it elsewhere than at
-    /// Intel's PMBASE + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised unchecked.
+    /// Neither read nor write SMI_EN. For chipsets without SMI_EN, or with SMI_EN at another place
+    /// than Intel's PMBASE + 0x30: AMD's FCH, Intel's Apollo Lake (+0x40). The MMI is raised
+    /// unchecked.
     Off,
 }
 
@@ -278,7 +279,7 @@ pub enum Purpose {
     Command,
 }
 
-/// The data port's value of the call whose two writes are under way; nothing if there is none.
+/// The data byte of the call that is between its two port writes, if there is one.
 #[derive(Debug, Default)]
 pub struct Pair(Cell<Option<u8>>);
 
@@ -296,7 +297,7 @@ pub struct PortTrigger {
 }
 
 impl PortTrigger {
-    /// SMI_EN, if it is to be checked.
+    /// SMI_EN, unless [`SmiCheck::Off`] says that it is not used.
     #[must_use]
     pub fn checked_register(&self) -> Option<SmiEnableRegister> {
         self.smi_enable.filter(|_| self.check != SmiCheck::Off)
@@ -671,7 +672,7 @@ mod tests {
             let expected = "nothing answers there; acpi_base must be PMBASE (SMI_EN is base+0x30)";
             assert!(text.contains(expected), "{text}");
 
-            // A timer, say.
+            // For example a timer.
             let other = Chipset::new(0x0003_9521, u32::MAX, register);
             assert_eq!(
                 trigger(Some(register), check).raise(&other, 0xff, 0),

@@ -1,4 +1,4 @@
-//! One call at a time, and none any more after the addresses changed in the middle of one.
+//! One call at a time, and no more calls after the addresses changed in the middle of one.
 //!
 //! `tests/claim_interleavings.rs` compiles this file against loom's atomics, and checks every
 //! interleaving of calls and of a change of addresses.
@@ -7,7 +7,7 @@ use super::sync::{AtomicU8, Ordering};
 
 /// No call is in progress.
 pub(crate) const FREE: u8 = 0;
-/// One is.
+/// A call is in progress.
 const IN_CALL: u8 = 1;
 /// The addresses changed in the middle of a call, so that not all pointers could be converted. For
 /// good.

@@ -28,9 +28,9 @@ pub(crate) fn block_len<E, S>(place: CommBufferPlace) -> Option<usize> {
 /// What serves the calls.
 pub(crate) struct Driver<E, S> {
     state: State,
-    /// To raise the TPL with; null after `ExitBootServices`.
+    /// Raise the TPL; null after `ExitBootServices`.
     boot_services: AtomicPtr<efi::BootServices>,
-    /// To convert pointers with; null after that was done.
+    /// Convert pointers; null after that was done.
     runtime_services: AtomicPtr<efi::RuntimeServices>,
     /// Changed only by the event that changes addresses, while it has the claim of `state`.
     inner: UnsafeCell<Inner<E, S>>,
@@ -44,7 +44,8 @@ struct Inner<E, S> {
     entry: E,
     sink: S,
     completion_polls: u32,
-    /// Until the operating system changes addresses.
+    /// Whether all memory is mapped one to one, as it is until the operating system changes
+    /// addresses.
     one_to_one: bool,
     /// Bytes of each of the two copies behind the driver.
     copy_len: usize,
@@ -83,7 +84,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         // SAFETY: premises 2 and 3.
         let channel = unsafe { channel(place, Some) }?;
         if let Some(channel) = &channel {
-            // What was in the mailbox is not a request any more.
+            // A request of an earlier boot phase in the mailbox is dropped.
             let _ = channel.take_over();
         }
         let block = block.cast::<Block<E, S>>();
@@ -98,7 +99,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
                 sink,
                 completion_polls: configuration.completion_polls,
                 one_to_one: true,
-                // Does not lose anything: `block_len` was computed from it.
+                // The conversion cannot fail: `block_len` was computed from the same number.
                 copy_len: usize::try_from(place.region().len()).unwrap_or(0),
             }),
         });
@@ -126,7 +127,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         .unwrap_or_else(Err)
     }
 
-    /// Where to say what goes wrong, while boot services last.
+    /// The log, while boot services last.
     pub(crate) fn sink(&self) -> &S {
         &self.shared().sink
     }
@@ -136,7 +137,7 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         self.shared().entry.register()
     }
 
-    /// What is inside, until addresses change.
+    /// Its state that moves, until addresses change.
     fn shared(&self) -> &Inner<E, S> {
         // SAFETY: all references to it are shared ones, until addresses change.
         unsafe { &*self.inner.get() }
@@ -200,8 +201,8 @@ impl<E: Entry, S: Sink> Driver<E, S> {
         };
         match driver.state.claim() {
             Some(_claim) => {
-                // SAFETY: with the claim there is no call, and boot services, whose code uses
-                // `shared`, have ended.
+                // SAFETY: the claim excludes calls, and boot services, whose code uses `shared`,
+                // have ended.
                 let inner = unsafe { &mut *driver.inner.get() };
                 inner.convert(&mut convert);
             }
@@ -328,7 +329,7 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         copies: &mut [u8],
     ) -> Result<Reply, Refused> {
         let (message, response) = copies.split_at_mut(self.copy_len.min(copies.len()));
-        // Never the default: a message is no longer than the comm buffer.
+        // Never the default: a message fits into the comm buffer.
         let message = message.get_mut(..request.message_len()).unwrap_or_default();
         request.copy_message(message)?;
         let result = if !E::TAKES_EMPTY_MESSAGES && request.header().message_size() == 0 {
@@ -345,8 +346,8 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         reply
     }
 
-    /// Sends a message, and copies the response. When this returns, shared memory has nothing of
-    /// either.
+    /// Sends a message, and copies the response. When this returns, neither is left in shared
+    /// memory.
     fn exchange<'r>(
         &self,
         channel: &Channel,
@@ -371,7 +372,7 @@ impl<E: Entry, S: Sink> Inner<E, S> {
             channel.region().as_ptr()
         ));
         if self.entry.enter(address, &self.sink)? == Progress::Raised {
-            // The entry has logged what went wrong. The mailbox decides.
+            // The entry has logged an error. The mailbox shows whether MM took the request.
             let again = || {
                 let _ = self.entry.enter(address, &self.sink);
             };

@@ -7,7 +7,7 @@ use mm_comm::smc::{Conduit, Connection, SecureMm};
 use mm_comm::{PortTrigger, Ports, SmiEnableRegister};
 use mm_wire::EfiStatus;
 
-/// What MM has done when `enter` returns.
+/// How far MM is when `enter` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// An MMI was raised; the mailbox shows when MM took the request.

@@ -39,7 +39,7 @@ pub enum HobError {
     /// Two HOBs announce different buffers.
     #[error("platform: two HOBs announce different comm buffers for the runtime driver")]
     Ambiguous,
-    /// What is announced cannot be a comm buffer.
+    /// The announced memory cannot be a comm buffer.
     #[error(transparent)]
     Place(#[from] PlaceError),
 }

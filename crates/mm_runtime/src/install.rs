@@ -13,7 +13,7 @@ use mm_wire::PAGE_LEN;
 use r_efi::efi;
 use thiserror::Error;
 
-/// Why the protocols are not there.
+/// Why the protocols are not installed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstallError {
@@ -23,7 +23,7 @@ pub enum InstallError {
     /// The comm buffer is larger than this machine's memory.
     #[error("platform: the comm buffer has {0} bytes, which this processor cannot address twice")]
     TooLarge(u64),
-    /// The comm buffer cannot serve as one.
+    /// The memory cannot be a comm buffer.
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// A function of the firmware failed.
@@ -159,13 +159,13 @@ impl Firmware {
         Ok(())
     }
 
-    /// Installs the markers, or says why not. The protocols serve in any case.
+    /// Installs the markers, or logs why not. The protocols work in any case.
     fn mark_variables<E: Entry, S: Sink>(&self, driver: &Driver<E, S>) {
         let error = match driver.variable_payload_size() {
             Ok(1..) => {
                 let null = ptr::null_mut();
                 let mut markers = [(VARIABLES_READABLE, null), (VARIABLES_WRITABLE, null)];
-                // Last: the driver that waits for them calls at once.
+                // Installed last: the driver that waits for the markers calls at once.
                 let Err(error) = self.install_protocols(&mut markers) else {
                     return;
                 };

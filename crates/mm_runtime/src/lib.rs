@@ -57,7 +57,7 @@ pub mod hobs;
 mod install;
 pub mod protocols;
 
-/// The atomics of `claim.rs`, in the place of which a test puts loom's.
+/// The atomics of `claim.rs`; a test compiles that file with loom's.
 mod sync {
     pub(crate) use core::sync::atomic::{AtomicU8, Ordering};
 }
@@ -76,8 +76,8 @@ pub struct Configuration {
     /// The comm buffer and its mailbox, for this driver alone. Both are RuntimeServicesData, mapped
     /// one to one at boot, and MM knows the buffer.
     pub buffer: CommBufferPlace,
-    /// How often the mailbox is looked at before a request is withdrawn. MM's slowest handler
-    /// decides.
+    /// The timeout: how often the mailbox is polled before a request is withdrawn. Long enough for
+    /// MM's slowest handler.
     pub completion_polls: u32,
     /// Whether to install `EFI_MM_COMMUNICATION3_PROTOCOL`. A driver that finds it sends v3
     /// headers, edk2's variable driver of 2026 for one: not for MM that does not know them.
@@ -129,8 +129,8 @@ impl Configuration {
 /// Takes a driver's log lines.
 ///
 /// It is also called after `ExitBootServices` and after `SetVirtualAddressMap`. So it must not use
-/// boot services, nor memory or registers whose address it has not converted: an I/O port will do.
-/// A platform without one passes [`Silent`].
+/// boot services, nor memory or registers whose address it has not converted: an I/O port works. A
+/// platform without one passes [`Silent`].
 pub trait Sink {
     /// Takes one line, which has no bytes of messages in it.
     fn error(&self, line: fmt::Arguments<'_>);

@@ -14,8 +14,8 @@ use aarch64_monitor::Interface;
 use lab::{Life, RuntimeSite, Way};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// Scenarios that are not about callers in C, but can be played by one with a single comm buffer. C's statuses do not
-/// distinguish the errors that other scenarios assert.
+/// Scenarios that are not about callers in C, but that a caller in C with a single comm buffer can
+/// run. C's statuses do not distinguish the errors that other scenarios assert.
 const OTHERS: &[&str] = &[
     "response_fills_the_buffer",
     "response_longer_than_request",
@@ -62,12 +62,12 @@ const OTHERS: &[&str] = &[
     "wiped_header_is_refused",
 ];
 
-/// What cannot be played in a life.
+/// Whether a scenario can run in a life.
 fn is_playable(life: Life, name: &str) -> bool {
     match name {
         // Physical and virtual address differ once the operating system has chosen them: see `driver`.
         "c_addresses_must_agree" => life.is_one_to_one(),
-        // Notifications are boot services.
+        // Notifications need boot services.
         "c_call_from_a_notification_waits_for_the_call_in_progress" => life == Life::Boot,
         _ => name.starts_with("c_") || OTHERS.contains(&name),
     }

@@ -15,7 +15,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
-/// The state, and how many hold the claim.
+/// The state, and how many threads hold the claim.
 struct Model {
     state: State,
     inside: AtomicUsize,

@@ -108,7 +108,7 @@ pub enum AddressError {
         /// Its address.
         address: u64,
     },
-    /// The mailbox is inside its comm buffer.
+    /// The mailbox overlaps its comm buffer.
     #[error("platform: the status mailbox {mailbox} overlaps its comm buffer {region}")]
     MailboxInRegion {
         /// The mailbox's addresses.

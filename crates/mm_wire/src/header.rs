@@ -117,10 +117,10 @@ pub enum HeaderError {
     Truncated {
         /// Bytes that the header takes.
         needed: usize,
-        /// Bytes that there are.
+        /// Number of bytes available.
         available: usize,
     },
-    /// A v3 header whose `BufferSize` does not even cover itself.
+    /// A v3 header whose `BufferSize` is less than the header's own size.
     #[error("BufferSize is {claimed} bytes, less than the {minimum}-byte header that it includes")]
     BufferSizeBelowHeader {
         /// The value of `BufferSize`.
@@ -128,7 +128,7 @@ pub enum HeaderError {
         /// The size of the v3 header.
         minimum: usize,
     },
-    /// A length that overflows together with the header.
+    /// A length that exceeds 64 bits when the header is added.
     #[error("MessageLength {claimed} does not leave room for the header in 64 bits")]
     LengthOverflows {
         /// The value of the length field.
@@ -147,7 +147,8 @@ pub enum HeaderError {
 /// What the header that MM left says about the response: see [`Header::response_length`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseLength {
-    /// Bytes of the response, without the header. A claim of MM's: compare it with the buffer.
+    /// Bytes of the response, without the header. MM claims this number: compare it with the
+    /// buffer's size.
     pub len: u64,
     /// The field of the header that MM changed to say so, if it changed one: offset and value.
     pub changed: Option<(usize, u64)>,
@@ -211,8 +212,8 @@ impl Header {
         }
     }
 
-    /// The length of the response if `self` was sent, `left` is the header that MM left in its
-    /// place, and no mailbox tells the length.
+    /// The length of the response if no mailbox tells it: `self` was sent, and `left` is the header
+    /// that MM left instead.
     ///
     /// | header | length of the response |
     /// |---|---|
@@ -220,7 +221,7 @@ impl Header {
     /// | v3 whose BufferSize has changed | what BufferSize counts behind the header |
     /// | v3 whose BufferSize is as it was sent | MessageSize, at most what BufferSize counts behind the header |
     ///
-    /// BufferSize is the room that the caller gives, and not MM's to change (PI 1.9, volume 4,
+    /// BufferSize is the room that the caller gives, which MM may not change (PI 1.9, volume 4,
     /// 5.7.5). edk2's Standalone MM on Arm leaves it alone, passes its handlers the address of
     /// MessageSize as that of their buffer's size, and copies no more than BufferSize back
     /// (`PiMmCpuTpFwRootMmiHandler` and `PiMmStandaloneMmCpuDriverEntry` in EventHandle.c).

@@ -31,7 +31,7 @@ pub const UPDATE_PROTOCOL_GUID: Guid = guid!("2a22e38f-9d1c-49d0-bdce-7ddac16da4
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct HobHeader {
-    /// What the HOB is.
+    /// The HOB's type.
     pub kind: U16,
     /// Its bytes, with this header.
     pub len: U16,
@@ -65,19 +65,19 @@ pub fn guid_and_data(hob: &[u8]) -> Option<(Guid, &[u8])> {
     Some((Guid::from_bytes(*guid), data))
 }
 
-/// The only version of the update protocol that there is.
+/// The only version of the update protocol.
 pub const UPDATE_VERSION: u64 = 1;
 
-/// Why an announced comm buffer cannot be one. The platform's fault.
+/// Why announced memory cannot be a comm buffer. The platform's fault.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlaceError {
     /// The data does not have the length of any known form.
     #[error("platform: the data that announces a comm buffer has {found} bytes, not {expected}")]
     Length {
-        /// Bytes that there are.
+        /// Number of bytes found.
         found: usize,
-        /// Bytes that were expected; in the longest form.
+        /// Number of bytes that the longest form has.
         expected: usize,
     },
     /// The type of a comm-region HOB is neither 0 (supervisor) nor 1 (user).
@@ -365,7 +365,7 @@ mod tests {
         let good = hob(0x4000_2000, 0x1000, 0);
         let range = AddressRange::new(0x4000_2000, 0x1000);
         assert_eq!(ffa_rx_buffer(&good), range);
-        // All that is needed of it.
+        // The first 33 bytes are enough.
         assert_eq!(ffa_rx_buffer(&good[..33]), range);
         assert_eq!(ffa_rx_buffer(&good[..32]), None);
         assert_eq!(ffa_rx_buffer(&[]), None);

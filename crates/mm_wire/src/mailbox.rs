@@ -102,8 +102,8 @@ impl MailboxImage {
         EfiStatus(self.return_status.get())
     }
 
-    /// The bytes of the response, communicate header included. A claim of the MM side: check it
-    /// against the buffer.
+    /// The bytes of the response, communicate header included. MM claims this number: check it
+    /// against the buffer's size.
     #[must_use]
     #[inline]
     pub fn return_buffer_size(&self) -> u64 {

@@ -25,8 +25,8 @@ pub const ACCESS: Guid = guid!("c2702b74-800c-4131-8746-8fb5b89ce4ac");
 /// `EFI_MM_BASE_PROTOCOL`, which tells whether the caller runs in MM.
 pub const BASE: Guid = guid!("f4ccbfb7-f6e0-47fd-9dd4-10a8f150c191");
 
-/// `EFI_DXE_MM_READY_TO_LOCK_PROTOCOL`, without an interface: SMRAM gets locked. Messages that tell
-/// MM handlers of it have the same GUID.
+/// `EFI_DXE_MM_READY_TO_LOCK_PROTOCOL`, without an interface: firmware is about to lock SMRAM.
+/// Messages that tell MM handlers about it have the same GUID.
 pub const READY_TO_LOCK: Guid = guid!("60ff8964-e906-41d0-afed-f241e974e08e");
 
 /// The protocol by which Project Mu's driver passes requests to the MM supervisor,

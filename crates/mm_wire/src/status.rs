@@ -92,7 +92,8 @@ impl EfiStatus {
     #[must_use]
     #[inline]
     pub const fn as_error(self) -> Option<Self> {
-        /// The bits that tell error from warning, and who defined the code: PI, a vendor, or UEFI.
+        /// The bits that say whether the code is an error or a warning, and whether UEFI, PI or a
+        /// vendor defined it.
         const CLASS_BITS_32: u64 = 0b111 << 29;
         match self.0 {
             0 => None,
@@ -158,7 +159,7 @@ mod tests {
             (0xc000_0000_0000_0001, EfiStatus(0xc000_0000_0000_0001)),
             (0x8000_0000_0000_7777, EfiStatus(0x8000_0000_0000_7777)),
             (u64::MAX, EfiStatus(u64::MAX)),
-            // Those of a 32-bit core, zero-extended.
+            // Errors of a 32-bit MM core, zero-extended.
             (0x8000_000e, EfiStatus::NOT_FOUND),
             (0x8000_000f, EfiStatus::ACCESS_DENIED),
             (0xa000_0000, EfiStatus::INTERRUPT_PENDING),

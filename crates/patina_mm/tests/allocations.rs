@@ -42,7 +42,7 @@ use std::rc::Rc;
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static LIVE_BYTES: Cell<usize> = const { Cell::new(0) };
-    /// Whether there is no memory on page boundaries.
+    /// Whether allocations of whole pages fail.
     static NO_PAGES: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -86,7 +86,7 @@ static COUNTING: Counting = Counting;
 const ANSWER: [u8; 1000] = [0x5a; 1000];
 const RECIPIENT: patina::BinaryGuid = patina::BinaryGuid::from_string("b3d6d2a1-5c64-4c06-9d3f-35c9a1f5c3de");
 
-/// Answers every message with the same bytes.
+/// Responds to every message with the same bytes.
 struct Answering;
 
 impl MmExecutor for Answering {
@@ -197,7 +197,7 @@ fn a_c_drivers_call_allocates_nothing() {
             // The lab itself copies the caller's bytes.
             allocations_of(|| c_abi::call(protocols, &call)).0
         };
-        // A call that is refused before anything happens shows what the lab takes.
+        // A call that is refused at once shows what the lab itself allocates.
         let lab = call(vec![0; 23]);
         assert_eq!(call(bytes.clone()), lab);
         let reply = c_abi::call(
@@ -226,7 +226,7 @@ fn telling_of_an_event_allocates_nothing() {
     let outcome = dispatcher.dispatch();
     assert_eq!(outcome.succeeded.len(), 1, "{outcome:?}");
     let signal = |group| allocations_of(|| events.signal_group(group));
-    // What the database itself takes for a group of one member.
+    // What the database itself allocates for a group with one member.
     let group = patina::BinaryGuid::from_bytes(&[0; 16]);
     let joined = events.create_event_for_group(group, Tpl::Callback, Box::new(|_event| ()));
     assert!(joined.is_ok());
@@ -329,7 +329,7 @@ fn moves_during_calls_take_constant_memory() {
     let (protocols, mm) = movable();
     let places = [announcement(page(), page()), announcement(page(), page())];
     let call = move || mm.communicate(0, b"x", RECIPIENT.as_guid());
-    // Away from the place that a call is using and back to it, again and again.
+    // Moves away from the place that a call is using and back to it, repeatedly.
     let away_and_back = |n: usize| {
         move_to(protocols, places[n % 2]);
         DURING.set(Some(Box::new(move || {
@@ -385,7 +385,7 @@ fn moves_take_constant_memory() {
     let before = LIVE_BYTES.get();
     for n in 0..1000 {
         move_to(places[n % 2]);
-        // Some are overtaken before a call applies them.
+        // Some are replaced by a newer one before a call applies them.
         if n % 3 != 0 {
             assert_eq!(
                 mm.communicate(0, b"x", RECIPIENT.as_guid()),
@@ -408,8 +408,8 @@ fn announcing_in_a_notification_allocates_nothing() {
             slot.put(first + 1).unwrap();
             let lock = slot.lock().unwrap();
             let is_done = lock.apply(|value| {
-                // Notifications in the middle of applying: the first announcement is overtaken by
-                // the second.
+                // Notifications while a move is applied: the second announcement replaces the
+                // first.
                 if value % 10 == 1 {
                     slot.put(value + 1).unwrap();
                     slot.put(value + 2).unwrap();
@@ -422,7 +422,7 @@ fn announcing_in_a_notification_allocates_nothing() {
         applied
     });
     assert_eq!((allocations, applied), (0, [3, 13, 23, 33]));
-    // One that has to wait is kept without an allocation, too.
+    // A value that has to wait is kept without an allocation, too.
     let (allocations, is_done) = allocations_of(|| {
         slot.put(7).unwrap();
         slot.lock().unwrap().apply(Err)

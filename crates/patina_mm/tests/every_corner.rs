@@ -1,8 +1,9 @@
-//! Uses everything that the published `patina_mm` 24.1.1 offers, as a platform or a component would, and looks at what both
-//! crates promise alike. The same file is compiled against the published crate, so it names nothing that only this tree has.
+//! Uses everything that the published `patina_mm` 24.1.1 offers, as a platform or a component
+//! would, and checks what both crates promise. The same file is compiled against the published
+//! crate, so it names nothing that only this tree has.
 //!
-//! If a test fails here and passes there, this tree breaks code that worked: either it is mended, or `docs/migration.md` gets a
-//! row with the reason, and the test says what remains.
+//! If a test fails here and passes there, this tree breaks code that worked: fix it, or give
+//! `docs/migration.md` a row with the reason, and make the test check what remains.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 use mockall::predicate::eq;
@@ -424,7 +425,7 @@ fn an_executors_error_is_the_callers() {
     ] {
         let mm = communicator(Handler(move |_: &mut CommunicateBuffer| Err(status)));
         assert_eq!(mm.communicate(0, b"request", echo()), Err(status));
-        // Names stay what logs and tests compare with.
+        // Logs and tests compare these names, so they do not change.
         let name = format!("{status:?}");
         assert!(name.chars().all(char::is_alphanumeric), "{name}");
         assert_eq!(name, known(status));
@@ -519,7 +520,8 @@ fn a_mocked_trigger_is_raised_once_also_where_there_is_a_mailbox() {
         .returning(|_, _| Ok(()));
     let mm = MmCommunicator::with_executor(RealMmExecutor::new(Service::mock(Box::new(trigger))));
     mm.set_test_comm_buffers(vec![buffer_with_mailbox(0).0]);
-    // No MM clears the mailbox. What is said about it differs (`docs/migration.md`), the number of MMIs does not.
+    // No MM clears the mailbox. The result differs from the published crate (`docs/migration.md`),
+    // the number of MMIs does not.
     let _either = mm.communicate(0, b"x", echo());
 }
 

@@ -18,7 +18,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 
-/// The handler that knows the TPM.
+/// The handler for the TPM.
 pub const TPM: BinaryGuid = BinaryGuid::from_string("5f1c1d0e-33a5-4f7e-9d1b-6b0c2f2a7f10");
 
 /// Asks MM to lock the TPM, and falls back to a plain MMI if MM does not take messages.
@@ -89,7 +89,7 @@ fn the_trigger_can_be_expected() {
     assert_eq!(LOCK.lock(&mm, &mmi, None), Ok(()));
 }
 
-/// Each method of each service can be expected; `MmCommunicationExt` arrives at those of
+/// A test can expect each method of each service; `MmCommunicationExt` calls those of
 /// `MmCommunication`.
 #[test]
 fn every_method_can_be_expected() {
@@ -175,7 +175,7 @@ fn every_method_can_be_expected() {
     assert_eq!(supervisor.move_comm_buffers(buffer(0), buffer(1)), refused());
 }
 
-/// What a trigger says of its last MMI.
+/// What a trigger writes about its last MMI.
 struct Described<'a>(&'a dyn SwMmiTrigger);
 
 impl fmt::Display for Described<'_> {

@@ -1,5 +1,5 @@
-//! Names each type of another crate that a public signature of `patina_mm` has, with no dependency
-//! but `patina_mm`: a consumer can store, match and implement all of them.
+//! Names each type of another crate that a public signature of `patina_mm` has, with `patina_mm` as
+//! the only dependency: a consumer can store, match and implement all of them.
 
 use patina_mm::component::hob_configuration::{HobConfigurationError, PlaceError};
 use patina_mm::component::sw_mmi_manager::{
@@ -10,7 +10,7 @@ use patina_mm::config::{
 };
 use patina_mm::service::{EfiStatus, SupervisorError};
 
-/// Ports of a consumer's own.
+/// A consumer's implementation of ports.
 struct NoPorts;
 
 impl Ports for NoPorts {
@@ -26,7 +26,7 @@ impl Ports for NoPorts {
     fn pause(&self) {}
 }
 
-/// Secure monitor calls of a consumer's own.
+/// A consumer's implementation of secure monitor calls.
 struct NoCalls;
 
 impl Call for NoCalls {

@@ -67,7 +67,7 @@ fn errors_of_hobs_and_of_the_supervisor_are_those_of_the_sdk() {
     assert!(format!("{refused:?}").starts_with("MmiNotRaised("));
 }
 
-/// A communication service of a platform's own, with no more than it has to have.
+/// A platform's own communication service, with only the required method.
 #[derive(Default)]
 struct Own(RefCell<Vec<u8>>);
 

@@ -280,8 +280,8 @@ unsafe fn serve<D: Driver>(this: usize, offset: usize, call: Call<'_>) -> efi::S
         D::this_is_null();
         return efi::Status::INVALID_PARAMETER;
     };
-    // By address: a caller in Rust may have come here from a reference to the interface, and no
-    // further.
+    // By address: a caller in Rust may have made `This` from a reference to the interface alone,
+    // whose provenance does not cover the rest of the block.
     let block = ptr::with_exposed_provenance::<Interfaces<D>>(block);
     // SAFETY:
     // 1. `block` is an `Interfaces<D>`, by the caller's promise: it is where `This` has its

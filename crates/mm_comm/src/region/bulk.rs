@@ -1,15 +1,16 @@
 //! Runs of aligned words between shared memory and memory of this program. An unsafe island
 //! (`docs/unsafe.md`).
 //!
-//! Every byte of shared memory is accessed once, in words. No run is observable as anything else:
-//! what has to be ordered, such as the length that announces a request, is written by itself.
+//! Every byte of shared memory is accessed once, in words. The order within a run does not matter:
+//! a word that must come first or last, such as the length that announces a request, is written
+//! separately.
 //!
-//! On x86 a long run is one string instruction. The compiler makes a load and a store a word of the
-//! loops, because the accesses are volatile and firmware targets have no SSE; processors with ERMS
-//! move 32 bytes a cycle or more with the instruction, and under an emulator that counts
-//! instructions each word is one instead of two. Intel's manual (volume 1, 7.3.9.3) lets its stores
-//! become visible in any order among themselves, but not after later stores. On AArch64 two words
-//! are one `ldp` or `stp`.
+//! On x86 a long run is one string instruction. For a loop the compiler emits a load and a store
+//! per word, because the accesses are volatile and firmware targets have no SSE; processors with
+//! ERMS move 32 bytes a cycle or more with the string instruction, and an emulator that counts
+//! instructions counts one per word instead of two. Intel's manual (volume 1, 7.3.9.3) lets its
+//! stores become visible in any order among themselves, but not after later stores. On AArch64 two
+//! words are one `ldp` or `stp`.
 
 use core::mem::MaybeUninit;
 
@@ -19,11 +20,11 @@ pub const WORD: usize = size_of::<u64>();
 /// A word in memory of this program, which need not be aligned.
 pub(super) type Word = [u8; WORD];
 
-/// Words from which on the string instruction is faster: it takes some 50 cycles to start.
+/// From this many words on the string instruction is faster: it takes some 50 cycles to start.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const LONG_RUN: usize = 96;
 
-/// The same memory, to be written and not read.
+/// The same memory as uninitialised bytes: to write, not to read.
 pub(super) fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
     let len = bytes.len();
     // SAFETY: the same memory for the same time, of a type with the same layout. `SharedRegion`

@@ -21,7 +21,7 @@ macro_rules! return_codes {
                 }
             }
 
-            /// The same as an `EFI_STATUS`: `EFI_DEVICE_ERROR` for an unknown code.
+            /// The `EFI_STATUS` of this code: `EFI_DEVICE_ERROR` for an unknown one.
             #[must_use]
             pub const fn status(self) -> mm_wire::EfiStatus {
                 match self.known() {
@@ -77,7 +77,7 @@ pub struct OtherVersion {
     /// The result for version 1.2, 32 bits: an older version or another major one, or a negative
     /// number.
     pub response: u32,
-    /// The minor version that is accepted in the place of 1.2: 1 for 1.1.
+    /// The minor version that is accepted instead of 1.2: 1 for 1.1.
     pub accepted: Option<u16>,
 }
 

@@ -7,7 +7,7 @@ pub trait Conduit: Call {
     /// Whether the processor implements EL3 (`ID_AA64PFR0_EL1`, bits 15:12, are not zero).
     fn el3_is_implemented() -> bool;
 
-    /// A counter by which waits end; `None` if the processor has none. Then they end after a number
+    /// A counter that limits waits; `None` if the processor has none: waits then end after a number
     /// of calls.
     #[must_use]
     fn counter() -> Option<Counter> {
@@ -33,8 +33,8 @@ pub(super) fn call<C: Call>(registers: [u64; 18]) -> [u64; 18] {
     C::call64(low(function), arguments)
 }
 
-/// The low 32 bits. Results are compared by these alone: that of an unknown identifier is all ones
-/// in 64 bits, other failures have them in 32 only, and identifiers of partitions may be
+/// The low 32 bits. Only these are compared in a result: an unknown identifier returns -1 in 64
+/// bits, other failures are negative in 32 bits only, and identifiers of partitions may be
 /// sign-extended.
 pub(super) const fn low(value: u64) -> u32 {
     let [a, b, c, d, ..] = value.to_le_bytes();
@@ -51,8 +51,8 @@ pub(super) const fn low(value: u64) -> u32 {
 /// | v0 to v31, p0 to p15, FFR | TF-A's default, `CTX_INCLUDE_FPREGS=0`, saves none for a caller |
 /// | x30, flags, all memory | nothing is assumed about them |
 ///
-/// The calling convention would have the callee preserve the vector registers. That is why
-/// `smccc::Smc` does not declare them, and is not used here.
+/// `smccc::Smc` is not used here: it does not declare the vector registers, because the calling
+/// convention says that the callee preserves them.
 #[cfg(all(target_arch = "aarch64", any(target_os = "uefi", target_os = "none")))]
 #[derive(Clone, Copy, Debug)]
 pub struct Smc;
@@ -62,7 +62,7 @@ mod native {
     use super::{Call, Conduit, Counter, Smc};
     use core::arch::asm;
 
-    /// The bits of `ID_AA64PFR0_EL1` that tell of EL3.
+    /// The bits of `ID_AA64PFR0_EL1` that describe EL3.
     const EL3_SHIFT: u32 = 12;
 
     impl Call for Smc {

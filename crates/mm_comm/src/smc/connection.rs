@@ -82,9 +82,9 @@ pub struct Connection<C> {
 /// Finds MM in the secure world.
 ///
 /// `rx_tx` is asked for memory if an FF-A without PARTITION_INFO_GET_REGS makes it necessary. A
-/// closure that returns two pages of shared memory, mapped one to one, will do. They are the secure
-/// world's until it has unmapped them, which the call does before it returns; if that fails they
-/// must never be used for anything else.
+/// closure that returns two pages of shared memory, mapped one to one, will do. They belong to the
+/// secure world until it has unmapped them, which the call does before it returns; if that fails
+/// they must never be used for anything else.
 ///
 /// # Errors
 ///
@@ -117,7 +117,7 @@ impl<C: Conduit> SecureMm for Connection<C> {
             return Err(SmcError::Busy);
         }
         let _end = EndOfCall(&self.in_call);
-        // What was written to shared memory is there before MM looks.
+        // The request must be in shared memory before MM reads it.
         fence(Ordering::SeqCst);
         let result = match &self.found {
             Found::SpmMm(_) => spm_mm::communicate::<C>(buffer),
@@ -202,8 +202,8 @@ mod tests {
 
     #[test]
     fn ffa_is_tried_first_then_spm_mm() {
-        // Absent, too old, of another major version, an error that is not -1: all of them leave
-        // SPM_MM.
+        // FF-A is absent, too old, of another major version, or returns an error other than -1:
+        // SPM_MM is used.
         for ffa_version in [u64::MAX, 0xffff_ffff, 0x1_0001, 0x2_0000, 0xffff_fffd] {
             let world = World {
                 ffa_version,
@@ -214,7 +214,8 @@ mod tests {
             assert_eq!(result.unwrap().to_string(), "SPM_MM 1.0");
             let mut asked = vec![0x1_0002];
             if low(ffa_version).cast_signed() < 0 {
-                // Refused: for another version, if it was settled, or because it is not there.
+                // 1.2 was refused, because another version is settled or FF-A is absent. These are
+                // tried next.
                 asked.extend([0x1_0003, 0x1_0001, 0x1_0000]);
             }
             let (mm_version, versions) = seen.calls.split_last().unwrap();
@@ -234,14 +235,15 @@ mod tests {
             ..World::default()
         };
         let (result, seen) = connect_to(world, Setup::default());
-        // And then the partition is looked for, which this world does not have.
+        // Then discovery looks for the partition, which this world does not have.
         assert_eq!(result.unwrap_err(), SmcError::NoPartition);
         assert_eq!(seen.functions()[..3], [VERSION, VERSION, 0x8400_0069]);
     }
 
     #[test]
     fn older_version_that_was_settled_before_is_named() {
-        // Hafnium returns its own version for the one that was settled, TF-A that one for any.
+        // Hafnium returns its own version if asked for the settled one; TF-A returns the settled
+        // one for any.
         for (settled, ffa_version, text) in [
             (
                 Some(0x1_0001),
@@ -340,7 +342,7 @@ mod tests {
         assert_eq!(outer, Ok(()));
         assert_eq!(inner.take(), Some(Err(SmcError::Busy)));
         assert_eq!(seen.calls.len(), 1);
-        // And afterwards the next one is made.
+        // Afterwards the next call is made.
         let (next, _) = world::with(World::default(), || connection.communicate(0x1000));
         assert_eq!(next, Err(SmcError::SpmMm(SpmMmCode(-1))));
     }

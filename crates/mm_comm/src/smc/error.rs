@@ -100,7 +100,7 @@ pub enum SmcError {
     /// sent.
     #[error("MM: a request that was given up has ended only now; this one was not sent, it can be repeated")]
     EarlierEnded,
-    /// A response that the interface does not have.
+    /// A response that the interface does not define.
     #[error("secure world: the response to {call} is {response:#x}, which {call} does not have")]
     Protocol {
         /// The call.
@@ -113,7 +113,7 @@ pub enum SmcError {
 impl SmcError {
     /// The same as an `EFI_STATUS`.
     ///
-    /// A code that the secure world gave has the status that edk2 gives it, but for these. BUSY is
+    /// A code of the secure world has the status that edk2 gives it, with these exceptions. BUSY is
     /// `EFI_TIMEOUT` (edk2 waits, then says the same). SPM_MM's NOT_SUPPORTED is `EFI_UNSUPPORTED`
     /// (edk2: `EFI_ACCESS_DENIED`), its -5 is TF-A's NO_MEMORY. Unknown codes are
     /// `EFI_DEVICE_ERROR` (edk2: `EFI_ACCESS_DENIED` of SPM_MM, `EFI_UNSUPPORTED` of FF-A).

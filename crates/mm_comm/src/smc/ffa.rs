@@ -86,16 +86,16 @@ impl fmt::Display for Partition {
     }
 }
 
-/// Why a call has no result of its own kind.
+/// Why a call did not return a result of its kind.
 enum Failure {
     /// FFA_ERROR, or the calling convention's "unknown function".
     Code(FfaCode),
-    /// Another function identifier, which no result has.
+    /// A function identifier that no result has.
     Foreign(u32),
 }
 
-/// Makes a call and decodes its result. With it comes w1, which in INTERRUPT and YIELD is what has
-/// to be resumed. The crate leaves it out of the latter.
+/// Makes a call and decodes its result. Also returns w1, which in INTERRUPT and YIELD names what
+/// has to be resumed: `arm-ffa` leaves it out of YIELD.
 fn invoke<C: Conduit>(request: &Interface) -> Result<(Interface, u32), Failure> {
     let mut registers = [0; 18];
     request.to_regs(VERSION, &mut registers);
@@ -120,7 +120,7 @@ fn invoke<C: Conduit>(request: &Interface) -> Result<(Interface, u32), Failure> 
     }
     match Interface::from_regs(VERSION, &response) {
         Ok(Interface::Error { error_code, .. }) => Err(Failure::Code(FfaCode(error_code.into()))),
-        // Such as -10, which the crate does not have.
+        // Such as -10, which `arm-ffa` does not know.
         Err(Error::UnrecognisedErrorCode(code)) => Err(Failure::Code(FfaCode(code))),
         Ok(response) => Ok((response, low(target))),
         Err(_) => Err(Failure::Foreign(function)),
@@ -167,7 +167,7 @@ fn resume(target: u32) -> Interface {
     }
 }
 
-/// What a call that makes the partition run has led to.
+/// The outcome of a call that makes the partition run.
 enum Progress {
     /// The partition has responded, and this is the status in its response.
     Responded(Result<(), SpmMmCode>),
@@ -219,8 +219,8 @@ impl Partition {
     ///
     /// If the limit is reached in the middle of a request, the partition keeps it and goes on as
     /// soon as it is resumed, reading and writing shared memory. So it is resumed before anything
-    /// else is asked of it. By then it may have changed the request that is in shared memory now,
-    /// so that one is not sent.
+    /// else is asked of it. By then it may have changed the new request, which is in shared memory
+    /// now, so that is not sent.
     pub(super) fn communicate<C: Conduit>(&self, buffer: u64, limits: Limits) -> Result<(), SmcError> {
         match self.in_request.load(Ordering::Relaxed) {
             IDLE => self.run::<C>(self.request.call(), self.request(buffer), limits),
@@ -325,8 +325,8 @@ impl Partition {
     }
 
     /// What FFA_RUN has to name: what INTERRUPT or YIELD named, which is another partition if MM
-    /// asked that one while it served us. A result that names none means the virtual processor that
-    /// ran last, at first MM's number 0.
+    /// was waiting for it. If a result names none, it is the virtual processor that ran last; at
+    /// first that is MM's number 0.
     fn stopped_at(&self, named: Option<u32>) -> u32 {
         let last = match self.in_request.load(Ordering::Relaxed) {
             IDLE => TargetInfo {

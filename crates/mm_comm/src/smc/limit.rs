@@ -26,9 +26,9 @@ impl Limits {
 /// The end of one wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Limit {
-    /// So many calls.
+    /// This many calls.
     Calls(u32),
-    /// So many ticks after the start.
+    /// This many ticks after the start.
     Ticks { start: u64, len: u64 },
 }
 
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn with_counter_the_time_ends_a_wait_and_calls_do_not() {
-        // Also across the end of the counter.
+        // Also if the counter wraps.
         for first in [0, u64::MAX - 2] {
             let (world, ticks) = counting_from(first);
             world::with(world, || {

@@ -6,7 +6,7 @@ use core::time::Duration;
 /// no [`TimeLimit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// How often a call is made that fails with BUSY.
+    /// How often a call that fails with BUSY is made.
     pub busy: u32,
     /// How often an interrupted or yielding partition is resumed within one call. Each interrupt of
     /// the non-secure world costs one.
@@ -28,7 +28,7 @@ impl Default for Patience {
 /// [`Patience`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimit {
-    /// How long a call is repeated that fails with BUSY.
+    /// How long a call that fails with BUSY is repeated.
     pub busy: Duration,
     /// How long an interrupted or yielding partition is resumed within one call. It covers the
     /// whole request.

@@ -1,4 +1,4 @@
-//! SPM_MM: MM in a partition behind two calls of its own.
+//! SPM_MM: MM in a partition that two calls reach.
 //!
 //! | call | in | out |
 //! |---|---|---|
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// Their names and statuses are tested with their table (`codes`).
+    /// The names and statuses of the codes are tested in `codes`.
     #[test]
     fn every_code_is_read_in_32_bits_as_in_64() {
         for code in [-1, -2, -3, -4, -5, -6, 1, i32::MIN] {

@@ -231,7 +231,7 @@ fn failed_installation_leaves_nothing() {
         for guid in [COMMUNICATION, COMMUNICATION2, COMMUNICATION3] {
             assert_eq!(firmware.interface(guid), None);
         }
-        // And another attempt succeeds.
+        // Another attempt succeeds.
         firmware.failing.borrow_mut().clear();
         machine.install(&Setup::default()).unwrap();
         assert_served(&machine);
@@ -283,7 +283,7 @@ fn page_of_a_memory_mapped_register_is_marked_for_the_operating_system() {
     const UNCACHED: u64 = efi::MEMORY_UC;
     const MARKED: u64 = UNCACHED | efi::MEMORY_RUNTIME;
     let smi_en = usize::try_from(REGISTER_PAGE).unwrap() + 0x30;
-    // Attributes and capabilities, as they are and as they become.
+    // Attributes and capabilities before and after.
     for (before, after) in [
         ((UNCACHED, UNCACHED), (MARKED, MARKED)),
         ((UNCACHED, MARKED), (MARKED, MARKED)),
@@ -295,7 +295,7 @@ fn page_of_a_memory_mapped_register_is_marked_for_the_operating_system() {
         machine.install_with_register(smi_en).unwrap();
         assert_eq!(firmware.register_page.get(), after);
     }
-    // Without DXE services it cannot be done, and nothing is installed.
+    // Without DXE services the page cannot be marked, and nothing is installed.
     let machine = power_on(Life::Boot);
     let result = machine.install_with_register(smi_en);
     assert_eq!(result, Err(InstallError::NoDxeServices(smi_en)));
@@ -321,7 +321,7 @@ fn stale_pointer_faults() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child), Some(11));
 }
 
-/// Plays the child, if this process is it.
+/// Uses the stale pointer, if this process is the child.
 pub(crate) fn plays_a_stale_pointer() -> bool {
     if std::env::var_os(STALE).is_none() {
         return false;

@@ -1,4 +1,5 @@
-//! What holds for each call, in each life: what is left in memory, what is logged, and who may call.
+//! Rules for each call, in each life: what is left in memory, what is logged, and when calls are
+//! served.
 
 use super::{call, message, up};
 use crate::lab::secure;

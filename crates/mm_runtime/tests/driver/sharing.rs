@@ -1,4 +1,4 @@
-//! A runtime driver that shares MM with Patina's components, which have comm buffers of their own.
+//! A runtime driver that shares MM with Patina's components, which have other comm buffers.
 
 use super::{assert_served, message};
 use crate::lab::RuntimeMachine;
@@ -26,7 +26,7 @@ fn assert_both_are_served(client: &Client, buffer: u8, driver: &RuntimeMachine) 
 pub(super) fn components_and_driver_share_mm() {
     let (client, driver) = up(&Setup::default());
     assert_both_are_served(&client, 0, &driver);
-    // Each in the middle of the other one's call.
+    // Each is called in the middle of the other's call.
     let inner = driver.clone();
     let response = client.communicate_around(0, b"outer", mm::ECHO, Box::new(move |_| assert_served(&inner)));
     assert_eq!(response, Ok(b"outer".to_vec()));

@@ -31,7 +31,7 @@ pub(crate) struct Firmware {
     level: Cell<efi::Tpl>,
     waiting: RefCell<Vec<Waiting>>,
     converting: Cell<bool>,
-    /// The functions that are to fail.
+    /// The functions that will fail.
     pub(crate) failing: RefCell<Vec<&'static str>>,
     /// Attributes and capabilities of the page that a register is in.
     pub(crate) register_page: Cell<(u64, u64)>,
@@ -167,7 +167,7 @@ impl Firmware {
         self.publish(HOB_LIST_GUID, HOBS_AT);
     }
 
-    /// Makes what is there in the block of tables the one configuration table.
+    /// Publishes the contents of the block at `at` as the only configuration table.
     fn publish(&self, guid: Guid, at: usize) {
         let tables = |offset, value| put(&self.tables, offset, value);
         assert!(self.tables.seen_from_outside().write(0, &guid.to_bytes()));
@@ -260,7 +260,7 @@ impl Firmware {
         self.runtime.forbid();
     }
 
-    /// The event alone, as in the middle of a call.
+    /// Signals the event alone, as if in the middle of a call.
     pub(crate) fn signal_address_change(&self) {
         self.converting.set(true);
         self.signal(efi::EVT_SIGNAL_VIRTUAL_ADDRESS_CHANGE);

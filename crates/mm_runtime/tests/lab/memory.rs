@@ -17,7 +17,7 @@ pub(crate) struct Block {
     /// The physical address.
     pub(crate) physical: usize,
     len: usize,
-    /// How the test and MM reach it, always.
+    /// Where the test and MM always reach it.
     alias: *mut u8,
     /// Where the code under test reaches it.
     current: Cell<usize>,

@@ -30,15 +30,16 @@ use std::rc::Rc;
 /// How far the operating system has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// Boot services are there.
+    /// Boot services are available.
     Boot,
-    /// They have ended, and all memory is where it was. An operating system that never changes addresses stays here.
+    /// Boot services have ended, and no memory has moved. An operating system that never changes
+    /// addresses stays here.
     Left,
-    /// Everything is elsewhere.
+    /// All memory has moved.
     Moved,
-    /// Only the comm buffer and its mailbox are elsewhere.
+    /// Only the comm buffer and its mailbox have moved.
     BufferMoved,
-    /// Only the driver's own memory is elsewhere.
+    /// Only the driver's own memory has moved.
     DriverMoved,
 }
 
@@ -150,7 +151,7 @@ impl RuntimeMachine {
         self.install_with(setup, |configuration| configuration)
     }
 
-    /// Installs a driver whose SMI_EN is memory-mapped, and whose page is to be marked.
+    /// Installs a driver whose SMI_EN is memory-mapped, and marks its page as runtime memory.
     pub(crate) fn install_with_register(&self, smi_en: usize) -> Result<(), InstallError> {
         let parts = &*self.0;
         let mut trigger = parts.machine.trigger(SmiCheck::Require);
@@ -304,11 +305,11 @@ impl RuntimeMachine {
         self.call(call, false)
     }
 
-    /// The addresses that a caller gives for a buffer of its own.
+    /// The addresses that a caller gives for its own buffer.
     fn addresses(&self, protocol: CProtocol, virt: *mut c_void) -> Addresses {
         let apart = matches!(protocol, CProtocol::TwoApart | CProtocol::ThreeApart);
         let physical = match virt.is_null() {
-            // C callers know both.
+            // C callers give both addresses.
             false if apart || !self.0.life.is_one_to_one() => virt.wrapping_byte_add(APART),
             _ => virt,
         };
@@ -384,7 +385,7 @@ impl RuntimeSite {
     }
 }
 
-/// Memory is as others left it.
+/// Fills memory with what other code may have left there.
 fn make_stale(memory: &SharedRegion) {
     assert!(memory.write(0, &vec![0xff; memory.len()]));
 }
@@ -492,7 +493,8 @@ impl Site for RuntimeSite {
                 let firmware = Rc::clone(&self.firmware.borrow());
                 firmware.notify(efi::TPL_CALLBACK, code);
             }
-            // There are no notifications any more; another processor has no reason to wait.
+            // Notifications have ended with boot services, and a call on another processor does not
+            // wait.
             _ => code(),
         }
     }

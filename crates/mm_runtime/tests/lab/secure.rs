@@ -1,7 +1,8 @@
 //! The secure world of machine `aarch64`, as a library behind secure monitor calls: one for each thread.
 //!
-//! It has its own view of a comm buffer's memory, under another address. So it knows the buffer by that one, and the conduit
-//! replaces the physical address in a request. Another address in a request stays as it is, and the secure world denies it.
+//! It has its own view of a comm buffer's memory, under another address. The conduit replaces the
+//! physical address in a request with that address. Another address in a request stays as it is,
+//! and the secure world denies it.
 
 use super::memory::{Block, all_memory};
 use aarch64_monitor::layout::SET_BUFFER;
@@ -126,7 +127,7 @@ impl Conduit for InProcess {
     }
 }
 
-/// The same for the lab.
+/// The secure monitor calls of the lab.
 pub(crate) struct Calls;
 
 impl SecureCalls for Calls {

@@ -38,7 +38,7 @@ pub const REVISION: u32 = 1;
 
 /// Let MM reach memory that is not a comm buffer.
 pub const REQUEST_UNBLOCK_MEMORY: u32 = 1;
-/// Ask for the security policy. The supervisor takes no change of its rules after this.
+/// Ask for the security policy. After this the supervisor accepts no change of its rules.
 pub const REQUEST_FETCH_POLICY: u32 = 2;
 /// Move the comm buffers.
 pub const REQUEST_COMM_UPDATE: u32 = 4;
@@ -108,8 +108,8 @@ pub struct VersionInfo {
     pub max_request_level: U64,
 }
 
-/// A memory region and who asks for it, `MM_SUPERVISOR_UNBLOCK_MEMORY_PARAMS`: an
-/// `EFI_MEMORY_DESCRIPTOR` (40 bytes), then a GUID.
+/// A memory region and the GUID of the driver that asks for it,
+/// `MM_SUPERVISOR_UNBLOCK_MEMORY_PARAMS`: an `EFI_MEMORY_DESCRIPTOR` (40 bytes), then a GUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct UnblockMemory {
@@ -125,7 +125,7 @@ pub struct UnblockMemory {
     pub pages: U64,
     /// `EFI_MEMORY_...` attributes.
     pub attributes: U64,
-    /// Who asks.
+    /// The GUID of the driver that asks.
     pub identifier: [u8; 16],
 }
 
@@ -146,7 +146,8 @@ impl UnblockMemory {
     }
 }
 
-/// What the supervisor wants comm buffers and mailboxes to be: `EFI_MEMORY_XP` and `EFI_MEMORY_SP`.
+/// The attributes that the supervisor wants comm buffers and mailboxes to have: `EFI_MEMORY_XP` and
+/// `EFI_MEMORY_SP`.
 pub const COMM_BUFFER_ATTRIBUTES: u64 = 0x4000 | 0x4_0000;
 
 /// New places for the comm buffers and their mailboxes, `MM_SUPERVISOR_COMM_UPDATE_BUFFER`: the
@@ -213,7 +214,7 @@ fn comm_memory(address: u64, pages: u64, identifier: Guid) -> UnblockMemory {
 
 fn buffer_at(place: CommBufferPlace, identifier: Guid) -> UnblockMemory {
     let region = place.region();
-    // A whole number: a place is made of pages.
+    // Leaves no remainder: a comm buffer consists of whole pages.
     let pages = region.len().div_ceil(PAGE_LEN as u64);
     comm_memory(region.start(), pages, identifier)
 }

@@ -21,8 +21,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The GUID of the variable service's handler, `gEfiSmmVariableProtocolGuid`.
 pub const GUID: Guid = guid!("ed32d533-99e6-4209-9cc0-2d72cdd998a7");
 
-/// The marker protocol that says that variables can be written, `gSmmVariableWriteGuid`. [`GUID`]
-/// is the one that says that they can be read.
+/// The marker protocol for "variables can be written", `gSmmVariableWriteGuid`. [`GUID`] is also
+/// the marker for "variables can be read".
 pub const WRITE_READY_GUID: Guid = guid!("93ba1826-dffb-45dd-82a7-e7dcaa3bbdf3");
 
 /// What the message asks for, the value of [`FunctionHeader::function`].
@@ -35,10 +35,10 @@ pub mod function {
     pub const SET_VARIABLE: u64 = 3;
     /// The sizes of the store.
     pub const QUERY_VARIABLE_INFO: u64 = 4;
-    /// The boot comes to its end: variables that only firmware writes are locked. Nothing follows
-    /// the function header.
+    /// The boot manager is about to start a boot option: variables that only firmware may write
+    /// become read-only. Nothing follows the function header.
     pub const READY_TO_BOOT: u64 = 5;
-    /// Boot services have ended: from now on the operating system asks. Nothing follows the
+    /// Boot services have ended: later requests come from the operating system. Nothing follows the
     /// function header.
     pub const EXIT_BOOT_SERVICE: u64 = 6;
     /// The largest payload that the handler takes.

@@ -1,4 +1,6 @@
-//! Carries messages to MM handlers and responses back.
+//! Carries messages to MM handlers and responses back. It is re-entrant: a notification in the
+//! middle of a call may make a call through another comm buffer; through the same one it gets
+//! [`Status::Busy`].
 //!
 //! | file | content |
 //! |---|---|
@@ -150,10 +152,10 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
         self.client.communicate_and_move(id, message, recipient, to, take)
     }
 
-    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification
-    /// interrupts one, calls through the same buffer, and gets [`Status::Busy`]. For buffers that
-    /// are shared with callers that cannot handle that. The closure of
-    /// [`MmCommunication::communicate_with`] then runs at that level, too.
+    /// Makes calls through the comm buffer `id` run at `TPL_NOTIFY`, so that no notification can
+    /// interrupt one and get [`Status::Busy`] from the same buffer. For buffers that are shared
+    /// with callers that cannot handle `Busy`. The closure of [`MmCommunication::communicate_with`]
+    /// then runs at that level, too.
     ///
     /// A move of the buffer, announced or requested, also runs at `TPL_NOTIFY`. A caller above that
     /// stays at its level. There is one TPL: `tpl` is used for all buffers from now on.
@@ -203,12 +205,12 @@ impl MmCommunicator {
 }
 
 impl MmCommunicator {
-    /// Makes calls run at `TPL_NOTIFY` if a notification in the middle of one could spoil it:
+    /// Makes calls run at `TPL_NOTIFY` if a notification in the middle of one could damage it:
     ///
     /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and
     ///   would overwrite the request.
-    /// - The buffer has no status mailbox: each MMI that other code raises before the response is
-    ///   read makes MM take what is in the buffer for a request again.
+    /// - The buffer has no status mailbox: if other code raises an MMI before the response is read,
+    ///   MM takes the contents of the buffer for a request again.
     fn keep_others_out(&self, config: &MmCommunicationConfiguration, tpl: Option<Service<dyn TplServices>>) {
         let enabled = || config.comm_buffers.iter().filter(|buffer| buffer.is_enabled());
         let shared = enabled().filter(|buffer| buffer.is_shared_with_firmware());
@@ -267,8 +269,8 @@ fn warn_of_missing_buffers(config: &MmCommunicationConfiguration) {
     }
 }
 
-/// Warns about comm buffers in which a response cannot be told from none: an MMI through ports does
-/// not report anything, and without a mailbox MM cannot either.
+/// Warns about comm buffers in which a response cannot be distinguished from the request: an MMI
+/// through ports reports nothing, and without a mailbox MM cannot report anything either.
 fn warn_of_silence(config: &MmCommunicationConfiguration) {
     let without = config
         .comm_buffers
@@ -287,7 +289,7 @@ fn warn_of_silence(config: &MmCommunicationConfiguration) {
 // A call that panics ends its transaction and restores the TPL during the unwinding; lists are not
 // borrowed while other code runs.
 impl<E: MmExecutor + UnwindSafe> UnwindSafe for MmCommunicator<E> {}
-// Nothing in it refers to its own address.
+// No field refers to its own address.
 impl<E: MmExecutor + Unpin> Unpin for MmCommunicator<E> {}
 
 impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
@@ -333,7 +335,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
 /// does not know its buffers is assumed to have it.
 pub(crate) fn require_buffer(mm: &dyn MmCommunication, id: u8, user: &str) -> patina::error::Result<()> {
     match mm.message_capacity(id, CallOptions::new()) {
-        // The line before this one lists those that exist.
+        // The previous log line lists the buffers that exist.
         Err(status @ (Status::CommBufferNotFound | Status::NoCommBuffer)) => {
             log::error!(target: "mm_comm", "platform: {user} cannot work: comm buffer {id} does not exist");
             Err(status.into())
@@ -351,7 +353,7 @@ impl Default for MmCommunicator {
 impl<E: MmExecutor + 'static> fmt::Debug for MmCommunicator<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writelncrlf!(f, "MM Communicator:")?;
-        // One at a time, so that the list is not borrowed while this prints.
+        // One buffer at a time, so that the list is not borrowed while this prints.
         let mut index: usize = 0;
         loop {
             match self.client.look(|buffers| buffers.get(index).cloned()) {
@@ -396,7 +398,7 @@ mod tests {
         communicator
     }
 
-    /// Runs a closure in MM's place.
+    /// Runs a closure instead of MM.
     struct Play<F>(F);
 
     impl<F: Fn(&mut CommunicateBuffer) -> Result<(), Status>> MmExecutor for Play<F> {
@@ -568,7 +570,7 @@ mod tests {
         let (other, stale) = (shared.clone(), RefCell::new(None));
         let communicator = MmCommunicator::with_executor(Play(move |lent: &mut CommunicateBuffer| {
             write_with_another_handle(other.clone());
-            // One that was lent for an earlier call.
+            // A handle that was lent for an earlier call.
             stale.take().into_iter().for_each(write_with_another_handle);
             stale.replace(Some(lent.clone()));
             let mut request = [0; 7];

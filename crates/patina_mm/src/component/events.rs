@@ -171,7 +171,7 @@ struct Listener {
     options: CallOptions,
     /// The events that it gets.
     wanted: u8,
-    /// Those of them that it must not get twice.
+    /// The events that it must not get twice.
     once: u8,
     /// How often each of [`EVENTS`] came and was not sent yet.
     unsent: [AtomicU8; EVENTS.len()],
@@ -232,7 +232,7 @@ fn one_less(unsent: &AtomicU8) -> bool {
 struct Notifier {
     mm: Service<dyn MmCommunication>,
     listeners: [Option<Listener>; 2],
-    /// Whether DXE has ended, or that was sent to MM.
+    /// Whether DXE has ended, or MM was told that it has.
     has_ended: AtomicBool,
     /// Whether ready to lock came already.
     was_locked: AtomicBool,
@@ -309,7 +309,7 @@ impl Notifier {
             events |= END_OF_DXE;
         }
         for listener in self.active() {
-            // This end of DXE, which comes late, is the one that is to be sent already.
+            // An end of DXE after ready to lock is the one that already waits to be sent.
             let is_late =
                 event == END_OF_DXE && listener.waits_for(READY_TO_LOCK) && listener.waits_for(END_OF_DXE);
             listener.add(if is_late { events & !END_OF_DXE } else { events });
@@ -317,7 +317,7 @@ impl Notifier {
         self.send_all();
     }
 
-    /// The platform's driver sends the events to the supervisor from now on.
+    /// Leaves the events for the supervisor to the platform's driver from now on.
     fn leave_the_supervisor(&self) {
         if !self.has_supervisors_driver.swap(true, Ordering::AcqRel) {
             log::info!(
@@ -342,7 +342,7 @@ impl Notifier {
     }
 
     /// Sends the events that were not sent, to one listener after the other. It stops if a call is
-    /// under way, to keep the order.
+    /// in progress, to keep the order.
     fn send_all(&self) {
         for listener in self.active() {
             for ((bit, event), unsent) in EVENTS.into_iter().zip(&listener.unsent) {
@@ -366,7 +366,7 @@ impl Notifier {
         }
     }
 
-    /// Sends an event to a listener. This succeeds also if it has no handler for the event.
+    /// Sends an event to a listener. If it has no handler for the event, that counts as success.
     fn send_one(&self, listener: &Listener, bit: u8, event: BinaryGuid) -> Result<(), Status> {
         let name = listener.name;
         match self.send(listener, event) {

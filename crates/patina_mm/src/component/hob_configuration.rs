@@ -1,6 +1,6 @@
 //! Builds the configuration from the HOBs of earlier boot phases.
 //!
-//! With [`MmHobConfiguration`] a platform needs no MM code of its own:
+//! With [`MmHobConfiguration`] a platform does not need its own MM code:
 //!
 //! ```
 //! use patina_dxe_core::*;
@@ -45,17 +45,17 @@ const INTEL_PORTS: (MmiPort, MmiPort) = (MmiPort::Smi(0xb2), MmiPort::Smi(0xb3))
 /// The source of the ACPI base. SMI_EN is 0x30 above it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcpiBaseSource {
-    /// The configuration's; by default there is none, and SMI_EN is not checked.
+    /// The base in the configuration. Its default is none: SMI_EN is not checked.
     #[default]
     Configuration,
-    /// This one.
+    /// This base.
     Fixed(AcpiBase),
     /// PMBASE of an Intel ICH9, as on Q35: register 0x40 of PCI device 0:1F.0, read through ports
     /// 0xCF8 and 0xCFC.
     Ich9,
 }
 
-/// Why there is no configuration from HOBs. The platform's fault.
+/// Why the HOBs give no configuration. The platform's fault.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HobConfigurationError {
@@ -67,7 +67,7 @@ pub enum HobConfigurationError {
         comm_buffer = mm_wire::hob::COMM_BUFFER_HOB_GUID, comm_region = mm_wire::hob::COMM_REGION_HOB_GUID
     )]
     NoHob,
-    /// A HOB announces no possible comm buffer.
+    /// A HOB announces memory that cannot be a comm buffer.
     #[error(transparent)]
     Place(#[from] PlaceError),
     /// Two HOBs announce the same comm buffer with different mailboxes.
@@ -147,8 +147,8 @@ impl FromHob for CommRegionHob {
 /// releases v20.0.0 to v23.0.3 (three fields, one mailbox) and from those of `main` since May 2026
 /// (four fields, two mailboxes).
 ///
-/// What the platform set by hand stays: its comm buffers, and each port that is not the default's.
-/// A command port that was not set becomes 0xB2, such a data port 0xB3.
+/// Values that the platform set stay: its comm buffers, and each port that differs from the
+/// default. A command port that was not set becomes 0xB2, a data port 0xB3.
 ///
 /// # Errors
 ///
@@ -326,7 +326,7 @@ impl MmHobConfiguration {
                 users_mailbox = users_mailbox.or(buffer.mailbox());
             }
         }
-        // A supervisor without a mailbox of its own shares that of its users.
+        // A supervisor without its own mailbox shares that of its users.
         if let Some(supervisor) = places
             .iter_mut()
             .find(|region| region.id == supervisors && has_supervisor)
@@ -365,7 +365,7 @@ impl Announced {
     }
 }
 
-/// What two HOBs say together about one comm buffer.
+/// Merges what two HOBs say about one comm buffer.
 fn same_buffer(
     region: CommBufferPlace,
     buffer: CommBufferPlace,
@@ -443,7 +443,7 @@ mod tests {
         let memory = mm_comm::SharedRegion::over_static(&mut page.0);
         let address = memory.as_ptr().expose_provenance() as u64;
         let place = CommBufferPlace::new(address, 1, None).unwrap();
-        // Half the address space: no memory.
+        // Half of the address space, which is not memory.
         let impossible = CommBufferPlace::new(4096, 1 << 51, None).unwrap();
         let configure = |places: &[CommBufferPlace]| {
             MmHobConfiguration::new().configure(

@@ -94,8 +94,8 @@ impl MmSupervisorClient {
 type TakeBody<'t> = &'t mut dyn FnMut(&mut ResponseReader<'_>) -> Result<(), SupervisorError>;
 
 impl MmSupervisorClient {
-    /// Sends a request with `body` behind its header, and with `room` bytes there for the response.
-    /// `take` reads the response behind its header.
+    /// Sends a request with `body` behind its header and `room` bytes for the response. `take`
+    /// reads the response behind its header.
     fn request(
         &self,
         request: u32,
@@ -141,7 +141,7 @@ impl MmSupervisorClient {
     fn look_for_the_platforms_driver(&self, status: Status) {
         let could_be = matches!(
             status,
-            // The driver's own request to move may still be in the mailbox that it left.
+            // The driver's own move request may still be in the mailbox that it no longer uses.
             Status::MailboxInUse | Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
         );
         if could_be && self.has_driver() {
@@ -236,7 +236,7 @@ impl MmSupervisor for MmSupervisorClient {
         self.request(REQUEST_FETCH_POLICY, &[], room, &mut |response| {
             let returned = response.remaining();
             let header: PolicyHeader = response.read_value()?;
-            // Without a mailbox only the policy has its length.
+            // Without a mailbox the policy's length is only in the policy.
             let claimed = header.size.get();
             let is_whole = |len: &usize| (expected..=returned).contains(len);
             let needed = usize::try_from(claimed)
@@ -264,8 +264,8 @@ impl MmSupervisor for MmSupervisorClient {
     ) -> Result<(), SupervisorError> {
         let mm = self.mm.as_ref().ok_or(Status::SwMmiServiceNotAvailable)?;
         let (own, theirs) = (supervisor.id(), users.id());
-        // The supervisor tells the two apart by their position in the request, and moves them once:
-        // a mistake would stay.
+        // The supervisor distinguishes the two by their position in the request, and moves them
+        // only once: a mistake could not be corrected.
         if own != self.buffer || theirs == self.buffer {
             let error = SupervisorError::WrongBuffers {
                 supervisor: own,
@@ -452,7 +452,7 @@ mod tests {
             client(answer(2, &body)).fetch_policy(&mut [0; 15]),
             Err(Status::ResponseTooLong { needed: 16, room: 15 }.into())
         );
-        // Not even its own header.
+        // Less than the policy's header.
         body[4] = 7;
         assert_eq!(
             client(answer(2, &body)).fetch_policy(&mut out),
@@ -527,7 +527,7 @@ mod tests {
             result: EfiStatus::SECURITY_VIOLATION,
         };
         assert_eq!(EfiError::from(refused), EfiError::SecurityViolation);
-        // A result without the error bit is no success either.
+        // A result without the error bit is not success either.
         let warned = SupervisorError::Refused {
             request: 1,
             result: EfiStatus(5),

@@ -33,7 +33,7 @@ pub(crate) use secure::Inputs as SecureInputs;
 
 /// Component and service: enters MM in the configured way.
 ///
-/// It is dispatched when the [`MmCommunicationConfiguration`] is locked. It calls
+/// It is dispatched when the [`MmCommunicationConfiguration`] is complete. It calls
 /// [`PlatformMmControl`] if the platform registered it, looks for MM in the secure world if the
 /// ports are secure monitor calls, then offers [`SwMmiTrigger`].
 #[derive(IntoService)]
@@ -47,8 +47,7 @@ pub struct SwMmiManager {
     pair: Pair,
 }
 
-// A panic leaves nothing half changed: the cells have single values, and the ports are the
-// machine's.
+// A panic leaves no partial change: each cell has one value, and the ports belong to the machine.
 impl UnwindSafe for SwMmiManager {}
 impl RefUnwindSafe for SwMmiManager {}
 
@@ -307,7 +306,7 @@ mod tests {
         }
     }
 
-    /// Options as they are by default, and no HOB.
+    /// The default options, and no HOB.
     fn no_inputs() -> SecureInputs<'static> {
         (Config::mock(SmcOptions::default()), None)
     }
@@ -403,7 +402,7 @@ mod tests {
             Status::from(error),
             Status::MmReturned(efi::Status::ACCESS_DENIED)
         );
-        // A status in FF-A's direct response is the same.
+        // A status in FF-A's direct response is treated the same way.
         let refused = SmcError::Refused {
             call: "FFA_MSG_SEND_DIRECT_REQ",
             code: SpmMmCode(-3),

@@ -17,7 +17,7 @@ use patina::error::EfiError;
 use patina::{Guid, OwnedGuid};
 use thiserror::Error;
 
-/// What can be wrong with a comm buffer.
+/// Why memory cannot be a comm buffer, or a message cannot be written to it or read from it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum CommunicateBufferStatus {
     /// The memory cannot hold a communicate header.
@@ -31,7 +31,7 @@ pub enum CommunicateBufferStatus {
         "the comm buffer has no recipient, or its header cannot name it or names another one than was written"
     )]
     InvalidRecipient,
-    /// There is no memory: a null pointer, or no mailbox if one is needed.
+    /// A null pointer, or no mailbox if one is needed.
     #[error("there is no memory at the comm buffer's or mailbox's address")]
     NoBuffer,
     /// The memory is not aligned: 4096 bytes for the buffer, 8 for the mailbox.
@@ -50,7 +50,7 @@ impl From<ChannelError> for CommunicateBufferStatus {
             ChannelError::Address(
                 AddressError::NotPageAligned { .. } | AddressError::MailboxMisaligned { .. },
             ) => Self::NotAligned,
-            // Ends that wrap, other mailboxes, and variants to come.
+            // Ends that wrap, other mailbox errors, and future variants.
             _ => Self::AddressValidationFailed,
         }
     }
@@ -181,7 +181,7 @@ impl CommunicateBuffer {
         self.is_shared_with_firmware
     }
 
-    /// The same memory, used like `old`: with its header, and shared with the firmware if that is.
+    /// The same memory, used like `old`: with its header, and shared with the firmware if `old` is.
     pub(crate) fn in_place_of(self, old: &Self) -> Self {
         Self {
             header: old.header,
@@ -200,7 +200,7 @@ impl CommunicateBuffer {
         }
     }
 
-    /// What the executor did in the transaction that is under way.
+    /// What the executor did in the current transaction.
     pub(crate) fn attempt(&self) -> Attempt {
         self.shared.attempt.get()
     }
@@ -236,7 +236,8 @@ impl CommunicateBuffer {
         self.shared.draft.is_response(self.channel()) || staged.is_processed()
     }
 
-    /// Finishes the transaction that this handle was lent for, with the response that its executor wrote by hand, or with MM's.
+    /// Finishes the transaction for which this handle was lent: with the response that its executor
+    /// wrote by hand, or with MM's.
     #[inline(always)]
     pub(crate) fn finish<'c>(&self, staged: Staged<'c>) -> Result<Response<'c>, ResponseError> {
         if self.shared.draft.is_response(self.channel()) {
@@ -552,7 +553,7 @@ impl CommunicateBuffer {
     /// Wipes the memory and forgets what was written. If an executor calls this and writes nothing
     /// afterwards, the response is empty.
     pub fn reset(&mut self) {
-        // `writable` logs why not.
+        // If not, `writable` logs why.
         if let Ok((channel, draft)) = self.writable() {
             draft.clear(channel);
         }
@@ -566,7 +567,7 @@ impl CommunicateBuffer {
     }
 
     /// Writes a header for `recipient`, of the format of the header in the buffer; the message's
-    /// length stays what it was.
+    /// length does not change.
     ///
     /// # Errors
     ///
@@ -657,7 +658,7 @@ impl CommunicateBuffer {
         draft::verify(self.channel()).map_err(refused(self.id()))
     }
 
-    /// The memory, its mailbox, and what is known about a transaction under way.
+    /// The memory, its mailbox, and the state of the current transaction.
     #[inline]
     pub(crate) fn channel(&self) -> &Channel {
         &self.shared.channel

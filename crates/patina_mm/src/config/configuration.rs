@@ -9,8 +9,8 @@ use thiserror::Error;
 
 /// The platform's MM environment: its ports and its comm buffers.
 ///
-/// Both components wait until this config value is locked. If a platform forgets to set it, it has
-/// the default, whose ports are refused.
+/// Both components wait until the SDK locks this config value, after which it cannot change. If a
+/// platform forgets to set it, it has the default, whose ports are refused.
 #[derive(Clone, Debug)]
 pub struct MmCommunicationConfiguration {
     /// Intel's PMBASE: SMI_EN, 0x30 above it, says whether SMIs reach the processor. If it is not
@@ -261,7 +261,7 @@ impl MmCommunicationConfiguration {
     }
 }
 
-/// The text is that of the published crate, for consumers that compare it.
+/// The text is the same as the published crate's, for consumers that compare it.
 impl fmt::Display for MmCommunicationConfiguration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fields: [(&str, &dyn fmt::Display); 3] = [
@@ -322,7 +322,7 @@ mod tests {
         let supervisor = supervisors(0).with_shared_mailbox();
         assert_eq!(check_buffers(&[supervisor.clone(), users.clone()]), Ok(()));
         assert_eq!(check_buffers(&[users.clone(), supervisor.clone()]), Ok(()));
-        // There is one supervisor.
+        // A platform can have only one supervisor.
         let two = [supervisor, users.clone(), supervisors(2).with_shared_mailbox()];
         assert!(shared_memory(&two));
     }

@@ -2,8 +2,8 @@
 
 pub use mm_comm::smc::{Patience, PsciConduit, TimeLimit};
 
-/// How MM is reached by secure monitor calls. A config value of its own; a platform that adds none
-/// gets the defaults, which fit every machine with an EL3. Not used if the ports are x86 ports.
+/// How MM is reached by secure monitor calls. An optional config value: without it a platform gets
+/// the defaults, which fit every machine with an EL3. Not used if the ports are x86 ports.
 ///
 /// ```
 /// use core::time::Duration;

@@ -1,4 +1,4 @@
-//! Errors as the SDK's types, and as text.
+//! Converts errors to the SDK's types, and to text.
 
 use core::fmt;
 use mm_comm::smc::SmcError;
@@ -6,8 +6,8 @@ use mm_wire::EfiStatus;
 use patina::error::EfiError;
 use patina::standard::efi;
 
-/// The error that a status of MM's means, also if it does not have the error bit: an `EfiError` of
-/// a warning would be success to C.
+/// The error for a status of MM, even if it does not have the error bit: an `EfiError` of a warning
+/// would be success to C.
 pub(super) fn error_of(status: EfiStatus) -> EfiError {
     let error = status.as_error().and_then(|error| usize::try_from(error.0).ok());
     let status = error.map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize);
@@ -16,12 +16,12 @@ pub(super) fn error_of(status: EfiStatus) -> EfiError {
         .unwrap_or(EfiError::Unknown(status))
 }
 
-/// The same as an SDK error.
+/// An error of secure monitor calls as an SDK error.
 pub(super) fn efi_error(error: SmcError) -> EfiError {
     error_of(error.status())
 }
 
-/// The same status as the SDK's type.
+/// The status as the SDK's type.
 pub(super) fn efi_status(status: EfiStatus) -> efi::Status {
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }

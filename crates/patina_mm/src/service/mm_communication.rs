@@ -215,11 +215,11 @@ pub trait MmCommunication {
     /// a notification and cannot wait there.
     ///
     /// It runs at the caller's TPL, before the caller has its result. For a driver in C that is
-    /// `TPL_NOTIFY`, before the response is written back; what the callback sends through C's
-    /// protocols is rejected there.
+    /// `TPL_NOTIFY`, before the response is written back; a request that the callback sends through
+    /// C's protocols is rejected there.
     ///
-    /// The callback may send. It does not run again for what is sent while it runs, unless another
-    /// call was rejected with [`Status::Busy`] meanwhile.
+    /// The callback may send. It does not run again for calls that are made while it runs, unless
+    /// another call was rejected with [`Status::Busy`] meanwhile.
     ///
     /// A callback stays registered until the end of the boot, and each one costs every call one
     /// indirect call. Their number is not limited, because components register them once, when they
@@ -234,7 +234,7 @@ pub trait MmCommunication {
         Err(Status::Unsupported)
     }
 
-    /// What this crate's own components need of
+    /// The parts that this crate's own components need of
     /// [`MmCommunicator`](crate::component::communicator::MmCommunicator) beyond this trait. They
     /// know the type; a platform without them does not link its methods.
     #[doc(hidden)]

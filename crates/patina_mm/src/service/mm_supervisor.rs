@@ -1,4 +1,4 @@
-//! The service that asks Project Mu's MM supervisor.
+//! The service that sends requests to Project Mu's MM supervisor.
 
 use super::efi::error_of;
 use super::status::Status;
@@ -49,7 +49,7 @@ pub enum SupervisorError {
         /// The supervisor's.
         own: u8,
     },
-    /// The supervisor does not move a comm buffer to such memory. Nothing was sent.
+    /// The supervisor would refuse to move a comm buffer to this memory. Nothing was sent.
     #[error(
         "caller: comm buffer {id} of {old} bytes cannot move to one of {new} bytes: the supervisor requires the same length, \
          and a mailbox at the start of a page of its own"
@@ -57,7 +57,7 @@ pub enum SupervisorError {
     UnfitBuffer {
         /// The buffer's identifier.
         id: u8,
-        /// Bytes of the buffer that is to move.
+        /// Bytes of the old buffer.
         old: usize,
         /// Bytes of the new one.
         new: usize,
@@ -151,7 +151,7 @@ pub trait MmSupervisor {
     /// [`SupervisorError`].
     fn version(&self) -> Result<VersionInfo, SupervisorError>;
 
-    /// Lets MM access memory that is not a comm buffer. Only until the platform is locked.
+    /// Lets MM access memory that is not a comm buffer. Possible only until ready to lock.
     ///
     /// # Errors
     ///
@@ -172,8 +172,8 @@ pub trait MmSupervisor {
     fn fetch_policy(&self, out: &mut [u8]) -> Result<usize, SupervisorError>;
 
     /// Makes the supervisor use these comm buffers from now on: its own, and the users'. Each
-    /// replaces the one with its identifier and has the same length; its mailbox is at the start of
-    /// a page of its own. Possible once, and only until the platform is locked.
+    /// replaces the one with its identifier and has the same length; its mailbox is alone on a
+    /// page, at the start. Possible once, and only until ready to lock.
     ///
     /// The releases v20.0.0 to v23.0.3 have one mailbox for both: the supervisor's buffer then has
     /// the users' mailbox ([`CommunicateBuffer::with_shared_mailbox`]), in the new place and in the

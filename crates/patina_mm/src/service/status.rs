@@ -1,4 +1,5 @@
-//! Why a call has no response.
+//! Why a call has no response. "Which test shows a given `Status`" in `docs/testing.md` lists a
+//! test for each.
 
 use super::efi::{efi_error, efi_status, error_of, secure_text};
 use super::sw_mmi_trigger::MmiError;
@@ -55,7 +56,7 @@ pub enum Status {
     /// secure monitor calls on AArch64, the firmware's driver.
     #[error("caller: the comm buffer, or the way into MM, is in use by an outer call")]
     Busy,
-    /// The mailbox announces another driver's request. That was left alone.
+    /// The mailbox announces another driver's request, which was left alone.
     #[error("platform: the status mailbox already announces another driver's request")]
     MailboxInUse,
     /// A driver of the firmware that uses the same comm buffer was called in the middle of this
@@ -113,7 +114,7 @@ pub enum Status {
     /// This implementation of the service does not offer what the call asks for.
     #[error("caller: this MM communication service does not offer what the call asks for")]
     Unsupported,
-    /// There is no memory for a copy of the message or the response, or for a callback.
+    /// Memory is short for a copy of the message or the response, or for a callback.
     #[error("platform: no memory for {needed} bytes")]
     OutOfMemory {
         /// Number of bytes.
@@ -121,7 +122,7 @@ pub enum Status {
     },
 }
 
-/// What a status of MM means, if its name does not say it.
+/// Explains a status of MM whose name is not enough.
 fn meaning(status: efi::Status) -> &'static str {
     match status {
         // edk2 `StandaloneMmPkg/Core/Mmi.c` and `MdeModulePkg/Core/PiSmmCore/Smi.c`, MmiManage and
@@ -198,7 +199,7 @@ impl From<BeginError> for Status {
             BeginError::RecipientIsMarker(_) => Self::InvalidRecipient,
             BeginError::MailboxInUse => Self::MailboxInUse,
             BeginError::Overwritten { .. } => Self::RequestOverwritten,
-            // NotMemory, and variants to come.
+            // NotMemory, and future variants.
             _ => Self::CommBufferInitError,
         }
     }
@@ -218,7 +219,7 @@ impl From<ResponseError> for Status {
                 capacity,
             } => Self::ResponseBeyondBuffer { claimed, capacity },
             // ResponseBeyondBuffer by the header (as in 24.1.1), RecipientChanged, HeaderDamaged,
-            // and variants to come.
+            // and future variants.
             _ => Self::InvalidResponse,
         }
     }

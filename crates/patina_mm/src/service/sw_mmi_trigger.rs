@@ -116,8 +116,8 @@ pub unsafe trait SwMmiTrigger {
         core::hint::spin_loop();
     }
 
-    /// Writes for the log what this trigger wrote for the last MMI, and what it knows about why
-    /// there was none.
+    /// Writes for the log what this trigger wrote for the last MMI, or why it raised none, if it
+    /// knows.
     ///
     /// # Errors
     ///
@@ -164,11 +164,11 @@ mod mock {
     }
 
     /// A [`SwMmiTrigger`] that expects calls of `trigger_sw_mmi`. The trait's provided methods keep
-    /// their bodies, and so arrive there, unless a test expects calls of the method itself.
+    /// their bodies, which call it, unless a test expects calls of the method itself.
     #[derive(Default)]
     pub struct MockSwMmiTrigger {
         calls: MockTriggers,
-        /// The provided methods that calls are expected of.
+        /// The provided methods of which the test expects calls.
         expected: Expected,
     }
 

@@ -25,7 +25,7 @@ use arm_ffa::{Interface, Version, VersionOut};
 const RX_TX_LEN: usize = 2 * mm_wire::PAGE_LEN;
 
 /// Memory for discovery by an FF-A that lacks PARTITION_INFO_GET_REGS. A closure that returns two
-/// pages is one.
+/// pages implements it.
 pub trait RxTxMemory {
     /// Two pages of shared memory, mapped one to one, to be mapped as RX and TX buffers and
     /// unmapped again.
@@ -70,8 +70,8 @@ fn version_in(response: u32) -> Option<Version> {
 ///
 /// The first call that is not FFA_VERSION settles the version. If another driver has made one
 /// before us, another version is refused: Hafnium (`api_ffa_version`) returns NOT_SUPPORTED for any
-/// but that one, TF-A (`ffa_version_handler`) returns that one. 1.3 is as good as 1.2, older ones
-/// are not.
+/// other, TF-A (`ffa_version_handler`) returns the settled one. 1.3 is as good as 1.2, older
+/// versions are not.
 pub(in crate::smc) fn version<C: Conduit>() -> Result<(), OtherVersion> {
     const NEWER: Version = Version(1, 3);
     const OLDER: [Version; 2] = [Version(1, 1), Version(1, 0)];
@@ -139,8 +139,8 @@ pub(super) fn own_id<C: Conduit>(limits: Limits) -> Result<u16, SmcError> {
 }
 
 /// Asks for a list of the partitions that have the MM service. `None` if there is none: both calls
-/// fail with INVALID_PARAMETERS for a UUID that no partition has. Other calls mean something else
-/// by that code.
+/// fail with INVALID_PARAMETERS for a UUID that no partition has. From other calls that code means
+/// something else.
 fn ask_for_list<C: Conduit>(
     call: &'static str,
     request: &Interface,
@@ -209,7 +209,7 @@ impl Part {
     }
 
     /// The descriptors from `start` to the current one; `None` if the part contradicts itself, or
-    /// does not continue from `start`, which would keep the reader in its loop for ever.
+    /// does not continue from `start`, which would make the reader loop for ever.
     fn starting_at(&self, start: u16) -> Option<impl Iterator<Item = &[u8]>> {
         let before_current = self.current.checked_sub(start)?;
         let count = usize::from(before_current).saturating_add(1);
@@ -263,9 +263,9 @@ fn by_registers<C: Conduit>(limits: Limits) -> Result<Option<PartitionInfo>, Smc
 /// PARTITION_INFO_GET through RX and TX buffers that are mapped for this and unmapped again, or
 /// through those that another driver has mapped.
 ///
-/// Unmapping our own belongs to it: if that fails nothing was found. The pages would stay the
-/// secure world's, and the next caller that maps buffers, the operating system above all, would be
-/// denied; the platform's owner must see that.
+/// If our own buffers cannot be unmapped, this fails even if the partition was found: the pages
+/// would stay the secure world's, and the next caller that maps buffers, usually the operating
+/// system, would be denied. The platform's owner must see that.
 pub(super) fn by_pages<C: Conduit>(
     limits: Limits,
     rx_tx: &mut dyn RxTxMemory,

@@ -51,7 +51,7 @@ fn long_descriptor(id: u16, properties: u32, uuid: [u8; 16]) -> Vec<u8> {
 
 type Descriptor = fn(u16, u32, [u8; 16]) -> Vec<u8>;
 
-/// Both kinds.
+/// Both descriptor formats.
 const DESCRIPTORS: [Descriptor; 2] = [descriptor, long_descriptor];
 
 /// FFA_SUCCESS of PARTITION_INFO_GET_REGS.
@@ -157,7 +157,7 @@ fn communicate_often(times: usize, world: World, patience: Patience) -> (Vec<Res
     })
 }
 
-/// What FFA_RUN was told to resume.
+/// The endpoints that FFA_RUN was asked to resume.
 fn resumed(seen: &Seen) -> Vec<u64> {
     let runs = seen.calls.iter().filter(|(function, _)| *function == RUN_SP);
     runs.map(|(_, arguments)| arguments[0]).collect()
@@ -238,8 +238,8 @@ fn a_partition_that_takes_no_requests_is_an_error() {
 
 #[test]
 fn the_list_is_read_part_by_part_until_the_service_is_there() {
-    // The secure world does not filter: five or two others, as many as there is room for, then one
-    // and ours.
+    // The secure world does not filter: the first part has as many other partitions as fit (five or
+    // two), the second one more and ours.
     for (descriptor, others) in DESCRIPTORS.into_iter().zip([5, 2]) {
         let world = ffa(move |function, arguments, _| {
             let other = |id| descriptor(id, TAKES_REQ, [9; 16]);
@@ -262,7 +262,7 @@ fn the_list_is_read_part_by_part_until_the_service_is_there() {
 
 #[test]
 fn what_longer_descriptors_append_is_not_taken_for_a_descriptor() {
-    // Behind the first 24 bytes is what would be a partition that takes requests.
+    // The bytes behind the first 24 look like a partition that takes requests.
     let disguised = [(3, [9; 16]), (MM_ID, [0; 16])]
         .map(|(id, uuid)| descriptor(id, TAKES_REQ, uuid))
         .concat();
@@ -306,14 +306,15 @@ fn a_list_that_lies_about_itself_is_refused() {
             part(9, 2, 0, &[long_descriptor(1, TAKES_REQ, [9; 16])]),
             answered(),
         ),
-        // Descriptors of less than FF-A 1.1 has, of parts of a register, longer than all registers.
+        // Descriptors that are shorter than in FF-A 1.1, that end inside a register, that are
+        // longer than all registers.
         (answer(&[0xc400_0061]), answered()),
         (answer(&[0xc400_0061, 0, 16 << 48]), answered()),
         (answer(&[0xc400_0061, 0, 20 << 48]), answered()),
         (answer(&[0xc400_0061, 0, 28 << 48]), answered()),
         (answer(&[0xc400_0061, 0, 128 << 48]), answered()),
         (answer(&[0xc400_0061, 0, 0xffff << 48]), answered()),
-        // The second part starts before it was asked to.
+        // The second part starts before the requested index.
         (part(9, 4, 1, &[one()]), part(9, 2, 1, &[one()])),
         // The last index is below the current one.
         (part(1, 4, 0, &[one()]), answered()),
@@ -393,7 +394,7 @@ fn pages_are_given_back_whatever_stands_in_them() {
     for (count, len, expected) in [
         (1, 24, SmcError::NoPartition),
         (0, 24, SmcError::NoPartition),
-        // As many as a page holds, and one more.
+        // As many descriptors as a page holds, and one more.
         (170, 24, SmcError::NoPartition),
         (171, 24, refused),
         (85, 48, SmcError::NoPartition),
@@ -435,7 +436,7 @@ fn memory_that_is_no_two_pages_is_not_mapped() {
         (0, 8192, true),
         (4096, 8192, true),
         (0, 12288, true),
-        // Only misaligned, and only too short.
+        // One that is only misaligned, one that is only too short.
         (8, 8192, false),
         (2048, 8192, false),
         (4095, 8192, false),
@@ -524,7 +525,7 @@ fn a_partition_that_the_platform_names_is_not_looked_for() {
     }
 }
 
-/// The failures that a call can have, and the code that each is.
+/// The failures that a call can have, and the code of each.
 fn failures() -> Vec<(Response, i32)> {
     // FF-A 1.2 has -1 to -10.
     let coded = (-11..=1).chain([i32::MIN, i32::MAX]);
@@ -535,7 +536,7 @@ fn failures() -> Vec<(Response, i32)> {
         .collect()
 }
 
-/// A world in which one call fails and everything else is as it was.
+/// A world in which one call fails; everything else is as in `world`.
 fn failing(failed: u32, failure: Response, world: World) -> World {
     ffa(move |function, arguments, before| {
         if function == failed {
@@ -567,7 +568,7 @@ fn every_failure_of_every_discovery_call_is_told_with_its_call() {
                 connect::<FakeConduit>(setup, &mut world::two_pages).map(drop)
             });
             let expected = match (failed, code) {
-                // Then there are the pages.
+                // Discovery continues with RX and TX pages.
                 (GET_REGS, -1) => Ok(()),
                 // No partition has the service's UUID.
                 (GET_REGS | INFO_GET, -2) => Err(SmcError::NoPartition),
@@ -581,7 +582,8 @@ fn every_failure_of_every_discovery_call_is_told_with_its_call() {
             };
             assert_eq!(result, expected, "{call} failed with {code}");
 
-            // What was mapped is unmapped, what was filled is released, nothing else is.
+            // Pages that were mapped are unmapped, a page that was filled is released, and nothing
+            // else is.
             let functions = seen.functions();
             let made = |function| functions.contains(&function);
             let mapped = made(RXTX_MAP) && failed != RXTX_MAP;
@@ -603,7 +605,7 @@ fn every_failure_of_a_request_and_of_its_resumption_is_told_with_its_call() {
                 let (result, seen) = communicate(kind.serving(answers), patience(3, 4));
                 let (expected, calls) = match code {
                     -4 => (SmcError::Timeout { call, attempts: 3 }, before.len() + 3),
-                    // Which is an interruption, of this and of every resumption.
+                    // -5 is INTERRUPTED: the call and every resumption was interrupted.
                     -5 => (
                         SmcError::Timeout {
                             call: "FFA_RUN",
@@ -678,14 +680,14 @@ fn the_endpoint_that_was_interrupted_is_the_one_that_is_resumed() {
             interrupted_at(target(2)),
             interrupted_at(target(0)),
             yielded_at(target(2)),
-            // MM has asked another partition, and that one is stopped.
+            // MM has called another partition, which was stopped.
             interrupted_at(OTHER),
             yielded_at(OTHER | 1 << 63),
-            // These name none: it is still the same.
+            // These name none, so it is still the same partition.
             interrupted_at(0),
             answer(&[0x8400_006c]),
             error(-5),
-            // The other one has responded to MM.
+            // The other partition has responded to MM.
             yielded_at(target(1)),
             kind.answered(),
         ];
@@ -700,7 +702,7 @@ fn the_endpoint_that_was_interrupted_is_the_one_that_is_resumed() {
     }
 }
 
-/// MM waits for another partition; FFA_RUN of MM itself is refused as BUSY until that one has
+/// MM waits for another partition; FFA_RUN of MM itself is refused as BUSY until the other one has
 /// responded.
 #[test]
 fn a_partition_that_mm_waits_for_is_resumed_and_mm_is_not() {
@@ -774,7 +776,7 @@ fn a_status_in_the_response_is_the_result() {
     let short = |code: i32| u64::from(code.cast_unsigned());
     let long = |code: i32| i64::from(code).cast_unsigned();
     for kind in KINDS {
-        // After the request, and after a resumption.
+        // In response to the request, and to a resumption.
         for before in [vec![], vec![interrupted(0)]] {
             let ask = |registers| {
                 let answers = [&before[..], &[with_status(kind, registers)]].concat();
@@ -833,7 +835,7 @@ fn a_failed_request_leaves_nothing_to_end() {
         let (results, seen) = communicate_often(2, kind.serving(answers.clone()), patience(1, 1));
         assert!(matches!(results[..], [Err(SmcError::Refused { .. }), Ok(())]));
         assert_eq!(seen.functions(), [kind.request, RUN_SP, kind.request]);
-        // One that was given up, too.
+        // The same for a request that was given up.
         let (results, _) = communicate_often(3, kind.serving(answers), patience(1, 0));
         assert_eq!(results[1..], [Err(SmcError::EarlierEnded), Ok(())]);
     }
@@ -1036,7 +1038,7 @@ fn what_cannot_be_resumed_is_over() {
         if let -5 | -4 = code {
             continue;
         }
-        // In the call itself: the next one finds nothing to wait for.
+        // The call itself fails: the next one finds nothing to wait for.
         let answers = vec![interrupted(0), failure, answered()];
         let (results, seen) = communicate_often(2, KINDS[0].serving(answers), patience(1, 1));
         let refused = SmcError::Ffa {
@@ -1046,7 +1048,7 @@ fn what_cannot_be_resumed_is_over() {
         assert_eq!(results, [Err(refused), Ok(())]);
         assert_eq!(seen.functions(), [DIRECT_REQ, RUN_SP, DIRECT_REQ]);
 
-        // On behalf of the next one, which does not know what was written meanwhile.
+        // The next call resumes it and fails: it does not know what MM wrote meanwhile.
         let answers = vec![interrupted(0), failure, answered()];
         let (results, seen) = communicate_often(3, KINDS[0].serving(answers), patience(1, 0));
         assert_eq!(results[1..], [Err(SmcError::EarlierEnded), Ok(())]);
@@ -1127,7 +1129,7 @@ proptest! {
             next.set(next.get() + 1);
             let mut registers = answer(&[FUNCTIONS[index]]);
             registers[1..].copy_from_slice(&rest);
-            // Now and then what is asked for, so that there is a next step.
+            // Sometimes the result that was asked for, so that there is a next step.
             match function {
                 ID_GET if index % 2 == 0 => None,
                 GET_REGS if index % 3 == 0 => Some(part(0, 0, 0, &[descriptor(MM_ID, low(arguments[0]) | 1, [0; 16])])),
@@ -1139,7 +1141,7 @@ proptest! {
         let setup = Setup { patience: patience(5, 5), ..Setup::default() };
         let (_, seen) = world::with(world, || {
             let mm = connect::<FakeConduit>(setup, &mut world::two_pages)?;
-            // Often, since a request that is given up is the next one's concern.
+            // Several calls, because a request that was given up affects the next one.
             (0..4).map(|_| mm.communicate(BUFFER)).last().unwrap_or(Ok(()))
         });
         prop_assert!(seen.calls.len() < 200);

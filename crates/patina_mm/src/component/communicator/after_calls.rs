@@ -1,4 +1,4 @@
-//! What runs when a call has ended.
+//! The callbacks that run when a call has ended.
 
 use crate::service::Status;
 use alloc::rc::Rc;
@@ -23,17 +23,17 @@ pub(super) struct AfterCalls {
 
 /// What the callbacks do: [`IDLE`], [`RUNNING`] or [`RUN_AGAIN`].
 ///
-/// Atomic, so that each change is one instruction: a notification that comes before or after it,
-/// and makes calls of its own, finds one of the three states, and has restored [`IDLE`] or set
-/// [`RUN_AGAIN`] when it returns.
+/// Atomic, so that each change is one instruction: a notification that comes before or after it and
+/// makes calls itself finds one of the three states, and has restored [`IDLE`] or set [`RUN_AGAIN`]
+/// when it returns.
 #[derive(Default)]
 struct Run(AtomicU8);
 
 /// No callback runs: the call that ends next runs them.
 const IDLE: u8 = 0;
-/// They run.
+/// The callbacks run.
 const RUNNING: u8 = 1;
-/// They run, and will run once more: a call was rejected after they started.
+/// The callbacks run, and will run once more: a call was rejected after they started.
 const RUN_AGAIN: u8 = 2;
 
 impl Run {
@@ -60,9 +60,9 @@ impl Run {
 /// Which ends of calls run the callbacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wakes {
-    /// All.
+    /// The end of every call.
     Always,
-    /// Those in the middle of which another call was rejected.
+    /// The end of a call in whose middle another call was rejected.
     IfRejected,
 }
 
@@ -87,7 +87,7 @@ impl AfterCalls {
         self.rejected.load(Ordering::Acquire)
     }
 
-    /// A call got [`Status::Busy`].
+    /// Counts a call that got [`Status::Busy`].
     pub(super) fn count_rejected(&self) {
         self.rejected.fetch_add(1, Ordering::AcqRel);
     }
@@ -99,7 +99,7 @@ impl AfterCalls {
         if wakes == Wakes::IfRejected && !was_rejected {
             return;
         }
-        // No instruction that locks the bus for nothing.
+        // Usually there is no callback: this saves an atomic instruction, which locks the bus.
         if self
             .callbacks
             .try_borrow()

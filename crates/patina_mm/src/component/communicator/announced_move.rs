@@ -43,13 +43,13 @@ enum PlaceRefused {
 pub(super) struct Announcements {
     id: u8,
     slot: Slot<MmCommBufferUpdateProtocol>,
-    /// Buffers that moved while a call was using them, and that call may not have ended yet. There
-    /// are no more of them than calls are nested. Borrowed only with the slot's lock.
+    /// Buffers that moved while a call was using them, if that call may not have ended yet. Their
+    /// number is at most that of nested calls. Borrowed only with the slot's lock.
     still_used: RefCell<Vec<CommunicateBuffer>>,
 }
 
 impl Announcements {
-    /// For announcements about the buffer `id`. `None` without memory for them.
+    /// Makes a place for announcements about the buffer `id`. `None` if memory is short.
     pub(super) fn about(id: u8) -> Option<Rc<Self>> {
         Some(Rc::new(Self {
             id,
@@ -129,8 +129,8 @@ impl Announcements {
             Err(ConfigurationError::BuffersBusy) => return Err(NotApplied::NotNow),
             Err(error) => return Err(PlaceRefused::from(error).into()),
         };
-        // A platform that makes the MM supervisor move the buffers announces to drivers in C where
-        // they are by now.
+        // If a platform makes the MM supervisor move the buffers, it announces the move to drivers
+        // in C when they have moved already.
         let is_there = |old: &CommunicateBuffer| old.is_enabled() && old.ranges() == new.ranges();
         if plan.old.iter().any(is_there) {
             return Ok(());
@@ -140,12 +140,12 @@ impl Announcements {
         };
         still_used.retain(|old| old.channel().is_in_use());
         // Taking the memory over wipes it. No call uses it:
-        // 1. Enabled buffers of the list do not overlap it, by the plan, except those that it
+        // 1. The plan checked that no enabled buffer of the list overlaps it, except those that it
         //    replaces.
-        // 2. None of those and of the disabled ones, and none that left the list before, overlaps
-        //    it and is in use.
-        // 3. None of them is used before the list changes: code that interrupts this waits for the
-        //    lock, and a call that looked an old one up before finds it retired.
+        // 2. No replaced or disabled buffer, and none that left the list before, both overlaps it
+        //    and is in use.
+        // 3. No call uses one of them before the list changes: code that interrupts this waits for
+        //    the lock, and a call that looked up an old buffer before finds it retired.
         // 4. A requested move, which uses memory that is not in the list yet, has the lock
         //    meanwhile.
         let mut all = plan.all.iter().chain(&plan.old).chain(still_used.iter());
@@ -207,9 +207,9 @@ impl MoveLock<'_> {
 
 /// Why an announcement is not applied.
 enum NotApplied {
-    /// It has to wait for a call that this one interrupted.
+    /// It must wait for a call that this one interrupted.
     NotNow,
-    /// It never will be.
+    /// It will never be applied.
     Refused(PlaceRefused),
 }
 

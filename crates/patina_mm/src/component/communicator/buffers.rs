@@ -64,8 +64,8 @@ impl Buffers {
     /// Plans that the buffers `to` replace those with the same identifiers, and inherit how they
     /// are used. Nothing changes yet.
     pub(super) fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, ConfigurationError> {
-        // Once exclusively, so that `commit` will not fail: code that interrupts this gives its
-        // borrow back.
+        // Borrowed exclusively for a moment, to know that `commit` will not fail: code that
+        // interrupts this ends its borrow before it returns.
         let is_free = self.list.try_borrow_mut().is_ok();
         let is_old = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
         let (old, mut all): (Vec<_>, Vec<_>) = self
@@ -94,8 +94,7 @@ impl Buffers {
     }
 }
 
-/// Finds an enabled buffer. The result is a handle of its own, so that nothing is borrowed while MM
-/// runs.
+/// Finds an enabled buffer. Returns a new handle, so that the list is not borrowed while MM runs.
 pub(super) fn enabled(buffers: &[CommunicateBuffer], id: u8) -> Option<CommunicateBuffer> {
     // A disabled buffer does not hide the one that replaces it.
     let mut all = buffers.iter();
@@ -103,7 +102,7 @@ pub(super) fn enabled(buffers: &[CommunicateBuffer], id: u8) -> Option<Communica
         .cloned()
 }
 
-/// Like [`enabled`], or why there is none.
+/// Like [`enabled`], but returns an error if there is no such buffer.
 pub(super) fn find(buffers: &[CommunicateBuffer], id: u8) -> Result<CommunicateBuffer, Failure> {
     enabled(buffers, id).ok_or_else(|| {
         if buffers.is_empty() {

@@ -1,4 +1,5 @@
-//! What a communicator does. Compiled once, not once for each type of executor.
+//! The work of a communicator, re-entrant calls included. Compiled once, not once for each type of
+//! executor.
 
 use super::after_calls::{AfterCalls, Wakes};
 use super::announced_move::{Announcements, MoveLock};
@@ -69,15 +70,15 @@ impl Client {
                 failure.status
             })
         };
-        // It is not a call, but a call that interrupted it while it applied a move may wait for its
-        // end.
+        // This is not a call, but it may apply a move; a call that interrupted it then waits for
+        // its end.
         let buffer = self.call(None, Wakes::IfRejected, work, log)?;
         Ok(buffer
             .channel()
             .capacity(options.header.unwrap_or(buffer.header())))
     }
 
-    /// Makes one exchange with MM with `exchange`, which returns the bytes of the response, and
+    /// Lets `exchange` make one exchange with MM, which returns the number of response bytes, and
     /// logs its end.
     pub(super) fn exchange_with(
         &self,
@@ -144,8 +145,8 @@ impl Client {
     }
 
     /// Looks at the list of comm buffers. If calls through the buffer that may move run at
-    /// `TPL_NOTIFY`, this does too: a notification would find the list borrowed, could not apply a
-    /// move, and get [`Status::Busy`].
+    /// `TPL_NOTIFY`, this does too: otherwise a notification would find the list borrowed, could
+    /// not apply a move, and would get [`Status::Busy`].
     pub(super) fn look<T>(&self, look: impl FnOnce(&[CommunicateBuffer]) -> T) -> Result<T, BorrowError> {
         let _raised = self.raise_for_moves();
         self.buffers.look(look)
@@ -250,8 +251,8 @@ impl Client {
         self.executor()
     }
 
-    /// Fails if there is no enabled buffer: no buffer at all is the first of the errors, another
-    /// one the last.
+    /// Fails if no enabled buffer has the identifier. Without any buffer that is the first error of
+    /// a call, otherwise the last one.
     #[cold]
     #[inline(never)]
     fn require_buffer(&self, id: u8, message: &[u8], options: CallOptions) -> Result<(), Failure> {
@@ -267,7 +268,7 @@ impl Client {
         found
     }
 
-    /// Makes one exchange. Returns the bytes of the response.
+    /// Makes one exchange. Returns the number of response bytes.
     fn exchange(
         &self,
         tag: &CallTag,
@@ -276,7 +277,7 @@ impl Client {
         options: CallOptions,
         take: &mut dyn FnMut(&mut ResponseReader<'_>),
     ) -> Result<usize, Failure> {
-        // Looked up again if it moves.
+        // The buffer is looked up again if it moves.
         loop {
             let found = self.look(|list| buffers::enabled(list, tag.buffer));
             let Ok(Some(buffer)) = found else {
@@ -299,8 +300,8 @@ impl Client {
                 .channel()
                 .begin_to(format, recipient, message, options.message_size)
             {
-                // It moved after it was looked up, and nothing was written: the exchange starts
-                // again in the new place.
+                // The buffer moved after it was looked up, and nothing was written: the exchange
+                // starts again in the new place.
                 Err(BeginError::Retired) => continue,
                 staged => staged?,
             };
@@ -332,8 +333,8 @@ fn log_end(tag: &CallTag, sent: usize, recipient: [u8; 16], returned: usize) {
     log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {returned} bytes back");
 }
 
-/// An executor may respond by putting another comm buffer, with a message in it, in the place of
-/// the one that it was lent. Returns the bytes of the response.
+/// An executor may respond by replacing the comm buffer that it was lent with another one that
+/// holds a message. Returns the number of response bytes.
 #[cold]
 #[inline(never)]
 fn take_from_another(

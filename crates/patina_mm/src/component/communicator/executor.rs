@@ -15,8 +15,8 @@ use patina::component::service::Service;
 /// - let real MM, or code that plays MM, write the response to the buffer's memory and mailbox; or
 /// - respond by hand with [`set_message_info`](CommunicateBuffer::set_message_info) and
 ///   [`set_message`](CommunicateBuffer::set_message), or with [`reset`](CommunicateBuffer::reset)
-///   alone: exactly those bytes are the response, also if there are none, and the mailbox is not
-///   read; or
+///   alone: exactly those bytes are the response, even if it is empty, and the mailbox is not read;
+///   or
 /// - replace the comm buffer that it was lent by another one: the response is that buffer's
 ///   message.
 pub trait MmExecutor {
@@ -186,7 +186,7 @@ mod tests {
             let buffer = CommunicateBuffer::of_a_page(0);
             let mm = buffer.clone();
             let second: ScriptedMmi = Box::new(move || {
-                // MM takes the request of the first one after the last look.
+                // MM takes the request of the first case after the last poll.
                 if was_taken {
                     let response = MailboxImage::answered(EfiStatus::SUCCESS, 25);
                     mm.channel().mailbox().unwrap().write(&response);
@@ -195,7 +195,7 @@ mod tests {
             });
             let first: ScriptedMmi = Box::new(|| Ok(()));
             let script = ScriptedTrigger::new(MmProgress::RaisedRepeatable, vec![first, second]);
-            // The mailbox decides.
+            // The mailbox decides, not the second MMI.
             assert_eq!(run(&buffer, script).0, was_taken);
         }
     }

@@ -18,9 +18,9 @@ pub(super) struct Failure {
 
 #[derive(Debug)]
 enum Why {
-    /// The status alone.
+    /// Nothing.
     Status,
-    /// The status, and this.
+    /// This text.
     Also(&'static str),
     /// No comm buffer has the identifier.
     UnknownBuffer,
@@ -48,7 +48,7 @@ impl Failure {
         }
     }
 
-    /// The executor failed, or knows why there is no response.
+    /// The executor failed, or knows why MM did not respond.
     pub(super) fn executor(status: Status, buffer: &CommunicateBuffer) -> Self {
         Self {
             status,
@@ -56,7 +56,7 @@ impl Failure {
         }
     }
 
-    /// What MM left in `buffer` is not a response.
+    /// MM left something in `buffer` that is not a response.
     pub(super) fn response(error: ResponseError, buffer: &CommunicateBuffer) -> Self {
         let status = Status::from(error);
         match error {
@@ -158,7 +158,7 @@ mod tests {
                 .to_string()
                 .starts_with("caller: comm buffers cannot move: ")
         );
-        // The list of identifiers cannot be looked at now.
+        // The list of identifiers cannot be read now.
         let unknown = Line(Failure::unknown_buffer()).to_string();
         assert_eq!(unknown, Status::CommBufferNotFound.to_string());
     }

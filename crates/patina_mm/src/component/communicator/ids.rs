@@ -1,4 +1,4 @@
-//! The identifiers of the comm buffers that there are, for the log.
+//! The identifiers of the existing comm buffers, for the log.
 
 use crate::config::CommunicateBuffer;
 use core::fmt;
@@ -9,7 +9,7 @@ use core::fmt;
 pub(super) struct Ids([u128; 2]);
 
 impl Ids {
-    /// Those of these buffers.
+    /// The identifiers of these buffers.
     pub(super) fn of(buffers: &[CommunicateBuffer]) -> Self {
         buffers.iter().fold(Self([0; 2]), |Self([low, high]), buffer| {
             let bit = 1_u128.wrapping_shl(buffer.id().into());

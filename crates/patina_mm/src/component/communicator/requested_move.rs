@@ -27,7 +27,7 @@ use mm_wire::mailbox::MailboxImage;
 use mm_wire::{AddressRange, Header, HeaderFormat, guid};
 use patina::Guid;
 
-/// Reads the response, and says whether MM moved the buffers.
+/// Reads the response, and returns whether MM moved the buffers.
 type Take<'t> = &'t mut dyn FnMut(&mut ResponseReader<'_>) -> bool;
 
 impl Client {
@@ -50,8 +50,8 @@ impl Client {
         })
     }
 
-    /// Makes the exchange and, if `take` says so, replaces the buffers with the identifiers of
-    /// `to`. Returns the bytes of the response.
+    /// Makes the exchange and, if `take` returns true, replaces the buffers that have the
+    /// identifiers of `to`. Returns the number of response bytes.
     fn exchange_and_move(
         &self,
         tag: &CallTag,
@@ -120,8 +120,8 @@ impl Client {
         self.conclude(ResponseReader::copied(&in_old_place, tag), take, plan)
     }
 
-    /// Lends the response to `take`, and if that says so, makes the move. Returns the bytes of the
-    /// response.
+    /// Lends the response to `take`, and makes the move if that returns true. Returns the number of
+    /// response bytes.
     fn conclude(
         &self,
         mut response: ResponseReader<'_>,

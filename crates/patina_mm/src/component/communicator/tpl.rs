@@ -38,7 +38,7 @@ impl AtNotify {
         }
     }
 
-    /// The service that raises the TPL; `None` as long as there is no such comm buffer.
+    /// The service that raises the TPL; `None` until a comm buffer was added.
     pub(super) fn services(&self) -> Option<Service<dyn TplServices>> {
         self.services.get()
     }

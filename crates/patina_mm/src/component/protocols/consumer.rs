@@ -36,14 +36,14 @@ use patina::uefi::memory::EfiMemoryType;
 /// | CommSize, if the driver changed it: edk2's drivers for x86 do | CommSize without the header |
 /// | else the header: edk2's driver for Arm leaves CommSize alone | what [`Header::response_length`] says |
 ///
-/// A driver that changes neither has responded as many bytes as were sent. Protocol 3 has no
+/// If a driver changes neither, its response has as many bytes as the request. Protocol 3 has no
 /// CommSize, and edk2's drivers for x86 leave the header alone: there each response has its
 /// request's length.
 ///
 /// Either way a response is no longer than its request: the driver only gets the request's size,
-/// and a longer response is its error, `EFI_BUFFER_TOO_SMALL` for instance. A request for more is
-/// padded by its caller. Any status but success is an error, with or without the error bit
-/// ([`EfiStatus::as_error`](mm_wire::EfiStatus::as_error)).
+/// and a longer response is its error, `EFI_BUFFER_TOO_SMALL` for instance. A caller that expects a
+/// longer response pads its request. Any status but success is an error, with or without the error
+/// bit ([`EfiStatus::as_error`](mm_wire::EfiStatus::as_error)).
 ///
 /// # One call at a time
 ///
@@ -80,7 +80,7 @@ impl FirmwareMmExecutor {
         }
     }
 
-    /// Locks the driver. It has both protocols, so that the address of one names it.
+    /// Locks the driver. One driver has both protocols, so the address of one identifies it.
     fn lock(&self) -> Result<DriverLock, Status> {
         let two = |protocol: &Communication2| core::ptr::from_ref(protocol).addr();
         let three = |protocol: &Communication3| core::ptr::from_ref(protocol).addr();
@@ -125,7 +125,7 @@ impl FirmwareMmExecutor {
     }
 }
 
-/// A driver returns its MM core's status, and a response comes with success only.
+/// Checks a driver's status, which is its MM core's. Only success comes with a response.
 fn succeeded(status: efi::Status) -> Result<(), Status> {
     if status == efi::Status::SUCCESS {
         return Ok(());
@@ -168,8 +168,8 @@ impl MmExecutor for FirmwareMmExecutor {
         let (claimed, room) = if comm_size == told {
             let left = comm_buffer.response_in_header().map_err(unusable)?;
             let claimed = left.len.saturating_add(minimum as u64);
-            // A v1 header that claims more than was sent counts bytes that the driver did not have
-            // from MM: edk2's MM for Arm copies no more back.
+            // If a v1 header claims more than was sent, it counts bytes that did not come from MM:
+            // edk2's MM for Arm copies back only as much as was sent.
             let room = match sent.format() {
                 HeaderFormat::V1 => told,
                 HeaderFormat::V3 => capacity,
@@ -215,11 +215,12 @@ impl fmt::Debug for FirmwareMmExecutor {
 /// Component: offers [`MmCommunication`](crate::service::MmCommunication) on a platform whose MM
 /// belongs to a driver in C.
 ///
-/// It takes the place of `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates
-/// the one comm buffer itself, from RuntimeServicesData. It sends through a [`FirmwareMmExecutor`].
-/// If the SDK's `TplServices` are there, all of a call runs at `TPL_NOTIFY`, so that a notification
-/// is served after it and not refused in the middle of it. It is dispatched once the driver has
-/// installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so are the components that ask for the service.
+/// It replaces `MmCommunicator` and `SwMmiManager`, needs no configuration, and allocates the one
+/// comm buffer itself, from RuntimeServicesData. It sends through a [`FirmwareMmExecutor`]. If the
+/// SDK's `TplServices` are there, all of a call runs at `TPL_NOTIFY`, so that a notification is
+/// served after it instead of being rejected in the middle of it. It is dispatched once the driver
+/// has installed `EFI_MM_COMMUNICATION2_PROTOCOL`, and so are the components that ask for the
+/// service.
 #[derive(Clone, Copy, Debug)]
 pub struct FirmwareMmCommunication {
     id: u8,
@@ -259,8 +260,8 @@ impl FirmwareMmCommunication {
         })?;
         let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
         communicator.set_comm_buffers([buffer].into())?;
-        // All of a call, and not the driver's part alone: a notification that comes before the
-        // response is read would find the one comm buffer in use.
+        // The whole call, not only the driver's part: a notification that comes before the response
+        // is read would find the only comm buffer in use.
         match tpl {
             Some(tpl) => communicator.run_at_notify(self.id, tpl),
             None => log::warn!(
@@ -304,14 +305,14 @@ mod tests {
 
     std::thread_local! {
         static CLAIM: Cell<Claim> = const { Cell::new((OK, |size| size)) };
-        /// What runs in the middle of the next call of a driver.
+        /// Code that runs in the middle of the next call of a driver.
         static HOOK: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
         /// What a driver writes to a header at 16 (MessageLength or BufferSize) and at 48
         /// (MessageSize); `None` if it has no protocol 3 and writes nothing.
         static FIELDS: Cell<Option<[Option<u64>; 2]>> = const { Cell::new(None) };
     }
 
-    /// Writes what the test wants to the header in the comm buffer.
+    /// Writes the test's fields to the header in the comm buffer.
     fn write_fields(buffer: *mut c_void) {
         for (offset, value) in [16, 48].into_iter().zip(FIELDS.get().unwrap_or_default()) {
             if let Some(value) = value {
@@ -398,7 +399,7 @@ mod tests {
             })
         );
         assert_eq!(arm(u64::MAX), Err(Status::InvalidResponse));
-        // If the driver writes CommSize as well, that counts.
+        // If the driver writes CommSize as well, CommSize counts.
         FIELDS.set(Some([Some(5), None]));
         assert_eq!(
             communicate((OK, |size| size - 4), HeaderFormat::V1),
@@ -406,7 +407,7 @@ mod tests {
         );
     }
 
-    /// An executor over a driver of its own.
+    /// An executor over a new driver.
     fn executor() -> FirmwareMmExecutor {
         let two: &'static Communication2 = Box::leak(Box::new(DRIVER));
         let three: &'static Communication3 = Box::leak(Box::new(DRIVER3));
@@ -441,8 +442,8 @@ mod tests {
         communicator(executor(), header).communicate(0, b"request", RECIPIENT.as_guid())
     }
 
-    /// Makes a call through `outer`, and one through `inner` in the middle of it. Returns what came
-    /// of each.
+    /// Makes a call through `outer`, and one through `inner` in the middle of it. Returns both
+    /// results.
     fn nested(
         outer: FirmwareMmExecutor,
         inner: FirmwareMmExecutor,
@@ -468,7 +469,7 @@ mod tests {
                 nested(first, same_driver, header),
                 [Ok(b"outer".to_vec()), Err(Status::Busy)]
             );
-            // Nothing stays locked, and another driver is another matter.
+            // The driver is free again, and a call through another driver can be nested.
             assert_eq!(
                 nested(first, executor(), header),
                 [Ok(b"outer".to_vec()), Ok(b"inner".to_vec())]
@@ -595,7 +596,7 @@ mod tests {
             assert!(!component.run(&mut storage).unwrap(), "it waits for the driver");
             installed.set(true);
             assert!(component.run(&mut storage).unwrap());
-            // All of a call is at TPL_NOTIFY, if that can be.
+            // The whole call is at TPL_NOTIFY if there are TplServices.
             let levels = Rc::new(Cell::new([0; 3]));
             let mut user = User(Rc::clone(&level), Rc::clone(&levels)).into_component();
             assert!(user.initialize(&mut storage));

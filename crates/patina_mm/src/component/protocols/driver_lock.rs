@@ -6,13 +6,13 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// several at once.
 const DRIVERS: usize = 32;
 
-/// The drivers that a call is in, each by the address of its interface; zero is a free place.
+/// The drivers that are serving a call, each as the address of its interface; zero is a free entry.
 static IN_USE: [AtomicUsize; DRIVERS] = [const { AtomicUsize::new(0) }; DRIVERS];
 
 /// The right to call a driver; ends when it is dropped.
 ///
-/// The lock belongs to the driver and not to an executor: two communicators, or a communicator and
-/// a component of the platform's own, may send through one driver.
+/// The lock belongs to the driver, not to an executor: two communicators, or a communicator and a
+/// component of the platform, may send through one driver.
 #[must_use = "the driver is free again when this is dropped"]
 pub(super) struct DriverLock(&'static AtomicUsize);
 

@@ -55,10 +55,11 @@ use zerocopy::IntoBytes;
 ///
 /// # Which comm buffer
 ///
-/// The C drivers' own one, if the platform has it. Not all of them handle `ALREADY_STARTED`: a
-/// variable that is set from a timer's notification is lost, for instance. So calls through this
-/// buffer run at `TPL_NOTIFY`, those of components in Rust included, and no notification comes in
-/// the middle of one. Without the SDK's `TplServices` that is not possible; then a warning says so.
+/// If the platform has a comm buffer for C drivers only, that one. Not all of them handle
+/// `ALREADY_STARTED`: a variable that a timer's notification sets is lost, for instance. So calls
+/// through this buffer run at `TPL_NOTIFY`, those of components in Rust included, and no
+/// notification comes in the middle of one. Without the SDK's `TplServices` that is not possible;
+/// then a warning says so.
 ///
 /// # Memory
 ///
@@ -155,12 +156,12 @@ impl MmCommunicationProducer {
              variable driver does for GetVariable and SetVariable, jumps into memory of the operating system: it needs a runtime \
              driver (\"Calls at runtime\" in docs/protocols.md)"
         );
-        // Last: the driver that waits for them calls at once.
+        // Installed last: the driver that waits for the markers calls at once.
         self.mark_variables(*mm, &protocols);
         Ok(())
     }
 
-    /// Installs the markers that edk2's variable driver waits for, or says what is missing.
+    /// Installs the markers that edk2's variable driver waits for, or logs what is missing.
     fn mark_variables(self, mm: &dyn MmCommunication, protocols: &Service<dyn ProtocolServices>) {
         if VARIABLE_MARKERS
             .iter()
@@ -201,7 +202,7 @@ impl MmCommunicationProducer {
     }
 }
 
-/// The markers of MM's variable service, in the order in which they are due.
+/// The markers of MM's variable service, in the order in which they are installed.
 const VARIABLE_MARKERS: [BinaryGuid; 2] = [
     BinaryGuid::from_bytes(&variable::GUID.to_bytes()),
     BinaryGuid::from_bytes(&variable::WRITE_READY_GUID.to_bytes()),
@@ -377,13 +378,13 @@ mod tests {
         assert_eq!(run(marking, Ok(1000), &[]), [(false, read), (true, write)]);
         assert_eq!(run(marking.without_protocol3(), Ok(1000), &[]).len(), 2);
         assert_eq!(run(plain, Ok(1000), &[]), []);
-        // Not due: MM has no such service, or what came back is the request.
+        // The markers are not installed: MM does not have this service, or the request came back.
         assert_eq!(
             run(marking, Err(Status::MmReturned(efi::Status::NOT_FOUND)), &[]),
             []
         );
         assert_eq!(run(marking, Ok(0), &[]), []);
-        // There already: all, or one of them.
+        // All of them, or one, are installed already.
         static ALL: [BinaryGuid; 2] = VARIABLE_MARKERS;
         assert_eq!(run(marking, Ok(1000), &ALL), []);
         assert_eq!(run(marking, Ok(1000), ALL.split_at(1).0), [(false, write)]);

@@ -25,8 +25,8 @@ pub(super) enum Entry {
     Secure(secure::Way),
 }
 
-/// The command and data port of PCs, the wrong way round: APM_CNT is 0xB2 and APM_STS 0xB3 (Intel
-/// ICH9, 13.7), and so are AMD's ports once coreboot has set them up (`PM_ACPI_SMI_CMD`).
+/// The command and data port of PCs, swapped: APM_CNT is 0xB2 and APM_STS 0xB3 (Intel ICH9, 13.7),
+/// and so are AMD's ports once coreboot has set them up (`PM_ACPI_SMI_CMD`).
 const SWAPPED: (MmiPort, MmiPort) = (MmiPort::Smi(0xb3), MmiPort::Smi(0xb2));
 
 impl Plan {
@@ -71,7 +71,7 @@ impl Plan {
         }
     }
 
-    /// Opens the way.
+    /// Connects to the secure world if MM is there.
     pub(super) fn open(self, inputs: &Inputs<'_>) -> Result<Entry, SmcError> {
         match self {
             Self::Ports(trigger) => Ok(Entry::Ports(trigger)),

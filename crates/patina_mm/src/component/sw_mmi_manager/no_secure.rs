@@ -1,9 +1,10 @@
-//! x86 firmware has no secure world. No type here has a value, so what handles one is not linked.
+//! x86 firmware does not have a secure world. The types here have no values, so code that handles a
+//! value is not linked.
 
 use core::fmt;
 use mm_comm::smc::SmcError;
 
-/// The component has nothing to ask for.
+/// The component does not have inputs for a secure world.
 pub(crate) type Inputs<'a> = ();
 
 #[derive(Clone, Copy, Debug)]

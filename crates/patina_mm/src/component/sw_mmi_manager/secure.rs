@@ -1,7 +1,7 @@
 //! MM in the secure world, which is entered by secure monitor calls. An unsafe island
 //! (`docs/unsafe.md`).
 //!
-//! `no_secure.rs` takes the place of this file in x86 firmware.
+//! x86 firmware has `no_secure.rs` instead of this file.
 
 use crate::config::SmcOptions;
 use alloc::boxed::Box;
@@ -13,13 +13,13 @@ use patina::BinaryGuid;
 use patina::component::hob::{FromHob, Hob, HobParseError};
 use patina::component::params::Config;
 
-/// What the component has to ask for.
+/// The inputs of the component.
 pub(crate) type Inputs<'a> = (Config<'a, SmcOptions>, Option<Hob<'a, FfaRxBufferHob>>);
 
 /// Finds MM in the secure world, through a conduit that the function's maker chose.
 pub(super) type Connect = fn(smc::Setup, RxTx) -> Result<Way, SmcError>;
 
-/// The way into MM: it has run when a call returns.
+/// The way into MM, which has run when a call returns.
 pub(super) type Way = Box<dyn SecureMm>;
 
 /// FF-A's RX buffer that edk2's `ArmFfaLib` has mapped in an earlier phase,

@@ -1,8 +1,10 @@
-//! Counted handles of one value, like `Arc` without locked instructions. An unsafe island (`docs/unsafe.md`).
+//! Counted handles of one value, like `Arc` without atomic (`lock`-prefixed) instructions. An
+//! unsafe island (`docs/unsafe.md`).
 //!
-//! The handles stay on one thread: what may come in the middle of an access is a notification on the same processor. It makes and
-//! drops handles of its own, and may keep one, so a count must change in one instruction; but no other processor looks at it. A
-//! call makes two handles and drops them, and a locked instruction costs as much as twenty others.
+//! The handles stay on one thread: only a notification on the same processor can come in the middle
+//! of an access. It makes and drops handles, and may keep one, so a count must change in one
+//! instruction; no other processor reads it. A call makes and drops two handles, and an atomic
+//! instruction costs as much as twenty others.
 
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -12,7 +14,7 @@ use core::sync::atomic::AtomicUsize;
 
 /// A handle of a value, which is dropped with its last handle. Neither `Send` nor `Sync`.
 pub(super) struct Counted<T> {
-    /// Invariant: of [`Box::into_raw`], and alive as long as there is a handle.
+    /// Invariant: from [`Box::into_raw`], and alive while a handle exists.
     inner: NonNull<Inner<T>>,
     owns: PhantomData<Inner<T>>,
 }
@@ -46,7 +48,8 @@ impl<T> Counted<T> {
 impl<T> Clone for Counted<T> {
     #[inline]
     fn clone(&self) -> Self {
-        // It cannot overflow: a handle has 8 bytes, and those that were forgotten would take more time than there is.
+        // It cannot overflow: live handles have 8 bytes each, and to forget 2^64 of them takes
+        // centuries.
         increment(&self.inner().count);
         Self { ..*self }
     }
@@ -65,7 +68,7 @@ impl<T> Drop for Counted<T> {
     #[inline]
     fn drop(&mut self) {
         if decrement(&self.inner().count) {
-            // SAFETY: of `Box::into_raw` by the invariant, and this was the last handle.
+            // SAFETY: from `Box::into_raw` by the invariant, and this was the last handle.
             drop(unsafe { Box::from_raw(self.inner.as_ptr()) });
         }
     }

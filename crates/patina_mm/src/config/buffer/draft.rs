@@ -1,5 +1,5 @@
 //! Messages that are written to a comm buffer by hand: by executors of tests, and by code that
-//! plays MM.
+//! simulates MM.
 
 use core::cell::Cell;
 use mm_comm::Channel;
@@ -80,7 +80,7 @@ impl Draft {
         self.transaction.set(channel.transaction());
     }
 
-    /// Writes a header for `recipient`. The message's length stays what it was.
+    /// Writes a header for `recipient`. The message's length does not change.
     pub(super) fn write_recipient(
         &self,
         channel: &Channel,
@@ -243,7 +243,7 @@ mod tests {
         let (staged, mut lent) = begin(&buffer);
         lent.set_message(&[0x77; 3000]).unwrap();
         lent.set_message(b"short").unwrap();
-        // A write to the memory from elsewhere does not change what the executor wrote.
+        // Other code that writes to the memory does not change what the executor wrote.
         assert!(buffer.channel().region().write(16, &9u64.to_le_bytes()));
         let response = lent.finish(staged).unwrap();
         assert_eq!(response.len(), 5);

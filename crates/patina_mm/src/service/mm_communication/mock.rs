@@ -36,8 +36,8 @@ mockall::mock! {
     }
 }
 
-/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's,
-/// and call that one, unless a test expects calls of the method itself. Callbacks that
+/// A [`MmCommunication`] that expects calls of `communicate`. The provided methods are the trait's:
+/// they call `communicate`, unless a test expects calls of the method itself. Callbacks that
 /// [`MmCommunication::after_calls`] registers run after each call, as with the real service.
 ///
 /// ```
@@ -51,7 +51,7 @@ mockall::mock! {
 /// ```
 pub struct MockMmCommunication {
     calls: MockCalls,
-    /// The provided methods that calls are expected of.
+    /// The provided methods of which the test expects calls.
     expected: Expected,
     number: u64,
 }
@@ -126,7 +126,7 @@ impl MockMmCommunication {
         self.calls.expect_communicate_with()
     }
 
-    /// Runs what waits for the end of a call, unless the call was refused.
+    /// Runs the callbacks that wait for the end of a call, unless the call was rejected.
     fn ended<T>(&self, result: Result<T, Status>) -> Result<T, Status> {
         if !matches!(result, Err(Status::Busy)) {
             self.call_has_ended();
@@ -137,7 +137,7 @@ impl MockMmCommunication {
     fn call_has_ended(&self) {
         let start = |all: &mut BTreeMap<_, AfterCalls>| {
             let of_this = all.get_mut(&self.number)?;
-            // What they send does not run them again.
+            // Calls that the callbacks make do not run them again.
             let callbacks = (!of_this.are_running).then(|| of_this.callbacks.clone())?;
             of_this.are_running = true;
             Some(callbacks)

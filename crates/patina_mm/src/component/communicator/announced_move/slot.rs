@@ -18,7 +18,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ptr::null_mut;
 
-/// Number of values that there is memory for from the start.
+/// Number of values for which memory is allocated at the start.
 const PLACES: usize = 3;
 
 /// Memory for one value.
@@ -37,7 +37,7 @@ pub(crate) struct Slot<T> {
 }
 
 impl<T: Send> Slot<T> {
-    /// `None` if there is no memory.
+    /// `None` if memory is short.
     pub(crate) fn new() -> Option<Self> {
         let slot = Self {
             newest: AtomicPtr::new(null_mut()),
@@ -144,12 +144,12 @@ fn owned<T>(place: *mut Place<T>) -> Option<Box<Place<T>>> {
     }
     // SAFETY:
     // 1. The pointer is from `Box::into_raw`: nothing else is put into the pointers of a slot.
-    // 2. There is no other copy of it: the callers in this file, which are all, have just swapped
-    //    it out, or failed to put it in.
+    // 2. No other copy of it exists: all callers are in this file, and have just swapped it out, or
+    //    failed to put it in.
     Some(unsafe { Box::from_raw(place) })
 }
 
-/// Memory for one value; `None` if there is none.
+/// Allocates memory for one value; `None` if memory is short.
 fn allocate<T>() -> Option<Box<Place<T>>> {
     let mut place = Vec::new();
     place.try_reserve_exact(1).ok()?;

@@ -51,11 +51,11 @@ fn at_line(text: &'static str, code: impl FnOnce() + 'static) {
     AT_LINE.set(Some((text, Box::new(code))));
 }
 
-/// Responds in the buffer and its mailbox, after what is to happen meanwhile.
+/// Runs the test's code, then responds in the buffer and its mailbox.
 #[derive(Default)]
 struct Echo {
     meanwhile: Cell<Option<Code>>,
-    /// Where the requests were.
+    /// The addresses of the requests.
     places: RefCell<Vec<*mut u8>>,
 }
 
@@ -84,7 +84,7 @@ impl MmExecutor for Shared {
     }
 }
 
-/// A communicator that outlives the test, so that notifications can have it.
+/// A communicator that outlives the test, so that notifications can use it.
 struct Scene {
     mm: &'static MmCommunicator<Shared>,
     executor: &'static Echo,
@@ -250,7 +250,7 @@ fn requested_move_waits_for_an_announced_one_that_cannot_be_applied_yet() {
     let announcements = Rc::clone(&scene.announcements);
     let first = mm.client.buffer(1).unwrap();
     scene.meanwhile(move || {
-        // Away from where the call under way is, and back.
+        // Away from the place that the call is using, and back.
         announcements.announce(&CommunicateBuffer::of_a_page(1));
         let away = call(mm, 1);
         announcements.announce(&first);

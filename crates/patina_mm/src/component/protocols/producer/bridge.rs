@@ -2,8 +2,8 @@
 //!
 //! The rules of a request are those of [`mm_comm::c_request`]: it is copied out before the
 //! transaction, and the response copied in after it. Both copies go to memory that was set aside
-//! when the protocols were installed: a call may come at `ExitBootServices`, and afterwards there
-//! is no allocator.
+//! when the protocols were installed: a call may come at `ExitBootServices`, when memory cannot be
+//! allocated any more.
 
 use crate::component::communicator::{Client, raise_to_notify, require_buffer};
 use crate::config::HeaderFormat;
@@ -18,11 +18,11 @@ use patina::component::service::uefi_services::tpl::TplServices;
 use patina::error::EfiError;
 use patina::standard::efi;
 
-/// What is behind an installed interface.
+/// The driver behind the installed interfaces.
 pub(super) struct Bridge {
     mm: Service<dyn MmCommunication>,
     buffer: u8,
-    /// To run at `TPL_NOTIFY`.
+    /// Raises the TPL to `TPL_NOTIFY`.
     tpl: Option<Service<dyn TplServices>>,
     /// Borrowed while a call lasts.
     scratch: RefCell<Scratch>,
@@ -52,8 +52,8 @@ impl Bridge {
         })
     }
 
-    /// Makes all calls through the buffer run at `TPL_NOTIFY`. For when the protocols are
-    /// installed: it cannot be undone.
+    /// Makes all calls through the buffer run at `TPL_NOTIFY`. This cannot be undone, so it comes
+    /// after the protocols were installed.
     pub(super) fn run_at_notify(&self) {
         let buffer = self.buffer;
         match Client::of(*self.mm).zip(self.tpl) {
@@ -67,7 +67,7 @@ impl Bridge {
     }
 }
 
-/// Copies of what a call moves.
+/// Copies of a call's request and response.
 #[derive(Default)]
 struct Scratch {
     request: Vec<u8>,
@@ -75,14 +75,14 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Makes room for a request and a response of this length each. Between calls, when they hold
-    /// nothing.
+    /// Makes room for a request and a response of this length each. Called between calls, when both
+    /// are empty.
     fn make_room(&mut self, longest: usize) -> Result<(), TryReserveError> {
         self.request.try_reserve_exact(longest)?;
         self.response.try_reserve_exact(longest)
     }
 
-    /// Leaves no byte of a message behind.
+    /// Wipes the bytes of both messages.
     fn wipe(&mut self) {
         for memory in [&mut self.request, &mut self.response] {
             memory.fill(0);
@@ -127,12 +127,13 @@ fn answer(bridge: &Bridge, given: &Given<'_>) -> Result<Reply, Refused> {
     reply
 }
 
-/// What C gets for this status.
+/// The status that a driver in C gets.
 fn to_c(status: Status) -> EfiStatus {
     EfiStatus::from_native(efi::Status::from(EfiError::from(status)).as_usize())
 }
 
-/// The reply to a call that did not come as far as the communicator, which logs what fails there.
+/// Logs a call that failed before it reached the communicator, which logs its own failures, and
+/// replies to it.
 fn failed(bridge: &Bridge, status: Status) -> Reply {
     log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
     Reply::status(to_c(status))
@@ -148,7 +149,8 @@ fn send(bridge: &Bridge, given: &Given<'_>, scratch: &mut Scratch) -> Result<Rep
         (Ok(v1), Ok(v3)) => Longest { v1, v3 },
         (Err(status), _) | (_, Err(status)) => return Ok(failed(bridge, status)),
     };
-    // Now, if the comm buffer has grown: for a later call there may be no allocator any more.
+    // If the comm buffer has grown, make room now: a later call may come when memory cannot be
+    // allocated.
     if let Err(error) = scratch.make_room(longest.v1) {
         log::warn!(
             target: "mm_comm",
@@ -208,7 +210,7 @@ pub(super) mod tests {
     use core::cell::Cell;
     use mm_comm::SharedRegion;
 
-    /// Sends no response, through a comm buffer whose size changes.
+    /// Responds to nothing; the size of its comm buffer changes.
     pub(in super::super) struct Growing {
         pub(in super::super) longest: Rc<Cell<usize>>,
         pub(in super::super) client: Rc<Client>,

@@ -6,8 +6,8 @@ use patina::BinaryGuid;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{ProtocolError, ProtocolPtr, ProtocolServices};
 
-/// Installs protocols 1 and 2, and protocol 3 if that is wanted, on one handle, or none. `driver`
-/// serves them.
+/// Installs protocols 1 and 2, and on request protocol 3, on one handle; if one fails, none.
+/// `driver` serves them.
 pub(super) fn install<D: Driver>(
     protocols: &Service<dyn ProtocolServices>,
     driver: D,
@@ -39,7 +39,7 @@ pub(super) fn install<D: Driver>(
                 return Err(error);
             }
             (Err(error), None) => {
-                // SAFETY: it came from `Box::into_raw`, and nothing has got one of its addresses.
+                // SAFETY: it came from `Box::into_raw`, and no other code has one of its addresses.
                 drop(unsafe { Box::from_raw(block) });
                 return Err(error);
             }
@@ -61,7 +61,7 @@ mod tests {
     use patina::component::service::uefi_services::protocol::{Handle, MockProtocolServices};
     use patina::standard::efi;
 
-    /// Serves nothing, and is counted.
+    /// A driver that serves nothing and is counted.
     struct Counted(#[expect(dead_code, reason = "only counts")] Rc<()>);
 
     impl Driver for Counted {
@@ -99,8 +99,8 @@ mod tests {
             let driver = Counted(Rc::clone(&count));
             let installed = install(&Service::mock(protocols), driver, wanted == 3);
             assert_eq!(installed.is_ok(), failing == wanted);
-            // A caller that located an interface which was taken back may still call it. One that
-            // was refused is freed.
+            // An interface that was installed and uninstalled may still be called, so its block
+            // stays. A refused one is freed.
             assert_eq!(Rc::strong_count(&count), 1 + usize::from(failing > 0));
         }
     }
