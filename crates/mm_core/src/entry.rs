@@ -41,7 +41,7 @@ pub enum Refusal {
     /// The header cannot be read.
     #[error("client: {0}")]
     Header(#[from] HeaderError),
-    /// The header claims more than there is.
+    /// The header claims more bytes than the region has.
     #[error("client: the request claims {claimed} bytes, header included; the comm buffer has {region}")]
     TooLarge {
         /// What the header claims.
@@ -54,15 +54,15 @@ pub enum Refusal {
     Inaccessible {
         /// Where the access started.
         address: u64,
-        /// How many bytes it was to move.
+        /// Number of bytes of the access.
         len: usize,
     },
 }
 
-/// What one comm buffer held, and what became of it.
+/// What one comm buffer held, and how the request ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
-    /// It holds no request.
+    /// It does not hold a request.
     #[default]
     NoRequest,
     /// Its request got no response.
@@ -82,7 +82,7 @@ pub enum Outcome {
         request_len: usize,
         /// Bytes of the response's message.
         response_len: usize,
-        /// `EFI_SUCCESS`, or with what the last handler failed. [`Outcome::response`] is what the
+        /// `EFI_SUCCESS`, or the error of the last handler. [`Outcome::response`] is what the
         /// client got.
         status: EfiStatus,
     },
@@ -129,7 +129,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What one MMI led to.
+/// The results of one MMI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Visit {
     outcomes: [Outcome; MAX_BUFFERS],
@@ -258,7 +258,8 @@ fn write_length(memory: &mut dyn SystemMemory, start: u64, header: &Header, len:
     match header.format() {
         HeaderFormat::V1 => field(LENGTH_OFFSET, len),
         HeaderFormat::V3 => {
-            // BufferSize is the client's, but it has to grow for a response that is longer.
+            // MM leaves the client's BufferSize alone, unless the response is longer than it
+            // allows.
             if len > header.message_len() {
                 let header_len = header.format().header_len() as u64;
                 field(LENGTH_OFFSET, header_len.saturating_add(len))?;
@@ -479,7 +480,7 @@ mod tests {
                 let mut expected = before.bytes;
                 expected[header_len..header_len + response.len()].copy_from_slice(response);
                 assert_eq!(memory.bytes[..0x600], expected[..0x600]);
-                // The response, the mailbox's result, and at last IsCommBufferValid.
+                // The response, the mailbox's result, and last IsCommBufferValid.
                 let mut writes = vec![(header_len, response.len()), (0x608, 16), (0x600, 1)];
                 writes.retain(|(_, len)| *len > 0);
                 assert_eq!(memory.writes, writes);
@@ -596,7 +597,7 @@ mod tests {
 
     #[test]
     fn without_mailbox_the_header_has_the_responses_length() {
-        // The field, and what it is after a response of six bytes; of a v3 header also BufferSize.
+        // The field, and its value after a response of six bytes; for a v3 header also BufferSize.
         let cases: [(_, &[u8], _); 3] = [
             (HeaderFormat::V1, b"1234", [(16, 6_u64), (16, 6)]),
             (HeaderFormat::V3, b"1234", [(16, 62), (48, 6)]),
@@ -654,7 +655,7 @@ mod tests {
         assert_eq!(outcome, Outcome::Refused(inaccessible));
     }
 
-    /// Memory whose owner rewrites what MM has read as soon as it has read it.
+    /// Memory whose owner rewrites bytes as soon as MM has read them.
     struct Racing(RefCell<Memory>);
 
     impl SystemMemory for Racing {

@@ -1,4 +1,4 @@
-//! Handlers that platforms have in common, without an allocator.
+//! Handlers that most platforms have, without an allocator.
 //!
 //! | handler | GUID | response |
 //! |---|---|---|
@@ -45,7 +45,8 @@ mod tests {
         assert_eq!(ask(&mut Echo, &[], 0), (Ok(()), vec![]));
     }
 
-    /// Messages whose first fields often make sense, so that what comes after them is reached too.
+    /// Messages whose first fields often make sense, so that tests also reach the code for later
+    /// fields.
     fn message() -> impl Strategy<Value = Vec<u8>> {
         let size = prop_oneof![0..80u64, Just(u64::MAX), Just(u64::MAX - 35), any::<u64>()];
         let fields = (1..5u64, 0..3u8, size.clone(), size, 0..256u32);

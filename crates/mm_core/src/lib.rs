@@ -57,8 +57,7 @@ pub use mm_wire::AddressRange;
 pub use request::{Handler, NoRoom, Registration, Request, RootHandler};
 pub use setup::{CommBuffer, MAX_BUFFERS, SetupError};
 
-/// Memory outside MM, as MM reaches it: physical addresses, no mapping of its own. Never asked for
-/// zero bytes.
+/// Memory outside MM, as MM reaches it: by physical address. Never asked for zero bytes.
 pub trait SystemMemory {
     /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if not all of them
     /// are accessible.
@@ -67,7 +66,7 @@ pub trait SystemMemory {
     fn write(&mut self, address: u64, bytes: &[u8]) -> bool;
 }
 
-/// What the software that raised the MMI wrote to the ports, as MM reads it on entry.
+/// The values that the software which raised the MMI wrote to the ports, as MM reads them on entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mmi {
     /// The command port (APM_CNT).

@@ -1,4 +1,4 @@
-//! A request in MMRAM, and what handles it.
+//! A request in MMRAM, and the handlers that serve it.
 
 use crate::Mmi;
 use mm_wire::{EfiStatus, Guid};
@@ -8,12 +8,12 @@ use thiserror::Error;
 ///
 /// Closures of the same signature are handlers.
 pub trait Handler {
-    /// Reads the request's message and leaves the response in its place.
+    /// Reads the request's message and replaces it with the response.
     ///
     /// # Errors
     ///
     /// A failed handler's status stays in MM: the client gets `EFI_NOT_FOUND`, and the message as
-    /// the handler left it. A handler that wants to say more puts its status into the message and
+    /// the handler left it. A handler that reports more puts its status into the message and
     /// returns `Ok`.
     fn handle(&mut self, request: &mut Request<'_>) -> Result<(), EfiStatus>;
 }
@@ -31,7 +31,7 @@ pub type Registration<'h> = (Guid, &'h mut dyn Handler);
 ///
 /// Closures of the same signature are root handlers.
 pub trait RootHandler {
-    /// Looks at what raised the MMI and does what there is to do.
+    /// Checks what raised the MMI, and serves it.
     fn handle(&mut self, mmi: Mmi);
 }
 
@@ -60,7 +60,7 @@ pub struct Request<'a> {
     mmi: Mmi,
     memory: &'a mut [u8],
     len: usize,
-    /// The longest that the message ever was: what has to be wiped.
+    /// The largest length that the message ever had: so many bytes must be wiped.
     used: usize,
 }
 
@@ -68,8 +68,8 @@ impl<'a> Request<'a> {
     /// Makes a request of the message in the first `len` bytes of `memory`; the rest is room for a
     /// longer response.
     ///
-    /// [`crate::MmCore`] does it for requests in comm buffers. For other transports, and to test a
-    /// handler.
+    /// [`crate::MmCore`] does this for requests in comm buffers. Call it for other transports, and
+    /// to test a handler.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl<'a> Request<'a> {
         Ok(())
     }
 
-    /// Puts `response` in the message's place.
+    /// Replaces the message with `response`.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Comm buffers as they are described to MM, and which of them it refuses.
+//! The comm buffers that are described to MM, and the checks that refuse some.
 //!
 //! A description may be wrong: a "buffer" in MMRAM would make MM overwrite itself.
 
@@ -44,7 +44,7 @@ impl fmt::Display for Purpose {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// No MMRAM was named, with which the buffers could be compared.
+    /// No MMRAM was named, so the buffers cannot be compared with it.
     #[error("platform: no MMRAM range was named")]
     NoMmram,
     /// More buffers than a [`crate::Visit`] has outcomes.
@@ -99,12 +99,12 @@ pub enum SetupError {
     },
 }
 
-/// Checks all that [`crate::MmCore::new`] promises, for buffers that are to be served later.
-/// `scratch_len` is the length of its `scratch` in bytes.
+/// Makes all checks of [`crate::MmCore::new`], for buffers that will be served later. `scratch_len`
+/// is the length of its `scratch` in bytes.
 ///
 /// # Errors
 ///
-/// As [`crate::MmCore::new`].
+/// Those of [`crate::MmCore::new`].
 pub fn check(mmram: &[AddressRange], buffers: &[CommBuffer], scratch_len: usize) -> Result<(), SetupError> {
     if mmram.is_empty() {
         return Err(SetupError::NoMmram);

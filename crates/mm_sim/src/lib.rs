@@ -1,7 +1,7 @@
 //! A simulated machine that takes Management Mode interrupts (MMIs).
 //!
-//! It sees only what hardware sees: I/O ports, RAM, MMRAM. In MM runs a real MM core, or a closure
-//! that sends the wrong responses that a test wants.
+//! It models only hardware: I/O ports, RAM, MMRAM. A real MM core runs in MM, or a closure that
+//! sends the wrong responses that a test wants.
 //!
 //! | part | what is modelled |
 //! |---|---|

@@ -35,12 +35,12 @@ pub struct Config {
     pub data_port: u16,
     /// The ACPI base in I/O space; SMI_EN is the 32-bit port at +0x30.
     pub pm_base: u16,
-    /// Where SMI_EN can be reached as memory, too.
+    /// The address at which SMI_EN is also memory-mapped.
     pub smi_enable_mmio: Option<usize>,
     /// SMI_EN at reset.
     pub smi_enable: u32,
-    /// How many pauses it takes until a pending SMI is taken; 0 is a machine that takes it with the
-    /// `out`.
+    /// How many pauses it takes until a pending SMI is taken; 0 is a machine that takes it during
+    /// the `out`.
     pub latency: u32,
     /// The addresses of MMRAM.
     pub mmram: AddressRange,
@@ -82,14 +82,14 @@ pub struct Machine(Rc<Hardware>);
 struct Hardware {
     config: Config,
     memory: Memory,
-    /// Absent while it runs.
+    /// `None` while MM runs.
     mm: RefCell<Option<MmSide>>,
     in_mm: Cell<bool>,
     command: Cell<u8>,
     data: Cell<u8>,
     smi_enable: Cell<u32>,
     smi_enable_locked: Cell<u32>,
-    /// What was last written to `PCI_ADDRESS`.
+    /// The last value that was written to `PCI_ADDRESS`.
     pci_address: Cell<u32>,
     /// Pauses until an SMI is taken, from now on.
     latency: Cell<u32>,
@@ -121,8 +121,8 @@ impl Machine {
         }))
     }
 
-    /// Makes a machine with a comm buffer for each number of pages, each with a mailbox on a page
-    /// of its own, and with [`StandardMm`] in its closed MMRAM.
+    /// Makes a machine with a comm buffer for each number of pages, each with a mailbox on a
+    /// separate page, and with [`StandardMm`] in its closed MMRAM.
     ///
     /// # Errors
     ///
@@ -145,7 +145,7 @@ impl Machine {
         Ok((machine, buffers))
     }
 
-    /// Installs what runs on each SMI, in the place of what was there.
+    /// Replaces the code that runs on each SMI.
     pub fn install_mm(&self, mm: impl FnMut(&mut dyn SystemMemory, Mmi) + 'static) {
         *self.0.mm.borrow_mut() = Some(Box::new(mm));
     }
@@ -159,13 +159,14 @@ impl Machine {
         self.0.memory.allocate(pages)
     }
 
-    /// Adds RAM at a physical address, which MM and bus masters reach through `bytes`. A test so
-    /// maps memory elsewhere for the code under test, and takes that mapping away again.
+    /// Adds RAM at a physical address, which MM and bus masters reach through `bytes`. With this a
+    /// test can map memory at another address for the code under test, and remove that mapping
+    /// again.
     pub fn add_ram(&self, start: u64, bytes: SharedRegion) {
         self.0.memory.add(start, bytes);
     }
 
-    /// Allocates a comm buffer and, on request, a mailbox on a page of its own.
+    /// Allocates a comm buffer and, on request, a mailbox on a separate page.
     ///
     /// # Errors
     ///
@@ -287,8 +288,8 @@ impl Hardware {
         self.smi_enable.update(|old| (old & locked) | (value & !locked));
     }
 
-    /// The LPC bridge, 0:1F.0, is all that there is on the PCI bus: PMBASE @0x40 and ACPI_CNTL
-    /// @0x44, as firmware leaves them.
+    /// The LPC bridge, 0:1F.0, is the only device on the PCI bus: PMBASE @0x40 and ACPI_CNTL @0x44,
+    /// as firmware leaves them.
     fn read_pci(&self) -> u32 {
         match self.pci_address.get() {
             0x8000_f840 => u32::from(self.config.pm_base) | 1,
@@ -325,7 +326,7 @@ impl Hardware {
         let mm = self.mm.borrow_mut().take();
         if let Some(mut mm) = mm {
             mm(&mut MmView(&self.memory), mmi);
-            // Unless it installed its own successor.
+            // Unless MM installed other code meanwhile.
             self.mm.borrow_mut().get_or_insert(mm);
         }
         self.in_mm.set(false);

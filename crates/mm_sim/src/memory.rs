@@ -10,7 +10,7 @@ use mm_wire::mailbox::MAILBOX_LEN;
 use mm_wire::{AddressRange, PAGE_LEN};
 use std::cell::{Cell, RefCell};
 
-/// What a read without a device returns.
+/// The value of a read that no device answers.
 const NOTHING_THERE: u8 = 0xff;
 
 #[derive(Clone)]
@@ -22,7 +22,7 @@ struct Page([u8; PAGE_LEN]);
 struct Ram {
     /// Its physical address.
     start: u64,
-    /// Where this process reaches it. The same address, unless a test mapped the memory twice.
+    /// The memory in this process. It has the same address, unless a test mapped it twice.
     bytes: SharedRegion,
 }
 
@@ -125,7 +125,7 @@ impl Memory {
         place.map(access).is_some()
     }
 
-    /// What a processor that is not in MM reads.
+    /// Reads like a processor that is not in MM.
     pub(crate) fn read_outside(&self, address: u64, out: &mut [u8]) {
         for (at, byte) in addresses_from(address).zip(out) {
             *byte = NOTHING_THERE;
@@ -141,7 +141,7 @@ impl Memory {
         }
     }
 
-    /// What a processor that is not in MM writes.
+    /// Writes like a processor that is not in MM.
     pub(crate) fn write_outside(&self, address: u64, bytes: &[u8]) {
         for (at, byte) in addresses_from(address).zip(bytes) {
             let Some(range) = AddressRange::new(at, 1) else {

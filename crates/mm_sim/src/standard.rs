@@ -5,7 +5,7 @@ use mm_core::{CommBuffer, Handler, MmCore, Mmi, Registration, RootHandler, Setup
 use mm_wire::message::{supervisor, variable};
 use mm_wire::{AddressRange, Guid};
 
-/// What the standard machine's supervisor returns about itself.
+/// The version that the standard machine's supervisor returns.
 pub const SUPERVISOR: Supervisor = Supervisor {
     version: 0x0001_0002,
     patch_level: 0x0003_0004,
@@ -49,14 +49,14 @@ impl StandardMm {
         })
     }
 
-    /// Adds a handler behind those that are there.
+    /// Adds a handler behind the existing ones.
     #[must_use]
     pub fn with_handler(mut self, recipient: Guid, handler: impl Handler + 'static) -> Self {
         self.handlers.push((recipient, Box::new(handler)));
         self
     }
 
-    /// Adds a root handler behind those that are there.
+    /// Adds a root handler behind the existing ones.
     #[must_use]
     pub fn with_root_handler(mut self, handler: impl RootHandler + 'static) -> Self {
         self.root_handlers.push(Box::new(handler));

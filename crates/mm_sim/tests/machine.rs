@@ -76,14 +76,14 @@ fn mmi_between_response_and_wipe_does_not_serve_a_request_twice() {
             let staged = channel.begin(format, OTHER, b"one").unwrap();
             mmi();
             let mut response = staged.finish().unwrap();
-            // Another driver raises an MMI for a purpose of its own.
+            // Another driver raises an MMI for its own purpose.
             mmi();
             let mut bytes = [0; 16];
             assert_eq!(response.read(&mut bytes), b"appended");
             mmi();
             drop(response);
             mmi();
-            // A request that is given up is not served later on.
+            // A request that was given up is not served later.
             drop(channel.begin(format, OTHER, b"given up").unwrap());
             mmi();
             assert_eq!(*log.borrow(), [b"one"], "{format:?}, mailbox: {with_mailbox}");
@@ -276,7 +276,7 @@ fn latency_counts_pauses() {
         assert_eq!(mmis.borrow().len(), 1);
     }
 
-    // A second write does not put off the SMI that is pending.
+    // A second write does not delay the pending SMI.
     let (machine, mmis) = recording(Config {
         latency: 2,
         ..Config::default()

@@ -4,7 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use patina::component::service::IntoService;
 use patina::component::service::perf_timer::ArchTimerFunctionality;
 
-/// A clock of one MHz that moves by a microsecond each time it is read, so that waits end and runs are alike.
+/// A clock of one MHz that moves by a microsecond each time it is read, so that waits end and every
+/// run is the same.
 #[derive(Debug, Default, IntoService)]
 #[service(dyn ArchTimerFunctionality)]
 pub struct HostClock(AtomicU64);

@@ -14,14 +14,14 @@ pub struct Dispatcher {
     outcome: Outcome,
 }
 
-/// What became of the components.
+/// What happened to the components.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Those that ran and succeeded.
+    /// Components that ran and succeeded.
     pub succeeded: Vec<Cow<'static, str>>,
-    /// Those that ran and returned an error.
+    /// Components that ran and returned an error.
     pub failed: Vec<(Cow<'static, str>, EfiError)>,
-    /// Those that never ran, and which parameter was missing at the last attempt.
+    /// Components that never ran, and the parameter that was missing at the last attempt.
     pub not_run: Vec<(Cow<'static, str>, Cow<'static, str>)>,
 }
 

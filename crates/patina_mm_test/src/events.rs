@@ -24,7 +24,7 @@ struct Registered {
     event: Event,
     group: Option<BinaryGuid>,
     tpl: Tpl,
-    /// Absent while it runs.
+    /// `None` while it runs.
     callback: Option<EventNotifyCallback>,
 }
 
@@ -68,7 +68,7 @@ impl HostEvents {
     }
 }
 
-/// Calls back with nothing borrowed: the callee may create and close events.
+/// Nothing is borrowed during the callback: it may create and close events.
 fn call_back(events: &RefCell<Vec<Registered>>, event: Event) {
     let taken = with(events, event, |registered| registered.callback.take()).flatten();
     if let Some(mut callback) = taken {
@@ -119,7 +119,7 @@ impl EventServices for HostEvents {
             .filter(|registered| registered.group == Some(group))
             .map(|registered| registered.event)
             .collect();
-        // One that another member closed meanwhile is not called.
+        // An event that another member closed meanwhile is not called.
         for event in members {
             let _ = self.call(event);
         }
@@ -127,7 +127,7 @@ impl EventServices for HostEvents {
     }
 
     fn check_event(&self, _: Event) -> Result<bool, EventError> {
-        // Nothing waits here: what is signalled is called.
+        // No event can wait here: it is called when it is signalled.
         Err(EventError::InvalidParameter)
     }
 
@@ -142,7 +142,7 @@ impl EventServices for HostEvents {
     }
 }
 
-/// Registers events that an observer has as well.
+/// Registers events that an observer also uses.
 pub struct SharedEvents(pub &'static dyn EventServices);
 
 impl IntoService for SharedEvents {
@@ -193,7 +193,7 @@ mod tests {
         events.signal_event(plain).unwrap();
         events.signal_event(waited).unwrap();
         assert_eq!(calls.get(), 2);
-        // Nothing waits here.
+        // No event can wait here.
         assert_eq!(events.check_event(waited), Err(EventError::InvalidParameter));
         events.close_event(plain).unwrap();
         assert_eq!(events.close_event(plain), Err(EventError::InvalidParameter));

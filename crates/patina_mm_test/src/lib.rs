@@ -1,8 +1,9 @@
 //! Tests components that talk to Management Mode (MM).
 //!
-//! [`Machine`] is a simulated machine: the real `SwMmiManager` and `MmCommunicator` of `patina_mm`, dispatched beside the
-//! component under test, RAM, ports and SMIs of `mm_sim`, and the MM core of `mm_core` with handlers that the test writes as
-//! closures. Nothing is mocked but MM's handlers, so that lengths, headers, mailboxes and errors are those of a boot.
+//! [`Machine`] is a simulated machine: the real `SwMmiManager` and `MmCommunicator` of `patina_mm`,
+//! dispatched beside the component under test, RAM, ports and SMIs of `mm_sim`, and the MM core of
+//! `mm_core` with handlers that the test writes as closures. Only MM's handlers are mocked, so
+//! lengths, headers, mailboxes and errors are those of a real boot.
 //!
 //! ```
 //! use patina::component::{component, service::Service};
@@ -50,7 +51,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "sim"))]
 extern crate std;
 
-/// The README's example, which is compiled and run as this crate's are.
+/// The README's example, which is compiled and run like this crate's examples.
 #[cfg(all(doctest, feature = "sim"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -45,7 +45,7 @@ const BUFFER_PAGES: usize = 4;
 const BUFFERS: [u8; 2] = [0, 1];
 /// Bytes of a message that the transcript shows.
 const SHOWN: usize = 64;
-/// What [`Machine::while_busy`] sends to.
+/// The recipient of [`Machine::while_busy`].
 const BUSY: BinaryGuid = BinaryGuid::from_string("a0a4f7f6-6c5d-4a38-8a5d-95a6b1c1e0b7");
 
 /// What goes wrong with one request.
@@ -56,19 +56,19 @@ pub enum Fault {
     NoHandler,
     /// MM never looks at it, and the component waits until its timeout: `Status::NotProcessed`.
     NotTaken,
-    /// MM takes it only after the component has looked at the mailbox so often. Up to the platform's limit
+    /// MM takes it only after the component has polled the mailbox this often. Up to the timeout
     /// (`MmCommunicationOptions::completion_polls`) that is not an error.
     Late {
         /// How often.
         pauses: u32,
     },
-    /// The response ends after so many bytes.
+    /// The response ends after this many bytes.
     Cut {
         /// How many.
         len: usize,
     },
-    /// MM claims to have returned so many bytes, communicate header included: `Status::ResponseBelowHeader` or
-    /// `Status::ResponseBeyondBuffer`, if that cannot be.
+    /// MM claims to have returned this many bytes, communicate header included:
+    /// `Status::ResponseBelowHeader` or `Status::ResponseBeyondBuffer`, if that is impossible.
     Claims {
         /// How many.
         bytes: u64,
@@ -77,7 +77,7 @@ pub enum Fault {
     Returned(EfiError),
 }
 
-/// A request that reached MM, and what became of it.
+/// A request that reached MM, and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// The comm buffer.
@@ -92,9 +92,10 @@ pub struct Exchange {
 
 /// A simulated machine: see the [crate's documentation](crate).
 ///
-/// It has comm buffers 0 and 1 with a status mailbox each, SMIs that are on, the services `MmCommunication`, `SwMmiTrigger`,
-/// `ProtocolServices`, `EventServices`, `TplServices` and `ArchTimerFunctionality`, and no handlers but those that are added. If a test panics, it
-/// prints its [`Self::transcript`].
+/// It has comm buffers 0 and 1 with a status mailbox each, SMIs that are on, the services
+/// `MmCommunication`, `SwMmiTrigger`, `ProtocolServices`, `EventServices`, `TplServices` and
+/// `ArchTimerFunctionality`, and only the handlers that the test adds. If a test panics, it prints
+/// its [`Self::transcript`].
 pub struct Machine {
     inner: Rc<Inner>,
     /// Whether this is the test's own handle, which prints the transcript.
@@ -118,7 +119,7 @@ struct MmSide {
     core: RefCell<MmCore<'static>>,
     handlers: RefCell<Vec<(Guid, Box<dyn Handler>)>>,
     faults: RefCell<VecDeque<Fault>>,
-    /// The fault of the call that is under way.
+    /// The fault of the current call.
     current: Cell<Option<Fault>>,
     exchanges: RefCell<Vec<Exchange>>,
     transcript: RefCell<Vec<String>>,
@@ -183,7 +184,7 @@ impl Machine {
         mm.after_calls(Rc::new(move || {
             ended.current.set(None);
             if timing.is_smi_pending() {
-                // So late that the request was withdrawn.
+                // MM was so late that the request was withdrawn.
                 ended
                     .faults
                     .borrow_mut()
@@ -221,7 +222,7 @@ impl Machine {
     pub fn handler(self, recipient: BinaryGuid, mut handler: impl FnMut(&[u8]) -> Reply + 'static) -> Self {
         self.mm_handler(recipient, move |request: &mut Request<'_>| {
             let response = handler(request.message()).map_err(to_status)?;
-            // A response without room is one that the handler could not send.
+            // If the response does not fit, the handler could not send it.
             request
                 .respond(&response)
                 .map_err(|_no_room| EfiStatus::BUFFER_TOO_SMALL)
@@ -431,7 +432,7 @@ impl Drop for Machine {
     }
 }
 
-/// Takes an SMI that is still pending: no caller waits for one that is not for a message.
+/// Takes an SMI that is still pending: no caller waits for an SMI without a message.
 fn settle(hardware: &mm_sim::Machine) {
     hardware.set_latency(0);
     hardware.pause();
@@ -511,7 +512,7 @@ impl MmSide {
             ));
             return;
         }
-        // A call has one fault, however many MMIs it raises. The machine's own has none.
+        // A call has one fault, however many MMIs it raises. The machine's own calls have none.
         let is_held = pending
             .iter()
             .all(|(.., (header, _))| header.recipient().to_bytes() == *BUSY.as_bytes());
@@ -595,7 +596,7 @@ fn staged(buffer: CommBuffer, memory: &mut dyn SystemMemory) -> Option<(Header, 
     Some((header, message.get(..len)?.to_vec()))
 }
 
-/// Changes the response as the fault says.
+/// Changes the response to what the fault asks for.
 fn spoil(buffer: CommBuffer, header: Header, fault: Option<Fault>, memory: &mut dyn SystemMemory) {
     let (Some(image), Some(address)) = (mailbox(buffer, memory), buffer.mailbox) else {
         return;
@@ -610,11 +611,11 @@ fn spoil(buffer: CommBuffer, header: Header, fault: Option<Fault>, memory: &mut 
         Some(Fault::Returned(error)) => MailboxImage::answered(to_status(error), size),
         _ => return,
     };
-    // It was read just now.
+    // The memory was read just now, so the write succeeds.
     let _ = memory.write(address, spoiled.as_bytes());
 }
 
-/// What the client finds.
+/// The response or status that the client finds.
 fn answered(
     buffer: CommBuffer,
     header: Header,

@@ -11,8 +11,8 @@ use patina::component::service::uefi_services::protocol::{
     Tpl,
 };
 
-/// Interfaces by handle and GUID; installing one calls the callbacks that wait for it. Nothing opens by driver here, so that usage is
-/// not tracked.
+/// Interfaces by handle and GUID; installing one calls the callbacks that wait for it. Protocols
+/// are never opened `BY_DRIVER` here, so usage is not tracked.
 #[derive(Default)]
 pub struct HostProtocols {
     database: RefCell<Database>,
@@ -22,7 +22,7 @@ pub struct HostProtocols {
 struct Database {
     /// Handles and registrations are numbers that were never used before.
     numbers: usize,
-    /// No pointer: a marker.
+    /// A marker does not have a pointer.
     interfaces: Vec<(Handle, BinaryGuid, Option<ProtocolPtr>)>,
     waiting: Vec<(NotifyRegistration, BinaryGuid, Option<NotifyCallback>)>,
 }
@@ -77,7 +77,7 @@ impl HostProtocols {
         Ok(handle)
     }
 
-    /// Calls back with nothing borrowed: the callee may use the database.
+    /// Nothing is borrowed during the callback: it may use the database.
     fn notify(&self, registration: NotifyRegistration, handle: Handle) {
         let callback = |database: &mut Database| {
             database
@@ -198,7 +198,7 @@ impl ProtocolServices for HostProtocols {
         let registration = NotifyRegistration::from_raw(event, event, context);
         database.waiting.push((registration, protocol, Some(callback)));
         drop(database);
-        // As a DXE core does: what is installed already is reported, too.
+        // Like a DXE core, this reports interfaces that are installed already, too.
         let present = self.locate_handles(protocol).unwrap_or_default();
         present
             .into_iter()

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use mm_comm::Ports;
 
-/// Records byte writes, runs code before the next one, and acts like a chipset that locked a register. Clones share one record.
+/// Records byte writes, runs code before the next one, and can ignore writes to a register, like a
+/// chipset with SMI_LOCK. Clones share one record.
 #[derive(Clone)]
 pub struct Tap(Rc<Inner>);
 
@@ -35,8 +36,8 @@ impl Tap {
         self.0.writes.borrow().clone()
     }
 
-    /// Runs `code` once, before the next byte reaches its port: in the middle of a call, the request announced, MM not yet
-    /// entered.
+    /// Runs `code` once, before the next byte reaches its port: in the middle of a call, when the
+    /// request is announced and MM was not entered yet.
     pub fn before_next_write(&self, code: Box<dyn FnOnce()>) {
         self.0.before_write.set(Some(code));
     }

@@ -47,7 +47,7 @@ impl HostTpl {
             let level = self.level.get();
             let next = {
                 let mut waiting = self.waiting.borrow_mut();
-                // The highest one first, of several the oldest.
+                // The one with the highest level first; among equals, the oldest.
                 let above = waiting
                     .iter()
                     .enumerate()
@@ -89,7 +89,7 @@ impl TplServices for HostTpl {
     }
 }
 
-/// Registers a level that an observer has as well.
+/// Registers a level that an observer also uses.
 #[derive(IntoService)]
 #[service(dyn TplServices)]
 pub struct SharedTpl(pub Rc<HostTpl>);

@@ -17,7 +17,7 @@ use patina_mm_test::{Fault, Machine};
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// The handler that knows the TPM.
+/// The handler for the TPM.
 const TPM: BinaryGuid = BinaryGuid::from_string("5f1c1d0e-33a5-4f7e-9d1b-6b0c2f2a7f10");
 
 /// Asks MM to lock the TPM.
@@ -163,7 +163,7 @@ fn a_call_can_be_interrupted() {
         .iter()
         .map(|exchange| exchange.buffer)
         .collect();
-    // The MMI of the inner call has MM serve both requests.
+    // At the MMI of the inner call MM serves both requests.
     assert_eq!(buffers, [0, 1]);
 }
 
@@ -277,7 +277,7 @@ impl Numbered for Number {
     }
 }
 
-/// Wants the service of the test.
+/// A component that needs the test's service.
 struct WantsNumber;
 
 #[component]

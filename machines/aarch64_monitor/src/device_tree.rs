@@ -1,4 +1,4 @@
-//! What a UEFI above the monitor has to be told: which RAM is left, and that PSCI is called by `smc`.
+//! Tells a UEFI above the monitor which RAM is left, and that PSCI is called by `smc`.
 //!
 //! QEMU describes the machine in a flattened device tree (Devicetree specification 0.4, chapter 5)
 //! for a firmware that owns all of it. Changed are `/memory`, which ends where UEFI's own image
@@ -97,7 +97,7 @@ mod tests {
         DeviceTreeNode::builder(name).unwrap()
     }
 
-    /// A tree with what QEMU's has and is changed.
+    /// A tree with the nodes of QEMU's tree that are changed.
     fn qemu_like() -> DeviceTree {
         let mut tree = DeviceTree::new();
         tree.memory_reservations = vec![MemoryReservation::new(0x4010_0000, 0x1000)];
@@ -115,8 +115,8 @@ mod tests {
         tree
     }
 
-    /// Memory at an address of its own, with a tree at its start and bytes of 0xEE behind. `spare`
-    /// is what `totalsize` leaves for the tree to grow.
+    /// Memory with a tree at its start and bytes of 0xEE behind. `spare` is what `totalsize` leaves
+    /// for the tree to grow.
     fn ram(tree: &DeviceTree, spare: usize) -> SharedRegion {
         let mut bytes = tree.to_dtb();
         bytes.resize(bytes.len() + spare, 0);

@@ -1,7 +1,7 @@
 //! From reset to the non-secure world, and from its calls back. An unsafe island (`docs/unsafe.md`).
 //!
 //! The target has no floating point registers: those of the non-secure world stay as they are while
-//! the monitor runs, unless it is to change them.
+//! the monitor runs, unless it has to change them.
 
 use crate::stage2;
 use aarch64_monitor::layout::{DEVICE_TREE, MODE_WORD, PAYLOAD, RAM, SECURE_RAM, SHARED};
@@ -35,7 +35,8 @@ const SCRATCH_LEN: usize = 0x8_0000;
 const VARIABLES_LEN: usize = 0x1_0000;
 const MAX_VARIABLE_LEN: usize = 0x2000;
 
-/// What QEMU reserves for its device tree (`FDT_MAX_SIZE`), and memory to change it in.
+/// The bytes that QEMU reserves for its device tree (`FDT_MAX_SIZE`), and of the memory in which it
+/// is changed.
 const TREE_LEN: usize = 0x10_0000;
 const HEAP_LEN: usize = 0x10_0000;
 
@@ -70,7 +71,8 @@ extern "C" fn monitor_main() -> ! {
         let (heap, tree) = (&raw mut HEAP_MEMORY, &raw mut TREE);
         // SAFETY: a static that is used for nothing else; done once, before anything is allocated.
         unsafe { HEAP.lock().init(heap.cast(), HEAP_LEN) };
-        // SAFETY: as for the scratch memory.
+        // SAFETY: a static, aligned and initialised. This function runs once, and nothing else
+        // names it.
         let tree = unsafe { &mut *tree };
         if let Err(error) = device_tree::prepare(&ram(), DEVICE_TREE, tree) {
             fail(format_args!("the device tree: {error:?}"));
@@ -136,7 +138,7 @@ extern "C" fn lower_el(frame: &mut [u64; 32], world: &mut World<'static>, syndro
 
 type Shown = Option<(u64, Option<(AddressRange, Header)>)>;
 
-/// Says what MM did, in a demo.
+/// Prints what MM did, in a demo.
 fn show(before: Shown, after: Shown) {
     let (Some((before, _)), Some((requests, Some((buffer, header))))) = (before, after) else {
         return;

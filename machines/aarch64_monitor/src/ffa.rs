@@ -1,8 +1,8 @@
 //! FF-A with one secure partition (Arm DEN0077A).
 //!
-//! The partition is what a caller must be ready for: of three requests the first finds it busy, the
-//! second is interrupted, yields once, and finishes when it is resumed again, the third is served
-//! at once. It has several virtual processors, and not the first of them runs.
+//! The partition does everything that a caller must expect: of three requests the first finds it
+//! busy, the second is interrupted, yields once, and finishes when it is resumed again, the third
+//! is served at once. It has several virtual processors, and not the first of them runs.
 //!
 //! [`Kind::StandaloneMm`] is Hafnium, with edk2's StandaloneMm in the partition:
 //!
@@ -77,7 +77,7 @@ const TAKES_REQ2: u64 = 1 << 9;
 
 const PAGE_LEN: u64 = mm_wire::PAGE_LEN as u64;
 
-/// Which half of the interface is there.
+/// Which half of the interface exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// PARTITION_INFO_GET_REGS and the first kind of request.
@@ -88,7 +88,7 @@ pub enum Kind {
     StandaloneMm,
 }
 
-/// A request that the partition was interrupted in.
+/// A request that was interrupted.
 #[derive(Clone, Copy, Debug)]
 struct Interrupted {
     response: u64,
@@ -98,7 +98,7 @@ struct Interrupted {
     resumed: u32,
 }
 
-/// What the partition manager remembers.
+/// The state of the partition manager.
 #[derive(Debug)]
 pub struct Ffa {
     kind: Kind,
@@ -172,7 +172,7 @@ impl Ffa {
             }
             (DIRECT_REQ | DIRECT_REQ2, _) => error(INVALID_PARAMETERS),
             (RUN, _) => self.resume(mm, x1),
-            // The interface is there, this call of it is not.
+            // The interface exists, this call of it does not.
             (PARTITION_INFO_GET_REGS | PARTITION_INFO_GET | RXTX_MAP | RXTX_UNMAP | RX_RELEASE, _) => {
                 error(NOT_SUPPORTED)
             }

@@ -44,7 +44,7 @@ pub enum Interface {
     Ffa,
     /// FF-A 1.2 without PARTITION_INFO_GET_REGS; the partition takes FFA_MSG_SEND_DIRECT_REQ2.
     FfaWithoutRegs,
-    /// No interface is there.
+    /// Neither interface exists.
     NoMm,
     /// There is neither EL3 nor monitor: only the payload, which must not make a call.
     NoEl3,
@@ -52,7 +52,7 @@ pub enum Interface {
     StandaloneMm,
 }
 
-/// What the loader's word says.
+/// The meaning of the loader's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode {
     /// How the secure world presents itself.
@@ -69,7 +69,7 @@ impl Mode {
     /// The bit that asks for the demo.
     pub const DEMO: u32 = 1 << 9;
 
-    /// The word that says this.
+    /// The word with this meaning.
     #[must_use]
     pub const fn word(self) -> u32 {
         let interface = match self.interface {

@@ -1,6 +1,6 @@
 //! An EL3 monitor that runs an MM core in the secure world of QEMU's `virt` machine.
 //!
-//! It is as much of a secure world as a client of MM can see: SPM_MM, or FF-A with one secure
+//! It is the part of a secure world that a client of MM can see: SPM_MM, or FF-A with one secure
 //! partition, and PSCI. It does not trust the non-secure world: a comm buffer lies in the region
 //! that the two worlds share, and is copied before it is looked at. No part of it is for
 //! production: the MM core is not isolated in a partition.

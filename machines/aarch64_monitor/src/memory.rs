@@ -1,9 +1,9 @@
 //! Non-secure memory as the secure world uses it: copied, without references to it, and within bounds.
 //!
 //! The monitor runs with its MMU off, so that its accesses are secure ones. They reach non-secure
-//! RAM since QEMU's `virt` has its RAM in both address spaces. Where a memory controller keeps the
-//! two apart (a TZC-400), a secure world must map such memory as non-secure to see what the other
-//! world wrote.
+//! RAM since QEMU's `virt` has its RAM in both address spaces. If a memory controller keeps the two
+//! apart (a TZC-400), a secure world must map such memory as non-secure to see what the other world
+//! wrote.
 
 use mm_comm::SharedRegion;
 use mm_core::SystemMemory;

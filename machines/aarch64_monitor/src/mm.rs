@@ -8,7 +8,7 @@ use mm_liar::State;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::{AddressRange, EfiStatus, Header, HeaderFormat};
 
-/// Bytes of the comm buffer that there is at first, as the manifest of a partition names one.
+/// Bytes of the first comm buffer, which corresponds to the one in a partition's manifest.
 pub const FIRST_BUFFER_LEN: u64 = 0x1_0000;
 
 /// How many comm buffers there can be.
@@ -28,7 +28,7 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// What SPM_MM says.
+    /// The code of SPM_MM.
     #[must_use]
     pub const fn spm_mm(self) -> i32 {
         match self {
@@ -39,7 +39,7 @@ impl CallError {
         }
     }
 
-    /// What FFA_ERROR says.
+    /// The code of FFA_ERROR.
     #[must_use]
     pub const fn ffa(self) -> i32 {
         match self {
@@ -116,7 +116,7 @@ impl<'a> Mm<'a> {
         self.core.last
     }
 
-    /// Makes memory a comm buffer. Buffer 0 is the first: those that there were are forgotten.
+    /// Makes memory a comm buffer. Buffer 0 is the first: all earlier buffers are forgotten.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a secure monitor call of the non-secure world leads to.
+//! Serves the secure monitor calls of the non-secure world.
 
 use crate::ffa::{Ffa, Kind};
 use crate::layout::{COUNT_REQUESTS, Interface, MODE, Mode, SET_BUFFER};

@@ -1,4 +1,4 @@
-//! A machine with a secure world as a place to run the suite.
+//! A machine with a secure world as a site for the suite.
 
 use aarch64_monitor::Interface;
 use aarch64_monitor::layout::SET_BUFFER;
@@ -63,7 +63,8 @@ impl<C: Conduit + 'static> Site for SmcSite<C> {
         if let Interface::NoMm | Interface::NoEl3 = self.interface {
             return here | Abilities::NO_MM;
         }
-        // What a client installs in a firmware's database would still be there for the next one.
+        // Protocols that a client installs in a firmware's database would still be there for the
+        // next client.
         let protocols = if self.own_protocols {
             Abilities::PRODUCED_PROTOCOLS | Abilities::FIRMWARE_PROTOCOLS | Abilities::VARIABLE_DRIVER
         } else {

@@ -1,5 +1,5 @@
-//! What this machine must show besides the suite: which interface was found, and that the secure
-//! world checks its input.
+//! What this machine tests besides the suite: which interface was found, and that the secure world
+//! checks its input.
 
 mod ffa_drivers;
 mod standalone_mm;
@@ -237,7 +237,7 @@ fn status(result: Result<(), SmcError>) -> EfiStatus {
 
 fn requests_lie_in_buffers<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (connection, buffer) = one_buffer::<C>(shared)?;
-    // TF-A's SPM_MM has a code of its own for the address 0 (`mm_communicate`).
+    // TF-A's SPM_MM has a separate code for the address 0 (`mm_communicate`).
     expect("request at 0", &connection.communicate(0).is_err(), &true)?;
     for address in [
         SECURE_RAM.start(),
@@ -343,8 +343,8 @@ fn floating_point_survives<C: Conduit>(shared: &SharedRegion) -> Result<(), NotO
     Ok(())
 }
 
-/// A request that is in the region when an earlier one goes on may be damaged by that one, so it is
-/// not sent.
+/// A request that is in the region when an earlier one continues may be damaged by it, so it is not
+/// sent.
 fn given_up_requests_end_first<C: Conduit>(shared: &SharedRegion) -> Result<(), NotOk> {
     let (_, buffer) = one_buffer::<C>(shared)?;
     let connection = connect_impatiently::<C>()?;

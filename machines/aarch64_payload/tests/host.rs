@@ -81,7 +81,8 @@ fn run(interface: Interface) -> Result<(), Failed> {
     let (base, len) = (shared.as_ptr(), shared.len());
     let place = Place {
         interface,
-        // SAFETY: as for the first one, of which this is a copy.
+        // SAFETY: a copy of the first region: leaked memory that is reached through such regions
+        // only.
         shared: &move || unsafe { SharedRegion::new(base, len) }.ok(),
         protocols: None,
         vectors: None,

@@ -1,6 +1,6 @@
 //! The application. An unsafe island (`docs/unsafe.md`).
 //!
-//! Each fault is put into the machine, `EFI/BOOT/DOCTOR.EFI` is started, and the fault is taken out again.
+//! For each fault: breaks the machine, starts `EFI/BOOT/DOCTOR.EFI`, and repairs the machine.
 
 extern crate alloc;
 
@@ -98,7 +98,7 @@ fn configuration_table() -> Option<*const c_void> {
 }
 
 fn install(list: *const c_void) -> Result<(), &'static str> {
-    // SAFETY: null takes the table away; else it is the list that was there.
+    // SAFETY: null removes the table; otherwise it is the list that was there.
     unsafe { boot::install_configuration_table(&HOB_LIST, list) }
         .map_err(|_error| "the HOB list cannot be changed")
 }

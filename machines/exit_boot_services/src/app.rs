@@ -36,7 +36,7 @@ const STACK_PAGES: usize = 0x40;
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-/// What boot-services memory is overwritten with.
+/// The value that overwrites boot-services memory.
 const OVERWRITTEN: u64 = 0xcccc_cccc_cccc_cccc;
 
 #[unsafe(export_name = "efi_main")]
@@ -57,20 +57,21 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     cpu::end(false)
 }
 
-/// What is known of the machine, and the report so far. All addresses are physical.
+/// The facts about the machine, and the report so far. All addresses are physical.
 struct Machine {
     system: *mut efi::SystemTable,
     interfaces: [u64; 3],
     buffer: CommBufferPlace,
     requests: Rc<Requests>,
     change: Change,
-    /// A boot services' table, which is gone in the end.
+    /// The boot services' table, which is gone at the end.
     boot_services: u64,
     map: Vec<Region>,
     report: Report<Console>,
 }
 
-/// Does what needs boot services, and plays the first life. Returns the end of a stack for the others.
+/// Does everything that needs boot services, and runs the tests of the first life. Returns the end
+/// of a stack for the others.
 fn prepare(firmware: Firmware) -> Result<(*mut u8, Machine), String> {
     let failed = |what: &'static str| move |status: efi::Status| format!("{what}: {status:?}");
     let heap = firmware.allocate(efi::LOADER_DATA, HEAP_PAGES, None);
@@ -134,9 +135,10 @@ fn prepare(firmware: Firmware) -> Result<(*mut u8, Machine), String> {
     Ok((stack, machine))
 }
 
-/// Leaves boot services, and goes on in [`continue_alone`]. Returns why not.
+/// Leaves boot services, and continues in [`continue_alone`]. Returns only if that fails, with the
+/// reason.
 fn leave(firmware: Firmware, stack: *mut u8, mut machine: Machine) -> String {
-    // What tells the SMIs before from those behind it.
+    // Separates the SMIs before this line from those after it.
     let _ = writeln!(Console, "LEAVING boot services, map {:?}", machine.change);
     // The firmware may change the map while it is called the first time (UEFI 2.11, 7.4.6).
     let mut why = String::new();
@@ -206,9 +208,9 @@ fn exit(firmware: Firmware, key: usize) -> firmware::Result<()> {
 pub(crate) enum Life {
     /// Boot services last.
     Boot,
-    /// They do not, and addresses are as they were.
+    /// Boot services have ended, and addresses are as they were.
     Left,
-    /// They are those of the map.
+    /// Addresses are those of the map.
     Moved,
 }
 
@@ -284,7 +286,8 @@ fn map_runtime(tables: &mut PageTables, region: &Region) {
     tables.map(region.virt, region.start, region.pages, used);
 }
 
-/// Calls `SetVirtualAddressMap`, leaves faults at the old addresses, and plays the last life.
+/// Calls `SetVirtualAddressMap`, makes the old addresses fault, and runs the tests of the last
+/// life.
 fn move_firmware(machine: &mut Machine) {
     let moved = machine.change.apply(&machine.map, moving(machine.buffer));
     // SAFETY: the firmware's table, at its physical address: nothing has moved yet.
@@ -390,8 +393,8 @@ fn guarded(life: Life, test: &mut dyn FnMut() -> Result<(), NotOk>) -> Result<()
     }
 }
 
-/// All that is the same in each life: the suite's scenarios for callers in C, and the variable services. `map` has the addresses;
-/// without it they are the physical ones.
+/// Runs the tests that are the same in each life: the suite's scenarios for callers in C, and the
+/// variable services. `map` has the addresses; without it they are the physical ones.
 fn play(machine: &mut Machine, life: Life, map: &[Region]) {
     let virt = |address: u64| match life {
         Life::Moved => translate(map, address).unwrap_or(0),

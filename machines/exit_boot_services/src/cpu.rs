@@ -1,5 +1,5 @@
-//! The processor after the firmware has left it: exceptions, page tables, the serial line, the end. An unsafe island
-//! (`docs/unsafe.md`).
+//! The processor after the firmware: exceptions, page tables, the serial line, the end. An unsafe
+//! island (`docs/unsafe.md`).
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
@@ -29,7 +29,7 @@ unsafe extern "C" {
     static guarded_stack: AtomicU64;
 }
 
-/// What the last exception said: what it was, where the code was, and the address that it accessed.
+/// The last exception: its kind, the address of the code, and the address that it accessed.
 static LAST: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// An exception.
@@ -93,7 +93,7 @@ pub(crate) fn probe(address: u64) -> Result<(), Fault> {
     })
 }
 
-/// Goes on with another stack, for good.
+/// Continues with another stack, for good.
 ///
 /// # Safety
 ///

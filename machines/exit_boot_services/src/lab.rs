@@ -35,7 +35,7 @@ pub(crate) struct RuntimeSite {
     pub(crate) client: Client,
 }
 
-/// What there is for the client that is up.
+/// The state of the current client.
 pub(crate) struct Client {
     /// How many pieces of memory it got.
     pieces: Cell<usize>,
@@ -76,7 +76,7 @@ impl Ports for CountOnly {
     fn pause(&self) {}
 }
 
-/// Whether a scenario can be played in a life: one for callers in C.
+/// Whether a scenario can run in a life: only those for callers in C.
 pub(crate) fn is_playable(life: Life, scenario: &Scenario) -> bool {
     let is_for_c = match scenario.name {
         "c_addresses_must_agree" => life != Life::Moved,
@@ -102,7 +102,7 @@ impl RuntimeSite {
     fn addresses(&self, protocol: CProtocol, virt: *mut c_void) -> Addresses {
         let apart = matches!(protocol, CProtocol::TwoApart | CProtocol::ThreeApart);
         let physical = match virt.is_null() {
-            // Callers in C know both; the driver goes by the virtual one.
+            // Callers in C give both addresses; the driver uses the virtual one.
             false if apart || self.life == Life::Moved => virt.wrapping_byte_add(APART),
             _ => virt,
         };
@@ -173,7 +173,7 @@ impl Site for RuntimeSite {
         self.client.protocols
     }
 
-    /// It is there already, and its configuration is the usual one.
+    /// The driver is installed already, with the usual configuration.
     fn install_driver(
         &self,
         setup: &Setup,
@@ -205,7 +205,7 @@ impl Site for RuntimeSite {
         reply
     }
 
-    /// It knows the driver's comm buffer.
+    /// MM knows the driver's comm buffer already.
     fn tell_mm(&self, _: &[CommBuffer]) -> Result<(), String> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! An operating system of a few pages: what it does with the firmware, and Linux does not.
+//! An operating system of a few pages, which does with the firmware what Linux does not.
 //!
 //! ```text
 //! boot     drivers started from the volume; protocols and variables used as by any application

@@ -11,7 +11,7 @@ pub const MEMORY_RUNTIME: u64 = 1 << 63;
 /// What memory is for (UEFI 2.11, 7.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// The operating system: what was allocated for this application.
+    /// The operating system: memory that was allocated for this application.
     Ours,
     /// The firmware until `ExitBootServices`, and nothing afterwards.
     Boot,
@@ -77,18 +77,18 @@ impl Region {
 pub enum Change {
     /// It never calls `SetVirtualAddressMap`.
     None,
-    /// It does, and each virtual address is the physical one.
+    /// It calls `SetVirtualAddressMap`, and each virtual address is the physical one.
     Identity,
     /// Everything moves up, by the same distance.
     Up,
-    /// Each region gets 4 GiB of its own, and the order is another one.
+    /// Each region gets its own 4 GiB, in another order.
     Shuffled,
     /// Only the pages of comm buffer and mailbox move.
     BufferAlone,
 }
 
 impl Change {
-    /// By the word that asks for it.
+    /// The change that this word asks for.
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
         Some(match word {
@@ -101,7 +101,8 @@ impl Change {
         })
     }
 
-    /// Chooses virtual addresses. `buffer` is what moves alone; a region that it is a part of is split for that.
+    /// Chooses virtual addresses. `buffer` is the memory that moves alone; the region that contains
+    /// it is split for that.
     #[must_use]
     pub fn apply(self, map: &[Region], buffer: AddressRange) -> Vec<Region> {
         let runtime = map.iter().filter(|region| region.owner() == Owner::Runtime);
@@ -222,7 +223,7 @@ mod tests {
         }
         assert_eq!(at(Change::Up, 0x1_0000), None);
         assert_eq!(at(Change::Up, 0x10_a000), None);
-        // In another order, and each byte of a region beside its neighbour.
+        // The order of regions changes; the bytes of a region stay together.
         assert!(at(Change::Shuffled, 0x10_0000) > at(Change::Shuffled, 0x10_2000));
         assert_eq!(
             at(Change::Shuffled, 0x10_2000).map(|virt| virt + 0x7fff),

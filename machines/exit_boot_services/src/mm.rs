@@ -5,7 +5,7 @@ pub(crate) use aarch64::{Requests, find};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{Requests, find};
 
-/// MM in SMRAM: it is asked through the comm buffer of the Patina components, beside the driver's.
+/// MM in SMRAM: it is asked through the comm buffer of the Patina components, not the driver's.
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use crate::app;
@@ -46,7 +46,7 @@ mod x86_64 {
                 .map_or(0, |smis| smis.saturating_sub(self.own.get()))
         }
 
-        /// How many there were, with those.
+        /// How many SMIs MM took so far, with those of this module.
         pub(crate) fn raised(&self) -> u64 {
             self.taken().saturating_add(self.own.get())
         }

@@ -7,7 +7,7 @@ use alloc::collections::BTreeMap;
 const TABLE_LEN: usize = 512;
 const ENTRIES: u64 = TABLE_LEN as u64;
 const PAGE: u64 = 0x1000;
-/// What a table of the lowest level covers.
+/// Number of bytes that a table of the lowest level covers.
 const LEAF_LEN: u64 = ENTRIES * PAGE;
 /// The bits of an entry that are an address.
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
@@ -19,7 +19,7 @@ pub enum Use {
     Code,
     /// It is read and written.
     Data,
-    /// It is a device's.
+    /// It belongs to a device.
     Device,
 }
 
@@ -145,7 +145,7 @@ impl PageTables {
         });
     }
 
-    /// Leaves nothing but faults at these addresses.
+    /// Makes every access to these addresses fault.
     pub fn unmap(&mut self, virt: u64, pages: u64) {
         self.set(virt, pages, |_| 0);
     }
@@ -178,7 +178,7 @@ mod tests {
             (AARCH64, 0x4000_0000_0000),
         ] {
             let mut tables = PageTables::new(format);
-            // Across a table of each level.
+            // A range that crosses a table of each level.
             let start = virt + (1 << 30) - 2 * PAGE;
             tables.map(start, 0x7_0000_0000, 5, Use::Data);
             for page in 0..5 {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use mm_conformance::report::{NotOk, ensure, equal, failed};
 use r_efi::efi;
 
-/// For these tests alone.
+/// The vendor of the variables of these tests.
 const VENDOR: efi::Guid = efi::Guid::from_fields(
     0x5c1d_7e4a,
     0x93a2,
@@ -21,9 +21,9 @@ const BOTH: u32 = efi::VARIABLE_BOOTSERVICE_ACCESS | efi::VARIABLE_RUNTIME_ACCES
 
 /// A variable that is written before `ExitBootServices`, and read later.
 const BEFORE: &str = "Before";
-/// One that only boot services see.
+/// A variable that only boot services see.
 const BOOT_ONLY: &str = "BootOnly";
-/// The one that the tests change.
+/// The variable that the tests change.
 const NAME: &str = "Changing";
 
 /// The runtime services, at their address of now.
@@ -97,7 +97,7 @@ impl Services {
         let mut names = Vec::new();
         let (mut name, mut vendor) = (alloc::vec![0_u16; 512], VENDOR);
         let next = service!(self.get_next_variable_name);
-        // No store of these machines has as many.
+        // No store of these machines has as many variables.
         for _ in 0..1000 {
             let mut size = name.len().saturating_mul(2);
             // SAFETY: a runtime service, with a name that ends in a NUL, and as much room as is said.
@@ -209,7 +209,7 @@ fn hidden(services: &Services) -> Result<(), NotOk> {
     equal(services.get(BOOT_ONLY), Err(efi::Status::NOT_FOUND))
 }
 
-/// Neither volatile ones nor such as only boot services see can be made after them.
+/// After boot services neither a volatile variable nor one for boot services alone can be written.
 fn refused(services: &Services) -> Result<(), NotOk> {
     let boot = efi::VARIABLE_NON_VOLATILE | efi::VARIABLE_BOOTSERVICE_ACCESS;
     for attributes in [boot, BOTH] {

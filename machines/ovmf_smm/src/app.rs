@@ -40,7 +40,7 @@ pub(crate) const BUFFER_PAGES: usize = 128;
 /// What edk2's own callers write to the command port.
 const COMMAND: u8 = 0;
 
-/// Where the lines of the run go.
+/// The report of the run.
 pub(crate) type SharedReport = Rc<RefCell<Report<Console>>>;
 
 uefi_app::application!(run);
@@ -107,7 +107,7 @@ fn run(firmware: Firmware) -> bool {
 
 /// Holds the demo's conversation.
 fn tell(firmware: Firmware, memory: *mut u8) -> bool {
-    // `cargo xtask demo --html` draws it; what else is shown are not log lines.
+    // `cargo xtask demo --html` draws the log; the other output does not consist of log lines.
     log::set_max_level(log::LevelFilter::Trace);
     let place = "which is edk2's SMM core in C, inside OVMF";
     let told = match site::open(firmware, MmiCount::default(), memory) {
@@ -125,7 +125,7 @@ fn print(line: fmt::Arguments<'_>) {
     let _ = writeln!(Console, "{line}");
 }
 
-/// What a platform's code would know: the ports, the ACPI base, the comm buffer.
+/// The configuration that a platform's code would write: the ports, the ACPI base, the comm buffer.
 fn configuration(memory: *mut u8) -> Result<MmCommunicationConfiguration> {
     let acpi_base = Q35::new().acpi_base().map_err(|error| {
         log::error!("{error}");

@@ -19,7 +19,7 @@ use patina_mm::service::SwMmiTrigger;
 
 const HEADER_LEN: usize = HeaderFormat::V1.header_len();
 
-/// How many MMIs the application has raised or had raised.
+/// How many MMIs the application has raised, itself or through the firmware.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MmiCount(Rc<Cell<u64>>);
 
@@ -38,7 +38,7 @@ pub(crate) struct SmmCoreExecutor {
     pub(crate) block: SmmCorePrivate,
     pub(crate) boot: &'static StandardBootServices,
     pub(crate) trigger: Service<dyn SwMmiTrigger>,
-    /// What goes to the ports.
+    /// The values for the ports.
     pub(crate) options: MmCommunicationOptions,
     pub(crate) mmis: MmiCount,
 }

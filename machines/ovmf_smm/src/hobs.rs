@@ -1,5 +1,6 @@
-//! Firmware that announces its comm buffers in HOBs, as edk2 with Standalone MM and Project Mu do: `patina_mm`'s own components
-//! configure themselves, and what they get is asked in three ways. An unsafe island (`docs/unsafe.md`).
+//! Firmware that announces its comm buffers in HOBs, as edk2 with Standalone MM and Project Mu do:
+//! `patina_mm`'s own components configure themselves, and requests are sent in three ways. An
+//! unsafe island (`docs/unsafe.md`).
 
 use crate::app::{SharedReport, all_succeeded};
 use crate::q35::Q35;
@@ -69,7 +70,7 @@ pub(crate) fn find(firmware: Firmware) -> Vec<(BinaryGuid, Vec<u8>)> {
 
 /// Runs the tests; `true` if all passed.
 pub(crate) fn run(report: &SharedReport, firmware: Firmware, hobs: &[(BinaryGuid, Vec<u8>)]) -> bool {
-    // Beside a supervisor's buffer the users have the second one.
+    // If a supervisor has a buffer, the users have the second one.
     let regions = as_patina(&COMM_REGION_HOB_GUID);
     let id = u8::from(hobs.iter().any(|(guid, _)| *guid == regions));
     let tests = Tests {
@@ -104,7 +105,7 @@ pub(crate) fn run(report: &SharedReport, firmware: Firmware, hobs: &[(BinaryGuid
     report.borrow_mut().finish(sent)
 }
 
-/// What a platform adds, and nothing else.
+/// Only the components that a platform adds.
 fn client(protocols: impl IntoService + 'static, hobs: &[(BinaryGuid, Vec<u8>)]) -> Dispatcher {
     let mut dispatcher = Dispatcher::new();
     dispatcher.storage().add_service(protocols);
@@ -119,7 +120,7 @@ fn client(protocols: impl IntoService + 'static, hobs: &[(BinaryGuid, Vec<u8>)])
     dispatcher
 }
 
-/// Component: asks MM through the communicator, then through the firmware's own protocol.
+/// Component: sends requests through the communicator, then through the firmware's own protocol.
 #[derive(Clone)]
 struct Tests {
     firmware: Firmware,
@@ -268,7 +269,7 @@ impl Tests {
         Ok(())
     }
 
-    /// Takes APMC_EN away, as anyone in ring 0 can, and gives it back.
+    /// Clears APMC_EN, as any code in ring 0 can, and sets it again.
     fn switched_off_smis(&self, mm: &dyn MmCommunication) -> Result<(), NotOk> {
         let request = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
         let request = || self.ask(mm, variable::GUID, request.as_bytes());
@@ -283,7 +284,8 @@ impl Tests {
         }
     }
 
-    /// Has a driver in C ask the variable service, through a protocol that `patina_mm` produced.
+    /// Sends a request to the variable service like a driver in C, through a protocol that
+    /// `patina_mm` produced.
     fn c_call(&self, protocols: &dyn ProtocolServices, protocol: CProtocol) -> Result<(), NotOk> {
         let message = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
         // The size follows the function's header.

@@ -1,10 +1,9 @@
 //! A UEFI application that runs `patina_mm` on stock OVMF and talks to its SMM handlers, which are edk2's C code.
 //!
 //! No Patina core is there: the application dispatches the components itself. SMM is traditional
-//! SMM, without a status mailbox, so other executors take the place of `patina_mm`'s usual one: one
-//! of the application's raises the SMI through `SwMmiTrigger`, and `patina_mm`'s
-//! `FirmwareMmExecutor` makes the firmware raise it. The rest, configuration, trigger and
-//! communicator, is what a platform uses.
+//! SMM, without a status mailbox, so the application uses other executors than a platform: one of
+//! its own raises the SMI through `SwMmiTrigger`, and `patina_mm`'s `FirmwareMmExecutor` makes the
+//! firmware raise it. The rest, configuration, trigger and communicator, is what a platform uses.
 //!
 //! | module | content |
 //! |---|---|

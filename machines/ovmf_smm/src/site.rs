@@ -139,7 +139,7 @@ pub(crate) fn run(report: &SharedReport, firmware: Firmware, mmis: MmiCount, mem
             .borrow_mut()
             .verdict("conformance", Err(NotOk::Failed(String::from("no lab here"))));
     };
-    // What the client logs about the suite's mistakes is not news.
+    // The client's log about the suite's deliberate mistakes is not printed.
     let level = log::max_level();
     log::set_max_level(log::LevelFilter::Off);
     report.borrow_mut().suite(&lab);

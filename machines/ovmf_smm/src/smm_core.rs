@@ -29,7 +29,7 @@ const COMMUNICATION: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::protocol::COM
 /// How often `pause` is executed before a request counts as not taken. Under QEMU's TCG one is enough.
 const MAX_PAUSES: u32 = 100_000;
 
-/// `SMM_CORE_PRIVATE_DATA` as far as every edk2 since 2012 has it, 104 bytes.
+/// The fields of `SMM_CORE_PRIVATE_DATA` that every edk2 since 2012 has, 104 bytes.
 #[derive(Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Block {
@@ -93,7 +93,7 @@ pub(crate) enum FindError {
     /// The protocol is not part of an image.
     #[error("platform: the interface of EFI_MM_COMMUNICATION_PROTOCOL at {0:#x} is in no loaded image")]
     NoOwner(usize),
-    /// The image does not contain the block, or something that looks the same besides it.
+    /// The image does not contain the block, or contains several that look like it.
     #[error(
         "platform: the image at {base:#x} ({len} bytes) has {found} blocks like edk2's SMM_CORE_PRIVATE_DATA"
     )]
@@ -136,7 +136,7 @@ impl SmmCorePrivate {
     ///
     /// # Errors
     ///
-    /// [`FindError`] says how far the search came.
+    /// [`FindError`] says where the search failed.
     pub(crate) fn find(firmware: Firmware, protocols: &dyn ProtocolServices) -> Result<Self, FindError> {
         let interface = protocols
             .locate_interface(COMMUNICATION)
@@ -177,8 +177,8 @@ impl SmmCorePrivate {
     /// size of the response in the same place, header included, as the SMM core reports it: it is
     /// not checked.
     ///
-    /// `raise` raises one SMI and `pause` lets it be taken. Nothing else runs meanwhile: a notification that talks to MM
-    /// by itself would put its request into the same block.
+    /// `raise` raises one SMI and `pause` lets it be taken. Nothing else runs meanwhile: a
+    /// notification that sends a message would put its request into the same block.
     ///
     /// # Errors
     ///

@@ -152,7 +152,7 @@ impl Tests {
     }
 }
 
-/// Takes APMC_EN away, as anyone in ring 0 can, and gives it back.
+/// Clears APMC_EN, as any code in ring 0 can, and sets it again.
 fn switched_off_smis(
     firmware: Firmware,
     mm: &dyn MmCommunication,

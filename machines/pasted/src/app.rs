@@ -27,7 +27,7 @@ const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-00
 /// The comm buffers that a platform may have.
 const BUFFERS: [u8; 2] = [0, 1];
 
-/// What `patina_dxe_core` has under these names.
+/// Replaces what `patina_dxe_core` has under these names.
 mod core_of_this_application {
     use super::{Dispatcher, IntoComponent, PhantomData};
 
@@ -67,7 +67,7 @@ mod board {
 
     include!(env!("PASTED_RUST"));
 
-    /// Adds what is in it.
+    /// Adds its components and configurations.
     pub(super) fn add(dispatcher: &mut super::Dispatcher) {
         Board::configs(Add(dispatcher, super::PhantomData));
         Board::components(Add(dispatcher, super::PhantomData));
@@ -120,7 +120,7 @@ fn run(firmware: Firmware) -> Result<(), String> {
     }
 }
 
-/// Takes the shared region out of the firmware's hands, as the SAFETY comment of the Rust promises.
+/// Allocates the shared region, as the SAFETY comment of the Rust promises.
 #[cfg(target_arch = "aarch64")]
 fn reserve(firmware: Firmware) -> Result<(), String> {
     use aarch64_monitor::layout::SHARED;

@@ -10,7 +10,7 @@ use patina::uefi::boot_services::allocation::AllocType;
 use patina::uefi::boot_services::{BootServices, StandardBootServices};
 use patina::uefi::memory::EfiMemoryType;
 
-/// Allocates pages. What components that talk to MM do not need is not there.
+/// Allocates pages. It has only the functions that components which talk to MM need.
 #[derive(Clone, Copy, IntoService)]
 #[service(dyn MemoryManager)]
 pub(crate) struct BootMemory(pub(crate) &'static StandardBootServices);

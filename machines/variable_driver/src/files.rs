@@ -6,7 +6,7 @@ use mm_wire::PAGE_LEN;
 use r_efi::efi;
 use r_efi::protocols::{file, loaded_image, simple_file_system};
 
-/// The most that is read of a file.
+/// The most bytes that are read of a file.
 const LARGEST: usize = 48 << 20;
 
 /// A volume.
@@ -19,11 +19,11 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The one that the running program was loaded from.
+    /// The volume that the running program was loaded from.
     ///
     /// # Errors
     ///
-    /// What the firmware says.
+    /// The firmware's error.
     pub fn of_program(firmware: Firmware) -> Result<Self> {
         let device = device_of(firmware, firmware.image)?;
         let root = root_of(firmware, device)?;
@@ -38,7 +38,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// What the firmware says: `NOT_FOUND`, if there is no such file.
+    /// The firmware's error: `NOT_FOUND`, if there is no such file.
     pub fn read(self, name: &str) -> Result<&'static mut [u8]> {
         read(self.firmware, self.root, name)
     }
@@ -47,7 +47,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// What the firmware says, or the driver.
+    /// The error of the firmware, or of the driver.
     pub fn start_driver(self, name: &str) -> Result<bool> {
         let bytes = match self.read(name) {
             Err(efi::Status::NOT_FOUND) => return Ok(false),

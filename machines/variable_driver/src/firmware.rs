@@ -30,13 +30,13 @@ impl Handle {
     ///
     /// # Safety
     ///
-    /// It did, and keeps it.
+    /// The firmware gave this handle, and keeps it valid.
     #[must_use]
     pub const unsafe fn new(handle: efi::Handle) -> Self {
         Self(handle)
     }
 
-    /// As the firmware knows it.
+    /// The handle in the firmware's type.
     #[must_use]
     pub const fn as_raw(self) -> efi::Handle {
         self.0
@@ -68,7 +68,7 @@ impl Firmware {
     ///
     /// # Safety
     ///
-    /// Both are those arguments, and boot services last as long as the value is used.
+    /// Both are those arguments, and boot services last while the value is used.
     #[must_use]
     pub const unsafe fn new(image: efi::Handle, system: *mut efi::SystemTable) -> Self {
         let image = Handle(image);
@@ -93,7 +93,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What AllocatePages says.
+    /// The error of AllocatePages.
     pub fn allocate(self, kind: efi::MemoryType, pages: usize, at: Option<u64>) -> Result<*mut u8> {
         let allocate = boot!(self, allocate_pages);
         let (how, mut address) = match at {
@@ -113,7 +113,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What LocateProtocol says.
+    /// The error of LocateProtocol.
     pub fn locate(self, mut guid: efi::Guid) -> Result<*mut c_void> {
         let locate = boot!(self, locate_protocol);
         let mut interface = ptr::null_mut();
@@ -126,7 +126,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What HandleProtocol says.
+    /// The error of HandleProtocol.
     pub fn interface_on(self, handle: Handle, mut guid: efi::Guid) -> Result<*mut c_void> {
         let handle_protocol = boot!(self, handle_protocol);
         let mut interface = ptr::null_mut();
@@ -139,7 +139,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What CreateEvent says.
+    /// The error of CreateEvent.
     pub fn on_event(self, kind: u32, function: efi::EventNotify) -> Result<()> {
         let create = boot!(self, create_event);
         let mut event: efi::Event = ptr::null_mut();
@@ -159,7 +159,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What LoadImage says.
+    /// The error of LoadImage.
     pub fn load_image(self, bytes: &mut [u8]) -> Result<Handle> {
         let load = boot!(self, load_image);
         let mut handle = ptr::null_mut();
@@ -181,7 +181,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What the image, or StartImage, returns.
+    /// The error of the image, or of StartImage.
     pub fn start_image(self, image: Handle) -> Result<()> {
         let start = boot!(self, start_image);
         // SAFETY: a function of the firmware, with an image that it loaded.
@@ -192,13 +192,13 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What CalculateCrc32 says.
+    /// The error of CalculateCrc32.
     pub fn renew_checksum(self) -> Result<()> {
         let calculate = boot!(self, calculate_crc32);
         let table: *mut efi::TableHeader = self.runtime_services().cast();
         // SAFETY: a table of the firmware.
         let len = unsafe { (*table).header_size };
-        // SAFETY: the same table. The checksum is computed with zero in its place.
+        // SAFETY: the same table. The checksum is computed with this field zero.
         unsafe { (*table).crc32 = 0 };
         let mut sum = 0;
         let len = usize::try_from(len).unwrap_or(0);

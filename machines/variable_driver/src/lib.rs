@@ -17,7 +17,7 @@ pub mod files;
 #[cfg(target_os = "uefi")]
 pub mod firmware;
 
-/// Makes a panic wait for the deadline of the run: a runtime driver has nowhere to say anything.
+/// Makes a panic wait for the deadline of the run: a runtime driver has no way to report it.
 #[macro_export]
 macro_rules! wait_at_a_panic {
     () => {
@@ -39,7 +39,7 @@ pub const SHARED_PAGES: usize = 4;
 /// The monitor's own call that names a comm buffer.
 pub const SET_BUFFER: u32 = 0xc300_0001;
 
-/// What a build for the host says.
+/// The text of a build for the host.
 #[cfg(not(target_os = "uefi"))]
 pub fn main() {
     eprintln!("this is a program for UEFI; `cargo xtask test --machine linux` builds and boots it");

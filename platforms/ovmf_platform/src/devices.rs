@@ -30,7 +30,7 @@ pub const fn serial() -> Uart16550 {
     unsafe { Uart16550::new_io(0x3f8) }
 }
 
-/// The core says less than the components that it runs.
+/// The core logs less than the components that it runs.
 const LEVELS: &[(&str, LevelFilter)] = &[
     ("memory_bin", LevelFilter::Warn),
     ("patina_dxe_core", LevelFilter::Warn),

@@ -13,7 +13,7 @@ const FLASH_BASE: u64 = 0xffc0_0000;
 /// Its length in bytes.
 const FLASH_LEN: u64 = 0x40_0000;
 
-/// Tells the core about the flash, and has it mapped.
+/// Tells the core about the flash, and makes the core map it.
 ///
 /// OVMF's HOBs do not mention it, but its flash driver (edk2 `OvmfPkg/QemuFlashFvbServicesRuntimeDxe`) reads it before
 /// it tells the core about it. Components run before drivers, so this comes in time.

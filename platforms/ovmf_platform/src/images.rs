@@ -21,9 +21,9 @@ use patina::standard::efi::{self, protocols::loaded_image};
 /// core installs an image's LoadedImage protocol when it has protected it, and before it starts it: that is when this
 /// gives the image its pages back.
 ///
-/// Only images out of a firmware volume get them: what comes from a disk, a network or an option ROM stays as Patina
-/// protects it, even if its sections look flattened. The boot manager starts applications from the volume until late, so that
-/// this never ends.
+/// Only images from a firmware volume get them: an image from a disk, a network or an option ROM
+/// stays as Patina protects it, even if its sections look flattened. The boot manager starts
+/// applications from the volume until late, so this component stays active.
 #[derive(Clone, Copy, Debug)]
 pub struct WritableImages;
 
@@ -62,7 +62,7 @@ fn make_writable(protocols: &dyn ProtocolServices, services: &DxeServicesTable, 
     Ok(())
 }
 
-/// Whether the image's first section covers its headers, which no linker makes.
+/// Whether the image's first section covers its headers. No linker makes such an image.
 fn is_flattened(base: *const u8, len: u64) -> bool {
     if base.is_null() || len < UEFI_PAGE_SIZE as u64 {
         return false;

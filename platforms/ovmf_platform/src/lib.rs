@@ -1,8 +1,9 @@
 //! What a Patina DXE core needs inside stock OVMF, on QEMU's Q35 machine.
 //!
-//! OVMF was built for edk2's DXE core, which maps all of memory writable and executable. Patina maps what it knows
-//! about, and protects it. Each difference is one component here; the others are features of `patina_dxe_core`, and files
-//! that the image tool (`tools/ovmf_image`) drops.
+//! OVMF was built for edk2's DXE core, which maps all of memory writable and executable. Patina
+//! maps only memory that it knows about, and protects it. Each difference is one component here;
+//! the others are features of `patina_dxe_core`, and files that the image tool (`tools/ovmf_image`)
+//! drops.
 //!
 //! | module | content |
 //! |---|---|

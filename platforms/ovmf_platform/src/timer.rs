@@ -1,6 +1,6 @@
 //! The frequency of the time stamp counter, measured against the ACPI timer.
 //!
-//! QEMU's processors do not tell it in CPUID.
+//! QEMU's processors do not report it in CPUID.
 
 use crate::devices;
 use patina::arch::get_timer_value;
@@ -17,7 +17,7 @@ const MAX_READINGS: u32 = 10_000_000;
 /// Measures the frequency of the time stamp counter in Hz; `None` if the ACPI timer does not run.
 #[must_use]
 pub fn tsc_frequency() -> Option<u64> {
-    // From one tick to another, not from somewhere between two.
+    // Starts at a tick, not somewhere between two.
     let before = devices::pm_timer();
     (0..MAX_READINGS).find(|_| devices::pm_ticks_since(before) != 0)?;
     let (tick, tsc) = (devices::pm_timer(), get_timer_value());

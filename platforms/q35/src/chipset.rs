@@ -1,4 +1,4 @@
-//! The chipset's registers that decide about SMIs and SMRAM, and what QEMU says about the machine. An
+//! The chipset's registers that control SMIs and SMRAM, and what QEMU says about the machine. An
 //! unsafe island (`docs/unsafe.md`).
 
 use core::arch::asm;
@@ -25,14 +25,14 @@ pub(crate) fn ports() -> NativePorts {
     unsafe { NativePorts::new() }
 }
 
-/// A register that decides about SMIs or SMRAM, a byte. Only those below can be named: one locks
-/// SMIs, the other decides what is at 0xa0000, where no program of this firmware has memory.
+/// A byte register that controls SMIs or SMRAM. Only the two below can be named: one locks SMIs,
+/// the other controls what is at 0xa0000, where no program of this firmware has memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PciByte(PciRegister);
 
 impl PciByte {
-    /// SMRAM: which memory is behind the compatible segment, and for whom (82G33 GMCH, 5.1.37; MCH
-    /// 0:0.0, 0x9d).
+    /// SMRAM: which memory is behind the compatible segment, and which code can access it (82G33
+    /// GMCH, 5.1.37; MCH 0:0.0, 0x9d).
     pub(crate) const SMRAM: Self = Self(PciRegister::new(0, 0, 0x9d));
     /// The low byte of GEN_PMCON_1, with SMI_LOCK (ICH9, 13.8.1.1; LPC bridge 0:1f.0, 0xa0).
     pub(crate) const GEN_PMCON_1: Self = Self(PciRegister::new(0x1f, 0, 0xa0));
@@ -96,11 +96,12 @@ impl Chipset for Q35Chipset {
         }
     }
 
-    /// Other code can switch them on again: QEMU takes an SMI if APMC_EN alone is set, and nothing locks
-    /// that bit. Reads SMI_EN\'s address from the chipset, because the launcher refuses an unexpected PMBASE.
+    /// Other code can switch them on again: QEMU takes an SMI if APMC_EN alone is set, and nothing
+    /// locks that bit. Reads SMI_EN's address from the chipset, because the launcher refuses an
+    /// unexpected PMBASE.
     fn switch_smis_off(&self) {
         let ports = ports();
-        // Without a base SMI_EN is nowhere, and SMIs are off as a reset leaves them.
+        // Without a base SMI_EN has no address, and SMIs are off, as after a reset.
         if let Some(smi_en) = smi_en(&ports) {
             smi_en.write(&ports, smi_en.read(&ports) & !SmiEnable::all().bits());
         }

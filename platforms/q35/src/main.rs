@@ -14,7 +14,7 @@
 //! | `example` | a component that sends a message, as any other component does |
 //! | `self_test` | the tests that run in the guest (feature `conformance`) |
 //!
-//! What stock OVMF needs and does not say is in the crate `ovmf_platform`.
+//! What else stock OVMF needs is in the crate `ovmf_platform`.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 

@@ -1,4 +1,4 @@
-//! Management Mode on this machine: what launches it, and what it gets to know.
+//! Management Mode on this machine: what launches it, and what it learns about comm buffers.
 //!
 //! ```text
 //! HOBs ─┬─► MmLaunch ── PlatformMmControl ──────────────────┐

@@ -24,7 +24,7 @@ static CORE: Core<Q35> = Core::new(NullSectionExtractor);
 
 struct Q35;
 
-/// There are no `services` to add: the one that there is, `PlatformMmControl`, needs others, and
+/// There are no `services` to add: the only one, `PlatformMmControl`, needs other services, and
 /// comes from [`MmLaunch`].
 impl ComponentInfo for Q35 {
     fn configs(mut add: Add<'_, Config>) {
@@ -49,7 +49,7 @@ impl ComponentInfo for Q35 {
         );
         add.component(SwMmiManager::new().after_platform_control());
         add.component(MmCommunicator::new());
-        // With the runtime driver in the image, that is what drivers in C call.
+        // If the runtime driver is in the image, drivers in C call that one.
         #[cfg(not(feature = "runtime_driver"))]
         add.component(patina_mm::component::protocols::MmCommunicationProducer::new(1));
         add.component(ExampleComponent);

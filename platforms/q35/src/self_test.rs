@@ -57,7 +57,7 @@ struct Services {
     timers: &'static dyn TimerEventServices,
 }
 
-/// What MM is reached by.
+/// The services that reach MM.
 type MmServices = (
     Service<dyn MmCommunication>,
     Service<dyn SwMmiTrigger>,

@@ -1,4 +1,5 @@
-//! Which registers control SMRAM on Q35, and the order in which they are locked.
+//! Where SMRAM is locked on Q35: the registers that control it, and the order in which they are
+//! locked.
 //!
 //! It is separate from the launcher and from any hardware, so that tests can use a chipset that
 //! ignores writes.
@@ -25,7 +26,8 @@ pub const COMMAND_PORT: u16 = 0xb2;
 /// See [`COMMAND_PORT`].
 pub const DATA_PORT: u16 = 0xb3;
 
-/// The command that enters MM. It takes any but 2 and 3, for which QEMU raises no SMI.
+/// The command that enters MM. The image takes any command except 2 and 3, for which QEMU raises no
+/// SMI.
 pub const COMMAND: u8 = 0xff;
 
 /// Items of QEMU's fw_cfg (QEMU, `docs/specs/fw_cfg.rst`; edk2 `OvmfPkg/Include/IndustryStandard/QemuFwCfg.h`).
@@ -52,11 +54,11 @@ pub trait Chipset {
     fn fw_cfg(&self, item: u16, out: &mut [u8]);
 }
 
-/// A lock that does not hold.
+/// Why the lock does not hold.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the chipset did not lock: SMRAM {smram:#x}, GEN_PMCON_1 {pmcon:#x}")]
 pub struct NotLocked {
-    /// The register SMRAM, after it was to be opened again.
+    /// The register SMRAM, after the attempt to open it again.
     pub smram: u8,
     /// The low byte of GEN_PMCON_1.
     pub pmcon: u8,
@@ -77,12 +79,12 @@ pub fn is_locked(chipset: &impl Chipset) -> bool {
 pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
     chipset.set_smram(CLOSED);
     chipset.set_smram(LOCKED);
-    // A lock that can be opened again is none.
+    // The lock does not hold if SMRAM can be opened again.
     chipset.set_smram(OPEN);
     let smram = chipset.smram();
     if smram != LOCKED {
         chipset.set_smram(CLOSED);
-        // As long as that can still be done.
+        // While SMIs can still be switched off.
         chipset.switch_smis_off();
     }
     chipset.set_pmcon(chipset.pmcon() | SMI_LOCK);
@@ -132,20 +134,20 @@ pub enum ProcessorsError {
     /// QEMU does not say how many there are.
     #[error("the number of processors is unknown: QEMU's fw_cfg has signature {0:02x?}")]
     Unknown([u8; 4]),
-    /// There are more, or there can be.
+    /// There is more than one processor, or there can be.
     #[error("processors: {present} present, room for {room}; the MM image serves one, and no other may come")]
     NotOne {
-        /// Those that there are.
+        /// Number of processors present.
         present: u16,
-        /// What is behind the highest APIC identifier that there may ever be.
+        /// One more than the highest possible APIC identifier.
         room: u16,
     },
 }
 
-/// Makes sure that the machine has one processor and never gets another. Each has an SMBASE of its
-/// own, and one that was not moved lets any code run in System Management Mode.
+/// Makes sure that the machine has one processor and never gets another. Each has its own SMBASE,
+/// and a processor whose SMBASE was not moved lets any code run in System Management Mode.
 ///
-/// CPUID does not tell: it counts what is in its own package.
+/// CPUID does not say: it counts only the processors of its own package.
 ///
 /// # Errors
 ///
@@ -172,7 +174,7 @@ mod tests {
     use super::*;
     use core::cell::Cell;
 
-    /// A chipset, and what may be wrong with it.
+    /// A chipset that may ignore writes.
     struct Fake {
         smram: Cell<u8>,
         pmcon: Cell<u8>,
@@ -245,7 +247,7 @@ mod tests {
         assert_eq!(lock(&chipset), Ok(()));
         assert!(is_locked(&chipset) && chipset.smis.get());
         assert_eq!((chipset.smram(), chipset.pmcon()), (LOCKED, 0x11));
-        // Once more changes nothing.
+        // A second lock changes nothing.
         assert_eq!(lock(&chipset), Ok(()));
 
         let chipset = Fake::new();
@@ -263,12 +265,12 @@ mod tests {
         assert!(chipset.smis.get(), "MM is cut off");
     }
 
-    /// Code in the place of the first SMI's.
+    /// The code for the first SMI.
     struct Code<'a>(&'a Fake);
 
     impl Drop for Code<'_> {
         fn drop(&mut self) {
-            // Drops in a test that has failed are not looked at.
+            // Does not check drops in a test that has failed.
             assert!(std::thread::panicking() || !self.0.smis.get() || self.0.pmcon.get() == 2);
         }
     }

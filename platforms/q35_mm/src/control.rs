@@ -14,13 +14,14 @@ use mm_wire::{Guid, guid};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// To whom these messages go.
+/// The recipient of these messages.
 pub const GUID: Guid = guid!("e1a7c1c5-0f3b-4f0e-9b5b-6f3c5b3c9d21");
 
-/// Asks what MM knows of itself.
+/// Asks for MM's own state.
 pub const STATE: u64 = 1;
-/// Makes the suite's MM side serve these comm buffers, and no longer those of the last such message. They are beside those of the
-/// hand-off, or are some of them, which the platform's handlers then serve no more.
+/// Makes the suite's MM side serve these comm buffers, instead of those of the last such message.
+/// They may include comm buffers of the hand-off, which the platform's handlers then do not serve
+/// any more.
 pub const BUFFERS: u64 = 2;
 /// Asks what MM did about the suite's comm buffers.
 pub const REPORT: u64 = 3;
@@ -30,7 +31,7 @@ pub const FAULT: u64 = 4;
 /// The most comm buffers of [`BUFFERS`].
 pub const MAX_BUFFERS: usize = 4;
 
-/// What MM knows of itself. 40 bytes.
+/// MM's own state. 40 bytes.
 #[derive(
     Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, PartialEq, Eq,
 )]

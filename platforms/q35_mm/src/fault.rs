@@ -1,8 +1,8 @@
 //! What happens when MM itself goes wrong.
 //!
-//! What a handler was doing when it faulted is unknown, and with it what state MM is in. So MM
-//! stops: it says so on the serial line, and ends this and each later request with
-//! `EFI_ABORTED`, and calls no handler any more. The rest of the machine goes on.
+//! It is unknown what a handler was doing when it faulted, so the state of MM is unknown, too. MM
+//! stops: it says so on the serial line, ends this and each later request with `EFI_ABORTED`, and
+//! calls no handler any more. The rest of the machine continues.
 
 use crate::entry::{self, ExceptionFrame};
 use crate::hardware::{Outside, Serial};
@@ -15,8 +15,8 @@ use zerocopy::IntoBytes;
 
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// The mailboxes to respond in, zero if there is none. Apart from the rest of MM's state, which is not
-/// touched any more.
+/// The mailboxes for responses, zero for none. They are separate from the rest of MM's state, which
+/// is not used any more.
 static MAILBOXES: [AtomicU64; MAX_MAILBOXES] = [const { AtomicU64::new(0) }; MAX_MAILBOXES];
 const MAX_MAILBOXES: usize = 12;
 
@@ -32,7 +32,7 @@ pub(crate) fn has_stopped() -> bool {
     STOPPED.load(Ordering::Relaxed)
 }
 
-/// Answers each pending request with `EFI_ABORTED`.
+/// Ends each pending request with `EFI_ABORTED`.
 pub(crate) fn refuse_requests() {
     let mut memory = Outside;
     let len = HeaderFormat::V1.header_len() as u64;
@@ -41,7 +41,7 @@ pub(crate) fn refuse_requests() {
         let address = mailbox.load(Ordering::Relaxed);
         let mut valid = [0];
         if address != 0 && memory.read(address, &mut valid) && valid != [0] {
-            // A mailbox that cannot be written stays pending, which its owner takes for what it is.
+            // A mailbox that cannot be written stays pending, which its owner notices.
             let _ = memory.write(address, image.as_bytes());
         }
     }
@@ -50,10 +50,10 @@ pub(crate) fn refuse_requests() {
 /// Stops MM; the SMI ends when this returns.
 fn stop(why: core::fmt::Arguments<'_>) {
     if STOPPED.swap(true, Ordering::Relaxed) {
-        // A fault while one is being told.
+        // A fault while another one is being reported.
         return;
     }
-    // A line that is not taken is lost; the mailboxes show the fault as well.
+    // The line may be lost; the mailboxes show the fault as well.
     let _ = writeln!(Serial, "MM STOPPED {why}");
     refuse_requests();
 }

@@ -37,7 +37,7 @@ fn write_u8(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 
-/// What was written to the ports last.
+/// The last values of the ports.
 pub(crate) fn mmi() -> Mmi {
     Mmi {
         command: read_u8(COMMAND),
@@ -116,10 +116,11 @@ pub(crate) fn hand_off() -> HandOff {
     block
 }
 
-/// Tells the launcher what became of the hand-off.
+/// Tells the launcher the result of the hand-off.
 pub(crate) fn respond_to_hand_off(state: State) {
     let at = pointer(HANDOFF.saturating_add(STATE_OFFSET));
-    // SAFETY: as in `hand_off`.
+    // SAFETY: the block's page is mapped for reading and writing, and nothing of this program is
+    // there.
     let region = unsafe { SharedRegion::new(at, size_of::<u64>()) };
     // If it cannot be written the launcher reads `New`, and refuses to go on.
     let _ = region.is_ok_and(|region| region.write(0, &state.number().to_le_bytes()));

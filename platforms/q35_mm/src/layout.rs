@@ -1,4 +1,4 @@
-//! Where things are in SMRAM.
+//! The layout of SMRAM.
 //!
 //! ```text
 //! 0xa0000  entry code, IDT                        execute
@@ -14,9 +14,10 @@
 //! 0xbe000  stack, down from 0xc0000               write
 //! ```
 //!
-//! The fault stack has no guard page of its own. The report of a fault took 632 of its 2304 bytes (release
-//! build, measured by the lowest byte that was not zero afterwards). Deeper it would come through the hand-off
-//! block, which is not used any more by then, and the descriptors to the page tables, which cannot be written.
+//! The fault stack has no guard page of its own. The report of a fault took 632 of its 2304 bytes
+//! (release build, measured by the lowest byte that was not zero afterwards). A deeper stack would
+//! overwrite the hand-off block, which is not used any more by then, and the descriptors, and end
+//! at the page tables, which cannot be written.
 //!
 //! The same addresses are in `smram.ld`. Outside SMRAM, memory below [`REACH`] is mapped for data only; page 0 is not.
 
@@ -29,7 +30,7 @@ pub const SMRAM_BASE: u64 = 0xa_0000;
 /// Bytes of it.
 pub const SMRAM_LEN: usize = 0x2_0000;
 
-/// What MMRAM is to the MM core.
+/// The MMRAM of the MM core.
 pub const SMRAM: AddressRange = match AddressRange::new(SMRAM_BASE, SMRAM_LEN as u64) {
     Some(range) => range,
     None => unreachable!(),
@@ -48,20 +49,21 @@ pub const HANDOFF_LEN: usize = 0x200;
 /// configuration space begin.
 pub const REACH: u64 = 0xb000_0000;
 
-/// What is executed: the entry code, on a page with the IDT, and the rest.
+/// The code: the entry code, on a page with the IDT, and the rest.
 pub const CODE: [Range<u64>; 2] = [0xa_0000..0xa_1000, 0xa_8000..0xb_1000];
 
-/// What never changes once the image is loaded: the entry code and page tables, code and constants.
+/// The parts that never change once the image is loaded: the entry code and page tables, code and
+/// constants.
 pub const CONSTANT: [Range<u64>; 2] = [0xa_0000..0xa_7000, 0xa_8000..0xb_3000];
 
-/// Below the stack there is nothing.
+/// The page below the stack is not mapped.
 pub const GUARD_PAGE: Range<u64> = 0xb_d000..0xb_e000;
 
 /// The processor's save state, into which nothing can be loaded.
 pub const SAVE_STATE: Range<u64> = 0xa_7c00..0xa_8000;
 
-/// Pages of the largest comm buffer. The suite moves comm buffers to twice as many pages as the platform has use for, and needs
-/// no more than a small variable store.
+/// Pages of the largest comm buffer. The suite moves comm buffers to twice as many pages as the
+/// platform uses, and needs only a small variable store.
 pub const LARGEST_BUFFER: usize = if cfg!(feature = "conformance") { 8 } else { 4 };
 
 /// Bytes of the largest message: all of such a buffer without the shorter header.

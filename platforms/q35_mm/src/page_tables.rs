@@ -98,7 +98,7 @@ mod tests {
     use mm_wire::AddressRange;
     use std::vec::Vec;
 
-    /// What the processor makes of an address.
+    /// How the processor may use an address.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Leaf {
         start: u64,
@@ -193,7 +193,7 @@ mod tests {
                 leaf.start
             })
             .collect();
-        // As `layout` draws it.
+        // The same as in the picture in `layout`.
         let drawn: Vec<u64> = [0xa_0000]
             .into_iter()
             .chain((0xa_8000..0xb_1000).step_by(0x1000))

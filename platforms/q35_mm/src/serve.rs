@@ -28,7 +28,7 @@ const MAX_VARIABLE_LEN: usize = if cfg!(feature = "conformance") {
 static STORE: Exclusive<[u8; STORE_LEN]> = Exclusive::new([0; STORE_LEN]);
 static MM: Exclusive<Mm> = Exclusive::new(Mm::new());
 
-/// Everything that MM knows.
+/// MM's state.
 struct Mm {
     /// `None` before the hand-off.
     variables: Option<VariableStore<'static>>,
@@ -55,7 +55,7 @@ pub(crate) struct Buffers<const N: usize> {
 }
 
 impl<const N: usize> Buffers<N> {
-    /// In the place of a buffer that does not exist.
+    /// Fills the entries that are not used.
     const NONE: CommBuffer = CommBuffer {
         region: SMRAM,
         mailbox: None,
@@ -78,11 +78,11 @@ impl<const N: usize> Buffers<N> {
         Some(collected)
     }
 
-    /// Those for which this does not hold.
+    /// The buffers without those for which `is_other` is true.
     #[cfg(feature = "conformance")]
     fn without(&self, is_other: impl Fn(&CommBuffer) -> bool) -> Self {
         let kept = self.as_slice().iter().filter(|buffer| !is_other(buffer));
-        // Never too many.
+        // Never more than `N`.
         Self::collect(kept.copied()).unwrap_or(Self::new())
     }
 
@@ -125,7 +125,7 @@ impl Mm {
         }
     }
 
-    /// Takes over what the launcher left. The first SMI, while SMRAM is still open.
+    /// Takes over the hand-off at the first SMI, while SMRAM is still open.
     fn start(&mut self) {
         let state = match self.take_over() {
             Some(()) => State::Ready,
@@ -225,9 +225,9 @@ pub(crate) fn respond(request: &mut Request<'_>, response: &[u8]) -> Result<(), 
 
 /// Why comm buffers cannot be served.
 pub(crate) enum Unfit {
-    /// What every MM core would say.
+    /// The error of every MM core.
     Setup(SetupError),
-    /// They are where this one has no access.
+    /// They are in memory that this MM core cannot access.
     OutOfReach(AddressRange),
 }
 

@@ -1,8 +1,8 @@
 //! The conformance suite's MM side, and the handler by which the suite controls it.
 //!
-//! The suite brings many clients up, each with comm buffers of its own, long after SMRAM was locked. It registers them here,
-//! through a comm buffer of the hand-off. A buffer of the hand-off that is registered is the suite's from then on. A platform's
-//! image has no such handler.
+//! The suite brings up many clients, each with its own comm buffers, long after SMRAM was locked.
+//! It registers them here, through a comm buffer of the hand-off. A buffer of the hand-off that is
+//! registered is the suite's from then on. A platform's image has no such handler.
 
 use crate::hardware::Outside;
 use crate::serve::{Buffers, check, respond};
@@ -17,14 +17,14 @@ use q35_mm::layout::SMRAM;
 /// The suite's comm buffers.
 type SuiteBuffers = Buffers<{ control::MAX_BUFFERS }>;
 
-/// Those and the platform's.
+/// The suite's and the platform's comm buffers.
 type AllBuffers = Buffers<{ control::MAX_BUFFERS + handoff::MAX_BUFFERS }>;
 
 /// The MM side of the suite.
 pub(crate) struct Suite {
     buffers: SuiteBuffers,
     state: mm_liar::State,
-    /// What the last SMI with a request in these buffers led to.
+    /// The result of the last SMI with a request in these buffers.
     last: Option<Visit>,
 }
 
@@ -113,7 +113,7 @@ impl<'a> Control<'a> {
         }
     }
 
-    /// Answers with a status, and in words why not.
+    /// Responds with a status, and with the reason as text.
     fn register(&mut self, request: &mut Request<'_>) -> Result<(), EfiStatus> {
         let entries = control::split(request.message())
             .and_then(|(_, body)| control::buffer_entries(body))
@@ -132,7 +132,7 @@ impl<'a> Control<'a> {
                     EfiStatus::SUCCESS
                 }
                 Err(unfit) => {
-                    // As above.
+                    // Text that does not fit is cut off.
                     let _ = write!(text, "{unfit}");
                     EfiStatus::ACCESS_DENIED
                 }

@@ -1,4 +1,4 @@
-//! The driver's entry point, and what it says about the machine. An unsafe island (`docs/unsafe.md`).
+//! The driver's entry point, and the facts about this machine. An unsafe island (`docs/unsafe.md`).
 
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
@@ -35,7 +35,7 @@ impl Write for DebugConsole {
     }
 }
 
-/// Says everything on the debug console.
+/// Writes every line to the debug console.
 struct Log;
 
 impl Sink for Log {

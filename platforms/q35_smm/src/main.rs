@@ -9,7 +9,7 @@
 //! | `self_test` | the tests of the components in this firmware (feature `conformance`) |
 //! | `own` | the same for firmware that the command line names, whose HOBs configure MM (feature `own`) |
 //!
-//! What stock OVMF needs besides is in the crate `ovmf_platform`.
+//! What else stock OVMF needs is in the crate `ovmf_platform`.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 

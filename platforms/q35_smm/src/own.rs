@@ -1,5 +1,6 @@
-//! The platform for firmware that the command line names: `MmHobConfiguration` configures MM, and no code of the platform's own does.
-//! What MM that firmware has is not known, so the tests ask what any has. An unsafe island (`docs/unsafe.md`).
+//! The platform for firmware that the command line names: `MmHobConfiguration` alone configures MM.
+//! The MM of that firmware is not known, so the tests use only requests that any MM has. An unsafe
+//! island (`docs/unsafe.md`).
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -56,7 +57,7 @@ pub(crate) fn look_for_hobs(hob_list: *const c_void) {
 
 type Mm = Rc<Cell<Option<&'static dyn MmCommunication>>>;
 
-/// What configures and reaches MM, and the tests.
+/// Adds the components that configure and reach MM, and the tests.
 pub(crate) fn add_components(add: &mut Add<'_, Component>) {
     let mm = Mm::default();
     add.component(MmHobConfiguration::new().with_acpi_base(AcpiBaseSource::Ich9));

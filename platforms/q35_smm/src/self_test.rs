@@ -38,7 +38,7 @@ const MANY_CALLS: u64 = 10_000;
 
 type Mm = &'static dyn MmCommunication;
 
-/// Component: publishes the tests, and asks MM something in the middle of the DXE phase.
+/// Component: publishes the tests, and sends MM a request in the middle of the DXE phase.
 pub(crate) struct SelfTest;
 
 #[component]

@@ -15,10 +15,11 @@ use patina::standard::efi::protocols::loaded_image;
 /// `gEfiEventDxeDispatchGuid` (PI 1.9, volume 2, 7.2.8): the DXE core has looked for drivers.
 const DXE_DISPATCH: BinaryGuid = BinaryGuid::from_string("7081e22f-cac6-4053-9468-675782cf88e5");
 
-/// Component: has the SMM core look for SMM drivers.
+/// Component: makes the SMM core look for SMM drivers.
 ///
-/// edk2's DXE core signals the group after each round of its dispatcher, and the SMM IPL then sends the SMM core to its
-/// drivers. Patina's core does not, so that this does, whenever an image is loaded.
+/// edk2's DXE core signals the group after each round of its dispatcher, and the SMM IPL then sends
+/// the SMM core to its drivers. Patina's core does not, so this component does, whenever an image
+/// is loaded.
 pub(crate) struct SmmDispatch;
 
 #[component]

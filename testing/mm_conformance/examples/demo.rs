@@ -1,5 +1,5 @@
-//! The demo's conversation on the simulated machine: `cargo xtask demo`. With a file's name behind it, the log at trace goes
-//! there.
+//! The demo's conversation on the simulated machine: `cargo xtask demo`. With a file name as
+//! argument, it writes the log at trace there.
 
 use mm_conformance::demo::{self, LOG};
 use mm_conformance::sim::SimSite;

@@ -1,10 +1,11 @@
-//! Memory for comm buffers that is used again for each client.
+//! Memory for comm buffers that is reused for each client.
 
 use core::cell::Cell;
 use mm_comm::SharedRegion;
 use mm_wire::PAGE_LEN;
 
-/// Pages out of one region, for a site whose machine has no more memory that MM accepts.
+/// Hands out pages of one region, for a site whose machine does not have more memory that MM
+/// accepts.
 pub struct Arena {
     region: SharedRegion,
     /// Bytes that are allocated.
@@ -31,7 +32,7 @@ impl Arena {
         self.taken.set(kept);
     }
 
-    /// Allocates pages that are zero; `None` if there are not so many.
+    /// Allocates zeroed pages; `None` if too few are left.
     #[must_use]
     pub fn allocate(&self, pages: usize) -> Option<*mut u8> {
         let (start, len) = (self.taken.get(), pages.checked_mul(PAGE_LEN)?);

@@ -89,8 +89,9 @@ pub unsafe fn invoke(
     EfiStatus::from_native(status.as_usize())
 }
 
-/// Makes a call of protocol 2 or 3 with the caller's bytes at the start of `memory`, or with what is there; `None` if the
-/// protocol is not installed, or if the bytes do not fit.
+/// Makes a call of protocol 2 or 3 with the caller's bytes at the start of `memory`, or with the
+/// bytes that are there already; `None` if the protocol is not installed, or if the bytes do not
+/// fit.
 #[must_use]
 pub fn call_in_place(
     protocols: &dyn ProtocolServices,

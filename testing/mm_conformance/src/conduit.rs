@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use mm_comm::smc::{Call, Conduit, Counter, ffa, spm_mm};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 
-/// Code to be run before the next request.
+/// Code that runs before the next request.
 type Code = Box<dyn FnOnce()>;
 
 static REQUESTS: AtomicUsize = AtomicUsize::new(0);

@@ -1,6 +1,6 @@
 //! A conversation with MM that a person can follow.
 //!
-//! It needs no more than a lab, and so is the same on the simulated machine and on firmware under QEMU.
+//! It needs only a lab, so it is the same on the simulated machine and on firmware under QEMU.
 
 use crate::lab::{Abilities, Client, Lab, LogLevel, Setup};
 use alloc::boxed::Box;
@@ -16,7 +16,7 @@ use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage, guid};
 use patina_mm::component::communicator::Status;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Where the transcript goes, line by line.
+/// Gets the transcript, line by line.
 pub type Out<'o> = &'o mut dyn FnMut(fmt::Arguments<'_>);
 
 /// A GUID without a handler.
@@ -39,11 +39,12 @@ struct Question {
 /// What a line of the log starts with.
 pub const LOG: &str = "LOG ";
 
-/// Holds the conversation. If the lab can read the client's log, what it says at trace follows, each line behind [`LOG`].
+/// Holds the conversation. If the lab can read the client's log, its lines up to trace follow, each
+/// behind [`LOG`].
 ///
 /// # Errors
 ///
-/// What went wrong, if the lab's client does not come up or a response is not what the demo expects.
+/// A text, if the lab's client does not come up or a response is not what the demo expects.
 pub fn run(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     if !lab.abilities().contains(Abilities::LOGS) {
         return talk(lab, place, out);

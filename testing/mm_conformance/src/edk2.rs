@@ -1,4 +1,5 @@
-//! Drivers of edk2, as the suite meets them: one that owns MM, and one that calls it. Both do what the C source does, step by step.
+//! Doubles of two drivers of edk2: one that owns MM, and one that calls it. Both do what the C
+//! source does, step by step.
 
 use crate::c_abi;
 use crate::lab::{CCall, CProtocol, CReply};
@@ -24,8 +25,8 @@ use patina_mm_test::protocols::HostProtocols;
 use patina_mm_test::tap::Tap;
 use zerocopy::IntoBytes;
 
-/// `StandaloneMmPkg/Drivers/MmCommunicationDxe`: one shared buffer with a mailbox, and nothing against a second call in the
-/// middle of one (tianocore/edk2#12463).
+/// `StandaloneMmPkg/Drivers/MmCommunicationDxe`: one shared buffer with a mailbox, and no
+/// protection against a re-entrant call (tianocore/edk2#12463).
 pub struct MmCommunicationDxe {
     region: SharedRegion,
     mailbox: Mailbox,
@@ -128,7 +129,7 @@ impl MmCommunicationDxe {
         }
         let image = self.mailbox.read();
         let returned = usize::try_from(image.return_buffer_size()).unwrap_or(usize::MAX);
-        // The driver does not look whether that is more than the caller's buffer has.
+        // The driver does not check whether that is more than the caller's buffer has.
         if !in_place && !copied(&self.region, &caller, returned.min(capacity)) {
             return efi::Status::INVALID_PARAMETER;
         }
@@ -161,7 +162,8 @@ fn install_one<P: ProtocolInterface>(
 ///
 /// `this` is an interface that [`install_one`] installed.
 unsafe fn driver_of<'a, P>(this: *const P) -> &'a MmCommunicationDxe {
-    // By address: the caller came here from a reference to the interface, and no further.
+    // By address: the caller has a reference to the interface alone, whose provenance does not
+    // cover the driver.
     let produced = core::ptr::with_exposed_provenance::<Produced<P>>(this.addr());
     // SAFETY: it is the first field of a `Produced<P>` that is never freed, and whose provenance was exposed.
     unsafe { &(*produced).driver }
@@ -204,7 +206,8 @@ unsafe extern "efiapi" fn three(
 /// Names and replies of calls, in their order.
 type Calls = Vec<(Guid, Option<CReply>)>;
 
-/// `MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmmRuntimeDxe.c`, as far as it waits for MM's variable service.
+/// The part of `MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmmRuntimeDxe.c` that waits for
+/// MM's variable service.
 #[derive(Clone, Default)]
 pub struct VariableSmmRuntimeDxe(Rc<RefCell<Calls>>);
 
@@ -230,7 +233,7 @@ impl VariableSmmRuntimeDxe {
         Ok(driver)
     }
 
-    /// The markers that it found, in order, and what came of its first call (`SmmVariableReady`).
+    /// The markers that it found, in order, and the result of its first call (`SmmVariableReady`).
     #[must_use]
     pub fn seen(&self) -> Vec<(Guid, Option<CReply>)> {
         self.0.borrow().clone()

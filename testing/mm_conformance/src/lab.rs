@@ -1,8 +1,8 @@
 //! The lab: it brings up clients of MM on the machine of a [`Site`], in any way that a [`Setup`] describes.
 //!
-//! A [`Client`] is usually made of Patina's components: a fresh `Storage` in which the real `SwMmiManager` and
-//! `MmCommunicator` are dispatched. A site can install a driver of its own instead, which has only the protocols for C.
-//! What differs from machine to machine is behind [`Site`].
+//! A [`Client`] is usually made of Patina's components: a fresh `Storage` in which the real
+//! `SwMmiManager` and `MmCommunicator` are dispatched. A site can install its own driver instead,
+//! which has only the protocols for C. What differs from machine to machine is behind [`Site`].
 //!
 //! | file | content |
 //! |---|---|
@@ -75,7 +75,7 @@ impl Lab {
         Client::bring_up(Rc::clone(&self.site), setup)
     }
 
-    /// Takes over memory as a comm buffer, and gives it up again.
+    /// Takes over memory as a comm buffer, and drops the buffer again.
     ///
     /// # Errors
     ///

@@ -17,7 +17,7 @@ pub struct Recorder<L> {
 }
 
 impl<L: Log> Recorder<L> {
-    /// Passes on to `next` what is not recorded.
+    /// Passes lines that are not recorded on to `next`.
     pub const fn over(next: L) -> Self {
         Self { next }
     }
@@ -64,7 +64,8 @@ impl Log for Silent {
     fn flush(&self) {}
 }
 
-/// Makes a recorder that is silent otherwise the program's logger, unless it has a logger.
+/// Makes a recorder the program's logger, unless it has one. Lines that are not recorded are
+/// dropped.
 pub fn install() {
     static RECORDER: Recorder<Silent> = Recorder::over(Silent);
     // If there is another logger, recordings stay empty, and the scenarios that read the log fail.
@@ -84,7 +85,7 @@ pub fn record(level: Level, run: &mut dyn FnMut()) -> String {
 
 #[cfg(feature = "sim")]
 mod recording {
-    //! On a host the tests run side by side, so each thread has a recording of its own.
+    //! On a host the tests run in parallel, so each thread has its own recording.
 
     use super::Recording;
     use core::cell::RefCell;

@@ -18,7 +18,7 @@ use core::fmt::{self, Debug, Display, Write};
 /// Why a test has no `ok`.
 #[derive(Debug)]
 pub enum NotOk {
-    /// Something was wrong.
+    /// The test found something wrong.
     Failed(String),
     /// The machine cannot run it.
     Skipped(String),
@@ -122,7 +122,8 @@ impl<W: Write> Report<W> {
 
     /// Writes another line.
     pub fn line(&mut self, text: fmt::Arguments<'_>) {
-        // A serial port takes everything; what `out` could not write is a missing line, which the reader notices.
+        // A serial port takes everything. If `out` cannot write a line, the reader notices that it
+        // is missing.
         let _ = writeln!(self.out, "{text}");
     }
 
@@ -136,7 +137,7 @@ impl<W: Write> Report<W> {
     }
 }
 
-/// Text whose line ends would break the protocol.
+/// Writes text without its line ends, which would break the protocol.
 struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {

@@ -132,10 +132,10 @@ fn ready(lab: &Lab) -> Result<Client, String> {
 
 /// How a client is expected to refuse a setup.
 struct Refused {
-    /// What is in the name of the component that refuses.
+    /// A part of the name of the component that refuses.
     by: &'static str,
     status: EfiStatus,
-    /// What its log says, if the log can be read.
+    /// A part of its log, if the log can be read.
     because: &'static str,
 }
 
@@ -177,7 +177,7 @@ fn ensure_refused(lab: &Lab, setup: &Setup, expected: &Refused) -> Seen {
     Ok(())
 }
 
-/// What is in the name of every component that carries messages.
+/// A part of the name of every component that carries messages.
 const COMMUNICATOR: &str = "Communicator";
 
 /// Fails unless neither buffer nor mailbox holds anything of a message.

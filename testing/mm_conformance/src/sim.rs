@@ -21,7 +21,7 @@ use patina_mm_test::dispatcher;
 use patina_mm_test::events::HostEvents;
 use patina_mm_test::protocols::HostProtocols;
 
-/// What is in a machine's memory before it is used.
+/// The contents of a machine's memory before it is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ram {
     /// Zeros.
@@ -34,7 +34,7 @@ pub enum Ram {
 }
 
 impl Ram {
-    /// What is in `len` bytes at this address; `None` if they are zero.
+    /// The contents of `len` bytes at this address; `None` if they are zero.
     fn contents(self, address: usize, len: usize) -> Option<Vec<u8>> {
         match self {
             Self::Zero => None,
@@ -66,7 +66,7 @@ pub struct SimSite {
     ram: Ram,
 }
 
-/// Code that runs in the place of MM, and lets MM run or not.
+/// Code that runs instead of MM, and may let MM run.
 type AroundMm = Rc<dyn Fn(&mut dyn FnMut())>;
 
 impl SimSite {
@@ -76,7 +76,7 @@ impl SimSite {
         Self::with_ram(Ram::Zero)
     }
 
-    /// Switches a machine on whose memory has this in it.
+    /// Switches a machine on whose memory has these contents.
     #[must_use]
     pub fn with_ram(ram: Ram) -> Self {
         Self {

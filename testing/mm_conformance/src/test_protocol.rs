@@ -1,7 +1,8 @@
-//! A protocol by which an application from the ESP makes the firmware run its tests, or hold the demo's conversation.
+//! A protocol with which an application from the ESP makes the firmware run its tests, or hold the
+//! demo's conversation.
 //!
-//! The components under test live in the DXE core, whose services no application reaches; what BDS starts is an
-//! application. An unsafe island (`docs/unsafe.md`).
+//! The components under test are in the DXE core, whose services an application cannot reach; BDS
+//! can only start an application. An unsafe island (`docs/unsafe.md`).
 
 use alloc::boxed::Box;
 use core::ffi::c_void;
@@ -39,7 +40,7 @@ impl Task {
     }
 }
 
-/// What the application found that the platform publishes.
+/// The protocols of the platform that the application found.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Findings {
@@ -53,7 +54,7 @@ pub struct Findings {
 #[derive(Debug)]
 #[repr(C)]
 pub struct TestProtocol {
-    /// Does a [`Task`]; 1 where all went well, else 0.
+    /// Does a [`Task`]; returns 1 if all went well, else 0.
     pub run: extern "efiapi" fn(this: *const TestProtocol, task: u32, findings: Findings) -> u32,
 }
 

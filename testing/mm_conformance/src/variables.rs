@@ -43,7 +43,7 @@ impl VariableId {
 /// Why a request has no response.
 #[derive(Debug, Error)]
 pub enum VariableError<E: fmt::Display> {
-    /// The message did not come back.
+    /// The message was not sent, or has no response.
     #[error("{0}")]
     Exchange(E),
     /// The response is too short for its function.
@@ -57,7 +57,7 @@ pub enum VariableError<E: fmt::Display> {
     /// The variable service returned an error.
     #[error("the variable service returned {0}")]
     Service(EfiStatus),
-    /// The name in the response is none.
+    /// The response does not contain a valid name.
     #[error("the response has no name: {0:?}")]
     Name(StringError),
 }
@@ -140,8 +140,8 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
         }))
     }
 
-    /// Writes a variable of this vendor with runtime services, twice, and takes it away again: what the handler says of it has to
-    /// follow.
+    /// Writes a variable of this vendor with runtime services, twice, and deletes it again. The
+    /// handler must report each change.
     ///
     /// # Errors
     ///

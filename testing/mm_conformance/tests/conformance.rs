@@ -28,7 +28,8 @@ fn main() {
     // This program has no other logger.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(LevelFilter::Trace);
-    // The simulated machine can do all that a scenario may ask for, but is an x86 machine with MM.
+    // The simulated machine has all abilities, except those of a machine without x86 ports or
+    // without MM.
     let others = Abilities::SECURE_CALLS | Abilities::NO_MM;
     let trials = mm_conformance::all()
         .into_iter()

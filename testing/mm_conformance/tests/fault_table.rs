@@ -93,7 +93,7 @@ enum Fault {
     ValidStays,
     /// Bytes of the message are overwritten.
     Scribble,
-    /// Another driver's request is in the comm buffer, and announced.
+    /// The comm buffer holds another driver's request, which is announced.
     OtherOwner,
     /// The comm buffer's new place is announced.
     Announce,
@@ -272,12 +272,12 @@ fn bytes(region: &SharedRegion) -> Vec<u8> {
     copy
 }
 
-/// What happens at a step.
+/// The code that runs at a step.
 type Act = Box<dyn FnOnce()>;
 /// The result of a call that a notification makes.
 type Inner = Rc<RefCell<Option<Result<Vec<u8>, Status>>>>;
 
-/// What the machine does wrong at the moment, and what is to come.
+/// The current fault of the machine, and the next one.
 #[derive(Default)]
 struct Bad {
     /// The step at which the fault comes, and the fault.
@@ -289,7 +289,7 @@ struct Bad {
     /// MM does nothing.
     dead: Cell<bool>,
     valid_stays: Cell<bool>,
-    /// Where the call is.
+    /// The comm buffer of the call.
     place: RefCell<Option<Rc<Place>>>,
     /// What the client finds when it reads the response: comm buffer and mailbox.
     left: RefCell<(Vec<u8>, Option<Vec<u8>>)>,
@@ -407,7 +407,7 @@ impl Site for BadSite {
     }
 }
 
-// What fails on request.
+// An allocator that fails on request.
 
 thread_local! {
     static NO_MEMORY: Cell<bool> = const { Cell::new(false) };
@@ -471,7 +471,7 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-/// `gEfiMmCommunicateHeaderV3Guid`, and what a header is read by.
+/// `gEfiMmCommunicateHeaderV3Guid`, and how a header is read.
 const V3: [u8; 16] = guid!("68e8c853-2ba9-4dd7-9ac0-91e16155c935").to_bytes();
 
 fn expected(sent: HeaderFormat, region: &[u8], mailbox: Option<&[u8]>) -> Expected {
@@ -504,7 +504,7 @@ fn expected(sent: HeaderFormat, region: &[u8], mailbox: Option<&[u8]>) -> Expect
         return Expected::Invalid;
     }
     if counted > REGION_LEN - header_len as u64 {
-        // As in 24.1.1: only the mailbox's length has an error of its own.
+        // As in 24.1.1: only the mailbox's length has its own error.
         return Expected::Invalid;
     }
     let counted = usize::try_from(counted).unwrap();
@@ -646,7 +646,7 @@ impl Bench {
                 Fault::Reenter(level) => client.notify_at(
                     level,
                     Box::new(move |client| {
-                        // It may come when the outer call has ended, whose response was looked at by then.
+                        // It may come when the outer call has ended and its response was checked.
                         let outer = bad.nested.replace(true);
                         *inner.borrow_mut() = Some(client.communicate(id, b"inner", ECHO));
                         bad.nested.set(outer);
@@ -662,7 +662,7 @@ impl Bench {
         let recipient = patina::Guid::from_bytes(&ECHO.to_bytes());
         let mm = self.client.service().unwrap();
         let options = CallOptions::new().with_header(self.header);
-        // Not of the size that the allocator refuses.
+        // Of another size than the one that the allocator refuses.
         let mut response = Vec::with_capacity(2 * PAGES * PAGE_LEN);
         let mut result = Ok(());
         mm.communicate_with(self.kind.id(), message, recipient, options, &mut |reader| {
@@ -685,13 +685,13 @@ impl Bench {
 
     /// One case. Returns what is wrong with it.
     fn case(&mut self, fault: Fault, step: Step) -> Result<(), String> {
-        // A pattern that is nowhere else.
+        // A pattern that occurs nowhere else.
         let message: Vec<u8> = (0x40..0x40 + 61).cycle().step_by(7).take(MESSAGE_LEN).collect();
         let inner = Inner::default();
         *self.bad.place.borrow_mut() = Some(self.place(self.kind.id()));
         self.bad.next.replace(Some((step, self.act(fault, &inner))));
         self.bad.reach(Step::BeforeCall);
-        // The announcement before the call takes effect with it.
+        // An announcement from before the call is applied by the call.
         let place = self.place_of_call();
         *self.bad.place.borrow_mut() = Some(Rc::clone(&place));
         let in_use = place.is_pending();
@@ -796,7 +796,7 @@ impl Bench {
         }
     }
 
-    /// Where the comm buffer is now. Each place is kept, to be searched.
+    /// The comm buffer's current place. Each place is kept, so that it can be searched later.
     fn place_of_call(&mut self) -> Rc<Place> {
         let place = self.place(self.kind.id());
         let at = |place: &Place| place.region.as_ptr();
@@ -806,7 +806,7 @@ impl Bench {
         place
     }
 
-    /// Ends the fault. What another driver has announced is served.
+    /// Ends the fault. A request that another driver has announced is served.
     fn recover(&self) {
         self.bad.heal();
         *self.bad.place.borrow_mut() = None;

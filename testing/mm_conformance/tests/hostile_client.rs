@@ -1,9 +1,10 @@
 //! The MM side against a hostile client: every field of a request, buffers in the wrong place, and memory that another
 //! thread changes while MM reads it. An unsafe island (`docs/unsafe.md`): it maps memory, and reaches it by address.
 //!
-//! MM's bus does not check anything: what MM asks for is accessed. Around the comm buffer, the mailbox and MM's copy of the
-//! message are pages without access, and MMRAM is nothing else, so an access outside ends the process. Inside, each access
-//! is compared with the bytes of the message, and the memory with a copy of it.
+//! MM's bus does not check anything: it makes every access that MM asks for. Around the comm
+//! buffer, the mailbox and MM's copy of the message are pages without access, and MMRAM is nothing
+//! else, so an access outside ends the process. Inside, each access is compared with the bytes of
+//! the message, and the memory with a copy of it.
 
 #![allow(
     clippy::unwrap_used,
@@ -268,7 +269,8 @@ fn every_field_of_a_request_is_hostile_and_nothing_outside_the_message_is_access
                 (_, Some(_)) => true,
                 (outcome, None) => panic!("{fields:?} was served: {outcome}"),
             };
-            // MessageSize beyond the message makes a v3 header contradict itself, which only that may refuse.
+            // A MessageSize beyond the message makes a v3 header contradict itself, which MM may
+            // refuse.
             let may_refuse = (fields.v3 || fields.recipient == MARKER)
                 && message.as_ref().is_some_and(|message| {
                     let size = match fields.v3 {
@@ -398,7 +400,7 @@ fn racing_writer_gets_no_access_outside_the_message() {
                         response_len,
                         ..
                     } => {
-                        // One fetch: what was checked is what was used.
+                        // One fetch: the value that was checked is the value that was used.
                         assert_eq!(request_len, response_len);
                         assert!(request_len <= REGION_LEN - 24);
                         seen[usize::from(request_len > 100)] = true;
@@ -505,7 +507,7 @@ fn old_place_of_a_moved_buffer_is_not_accessed() {
 /// Tells a child process of this test to read outside.
 const OUTSIDE: &str = "MM_HOSTILE_CLIENT_TEST_OUTSIDE";
 
-/// That the tests above would not survive an access outside.
+/// Shows that the tests above would not survive an access outside.
 #[test]
 fn access_outside_ends_the_process() {
     if let Some(which) = std::env::var_os(OUTSIDE) {

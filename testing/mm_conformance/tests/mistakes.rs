@@ -39,7 +39,7 @@ use patina_mm_test::tap::Tap;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// What a platform has done, and what became of it.
+/// A platform: its configuration and components, and the comm buffers that MM knows.
 struct Platform {
     site: SimSite,
     tap: Tap,
@@ -59,10 +59,10 @@ struct Seen {
     port_writes: Vec<(u16, u8)>,
 }
 
-/// What a component asks of MM.
+/// The call that a component makes.
 type Ask = Box<dyn FnOnce(&dyn MmCommunication) -> Result<Vec<u8>, Status>>;
 
-/// The component that asks.
+/// The component that makes the call.
 struct Asks {
     ask: Ask,
     result: Rc<RefCell<Option<Result<Vec<u8>, Status>>>>,
@@ -115,7 +115,7 @@ impl Platform {
     fn memory(&self, id: u8, with_mailbox: bool) -> (CommunicateBuffer, CommBuffer) {
         let at = |pages| self.site.allocate(pages).unwrap().expose_provenance() as u64;
         let (start, mailbox) = (at(4), with_mailbox.then(|| at(1)));
-        // SAFETY: the memory is the site's, and for this alone.
+        // SAFETY: the memory is from the site, and only this buffer uses it.
         let buffer = unsafe { CommunicateBuffer::from_firmware_region(start, 4 * PAGE_LEN, id, mailbox) };
         let region = AddressRange::new(start, 4 * PAGE_LEN as u64).unwrap();
         (buffer.unwrap(), CommBuffer { region, mailbox })
@@ -239,7 +239,7 @@ fn without_a_mistake_nothing_is_warned_of() {
     );
 }
 
-/// A platform that works, but for its ports and its ACPI base.
+/// A platform that works, except for its ports and its ACPI base.
 fn with_ports(cmd_port: MmiPort, data_port: MmiPort, acpi_base: AcpiBase) -> Seen {
     let mut platform = Platform::new();
     platform.config.cmd_port = cmd_port;
@@ -323,7 +323,7 @@ fn an_acpi_base_that_is_not_pmbase_is_refused() {
 #[test]
 fn another_register_in_the_place_of_smi_en_is_refused() {
     let platform = Platform::new();
-    // What the ACPI timer reads like.
+    // A value of the ACPI timer.
     platform.tap.write_u32(0x630, 0x0003_9521);
     platform.run(ask_echo).refused(
         TRIGGER,
@@ -422,7 +422,7 @@ fn smi_en_zero_refuses_messages_and_lets_trigger_sw_mmi_pass() {
     assert_eq!(seen.port_writes.first(), Some(&(0xb3, 0)), "{}", seen.log);
 }
 
-/// Everything that is known about an MMI in vain.
+/// Everything that is known about an MMI that had no effect.
 const IN_VAIN: [&str; 5] = [
     "5 bytes to f2090a29-5433-4fda-9dc4-bcebb1ba2ed3",
     "MM did not process the request; it has been withdrawn",
@@ -442,7 +442,7 @@ fn a_request_that_mm_does_not_take_is_told_with_all_numbers() {
         seen.failed_call(Status::NotProcessed, &words);
     };
     let smi_en = "SMI_EN at 0x630 was 0x00000021 before, is 0x00000021 now";
-    // The command port is another one.
+    // The command port is not the chipset's.
     in_vain(
         &|platform| platform.config.cmd_port = MmiPort::Smi(0xb0),
         "then command 0xff to port 0xb0",
@@ -458,7 +458,7 @@ fn a_request_that_mm_does_not_take_is_told_with_all_numbers() {
         &|platform| platform.config.comm_buffers[0] = platform.memory(0, true).0,
         smi_en,
     );
-    // SMIs are off, and nothing looks.
+    // SMIs are off, and SMI_EN is not checked.
     in_vain(
         &|platform| {
             platform.tap.write_u32(0x630, 0);
@@ -720,7 +720,8 @@ fn a_hob_beside_buffers_by_hand_needs_another_identifier() {
     seen.says("ERROR", &["two comm buffers have the identifier 0"]);
 }
 
-/// A platform that forgets to lock: the components wait for the end, and take what is there.
+/// A platform that forgets to lock its configuration: the components wait until nothing else runs,
+/// and use it as it is.
 #[test]
 fn unlocked_configuration_is_used_in_the_end() {
     struct Fills(MmCommunicationConfiguration);

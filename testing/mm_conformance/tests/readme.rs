@@ -1,4 +1,4 @@
-//! What the README sends is what the other side takes.
+//! The requests in the README are those that the other side accepts.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -1,5 +1,6 @@
-//! The conformance suite on the simulated machine once more, on memory that is not zero when it is handed out: RAM keeps
-//! what it had in it, and firmware does not clear each mailbox that it announces.
+//! The conformance suite on the simulated machine once more, on memory that is not zero when it is
+//! handed out: RAM keeps its contents over a reset, and firmware does not clear each mailbox that
+//! it announces.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use mm_conformance::Abilities;

@@ -9,7 +9,7 @@ use mm_conformance::lab::{CCall, CProtocol};
 use mm_wire::EfiStatus;
 use patina_mm::component::protocols::MmCommunicationProducer;
 
-/// Bytes of the comm buffer, and how many messages may have.
+/// Bytes of the comm buffer, and of the longest message.
 const LARGEST: usize = 4 * 4096;
 
 #[derive(Arbitrary, Debug)]
@@ -65,7 +65,7 @@ fn check(clients: &Clients, call: &Call) {
     let header = Fields {
         v3: call.v3,
         guid: call.name.bytes(),
-        // Of a v3 header this may be below its own length.
+        // In a v3 header this may be less than the header's own length.
         counted: if call.v3 {
             counted.min(u64::MAX - 56)
         } else {

@@ -39,7 +39,7 @@ pub fn run(data: &[u8]) {
         total <= work.len() && word(&after, start + 4) <= total,
         "the tree has grown"
     );
-    // What was made is a tree that can be changed again, and then says the same.
+    // The result is a tree that can be changed again, which changes nothing.
     ram.put(0, &after);
     let again = prepare(ram.shared(), ram.address() + start as u64, &mut work);
     assert_eq!(again, Ok(()), "the changed tree is refused");

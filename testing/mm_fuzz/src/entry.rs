@@ -1,5 +1,5 @@
-//! `mm_core` against a caller that does anything: what it may send as buffers, headers, mailboxes and messages, and how it may
-//! change memory while MM reads.
+//! `mm_core` against a caller that does anything: it sends any buffers, headers, mailboxes and
+//! messages, and changes memory while MM reads.
 
 use crate::header::{Fields, Name, Size};
 use arbitrary::{Arbitrary, Unstructured};
@@ -19,7 +19,7 @@ struct Case {
     buffers: Vec<Place>,
     handlers: Vec<Script>,
     writes: Vec<Write>,
-    /// Changes of memory while MM works, each after so many accesses.
+    /// Changes of memory while MM works, each after a number of accesses.
     races: Vec<(u8, u16, u8)>,
     mmram: bool,
     entries: u8,
@@ -81,7 +81,7 @@ struct Script {
     status: u64,
 }
 
-/// RAM, and which of it was accessed.
+/// RAM, and the accesses to it.
 struct Ram {
     bytes: RefCell<Vec<u8>>,
     reads: RefCell<Vec<(u64, usize)>>,
@@ -136,7 +136,7 @@ impl SystemMemory for Ram {
 }
 
 impl Script {
-    /// What the model makes of a message: the new message, and whether the handler succeeds.
+    /// The model of the handler: changes the message, and returns whether the handler succeeds.
     fn apply(&self, message: &mut Vec<u8>, capacity: usize) -> Option<EfiStatus> {
         let len = self.len.of(capacity);
         if len <= capacity as u64 {
@@ -266,7 +266,8 @@ fn prepare(ram: &mut Ram, buffers: &[CommBuffer], write: &Write) {
     }
 }
 
-/// Whatever the caller did: nothing outside regions and mailboxes is read or written, and what decides is read once.
+/// Whatever the caller did: nothing outside regions and mailboxes is read or written, and each byte
+/// that a check depends on is read once.
 fn check_access(ram: &Ram, buffers: &[CommBuffer]) {
     let inside = |address: u64, len: usize| {
         let access = AddressRange::new(address, len as u64).unwrap();

@@ -47,7 +47,7 @@ impl Fields {
         u128::from(self.counted) + self.len() as u128
     }
 
-    /// Reads a header; `None` if there is none.
+    /// Reads a header; `None` if the bytes are not one.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
         if bytes.len() < 24 {
@@ -134,18 +134,18 @@ impl Name {
     }
 }
 
-/// A length that a case chooses: near one that matters, or any.
+/// A length that a case chooses: near a limit, or any.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Size {
     /// Small.
     Small(u8),
-    /// So many bytes more or fewer than the buffer has.
+    /// This many bytes more or fewer than the buffer has.
     NearEnd(i8),
-    /// So many more or fewer than fit behind a v1 header.
+    /// This many more or fewer than fit behind a v1 header.
     NearCapacity(i8),
-    /// So many more or fewer than fit behind a v3 header.
+    /// This many more or fewer than fit behind a v3 header.
     NearCapacity3(i8),
-    /// So many fewer than the largest number.
+    /// This many fewer than the largest number.
     Huge(u8),
     /// Any.
     Any(u64),

@@ -1,5 +1,5 @@
-//! Flash images that `ovmf_image` edits or refuses: what it accepts it writes in the same length, with all that was not changed in
-//! its place, and opens again.
+//! Flash images that `ovmf_image` edits or refuses: an accepted image is written in the same
+//! length, with all unchanged parts in their place, and can be opened again.
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::{TinyPe, ffs_file, leaf, lzma_section, sections, volume};

@@ -1,8 +1,9 @@
 //! Fuzz targets, and the reference models that judge them.
 //!
-//! A target takes bytes, makes a case of them (typed, by `arbitrary`), runs the code, and compares the result with what a model
-//! expects that shares no code with it. It panics if they differ. No crash is not enough: a target also fails if shared memory
-//! keeps bytes, a buffer stays in use, a byte outside is written, or a wait is not bounded.
+//! A target takes bytes, makes a case of them (typed, by `arbitrary`), runs the code, and compares
+//! the result with that of a model, which shares no code with it. It panics if they differ. No
+//! crash is not enough: a target also fails if shared memory keeps bytes, a buffer stays in use, a
+//! byte outside is written, or a wait is not bounded.
 //!
 //! `fuzz/` runs the targets under libFuzzer with AddressSanitizer (`cargo xtask fuzz`). `tests/targets.rs` runs the committed
 //! corpus and a fixed number of generated cases through them as an ordinary test.
@@ -41,7 +42,7 @@ pub mod with_patina;
 pub struct Target {
     /// Its name: that of the program in `fuzz/` and of the folder of its corpus.
     pub name: &'static str,
-    /// What it feeds with arbitrary input.
+    /// The code that gets arbitrary input.
     pub about: &'static str,
     /// Runs one input.
     pub run: fn(&[u8]),

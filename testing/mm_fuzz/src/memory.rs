@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 /// Bytes on each side of a block. With the feature `exact` there are none: an access beyond a block is one beyond its
 /// allocation, which AddressSanitizer reports even if it only reads.
 const GUARD: usize = if cfg!(feature = "exact") { 0 } else { 64 };
-/// What the guard bytes are.
+/// The value of the guard bytes.
 const GUARD_BYTE: u8 = 0xa7;
 
 /// What a block is for. Blocks of different purposes are different memory.
@@ -89,7 +89,7 @@ impl Block {
         bytes
     }
 
-    /// Writes what fits, as the other side does.
+    /// Writes as many bytes as fit, like the other side.
     pub fn put(&self, offset: usize, bytes: &[u8]) {
         let room = self.inside.len().saturating_sub(offset);
         let bytes = &bytes[..bytes.len().min(room)];

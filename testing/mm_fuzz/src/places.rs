@@ -27,7 +27,7 @@ enum Hob {
     Buffer(Memory),
     Region3(u8, Memory),
     Region4(u8, Memory),
-    /// Data of any length. It describes no memory: its fields are not those of a place.
+    /// Data of any length. It does not describe memory: its fields are not those of a place.
     Short {
         region: bool,
         len: u8,
@@ -43,7 +43,7 @@ struct Memory {
     wrong: Option<Wrong>,
 }
 
-/// What can be told to be wrong by its numbers. Other wrong memory is the platform's to avoid.
+/// Memory that is wrong by its numbers. The platform must avoid other wrong memory.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Wrong {
     Null,
@@ -209,7 +209,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// One HOB whose numbers are all right is enough.
+/// Whether the HOBs must give a configuration: one HOB whose numbers are all right is enough.
 fn must_work(hobs: &[Hob], base: u64) -> bool {
     let [hob] = hobs else { return false };
     let inside = |memory: &Memory| {
@@ -231,7 +231,7 @@ fn must_work(hobs: &[Hob], base: u64) -> bool {
     }
 }
 
-/// One HOB whose numbers are wrong is too much.
+/// Whether the HOBs may give a configuration: one HOB whose numbers are wrong forbids it.
 fn may_work(hobs: &[Hob]) -> bool {
     hobs.iter().all(|hob| match hob {
         Hob::Buffer(memory) => memory.wrong.is_none(),

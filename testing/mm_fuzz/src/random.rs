@@ -8,7 +8,7 @@ impl Random {
     /// Starts a sequence. Different seeds give different ones.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        // Spread, since seeds are small numbers; and never zero, which would stay zero.
+        // Spreads the bits, because seeds are small numbers; never zero, which would stay zero.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -30,7 +30,7 @@ impl Random {
         }
     }
 
-    /// So many bytes, of which some are the values that lengths and flags often have.
+    /// Returns this many bytes; some have values that lengths and flags often have.
     #[must_use]
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len + 8);

@@ -44,7 +44,7 @@ enum Memory {
 
 #[derive(Arbitrary, Clone, Debug)]
 enum Response {
-    /// What the real one would say to this call.
+    /// The real secure world's response to this call.
     Usual,
     Version(u16, u16),
     Error(i8),
@@ -111,7 +111,7 @@ impl Descriptor {
     }
 }
 
-/// What the secure world of this thread says next, and which calls it got.
+/// The next responses of this thread's secure world, and the calls that it got.
 #[derive(Debug, Default)]
 struct World {
     el3: bool,
@@ -149,7 +149,7 @@ impl Conduit for Fake {
 
     fn counter() -> Option<Counter> {
         WORLD.with_borrow_mut(|world| {
-            // It wraps in the middle of a case.
+            // The counter wraps in the middle of a case.
             world.ticks = world.ticks.wrapping_add(u64::MAX / 64);
             world.has_counter.then_some(Counter {
                 ticks: world.ticks,
@@ -305,13 +305,14 @@ pub fn run(data: &[u8]) {
         assert_eq!(connection.as_ref().err(), Some(&SmcError::NoConduit));
         assert!(calls.is_empty(), "a call that nothing takes");
     }
-    // Each wait ends after the patience that was given; a counter ends it after as many ticks.
+    // Each wait ends after the number of calls in `Patience`, or with a counter after the time
+    // limit.
     assert!(
         calls.len() <= 100 + 60 * (answers + 8),
         "{} calls for {answers} responses",
         calls.len()
     );
-    // What was mapped for us is unmapped again, or the result says that it could not be.
+    // Pages that were mapped for us are unmapped again, or the result says that this failed.
     let is_success = |response: &[u64; 18]| matches!(response[0] as u32, 0x8400_0061 | 0xc400_0061);
     if let Some(mapped) = calls
         .iter()

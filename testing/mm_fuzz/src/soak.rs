@@ -22,7 +22,7 @@ use std::rc::Rc;
 
 /// Bytes of a comm buffer.
 const LEN: usize = 4096;
-/// How often the whole comm buffer is looked at. Its start is after each transaction.
+/// The whole comm buffer is checked once in so many transactions, its start after each.
 const WHOLE: u64 = 64;
 /// How long the client waits: short, since some requests are not taken.
 const POLLS: u32 = 20;
@@ -33,9 +33,9 @@ enum Fault {
     None,
     NotTaken,
     Twice,
-    /// MM writes so many times, and no more.
+    /// MM stops after this many writes.
     DiesAfter(u32),
-    /// MM is entered only after the client has looked so often.
+    /// MM is entered only after the client has polled this often.
     Late(u32),
     Status(u64),
     Size(u64),
@@ -63,7 +63,7 @@ impl Fault {
     }
 }
 
-/// What came of all transactions.
+/// The results of all transactions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// How many there were.
@@ -91,7 +91,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// A machine that runs for long.
+/// A machine that runs for a long time.
 pub struct Soak {
     machine: Machine,
     buffers: [CommBuffer; 2],
@@ -164,7 +164,7 @@ impl Soak {
         }
     }
 
-    /// What came of the transactions so far.
+    /// The results of the transactions so far.
     #[must_use]
     pub fn count(&self) -> Count {
         Count {
@@ -173,8 +173,8 @@ impl Soak {
         }
     }
 
-    /// Makes so many transactions, and checks each: a response is the one that MM gave, an error came with a fault, and no byte
-    /// is left behind.
+    /// Makes this many transactions, and checks each: a response is the one that MM gave, an error
+    /// comes only with a fault, and no byte is left behind.
     pub fn run(&mut self, transactions: u64) {
         for _ in 0..transactions {
             self.transaction();
@@ -200,7 +200,8 @@ impl Soak {
             .communicate_into(id, &message, recipient.as_guid(), &mut room);
         match &result {
             Ok(returned) => {
-                // A fault may make the length another one, and MM's word for it is all there is. What was sent comes back.
+                // A fault may change the length, and the client can only believe MM's length. The
+                // bytes that come back are those that were sent.
                 let expected = [message.as_slice(), &[0; LEN]].concat();
                 let is_echo = room[..*returned] == expected[..*returned];
                 assert!(
@@ -216,7 +217,7 @@ impl Soak {
         }
         let is_busy = matches!(result, Err(Status::Busy | Status::MailboxInUse));
         assert!(!is_busy, "{fault:?}: {result:?}");
-        // One that comes later finds nothing to do.
+        // A late SMI finds no request.
         while self.machine.is_smi_pending() {
             mm_comm::Ports::pause(&self.machine);
         }
@@ -235,7 +236,7 @@ impl Soak {
         let whole = self.count.transactions.is_multiple_of(WHOLE) || fault != Fault::None;
         let mut bytes = vec![0xff; if whole { LEN } else { 64 }];
         assert!(self.views[usize::from(id)].read(0, &mut bytes));
-        // What MM writes on its own account when no request is under way is not the client's to wipe.
+        // The client does not wipe what MM writes when no request is in progress.
         if !matches!(
             fault,
             Fault::WritesEverywhere | Fault::Guid | Fault::Length(_) | Fault::Late(_)
@@ -266,7 +267,7 @@ impl Soak {
     }
 }
 
-/// Memory that takes so many writes, and then no more.
+/// Memory that accepts a number of writes, and then no more.
 struct Dying<'m> {
     memory: &'m mut dyn SystemMemory,
     writes: u32,

@@ -236,9 +236,9 @@ impl Fault {
     }
 }
 
-/// What a client must make of a response: what is behind its header, or what is wrong with it.
+/// The result that a client must return for a response: the bytes behind its header, or an error.
 fn judge(request: u32, says: Option<Vec<u8>>) -> Result<Vec<u8>, Fault> {
-    /// What the client puts into the result of each request, which no supervisor returns.
+    /// The result field that the client sends in each request; no supervisor returns it.
     const NO_RESULT: u64 = u64::MAX;
     let says = says.ok_or(Fault::NoHandler)?;
     if says.len() < 24 {

@@ -69,7 +69,7 @@ enum Take {
     Parts(Vec<u8>),
     Short,
     Drop,
-    /// The request is dropped before its result is looked at.
+    /// The request is dropped before its result is read.
     DropRequest,
 }
 
@@ -108,7 +108,7 @@ struct Machine {
     channel: Channel,
 }
 
-/// What the model expects of a transaction's end.
+/// The result of a transaction that the model expects.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
     Response { at: usize, len: usize, reached: usize },
@@ -132,7 +132,7 @@ impl Machine {
 
     fn round(&self, round: &Round) {
         for act in &round.before {
-            // Nothing is under way: only memory is written.
+            // No transaction is in progress: the act only writes memory.
             if !matches!(act, Act::Begin | Act::Serve(..)) {
                 self.act(act);
             }
@@ -175,7 +175,7 @@ impl Machine {
             }
             (begun, refusal) => panic!("{begun:?}, expected {refusal:?}"),
         };
-        // The request is there as the specification has it.
+        // The request is in memory as the specification says.
         let request = self.region.bytes();
         assert_eq!(request[..sent.len()], sent.write());
         assert_eq!(request[sent.len()..][..message_len], message);
@@ -267,7 +267,7 @@ impl Machine {
         self.is_pending().then_some(BeginError::MailboxInUse)
     }
 
-    /// What a client must make of what MM left.
+    /// The result that a client must return for what MM left.
     fn expected(&self, sent: &Fields, left: &[u8]) -> Expected {
         let mut told = None;
         if let Some(mailbox) = self.mailbox {
@@ -400,7 +400,7 @@ impl Machine {
         }
     }
 
-    /// Whatever happened before: a request that MM serves gets its response.
+    /// Whatever happened before, a request that MM serves gets its response.
     fn honest_round(&self) {
         let len = self.len();
         self.mailbox.inspect(|mailbox| mailbox.put(0, &[0; 24]));
@@ -422,7 +422,7 @@ impl Machine {
     }
 }
 
-/// Copies the response out in one of the ways that there are.
+/// Copies the response out in one of the possible ways.
 fn take(mut response: mm_comm::Response<'_>, how: &Take, expected: &[u8]) {
     match how {
         Take::All => {

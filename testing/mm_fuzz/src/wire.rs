@@ -1,4 +1,4 @@
-//! What `mm_wire` reads, against readers of its own.
+//! Compares what `mm_wire` reads with readers that share no code with it.
 
 use crate::header::{Fields, MARKER, number};
 use arbitrary::{Arbitrary, Unstructured};
@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 #[derive(Arbitrary, Debug)]
 struct Case<'a> {
     sent: Sent,
-    /// Whether the bytes are given the GUID that starts v3 headers.
+    /// Whether the bytes start with the GUID of v3 headers.
     marked: bool,
     /// The fields of a place.
     place: [Number; 4],
@@ -26,7 +26,7 @@ struct Sent {
     message_size: u64,
 }
 
-/// A number of the kind that HOBs have.
+/// A number as HOBs have it.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Number {
     Small(u8),
@@ -122,7 +122,8 @@ fn headers(sent: Sent, bytes: &[u8]) {
     };
     assert_eq!(told.ok().map(|told| told.len), expected);
     if let Some((offset, value)) = told.ok().and_then(|told| told.changed) {
-        // What is said to have changed is what is there, and is not what was sent.
+        // The field that is reported as changed has the reported value, which is not the one that
+        // was sent.
         assert_eq!(number(left.encode().as_ref(), offset), value);
         assert_ne!(number(request.encode().as_ref(), offset), value);
     }
@@ -138,7 +139,7 @@ fn mailbox(bytes: &[u8]) {
     let status = image.return_status();
     assert_eq!(status.0, number(bytes, 8));
     assert_eq!(image.return_buffer_size(), number(bytes, 16));
-    // Only zero is success, and whatever is an error to a caller has the error bit.
+    // Only zero is success, and every error has the error bit.
     match status.as_error() {
         None => assert_eq!(status.0, 0),
         Some(error) => assert!(status.0 != 0 && error.0 >> 63 == 1, "{status:?} is {error:?}"),
@@ -172,7 +173,8 @@ fn payloads(bytes: &[u8]) {
     round_trip::<supervisor::PolicyHeader>(bytes);
 }
 
-/// What memory a HOB or an update may name: whole pages that do not wrap, and a mailbox beside them.
+/// Whether a HOB or an update may name this memory: whole pages that do not wrap, and a mailbox
+/// outside them.
 fn is_place(address: u64, pages: u64, mailbox: Option<u64>) -> bool {
     let (start, end) = (
         u128::from(address),

@@ -8,10 +8,10 @@ use patina_mm_test::Machine;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// After so many cases a machine is replaced: it keeps a record of all of them.
+/// A machine is replaced after this many cases, because it keeps a record of all of them.
 const CASES: u32 = 2000;
 
-/// What the handlers of the machine say next.
+/// The next responses of the machine's handlers.
 #[derive(Default)]
 struct Orders {
     len: Cell<usize>,
@@ -40,7 +40,7 @@ pub(crate) fn with(set_up: impl FnOnce(&Clients), case: impl FnOnce(&Clients)) {
         clients
     });
     clients.cases.update(|cases| cases + 1);
-    // Not put back if the case panics.
+    // The machine is not put back if the case panics.
     case(&clients);
     CLIENTS.set(Some(clients));
 }

@@ -50,7 +50,7 @@ impl Drop for Input<'_> {
     }
 }
 
-/// The inputs that the fuzzer found worth keeping, and those that once failed.
+/// Runs the inputs that the fuzzer kept, and those that once failed.
 fn replay(name: &str) {
     let run = target(name).run;
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -67,7 +67,7 @@ fn replay(name: &str) {
     assert!(inputs > 0, "{} is empty", folder.display());
 }
 
-/// The same cases each time.
+/// Runs generated cases, the same each time.
 fn generated(name: &str) {
     let target = target(name);
     for seed in 0..cases(name) {

@@ -1,8 +1,9 @@
 //! The MM side of the suite: its handlers, and the wrong responses that it sends on request.
 //!
-//! [`ConformanceMm`] is the real [`MmCore`] with a few handlers of its own. What a scenario wants of it is in the
-//! message, so that the same scenario works if the MM side is in another address space. It does not allocate, and does
-//! not know Patina: `platforms/q35_mm` runs it in SMRAM, `machines/aarch64_monitor` in the secure world.
+//! [`ConformanceMm`] is the real [`MmCore`] with a few more handlers. A scenario's message says
+//! what it should do, so that the same scenario works if the MM side is in another address space.
+//! It does not allocate, and does not know Patina: `platforms/q35_mm` runs it in SMRAM,
+//! `machines/aarch64_monitor` in the secure world.
 //!
 //! | GUID | response |
 //! |---|---|
@@ -34,13 +35,13 @@ use zerocopy::IntoBytes;
 
 pub use crate::project_mu::{POLICY, Release};
 
-/// Answers what it is sent.
+/// Responds with the message.
 pub const ECHO: Guid = Echo::GUID;
-/// Answers as many bytes as it is asked for.
+/// Responds with as many bytes as it is asked for.
 pub const STRETCH: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a02");
 /// Fails.
 pub const FAIL: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a03");
-/// Answers what was written to the ports.
+/// Responds with the values of the ports.
 pub const PORTS: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a04");
 /// Responds with what it was sent, which MM then makes wrong.
 pub const LIAR: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a05");
@@ -53,7 +54,8 @@ const EXIT_BOOT_SERVICES: Guid = guid!("27abf055-b1b8-4c26-8048-748f37baa2df");
 /// Makes MM serve comm buffers like Project Mu's supervisor.
 pub const PROJECT_MU: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a06");
 
-/// Answers the communicate header that it found, at the start of a message of at least that length.
+/// Responds with the communicate header that it found, at the start of a message of at least that
+/// length.
 pub const HEADER: Guid = guid!("5d3c0e7a-9f0b-4e63-8a55-0d7f4d1c1a07");
 
 /// What the MM side keeps from one MMI to the next, as long as it has the same comm buffers.
@@ -65,7 +67,7 @@ pub struct State {
 }
 
 impl State {
-    /// That of an MM side that was just told of its comm buffers.
+    /// The state of an MM side that has just learned about its comm buffers.
     pub const NEW: Self = Self {
         project_mu: None,
         late: LateResponse(None),
@@ -184,7 +186,7 @@ impl LateResponse {
         if !memory.read(start, &mut header)
             || Header::parse(&header).is_ok_and(|header| header.recipient() == LIAR)
         {
-            // Still the same one, with another MMI: it has to wait.
+            // Another MMI for the same request: the kept response has to wait.
             return;
         }
         self.0 = None;
@@ -244,8 +246,9 @@ impl<'a> ConformanceMm<'a> {
     }
 }
 
-/// Serves an MMI with a core of the caller's, made for `buffers`: what [`ConformanceMm::enter`] does, for MM sides that are
-/// told of one buffer with each call. `state` is what the last call left there.
+/// Serves an MMI with a core of the caller's, made for `buffers`: what [`ConformanceMm::enter`]
+/// does, for MM sides that learn about one buffer with each call. `state` is what the last call
+/// left there.
 pub fn enter(
     core: &mut MmCore<'_>,
     buffers: &[CommBuffer],
@@ -293,7 +296,7 @@ pub fn enter(
         (READY_TO_LOCK, &mut lock),
         (EXIT_BOOT_SERVICES, &mut close),
         (supervisor::GUID, &mut { channel }),
-        // Those of the users' channel follow, but for this one.
+        // The handlers of the users' channel follow, without this one.
         (supervisor::GUID, &mut version),
         (ECHO, &mut Echo),
         (STRETCH, &mut response_at_length),
@@ -412,8 +415,9 @@ fn response_ports(request: &mut Request<'_>) -> Result<(), EfiStatus> {
         .map_err(|_no_room| EfiStatus::BUFFER_TOO_SMALL)
 }
 
-/// Changes what the client will see. An address that cannot be written stays as it is: the client then sees the truth,
-/// and its scenario fails. Returns the format of the header that stood there.
+/// Changes what the client will see. An address that cannot be written stays as it is: the client
+/// then sees the correct response, and its scenario fails. Returns the format of the header that
+/// was there.
 fn tell(lie: Lie, buffer: CommBuffer, response_len: usize, memory: &mut dyn SystemMemory) -> HeaderFormat {
     let start = buffer.region.start();
     let mut marker = [0; 16];

@@ -46,7 +46,7 @@ impl Release {
         }
     }
 
-    /// That of a message; [`Self::Main`] if it names none.
+    /// The supervisor that a message names; [`Self::Main`] if it names none.
     pub(crate) fn of_request(message: &[u8]) -> Self {
         let named = |release: &Self| release.request() == message;
         Self::ALL.into_iter().find(named).unwrap_or(Self::Main)
@@ -143,7 +143,7 @@ impl ProjectMu {
         buffers.get(*self.mailboxes.get(channel)?)?.mailbox
     }
 
-    /// The request that this MMI serves. Malformed ones get their response here.
+    /// Chooses the request that this MMI serves. Malformed ones get their response here.
     pub(crate) fn choose(&self, buffers: &[CommBuffer], memory: &mut dyn SystemMemory) -> Option<Serving> {
         let image = |channel, memory: &dyn SystemMemory| {
             let mut image = MailboxImage::default();
@@ -252,7 +252,7 @@ impl ProjectMu {
         EfiStatus::SUCCESS
     }
 
-    /// Unblocks memory in the place of other memory of as many pages; `VerifyandMoveUnblockedPages`.
+    /// Unblocks memory instead of other memory of as many pages; `VerifyandMoveUnblockedPages`.
     fn replace(&mut self, new: &UnblockMemory, pages: u64, buffers: &[CommBuffer]) -> Result<u64, EfiStatus> {
         if new.pages.get() != pages
             || new.attributes.get() != supervisor::COMM_BUFFER_ATTRIBUTES
@@ -297,7 +297,7 @@ impl ProjectMu {
             }
         }
         let mut moved = [SUPERVISOR, USERS];
-        // The users' goes first.
+        // The users' buffer moves first.
         for (channel, new) in mailboxes.iter().enumerate().rev() {
             let start = self.replace(new, 1, buffers)?;
             let index = buffers
@@ -359,7 +359,7 @@ fn range_of(memory: &UnblockMemory) -> Option<AddressRange> {
     AddressRange::new(memory.physical_start.get(), len).filter(|range| range.len() > 0)
 }
 
-/// The `EFI_MEMORY_DESCRIPTOR`, without who asks.
+/// The `EFI_MEMORY_DESCRIPTOR`, without the identifier.
 fn descriptor(memory: &UnblockMemory) -> &[u8] {
     memory.as_bytes().get(..40).unwrap_or_default()
 }
@@ -375,7 +375,7 @@ fn clash(new: AddressRange, other: AddressRange) -> Option<EfiStatus> {
         })
 }
 
-/// What the handlers of the supervisor's channel share.
+/// The state that the handlers of the supervisor's channel share.
 #[derive(Clone, Copy)]
 pub(crate) struct Channel<'m> {
     pub(crate) mu: &'m Cell<ProjectMu>,
@@ -406,7 +406,7 @@ impl Channel<'_> {
         Ok(())
     }
 
-    /// Moves, and sends what is still to be written to the new place.
+    /// Moves the buffers; later writes go to the new place.
     fn move_to(
         &self,
         mu: &mut ProjectMu,
@@ -437,7 +437,7 @@ impl Handler for Channel<'_> {
             RequestHeader::mut_from_prefix(request.message_mut()).map_err(|_too_short| TOO_SHORT)?;
         let is_known = header.signature == supervisor::SIGNATURE && header.revision == supervisor::REVISION;
         if is_known {
-            // What a request that is then too short is left with.
+            // The result in a request that is then too short.
             header.result = EfiStatus::ABORTED.0.into();
         }
         let result = match header.request.get() {
@@ -466,7 +466,8 @@ impl Handler for Channel<'_> {
     }
 }
 
-/// Answers like `mm_core`'s supervisor, which knows the version alone, but says that it knows all of them.
+/// Responds like `mm_core`'s supervisor, which knows only the version request, but claims to know
+/// all requests.
 fn tell_version(request: &mut Request<'_>) -> Result<(), EfiStatus> {
     Supervisor {
         version: 1,

@@ -28,16 +28,16 @@ const MESSAGE: [u8; 4] = [0xc5; 4];
 const RESPONSE: [u8; 8] = [0x7e; 8];
 const RECIPIENT: [u8; 16] = [0x11; 16];
 
-/// One step of one of the actors. What cannot be done in a state changes nothing there.
+/// One step of one of the actors. A step that is impossible in a state changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// The caller writes its request into the buffer that is in use.
     Begin,
     /// The caller reads what MM left.
     Finish,
-    /// The caller gives the request up, as a panic does.
+    /// The caller drops the request, as during a panic.
     Drop,
-    /// A notification in the middle of a call makes a call of its own.
+    /// A notification in the middle of a call makes another call.
     NestedBegin,
     /// A notification wants to keep the channel for itself.
     NestedHold,
@@ -47,7 +47,7 @@ pub enum Step {
     Serve,
     /// The same with an error.
     ServeWithError,
-    /// MM writes a byte of its own behind the message.
+    /// MM writes another byte behind the message.
     WriteBody,
     /// MM makes the header's length huge, or smaller.
     Length(u64),
@@ -80,16 +80,16 @@ const STEPS: [Step; 18] = [
     Step::Valid(1),
 ];
 
-/// What a caller got.
+/// The result that a caller got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Got {
-    /// A response of so many bytes.
+    /// A response of this many bytes.
     Response(usize),
     /// MM did not take the request.
     NotProcessed,
     /// MM's status.
     Status,
-    /// A length that cannot be.
+    /// An impossible length.
     Length,
     /// A header that is not the request's.
     Header,
@@ -101,7 +101,7 @@ pub enum Got {
     MailboxInUse,
 }
 
-/// What can be seen of a state.
+/// The observable part of a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Seen {
     region: Vec<u8>,
@@ -116,7 +116,8 @@ pub struct Seen {
     broken: Option<&'static str>,
 }
 
-/// A state: the way to it, and what is seen there. States are told apart by the latter alone.
+/// A state: the steps that lead to it, and what is observable. Only the latter distinguishes
+/// states.
 #[derive(Clone, Debug)]
 pub struct State {
     way: Vec<Step>,
@@ -187,7 +188,7 @@ impl Model for Transaction {
             Property::always("memory that was given away is not used", |_, state: &State| {
                 !(state.seen.given_away && state.seen.in_use)
             }),
-            // Without these the rest could hold because nothing happens.
+            // Without these properties the others could hold because nothing happens.
             Property::sometimes("a response is believed", |_, state: &State| {
                 was_got(state, Got::Response(RESPONSE.len()))
             }),
@@ -253,7 +254,7 @@ impl Transaction {
         seen.retired = channel.is_retired();
         seen.tracked = channel.tracked().is_some();
         region.check_guards();
-        // Ends what is under way, and so is not seen.
+        // Ends the transaction in progress, which is not part of the state.
         drop(run.staged);
         if region.bytes().iter().any(|byte| *byte == MESSAGE[0]) {
             seen.broken
@@ -392,7 +393,7 @@ impl<'c> Run<'c> {
         self.check_end();
     }
 
-    /// What holds after each transaction.
+    /// Checks what must be true after each transaction.
     fn check_end(&mut self) {
         let free = !self.channel.is_in_use() && self.channel.tracked().is_none();
         self.require(free, "the channel is free after a transaction");
@@ -402,7 +403,7 @@ impl<'c> Run<'c> {
         self.require(no_message, "the message is wiped");
     }
 
-    /// What an MM core does, now or late.
+    /// Serves the request as an MM core does, in time or late.
     fn serve(&self, fails: bool) {
         let memory = self.region.bytes();
         let is_request = |header: &Fields| header.counted > 0 && header.total() <= LEN as u128;
@@ -425,7 +426,7 @@ fn recipient() -> Guid {
     Guid::from_bytes(RECIPIENT)
 }
 
-/// What a client must make of what MM left.
+/// The result that a client must return for what MM left.
 fn judge(left: &[u8], mailbox: Option<&[u8]>) -> Got {
     let mut told = None;
     if let Some(mailbox) = mailbox {

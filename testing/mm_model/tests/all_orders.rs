@@ -7,7 +7,8 @@ fn check(model: Transaction, least: usize) {
     let checker = model.checker().spawn_bfs().join();
     println!("{} states", checker.unique_state_count());
     checker.assert_properties();
-    // So many were visited when this was written: a model that lost its steps would hold, too.
+    // This many states were visited when this was written: a model that lost its steps would also
+    // pass.
     assert!(
         checker.unique_state_count() >= least,
         "{} states",

@@ -54,9 +54,9 @@ mod aarch64 {
         unsafe { UartPl011::new(0x0900_0000) }
     }
 
-    /// Asks the debugger, which QEMU plays with `-semihosting-config enable=on`, to end the run, with the status that
-    /// `isa-debug-exit` would make of `value`. Without a debugger the instruction is undefined, and the firmware's
-    /// exception handler stops the machine.
+    /// Asks the debugger, which QEMU simulates with `-semihosting-config enable=on`, to end the
+    /// run, with the status that `isa-debug-exit` would make of `value`. Without a debugger the
+    /// instruction is undefined, and the firmware's exception handler stops the machine.
     pub(crate) fn end_run(value: u8) {
         let block = [APPLICATION_EXIT, u64::from(value) << 1 | 1];
         // SAFETY: the call reads the two words of `block` and changes no memory.

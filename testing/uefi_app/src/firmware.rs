@@ -1,5 +1,5 @@
-//! What a UEFI application is started with, and its runtime: allocator, panic handler, end. An unsafe island
-//! (`docs/unsafe.md`).
+//! The arguments of a UEFI application, and its runtime: allocator, panic handler, end. An unsafe
+//! island (`docs/unsafe.md`).
 
 use crate::console::{self, Console};
 use crate::devices;
@@ -28,7 +28,8 @@ static ALLOCATOR: BootServicesGlobalAllocator<StandardBootServices> = BootServic
 
 #[panic_handler]
 fn on_panic(info: &PanicInfo<'_>) -> ! {
-    // A port that was taken when the panic struck stays taken, and this line is lost; the exit value is not.
+    // If the port was taken during the panic, it stays taken, and this line is lost; the exit value
+    // is not.
     let _ = writeln!(Console, "PANIC {info}");
     exit(false)
 }
@@ -113,7 +114,7 @@ impl Firmware {
     /// # Safety
     ///
     /// `image` and `system_table` are the arguments of the running application's entry point, and
-    /// `ExitBootServices` is not called as long as the application runs.
+    /// `ExitBootServices` is not called while the application runs.
     #[must_use]
     pub unsafe fn new(image: efi::Handle, system_table: *mut efi::SystemTable) -> Self {
         // SAFETY: the firmware hands a valid system table to an entry point.
@@ -161,7 +162,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What `AllocatePages` says.
+    /// The error of `AllocatePages`.
     pub fn allocate_runtime_pages(&self, pages: usize) -> Result<*mut u8, EfiError> {
         let address = BOOT.allocate_pages(AllocType::AnyPage, EfiMemoryType::RuntimeServicesData, pages)?;
         Ok(ptr::with_exposed_provenance_mut(address))
@@ -171,7 +172,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What boot services say.
+    /// The error of boot services.
     pub fn loaded_images(&self) -> Result<Vec<LoadedImage>, EfiError> {
         let search = HandleSearchType::ByProtocol(&loaded_image::PROTOCOL_GUID);
         let handles = BOOT.locate_handle_buffer(search)?;
@@ -182,7 +183,7 @@ impl Firmware {
     ///
     /// # Errors
     ///
-    /// What the file system says: [`EfiError::NotFound`] if there is no such file.
+    /// The error of the file system: [`EfiError::NotFound`] if there is no such file.
     pub fn read_file(&self, path: &Char16Str) -> Result<Vec<u8>, EfiError> {
         let device = loaded_image(self.image)?.device;
         let volume = interface::<simple_file_system::Protocol>(device)?;
@@ -202,7 +203,8 @@ impl Firmware {
 ///
 /// # Errors
 ///
-/// What the variable service says, and [`EfiError::ProtocolError`] where its response is not a name.
+/// The error of the variable service, and [`EfiError::ProtocolError`] if its response is not a
+/// name.
 pub fn next_variable(
     name: &Char16Str,
     vendor: &efi::Guid,

@@ -265,7 +265,7 @@ impl ProtocolServices for BootProtocols {
     }
 }
 
-/// A callback, and what is needed to find the handles that it is for.
+/// A callback, and how to find the handles for it.
 struct Notification {
     boot: &'static StandardBootServices,
     registration: Cell<Option<Registration>>,

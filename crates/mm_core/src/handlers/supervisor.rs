@@ -45,7 +45,7 @@ impl Handler for Supervisor {
             header.result = EfiStatus::INVALID_PARAMETER.0.into();
             return Ok(());
         }
-        // What a request that is then refused for its length is left with.
+        // The result in a request that is then refused for its length.
         header.result = EfiStatus::ABORTED.0.into();
         if len < shortest(header.request.get()) {
             return Err(EfiStatus::INVALID_PARAMETER);

@@ -12,13 +12,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// It knows get, get next name, set (create, replace, append, delete), query info, payload size,
 /// ready to boot and exit boot services. Other functions get `EFI_UNSUPPORTED`, as edk2's handler
 /// returns for a function that it does not know: statistics, locks and properties of variables, and
-/// the runtime cache, without which a driver in DXE works, too.
+/// the runtime cache, which a driver in DXE can do without.
 ///
 /// Statuses and sizes are those of edk2 (`MdeModulePkg/Universal/Variable/RuntimeDxe`,
 /// `VariableSmm.c` and `Variable.c`), without authentication and without hardware error records.
-/// They are written into the message, whose length stays; a message of an impossible length is
-/// returned unchanged. One store holds volatile and non-volatile variables, and lasts as long as
-/// its memory.
+/// They are written into the message, whose length does not change; a message of an impossible
+/// length is returned unchanged. One store holds volatile and non-volatile variables, and lasts as
+/// long as its memory.
 #[derive(Debug)]
 pub struct VariableStore<'a> {
     /// Records without gaps up to `used`: [`Record`], name with its NUL, data.
@@ -29,7 +29,7 @@ pub struct VariableStore<'a> {
     at_runtime: bool,
 }
 
-/// What precedes a variable's name in the arena.
+/// The fields before a variable's name in the arena.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Record {
@@ -41,7 +41,7 @@ struct Record {
 
 const RECORD_LEN: usize = size_of::<Record>();
 
-/// What edk2 adds to the size of a variable: the longest of its payloads up to the name
+/// The bytes that edk2 adds to the size of a variable: the longest of its payloads up to the name
 /// (`SMM_VARIABLE_COMMUNICATE_VAR_CHECK_VARIABLE_PROPERTY`).
 const PAYLOAD_OVERHEAD: usize = 48;
 
@@ -308,7 +308,7 @@ impl Handler for VariableStore<'_> {
                 .ok()
                 .map(|(info, _)| self.query_info(info)),
             function::READY_TO_BOOT if self.at_runtime => Some(Err(EfiStatus::UNSUPPORTED)),
-            // No variable is locked here.
+            // This store has no variables that become read-only.
             function::READY_TO_BOOT => Some(Ok(())),
             function::EXIT_BOOT_SERVICE => {
                 self.at_runtime = true;
@@ -365,7 +365,7 @@ fn up_to_nul(name: &[u8]) -> Option<&[u8]> {
     name.get(..text.as_flattened().len().saturating_add(2))
 }
 
-/// Whether a name has nothing but its NUL.
+/// Whether a name is only its NUL.
 fn is_empty(name: &[u8]) -> bool {
     name.len() <= 2
 }
@@ -375,8 +375,7 @@ const fn access_attributes() -> Attributes {
     Attributes::BOOT_SERVICE.union(Attributes::RUNTIME)
 }
 
-/// Whether the combination is wrong wherever it occurs: runtime without boot services, or nothing
-/// but non-volatile.
+/// Whether the combination is always wrong: runtime without boot services, or only non-volatile.
 fn is_inconsistent(attributes: Attributes) -> bool {
     attributes.intersection(access_attributes()) == Attributes::RUNTIME
         || attributes.intersection(Attributes::all().difference(Attributes::AUTHENTICATED))
@@ -441,7 +440,7 @@ mod tests {
     }
 
     fn message(function: u64, parts: &[&[u8]]) -> Vec<u8> {
-        // A status that no function returns: it shows whether the message was answered at all.
+        // A status that no function returns: it shows whether there was a response at all.
         let header = FunctionHeader {
             return_status: UNANSWERED.0.into(),
             ..FunctionHeader::new(function)
@@ -731,8 +730,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a list of variables that is as simple as can be, in the order of their last
-        /// change.
+        /// Compares with a plain list of variables, in the order of their last change.
         #[test]
         fn any_order_of_changes_leaves_the_same_as_in_a_list(
             changes in prop::collection::vec(

@@ -20,7 +20,7 @@ const SUCCESS: u64 = 0x8400_0061;
 const NOT_SUPPORTED: u64 = 0xffff_ffff;
 
 pub(super) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>) {
-    // First of all: it is for the whole run that another driver has settled a version.
+    // This test is the first: another driver settles the version for the whole run.
     report.test("secure_world.settled_version_is_used", || match place.interface {
         Interface::StandaloneMm => settled_version_is_used::<C>(),
         _ => Err(NotOk::Skipped(String::from(
@@ -69,7 +69,7 @@ fn settled_version_is_used<C: Conduit>() -> Result<(), NotOk> {
     expect("FFA_VERSION(1.2)", &version(0x1_0002), &NOT_SUPPORTED)?;
     let found = connect::<C>(Setup::default(), &mut two_pages).map(drop);
     expect("connection", &found, &Ok(()))?;
-    // What a caller would be told of an older version.
+    // The result for a caller if the version is older.
     let older = OtherVersion {
         response: u32::MAX,
         accepted: Some(1),

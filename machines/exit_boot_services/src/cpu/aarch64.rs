@@ -53,7 +53,7 @@ pub(crate) unsafe fn take_over() {
 ///
 /// # Safety
 ///
-/// As `super::use_tables`.
+/// That of `super::use_tables`.
 pub(super) unsafe fn use_tables(root: u64) {
     // SAFETY: the caller's promise; this code is mapped one to one before and after.
     unsafe { switch(root, TRANSLATION, MEMORY) };

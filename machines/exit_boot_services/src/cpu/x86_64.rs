@@ -83,7 +83,7 @@ pub(crate) unsafe fn take_over() {
 ///
 /// # Safety
 ///
-/// As `super::use_tables`.
+/// That of `super::use_tables`.
 pub(super) unsafe fn use_tables(root: u64) {
     // SAFETY: EFER.NXE is a bit of long mode that only gives bit 63 of an entry its meaning; the tables are the caller's.
     unsafe {

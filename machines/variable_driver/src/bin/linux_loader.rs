@@ -21,7 +21,7 @@ mod loader {
         match run(firmware) {
             Ok(()) => efi::Status::SUCCESS,
             Err((what, status)) => {
-                // What the console does not take is lost.
+                // The line is lost if the console does not take it.
                 let _ = writeln!(firmware, "linux_loader: {what}: {status:?}");
                 status
             }
@@ -59,7 +59,7 @@ mod loader {
         firmware.start_image(image).map_err(|status| ("Linux", status))
     }
 
-    /// Writes a variable for Linux to find, through whatever serves SetVariable now.
+    /// Writes a variable for Linux to find, with the current SetVariable.
     fn write_variable(firmware: Firmware) -> Result<()> {
         /// Linux's own GUID, whose files any process may change.
         const VENDOR: efi::Guid = efi::Guid::from_fields(

@@ -30,7 +30,7 @@ mod driver {
     static BUFFER: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
     static PHYSICAL: AtomicUsize = AtomicUsize::new(0);
     static RUNTIME: AtomicPtr<efi::RuntimeServices> = AtomicPtr::new(ptr::null_mut());
-    /// Whether a message is in the buffer.
+    /// Whether a message is in the buffer: then another call is refused.
     static BUSY: AtomicBool = AtomicBool::new(false);
 
     #[unsafe(export_name = "efi_main")]
@@ -268,7 +268,7 @@ mod driver {
             // SAFETY: a pointer of the caller (UEFI 2.11, 8.2).
             let room = unsafe { read(size) }?;
             let data_at = size_of::<AccessVariable>().saturating_add(name.len);
-            // What does not fit into a message cannot be in a variable.
+            // Data that does not fit into a message cannot be in a variable.
             let room = room.min(LEN.saturating_sub(PAYLOAD).saturating_sub(data_at));
             let message = Message::begin()?;
             let access = AccessVariable {

@@ -1,8 +1,8 @@
 //! Makes the HOBs that say where the comm buffers are. An unsafe island (`docs/unsafe.md`).
 //!
-//! A platform with MM has its PEI phase set comm buffers aside and say so in HOBs. Stock OVMF
-//! without SMM does not, so that this does, with PEI's means, before the core takes the HOB list
-//! over: memory from the top of PEI's free memory, HOBs at the end of the list (PI 1.9, volume 3,
+//! On a platform with MM the PEI phase sets comm buffers aside and announces them in HOBs. Stock
+//! OVMF without SMM does not, so this code does it as PEI would, before the core takes over the HOB
+//! list: memory from the top of PEI's free memory, HOBs at the end of the list (PI 1.9, volume 3,
 //! 5).
 
 use core::ffi::c_void;
@@ -48,7 +48,7 @@ impl Header {
 struct Hobs {
     supervisor: Announced<CommRegion>,
     user: Announced<CommRegion>,
-    /// The runtime driver's.
+    /// The runtime driver's comm buffer.
     runtime: Announced<CommBuffer>,
     end: Header,
 }
@@ -111,8 +111,8 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
         return;
     };
     let at = core::ptr::with_exposed_provenance_mut::<Hobs>(at);
-    // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and what it took for the comm
-    // buffers: PEI's free memory, which is there to be given.
+    // SAFETY: `place` found room for it between the end of the list, whose end HOB it replaces, and
+    // what it took for the comm buffers: PEI's free memory, which may be used.
     unsafe { at.write_unaligned(hobs) };
     let base = core::ptr::with_exposed_provenance_mut::<u8>(base);
     // SAFETY: `place` took these bytes from the end of free memory.
@@ -121,7 +121,7 @@ pub(crate) unsafe fn add(hob_list: *const c_void) {
     unsafe { phit.write(table) };
 }
 
-/// Where things go.
+/// The addresses of comm buffers and HOBs.
 struct Placed {
     at: usize,
     hobs: Hobs,

@@ -22,8 +22,8 @@ pub(crate) struct SmramGuard;
 #[component]
 impl SmramGuard {
     fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
-        // The core has an image too. If it is not found it counts as a driver, and SMRAM is locked too
-        // early: no MM then.
+        // The core has an image, too. If it is not found, it counts as a driver, and SMRAM is
+        // locked too early: then there is no MM.
         let known: Vec<Handle> = protocols
             .locate_handles_for::<loaded_image::Protocol>()
             .unwrap_or_default();

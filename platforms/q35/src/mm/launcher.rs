@@ -6,14 +6,14 @@
 //! 3. The second one starts MM, which reports whether it accepts that data.
 //! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset only MM reaches SMRAM.
 //!
-//! All of it happens before any driver is started, and before anything from outside this firmware.
-//! SMRAM is locked even if one of the steps failed, so that no other code can put an MM of its own
+//! All of it happens before any driver is started, and before any code from outside this firmware
+//! runs. SMRAM is locked even if one of the steps failed, so that no other code can put its own MM
 //! there; if the launcher did not run at all, `guard` locks it.
 //!
-//! A failed launch leaves SMIs switched off, but they can be switched on again: under QEMU any code in ring 0 can
-//! switch them on, and run code of its own in System Management Mode if SMBASE was not moved, or if
-//! SMRAM is exposed. It can do so under any firmware without MM. Nothing relies on MM then, and
-//! there is no secret in SMRAM.
+//! A failed launch leaves SMIs switched off, but they can be switched on again: under QEMU any code
+//! in ring 0 can switch them on, and run its own code in System Management Mode if SMBASE was not
+//! moved, or if SMRAM is exposed. It can do so under any firmware without MM. Nothing relies on MM
+//! then, and SMRAM does not hold secrets.
 
 use super::memory::{self, FirstSmi};
 use crate::chipset::{PciByte, Q35Chipset, ports};
@@ -49,7 +49,7 @@ const MOVE_SMBASE: [u8; 14] = {
     ]
 };
 
-/// Where the save state has its revision, behind the first SMI's entry, and what it is in the
+/// The offset of the save state's revision behind the first SMI's entry, and its value in the
 /// layout that has the field SMBASE where `MOVE_SMBASE` writes it (AMD64 volume 2, table 10-1).
 const REVISION_OFFSET: usize = 0x7efc;
 const REVISION: u32 = 0x2_0064;
@@ -100,13 +100,13 @@ pub(crate) struct Launcher {
     buffers: Vec<CommBuffer>,
     memory: &'static dyn MemoryManager,
     tables: &'static dyn ConfigurationTableServices,
-    /// What the launch came to; `None` before it.
+    /// The result of the launch; `None` before it.
     outcome: Cell<Option<Result<()>>>,
 }
 
 impl PlatformMmControl for Launcher {
-    /// Launches MM once. Called again, it returns what that came to, and leaves the machine alone:
-    /// MM may be running.
+    /// Launches MM once. A second call returns the same result, and leaves the machine alone,
+    /// because MM may be running.
     fn init(&self) -> Result<()> {
         let outcome = self.outcome.get().unwrap_or_else(|| self.launch_and_lock());
         self.outcome.set(Some(outcome));
@@ -119,7 +119,7 @@ impl Launcher {
         let launched = self.launch();
         let locked = match launched {
             Ok(()) => lock(&Q35Chipset),
-            // An SMI might still run what is at 0x38000.
+            // An SMI might still run the code at 0x38000.
             Err(_) => lock_without_mm(&Q35Chipset),
         };
         let failures = [launched.err(), locked.err().map(LaunchError::NotLocked)];
@@ -206,7 +206,7 @@ fn move_smbase(first: &FirstSmi) -> core::result::Result<(), LaunchError> {
     }
 }
 
-/// Raises an SMI, and looks until there is something else than `unchanged`.
+/// Raises an SMI, and reads until the value is not `unchanged` any more.
 fn wait_for<T: PartialEq + Copy>(unchanged: T, look: impl Fn() -> T) -> T {
     let ports = ports();
     ports.write_u8(DATA_PORT, 0);
@@ -230,12 +230,12 @@ fn offset(address: u64) -> core::result::Result<usize, LaunchError> {
 
 fn read_u64(region: &SharedRegion, offset: usize) -> u64 {
     let mut bytes = [0; 8];
-    // If it cannot be read it is what a block of zeroes has.
+    // If it cannot be read, this is zero.
     let _ = region.read(offset, &mut bytes);
     u64::from_le_bytes(bytes)
 }
 
-/// Closes SMRAM to all but MM, and makes sure that it is closed: if nothing else is at its
+/// Closes SMRAM to all code outside MM, and checks that it is closed: if nothing else is at its
 /// addresses, QEMU leaves it open to all.
 fn close(smram: &SharedRegion) -> core::result::Result<(), LaunchError> {
     PciByte::SMRAM.write(CLOSED);

@@ -1,4 +1,4 @@
-//! Memory that MM uses or that is MM's. An unsafe island (`docs/unsafe.md`).
+//! Memory that MM uses or owns. An unsafe island (`docs/unsafe.md`).
 
 use super::launcher::LaunchError;
 use mm_comm::SharedRegion;
@@ -18,7 +18,8 @@ pub(crate) fn within_reach() -> AllocationOptions {
     AllocationOptions::new().with_strategy(PageAllocationStrategy::MaxAddress(last))
 }
 
-/// Zeroed memory for a comm buffer, which the operating system leaves alone. Its address.
+/// Allocates zeroed memory for a comm buffer, which the operating system leaves alone. Returns its
+/// address.
 pub(super) fn runtime_pages(memory: &dyn MemoryManager, pages: usize) -> Result<u64> {
     let options = within_reach().with_memory_type(EfiMemoryType::RuntimeServicesData);
     let pages = memory
@@ -43,7 +44,7 @@ pub(crate) fn smram_window(tables: &dyn ConfigurationTableServices) -> Result<Sh
     })
 }
 
-/// The memory that the first SMI uses, taken from its owner for the time being.
+/// The memory that the first SMI uses, allocated until this is dropped.
 pub(super) struct FirstSmi {
     pages: SharedRegion,
     memory: &'static dyn MemoryManager,

@@ -27,7 +27,7 @@ impl Control {
         )
     }
 
-    /// What MM knows of itself.
+    /// Asks MM for its own state.
     pub(super) fn state(self) -> Result<StateOfMm, String> {
         let response = self
             .ask(control::STATE, &[])
@@ -35,7 +35,7 @@ impl Control {
         StateOfMm::read_from_bytes(&response).map_err(|error| alloc::format!("{error}"))
     }
 
-    /// Makes MM serve these comm buffers; else its status and its words.
+    /// Makes MM serve these comm buffers; if it refuses, returns its status and its text.
     pub(super) fn register(self, buffers: &[CommBuffer]) -> Result<(), (EfiStatus, String)> {
         let entries: Vec<BufferEntry> = buffers.iter().map(|buffer| (*buffer).into()).collect();
         let response = self.ask(control::BUFFERS, entries.as_bytes()).map_err(|status| {
@@ -49,7 +49,7 @@ impl Control {
         Err((EfiStatus(status), String::from_utf8_lossy(text).into_owned()))
     }
 
-    /// What MM did about the suite's comm buffers, a line each.
+    /// MM's report about the suite's comm buffers, line by line.
     pub(super) fn report(self) -> Vec<String> {
         match self.ask(control::REPORT, &[]) {
             Ok(text) => String::from_utf8_lossy(&text).lines().map(String::from).collect(),

@@ -1,4 +1,4 @@
-//! This machine as a place for the conformance suite.
+//! This machine as a site for the conformance suite.
 
 use super::Services;
 use super::control::Control;
@@ -22,9 +22,9 @@ use patina_mm_test::protocols::HostProtocols;
 /// Calls of the endurance scenario.
 pub(super) const MANY_CALLS: u32 = 100_000;
 
-/// The real machine. Its clients have a protocol database and events of their own each: what one
-/// announces moves no other's comm buffer, and no other code sees the end of DXE twice. `traffic`
-/// tests the core's own.
+/// The real machine. Each client has its own protocol database and events: an announcement of one
+/// moves no other client's comm buffer, and no other code sees the end of DXE twice. `traffic`
+/// tests those of the core.
 pub(super) struct Q35Site {
     services: Services,
     latency: Cell<u32>,
@@ -102,9 +102,9 @@ impl Site for Q35Site {
     }
 }
 
-/// The processor's ports, with a chipset that takes its time: a write to the command port reaches
-/// the real one after `latency` pauses. With a latency of 1 it is the real one, which takes the SMI
-/// at the first pause at the latest.
+/// The processor's ports with a slow chipset: a write to the command port reaches the real port
+/// after `latency` pauses. With a latency of 1 it is the real chipset, which takes the SMI at the
+/// first pause at the latest.
 struct SlowPorts {
     ports: NativePorts,
     latency: u32,

@@ -51,7 +51,7 @@ fn echo(services: Services, buffer: u8, message: &[u8]) -> Result<Vec<u8>, Statu
         .communicate(buffer, message, Guid::from_bytes(&ECHO.to_bytes()))
 }
 
-/// Tests the launcher, the MM image, and what boot services have to do with MM.
+/// Tests the launcher, the MM image, and the boot services that MM depends on.
 pub(super) fn platform(
     report: &mut Report<Console>,
     services: Services,
@@ -71,7 +71,7 @@ pub(super) fn platform(
         let response = response.ok_or_else(|| NotOk::Failed("it was not".into()))?;
         equal(response.len(), 28)?;
         let (header, _) = RequestHeader::read_from_prefix(&response).map_err(failed)?;
-        // Its message is none that the supervisor knows, which says so in the field for the result.
+        // The supervisor does not know its message, and says so in the result field.
         equal(header.result.get(), EfiStatus::INVALID_PARAMETER.0)?;
         equal(header.signature, SIGNATURE)
     });
@@ -111,7 +111,7 @@ pub(super) fn platform(
     });
     report.test("smram.what_is_read_from_outside_is_not_mms", || {
         let outside = read_window(services)?;
-        // Runs of one value say nothing.
+        // Runs of one value prove nothing.
         let telling = |chunk: &[u8]| chunk.iter().any(|byte| Some(byte) != chunk.first());
         let pairs = outside.chunks_exact(16).zip(IMAGE.chunks_exact(16));
         let (mut compared, mut alike) = (0_u32, 0_u32);
@@ -259,8 +259,8 @@ fn attributes_of(services: Services, image: Handle) -> Result<u64, NotOk> {
     Ok(found.attributes)
 }
 
-/// OVMF's drivers lose the protection that their layout does not bear. Nothing else does, however
-/// it is laid out.
+/// OVMF's flattened drivers lose the protection that their layout does not allow. No other image
+/// does, whatever its layout.
 fn protection_of_images(services: Services) -> Verdict {
     let images = services
         .protocols
@@ -293,7 +293,7 @@ fn read_window(services: Services) -> Result<Vec<u8>, NotOk> {
     Ok(bytes)
 }
 
-/// Comm buffers that MM must not serve; it says why, and goes on with those that it has.
+/// MM must refuse these comm buffers, say why, and continue with those that it has.
 fn refused_buffers(services: Services, control: Control) -> Verdict {
     let good = services
         .memory
@@ -392,8 +392,8 @@ struct Callback {
     wrong: Cell<Option<Status>>,
 }
 
-/// Calls through comm buffer 0, while a timer's callback calls through it too, and through comm
-/// buffer 1.
+/// Makes calls through comm buffer 0, while a timer's callback makes calls through it, too, and
+/// through comm buffer 1.
 fn calls_from_a_timer(services: Services) -> Verdict {
     const ENOUGH: u32 = 5;
     const MOST_CALLS: u32 = 50_000;
@@ -472,7 +472,7 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -
     }
     log::set_max_level(level);
     report.test("conformance.mm_took_the_smi_of_each_of_many_calls", || {
-        // Theirs, the registration of the client's comm buffers, and the question.
+        // The scenario's calls, the registration of the client's comm buffers, and this question.
         let taken = u64::from(MANY_CALLS).saturating_add(2);
         equal(endurance, ENDURANCE.map(|name| (name, taken)))
     });

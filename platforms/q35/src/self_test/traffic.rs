@@ -33,12 +33,12 @@ pub(super) struct Traffic {
     pub(super) update: *const c_void,
 }
 
-/// What became of the messages.
+/// The results of the messages.
 #[derive(Default)]
 pub(super) struct Counts {
     /// MM responded with what was sent.
     pub(super) served: Cell<u32>,
-    /// Those of them that came after the announcement.
+    /// Messages that MM served after the announcement.
     pub(super) after_the_move: Cell<u32>,
     /// No response, although no interrupted call had the buffer: lost.
     pub(super) lost: Cell<u32>,

@@ -34,7 +34,7 @@ unsafe impl ProtocolInterface for SmmControl2 {
     const PROTOCOL_GUID: BinaryGuid = BinaryGuid::from_bytes(&mm_wire::protocol::CONTROL.to_bytes());
 }
 
-/// The driver's own function while [`quiet_trigger`] is in its place; null before.
+/// The driver's own function while [`quiet_trigger`] replaces it; null before.
 static DRIVERS: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Component: makes the firmware raise SMIs with external interrupts held back.
@@ -83,7 +83,7 @@ impl QuietSmis {
 ///
 /// # Safety
 ///
-/// As for the driver's.
+/// That of the driver's function.
 unsafe extern "efiapi" fn quiet_trigger(
     this: *const SmmControl2,
     command: *mut u8,

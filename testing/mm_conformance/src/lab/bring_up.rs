@@ -1,4 +1,4 @@
-//! How a client comes up: memory, configuration, components, and what the firmware has besides.
+//! How a client comes up: memory, configuration, components, and the drivers of the firmware.
 
 use super::client::{Client, Inner, Sender};
 use super::components::{
@@ -127,7 +127,7 @@ fn dispatch(
     let offers_mmis = Rc::new(Cell::new(false));
     let serves_like = setup.project_mu;
     if setup.variable_markers {
-        // The producer asks for the variable service.
+        // The producer sends a request to the variable service.
         tell_mm(site, serves_like, buffers, &[])?;
     }
     let mut dispatcher = prepare(site, setup, buffers, tap);
@@ -405,7 +405,7 @@ pub(super) fn tell_mm(
     serves_like.map_or(Ok(()), |release| project_mu::serve_like(site, release, buffers))
 }
 
-/// Allocates the comm buffers of a setup. One that others overlap has room for them behind it.
+/// Allocates the comm buffers of a setup. If others overlap one, it has room for them behind it.
 pub(super) fn lay_out(site: &dyn Site, setup: &Setup) -> Result<Vec<Observed>, SetupFailure> {
     let no_memory = || SetupFailure::Impossible("no memory left");
     let mut buffers: Vec<Observed> = Vec::new();

@@ -46,7 +46,7 @@ pub(super) struct Inner {
     pub(super) variable_driver: Option<VariableSmmRuntimeDxe>,
 }
 
-/// What carries messages.
+/// What carries the client's messages.
 pub(super) enum Sender {
     /// Patina's components.
     Components(Service<dyn MmCommunication>),
@@ -200,8 +200,9 @@ impl Client {
         driver.map(VariableSmmRuntimeDxe::seen).unwrap_or_default()
     }
 
-    /// Starts Project Mu's MmDxeSupport: it moves both comm buffers, announces the users' alone, and from then on sends the
-    /// boot\'s events to the supervisor. Its MMIs are not counted. Needs [`Abilities::SUPERVISOR`] and [`Abilities::UPDATES`].
+    /// Starts Project Mu's MmDxeSupport: it moves both comm buffers, announces the users' alone,
+    /// and from then on sends the boot's events to the supervisor. Its MMIs are not counted. Needs
+    /// [`Abilities::SUPERVISOR`] and [`Abilities::UPDATES`].
     ///
     /// # Errors
     ///
@@ -414,8 +415,8 @@ impl Client {
     /// The debug output of a communicator with the client's comm buffers.
     #[must_use]
     pub fn describe(&self) -> String {
-        // The client's own communicator is behind its service, which cannot be printed. This is another one with the same
-        // buffers.
+        // The client's own communicator is behind its service, which cannot be printed. So this
+        // prints another communicator with the same buffers.
         let like = MmCommunicator::new();
         let buffers = self.0.buffers.borrow();
         like.set_test_comm_buffers(buffers.iter().map(|buffer| buffer.handle.clone()).collect());
@@ -436,7 +437,7 @@ impl Client {
         self.0.buffers.borrow().iter().map(describe).collect()
     }
 
-    /// What MM says that it did at the last MMI, a line each; nothing if the MM side is not ours.
+    /// MM's report of what it did at the last MMI, line by line; empty if the MM side is not ours.
     #[must_use]
     pub fn mm_report(&self) -> Vec<String> {
         self.0.site.mm_report()

@@ -81,7 +81,7 @@ impl SupervisorCatcher {
     }
 }
 
-/// Fills the configuration in and locks it, after the components that want to read it.
+/// Fills in and locks the configuration, after the components that read it were added.
 pub(super) struct LateConfiguration(pub(super) MmCommunicationConfiguration);
 
 #[component]

@@ -10,7 +10,7 @@ use patina_mm::config::CommunicateBuffer;
 /// The memory of one comm buffer.
 pub(super) struct Observed {
     pub(super) id: u8,
-    /// Where the client reaches it.
+    /// Its address for the client.
     pub(super) place: Place,
     pub(super) region: SharedRegion,
     pub(super) mailbox: Option<Mailbox>,
@@ -56,7 +56,7 @@ impl Observed {
         }
     }
 
-    /// Makes it memory that was never taken over.
+    /// Fills the memory with what other code may have left there.
     pub(super) fn make_stale(&self, site: &dyn Site) {
         site.make_stale(&self.region);
         if let Some(mailbox) = &self.mailbox {
@@ -68,7 +68,7 @@ impl Observed {
         self.place
     }
 
-    /// What MM has to know of it.
+    /// What MM has to know about it.
     pub(super) fn comm_buffer(&self) -> Option<CommBuffer> {
         let (base, _) = self.place;
         Some(CommBuffer {

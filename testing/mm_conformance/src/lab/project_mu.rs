@@ -1,5 +1,5 @@
-//! What Project Mu's platforms have around a supervisor, without the client under test: comm buffers that share a mailbox, and
-//! MmDxeSupport, its driver in C.
+//! The parts of Project Mu's platforms around a supervisor that are not the client under test: comm
+//! buffers that share a mailbox, and MmDxeSupport, its driver in C.
 
 use super::bring_up::{SUPERVISOR_PROTOCOL_GUID, install_marker, install_update, tell_mm};
 use super::observed::Observed;
@@ -60,8 +60,8 @@ pub(super) fn serve_like(
     }
 }
 
-/// Sends a message past the client, like a driver in C: it stays in the comm buffer, response and all. Returns what the
-/// mailbox says; `None` if MM did not take the message.
+/// Sends a message without the client, like a driver in C: message and response stay in the comm
+/// buffer. Returns the status in the mailbox; `None` if MM did not take the message.
 fn send(
     site: &dyn Site,
     buffer: &Observed,

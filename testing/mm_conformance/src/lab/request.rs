@@ -30,7 +30,7 @@ pub struct Call {
     pub response: ResponseTo,
 }
 
-/// Where an announced buffer is, in an [`Update`].
+/// The place of an announced buffer, in an [`Update`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UpdatePlace {
     /// In memory that the lab sets aside for it, at most 8 pages.
@@ -42,7 +42,7 @@ pub enum UpdatePlace {
     Former(u8),
 }
 
-/// What is announced through the comm-buffer update protocol.
+/// An announcement through the comm-buffer update protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The protocol's version.
@@ -73,7 +73,7 @@ impl Update {
 pub enum BootEvent {
     /// The event group of the end of DXE.
     EndOfDxe,
-    /// The protocol that says that MM is to be locked is installed.
+    /// The ready-to-lock protocol is installed.
     ReadyToLock,
     /// The event group of ready to boot.
     ReadyToBoot,
@@ -86,13 +86,14 @@ pub enum BootEvent {
 pub enum SupervisorCall {
     /// Its version; the response is version, patch level and highest request, 32 bits each.
     Version,
-    /// To unblock memory.
+    /// Unblocks memory.
     Unblock(UnblockMemory),
-    /// Its policy, into so many bytes.
+    /// Its policy, into this many bytes.
     Policy(usize),
-    /// To move its own comm buffer and the other one, to fresh memory.
+    /// Moves its own comm buffer and the other one to fresh memory.
     Move(Move),
-    /// The same, to fresh memory of 4 pages each that MM does not take, with the two mixed up.
+    /// The same, with the two buffers swapped, to fresh memory of 4 pages each that MM does not
+    /// accept.
     MoveMixedUp,
 }
 
@@ -103,16 +104,16 @@ pub struct Move {
     pub supervisor: usize,
     /// Pages of the other one.
     pub users: usize,
-    /// Whether MM gets to know the memory first, so that it can serve it. MM then starts again.
+    /// Whether MM learns about the memory first, so that it can serve it. MM then starts again.
     pub is_known_to_mm: bool,
     /// The piece of memory that MM refuses, because it was unblocked before.
     pub refused: Option<Piece>,
-    /// What is in the new mailboxes: zeros, or what looks like a request.
+    /// Whether the new mailboxes look like a request, instead of being zero.
     pub are_mailboxes_stale: bool,
 }
 
 impl Move {
-    /// One that MM takes, of buffers with 4 pages.
+    /// A move that MM accepts, of buffers with 4 pages.
     pub const TAKEN: Self = Self {
         supervisor: 4,
         users: 4,
@@ -146,8 +147,8 @@ pub enum CProtocol {
     TwoApart,
     /// Protocol 3, likewise.
     ThreeApart,
-    /// Protocol 2, with the caller's bytes put at the start of this comm buffer, which is what is passed. Without bytes the
-    /// comm buffer is passed as it is.
+    /// Protocol 2 with this comm buffer as the caller's buffer: the caller's bytes are put at its
+    /// start. Without bytes the comm buffer is passed as it is.
     TwoInPlace(u8),
     /// Protocol 3, likewise. The header says how long the buffer is.
     ThreeInPlace(u8),

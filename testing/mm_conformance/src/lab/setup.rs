@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use mm_wire::{EfiStatus, Guid, HeaderFormat};
 use thiserror::Error;
 
-/// What an observer sees of a client that did not come up.
+/// What a client that did not come up left behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
     /// Whether there is a service that raises MMIs.
@@ -30,7 +30,7 @@ pub enum SetupFailure {
         component: String,
         /// What it returned.
         status: EfiStatus,
-        /// What there is nevertheless.
+        /// What exists nevertheless.
         remains: Remains,
     },
     /// A component never got what it waits for.
@@ -38,7 +38,7 @@ pub enum SetupFailure {
     NotDispatched {
         /// Its name.
         component: String,
-        /// What there is nevertheless.
+        /// What exists nevertheless.
         remains: Remains,
     },
     /// The lab cannot do this.
@@ -49,7 +49,7 @@ pub enum SetupFailure {
 /// The ports in a [`Setup`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PortSetup {
-    /// The machine's own.
+    /// The machine's own ports.
     #[default]
     Machine,
     /// The configuration was never set.
@@ -69,10 +69,10 @@ pub enum PortSetup {
 /// Where a mailbox is, in a [`Setup`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MailboxSetup {
-    /// On a page of its own.
+    /// On a separate page.
     #[default]
     OwnPage,
-    /// There is none.
+    /// No mailbox.
     None,
     /// In the middle of the first comm buffer.
     InFirstBuffer,
@@ -126,7 +126,7 @@ pub enum HobKind {
     CommBuffer,
     /// Project Mu's comm-region HOB of three fields, for this owner.
     Region3(u64),
-    /// The same of four fields.
+    /// The comm-region HOB of four fields.
     Region4(u64),
 }
 
@@ -143,7 +143,7 @@ pub struct HobSetup {
     pub pages: Option<u64>,
     /// A mailbox address instead of the comm buffer's.
     pub mailbox: Option<u64>,
-    /// Bytes of data that there are, instead of all of them.
+    /// Number of data bytes, if not all of them.
     pub len: Option<usize>,
 }
 
@@ -199,7 +199,7 @@ pub enum ControlSetup {
     MissingAndDeclared,
 }
 
-/// How a client is to be set up. [`Setup::default`] is a client that works.
+/// How a client is set up. [`Setup::default`] gives a client that works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// The configured ports.
@@ -212,7 +212,7 @@ pub struct Setup {
     pub lock: LockSetup,
     /// The platform's hook: `None` if it has none, else what it returns.
     pub platform_control: Option<Result<(), EfiStatus>>,
-    /// Who offers that hook.
+    /// How that hook is offered.
     pub control: ControlSetup,
     /// What is written to the command port; `None` for the machine's usual value.
     pub command_value: Option<u8>,
@@ -220,9 +220,9 @@ pub struct Setup {
     pub data_value: u8,
     /// Whether the configuration has the address of SMI_EN.
     pub acpi_base: bool,
-    /// Whether the client is to switch SMIs on if they are off.
+    /// Whether the client switches SMIs on if they are off.
     pub enable_smis: bool,
-    /// How often the client looks at the mailbox.
+    /// The timeout: how often the client polls the mailbox.
     pub polls: u32,
     /// After how many pauses MM is entered. Needs [`Abilities::LATENCY`] unless it is 1.
     pub latency: u32,
@@ -234,11 +234,11 @@ pub struct Setup {
     pub hobs: Option<Vec<HobSetup>>,
     /// The buffer that the protocols for C send through; `None` for no such protocols.
     pub produced: Option<u8>,
-    /// Whether the client sends through protocols: those of the firmware itself, if it has some, or else those that are
-    /// produced here. Without [`Self::produced`] there are none.
+    /// Whether the client sends through protocols: those of the firmware itself, if it has any,
+    /// otherwise those of [`Self::produced`], if that is set.
     pub through_firmware: bool,
-    /// Whether the firmware's protocols are those of edk2's `MmCommunicationDxe`, with a shared buffer of its own. Needs
-    /// [`Abilities::PORTS`] and [`Abilities::MAILBOX`].
+    /// Whether the firmware's protocols are those of edk2's `MmCommunicationDxe`, which has its own
+    /// shared buffer. Needs [`Abilities::PORTS`] and [`Abilities::MAILBOX`].
     pub firmware_is_edk2: bool,
     /// Whether edk2's variable driver waits for its markers before the client comes up: [`Client::variable_driver`].
     pub variable_driver: bool,
@@ -250,7 +250,8 @@ pub struct Setup {
     pub supervisor_events: Option<u8>,
     /// The events that are not sent to MM's handlers, because the platform's drivers do that.
     pub events_left_out: Vec<BootEvent>,
-    /// Whether Project Mu's own driver is there: its protocol is installed before the client comes up.
+    /// Whether the platform has Project Mu's driver: its protocol is installed before the client
+    /// comes up.
     pub supervisors_driver: bool,
     /// Whether `DXE_MM_READY_TO_LOCK` is installed before the client comes up.
     pub locked_early: bool,

@@ -48,9 +48,9 @@ bitflags::bitflags! {
         const PORTS = 1 << 10;
         /// MM is entered by secure monitor calls, one request at a time.
         const SECURE_CALLS = 1 << 11;
-        /// There is an MM that takes requests.
+        /// The machine has an MM that takes requests.
         const MM = 1 << 12;
-        /// There is none, and the machine says so.
+        /// The machine has no MM, and its firmware says so.
         const NO_MM = 1 << 13;
         /// The client's protocols for C can be called.
         const PRODUCED_PROTOCOLS = 1 << 14;
@@ -62,7 +62,7 @@ bitflags::bitflags! {
         const SUPERVISOR = 1 << 17;
         /// edk2's variable driver can wait for its markers: [`Setup::variable_driver`](super::Setup::variable_driver).
         const VARIABLE_DRIVER = 1 << 18;
-        /// MM says if no handler took a request, or its handler failed.
+        /// MM reports if no handler took a request, or its handler failed.
         const NO_HANDLER_STATUS = 1 << 19;
         /// A response may be longer than its request.
         const LONGER_RESPONSES = 1 << 20;
@@ -87,8 +87,9 @@ pub trait Site {
         let _ = latency;
     }
 
-    /// Allocates memory: page-aligned, mapped one to one, with any contents, for exclusive use until the next
-    /// [`Self::power_on`]. What is allocated before the first one is kept. `None` if there is no more.
+    /// Allocates memory: page-aligned, mapped one to one, with any contents, for exclusive use
+    /// until the next [`Self::power_on`]. Memory that was allocated before the first call is kept.
+    /// `None` if memory is short.
     fn allocate(&self, pages: usize) -> Option<*mut u8>;
 
     /// Where the lab and MM reach memory that [`Self::allocate`] returned. It differs from where the client reaches it if the
@@ -122,7 +123,7 @@ pub trait Site {
         0
     }
 
-    /// The protocol database that the client is to use.
+    /// The protocol database that the client uses.
     fn protocols(&self) -> &'static dyn ProtocolServices;
 
     /// The database with the MM communication protocols that the firmware itself installed, or else the client's own.
@@ -130,7 +131,7 @@ pub trait Site {
         self.protocols()
     }
 
-    /// The events that the client is to use; `None` if the site has none.
+    /// The events that the client uses; `None` if the site has none.
     fn events(&self) -> Option<&'static dyn EventServices> {
         None
     }
@@ -140,8 +141,8 @@ pub trait Site {
         dispatcher.add(MmCommunicator::new());
     }
 
-    /// Installs a driver of the site's own, which offers only the protocols for C, instead of Patina's components; `None` to
-    /// dispatch those. MM knows the comm buffer.
+    /// Installs the site's own driver, which offers only the protocols for C, instead of Patina's
+    /// components; returns `None` if those should be dispatched. MM knows the comm buffer.
     fn install_driver(
         &self,
         setup: &Setup,
@@ -173,7 +174,7 @@ pub trait Site {
     /// Why MM refuses them.
     fn tell_mm(&self, buffers: &[CommBuffer]) -> Result<(), String>;
 
-    /// What MM says that it did at the last MMI; nothing if the MM side is not ours.
+    /// MM's report of what it did at the last MMI; empty if the MM side is not ours.
     fn mm_report(&self) -> Vec<String> {
         Vec::new()
     }

@@ -322,7 +322,7 @@ fn c_null_buffer_is_refused(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// Makes a call that is to be refused, and compares all its results.
+/// Makes a call that must be refused, and compares all its results.
 fn refused(
     client: &Client,
     protocol: CProtocol,
@@ -392,7 +392,7 @@ fn c_comm_size_below_its_message_is_refused(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// A request whose length field is this, and the same with the longest message in its place.
+/// A request with this length field, and the same with the longest message's length in that field.
 fn with_length(
     client: &Client,
     format: HeaderFormat,
@@ -435,7 +435,7 @@ fn c_message_without_bytes_is_delivered(lab: &Lab) -> Seen {
     }
     for (protocol, format, comm_size, room) in calls {
         let before = client.mmis();
-        // MM was asked: only MM knows whether there is a handler.
+        // The request reached MM: only MM knows whether there is a handler.
         let bytes = empty(format, NO_HANDLER, room);
         let reply = call(&client, protocol, bytes.clone(), comm_size)?;
         ensure_eq!(
@@ -526,7 +526,7 @@ fn c_call_in_the_comm_buffer_itself(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// What is written to the comm buffer itself, and how long the buffer is then.
+/// The caller's buffer is the comm buffer itself.
 const IN_PLACE: CProtocol = CProtocol::TwoInPlace(0);
 
 fn c_calls_in_the_comm_buffer_leave_the_header(lab: &Lab) -> Seen {

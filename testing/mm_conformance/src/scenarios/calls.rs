@@ -1,4 +1,4 @@
-//! The ways to make a call, and where each puts the response.
+//! The ways to make a call, and how each returns the response.
 
 use super::refusals::not_taken;
 use super::{Seen, ensure_clean, pattern, ready};

@@ -176,7 +176,7 @@ fn end_of_dxe_is_sent_before_ready_to_lock(lab: &Lab) -> Seen {
         at(END_OF_DXE).is_some() && at(END_OF_DXE) < at(READY_TO_LOCK),
         "in another order: {log}"
     );
-    // It is sent each time nevertheless.
+    // The end of DXE is sent each time nevertheless.
     told(&client, EndOfDxe, 1, END_OF_DXE)
 }
 
@@ -248,7 +248,7 @@ fn supervisor_gets_exit_boot_services_once(lab: &Lab) -> Seen {
             Release::V20ToV23 => ensure!(version.is_ok(), "the version request gives {version:?}"),
             Release::Main => ensure_eq!(version, Err(Status::NotProcessed.into())),
         }
-        // Nothing stays announced that each later MMI would have to refuse.
+        // No request stays announced, which each later MMI would have to refuse.
         ensure_clean(&client, 0)?;
         ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
     }
@@ -276,7 +276,7 @@ fn events_that_the_platforms_drivers_send_are_left_out(lab: &Lab) -> Seen {
     };
     let client = up(lab, &setup)?;
     told(&client, EndOfDxe, 1, END_OF_DXE)?;
-    // These are the supervisor's.
+    // The supervisor gets these events.
     told(&client, ReadyToLock, 1, READY_TO_LOCK)?;
     told(&client, ReadyToBoot, 1, READY_TO_BOOT)?;
     told(&client, ExitBootServices, 1, EXIT_BOOT_SERVICES)?;

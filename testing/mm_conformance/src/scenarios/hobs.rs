@@ -121,7 +121,7 @@ fn buffer_and_region_hob_of_one_buffer_agree(lab: &Lab) -> Seen {
     let buffer = HobSetup::new(HobKind::CommBuffer, 1);
     let client = up(lab, &setup(&[buffer, user_without_mailbox]))?;
     ensure_eq!(client.communicate(1, b"one", mm::ECHO), Ok(b"one".to_vec()));
-    // Only the mailbox tells that no handler took the message.
+    // Only the mailbox says that no handler took the message.
     ensure_eq!(
         client.communicate(1, b"x", super::refusals::NO_HANDLER),
         Err(Status::MmReturned(efi::Status::NOT_FOUND))
@@ -240,7 +240,7 @@ fn firmware_driver_waits_for_the_call_in_progress(lab: &Lab) -> Seen {
         });
         ensure_eq!(outer, Ok(b"outer".to_vec()));
         ensure_eq!(drivers.take(), Some(Ok(b"driver's".to_vec())));
-        // What the driver left in the buffer does not matter.
+        // The bytes that the driver left in the buffer do not matter.
         ensure_eq!(client.communicate(0, b"next", mm::ECHO), Ok(b"next".to_vec()));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What MM says is checked, and what it refuses is an error.
+//! MM's responses are checked, and a request that it refuses is an error.
 
 use super::efi_status;
 use super::nesting::look_during;
@@ -143,7 +143,7 @@ fn late_response_does_not_answer_other_recipient(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     ensure_eq!(lie(&client, Lie::Late), Err(Status::NotProcessed));
     ensure_clean(&client, 0)?;
-    // Only a request in the same buffer gets it.
+    // Only a request in the same buffer gets the late response.
     ensure_eq!(
         client.communicate(1, b"another buffer", mm::ECHO),
         Ok(b"another buffer".to_vec())
@@ -157,9 +157,9 @@ fn late_response_does_not_answer_other_recipient(lab: &Lab) -> Seen {
     ensure_clean(&client, 0)
 }
 
-/// Nothing on the wire ties a response to its request. A client cannot tell a response that is late from one that is wrong,
-/// and MM may answer what it likes. What the client sees to is that it takes no more than MM says it gave, and that none of
-/// it is left for the call after.
+/// Nothing on the wire ties a response to its request, so a client cannot distinguish a late
+/// response from a wrong one, and MM may respond with any bytes. The client ensures that it takes
+/// no more bytes than MM says it returned, and that none are left for the next call.
 fn late_message_is_the_response_that_mm_gave(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     ensure_eq!(lie(&client, Lie::LateMessage), Err(Status::NotProcessed));

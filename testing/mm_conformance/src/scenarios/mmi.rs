@@ -83,7 +83,7 @@ struct CallWithSmisOff {
     are_on: bool,
 }
 
-/// Makes a call with SMIs off, on a client that is to switch them on or not.
+/// Makes a call with SMIs off, on a client that may or may not switch them on.
 fn call_with_smis_off(
     lab: &Lab,
     enable_smis: bool,

@@ -1,4 +1,4 @@
-//! A call from a timer or notification in the middle of a call.
+//! Re-entrant calls: from a timer or notification in the middle of a call.
 
 use super::refusals::{NO_HANDLER, not_taken};
 use super::{Seen, ensure_clean, ready, up};
@@ -20,8 +20,8 @@ scenarios! {
     callback_leaves_the_outer_request_alone: CONTROLLED_MM | CALLBACKS, "a refused inner call raises no MMI and changes nothing";
 }
 
-/// Makes a call, and in the middle of it looks at the machine. Returns what the look saw, `None` if the call did not get so
-/// far, and the outer call's result.
+/// Makes a call, and runs `look` in the middle of it. Returns the result of `look`, `None` if the
+/// call did not get so far, and the outer call's result.
 pub(super) fn look_during<T: 'static>(
     client: &Client,
     message: &[u8],

@@ -1,4 +1,4 @@
-//! What cannot be sent is refused before MM is entered.
+//! Requests that cannot be sent are refused before MM is entered.
 
 use super::efi_status;
 use super::{Seen, ensure_clean, pattern, ready, up};

@@ -94,7 +94,7 @@ fn lengths_need_no_alignment(lab: &Lab) -> Seen {
 fn rewritten_message_length_is_accepted(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     let request = Lie::MessageLength(3).request();
-    // A mailbox has the last word; without one the header has it.
+    // The mailbox decides; without one the header does.
     let len = client.mailbox(0).map_or(3, |_| request.len());
     ensure_eq!(
         client.communicate(0, &request, mm::LIAR),
@@ -146,7 +146,8 @@ fn supervisor_tells_its_version(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// A request for a response of `len` bytes, padded to 1000: for MM that copies no more back than it got.
+/// A request for a response of `len` bytes, padded to 1000: for an MM that copies back only as many
+/// bytes as it got.
 pub(super) fn padded_stretch(len: usize) -> Vec<u8> {
     let mut message = mm::stretch(len).to_vec();
     message.resize(1000, 0x5a);

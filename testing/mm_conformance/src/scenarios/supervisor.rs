@@ -1,4 +1,4 @@
-//! The MM supervisor's client, with the double of each supervisor that there is.
+//! The MM supervisor's client, with a double of each supported supervisor.
 
 use super::{Seen, ensure_clean, up};
 use crate::lab::{
@@ -198,7 +198,7 @@ fn supervisor_client_fetches_the_policy(lab: &Lab) -> Seen {
             client.ask_supervisor(&SupervisorCall::Policy(39)),
             Err(refused_request(REQUEST_FETCH_POLICY, EfiStatus::OUT_OF_RESOURCES))
         );
-        // The supervisor has room in the comm buffer, and the caller has not.
+        // The policy fits into the comm buffer, but not into the caller's memory.
         ensure_eq!(
             client.ask_supervisor(&SupervisorCall::Policy(63)),
             Err(Status::ResponseTooLong { needed: 64, room: 63 }.into())
@@ -436,7 +436,7 @@ fn nested_call_to_project_mus_supervisor(lab: &Lab) -> Seen {
     let before = client.mmis();
     let inner = ask_during_a_users_call(&client)?;
     ensure!(inner.is_ok(), "the inner call gave {inner:?}");
-    // Two of the inner call, since the first one served the outer request.
+    // The inner call raised two, because the first one served the outer request.
     ensure_eq!(client.mmis(), before + 3);
     ensure_both_answer(&client)
 }
@@ -462,8 +462,8 @@ fn users_follow_project_mus_driver(lab: &Lab) -> Seen {
         let message = super::pattern(client.capacity(1));
         ensure_eq!(client.communicate(1, &message, mm::ECHO), Ok(message));
         ensure_clean(&client, 1)?;
-        // MM does not look at the supervisor's former buffer any more. A mailbox of its own still announces the driver's
-        // request to move.
+        // MM does not look at the supervisor's former buffer any more. If that has its own mailbox,
+        // it still announces the driver's request to move.
         let mut version = Ok(Vec::new());
         let log = lab.with_log(LogLevel::Debug, &mut || {
             version = client.ask_supervisor(&SupervisorCall::Version);
@@ -486,7 +486,7 @@ fn users_follow_project_mus_driver(lab: &Lab) -> Seen {
                 !log.contains("supervisor"),
                 "{release:?}, {event:?}: the log says {log}"
             );
-            // The users' event; those of the driver are not counted.
+            // One for the users' event; those of the driver are not counted.
             ensure_eq!(client.mmis(), mmis + 1);
         }
         ensure_eq!(client.communicate(1, b"x", mm::ECHO), Ok(b"x".to_vec()));
@@ -545,7 +545,7 @@ fn buffers_that_the_supervisor_moved_are_announced(lab: &Lab) -> Seen {
                 place: UpdatePlace::Over(1),
                 ..Update::to_pages(4)
             });
-            // The next call puts it into effect.
+            // The next call applies the move.
             let _ = client.communicate(1, b"x", mm::ECHO);
         });
         ensure!(!log.contains("ERROR"), "{release:?}: the log says {log}");

@@ -217,7 +217,7 @@ fn payload_size_request() -> Vec<u8> {
     [header.as_bytes(), PayloadSize::default().as_bytes()].concat()
 }
 
-/// Puts a response of the variable service there.
+/// Sends a message of the variable service; its response goes to the given place.
 fn ask_into(client: &Client, response: ResponseTo, message: &[u8]) -> Result<Vec<u8>, Status> {
     let call = Call {
         response,

@@ -4,7 +4,7 @@ use mm_fuzz::soak::Soak;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Into so many parts the work is divided.
+/// Number of parts that the work is divided into.
 const PARTS: u64 = 20;
 /// How much more memory the process may have at the end than after the first part, in pages.
 const MOST_PAGES: u64 = 64;
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Pages of memory that the process has; `None` where `/proc` does not tell.
+/// Pages of memory that the process has; `None` without `/proc`.
 fn resident_pages() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     statm.split_whitespace().nth(1)?.parse().ok()

@@ -14,7 +14,7 @@ use mm_conformance::report::Report;
 global_asm!(include_str!("el1.s"));
 
 unsafe extern "C" {
-    /// Gives each vector register a value of its own.
+    /// Gives each vector register another value.
     fn fill_vectors(seed: u64);
     /// How many halves of vector registers do not have the value that `fill_vectors` gave them with
     /// the same seed.
@@ -24,7 +24,7 @@ unsafe extern "C" {
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-/// RAM behind the payload that nothing else is in.
+/// RAM behind the payload that nothing else uses.
 const HEAP_START: usize = 0x6800_0000;
 const HEAP_LEN: usize = 0x0800_0000;
 

@@ -50,13 +50,13 @@ fn run(firmware: Firmware) -> bool {
     aarch64_payload::run::<Smc>(&place, &mut Report::new(Console))
 }
 
-/// Asks the monitor: the loader's word may be gone, the firmware knows nothing of it.
+/// Asks the monitor, because the firmware may have overwritten the loader's word.
 fn mode() -> Option<Mode> {
     let [word, ..] = Smc::call64(MODE, [0; 17]);
     Mode::of_word(u32::try_from(word).ok()?)
 }
 
-/// Takes the platform's shared region out of the firmware's hands, as a platform's own driver would.
+/// Allocates the platform's shared region, as a platform's own driver would.
 fn reserve_shared(firmware: Firmware) -> Option<SharedRegion> {
     let start = usize::try_from(SHARED.start()).ok()?;
     let len = usize::try_from(SHARED.len()).ok()?;
