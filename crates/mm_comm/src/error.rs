@@ -4,6 +4,7 @@
 //! than the header that it counts, `ResponseBeyondBuffer` if it is more than the comm buffer has.
 
 use core::fmt;
+use mm_wire::text::Shown;
 use mm_wire::{AddressError, EfiStatus, Guid};
 use thiserror::Error;
 
@@ -46,15 +47,16 @@ pub enum BeginError {
         capacity: usize,
     },
     /// The recipient is [`mm_wire::header::V3_MARKER`], which no v1 header can name.
-    #[error("caller: the recipient is the v3 header's marker {0}, a v1 header for it would read as v3")]
+    #[error("caller: the recipient is the v3 header's marker {}, a v1 header for it would read as v3", Shown(*.0))]
     RecipientIsMarker(Guid),
     /// The mailbox already announces another driver's request.
     #[error("platform: the status mailbox already announces a request that MM has not taken")]
     MailboxInUse,
     /// The request was overwritten before the MMI was raised.
     #[error(
-        "platform: another driver overwrote the request for {recipient} in the comm buffer before the MMI was raised: it uses \
-         the same buffer, and a notification called it"
+        "platform: another driver overwrote the request for {} in the comm buffer before the MMI was raised: it uses \
+         the same buffer, and a notification called it",
+        Shown(*recipient)
     )]
     Overwritten {
         /// The recipient of the request.
@@ -116,7 +118,7 @@ pub enum ResponseError {
     },
     /// The header in the buffer has another GUID or another format now. The new contents are not in
     /// the error: they may be message bytes.
-    #[error("MM: the communicate header in the comm buffer is not the one for {sent} any more")]
+    #[error("MM: the communicate header in the comm buffer is not the one for {} any more", Shown(*sent))]
     RecipientChanged {
         /// The recipient of the request.
         sent: Guid,

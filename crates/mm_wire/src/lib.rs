@@ -12,7 +12,9 @@
 //! | [`hob`] | where comm buffers are: HOBs, update protocol | edk2, Project Mu |
 //! | [`protocol`] | GUIDs of protocols | PI 1.9, volume 4 |
 //! | [`address`] | checked ranges of physical addresses, the checks of comm buffers and mailboxes | |
+//! | [`text`] | GUIDs and bytes for lines of text | |
 //! | [`message`] | payloads of handlers that every platform has | edk2, Project Mu |
+//! | [`text`] | GUIDs and bytes for lines of text | |
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -25,6 +27,7 @@ pub mod mailbox;
 pub mod message;
 pub mod protocol;
 pub mod status;
+pub mod text;
 
 pub use address::{AddressError, AddressRange};
 pub use header::{Header, HeaderError, HeaderFormat, ResponseLength};

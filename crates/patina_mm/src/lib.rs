@@ -129,6 +129,9 @@
 
 extern crate alloc;
 
+#[macro_use]
+mod log_line;
+
 pub mod component;
 pub mod config;
 pub mod service;

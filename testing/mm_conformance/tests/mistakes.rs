@@ -496,14 +496,8 @@ fn moves_that_were_switched_on_in_half_are_told() {
         seen
     };
     with(true, Some(7)).says("WARN", &["updatable_buffer_id is 7", "there are: 0, 1"]);
-    with(false, Some(1)).says(
-        "WARN",
-        &[
-            "updatable_buffer_id is 1",
-            "enable_comm_buffer_updates is not set",
-        ],
-    );
-    with(true, None).says("WARN", &["updatable_buffer_id is None"]);
+    with(false, Some(1)).says("WARN", &["enable_comm_buffer_updates is not set"]);
+    with(true, None).says("WARN", &["updatable_buffer_id is not set"]);
     for seen in [with(true, Some(1)), with(false, None)] {
         assert_eq!(lines(&seen.log, "WARN", "").len(), 0, "{}", seen.log);
     }
@@ -514,13 +508,7 @@ fn a_platform_without_comm_buffers_is_told_at_dispatch_and_at_the_call() {
     let mut platform = Platform::new();
     platform.config.comm_buffers.clear();
     let seen = platform.run(ask_echo);
-    seen.says(
-        "ERROR",
-        &[
-            "MmCommunicationConfiguration has no comm buffer",
-            "MmHobConfiguration",
-        ],
-    );
+    seen.says("ERROR", &["there is no comm buffer", "MmHobConfiguration"]);
     seen.failed_call(Status::NoCommBuffer, &["no comm buffer is configured"]);
 }
 
@@ -561,7 +549,7 @@ fn a_comm_buffer_without_a_mailbox_is_warned_of() {
     platform.known_to_mm = vec![place];
     let seen = platform.run(|mm| mm.communicate(5, b"hello", echo().as_guid()));
     seen.works();
-    seen.says("WARN", &["comm buffers [5] have no status mailbox"]);
+    seen.says("WARN", &["comm buffers 5 have no status mailbox"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(crate) use tpl::raise_to_notify;
 use crate::config::{
     CommunicateBuffer, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
 };
-use crate::service::{Clock, Sealed, SwMmiTrigger};
+use crate::service::{Clock, Sealed, SwMmiTrigger, shown};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -119,7 +119,7 @@ impl<E: MmExecutor + 'static> MmCommunicator<E> {
     /// changes nothing.
     pub fn set_test_comm_buffers(&self, buffers: Vec<CommunicateBuffer>) {
         if let Err(error) = self.set_comm_buffers(buffers) {
-            log::error!(target: "mm_comm", "the comm buffers stay as they were: {error}");
+            log_line!(Error, "mm_comm", "the comm buffers stay as they were: {error}");
         }
     }
 
@@ -181,24 +181,30 @@ impl MmCommunicator {
         (tpl, clock): (Option<Service<dyn TplServices>>, Option<Clock>),
         mut commands: Commands,
     ) -> patina::error::Result<()> {
+        let config: &MmCommunicationConfiguration = &config;
         self.set_comm_buffers(config.comm_buffers.clone())
-            .inspect_err(|error| log::error!(target: "mm_comm", "no MM communication: {error}"))?;
+            .inspect_err(|error| log_line!(Error, "mm_comm", "no MM communication: {error}"))?;
         self.client.executor = Some(Box::new(RealMmExecutor::with_options(trigger, *options)));
         self.client.port = Some(config.cmd_port);
         self.client.clock = clock;
-        self.keep_others_out(&config, tpl);
+        self.keep_others_out(config, tpl);
         if config.enable_comm_buffer_updates
             && let Some(id) = config.updatable_buffer_id
         {
             let announcements = Announcements::about(id).ok_or(EfiError::OutOfResources)?;
             announcements.watch(&protocols).inspect_err(|error| {
-                log::error!(target: "mm_comm", "no MM communication: announced moves cannot be watched: {error:?}");
+                log_line!(
+                    Error,
+                    "mm_comm",
+                    "no MM communication: announced moves cannot be watched: {}",
+                    shown((*error).into())
+                );
             })?;
             self.client.announcements = Some(announcements);
         }
-        log::info!(target: "mm_comm", "{}", config.summary());
-        warn_of_missing_buffers(&config);
-        warn_of_silence(&config);
+        log_line!(Info, "mm_comm", "{}", config.summary());
+        warn_of_missing_buffers(config);
+        warn_of_silence(config);
         commands.add_service(self);
         Ok(())
     }
@@ -212,31 +218,34 @@ impl MmCommunicator {
     /// - The buffer has no status mailbox: if other code raises an MMI before the response is read,
     ///   MM takes the contents of the buffer for a request again.
     fn keep_others_out(&self, config: &MmCommunicationConfiguration, tpl: Option<Service<dyn TplServices>>) {
-        let enabled = || config.comm_buffers.iter().filter(|buffer| buffer.is_enabled());
-        let shared = enabled().filter(|buffer| buffer.is_shared_with_firmware());
-        let mut shared: Vec<u8> = shared.map(CommunicateBuffer::id).collect();
-        if let Some(id) = config
-            .updatable_buffer_id
-            .filter(|_| config.enable_comm_buffer_updates)
-            && !enabled().any(|buffer| buffer.id() == id)
+        let buffers = &config.comm_buffers;
+        let mut ids = Ids::of_those(buffers, |buffer| {
+            buffer.is_enabled() && buffer.is_shared_with_firmware()
+        });
+        if let (true, Some(id)) = (config.enable_comm_buffer_updates, config.updatable_buffer_id)
+            && !Ids::of_those(buffers, CommunicateBuffer::is_enabled).has(id)
         {
             // The driver that will announce it may use it, too.
-            shared.push(id);
+            ids.add(id);
         }
         let Some(tpl) = tpl else {
-            if !shared.is_empty() {
-                log::warn!(
-                    target: "mm_comm",
-                    "platform: there are no TplServices: a notification that calls the firmware's MM driver in the middle of a \
-                     call through comm buffers {shared:?} will overwrite the request"
+            if !ids.is_empty() {
+                log_line!(
+                    Warn,
+                    "mm_comm",
+                    "platform: without TplServices a notification that calls the firmware's MM driver overwrites the request \
+                     in comm buffers {ids}"
                 );
             }
             return;
         };
-        let through_ports = matches!(config.cmd_port, MmiPort::Smi(_));
-        let silent = enabled().filter(|buffer| through_ports && !buffer.has_status_mailbox());
-        let ids = shared.into_iter().chain(silent.map(CommunicateBuffer::id));
-        ids.for_each(|id| self.run_at_notify(id, tpl));
+        ids.iter().for_each(|id| self.run_at_notify(id, tpl));
+        if matches!(config.cmd_port, MmiPort::Smi(_)) {
+            let silent = Ids::of_those(buffers, |buffer| {
+                buffer.is_enabled() && !buffer.has_status_mailbox()
+            });
+            silent.iter().for_each(|id| self.run_at_notify(id, tpl));
+        }
     }
 }
 
@@ -244,44 +253,48 @@ impl MmCommunicator {
 fn warn_of_missing_buffers(config: &MmCommunicationConfiguration) {
     let ids = Ids::of(&config.comm_buffers);
     match (config.enable_comm_buffer_updates, config.updatable_buffer_id) {
-        (true, Some(id)) if !ids.has(id) => log::warn!(
-            target: "mm_comm",
-            "platform: updatable_buffer_id is {id}, and no comm buffer has this identifier; {ids}. Calls through it fail \
-             until a place for it is announced"
+        (true, Some(id)) if !ids.has(id) => log_line!(
+            Warn,
+            "mm_comm",
+            "platform: updatable_buffer_id is {id}, which no comm buffer has; there are: {ids}. Calls through it fail until \
+             a place for it is announced"
         ),
-        (true, Some(_)) | (false, None) => {}
-        (true, None) => log::warn!(
-            target: "mm_comm",
-            "platform: enable_comm_buffer_updates is set, but updatable_buffer_id is None: no comm buffer will move"
-        ),
-        (false, Some(id)) => log::warn!(
-            target: "mm_comm",
-            "platform: updatable_buffer_id is {id}, but enable_comm_buffer_updates is not set: no comm buffer will move"
-        ),
-    }
-    let may_come = config.enable_comm_buffer_updates && config.updatable_buffer_id.is_some();
-    if config.comm_buffers.is_empty() && !may_come {
-        log::error!(
-            target: "mm_comm",
-            "platform: MmCommunicationConfiguration has no comm buffer: every call will fail with NoCommBuffer. Add \
-             comm_buffers, or the component MmHobConfiguration"
-        );
+        (true, Some(_)) => {}
+        (updates, id) => {
+            if updates || id.is_some() {
+                log_line!(
+                    Warn,
+                    "mm_comm",
+                    "platform: no comm buffer will move: {} is not set",
+                    if updates {
+                        "updatable_buffer_id"
+                    } else {
+                        "enable_comm_buffer_updates"
+                    }
+                );
+            }
+            if ids.is_empty() {
+                log_line!(
+                    Error,
+                    "mm_comm",
+                    "platform: there is no comm buffer: every call will fail with NoCommBuffer. Add comm_buffers to \
+                     MmCommunicationConfiguration, or the component MmHobConfiguration"
+                );
+            }
+        }
     }
 }
 
 /// Warns about comm buffers in which a response cannot be distinguished from the request: an MMI
 /// through ports reports nothing, and without a mailbox MM cannot report anything either.
 fn warn_of_silence(config: &MmCommunicationConfiguration) {
-    let without = config
-        .comm_buffers
-        .iter()
-        .filter(|buffer| !buffer.has_status_mailbox());
-    let ids: Vec<u8> = without.map(CommunicateBuffer::id).collect();
+    let ids = Ids::of_those(&config.comm_buffers, |buffer| !buffer.has_status_mailbox());
     if matches!(config.cmd_port, MmiPort::Smi(_)) && !ids.is_empty() {
-        log::warn!(
-            target: "mm_comm",
-            "platform: comm buffers {ids:?} have no status mailbox: a request that no handler took, or MM never saw, will \
-             look as if it was answered with its own bytes"
+        log_line!(
+            Warn,
+            "mm_comm",
+            "platform: comm buffers {ids} have no status mailbox: a request that MM did not take looks as if it was answered \
+             with its own bytes"
         );
     }
 }
@@ -337,7 +350,11 @@ pub(crate) fn require_buffer(mm: &dyn MmCommunication, id: u8, user: &str) -> pa
     match mm.message_capacity(id, CallOptions::new()) {
         // The previous log line lists the buffers that exist.
         Err(status @ (Status::CommBufferNotFound | Status::NoCommBuffer)) => {
-            log::error!(target: "mm_comm", "platform: {user} cannot work: comm buffer {id} does not exist");
+            log_line!(
+                Error,
+                "mm_comm",
+                "platform: {user} cannot work: comm buffer {id} does not exist"
+            );
             Err(status.into())
         }
         _ => Ok(()),

@@ -144,9 +144,13 @@ impl MmEventNotifier {
             is_cut_off: AtomicBool::new(false),
             has_supervisors_driver: AtomicBool::new(false),
         });
-        listen(&notifier, &events, &protocols).inspect_err(
-            |error| log::error!(target: "mm_comm", "the boot's events will not be sent to MM: {error:?}"),
-        )
+        listen(&notifier, &events, &protocols).inspect_err(|error| {
+            log_line!(
+                Error,
+                "mm_comm",
+                "the boot's events will not be sent to MM: {error:?}"
+            )
+        })
     }
 }
 
@@ -274,8 +278,9 @@ fn listen(
         .mm
         .after_calls(Rc::new(move || after_call.call_has_ended()))
     {
-        log::warn!(
-            target: "mm_comm",
+        log_line!(
+            Warn,
+            "mm_comm",
             "platform: an event in the middle of a call will be sent with the next event only: {status}"
         );
     }
@@ -300,12 +305,20 @@ impl Notifier {
         if events & READY_TO_LOCK != 0 && self.was_locked.swap(true, Ordering::AcqRel) {
             events &= !READY_TO_LOCK;
         } else if event == READY_TO_BOOT {
-            log::warn!(target: "mm_comm", "platform: ready to boot came before ready to lock");
+            log_line!(
+                Warn,
+                "mm_comm",
+                "platform: ready to boot came before ready to lock"
+            );
         }
         if events & END_OF_DXE != 0 {
             self.has_ended.store(true, Ordering::Release);
         } else if events & READY_TO_LOCK != 0 && !self.has_ended.swap(true, Ordering::AcqRel) {
-            log::warn!(target: "mm_comm", "platform: ready to lock came before the end of DXE, which MM gets first");
+            log_line!(
+                Warn,
+                "mm_comm",
+                "platform: ready to lock came before the end of DXE, which MM gets first"
+            );
             events |= END_OF_DXE;
         }
         for listener in self.active() {
@@ -320,8 +333,9 @@ impl Notifier {
     /// Leaves the events for the supervisor to the platform's driver from now on.
     fn leave_the_supervisor(&self) {
         if !self.has_supervisors_driver.swap(true, Ordering::AcqRel) {
-            log::info!(
-                target: "mm_comm",
+            log_line!(
+                Info,
+                "mm_comm",
                 "gMmSupervisorCommunicationProtocolGuid is installed: its driver sends the boot's events to the MM supervisor"
             );
         }
@@ -371,23 +385,29 @@ impl Notifier {
         let name = listener.name;
         match self.send(listener, event) {
             Ok(()) if self.mm.confirms(listener.buffer) => {
-                log::info!(target: "mm_comm", "{name} processed {event}");
+                log_line!(Info, "mm_comm", "{name} processed {event}");
             }
-            Ok(()) => log::info!(
-                target: "mm_comm",
+            Ok(()) => log_line!(
+                Info,
+                "mm_comm",
                 "{event} was sent to {name}; comm buffer {} has no status mailbox, so nothing shows that it arrived",
                 listener.buffer
             ),
             Err(Status::MmReturned(efi::Status::NOT_FOUND)) => {
-                log::info!(target: "mm_comm", "{name} has no handler for {event}");
+                log_line!(Info, "mm_comm", "{name} has no handler for {event}");
             }
             Err(Status::Busy) => {
-                log::debug!(target: "mm_comm", "{event} will be sent to {name} after the call that is under way");
+                log_line!(
+                    Debug,
+                    "mm_comm",
+                    "{event} will be sent to {name} after the call that is under way"
+                );
                 return Err(Status::Busy);
             }
             Err(status) => {
-                log::error!(
-                    target: "mm_comm",
+                log_line!(
+                    Error,
+                    "mm_comm",
                     "{name} did not process {event}, which will be sent again with the next event: {status}"
                 );
                 return Err(status);

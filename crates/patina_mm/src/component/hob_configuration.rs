@@ -233,7 +233,7 @@ impl MmHobConfiguration {
         let regions = regions.iter().flat_map(|hobs| hobs.iter()).map(|hob| hob.0);
         let configured = self
             .configure(&config, buffers, regions)
-            .inspect_err(|error| log::error!(target: "mm_comm", "no MM configuration: {error}"))?;
+            .inspect_err(|error| log_line!(Error, "mm_comm", "no MM configuration: {error}"))?;
         *config = configured;
         config.lock();
         Ok(())
@@ -337,8 +337,9 @@ impl MmHobConfiguration {
             let pages = region.len().div_ceil(PAGE_LEN as u64);
             supervisor.place = CommBufferPlace::new(region.start(), pages, users_mailbox)?;
             supervisor.is_shared = true;
-            log::info!(
-                target: "mm_comm",
+            log_line!(
+                Info,
+                "mm_comm",
                 "comm buffer {supervisors} is that of an MM supervisor without a mailbox of its own (v20.0.0 to v23.0.3): it \
                  shares that of its users"
             );

@@ -75,11 +75,16 @@ impl MmSupervisorClient {
             protocols,
             ..self
         };
-        let version = client.version().inspect_err(
-            |error| log::error!(target: "mm_comm", "the MM supervisor did not return its version: {error}"),
-        )?;
-        log::info!(
-            target: "mm_comm",
+        let version = client.version().inspect_err(|error| {
+            log_line!(
+                Error,
+                "mm_comm",
+                "the MM supervisor did not return its version: {error}"
+            )
+        })?;
+        log_line!(
+            Info,
+            "mm_comm",
             "MM supervisor version {:#x}, patch level {:#x}, requests up to {}",
             version.version.get(),
             version.patch_level.get(),
@@ -145,8 +150,9 @@ impl MmSupervisorClient {
             Status::MailboxInUse | Status::NotProcessed | Status::MmReturned(_) | Status::CommBufferDisabled
         );
         if could_be && self.has_driver() {
-            log::error!(
-                target: "mm_comm",
+            log_line!(
+                Error,
+                "mm_comm",
                 "platform: gMmSupervisorCommunicationProtocolGuid is installed: its driver (MmDxeSupport) moves the \
                  supervisor's comm buffer without announcing it, and closes its channel at ExitBootServices, so that comm \
                  buffer {} may not be the supervisor's any more. Send through that protocol, or leave that driver out",
@@ -272,11 +278,16 @@ impl MmSupervisor for MmSupervisorClient {
                 users: theirs,
                 own: self.buffer,
             };
-            log::error!(target: "mm_comm", "the comm buffers did not move: {error}");
+            log_line!(Error, "mm_comm", "the comm buffers did not move: {error}");
             return Err(error);
         }
         if self.has_driver() {
-            log::error!(target: "mm_comm", "the comm buffers did not move: {}", SupervisorError::HasDriver);
+            log_line!(
+                Error,
+                "mm_comm",
+                "the comm buffers did not move: {}",
+                SupervisorError::HasDriver
+            );
             return Err(SupervisorError::HasDriver);
         }
         let (to_own, to_theirs) = (place(**mm, &supervisor)?, place(**mm, &users)?);
@@ -312,9 +323,13 @@ impl MmSupervisor for MmSupervisorClient {
                 users_moved: is_at(users),
             });
         }
-        result.inspect_err(
-            |error| log::error!(target: "mm_comm", "the comm buffers did not move as asked: {error}"),
-        )
+        result.inspect_err(|error| {
+            log_line!(
+                Error,
+                "mm_comm",
+                "the comm buffers did not move as asked: {error}"
+            )
+        })
     }
 }
 

@@ -9,7 +9,7 @@ mod entry;
 mod secure;
 
 use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmiCheck};
-use crate::service::PlatformMmControl;
+use crate::service::{PlatformMmControl, shown};
 use alloc::boxed::Box;
 use core::cell::Cell;
 use core::fmt;
@@ -92,18 +92,23 @@ impl SwMmiManager {
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         let plan = Plan::new(&config, &options, &secure, self.ports.is_some(), self.connect)
-            .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
+            .inspect_err(|error| log_line!(Error, "sw_mmi", "no software MMIs: {error}"))?;
         if let Some(platform) = platform {
-            platform.init().inspect_err(
-                |error| log::error!(target: "sw_mmi", "platform: PlatformMmControl::init failed: {error:?}"),
-            )?;
+            platform.init().inspect_err(|error| {
+                log_line!(
+                    Error,
+                    "sw_mmi",
+                    "platform: PlatformMmControl::init failed: {}",
+                    shown(*error)
+                )
+            })?;
         }
         let entry = plan
             .open(&secure)
             .map_err(MmiError::from)
             .and_then(|entry| self.require_smi_enable(&entry).map(|()| entry))
-            .inspect_err(|error| log::error!(target: "sw_mmi", "no software MMIs: {error}"))?;
-        log::info!(target: "sw_mmi", "software MMIs through {entry}");
+            .inspect_err(|error| log_line!(Error, "sw_mmi", "no software MMIs: {error}"))?;
+        log_line!(Info, "sw_mmi", "software MMIs through {entry}");
         self.entry = Some(entry);
         commands.add_service(self);
         Ok(())
@@ -123,14 +128,16 @@ impl SwMmiManager {
         let missing = SmiEnable::missing_in(value);
         let at = register.address();
         if trigger.may_be_absent(value) {
-            log::warn!(
-                target: "sw_mmi",
+            log_line!(
+                Warn,
+                "sw_mmi",
                 "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN. Each message fails until it \
                  changes; trigger_sw_mmi raises MMIs unchecked. If there is none use SmiCheck::Off, else SmiCheck::Enable"
             );
         } else if !missing.is_empty() && trigger.check == SmiCheck::Require {
-            log::warn!(
-                target: "sw_mmi",
+            log_line!(
+                Warn,
+                "sw_mmi",
                 "platform: SMIs are off until SMI_EN at {at:#x}, now {value:#010x}, has {missing}; each call fails \
                  until then"
             );
@@ -167,13 +174,21 @@ impl SwMmiManager {
                 };
                 let smi_enable = trigger.raise_observed(ports, &self.pair, purpose, command, data)?;
                 self.last_smi_enable.set(smi_enable);
-                log::trace!(target: "sw_mmi", "MMI raised: command {command:#04x}, data {data:#04x}");
+                log_line!(
+                    Trace,
+                    "sw_mmi",
+                    "MMI raised: command {command:#04x}, data {data:#04x}"
+                );
                 Ok(MmProgress::RaisedRepeatable)
             }
             Entry::Secure(connection) => {
                 let address = comm_buffer.ok_or(MmiError::NeedsCommBuffer)?;
                 connection.communicate(address)?;
-                log::trace!(target: "sw_mmi", "secure monitor call done: comm buffer at {address:#x}");
+                log_line!(
+                    Trace,
+                    "sw_mmi",
+                    "secure monitor call done: comm buffer at {address:#x}"
+                );
                 Ok(MmProgress::Returned)
             }
         }
@@ -192,7 +207,7 @@ unsafe impl SwMmiTrigger for SwMmiManager {
     fn raise_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> Result<(), MmiError> {
         self.enter(None, cmd_port_value, data_port_value)
             .map(drop)
-            .inspect_err(|error| log::error!(target: "sw_mmi", "no MMI was raised: {error}"))
+            .inspect_err(|error| log_line!(Error, "sw_mmi", "no MMI was raised: {error}"))
     }
 
     fn enter_mm(

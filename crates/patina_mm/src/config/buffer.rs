@@ -127,7 +127,7 @@ where
     E: fmt::Display + Into<CommunicateBufferStatus>,
 {
     move |error| {
-        log::error!(target: "mm_comm", "comm buffer {id}: {error}");
+        log_line!(Error, "mm_comm", "comm buffer {id}: {error}");
         error.into()
     }
 }
@@ -222,8 +222,9 @@ impl CommunicateBuffer {
         if !channel.is_in_use() || self.lent_for == channel.transaction() {
             return Ok((channel, &self.shared.draft));
         }
-        log::error!(
-            target: "mm_comm",
+        log_line!(
+            Error,
+            "mm_comm",
             "caller: comm buffer {} is in use by a call: only the handle that its executor was given can write to it now",
             self.id()
         );
@@ -389,8 +390,9 @@ impl CommunicateBuffer {
         } else {
             "no request"
         };
-        log::info!(
-            target: "mm_comm",
+        log_line!(
+            Info,
+            "mm_comm",
             "comm buffer {}: its status mailbox was not empty: it announced {announced}, ReturnStatus {}, ReturnBufferSize \
              {:#x}; it is now",
             self.id(),
@@ -417,7 +419,11 @@ impl CommunicateBuffer {
         let pointer = |address: u64| match usize::try_from(address) {
             Ok(address) => Ok(core::ptr::with_exposed_provenance_mut::<u8>(address)),
             Err(error) => {
-                log::error!(target: "mm_comm", "comm buffer {buffer_id}: platform: address {address:#x}: {error}");
+                log_line!(
+                    Error,
+                    "mm_comm",
+                    "comm buffer {buffer_id}: platform: address {address:#x}: {error}"
+                );
                 Err(CommunicateBufferStatus::AddressValidationFailed)
             }
         };
@@ -504,7 +510,7 @@ impl CommunicateBuffer {
     /// Takes the buffer out of use for good, for all clones. A platform that moves a buffer adds a
     /// new one.
     pub fn disable(&mut self) {
-        log::debug!(target: "mm_comm", "comm buffer {} is disabled", self.id());
+        log_line!(Debug, "mm_comm", "comm buffer {} is disabled", self.id());
         self.channel().retire();
     }
 
@@ -621,8 +627,13 @@ impl CommunicateBuffer {
         };
         let len = usize::try_from(header.message_len()).unwrap_or(usize::MAX);
         let mut message = Vec::new();
-        message.try_reserve_exact(len).map_err(|error| {
-            log::error!(target: "mm_comm", "comm buffer {}: no memory to copy {len} bytes: {error}", self.id());
+        message.try_reserve_exact(len).map_err(|_no_memory| {
+            log_line!(
+                Error,
+                "mm_comm",
+                "comm buffer {}: no memory to copy {len} bytes",
+                self.id()
+            );
             CommunicateBufferStatus::TooSmallForMessage
         })?;
         message.resize(len, 0);

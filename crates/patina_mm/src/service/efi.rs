@@ -16,6 +16,11 @@ pub(super) fn error_of(status: EfiStatus) -> EfiError {
         .unwrap_or(EfiError::Unknown(status))
 }
 
+/// An SDK error for the log. Its own text would be linked beside that of [`EfiStatus`].
+pub(crate) fn shown(error: EfiError) -> EfiStatus {
+    EfiStatus(efi::Status::from(error).as_usize() as u64)
+}
+
 /// An error of secure monitor calls as an SDK error.
 pub(super) fn efi_error(error: SmcError) -> EfiError {
     error_of(error.status())

@@ -3,8 +3,8 @@
 use super::call_tag::CallTag;
 use super::status::Status;
 use alloc::vec::Vec;
-use mm_wire::ResponseLength;
-use mm_wire::{Guid, HeaderFormat};
+use mm_wire::text::{Bytes, Shown};
+use mm_wire::{Guid, HeaderFormat, ResponseLength};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Number of bytes of a message that the log shows at trace.
@@ -133,8 +133,8 @@ impl<'a> ResponseReader<'a> {
     pub fn read_to_vec(&mut self) -> Result<Vec<u8>, Status> {
         let needed = self.remaining();
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(needed).map_err(|error| {
-            log::error!(target: "mm_comm", "no memory for a response of {needed} bytes: {error}");
+        bytes.try_reserve_exact(needed).map_err(|_no_memory| {
+            log_line!(Error, "mm_comm", "no memory for a response of {needed} bytes");
             Status::OutOfMemory { needed }
         })?;
         let is_start = needed == self.len();
@@ -165,12 +165,14 @@ pub(crate) fn trace_request(tag: &CallTag, recipient: [u8; 16], format: HeaderFo
 #[cold]
 #[inline(never)]
 fn log_request(tag: &CallTag, recipient: [u8; 16], format: HeaderFormat, message: &[u8]) {
-    let recipient = Guid::from_bytes(recipient);
+    let recipient = Shown(Guid::from_bytes(recipient));
     let (shown, len) = (start_of(message), message.len());
-    log::trace!(
-        target: "mm_comm",
-        "{tag}: request to {recipient}, {format:?} header, {} of {len} bytes: {shown:02x?}",
-        shown.len()
+    log_line!(
+        Trace,
+        "mm_comm",
+        "{tag}: request to {recipient}, {format:?} header, {} of {len} bytes: {}",
+        shown.len(),
+        Bytes(shown)
     );
 }
 
@@ -186,7 +188,13 @@ fn trace_response(tag: &CallTag, read: &[u8], len: usize) {
 #[inline(never)]
 fn log_response(tag: &CallTag, read: &[u8], len: usize) {
     let shown = start_of(read);
-    log::trace!(target: "mm_comm", "{tag}: response, {} of {len} bytes: {shown:02x?}", shown.len());
+    log_line!(
+        Trace,
+        "mm_comm",
+        "{tag}: response, {} of {len} bytes: {}",
+        shown.len(),
+        Bytes(shown)
+    );
 }
 
 /// The bytes of a message that the log shows.

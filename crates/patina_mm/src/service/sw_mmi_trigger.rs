@@ -1,6 +1,6 @@
 //! The service that raises software MMIs.
 
-use super::efi::{efi_error, secure_text};
+use super::efi::{efi_error, secure_text, shown};
 use core::fmt;
 use mm_comm::TriggerError;
 use mm_comm::smc::SmcError;
@@ -24,7 +24,7 @@ pub enum MmiError {
     #[error("caller: MM is entered by secure monitor calls here, which need a comm buffer")]
     NeedsCommBuffer,
     /// Another implementation of the service failed.
-    #[error("platform: the software MMI trigger failed: {0:?}")]
+    #[error("platform: the software MMI trigger failed: {}", shown(*.0))]
     Failed(EfiError),
 }
 

@@ -124,7 +124,7 @@ fn missing_mailboxes_are_warned_of_once(lab: &Lab) -> Seen {
         ensure_eq!(answers?, [Ok(b"one".to_vec()), Ok(b"two".to_vec())]);
         let warnings = log.lines().filter(|line| line.starts_with("WARN"));
         Ok(warnings
-            .filter(|line| line.contains("[5] have no status mailbox"))
+            .filter(|line| line.contains("comm buffers 5 have no status mailbox"))
             .count())
     };
     ensure_eq!(warnings(MailboxSetup::None)?, 1);

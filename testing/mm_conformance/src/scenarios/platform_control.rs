@@ -32,7 +32,7 @@ fn late_platform_control_can_fail(lab: &Lab) -> Seen {
     let expected = Refused {
         by: "AfterPlatformControl",
         status: EfiStatus::DEVICE_ERROR,
-        because: "PlatformMmControl::init failed: DeviceError",
+        because: "PlatformMmControl::init failed: EFI_DEVICE_ERROR",
     };
     ensure_refused(lab, &failing, &expected)
 }

@@ -170,7 +170,7 @@ fn failed_platform_control_offers_no_mmis(lab: &Lab) -> Seen {
         platform_control: Some(Err(EfiStatus::DEVICE_ERROR)),
         ..Setup::default()
     };
-    let because = "PlatformMmControl::init failed: DeviceError";
+    let because = "PlatformMmControl::init failed: EFI_DEVICE_ERROR";
     refused(lab, &setup, TRIGGER, EfiStatus::DEVICE_ERROR, because)
 }
 

@@ -14,6 +14,7 @@ mod sync {
 
 use super::buffers::{Buffers, Plan};
 use crate::config::{CommunicateBuffer, CommunicateBufferStatus, ConfigurationError};
+use crate::service::shown;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -95,7 +96,12 @@ impl Announcements {
         match services.with_protocol_on(handle, |announced: &MmCommBufferUpdateProtocol| *announced) {
             Ok(announced) => self.put(announced),
             Err(error) => {
-                log::error!(target: "mm_comm", "platform: the comm-buffer update protocol has no interface: {error:?}");
+                log_line!(
+                    Error,
+                    "mm_comm",
+                    "platform: the comm-buffer update protocol has no interface: {}",
+                    shown(error.into())
+                );
             }
         }
     }
@@ -103,7 +109,11 @@ impl Announcements {
     fn put(&self, announced: MmCommBufferUpdateProtocol) {
         if self.slot.put(announced).is_err() {
             let id = self.id;
-            log::error!(target: "mm_comm", "platform: no memory for the announcement that comm buffer {id} moves: it is lost");
+            log_line!(
+                Error,
+                "mm_comm",
+                "platform: no memory for the announcement that comm buffer {id} moves: it is lost"
+            );
         }
     }
 
@@ -158,11 +168,19 @@ impl Announcements {
             return Err(NotApplied::NotNow);
         };
         still_used.extend(old.into_iter().filter(|old| old.channel().is_in_use()));
-        log::info!(target: "mm_comm", "comm buffer {} moved to {:p}, {} bytes", self.id, new.as_ptr(), new.len());
+        log_line!(
+            Info,
+            "mm_comm",
+            "comm buffer {} moved to {:p}, {} bytes",
+            self.id,
+            new.as_ptr(),
+            new.len()
+        );
         if let Some(supervisors) = without_mailbox {
             supervisors.channel().retire();
-            log::error!(
-                target: "mm_comm",
+            log_line!(
+                Error,
+                "mm_comm",
                 "platform: comm buffer {}, the MM supervisor's, is disabled: its mailbox was that of comm buffer {}, which \
                  moved. The driver that moved it (MmDxeSupport) moved the supervisor's buffer too and does not announce \
                  where: send to the supervisor through gMmSupervisorCommunicationProtocolGuid, or leave that driver out",
@@ -198,7 +216,7 @@ impl MoveLock<'_> {
                 Err(NotApplied::NotNow) => Err(announced),
                 Err(NotApplied::Refused(error)) => {
                     let id = self.announcements.id;
-                    log::error!(target: "mm_comm", "comm buffer {id} stays where it is: {error}");
+                    log_line!(Error, "mm_comm", "comm buffer {id} stays where it is: {error}");
                     Ok(())
                 }
             })

@@ -68,11 +68,12 @@ impl Buffers {
         // interrupts this ends its borrow before it returns.
         let is_free = self.list.try_borrow_mut().is_ok();
         let is_old = |buffer: &CommunicateBuffer| to.iter().any(|new| new.id() == buffer.id());
-        let (old, mut all): (Vec<_>, Vec<_>) = self
-            .look(|list| list.iter().cloned().partition(is_old))
-            .ok()
-            .filter(|_| is_free)
-            .ok_or(ConfigurationError::BuffersBusy)?;
+        let (true, Ok(list)) = (is_free, self.list.try_borrow()) else {
+            return Err(ConfigurationError::BuffersBusy);
+        };
+        let old = those(&list, &is_old);
+        let mut all = those(&list, &|buffer| !is_old(buffer));
+        drop(list);
         for new in to {
             let mut of_id = old.iter().filter(|old| old.id() == new.id());
             let new = new.clone();
@@ -92,6 +93,21 @@ impl Buffers {
         plan.old.iter().for_each(|old| old.channel().retire());
         Ok(plan.old)
     }
+}
+
+/// Handles of some of the buffers.
+#[inline(never)]
+fn those(
+    buffers: &[CommunicateBuffer],
+    wanted: &dyn Fn(&CommunicateBuffer) -> bool,
+) -> Vec<CommunicateBuffer> {
+    let mut found = Vec::new();
+    for buffer in buffers {
+        if wanted(buffer) {
+            found.push(buffer.clone());
+        }
+    }
+    found
 }
 
 /// Finds an enabled buffer. Returns a new handle, so that the list is not borrowed while MM runs.

@@ -17,6 +17,7 @@ use alloc::rc::Rc;
 use core::cell::{BorrowError, Cell};
 use core::fmt;
 use mm_comm::BeginError;
+use mm_wire::text::Shown;
 use patina::Guid;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::tpl::TplServices;
@@ -66,7 +67,7 @@ impl Client {
         let log = |result: Result<_, Failure>| {
             result.map_err(|failure| {
                 let why = self.explain(&failure);
-                log::error!(target: "mm_comm", "{}: {why}", CallTag::of_buffer(id));
+                log_line!(Error, "mm_comm", "{}: {why}", CallTag::of_buffer(id));
                 failure.status
             })
         };
@@ -224,8 +225,8 @@ impl Client {
     #[cold]
     #[inline(never)]
     fn log_failure(&self, tag: &CallTag, sent: usize, recipient: [u8; 16], failure: &Failure) -> Status {
-        let (recipient, why) = (mm_wire::Guid::from_bytes(recipient), self.explain(failure));
-        log::error!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
+        let (recipient, why) = (shown(recipient), self.explain(failure));
+        log_line!(Error, "mm_comm", "{tag}: {sent} bytes to {recipient}: {why}");
         failure.status
     }
 
@@ -313,7 +314,7 @@ impl Client {
                 .map_err(|status| Failure::executor(status, &lent))?;
             if !lent.is_same(&buffer) {
                 drop(staged);
-                return take_from_another(&lent, tag, take);
+                return take_from_another(executor, &lent, tag, take);
             }
             let response = lent
                 .finish(staged)
@@ -325,12 +326,21 @@ impl Client {
     }
 }
 
+/// A recipient for the log.
+const fn shown(recipient: [u8; 16]) -> Shown {
+    Shown(mm_wire::Guid::from_bytes(recipient))
+}
+
 /// Logs how a call ended, in one line.
 #[cold]
 #[inline(never)]
 fn log_end(tag: &CallTag, sent: usize, recipient: [u8; 16], returned: usize) {
-    let recipient = mm_wire::Guid::from_bytes(recipient);
-    log::debug!(target: "mm_comm", "{tag}: {sent} bytes to {recipient}, {returned} bytes back");
+    let recipient = shown(recipient);
+    log_line!(
+        Debug,
+        "mm_comm",
+        "{tag}: {sent} bytes to {recipient}, {returned} bytes back"
+    );
 }
 
 /// An executor may respond by replacing the comm buffer that it was lent with another one that
@@ -338,11 +348,12 @@ fn log_end(tag: &CallTag, sent: usize, recipient: [u8; 16], returned: usize) {
 #[cold]
 #[inline(never)]
 fn take_from_another(
+    executor: &dyn MmExecutor,
     buffer: &CommunicateBuffer,
     tag: &CallTag,
     take: &mut dyn FnMut(&mut ResponseReader<'_>),
 ) -> Result<usize, Failure> {
-    let message = buffer.get_message().map_err(|_damaged| {
+    let message = executor.message_in(buffer, Sealed::new()).map_err(|_damaged| {
         let why = "the executor replaced the comm buffer that it was lent by another one without a message";
         Failure::also(Status::InvalidResponse, why)
     })?;

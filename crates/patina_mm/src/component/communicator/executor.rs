@@ -1,7 +1,8 @@
 //! How a communicator enters MM.
 
-use crate::config::{Attempt, CommunicateBuffer, MmCommunicationOptions};
-use crate::service::{MmProgress, MmiError, Status, SwMmiTrigger};
+use crate::config::{Attempt, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
+use crate::service::{MmProgress, MmiError, Sealed, Status, SwMmiTrigger};
+use alloc::vec::Vec;
 use core::fmt::{self, Display as _};
 use mm_comm::transaction;
 use patina::component::service::Service;
@@ -41,6 +42,17 @@ pub trait MmExecutor {
     ) -> fmt::Result {
         let _ = comm_buffer;
         status.fmt(f)
+    }
+
+    /// The message in a comm buffer that this executor put in the place of the one that it was
+    /// lent.
+    #[doc(hidden)]
+    fn message_in(
+        &self,
+        replacement: &CommunicateBuffer,
+        _: Sealed,
+    ) -> Result<Vec<u8>, CommunicateBufferStatus> {
+        replacement.get_message()
     }
 }
 
@@ -103,7 +115,11 @@ impl MmExecutor for RealMmExecutor {
         let again = || match enter() {
             Ok(_) => mmis = 2,
             Err(error) => {
-                log::warn!(target: "mm_comm", "comm buffer {id}: no second MMI was raised: {error}");
+                log_line!(
+                    Warn,
+                    "mm_comm",
+                    "comm buffer {id}: no second MMI was raised: {error}"
+                );
             }
         };
         let (channel, polls) = (comm_buffer.channel(), self.options.completion_polls);
@@ -113,7 +129,11 @@ impl MmExecutor for RealMmExecutor {
             _ => transaction::wait(channel, polls, pause),
         };
         comm_buffer.note(Attempt::Waited { mmis, polls: pauses });
-        log::trace!(target: "mm_comm", "comm buffer {id}: waited {pauses} pauses for MM");
+        log_line!(
+            Trace,
+            "mm_comm",
+            "comm buffer {id}: waited {pauses} pauses for MM"
+        );
         Ok(())
     }
 
@@ -143,6 +163,12 @@ impl MmExecutor for RealMmExecutor {
             (Status::SwMmiFailed, Attempt::Failed(error)) => MmiError::Failed(error).fmt(f),
             _ => status.fmt(f),
         }
+    }
+
+    // It keeps the buffer that it is lent. A platform with this executor alone does not link the
+    // code for another one.
+    fn message_in(&self, _: &CommunicateBuffer, _: Sealed) -> Result<Vec<u8>, CommunicateBufferStatus> {
+        Err(CommunicateBufferStatus::NoBuffer)
     }
 }
 

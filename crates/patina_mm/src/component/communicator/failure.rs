@@ -97,7 +97,7 @@ impl Failure {
             (Why::Status, _) | (Why::Executor(_), None) => status.fmt(f),
             (Why::Also(why), _) => write!(f, "{status}: {why}"),
             (Why::UnknownBuffer, _) => match buffers() {
-                Some(ids) => write!(f, "{status}; {ids}"),
+                Some(ids) => write!(f, "{status}; there are: {ids}"),
                 None => status.fmt(f),
             },
             (Why::Begin(error), _) => error.fmt(f),

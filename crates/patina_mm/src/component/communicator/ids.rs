@@ -5,40 +5,61 @@ use core::fmt;
 
 /// Identifiers, collected without an allocation: a line may be logged at ExitBootServices, without
 /// an allocator.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ids([u128; 2]);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ids([u64; 4]);
 
 impl Ids {
     /// The identifiers of these buffers.
     pub(super) fn of(buffers: &[CommunicateBuffer]) -> Self {
-        buffers.iter().fold(Self([0; 2]), |Self([low, high]), buffer| {
-            let bit = 1_u128.wrapping_shl(buffer.id().into());
-            match buffer.id() {
-                ..128 => Self([low | bit, high]),
-                _ => Self([low, high | bit]),
+        Self::of_those(buffers, |_| true)
+    }
+
+    /// Those of some of these buffers.
+    #[inline(never)]
+    pub(super) fn of_those(buffers: &[CommunicateBuffer], wanted: fn(&CommunicateBuffer) -> bool) -> Self {
+        let mut ids = Self::default();
+        for buffer in buffers {
+            if wanted(buffer) {
+                ids.add(buffer.id());
             }
-        })
+        }
+        ids
+    }
+
+    pub(super) fn add(&mut self, id: u8) {
+        let (word, bit) = position(id);
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= bit;
+        }
     }
 
     pub(super) fn has(self, id: u8) -> bool {
-        let Self([low, high]) = self;
-        let half = if id < 128 { low } else { high };
-        half.wrapping_shr(id.into()) & 1 == 1
+        let (word, bit) = position(id);
+        self.0.get(word).is_some_and(|word| word & bit != 0)
     }
+
+    pub(super) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = u8> {
+        (0..=u8::MAX).filter(move |id| self.has(*id))
+    }
+}
+
+/// The word and the bit of an identifier, in four words.
+pub(super) fn position(id: u8) -> (usize, u64) {
+    (usize::from(id / 64), 1_u64.wrapping_shl(id.into()))
 }
 
 impl fmt::Display for Ids {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == [0; 2] {
-            return f.write_str("there is none");
-        }
-        f.write_str("there are: ")?;
         let mut separator = "";
-        for id in (0..=u8::MAX).filter(|id| self.has(*id)) {
+        for id in self.iter() {
             write!(f, "{separator}{id}")?;
             separator = ", ";
         }
-        Ok(())
+        f.write_str(if self.is_empty() { "none" } else { "" })
     }
 }
 
@@ -54,8 +75,8 @@ mod tests {
             let buffers: Vec<_> = ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect();
             Ids::of(&buffers).to_string()
         };
-        assert_eq!(ids(&[]), "there is none");
-        assert_eq!(ids(&[7]), "there are: 7");
-        assert_eq!(ids(&[255, 128, 127, 0]), "there are: 0, 127, 128, 255");
+        assert_eq!(ids(&[]), "none");
+        assert_eq!(ids(&[7]), "7");
+        assert_eq!(ids(&[255, 128, 127, 0]), "0, 127, 128, 255");
     }
 }

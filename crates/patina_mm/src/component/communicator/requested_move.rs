@@ -137,7 +137,14 @@ impl Client {
                 Failure::also(Status::Busy, why)
             })?;
             for old in old {
-                log::info!(target: "mm_comm", "comm buffer {} moved from {:p}, {} bytes", old.id(), old.as_ptr(), old.len());
+                log_line!(
+                    Info,
+                    "mm_comm",
+                    "comm buffer {} moved from {:p}, {} bytes",
+                    old.id(),
+                    old.as_ptr(),
+                    old.len()
+                );
             }
         }
         Ok(answered)
@@ -157,10 +164,19 @@ impl Client {
             .plan(&halves)
             .and_then(|plan| self.buffers.commit(plan));
         match moved {
-            Ok(moved) => moved.iter().for_each(
-                |old| log::warn!(target: "mm_comm", "comm buffer {} moved, and its mailbox stays where it was", old.id()),
+            Ok(moved) => moved.iter().for_each(|old| {
+                log_line!(
+                    Warn,
+                    "mm_comm",
+                    "comm buffer {} moved, and its mailbox stays where it was",
+                    old.id()
+                )
+            }),
+            Err(error) => log_line!(
+                Error,
+                "mm_comm",
+                "comm buffer {id} moved, and the list could not follow: {error}"
             ),
-            Err(error) => log::error!(target: "mm_comm", "comm buffer {id} moved, and the list could not follow: {error}"),
         }
     }
 

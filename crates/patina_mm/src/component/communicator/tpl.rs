@@ -1,5 +1,6 @@
 //! The task priority level (TPL) that calls run at.
 
+use super::ids::position;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use patina::component::service::Service;
@@ -51,11 +52,6 @@ impl AtNotify {
             .nth(word)
             .is_some_and(|word| word.load(Ordering::Acquire) & bit != 0)
     }
-}
-
-/// The word and the bit of an identifier.
-fn position(id: u8) -> (usize, u64) {
-    (usize::from(id / 64), 1_u64.wrapping_shl(id.into()))
 }
 
 #[cfg(test)]

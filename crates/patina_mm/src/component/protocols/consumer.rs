@@ -139,7 +139,7 @@ fn unavailable(_: ProtocolError) -> Status {
 }
 
 fn unusable<E: fmt::Display>(error: E) -> Status {
-    log::error!(target: "mm_comm", "{error}");
+    log_line!(Error, "mm_comm", "{error}");
     Status::InvalidResponse
 }
 
@@ -247,7 +247,12 @@ impl FirmwareMmCommunication {
         let allocation = memory
             .allocate_zero_pages(self.pages, options)
             .inspect_err(|error| {
-                log::error!(target: "mm_comm", "no {} pages for a comm buffer: {error:?}", self.pages);
+                log_line!(
+                    Error,
+                    "mm_comm",
+                    "no {} pages for a comm buffer: {error:?}",
+                    self.pages
+                );
             })
             .map_err(EfiError::from)?;
         let len = allocation.byte_length();
@@ -255,7 +260,11 @@ impl FirmwareMmCommunication {
         // SAFETY: the pages were just allocated, are never freed, and this is the only pointer to
         // them.
         let buffer = unsafe { CommunicateBuffer::from_raw_parts(base, len, self.id) }.map_err(|error| {
-            log::error!(target: "mm_comm", "the allocated pages cannot be a comm buffer: {error}");
+            log_line!(
+                Error,
+                "mm_comm",
+                "the allocated pages cannot be a comm buffer: {error}"
+            );
             EfiError::InvalidParameter
         })?;
         let communicator = MmCommunicator::with_executor(FirmwareMmExecutor::new(protocols));
@@ -264,8 +273,9 @@ impl FirmwareMmCommunication {
         // is read would find the only comm buffer in use.
         match tpl {
             Some(tpl) => communicator.run_at_notify(self.id, tpl),
-            None => log::warn!(
-                target: "mm_comm",
+            None => log_line!(
+                Warn,
+                "mm_comm",
                 "platform: there are no TplServices, so that calls through comm buffer {} do not run at TPL_NOTIFY: one from a \
                  notification gets Busy in the middle of another one, and a driver in C enters the firmware's MM communication \
                  driver there",

@@ -142,16 +142,25 @@ impl MmCommunicationProducer {
             .iter()
             .any(|guid| protocols.locate_interface(*guid).is_ok())
         {
-            log::error!(target: "mm_comm", "platform: another driver has installed an MM communication protocol");
+            log_line!(
+                Error,
+                "mm_comm",
+                "platform: another driver has installed an MM communication protocol"
+            );
             return Err(EfiError::AlreadyStarted);
         }
         let bridge = Bridge::new(mm, self.buffer, tpl)?;
-        let bridge = entry::install(&protocols, bridge, self.protocol3).inspect_err(
-            |error| log::error!(target: "mm_comm", "the MM communication protocols were not installed: {error:?}"),
-        )?;
+        let bridge = entry::install(&protocols, bridge, self.protocol3).inspect_err(|error| {
+            log_line!(
+                Error,
+                "mm_comm",
+                "the MM communication protocols were not installed: {error:?}"
+            )
+        })?;
         bridge.run_at_notify();
-        log::warn!(
-            target: "mm_comm",
+        log_line!(
+            Warn,
+            "mm_comm",
             "the MM communication protocols serve until ExitBootServices. A C driver that keeps one and calls it later, as edk2's \
              variable driver does for GetVariable and SetVariable, jumps into memory of the operating system: it needs a runtime \
              driver (\"Calls at runtime\" in docs/protocols.md)"
@@ -167,12 +176,17 @@ impl MmCommunicationProducer {
             .iter()
             .all(|marker| protocols.locate_handles(*marker).is_ok())
         {
-            log::info!(target: "mm_comm", "the markers of MM's variable service are there already");
+            log_line!(
+                Info,
+                "mm_comm",
+                "the markers of MM's variable service are there already"
+            );
             return;
         }
         if !self.variable_markers {
-            log::info!(
-                target: "mm_comm",
+            log_line!(
+                Info,
+                "mm_comm",
                 "no marker of MM's variable service is installed: edk2's variable driver waits for them. If MM has the service and \
                  no other driver installs them, the platform does: MmCommunicationProducer::with_variable_markers"
             );
@@ -180,21 +194,28 @@ impl MmCommunicationProducer {
         }
         match variable_payload_size(mm, self.buffer) {
             Ok(size @ 1..) => {
-                log::info!(target: "mm_comm", "MM's variable service takes {size} bytes; its markers are installed");
+                log_line!(
+                    Info,
+                    "mm_comm",
+                    "MM's variable service takes {size} bytes; its markers are installed"
+                );
                 if let Err(error) = install_markers(protocols) {
-                    log::error!(
-                        target: "mm_comm",
+                    log_line!(
+                        Error,
+                        "mm_comm",
                         "the markers of MM's variable service were not installed, edk2's variable driver will wait for ever: {error:?}"
                     );
                 }
             }
-            Ok(0) => log::error!(
-                target: "mm_comm",
+            Ok(0) => log_line!(
+                Error,
+                "mm_comm",
                 "platform: MM's variable service does not say how long a message it takes, so its markers are not installed: they \
                  are due when it serves requests"
             ),
-            Err(status) => log::error!(
-                target: "mm_comm",
+            Err(status) => log_line!(
+                Error,
+                "mm_comm",
                 "platform: MM's variable service does not respond ({status}), so its markers are not installed: they are due when \
                  it serves requests"
             ),

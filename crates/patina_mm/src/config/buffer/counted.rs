@@ -68,8 +68,15 @@ impl<T> Drop for Counted<T> {
     #[inline]
     fn drop(&mut self) {
         if decrement(&self.inner().count) {
+            free(self.inner);
+        }
+
+        /// Not part of each place that drops a handle.
+        #[cold]
+        #[inline(never)]
+        fn free<T>(inner: NonNull<Inner<T>>) {
             // SAFETY: from `Box::into_raw` by the invariant, and this was the last handle.
-            drop(unsafe { Box::from_raw(self.inner.as_ptr()) });
+            drop(unsafe { Box::from_raw(inner.as_ptr()) });
         }
     }
 }

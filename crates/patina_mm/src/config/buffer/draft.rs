@@ -3,6 +3,7 @@
 
 use core::cell::Cell;
 use mm_comm::Channel;
+use mm_wire::text::Shown;
 use mm_wire::{Guid, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
 
@@ -11,7 +12,7 @@ use thiserror::Error;
 pub enum MismatchError {
     /// The header has another GUID or another format. The new contents are not in the error: they
     /// may be message bytes.
-    #[error("the header in the comm buffer is not the one for {expected} any more")]
+    #[error("the header in the comm buffer is not the one for {} any more", Shown(*expected))]
     Recipient {
         /// The recipient that was written.
         expected: Guid,
@@ -36,7 +37,7 @@ pub enum WriteError {
     #[error("caller: a message was given before its recipient")]
     NoRecipient,
     /// The recipient is [`mm_wire::header::V3_MARKER`], which a v1 header cannot name.
-    #[error("caller: the recipient is the v3 header's marker {0}, a v1 header for it would read as v3")]
+    #[error("caller: the recipient is the v3 header's marker {}, a v1 header for it would read as v3", Shown(*.0))]
     RecipientIsMarker(Guid),
     /// The message does not fit.
     #[error("caller: the message has {len} bytes, the comm buffer has room for {capacity}")]

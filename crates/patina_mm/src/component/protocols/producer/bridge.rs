@@ -36,12 +36,20 @@ impl Bridge {
     ) -> patina::error::Result<Self> {
         require_buffer(*mm, buffer, "the MM communication protocols")?;
         let longest = mm.message_capacity(buffer, V1).unwrap_or_else(|status| {
-            log::warn!(target: "mm_comm", "no memory is set aside for messages through comm buffer {buffer}: {status}");
+            log_line!(
+                Warn,
+                "mm_comm",
+                "no memory is set aside for messages through comm buffer {buffer}: {status}"
+            );
             0
         });
         let mut scratch = Scratch::default();
         scratch.make_room(longest).map_err(|error| {
-            log::error!(target: "mm_comm", "no {longest} bytes for messages of the MM communication protocols: {error}");
+            log_line!(
+                Error,
+                "mm_comm",
+                "no {longest} bytes for messages of the MM communication protocols: {error}"
+            );
             EfiError::OutOfResources
         })?;
         Ok(Self {
@@ -58,8 +66,9 @@ impl Bridge {
         let buffer = self.buffer;
         match Client::of(*self.mm).zip(self.tpl) {
             Some((client, tpl)) => client.run_at_notify(buffer, tpl),
-            None => log::warn!(
-                target: "mm_comm",
+            None => log_line!(
+                Warn,
+                "mm_comm",
                 "platform: a C driver that interrupts a call through comm buffer {buffer} will get Busy: there are no \
                  TplServices, or another MmCommunication than MmCommunicator"
             ),
@@ -108,12 +117,12 @@ impl Driver for Bridge {
         call.serve(
             true,
             |given| answer(self, given),
-            |error| log::error!(target: "mm_comm", "{error}"),
+            |error| log_line!(Error, "mm_comm", "{error}"),
         )
     }
 
     fn this_is_null() {
-        log::error!(target: "mm_comm", "caller: the protocol's This is null");
+        log_line!(Error, "mm_comm", "caller: the protocol's This is null");
     }
 }
 
@@ -135,7 +144,12 @@ fn to_c(status: Status) -> EfiStatus {
 /// Logs a call that failed before it reached the communicator, which logs its own failures, and
 /// replies to it.
 fn failed(bridge: &Bridge, status: Status) -> Reply {
-    log::error!(target: "mm_comm", "a C driver's call through comm buffer {}: {status}", bridge.buffer);
+    log_line!(
+        Error,
+        "mm_comm",
+        "a C driver's call through comm buffer {}: {status}",
+        bridge.buffer
+    );
     Reply::status(to_c(status))
 }
 
@@ -152,9 +166,11 @@ fn send(bridge: &Bridge, given: &Given<'_>, scratch: &mut Scratch) -> Result<Rep
     // If the comm buffer has grown, make room now: a later call may come when memory cannot be
     // allocated.
     if let Err(error) = scratch.make_room(longest.v1) {
-        log::warn!(
-            target: "mm_comm",
-            "no {} bytes for messages of the MM communication protocols: {error}", longest.v1
+        log_line!(
+            Warn,
+            "mm_comm",
+            "no {} bytes for messages of the MM communication protocols: {error}",
+            longest.v1
         );
     }
     let request = Request::check(given, longest)?;

@@ -32,7 +32,7 @@ pub(super) fn install<D: Driver>(
             (Err(error), Some(handle)) => {
                 for (guid, pointer) in installed.into_iter().rev() {
                     if let Err(error) = protocols.uninstall_interface(handle, guid, pointer) {
-                        log::error!(target: "mm_comm", "protocol {guid} stays installed: {error:?}");
+                        log_line!(Error, "mm_comm", "protocol {guid} stays installed: {error:?}");
                     }
                 }
                 // The block stays: a caller may have located an interface meanwhile.
