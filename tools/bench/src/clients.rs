@@ -1,8 +1,8 @@
 //! The same calls through this tree's `patina_mm` and through the published one.
 //!
-//! MM is played by an executor that leaves the request where it is and, if there is a mailbox, answers there as edk2's MM core
-//! does (`StandaloneMmPkg/Core/StandaloneMmCore.c`, `MmEntryPoint`): status, size, then valid = 0. Only the client's own work
-//! is measured.
+//! An executor simulates MM: it leaves the request where it is and, if there is a mailbox, responds
+//! there as edk2's MM core does (`StandaloneMmPkg/Core/StandaloneMmCore.c`, `MmEntryPoint`):
+//! status, size, then valid = 0. Only the client's own work is measured.
 
 use crate::memory;
 use patina::BinaryGuid;
@@ -40,7 +40,7 @@ macro_rules! clients {
             use ::$krate::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status};
             use ::$krate::config::CommunicateBuffer;
 
-            /// Plays MM.
+            /// Simulates MM.
             pub struct Echo {
                 mailbox: Option<Mailbox>,
                 size: u64,

@@ -6,7 +6,7 @@ use crate::memory;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// What a message of 16 bytes through a comm buffer of 4 KiB costs.
+/// The cost of a message of 16 bytes through a comm buffer of 4 KiB.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Growth {
     /// Number of buffers; ns through the last one, ours and published.
@@ -43,7 +43,7 @@ macro_rules! growth {
                 static LEFT: Cell<u8> = const { Cell::new(0) };
             }
 
-            /// Calls again through the next buffer, as deep as `LEFT` says.
+            /// Makes another call through the next buffer, until `LEFT` calls are nested.
             pub struct Nest;
 
             impl MmExecutor for Nest {
@@ -105,7 +105,7 @@ pub fn run() -> Growth {
         use patina_mm::service::MmCommunication;
         let (mine, _) = ours::communicator(1);
         for _ in 0..count {
-            // A bound on callbacks is not a failure of the benchmark: it shows where the line ends.
+            // A limit on callbacks is not a failure of the benchmark: the plot ends there.
             let _ = mine.after_calls(std::rc::Rc::new(|| {
                 std::hint::black_box(());
             }));

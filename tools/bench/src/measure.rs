@@ -25,7 +25,7 @@ const TURN_NS: f64 = 200_000.0;
 /// Forms of a call, in the order in which [`Case::ours`] has them.
 pub const FORMS: [&str; 3] = ["communicate", "communicate_into", "communicate_with"];
 
-/// What was measured.
+/// The measured figures.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Figures {
     /// By buffer, message and mailbox.
@@ -166,7 +166,7 @@ fn case(buffer: usize, len: usize, mailbox: bool, rounds: usize) -> Result<Case>
     })
 }
 
-/// The middle one.
+/// The median.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

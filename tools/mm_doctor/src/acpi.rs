@@ -1,4 +1,4 @@
-//! The ACPI tables that say something of SMM.
+//! The ACPI tables that describe SMM.
 //!
 //! | table | field (offset) | source |
 //! |---|---|---|
@@ -17,7 +17,7 @@ pub const RSDP: Guid = guid!("8868e871-e4f1-11d3-bc22-0080c73c8881");
 
 /// Bytes of a table's header.
 const HEADER: u64 = 36;
-/// More bytes than a table of those here has.
+/// No table that is read here has as many bytes.
 const LONGEST: u32 = 1 << 20;
 
 /// Reads the tables behind the RSDP at `rsdp`.

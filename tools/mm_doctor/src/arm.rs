@@ -1,4 +1,4 @@
-//! What Arm's secure world says of itself, and how PSCI is called.
+//! Asks Arm's secure world for its interfaces, and finds out how PSCI is called.
 //!
 //! | call | source |
 //! |---|---|
@@ -32,11 +32,12 @@ const FFA_SUCCESS_64: u32 = 0xc400_0061;
 const FFA_ERROR: u32 = 0x8400_0060;
 const NOT_SUPPORTED: i32 = -1;
 
-/// What patina_mm asks for. Asking for less would settle an older version for everyone who comes later.
+/// The version that patina_mm asks for. A request for less would settle an older version for all
+/// later callers.
 const VERSION_1_2: u64 = 0x1_0002;
 /// A descriptor of FF-A 1.2 has 24 bytes; newer ones are longer.
 const DESCRIPTOR_LEN: usize = 24;
-/// More parts of a list than a partition manager has.
+/// No partition manager has a list of as many parts.
 const MOST_PARTS: u16 = 64;
 
 const PSCI_COMPLIANT: u16 = 1 << 0;
@@ -80,7 +81,8 @@ pub fn ask<C: Conduit>(arm: &mut Arm, pages: &mut dyn FnMut() -> Option<SharedRe
     arm.el3 = C::el3_is_implemented();
     let psci = conduit_setting(arm.conduit);
     if arm.el3 || psci == PsciConduit::Smc {
-        // patina_mm first: FFA_VERSION settles a version, which must be the one that it asks for.
+        // patina_mm's discovery comes first: FFA_VERSION settles a version, which must be the one
+        // that patina_mm asks for.
         let setup = Setup {
             psci,
             ..Setup::default()
@@ -231,7 +233,7 @@ mod tests {
         static WORLD: RefCell<Option<(bool, Secure)>> = const { RefCell::new(None) };
     }
 
-    /// A conduit to what a test says.
+    /// A conduit to a simulated secure world.
     struct Fake;
 
     impl Call for Fake {

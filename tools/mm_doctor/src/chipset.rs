@@ -1,4 +1,5 @@
-//! What Intel's chipsets say of SMIs and SMRAM. Nothing is written but the address port of PCI configuration space.
+//! Reads the registers of Intel's chipsets for SMIs and SMRAM. It writes only the address port of
+//! PCI configuration space.
 //!
 //! | register | place | source |
 //! |---|---|---|
@@ -23,7 +24,7 @@ const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 const SMI_STS_OFFSET: u16 = 0x34;
 
-/// How far an ACPI base is aligned.
+/// The alignment of an ACPI base.
 const BASE_MASK: u32 = 0xff80;
 /// Lowest bits of TSEGMB: a MiB is the granularity.
 const TSEG_MASK: u32 = 0xfff0_0000;
@@ -118,7 +119,8 @@ fn q35_tseg(ports: &dyn Ports, esmramc: u8) -> Option<Range> {
         return None;
     }
     let start = u64::from(config(ports, HOST_BRIDGE, 0xac) & TSEG_MASK);
-    // 11b is reserved; with it QEMU's size is in a register of its own, which has all ones or zero if there is none.
+    // 11b is reserved; QEMU then has the size in another register, which is all ones or zero on
+    // other machines.
     let len = match esmramc >> 1 & 0b11 {
         0b00 => MIB,
         0b01 => 2 * MIB,
@@ -277,7 +279,7 @@ mod tests {
             pm1a_event: Some(0x600),
             ..Acpi::default()
         };
-        // It has PMBASE, and no identity.
+        // It has PMBASE, but no vendor and device.
         assert_eq!(gather(&machine, &acpi).acpi_base, Some(0x600));
     }
 }

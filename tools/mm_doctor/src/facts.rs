@@ -1,5 +1,5 @@
-//! What was seen. This is what the file for a bug report has: numbers, names and states, but no message bytes except those of the
-//! doctor's own probes.
+//! The facts about a machine. The file for a bug report has all of them: numbers, names and states,
+//! but no message bytes except those of the doctor's own probes.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -8,7 +8,7 @@ use serde::Serialize;
 /// The version of the file's layout.
 pub const FORMAT: u32 = 1;
 
-/// All of it.
+/// All facts.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts {
     /// Names the file: `mm_doctor`.
@@ -31,13 +31,13 @@ pub struct Facts {
     pub regions: Vec<Region>,
     /// Protocols that are installed.
     pub protocols: Vec<Protocol>,
-    /// What ACPI says.
+    /// The facts from ACPI.
     pub acpi: Acpi,
-    /// What the chipset says; x86 only.
+    /// The facts from the chipset; x86 only.
     pub chipset: Option<Chipset>,
-    /// What the processor says; AArch64 only.
+    /// The facts from the processor; AArch64 only.
     pub arm: Option<Arm>,
-    /// What came back when MM was asked.
+    /// The probes and their responses.
     pub probes: Vec<Probe>,
 }
 
@@ -50,7 +50,7 @@ pub struct Range {
     pub len: u64,
 }
 
-/// What the UEFI memory map and the page tables say of a range.
+/// What the UEFI memory map and the page tables say about a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Mapped {
     /// The memory type by name; empty if the range is in no descriptor.
@@ -63,7 +63,7 @@ pub struct Mapped {
     pub pages: Option<Pages>,
 }
 
-/// What the page tables say of a range.
+/// What the page tables say about a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pages {
     /// The first address that is not mapped to the same physical address, and what it is mapped to: `None` if to nothing.
@@ -79,11 +79,11 @@ pub struct Pages {
 /// Memory that firmware sets aside for MM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Region {
-    /// What it is.
+    /// The purpose of this memory.
     pub what: String,
     /// Its addresses.
     pub range: Range,
-    /// What is known of that memory.
+    /// What the memory map and the page tables say about it.
     pub memory: Option<Mapped>,
 }
 
@@ -101,11 +101,11 @@ pub struct Buffer {
     pub mailbox: Option<u64>,
     /// What is wrong with the HOB, in the words of the error.
     pub error: Option<String>,
-    /// What the memory map says of the buffer.
+    /// What the memory map says about the buffer.
     pub memory: Option<Mapped>,
-    /// What the memory map says of the mailbox.
+    /// What the memory map says about the mailbox.
     pub mailbox_memory: Option<Mapped>,
-    /// What is in the mailbox.
+    /// The contents of the mailbox.
     pub state: Option<Mailbox>,
 }
 
@@ -133,7 +133,7 @@ pub struct Protocol {
     pub image: String,
 }
 
-/// What ACPI says.
+/// The facts from ACPI.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Acpi {
     /// Whether there are ACPI tables.
@@ -150,16 +150,16 @@ pub struct Acpi {
     pub smm_communication: Option<(u32, u64)>,
 }
 
-/// What the chipset says.
+/// The facts from the chipset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Chipset {
     /// Vendor and device of PCI 0:0.0.
     pub host_bridge: Option<(u16, u16)>,
     /// Vendor and device of PCI 0:1F.0.
     pub lpc: Option<(u16, u16)>,
-    /// Which one it is; empty if it is not known.
+    /// The chipset's name; empty if it is not known.
     pub name: String,
-    /// Where the ACPI base was read.
+    /// Where the ACPI base was read from.
     pub acpi_base_from: String,
     /// The ACPI base.
     pub acpi_base: Option<u16>,
@@ -177,7 +177,7 @@ pub struct Chipset {
     pub tseg: Option<Range>,
 }
 
-/// What an Arm processor says.
+/// The facts from an Arm processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Arm {
     /// The exception level that UEFI runs at.
@@ -186,7 +186,7 @@ pub struct Arm {
     pub el3: bool,
     /// `smc`, `hvc`, or empty if neither the FADT nor the device tree says how PSCI is called.
     pub conduit: &'static str,
-    /// What says it: `FADT` or `device tree`.
+    /// The source of `conduit`: `FADT` or `device tree`.
     pub conduit_from: &'static str,
     /// FF-A's version, as major and minor, or the error; `None` if no secure monitor call can be made.
     pub ffa: Option<Result<(u16, u16), String>>,
@@ -211,12 +211,12 @@ pub struct Partition {
     pub uuid: String,
 }
 
-/// A question to MM.
+/// A request to MM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Probe {
-    /// By which way it went.
+    /// The way into MM.
     pub way: String,
-    /// What was asked.
+    /// What the request asks for.
     pub question: &'static str,
     /// Whether a machine may have no handler for it.
     pub may_be_missing: bool,

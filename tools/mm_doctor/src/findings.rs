@@ -1,4 +1,4 @@
-//! What is fine, what needs a look, and what is broken.
+//! Judges the facts: what is fine, what needs a look, and what is broken.
 
 use crate::facts::{Arm, Buffer, Chipset, Facts, Mapped, NAMED, Pages, Probe, Range};
 use alloc::format;
@@ -14,22 +14,22 @@ use serde::Serialize;
 pub enum Level {
     /// As it should be.
     Ok,
-    /// It may be meant so, or not.
+    /// It may be intended, or not.
     Look,
     /// MM cannot be used like this.
     Broken,
 }
 
-/// One thing that was looked at.
+/// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// How bad it is.
     pub level: Level,
-    /// What it is about.
+    /// The subject.
     pub about: String,
     /// What was found.
     pub found: String,
-    /// What to do; empty if nothing.
+    /// What to do; empty if nothing is to do.
     pub advice: String,
 }
 
@@ -129,7 +129,7 @@ impl Findings {
         });
     }
 
-    /// How MM can be reached at all.
+    /// Whether MM can be reached at all, and how.
     fn ways(&mut self, facts: &Facts) {
         const ABOUT: &str = "ways to MM";
         let hobs = usable(facts, false).count();
@@ -290,7 +290,8 @@ impl Findings {
         }
     }
 
-    /// What the memory map and the page tables say of a range. `is_free`: it may be memory that nothing has reserved.
+    /// Judges what the memory map and the page tables say about a range. `is_free`: it may be
+    /// memory that nothing has reserved.
     fn memory(&mut self, about: &str, place: &str, memory: &Mapped, is_free: bool) {
         const RUNTIME: &str = "RuntimeServicesData";
         let attributes: Vec<&str> = (ATTRIBUTES.iter())
@@ -769,7 +770,7 @@ pub(crate) mod tests {
             .collect()
     }
 
-    /// The one thing that is wrong with a machine that is healthy otherwise.
+    /// The only finding on a machine that is healthy otherwise.
     fn complaint(spoil: impl FnOnce(&mut Facts)) -> (Level, String) {
         let mut facts = healthy();
         spoil(&mut facts);
@@ -999,7 +1000,7 @@ pub(crate) mod tests {
             });
             complaints(&facts)
         };
-        // What is left is SMRAM, which is not known here.
+        // The one finding left is about SMRAM, which is not known here.
         assert_eq!(amd(0xb0).len(), 1, "{:?}", amd(0xb0));
         let found = amd(0);
         assert_eq!(found.len(), 3, "{found:?}");
@@ -1032,7 +1033,7 @@ pub(crate) mod tests {
         let found = complaints(&facts);
         assert_eq!(found.len(), 1, "{found:?}");
         is(found[0].clone(), Level::Look, "by secure monitor calls");
-        // With the region there is nothing to look at.
+        // If the region is named, nothing needs a look.
         let mut named = facts.clone();
         named.buffers = vec![Buffer {
             source: NAMED.to_string(),

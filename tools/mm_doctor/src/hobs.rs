@@ -1,5 +1,5 @@
-//! The HOBs that say where comm buffers, MMRAM, and FF-A's RX and TX pages are (PI 1.9, volume 3), and the table in which
-//! edk2's traditional SMM says it.
+//! The HOBs that say where comm buffers, MMRAM, and FF-A's RX and TX pages are (PI 1.9, volume 3),
+//! and the table in which edk2's traditional SMM announces its comm buffers.
 
 use crate::Memory;
 use crate::facts::{Buffer, Facts, Range, Region};
@@ -24,9 +24,9 @@ const MMRAM: [Guid; 2] = [
     guid!("0703f912-bf8d-4e2a-be07-ab272525c592"),
 ];
 
-/// More HOBs than firmware has.
+/// No firmware has as many HOBs.
 const MOST: usize = 100_000;
-/// More entries than a table of comm regions has.
+/// No table of comm regions has as many entries.
 const MOST_REGIONS: u32 = 64;
 
 /// `EFI_MMRAM_DESCRIPTOR`.
@@ -107,7 +107,7 @@ fn rx_tx(data: &[u8]) -> Vec<Region> {
         .collect()
 }
 
-/// `EFI_MEMORY_DESCRIPTOR`, as far as it is read.
+/// The fields of `EFI_MEMORY_DESCRIPTOR` that are read.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct MemoryDescriptor {

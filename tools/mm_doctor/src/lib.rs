@@ -1,4 +1,5 @@
-//! What a machine has for Management Mode (MM), what is wrong with it, and the Rust that fits it.
+//! Finds out what a machine has for Management Mode (MM) and what is wrong with it, and writes the
+//! Rust for it.
 //!
 //! The application gathers [`facts`]; everything else is decided here, and tested on the host.
 //!

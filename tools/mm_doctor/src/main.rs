@@ -1,4 +1,4 @@
-//! The application. What it decides is in the library, which this host tests.
+//! The application. Its decisions are in the library, which is tested on the host.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 
 #[cfg(target_os = "uefi")]

@@ -4,7 +4,7 @@ use crate::facts::Range;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// What `-?` prints.
+/// The text that `-?` prints.
 pub const USAGE: &str = "\
 Looks at what this machine has for Management Mode (MM), and says what to write.
 
@@ -47,12 +47,12 @@ pub fn manual() -> String {
     alloc::format!(".TH mm_doctor 0 \"Looks at what this machine has for MM.\"\n.SH NAME\n{USAGE}")
 }
 
-/// What is wanted.
+/// The options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Ask MM.
+    /// Send MM requests.
     pub probe: bool,
-    /// Ask what MM may have no handler for, on Arm too.
+    /// Also send requests for which MM may have no handler, on Arm, too.
     pub probe_all: bool,
     /// Memory that is shared with the secure world.
     pub regions: Vec<Range>,
@@ -72,7 +72,7 @@ pub struct Options {
 ///
 /// # Errors
 ///
-/// What is not understood.
+/// The word that is not understood.
 pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Options, String> {
     let mut options = Options::default();
     let mut words = words.into_iter();
@@ -146,7 +146,7 @@ mod tests {
             assert!(USAGE.contains(word));
         }
         assert!(USAGE.lines().all(|line| line.len() <= 80));
-        // A line with a dot in front would be one of the Shell's own.
+        // The Shell takes a line that starts with a dot for one of its own.
         assert!(USAGE.lines().all(|line| !line.starts_with('.')));
         assert!(manual().starts_with(".TH mm_doctor 0 \""));
     }

@@ -8,7 +8,7 @@
 use crate::facts::Pages;
 use alloc::string::ToString;
 
-/// More pages than a comm buffer has; the rest is not looked at.
+/// No comm buffer has as many pages; the rest is not checked.
 const MOST: usize = 1 << 16;
 const LAST_LEVEL: u32 = 1;
 
@@ -88,7 +88,7 @@ struct Entry {
 }
 
 impl Paging {
-    /// What they are, for the report.
+    /// Describes the page tables, for the report.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -101,7 +101,7 @@ impl Paging {
         }
     }
 
-    /// The address with its upper bits as the processor wants them.
+    /// The address in canonical form.
     const fn canonical(self, address: u64) -> u64 {
         let (levels, page_bits, bits) = self.form();
         let width = bits.saturating_mul(levels).saturating_add(page_bits);
@@ -142,7 +142,7 @@ impl Paging {
         }
     }
 
-    /// What an entry of a level says; `None` if it maps nothing.
+    /// Decodes an entry of a level; `None` if it maps nothing.
     fn entry(self, entry: u64, level: u32) -> Option<Entry> {
         match self {
             Self::Off => None,
@@ -238,7 +238,8 @@ impl Map {
         let Some(self_entry) = self.self_entry else {
             return Some(At::Physical(table.checked_add(offset)?));
         };
-        // So often the tables are passed by the entry for itself; then come the address's own indexes from the top.
+        // The table's entry for itself is used once per remaining level; then come the address's
+        // own indexes from the top.
         let mut at = offset;
         for place in (LAST_LEVEL..=levels).rev() {
             let passed = levels.checked_sub(place)?;
@@ -290,7 +291,7 @@ impl Map {
         None
     }
 
-    /// What the page tables say of a range.
+    /// What the page tables say about a range.
     #[must_use]
     pub fn pages(self, tables: &impl Tables, start: u64, len: u64) -> Pages {
         let first = self.page(tables, start);
@@ -321,7 +322,7 @@ impl Map {
     }
 }
 
-/// So many ones.
+/// This many one bits.
 const fn mask(bits: u32) -> u64 {
     match 1_u64.checked_shl(bits) {
         Some(bit) => bit.wrapping_sub(1),
@@ -467,7 +468,7 @@ mod tests {
         );
     }
 
-    /// Tables that are readable by their own addresses only, but for the first.
+    /// Tables that can be read only through the first table's entry for itself, except the first.
     struct Hidden {
         entries: Entries,
         root: u64,

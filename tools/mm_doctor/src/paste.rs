@@ -8,11 +8,11 @@ use alloc::string::{String, ToString};
 /// The command port of Intel's chipsets, which `MmHobConfiguration` takes if none is configured.
 const INTEL_COMMAND_PORT: u16 = 0xb2;
 
-/// The Rust, or what is missing to write some.
+/// The Rust for this machine, or what is missing to write it.
 ///
 /// # Errors
 ///
-/// What the machine does not tell.
+/// The fact that the machine does not tell.
 pub fn rust(facts: &Facts) -> Result<String, &'static str> {
     let has_hob = usable(facts, false).next().is_some();
     let region = usable(facts, true).find_map(|buffer| buffer.region);
@@ -193,7 +193,8 @@ mod tests {
         }
     }
 
-    /// What `tests/pasted.rs` compiles, and `cargo xtask doctor --machine NAME` runs.
+    /// The same texts as those that `tests/pasted.rs` compiles and `cargo xtask doctor --machine
+    /// NAME` runs.
     #[test]
     fn what_is_pasted_is_what_is_compiled() {
         let mut facts = healthy();
@@ -208,7 +209,7 @@ mod tests {
             rust(&facts).as_deref(),
             Ok(include_str!("../tests/pasted/hobs_fixed.rs"))
         );
-        // Another vendor's chipset has an ACPI base, too, and something else behind it.
+        // Another vendor's chipset has an ACPI base, too, with other registers behind it.
         facts.chipset.as_mut().unwrap().smi_en = None;
         assert_eq!(
             rust(&facts).as_deref(),

@@ -60,7 +60,7 @@ fn write(
     Ok(())
 }
 
-/// What the file has.
+/// The contents of the file.
 #[derive(Serialize)]
 struct File<'a> {
     #[serde(flatten)]

@@ -1,4 +1,5 @@
-//! What the doctor pastes compiles. The library's tests compare these files with what it writes.
+//! The Rust that the doctor writes compiles. The library's tests compare these files with what it
+//! writes.
 
 /// The platform of a pasted file.
 macro_rules! pasted {

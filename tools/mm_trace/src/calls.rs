@@ -10,22 +10,22 @@ use std::io;
 
 /// The most notes and the most MMIs that are kept of one call.
 const KEPT: usize = 100;
-/// How far apart the numbers of two calls that are under way at once can be: there are no more comm buffers.
+/// How far apart the numbers of two nested calls can be: there are only that many comm buffers.
 const DEEPEST: u32 = 256;
 
-/// Where in the input something is, and when it was.
+/// The place of something in the input, and its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Moment {
     /// Line of the input, from 1.
     pub line: u64,
-    /// How many things were said before.
+    /// Number of events before this one.
     pub order: u64,
     /// Microseconds of the platform's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub us: Option<u64>,
 }
 
-/// A message, or its start, with what it says.
+/// A message, or its start, decoded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     /// Where it is in the log.
@@ -35,7 +35,7 @@ pub struct Message {
     /// The bytes that are known.
     #[serde(serialize_with = "as_hex")]
     pub bytes: Vec<u8>,
-    /// What they say.
+    /// The decoded bytes.
     pub decoded: Decoded,
 }
 
@@ -46,7 +46,7 @@ pub struct Note {
     pub at: Moment,
     /// How bad it is.
     pub level: Level,
-    /// What it says.
+    /// The text.
     pub words: String,
 }
 
@@ -54,24 +54,24 @@ pub struct Note {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", content = "why", rename_all = "lowercase")]
 pub enum Outcome {
-    /// With a response.
+    /// The call has a response.
     Responded,
-    /// With an error.
+    /// The call has an error.
     Failed(String),
     /// The log does not say.
     Open(String),
 }
 
-/// A call, as far as the log tells.
+/// A call, with everything that the log says about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Call {
     /// How often the machine was started before.
     pub boot: u32,
-    /// The crate's number of it.
+    /// The number that the crate gave it.
     pub number: Option<u32>,
     /// The comm buffer.
     pub buffer: u8,
-    /// How many calls it is inside of.
+    /// Number of calls around it.
     pub depth: usize,
     /// The handler.
     #[serde(serialize_with = "as_text")]
@@ -93,7 +93,7 @@ pub struct Call {
     pub response: Option<Message>,
     /// MMIs that were raised or taken in it.
     pub mmis: Vec<Note>,
-    /// How often the mailbox was looked at.
+    /// How often the mailbox was polled.
     pub pauses: Option<u64>,
     /// Other lines in it.
     pub notes: Vec<Note>,
@@ -142,7 +142,7 @@ impl Call {
         )
     }
 
-    /// What is wrong with it, in order.
+    /// The problems of the call, in order.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
         let decoded = [&self.request, &self.response].into_iter().flatten();
         let decoded = decoded.flat_map(|message| message.decoded.problems.iter().map(String::as_str));
@@ -192,7 +192,7 @@ impl std::fmt::Display for Hex<'_> {
     }
 }
 
-/// Something in the input, in the order of the input.
+/// An event in the input, in its order.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// The next input begins: its name, and what it is.
@@ -203,13 +203,13 @@ pub enum Event<'a> {
     Request(&'a Call),
     /// A response was read.
     Response(&'a Call),
-    /// An MMI was raised, or taken; in this call if one was under way.
+    /// An MMI was raised, or taken; in this call if one was in progress.
     Mmi(&'a Note, Option<&'a Call>),
     /// A call looked for its response.
     Waited(&'a Call, Moment),
-    /// Another line; in this call if one was under way.
+    /// Another line; in this call if one was in progress.
     Note(&'a Note, Option<&'a Call>),
-    /// A call is over, or nothing more is said about it.
+    /// A call is over, or the log has no more lines about it.
     End(&'a Call),
     /// A line that cannot be read.
     Damaged(&'a Damage),
@@ -219,11 +219,11 @@ pub enum Event<'a> {
 
 /// Takes events as they come.
 pub trait Sink {
-    /// Takes one.
+    /// Takes one event.
     ///
     /// # Errors
     ///
-    /// What the output says.
+    /// The output's error.
     fn event(&mut self, event: &Event<'_>) -> io::Result<()>;
 }
 
@@ -233,7 +233,7 @@ impl<F: FnMut(&Event<'_>) -> io::Result<()>> Sink for F {
     }
 }
 
-/// The calls that are under way at a place in the log.
+/// The calls that are in progress at a place in the log.
 #[derive(Debug, Default)]
 pub struct Calls {
     open: Vec<Call>,
@@ -272,7 +272,7 @@ impl Calls {
                 shown,
             } => {
                 self.restart(tag, at, sink)?;
-                // One that used this buffer has ended by now.
+                // An earlier call that used this buffer has ended by now.
                 while let Some(stale) = self.open.iter().rposition(|call| call.buffer == tag.buffer) {
                     self.close_from(stale, sink)?;
                 }
@@ -357,7 +357,7 @@ impl Calls {
         sink.event(&Event::Note(note, index.and_then(|index| self.open.get(index))))
     }
 
-    /// Where the call is that a line is about; one that is not known yet starts with this line.
+    /// The index of the call that a line is about; an unknown call starts with this line.
     fn find_or_open(&mut self, tag: Tag, at: Moment, sink: &mut dyn Sink) -> io::Result<usize> {
         if let Some(index) = self.open.iter().rposition(|call| call.is_about(tag)) {
             return Ok(index);

@@ -1,4 +1,4 @@
-//! What the bytes of a message say.
+//! Decodes the bytes of a message.
 //!
 //! A log shows the start of a message only, so everything here takes a message that may be cut:
 //! missing bytes behind the cut are not an error.
@@ -15,25 +15,25 @@ use serde::Serialize;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U32, U64};
 
-/// Which way a message went.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// To MM.
     Request,
     /// From MM.
     Response,
-    /// A dump does not say.
+    /// Not known, as in a dump.
     Unknown,
 }
 
-/// What a message says.
+/// A decoded message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Decoded {
     /// In a few words; empty if nothing is known about the recipient's messages.
     pub what: String,
     /// Field by field.
     pub fields: Vec<(String, String)>,
-    /// What is wrong with it.
+    /// The problems of the message.
     pub problems: Vec<String>,
 }
 
@@ -46,11 +46,11 @@ impl Decoded {
         self.problems.push(words.to_string());
     }
 
-    /// Tells a status that MM returned in the message; an error is a problem.
+    /// Adds a status that MM returned in the message; an error is a problem.
     fn status(&mut self, name: &str, value: u64, direction: Direction) {
         let status = EfiStatus(value);
         if direction == Direction::Request {
-            // Room for it: firmware does not clear it.
+            // In a request this field is only room for the status, which firmware does not clear.
             return;
         }
         self.field(name, status);
@@ -60,7 +60,7 @@ impl Decoded {
     }
 }
 
-/// A message, or as much of it as is known.
+/// A message, or its known part.
 #[derive(Clone, Copy, Debug)]
 struct Message<'a> {
     bytes: &'a [u8],
@@ -101,7 +101,7 @@ impl<'a> Message<'a> {
         self.bytes = rest;
     }
 
-    /// The next `len` bytes, or those of them that are known.
+    /// The next `len` bytes, or the known ones among them.
     fn bytes(&mut self, len: u64) -> &'a [u8] {
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.bytes.len());
         let (taken, rest) = self.bytes.split_at(len);
@@ -283,7 +283,7 @@ impl Utf16 {
         }
     }
 
-    /// In quotes, with control characters escaped; an ellipsis tells that the rest of it is not known.
+    /// In quotes, with control characters escaped; an ellipsis if the rest is not known.
     fn quoted(&self, is_cut: bool) -> String {
         let rest = if is_cut && !self.ends_with_nul { "…" } else { "" };
         format!("\"{}{rest}\"", self.text.escape_debug())

@@ -1,4 +1,4 @@
-//! The file that `mm_doctor` writes: its findings, and what came back when MM was asked.
+//! The file that `mm_doctor` writes: its findings, and its probes with their responses.
 
 use crate::decode::{self, Direction};
 use crate::dump::{self, Dump};
@@ -7,7 +7,7 @@ use crate::input::Damage;
 use mm_wire::Guid;
 use serde::Deserialize;
 
-/// What names the file, in its first lines.
+/// The mark by which the file is recognised, in its first lines.
 pub(crate) const MARK: &str = "\"tool\": \"mm_doctor\"";
 
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ struct Probe {
     us: Option<u64>,
 }
 
-/// Reads the file: what was found, then each question with its response.
+/// Reads the file: the findings, then each probe with its response.
 ///
 /// # Errors
 ///

@@ -14,18 +14,18 @@ const SHOWN: usize = 4096;
 /// The most bytes that a text dump may describe.
 const LARGEST: usize = 64 << 20;
 
-/// What a dump says.
+/// A decoded dump.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dump {
-    /// What it is of.
+    /// The kind of memory.
     pub title: String,
     /// The handler's GUID, if the dump has one.
     pub recipient: Option<String>,
     /// Field by field.
     pub fields: Vec<(String, String)>,
-    /// What the message says.
+    /// The decoded message.
     pub message: Option<Decoded>,
-    /// What is wrong.
+    /// The problems.
     pub problems: Vec<String>,
     /// The first bytes, as hexadecimal digits.
     pub bytes: String,

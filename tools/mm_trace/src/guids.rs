@@ -2,7 +2,7 @@
 
 use mm_wire::{Guid, guid};
 
-/// What a GUID is the name of.
+/// The kind of thing that a GUID names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A handler in MM: messages are sent to it.
@@ -20,9 +20,9 @@ pub enum Kind {
 pub struct Known {
     /// The GUID.
     pub guid: Guid,
-    /// What a person calls it.
+    /// Its name for people.
     pub name: &'static str,
-    /// What it names.
+    /// The kind of thing that it names.
     pub kind: Kind,
     /// Its name in C, and where that is declared or used. Files are edk2's unless another repository is named.
     pub source: &'static str,
@@ -42,7 +42,7 @@ pub fn name(guid: Guid) -> String {
 
 macro_rules! known {
     ($($kind:ident $guid:literal $name:literal, $source:literal;)+) => {
-        /// All of them.
+        /// All known GUIDs.
         pub const KNOWN: &[Known] = &[$(Known {
             guid: guid!($guid),
             name: $name,

@@ -1,4 +1,4 @@
-//! Reads lines of any length with little memory, and gives the line and column of what is wrong.
+//! Reads lines of any length with little memory, and gives the line and column of an error.
 
 use std::io::{self, BufRead, Read as _};
 use thiserror::Error;
@@ -6,13 +6,13 @@ use thiserror::Error;
 /// The bytes of a line that are looked at. The crate's longest line has some 500.
 const MAX_LINE: usize = 16 * 1024;
 
-/// Something in the input that cannot be what it claims to be.
+/// A part of the input that cannot be read as what it claims to be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("line {line}, column {column}: {what}")]
 pub struct Damage {
-    /// From 1.
+    /// The line, from 1.
     pub line: u64,
-    /// In bytes, from 1.
+    /// The column in bytes, from 1.
     pub column: usize,
     /// What was expected there.
     pub what: String,
@@ -36,11 +36,12 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// The next line, without its end, and its number from 1. What is behind the first 16 KiB of a line is left out.
+    /// The next line, without its end, and its number from 1. Only the first 16 KiB of a line are
+    /// kept.
     ///
     /// # Errors
     ///
-    /// What the input says.
+    /// The input's error.
     #[expect(clippy::should_implement_trait, reason = "an iterator cannot lend its buffer")]
     pub fn next(&mut self) -> io::Result<Option<(u64, &[u8])>> {
         self.line.clear();
@@ -61,7 +62,7 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// A place in a line, and what can be read from there.
+/// A place in a line, from which words can be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'a> {
     rest: &'a str,
@@ -75,13 +76,13 @@ impl<'a> Cursor<'a> {
         Self { rest, column }
     }
 
-    /// What has not been read.
+    /// The rest that was not read yet.
     #[must_use]
     pub const fn rest(&self) -> &'a str {
         self.rest
     }
 
-    /// Where that is, in bytes from 1.
+    /// The column of the rest, in bytes from 1.
     #[must_use]
     pub const fn column(&self) -> usize {
         self.column
@@ -99,7 +100,7 @@ impl<'a> Cursor<'a> {
         self.rest.starts_with(words) && self.advance(words.len()).is_some()
     }
 
-    /// Reads these words; says where they are missing otherwise.
+    /// Reads these words; if they are missing, returns where.
     ///
     /// # Errors
     ///
@@ -154,7 +155,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// What is missing here.
+    /// An error that says what is missing here.
     pub fn expected(&self, what: impl Into<String>) -> Expected {
         Expected {
             column: self.column,
@@ -164,7 +165,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// What is missing in a line.
+/// A column, and what was expected there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     column: usize,
@@ -173,7 +174,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// The same with the number of the line.
+    /// Adds the number of the line.
     #[must_use]
     pub fn at(self, line: u64) -> Damage {
         let found = match self.found.as_str() {

@@ -1,4 +1,4 @@
-//! Decodes and draws what was said between a boot and its Management Mode (MM).
+//! Decodes and draws the messages between a boot and its Management Mode (MM).
 //!
 //! | module | content |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | [`page`] | all that as one page for a browser |
 //! | [`mod@read`] | reads an input, whatever it is |
 //!
-//! Everything is read once, line by line, and nothing is kept but the calls that are under way: memory does not grow with the
-//! input.
+//! The input is read once, line by line, and only the calls in progress are kept: memory does not
+//! grow with the input.
 
 pub mod calls;
 pub mod decode;

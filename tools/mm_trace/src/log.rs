@@ -10,15 +10,15 @@
 //! | `MMI raised: command 0x.., data 0x..` | `sw_mmi_manager.rs` |
 //! | `secure monitor call done: …` | the same |
 //!
-//! Everything else that has the target `mm_comm` or `sw_mmi`, or names a call or comm buffer, is a note. The tests have the
-//! crate log and read what it wrote, so that both stay in step.
+//! Everything else that has the target `mm_comm` or `sw_mmi`, or names a call or comm buffer, is a
+//! note. The tests make the crate log and read what it wrote, so that both stay in step.
 
 use crate::input::{Cursor, Expected};
 use memchr::memmem::Finder;
 use mm_wire::{Guid, HeaderFormat};
 use serde::Serialize;
 
-/// How bad a line says that it is.
+/// The level of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -26,7 +26,7 @@ pub enum Level {
     Trace,
     /// `DEBUG`.
     Debug,
-    /// `INFO`, or not said.
+    /// `INFO`, or no level.
     Info,
     /// `WARN`.
     Warn,
@@ -62,7 +62,7 @@ pub struct Shown {
     pub bytes: Vec<u8>,
 }
 
-/// What a line says.
+/// The contents of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// A request is in the comm buffer.
@@ -85,9 +85,9 @@ pub enum Said {
         /// Bytes of the response, or why there is none.
         result: Result<u64, String>,
     },
-    /// MM was waited for.
+    /// The call waited for MM.
     Waited {
-        /// How often the mailbox was looked at.
+        /// How often the mailbox was polled.
         pauses: u64,
     },
     /// An MMI was raised.
@@ -99,11 +99,11 @@ pub enum Said {
 /// A line of `patina_mm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// How bad it is.
+    /// Its level.
     pub level: Level,
     /// The call, if the line says which.
     pub tag: Option<Tag>,
-    /// The rest.
+    /// Its contents.
     pub said: Said,
 }
 
@@ -132,11 +132,11 @@ impl Parser {
     ///
     /// # Errors
     ///
-    /// [`Expected`] if it starts like one and goes on otherwise.
+    /// [`Expected`] if it starts like one, but continues differently.
     pub fn parse(&self, line: &[u8]) -> Result<Option<Line>, Expected> {
         if let Some(at) = self.buffer.find(line) {
             let text = String::from_utf8_lossy(line);
-            // The bytes in front may have become longer.
+            // The lossy conversion may have made the bytes in front longer.
             let at = if text.len() == line.len() {
                 at
             } else {
@@ -176,7 +176,7 @@ fn level(text: &str) -> Level {
         .map_or(Level::Info, |(_, level)| level)
 }
 
-/// A message without what a JSON logger puts behind it.
+/// A message without the text that a JSON logger appends.
 fn message(text: &str) -> &str {
     let end = ["\", \"file\": ", "\"}"]
         .into_iter()
@@ -257,7 +257,7 @@ fn is_call(front: &str, start: usize) -> bool {
     cursor.eat("call ") && !cursor.word(|c| c.is_ascii_digit()).is_empty()
 }
 
-/// What follows the tag.
+/// Parses what follows the tag.
 fn said(mut cursor: Cursor<'_>) -> Result<Said, Expected> {
     if cursor.eat("request to ") {
         let recipient = cursor.guid()?;

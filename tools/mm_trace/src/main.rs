@@ -91,7 +91,7 @@ fn main() -> ExitCode {
             eprintln!("error: {damaged} damaged lines, see above");
             ExitCode::FAILURE
         }
-        // The reader of a pipe has seen enough.
+        // The reader of a pipe has closed it, which is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,4 +1,4 @@
-//! The exchange as one page for a browser, with everything in it.
+//! Writes the exchange as one self-contained page for a browser.
 
 use crate::calls::{Call, Event, Note, Sink};
 use crate::guids;
@@ -10,10 +10,10 @@ use std::io::{self, Write};
 
 /// The page around its data.
 const TEMPLATE: &str = include_str!("page.html");
-/// Where the data goes.
+/// The place of the data in the template.
 const PLACE: &str = "@DATA@";
 
-/// How many calls, and how many lines outside of calls, a page has unless it is said otherwise.
+/// How many calls, and how many lines outside of calls, a page has by default.
 pub const CALLS: usize = 5000;
 
 /// Writes a page as events come.
@@ -56,7 +56,7 @@ impl<W: Write> Page<W> {
     ///
     /// # Errors
     ///
-    /// What the output says.
+    /// The output's error.
     pub fn new(mut out: W, only: Option<Guid>, limit: usize) -> io::Result<Self> {
         let (before, _) = TEMPLATE.split_once(PLACE).unwrap_or((TEMPLATE, ""));
         out.write_all(before.as_bytes())?;
@@ -90,7 +90,7 @@ impl<W: Write> Page<W> {
         self.json(item)
     }
 
-    /// JSON that cannot end the script element that it is in.
+    /// Writes JSON that cannot end the script element around it.
     fn json(&mut self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value)?;
         for part in text.split_inclusive('<') {
@@ -109,7 +109,7 @@ impl<W: Write> Page<W> {
     ///
     /// # Errors
     ///
-    /// What the output says.
+    /// The output's error.
     pub fn finish(mut self) -> io::Result<W> {
         self.end_input()?;
         self.out.write_all(b"]}")?;
@@ -148,7 +148,7 @@ impl<W: Write> Sink for Page<W> {
                     call,
                 })
             }
-            // Those inside a call come with it.
+            // MMIs inside a call are part of the call.
             Event::Mmi(note, None) if self.only.is_none() || note.level >= Level::Warn => {
                 self.item(&Item::Mmi(note))
             }

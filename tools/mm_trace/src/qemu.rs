@@ -19,10 +19,10 @@ const MAX_SERIAL_LINE: usize = 16 * 1024;
 /// A line of the guest's serial port.
 pub(crate) type SerialLine<'a> = &'a mut dyn FnMut(u64, &[u8], &mut Calls, &mut dyn Sink) -> io::Result<()>;
 
-/// What has been read of QEMU's log.
+/// The state of the reader of QEMU's log.
 #[derive(Debug, Default)]
 pub struct Interrupts {
-    /// The line of an SMI or exception whose registers are still to come.
+    /// An SMI or exception whose registers were not read yet.
     pending: Option<Pending>,
     in_mm: bool,
     /// How often MM was entered.
@@ -118,7 +118,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Reports an SMI as soon as its place is known.
+    /// Reports the pending SMI or exception, whose place is known now.
     fn flush(&mut self, rip: Option<&str>, calls: &mut Calls, sink: &mut dyn Sink) -> io::Result<()> {
         if let Some(Pending::Smi(line)) = self.pending.take() {
             self.entered = self.entered.saturating_add(1);
@@ -128,7 +128,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Tells what is still pending at the end of the log.
+    /// Reports what is still pending at the end of the log.
     ///
     /// # Errors
     ///

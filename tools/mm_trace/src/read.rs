@@ -1,4 +1,4 @@
-//! Reads an input, whatever it is.
+//! Reads an input of any kind.
 
 use crate::calls::{Calls, Event, Sink};
 use crate::input::{Damage, Lines};
@@ -12,7 +12,7 @@ use std::io::{self, BufRead, Read as _};
 /// The most bytes of a dump.
 const LARGEST_DUMP: u64 = 64 << 20;
 
-/// What an input is.
+/// The kind of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A serial log.
@@ -42,14 +42,14 @@ impl Format {
     }
 }
 
-/// What was read.
+/// The result of reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Lines that cannot be read.
     pub damaged: u64,
 }
 
-/// Guesses what an input is by its first bytes.
+/// Guesses the kind of an input from its first bytes.
 fn guess(start: &[u8]) -> Format {
     let has = |words: &[&str]| {
         words
@@ -104,7 +104,7 @@ impl WholeLines for [u8] {
 ///
 /// # Errors
 ///
-/// What input or output say. Lines that cannot be read are events, and counted.
+/// The error of input or output. Lines that cannot be read are events, and counted.
 pub fn read(
     mut input: impl BufRead,
     name: &str,
@@ -152,7 +152,7 @@ fn describe(format: Format, bytes: &[u8], mailbox: Option<&[u8]>) -> dump::Dump 
     }
 }
 
-/// The bytes of a dump: themselves, or what the digits say.
+/// The bytes of a dump: the input itself, or the bytes that its digits describe.
 ///
 /// # Errors
 ///

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 /// Bytes in a row.
 const ROW: usize = 16;
 
-/// Writes what happens, line by line, calls inside calls further to the right.
+/// Writes the events, line by line; nested calls are indented.
 #[derive(Debug)]
 pub struct Transcript<W> {
     out: W,
@@ -39,7 +39,7 @@ impl<W: Write> Transcript<W> {
     ///
     /// # Errors
     ///
-    /// What the output says.
+    /// The output's error.
     pub fn finish(mut self) -> io::Result<W> {
         let Self {
             calls,

@@ -1,4 +1,4 @@
-//! The crate logs, and `mm_trace` reads what it wrote: if the words of one change, the other has to follow.
+//! `mm_trace` reads what the crate logs: if the words of one change, the other has to follow.
 #![expect(clippy::unwrap_used, reason = "tests may panic")]
 
 use mm_conformance::demo;
@@ -14,14 +14,14 @@ use mm_wire::{Guid, HeaderFormat, guid};
 
 const NO_HANDLER: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
-/// What the crate logs at trace while `talk` runs on a simulated machine.
+/// The crate's log at trace while `talk` runs on a simulated machine.
 fn log_of(talk: impl Fn(&Client)) -> String {
     let lab = SimSite::lab();
     let client = lab.bring_up(&Setup::default()).unwrap();
     lab.with_log(LogLevel::Trace, &mut || talk(&client))
 }
 
-/// The calls in a log, and the lines that are in none or cannot be read.
+/// The calls in a log, and the lines that belong to no call or cannot be read.
 fn calls(log: &str) -> (Vec<Call>, Vec<String>) {
     let mut calls = Vec::new();
     let mut loose = Vec::new();
@@ -114,7 +114,7 @@ fn what_fails_is_told_in_the_words_of_the_error() {
     {
         assert!(words.contains(needle), "{words}");
     }
-    // An error that the crate told with a line of its own is in the call that it ended.
+    // An error that the crate logs in a separate line belongs to the call that it ended.
     assert!(
         calls
             .iter()

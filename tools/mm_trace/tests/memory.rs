@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{self, BufReader, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts the bytes that are allocated, and the most that ever were.
+/// Counts the allocated bytes, and their maximum.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -85,7 +85,7 @@ impl Read for Repeated {
     }
 }
 
-/// The most memory that reading so many rounds takes, and the bytes of them.
+/// The most memory that reading this many rounds takes, and the length of the input.
 fn most_memory(rounds: usize) -> (usize, usize) {
     let input = Repeated::new(rounds);
     let bytes = input.round.len() * rounds;
@@ -110,7 +110,7 @@ fn a_log_that_is_a_hundred_times_as_long_takes_no_more_memory() {
     let (long, bytes) = most_memory(100);
     assert!(bytes > 10_000_000, "{bytes}");
     assert!(short > 1000, "{short} bytes: nothing was counted");
-    // Room for numbers with more digits.
+    // Some bytes more, because numbers have more digits.
     assert!(
         long <= short + 4096,
         "{short} bytes for one round, {long} for a hundred"

@@ -14,24 +14,24 @@ pub enum ImageError {
     Volume {
         /// Which volume.
         volume: &'static str,
-        /// What the parser says.
+        /// The parser's error.
         cause: FirmwareFileSystemError,
     },
-    /// A header names more bytes than there are.
+    /// A header claims more bytes than there are.
     #[error("{what}: its header claims {claimed} bytes, there are {available}")]
     Length {
-        /// What has the header.
+        /// The part with the header.
         what: &'static str,
         /// The length in the header, in bytes.
         claimed: u64,
-        /// The bytes that there are.
+        /// Number of bytes available.
         available: usize,
     },
     /// Reading and writing the unchanged content does not give the same bytes: it has a form that
     /// is not understood.
     #[error("{what}: reading and writing it back changes it, first at offset {offset:#x} of {len:#x}")]
     NotExact {
-        /// What was read and written.
+        /// The part that was read and written.
         what: &'static str,
         /// The first byte that differs.
         offset: usize,
@@ -55,7 +55,7 @@ pub enum ImageError {
     Decompress {
         /// Bytes of the stream.
         len: usize,
-        /// What the decoder says.
+        /// The decoder's error.
         cause: FirmwareFileSystemError,
     },
     /// The LZMA stream's header is not one, or asks for a dictionary that is not accepted.
@@ -85,7 +85,7 @@ pub enum ImageError {
     Compress {
         /// Bytes of the payload.
         len: usize,
-        /// What the encoder says.
+        /// The encoder's error.
         cause: lzma_rust2::Error,
     },
     /// The changed content does not fit its volume.
@@ -100,13 +100,13 @@ pub enum ImageError {
         /// Bytes that its content needs.
         needed: usize,
     },
-    /// There is not exactly one DXE core to be replaced, or none is left.
+    /// There is not exactly one DXE core to replace, or none is left.
     #[error("DXEFV has {found} DXE cores, one is expected")]
     Cores {
         /// How many were found.
         found: usize,
     },
-    /// There is not exactly one file to be taken from another image.
+    /// There is not exactly one file to take from another image.
     #[error("the other image's DXEFV has {found} files {name}, one is expected")]
     NoFileToTake {
         /// The name looked for.
@@ -117,7 +117,7 @@ pub enum ImageError {
     /// A new driver cannot be used.
     #[error("the runtime driver: {0}")]
     RuntimeDriver(#[source] PeError),
-    /// Another file has the name that a new one was to get.
+    /// Another file already has the new file's name.
     #[error("DXEFV has a file {file} already")]
     NameTaken {
         /// The file that has it.
@@ -142,11 +142,11 @@ pub enum ImageError {
     /// A section cannot be built.
     #[error("{what}: {len} bytes make no section: {cause:?}")]
     Section {
-        /// What was to become a section.
+        /// The contents of the section.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
-        /// What the builder says.
+        /// The builder's error.
         cause: FirmwareFileSystemError,
     },
     /// The new DXE core is not an image that the PEI phase can start.
@@ -166,13 +166,13 @@ pub enum ImageError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PeError {
-    /// The bytes are no PE32+ image.
+    /// The bytes are not a PE32+ image.
     #[error("not a PE32+ image: {0}")]
     Parse(object::read::Error),
     /// A header names bytes that are not there.
     #[error("{what} takes bytes {start:#x}..{end:#x} of {len:#x}")]
     OutOfRange {
-        /// What was to be read or written.
+        /// The part that was read or written.
         what: &'static str,
         /// Its first byte.
         start: u64,

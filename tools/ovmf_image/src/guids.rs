@@ -1,4 +1,4 @@
-//! Names of the files that a platform may want to name, and of a file system.
+//! Names of files that platforms use, and of a file system.
 
 use patina::BinaryGuid;
 

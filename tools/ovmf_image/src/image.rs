@@ -128,7 +128,7 @@ impl Image {
         Ok(self)
     }
 
-    /// Takes the files that are `wanted` out of DXEFV; how many there were. A build may lack a
+    /// Takes the files that are `wanted` out of DXEFV, and returns their number. A build may lack a
     /// file, or have it twice: edk2 builds CpuDxe once for one processor and once for several, for
     /// instance.
     pub fn drop_files(&mut self, wanted: impl Fn(&FileId) -> bool) -> usize {
@@ -185,7 +185,7 @@ impl Image {
         Ok(self)
     }
 
-    /// What was changed so far, in order.
+    /// The changes so far, in order.
     #[must_use]
     pub fn changes(&self) -> &[Change] {
         &self.changes
@@ -226,7 +226,7 @@ impl Image {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
-    /// The DXE core is another one.
+    /// The DXE core was replaced.
     CoreReplaced {
         /// The file it was in.
         old: FileId,
@@ -235,17 +235,17 @@ pub enum Change {
         /// Bytes of the new core.
         len: usize,
     },
-    /// A file is gone.
+    /// A file was dropped.
     Dropped {
         /// The file.
         file: FileId,
     },
-    /// A file of another image is in this one.
+    /// A file of another image was added.
     Taken {
         /// The file.
         file: FileId,
     },
-    /// A runtime driver is new.
+    /// A runtime driver was added.
     DriverAdded {
         /// The name of its file.
         name: BinaryGuid,
@@ -260,7 +260,7 @@ pub enum Change {
         from: usize,
         /// Bytes of its PE image now.
         to: usize,
-        /// Whether its resources got a section of their own.
+        /// Whether its resources got a separate section.
         resources_moved: bool,
     },
 }
@@ -293,7 +293,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// How people know a file: its GUID, and the name in its user interface section if it has one.
+/// Identifies a file: its GUID, and the name in its user interface section if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileId {
     /// The file's name in the volume.
@@ -340,7 +340,7 @@ impl fmt::Display for FileId {
     }
 }
 
-/// The index of the only file that is `wanted`; else how many are.
+/// The index of the only file that is `wanted`; as an error, the number of such files.
 fn only<'a>(files: impl Iterator<Item = &'a File>, wanted: impl Fn(&File) -> bool) -> Result<usize, usize> {
     let found: Vec<_> = files
         .enumerate()

@@ -18,8 +18,8 @@ const DICTIONARY: RangeInclusive<u32> = 1 << 12..=1 << 26;
 /// bytes.
 const MAX_CONTENT_LEN: u64 = 64 << 20;
 
-/// What a stream's header says about its encoding. A decoder was built for these values, so a new
-/// stream keeps them.
+/// The encoding in a stream's header. A decoder was built for these values, so a new stream keeps
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encoding {
     literal_context_bits: u32,

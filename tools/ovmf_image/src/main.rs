@@ -6,12 +6,12 @@ use ovmf_image::{BinaryGuid, FileId, Image, guids};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What does not work with Patina's core, or has no place beside it.
+/// Drivers that do not work with Patina's core, or that it replaces.
 const DROPPED: [BinaryGuid; 4] = [
     // Patina's core has the CPU protocol built in.
     guids::CPU_DXE,
     guids::CPU_DXE_FOR_ONE,
-    // S3, which no platform of this repository has.
+    // For S3, which no platform of this repository has.
     guids::BOOT_SCRIPT_EXECUTOR_DXE,
     // Reads at address zero, which Patina does not map. The VGA device stays: it covers SMRAM.
     guids::QEMU_VIDEO_DXE,

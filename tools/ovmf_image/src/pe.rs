@@ -48,7 +48,7 @@ pub struct Flattened {
     /// The file, which is also the image as a loader puts it into memory: each byte is at its own
     /// address.
     pub bytes: Vec<u8>,
-    /// Whether its resources got a section of their own.
+    /// Whether its resources got a separate section.
     pub resources_moved: bool,
 }
 
@@ -217,7 +217,7 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
             });
         }
         let target = part_mut(&mut image, start, in_memory, "a section in memory")?;
-        // Does not saturate: it lies in the image.
+        // Does not saturate: the sum lies in the image.
         free_from = start.saturating_add(in_memory);
         let source = part(
             file,
@@ -371,7 +371,7 @@ fn part_mut<'a>(
 }
 
 /// The header of type `T` at `start`. The types of [`object::pe`] have no alignment, so any place
-/// will do.
+/// works.
 fn header_mut<'a, T: Pod>(
     bytes: &'a mut [u8],
     start: usize,

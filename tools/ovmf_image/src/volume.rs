@@ -1,4 +1,4 @@
-//! Firmware volumes that are known to be understood.
+//! Firmware volumes that can be written back exactly.
 
 use crate::error::ImageError;
 use patina_ffs::{
@@ -10,7 +10,7 @@ use patina_ffs::{
 pub(crate) struct ExactVolume {
     volume: Volume,
     name: &'static str,
-    /// Bytes of the volume, which it keeps.
+    /// Bytes of the volume, which do not change.
     len: usize,
 }
 

@@ -249,7 +249,7 @@ fn nothing_is_changed_where_it_is_unclear_what_is_meant() {
         "{refused:?}"
     );
     assert_eq!(image.changes(), []);
-    // Its own name is free to it.
+    // The core may keep its own name.
     image.replace_dxe_core(&core, OLD_CORE).unwrap();
 }
 

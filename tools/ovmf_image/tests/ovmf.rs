@@ -12,7 +12,7 @@ use patina_ffs_extractors::LzmaSectionExtractor;
 use std::{collections::BTreeMap, io::Write};
 
 const PATH: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-/// Others of the same package: of 2 MiB, with SMM, with the variable store at the start.
+/// Other images of the same package: of 2 MiB, with SMM, with the variable store at the start.
 const OTHERS: [&str; 3] = [
     "/usr/share/OVMF/OVMF_CODE.fd",
     "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
@@ -28,7 +28,7 @@ fn stock() -> Option<Vec<u8>> {
     clippy::explicit_write,
     reason = "the test harness swallows what eprintln! prints in a test that passes"
 )]
-/// An installed image. Without it a test has nothing to do, which is an error if `CI` is `true`.
+/// An installed image. Without it a test is skipped, which is an error if `CI` is `true`.
 fn installed(path: &str) -> Option<Vec<u8>> {
     match std::fs::read(path) {
         Ok(bytes) => Some(bytes),

@@ -345,8 +345,8 @@ fn nt_headers_behind_size_of_headers_or_in_the_dos_header_are_refused() {
         file[..0x40].copy_from_slice(&good[..0x40]);
         file[at..at + headers.len()].copy_from_slice(headers);
         file[0x3c..0x40].copy_from_slice(&u32::try_from(at).unwrap().to_le_bytes());
-        // Where the two overlap the field at 0x3c is also one of the NT headers; what counts is
-        // that nothing is made of it.
+        // If the two overlap, the field at 0x3c is also one of the NT headers; the file must be
+        // refused, whatever the error.
         let refused = flatten(&file);
         assert!(refused.is_err(), "{at:#x}: {refused:?}");
     }

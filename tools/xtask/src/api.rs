@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use xshell::{Shell, cmd};
 
-/// A line of the published API that is not in this tree's as it is there, and why that is right.
+/// A line of the published API that is missing or different in this tree, and why that is right.
 struct Accepted {
     line: &'static str,
     why: &'static str,
@@ -83,7 +83,8 @@ const FORMAT: u64 = 57;
 
 /// Compares the published crate's sources with `ours`.
 pub(crate) fn check(shell: &Shell, parent: &Path, published: &Path, ours: &Path) -> Result<Counts> {
-    // The registry's sources are no place to write to, and a package in the registry cannot be documented by itself.
+    // A copy, because the registry's sources must not be written to, and a package in the registry
+    // cannot be documented by itself.
     let copy = parent.join("published_api");
     shell.remove_path(&copy)?;
     downstream::copy(shell, published, &copy)?;
@@ -170,7 +171,8 @@ fn differences(old: &PublicApi, new: &PublicApi) -> Vec<String> {
     let all_new: BTreeSet<_> = new.iter().map(|line| comparable(line, &several)).collect();
     let gone = old.iter().map(|line| comparable(line, &several));
     let gone: BTreeSet<_> = gone.filter(|line| !all_new.contains(line)).collect();
-    // An enum that is `non_exhaustive` now is not in both, and a line of its own says that it changed.
+    // An enum that is `non_exhaustive` now is not in both lists, and a separate line says that it
+    // changed.
     let enums: BTreeSet<_> = old.intersection(&new).cloned().collect();
     let variants = new.difference(&old).filter(|line| is_variant(line, &enums));
     let gone = gone.into_iter().map(|line| format!("gone: {line}"));

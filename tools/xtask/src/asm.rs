@@ -1,8 +1,8 @@
 //! Whether the compiler took into account what MM changes behind its back.
 //!
-//! MM changes memory while an `out` instruction runs. A compiler that does not know may keep a byte
-//! that it loaded before, or put a store off until after; no test on a host notices. The same goes
-//! for the vector registers that a secure monitor call may change. So
+//! MM changes memory while an `out` instruction runs. A compiler that does not know this may keep a
+//! byte that it loaded before, or delay a store until after; no test on a host notices. The same
+//! applies to the vector registers that a secure monitor call may change. So
 //! `crates/mm_comm/examples/asm_probe.rs` is compiled for UEFI on x86-64 and on AArch64, and its
 //! instructions are read. That is done with link-time optimisation over all crates, which gives the
 //! compiler the most freedom.
@@ -38,10 +38,10 @@ pub(crate) fn run(shell: &Shell, options: &Asm) -> Result<ExitCode> {
 const DATA_PORT: &str = "$179";
 const COMMAND_PORT: &str = "$178";
 
-/// What is asked of one function.
+/// The check of one function.
 type Check = fn(&[Instruction<'_>]) -> Result<(), String>;
 
-/// The functions of one target, and what compiles them.
+/// The functions of one target, and how they are compiled.
 struct Probes {
     stage: &'static str,
     target: &'static str,
@@ -182,13 +182,13 @@ impl<'a> Instruction<'a> {
         self.mnemonic().starts_with("call")
     }
 
-    /// Whether one byte is moved or looked at.
+    /// Whether one byte is moved or compared.
     fn is_byte(self) -> bool {
         let mnemonic = self.mnemonic();
         mnemonic.starts_with("movzb") || mnemonic.starts_with("movsb") || mnemonic.ends_with('b')
     }
 
-    /// Whether it only looks at its operands.
+    /// Whether it only compares its operands.
     fn is_comparison(self) -> bool {
         self.mnemonic().starts_with("cmp") || self.mnemonic().starts_with("test")
     }
@@ -210,7 +210,7 @@ impl<'a> Instruction<'a> {
                 .is_some_and(|(_, destination)| is_pointed_to(destination))
     }
 
-    /// What the register `dx`, which names the port of an `out`, is set to.
+    /// The value that the register `dx`, which names the port of an `out`, is set to.
     fn sets_dx(self) -> Option<&'a str> {
         let (source, destination) = self.operands()?;
         (self.mnemonic().starts_with("mov") && ["%dx", "%edx", "%rdx"].contains(&destination))
@@ -239,8 +239,8 @@ fn function<'a>(text: &'a str, name: &str) -> Option<Vec<Instruction<'a>>> {
 }
 
 /// Splits a function at its port writes, which must be the data port's and then the command port's:
-/// what comes before and what comes after. By position in the text, which for functions without a
-/// call is the order of any path.
+/// the instructions before and those after. They are split by position in the text, which in
+/// functions without a call is the order of every path.
 fn around_mmi<'a, 'b>(code: &'b [Instruction<'a>]) -> Result<[&'b [Instruction<'a>]; 2], String> {
     if let Some(call) = code.iter().find(|instruction| instruction.is_call()) {
         return Err(format!("`{}`: a call hides what happens", call.0));

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
-/// A workspace of its own.
+/// A separate workspace.
 const MANIFEST: &str = "tools/bench/Cargo.toml";
 /// The committed figures, and their plots.
 const FIGURES: &str = "tools/bench/figures.json";
@@ -19,7 +19,7 @@ const PLOTS: &str = "docs/performance";
 
 /// Measures calls of this tree beside the published crate, in one process.
 ///
-/// The contestants take turns; what counts is the ratio within one run, never a time.
+/// The crates take turns; only the ratio within one run counts, never a time.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask bench             two minutes

@@ -1,8 +1,9 @@
 //! The book: the pages of docs/ as HTML, and a check of every link in it.
 //!
-//! mdBook builds a copy of docs/ in which a link to a file outside of it leads to a copy of that file. The links of the HTML that
-//! results are followed, anchors and pictures included; so are those of the Markdown files beside docs/, which link into it. Links
-//! to other sites are not followed: what they lead to depends on the day.
+//! mdBook builds a copy of docs/ in which a link to a file outside of it leads to a copy of that
+//! file. The links of the HTML that results are followed, anchors and pictures included; so are
+//! those of the Markdown files beside docs/, which link into it. Links to other sites are not
+//! followed, because their targets change.
 
 use crate::report::{Counts, Report};
 use crate::setup::MDBOOK;
@@ -24,7 +25,7 @@ use xshell::Shell;
   cargo xtask book           builds it, and says where it is
   cargo xtask book --open    also opens it in a browser (xdg-open)")]
 pub(crate) struct Options {
-    /// Open it.
+    /// Open the book in a browser.
     #[arg(long)]
     open: bool,
 }
@@ -62,7 +63,7 @@ fn html() -> PathBuf {
     dir().join("html")
 }
 
-/// Builds it, and follows the links.
+/// Builds the book, and follows the links.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     MDBOOK.require(shell)?;
     let src = dir().join("src");
@@ -187,7 +188,7 @@ fn markdown_links(text: &str) -> Vec<String> {
         if is_code {
             continue;
         }
-        // What is in backticks cannot contain a link, but a link's text may be in them.
+        // Text in backticks cannot contain a link, but a link's text may be in backticks.
         for (at, _) in line.match_indices("](") {
             let target = line
                 .split_at(at)
@@ -251,7 +252,7 @@ fn follow(from: &Path, link: &str, anchors: &BTreeMap<&Path, BTreeSet<&str>>) ->
     exists(&target, anchor, anchors)
 }
 
-/// The same for a page beside docs/: its links to pages of docs/ are looked at in the book.
+/// The same for a page beside docs/: its links to pages of docs/ are followed in the book.
 fn follow_beside(from: &Path, link: &str, anchors: &BTreeMap<&Path, BTreeSet<&str>>) -> Result<(), String> {
     let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
     let in_book = path
@@ -261,7 +262,8 @@ fn follow_beside(from: &Path, link: &str, anchors: &BTreeMap<&Path, BTreeSet<&st
         Some(page) => exists(&html().join(page).with_extension("html"), anchor, anchors),
         None => exists(
             &from.parent().unwrap_or(from).join(path),
-            // GitHub's anchors of a page that is not in the book: only whether the file is there.
+            // A page that is not in the book has GitHub's anchors, which are not checked: only
+            // whether the file exists.
             "",
             anchors,
         ),

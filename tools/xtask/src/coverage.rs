@@ -14,20 +14,20 @@ use xshell::{Shell, cmd};
 
 /// Measures with `cargo llvm-cov` which lines of the shipped crates the tests of this host run.
 ///
-/// The lines of tests themselves do not count. Fails if it is less than what is written down here.
+/// The lines of tests themselves do not count. Fails below the percentage that is committed here.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask coverage             a table, and the lines that no test runs
   cargo xtask coverage --report    the same of what was measured last")]
 pub(crate) struct Coverage {
-    /// Do not run the tests: use what was measured last.
+    /// Do not run the tests: use the last measurement.
     #[arg(long)]
     report: bool,
 }
 
 /// Percent of all lines of the shipped crates that have to be covered.
 const LEAST: f64 = 97.0;
-/// What is measured: the crates in this folder.
+/// The folder of the crates that are measured.
 const SHIPPED: &str = "crates/";
 /// The packages whose tests are run.
 const PACKAGES: [&str; 11] = [
@@ -63,7 +63,7 @@ pub(crate) fn run(shell: &Shell, options: &Coverage) -> Result<ExitCode> {
     })
 }
 
-/// Measures, and compares with what has to be covered.
+/// Measures, and compares with the percentage that has to be covered.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     measure(shell)?;
     let covered = read(shell)?;
@@ -82,7 +82,7 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     .into())
 }
 
-/// What reads the counters, of the version of LLVM that the compiler has.
+/// The programs that read the counters, of the same version of LLVM as the compiler's.
 struct Llvm {
     cov: PathBuf,
     profdata: PathBuf,
@@ -119,7 +119,7 @@ impl Llvm {
     }
 }
 
-/// Fails if what reads the counters is not installed.
+/// Fails if the programs that read the counters are not installed.
 pub(crate) fn require_llvm(shell: &Shell) -> Result<(), Missing> {
     match Llvm::find(shell) {
         Ok(_) => Ok(()),

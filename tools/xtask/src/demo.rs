@@ -42,7 +42,8 @@ pub(crate) struct Demo {
 
 pub(crate) fn run(shell: &Shell, options: &Demo) -> Result<ExitCode> {
     let log = if options.machine == SIM {
-        // By itself first, since it takes minutes if nothing is built yet, and shows its progress.
+        // Built separately first, because it takes minutes if nothing is built yet, and shows its
+        // progress.
         let build = cmd!(shell, "cargo build --package mm_conformance --example demo");
         process::run_quietly("build of the demo", build.into())?;
         simulated_log(shell, false)?

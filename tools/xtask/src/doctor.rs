@@ -123,7 +123,7 @@ fn boot(name: &str, command: Command, exit_code: i32, deadline: Duration, show: 
     }
 }
 
-/// Compares what was said with what has to be said.
+/// Compares the output with the lines that it must have.
 fn compare(said: &str, expected: &[&str], show: bool) -> Result<Counts> {
     let missing: Vec<&str> = expected
         .iter()
@@ -161,7 +161,8 @@ fn look(shell: &Shell, patient: &Patient, deadline: Duration, show: bool) -> Res
     shell.write_file(dir.path().join("esp/EFI/BOOT/DOCTOR.TXT"), words)?;
     let said = boot(patient.name, command, patient.exit_code, deadline, show)?;
     let mut counts = compare(&said, patient.says, show)?;
-    // mm_doctor has read the file back. Here it is of no use: QEMU's FAT of a folder mixes up the bytes of new files.
+    // mm_doctor has read the file back. The host cannot read it: QEMU's FAT of a folder mixes up
+    // the bytes of new files.
     ensure!(said.contains("written: mm.json"), "mm_doctor wrote no file");
     match rust_in(&said) {
         Some(rust) => counts.add(paste(shell, patient, target, &rust, deadline, show)?),
@@ -173,7 +174,7 @@ fn look(shell: &Shell, patient: &Patient, deadline: Duration, show: bool) -> Res
     Ok(counts)
 }
 
-/// The Rust at the end of the report: to the brace in the first column.
+/// The Rust at the end of the report, up to the brace in the first column.
 fn rust_in(said: &str) -> Option<String> {
     let (_, rust) = said.split_once("The Rust for this machine:\n\n")?;
     let (rust, _) = rust.split_once("\n}\n")?;

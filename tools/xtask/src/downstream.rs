@@ -30,24 +30,24 @@ use xshell::{Shell, cmd};
   cargo xtask downstream    fetch them, patch them, run their tests")]
 pub(crate) struct Downstream {}
 
-/// The release of Patina that this tree takes the place in.
+/// The release of Patina in which this tree replaces `patina_mm`.
 pub(crate) const RELEASE: &str = "24.1.1";
 
 /// One published user of `patina_mm`.
 struct Consumer {
-    /// What it is called here.
+    /// Its name here.
     name: &'static str,
     /// The package that it comes with.
     package: &'static str,
-    /// What of that package is copied.
+    /// The parts of that package that are copied.
     sources: &'static [&'static str],
     /// Which of its tests are run: those in files, or the examples in its documentation.
     select: &'static str,
-    /// How many these are; all have to pass.
+    /// The number of tests; all have to pass.
     tests: u64,
     /// Its manifest, from the published one.
     manifest: fn(published: &str) -> String,
-    /// What has to be changed in its directory.
+    /// Changes the files in its directory.
     prepare: fn(&Shell, &Path) -> Result<()>,
 }
 
@@ -72,7 +72,7 @@ const CONSUMERS: [Consumer; 3] = [
         sources: &["tests"],
         select: "--tests",
         tests: 38,
-        // Its library is what this tree replaces, so only the tests are left of the package.
+        // This tree replaces its library, so only the package's tests are left.
         manifest: |_| {
             format!(
                 "[package]\nname = \"published_tests\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
@@ -151,7 +151,7 @@ pub(crate) fn published(shell: &Shell) -> Result<PathBuf> {
     source(&fetch(shell, &target_dir().join("downstream"))?, "patina_mm")
 }
 
-/// What several tests came to, each of which runs whether those before it passed or not.
+/// The results of several tests, each of which runs whether the earlier ones passed or not.
 #[derive(Default)]
 struct Sum {
     counts: Counts,
@@ -182,8 +182,8 @@ impl Sum {
     }
 }
 
-/// Runs one consumer's tests with the published `patina_mm` and with this tree's. What passes with the published one has to
-/// pass here.
+/// Runs one consumer's tests with the published `patina_mm` and with this tree's. A test that
+/// passes with the published crate must pass here.
 fn both(shell: &Shell, parent: &Path) -> Result<Counts> {
     let tests = ours().join("tests/every_corner.rs");
     let mut counts = Counts::default();
@@ -264,7 +264,7 @@ fn fetch(shell: &Shell, dir: &Path) -> Result<Metadata> {
     metadata(&dir)
 }
 
-/// A directory with nothing but a manifest and this tree's choice of versions.
+/// A directory with only a manifest and this tree's choice of versions.
 fn fresh(shell: &Shell, parent: &Path, name: &str, manifest: &str) -> Result<PathBuf> {
     let dir = parent.join(name);
     shell.remove_path(&dir)?;
@@ -313,7 +313,7 @@ fn test(shell: &Shell, parent: &Path, registry: &Metadata, consumer: &Consumer) 
     let command = cmd!(shell, "cargo test {select} --no-fail-fast --manifest-path")
         .arg(dir.join("Cargo.toml"))
         .env("CARGO_TARGET_DIR", parent.join("target"))
-        // These are not debugged, and debug information is half of their size on disk.
+        // Without debug information, which is half of their size on disk.
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     println!("  {name} {RELEASE} with patina_mm of this tree:");
     let (counts, _) = cargo_test(command.into())?;
@@ -330,7 +330,7 @@ pub(crate) fn ours() -> PathBuf {
     root().join("crates/patina_mm")
 }
 
-/// What a dependent adds to its manifest.
+/// The line that a dependent adds to its manifest.
 pub(crate) fn patch_line() -> String {
     format!("\n[patch.crates-io]\npatina_mm = {{ path = {:?} }}\n", ours())
 }

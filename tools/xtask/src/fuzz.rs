@@ -10,15 +10,16 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::{Shell, cmd};
 
-/// A workspace of its own, laid out as cargo-fuzz does.
+/// A separate workspace, laid out as cargo-fuzz does.
 const MANIFEST: &str = "fuzz/Cargo.toml";
 /// The committed inputs, a folder for each target.
 const CORPUS: &str = "fuzz/corpus";
-/// Where products, new inputs and inputs that fail go.
+/// The folder of products, new inputs and inputs that fail.
 const TARGET_DIR: &str = "fuzz/target";
 
-/// What cargo-fuzz passes to the compiler: a counter for each edge of the control flow, the operands of comparisons, and
-/// AddressSanitizer. The standard library is the compiler's own, and is not instrumented.
+/// The flags that cargo-fuzz passes to the compiler: a counter for each edge of the control flow,
+/// the operands of comparisons, and AddressSanitizer. The standard library is the compiler's own,
+/// and is not instrumented.
 const FLAGS: [&str; 8] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -53,7 +54,8 @@ pub(crate) struct Fuzz {
     /// Runs this input and no other.
     #[arg(long, value_name = "FILE", requires = "target")]
     input: Option<PathBuf>,
-    /// Then replaces the committed corpus by the smallest set of inputs that reaches the same code.
+    /// Afterwards replaces the committed corpus by the smallest set of inputs that reaches the same
+    /// code.
     #[arg(long, conflicts_with = "input")]
     minimize: bool,
 }
@@ -157,13 +159,13 @@ fn folder(kind: &str, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Runs one target for so many seconds.
+/// Runs one target for this many seconds.
 fn fuzz(programs: &Path, name: &str, seconds: u64) -> Result<Seen> {
     let mut command = Command::new(programs.join(name));
     let artifacts = folder("artifacts", name)?;
     command
         .args(["-print_final_stats=1", "-rss_limit_mb=2048", "-timeout=120"])
-        // Without input to run, 0 would be without end.
+        // To libFuzzer 0 means without end.
         .arg(format!("-max_total_time={}", seconds.max(1)))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg(folder("corpus", name)?)
@@ -192,7 +194,7 @@ fn fuzz(programs: &Path, name: &str, seconds: u64) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Replaces the committed inputs by as few of all as reach the same code.
+/// Replaces the committed inputs by the fewest of all inputs that reach the same code.
 fn minimize(programs: &Path, name: &str) -> Result<()> {
     let committed = Path::new(CORPUS).join(name);
     let new = tempfile::tempdir()?;
@@ -220,7 +222,7 @@ fn minimize(programs: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Processor time of all children that have ended, in seconds. `None` where `/proc` does not tell.
+/// Processor time of all children that have ended, in seconds. `None` without `/proc`.
 fn children_cpu() -> Option<f64> {
     const TICKS_PER_SECOND: f64 = 100.0;
     cpu(&std::fs::read_to_string("/proc/self/stat").ok()?).map(|ticks| ticks / TICKS_PER_SECOND)
@@ -238,7 +240,7 @@ fn cpu(stat: &str) -> Option<f64> {
 const HEADING: &str =
     "| target       |  executions | edges | features | corpus | CPU seconds |\n|---|---|---|---|---|---|";
 
-/// What libFuzzer says.
+/// The output of libFuzzer.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     executions: u64,

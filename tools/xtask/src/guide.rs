@@ -68,7 +68,7 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
         examples.len()
     );
 
-    // The folder in which the README has the reader start, with this repository beside it.
+    // The folder in which the README's reader starts, with this repository beside it.
     let dir = target_dir().join("guide/board");
     shell.remove_path(&dir)?;
     let files = readme_files(&all)?;
@@ -137,7 +137,8 @@ pub(crate) fn outside(shell: &Shell) -> Result<Counts> {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words.as_slice() {
                 ["cd", to] => at = at.join(to),
-                // The toolchain that was found may have the target, or the sources to build it.
+                // Not run: the toolchain that was found may have the target, or the sources to
+                // build it.
                 ["rustup", "target", "add", target] => ensure!(*target == X86_64_UEFI, "target {target}"),
                 ["cargo", "test"] => {
                     // The versions that this repository is tested with.
@@ -173,7 +174,7 @@ pub(crate) fn outside(shell: &Shell) -> Result<Counts> {
     Ok(counts)
 }
 
-/// The files that the README has the reader write: each block of TOML is preceded by the file's name.
+/// The files that the README's reader writes: each block of TOML starts with the file's name.
 fn readme_files(blocks: &[Block]) -> Result<Vec<(&'static str, String)>> {
     ["Cargo.toml", ".cargo/config.toml"]
         .into_iter()

@@ -22,17 +22,17 @@ pub(crate) struct Platform {
     package: &'static str,
     /// The stock flash image.
     ovmf: &'static str,
-    /// Whether it carries the MM core of `platforms/q35_mm`.
+    /// Whether it contains the MM core of `platforms/q35_mm`.
     has_mm_image: bool,
     /// Whether drivers in C reach MM through the runtime driver of `platforms/q35_runtime`, edk2's variable driver among them.
     has_runtime_driver: bool,
     /// Whether the MM core has the suite's handlers, also if the DXE core does not have the suite.
     has_suite_in_mm: bool,
-    /// What must be installed to build it.
+    /// The tools that must be installed to build it.
     pub(crate) tools: &'static [&'static Tool],
 }
 
-/// With an MM core in Rust.
+/// The platform with an MM core in Rust.
 pub(crate) const PATINA_Q35: Platform = Platform {
     name: "patina-q35",
     package: "q35",
@@ -58,7 +58,7 @@ pub(crate) const PATINA_Q35_EXIT: Platform = Platform {
     ..PATINA_Q35_RUNTIME
 };
 
-/// With edk2's SMM core.
+/// The platform with edk2's SMM core.
 pub(crate) const PATINA_SMM: Platform = Platform {
     name: "patina-smm",
     package: "q35_smm",
@@ -77,8 +77,8 @@ const RUNTIME_DRIVER: &str = "4b5f7d10-2f55-4a4e-a5a8-8f8a3d0e6c21";
 /// edk2's `VariableSmmRuntimeDxe` (MdeModulePkg), which Debian's OVMF with SMM has.
 const VARIABLE_DRIVER: &str = "9f7dcade-11ea-448a-a46f-76e003657dd1";
 
-/// What OVMF without SMM has in its place (MdeModulePkg and OvmfPkg), and a driver that fills the small store in MM: an attempt
-/// is a variable of a KiB, and there are eight.
+/// The drivers that OVMF without SMM has instead (MdeModulePkg and OvmfPkg), and a driver that
+/// would fill the small store in MM: each attempt is a variable of a KiB, and it makes eight.
 const DROPPED_FOR_IT: [&str; 5] = [
     "VariableRuntimeDxe",
     "FaultTolerantWriteDxe",
@@ -219,7 +219,7 @@ fn program(
             command.env(MM_IMAGE, q35_mm);
         }
         if target == X86_64_NONE {
-            // Takes a fifth off the code of the MM image, whose room is short.
+            // Makes the code of the MM image a fifth smaller: its room is short.
             command.env("CARGO_PROFILE_RELEASE_LTO", "fat");
         }
     })

@@ -1,4 +1,5 @@
-//! Clippy over the code that only firmware targets have, which the lints of this host never see.
+//! Runs Clippy on the code that only firmware targets compile, which the lints of this host never
+//! see.
 
 use crate::image::{self, MM_IMAGE};
 use crate::process;
@@ -14,7 +15,7 @@ use xshell::Shell;
 struct Programs {
     target: &'static str,
     arguments: &'static [&'static str],
-    /// Whether the MM image of q35 has to be there, and with its tests or without.
+    /// Whether the MM image of q35 has to be built before, and whether with its tests.
     q35_mm: Option<bool>,
 }
 

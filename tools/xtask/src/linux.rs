@@ -33,7 +33,7 @@ const SHELL_PACKAGE: &str = "busybox-static";
 /// How long each step of a download may take; the longest took 25 s, on two busy cores.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// What is kept of both packages.
+/// The files of both packages that are kept.
 #[derive(Debug)]
 pub(crate) struct Files {
     /// The kernel, which has an EFI stub.
@@ -123,7 +123,8 @@ impl Debian {
     }
 }
 
-/// Downloads the packages and keeps what is needed of them. Nothing is installed, and apt's own lists stay as they are.
+/// Downloads the packages and keeps the files that are needed. Nothing is installed, and apt's own
+/// lists stay as they are.
 pub(crate) fn download(shell: &Shell, processor: Processor) -> Result<()> {
     let debian = Debian::find(process::find)?;
     download_by(shell, &debian, processor, &folder_of(processor)).with_context(|| {
@@ -141,7 +142,7 @@ fn download_by(shell: &Shell, debian: &Debian, processor: Processor, into: &Path
     folder("lists/partial")?;
     folder("cache/archives/partial")?;
     let architecture = processor.debian();
-    // With lists of their own: those of the system may be old, or for another architecture.
+    // With separate package lists: those of the system may be old, or for another architecture.
     let options = [
         "Acquire::http::Timeout=60".to_owned(),
         "Acquire::Retries=2".to_owned(),
@@ -196,7 +197,8 @@ fn download_by(shell: &Shell, debian: &Debian, processor: Processor, into: &Path
         );
         shell.copy_file(&found, to)?;
     }
-    // Beside their place first, which may be another file system, so that they come there at once.
+    // Copied beside their place first, which may be on another file system, and then renamed, so
+    // that they appear all at once.
     let partial = into.with_extension("partial");
     shell.remove_path(&partial)?;
     shell.create_dir(&partial)?;
@@ -228,7 +230,7 @@ pub(crate) fn initrd(shell: &Shell, files: &Files, dir: &Path) -> Result<PathBuf
         "sys",
         "tmp",
     ];
-    // The host's own: it packs for either processor.
+    // The host's shell packs for either processor.
     let busybox = Files::of(&folder_of(Processor::X86)).busybox;
     let _in_tree = shell.push_dir(&tree);
     let packed = cmd!(shell, "{busybox} cpio -o -H newc")
@@ -247,8 +249,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    /// Programs that behave like Debian's, as far as a download goes: `apt-get download` leaves "packages", and `dpkg-deb`
-    /// unpacks one if its text is whole.
+    /// Programs that behave like Debian's during a download: `apt-get download` leaves "packages",
+    /// and `dpkg-deb` unpacks one if its text is whole.
     const APT_GET: &str = r#"#!/bin/sh
 for word in "$@"; do last=$word; done
 case "$*" in
@@ -327,7 +329,7 @@ echo shell > "$3/bin/busybox"
         ] {
             assert_eq!(std::fs::read_to_string(file).unwrap(), text);
         }
-        // And again, over those that are there.
+        // Again, over the existing files.
         attempt.run().unwrap();
         assert!(!attempt.place().with_extension("partial").exists());
     }

@@ -18,7 +18,7 @@ use xshell::{Cmd, Shell, cmd};
 /// What the guest is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Run the tests and say so in the protocol of [`crate::verdict`].
+    /// Run the tests and report them in the protocol of [`crate::verdict`].
     Test,
     /// Show something to people.
     Demo,
@@ -38,11 +38,11 @@ impl Mode {
 pub(crate) struct Machine {
     /// Its name on the command line and in the table.
     pub(crate) name: &'static str,
-    /// What must be installed to build and to boot it.
+    /// The tools that must be installed to build and to boot it.
     pub(crate) tools: &'static [&'static Tool],
     /// The ways to boot it, each of which is a stage of its own; the demo takes the first.
     pub(crate) variants: &'static [Variant],
-    /// Builds what it boots; the result is a file for `command`.
+    /// Builds the programs that it boots; the result is a file for `command`.
     pub(crate) build: fn(&Shell) -> Result<PathBuf>,
     /// Puts the files of one run into a fresh directory and names QEMU's arguments. The guest's serial line is QEMU's
     /// standard output.
@@ -59,7 +59,7 @@ pub(crate) struct Machine {
 
 /// The SMIs of a machine's tests.
 pub(crate) enum Smis {
-    /// It has none.
+    /// Its tests raise no SMIs.
     None,
     /// A test in the guest compares the MMIs that it raised with MM's count.
     CountedByTheGuest,
@@ -77,7 +77,8 @@ pub(crate) struct Variant {
     pub(crate) name: &'static str,
     /// Whether the conformance suite runs on it: each scenario must then have a line.
     pub(crate) suite: bool,
-    /// How many tests pass at least. A machine that has lost an ability skips what needs it, and nothing else would tell.
+    /// How many tests pass at least. A machine that has lost an ability skips the tests that need
+    /// it, and nothing else would show that.
     pub(crate) least: u64,
     /// Words that a serial line must contain.
     pub(crate) says: Option<&'static str>,
@@ -145,7 +146,7 @@ pub(crate) struct Firmware {
 pub(crate) const OWN: Machine = Machine {
     name: "own",
     tools: &[&QEMU_X86, &RUST_UEFI],
-    // What passes depends on the firmware.
+    // The number of tests that pass depends on the firmware.
     variants: &[Variant::new("", false, 1)],
     build: |shell| build_uefi(shell, OVMF_APP),
     demo_lines: &[],
@@ -173,11 +174,11 @@ pub(crate) const OWN_WITH_CORE: Machine = Machine {
         own(shell, boot, &image, boot.image)
     },
     exit_code: DEBUG_EXIT_SUCCESS,
-    // Where no comm buffer is announced, none is raised.
+    // If no comm buffer is announced, no SMI is raised.
     smis: Smis::None,
 };
 
-/// All of them.
+/// All machines.
 pub(crate) const MACHINES: &[Machine] = &[
     Machine {
         name: "ovmf-smm",
@@ -194,7 +195,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: PATINA_Q35.name,
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
-            // The last test has MM fault: a stack that ends in the page below it.
+            // The last test makes MM fault: its stack runs into the page below it.
             Variant::new("", true, 250).saying("MM STOPPED by exception 14"),
             // From 2816 MiB on there is RAM above 4 GiB, which MM cannot access.
             Variant::new("2048-mib", false, 18),
@@ -277,7 +278,7 @@ pub(crate) const MACHINES: &[Machine] = &[
             // arch/x86/platform/efi/efi.c): only stubs that make a device tree look at it (`allocate_new_fdt_and_exit_boot`
             // in drivers/firmware/efi/libstub/fdt.c). Machine exit-boot-services never calls it in its variant `none`.
             Variant::new(LINUX_NOVAMAP, false, 15).saying(" will be at 0xffff"),
-            // Another driver in the place of edk2's.
+            // Our variable driver instead of edk2's.
             Variant::new(LINUX_OUR_DRIVER, false, 15).saying(" will be at 0xffff"),
             // The kernel then calls no firmware.
             Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1)
@@ -311,7 +312,8 @@ pub(crate) const MACHINES: &[Machine] = &[
         ],
         build: |shell| build_drivers_aarch64(shell, &[(VARIABLE_DRIVER, LINUX_LOADER)]),
         command: linux_aarch64,
-        // So the monitor ends a machine that is powered off by PSCI: its own applications end otherwise.
+        // The monitor ends a machine that is powered off by PSCI with this code: its own
+        // applications end in another way.
         exit_code: DEBUG_EXIT_FAILURE,
         demo_lines: &["DEMO ", "monitor: "],
         // The firmware's own requests come before.
@@ -374,7 +376,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Machine> {
     MACHINES.iter().find(|machine| machine.name == name)
 }
 
-/// What can be named on the command line: words for no machine of the table, and all that are in it.
+/// The names for the command line: other words, and all machines of the table.
 pub(crate) fn names(others: &[&'static str]) -> PossibleValuesParser {
     let all = MACHINES.iter().map(|machine| machine.name);
     PossibleValuesParser::new(others.iter().copied().chain(all))
@@ -411,7 +413,7 @@ fn path(path: &Path) -> Result<String> {
     Ok(text.replace(',', ",,"))
 }
 
-/// The application that has a Patina platform run its tests.
+/// The application that makes a Patina platform run its tests.
 const BENCH_APP: &str = "platform_self_test";
 
 /// The application that runs components by itself, above edk2's SMM core.
@@ -424,7 +426,7 @@ fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     Ok(with_smm(q35(shell, &ovmf_file(OVMF_CODE), boot.image, boot)?, boot).into())
 }
 
-/// The same with a Patina DXE core in the place of edk2's.
+/// The same with a Patina DXE core instead of edk2's.
 fn patina_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = match boot.variant {
         APPLICATION => OVMF_APP,
@@ -586,7 +588,7 @@ fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]))
 }
 
-/// QEMU's Q35 with a flash image and a variable store, and so many MiB of memory.
+/// QEMU's Q35 with a flash image and a variable store, and this many MiB of memory.
 fn q35_with_flash<'s>(shell: &'s Shell, code: &Path, vars: &Path, memory: &str) -> Result<Cmd<'s>> {
     let code = format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(code)?);
     let vars = format!("if=pflash,format=raw,unit=1,file={}", path(vars)?);
@@ -599,8 +601,9 @@ fn q35_with_flash<'s>(shell: &'s Shell, code: &Path, vars: &Path, memory: &str) 
     .args(["-drive", &code, "-drive", &vars]))
 }
 
-/// Ways to boot machine linux: above the Rust MM core; the same with the kernel at its usual address, with `efi=novamap`, with our
-/// variable driver in the place of edk2's, and without firmware calls; and above edk2's SMM core, whose variables outlive a reset.
+/// Ways to boot machine linux: above the Rust MM core; the same with the kernel at its usual
+/// address, with `efi=novamap`, with our variable driver instead of edk2's, and without firmware
+/// calls; and above edk2's SMM core, whose variables outlive a reset.
 const LINUX_Q35: &str = "q35";
 const LINUX_WITHOUT_KASLR: &str = "q35-nokaslr";
 const LINUX_NOVAMAP: &str = "q35-novamap";
@@ -653,7 +656,8 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
         true => qemu.args(ONLY_SMM_WRITES_FLASH),
         false => qemu.args(["-device", "VGA", "-no-reboot"]),
     };
-    // What the runtime driver says: in the demo between the guest's lines, in a test where it cannot damage them.
+    // The runtime driver's log: in the demo between the guest's lines, in a test in a separate
+    // file, where it cannot damage them.
     Ok(match boot.mode {
         Mode::Demo => qemu
             .args([
@@ -782,7 +786,7 @@ fn put_kernel(shell: &Shell, files: &Files, boot: &Boot<'_>, esp: &Path, line: &
 const EXIT_APP: &str = "exit_boot_services";
 const MAP_FILE: &str = "map";
 
-/// The way to boot machine exit-boot-services with our variable driver in the place of edk2's.
+/// The way to boot machine exit-boot-services with our variable driver instead of edk2's.
 const OUR_VARIABLE_DRIVER: &str = "up-own-driver";
 
 /// The word for a map: the variant without what follows it.
@@ -792,7 +796,7 @@ fn map_of(variant: &str) -> &str {
         .trim_end_matches("-spm-mm")
 }
 
-/// The firmware of machine linux, with an application in Linux's place.
+/// The firmware of machine linux, with an application instead of Linux.
 fn exit_boot_services(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = uefi_product(shell, EXIT_APP)?;
     let qemu = q35(shell, boot.image, &application, boot)?;

@@ -141,7 +141,8 @@ fn root() -> PathBuf {
     root
 }
 
-/// Where build products go. Every command runs in [`root`], so a relative directory counts from there.
+/// The directory of build products. Every command runs in [`root`], so a relative path starts
+/// there.
 fn target_dir() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

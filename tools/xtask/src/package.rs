@@ -1,8 +1,9 @@
 //! The crates that users add, as the registry and docs.rs see them.
 //!
-//! `cargo package` packs them; everything else runs on what it packed. The packages are unpacked into a workspace of their own,
-//! in `target/package`, in which each takes the place of its version in the registry. So a file that is missing in a package, or a
-//! path that leads out of it, is noticed here and not by the first user.
+//! `cargo package` packs them; everything else runs on what it packed. The packages are unpacked
+//! into a separate workspace in `target/package`, in which each replaces its version in the
+//! registry. So a file that is missing in a package, or a path that leads out of it, is noticed
+//! here and not by the first user.
 
 use crate::process;
 use crate::report::{Counts, Missing, Report};
@@ -37,7 +38,7 @@ pub(crate) struct Options {
     only: Vec<String>,
 }
 
-/// What is done with the packages.
+/// A check of the packages.
 struct Check {
     name: &'static str,
     /// Whether `cargo xtask test` does it.
@@ -73,7 +74,7 @@ const CHECKS: [Check; 7] = [
     Check::slow("api", public_api),
 ];
 
-/// What ships.
+/// A crate that ships.
 struct Shipped {
     name: &'static str,
     /// How firmware builds it; `None` if it needs the standard library.
@@ -134,7 +135,7 @@ const CATEGORIES: [&str; 6] = [
     "no-std::no-alloc",
 ];
 
-/// What a package may contain beside `src/` and `tests/`.
+/// The files that a package may contain beside `src/` and `tests/`.
 const FILES: [&str; 6] = [
     ".cargo_vcs_info.json",
     "Cargo.lock",
@@ -152,7 +153,7 @@ pub(crate) fn run(shell: &Shell, options: &Options) -> ExitCode {
     report.stage("metadata", metadata);
     report.stage("packages", || packages(shell));
     if !report.is_success() {
-        // What is unpacked is of an earlier run.
+        // The unpacked files are of an earlier run.
         return report.conclude();
     }
     let is_wanted = |check: &&Check| {
@@ -201,7 +202,7 @@ fn checked() -> PathBuf {
     dir().join("checked")
 }
 
-/// Compares the manifests with what crates.io and docs.rs want to have.
+/// Compares the manifests with what crates.io and docs.rs require.
 fn metadata() -> Result<Counts> {
     let all = MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))
@@ -250,7 +251,7 @@ fn has_section(changes: &str, name: &str) -> bool {
     heads.any(|head| head.split(", ").any(|found| found == name))
 }
 
-/// What a manifest lacks.
+/// The faults of a manifest.
 fn faults(package: &Package, license: &[u8]) -> Vec<String> {
     let dir = package.manifest_path.parent().map(|dir| dir.as_std_path());
     let own = |file: &str| dir.and_then(|dir| std::fs::read(dir.join(file)).ok());
@@ -329,7 +330,7 @@ fn pack(shell: &Shell) -> Result<Counts> {
     let packed = dir().join("packed");
     shell.remove_path(&packed)?;
     let names = SHIPPED.iter().flat_map(|shipped| ["--package", shipped.name]);
-    // What is packed may be a change that is about to be committed.
+    // The packed change may not be committed yet.
     let command = cmd!(shell, "cargo package --allow-dirty --quiet --no-verify")
         .args(names)
         .args(["--target-dir".as_ref(), dir().as_os_str()]);
@@ -372,7 +373,7 @@ fn pack(shell: &Shell) -> Result<Counts> {
     })
 }
 
-/// What does not belong into a package.
+/// The files that do not belong in a package.
 fn unwanted<'f>(files: &[&'f str]) -> Vec<&'f str> {
     let is_source = |file: &str| {
         let is_rust = Path::new(file)
@@ -387,7 +388,7 @@ fn unwanted<'f>(files: &[&'f str]) -> Vec<&'f str> {
         .collect()
 }
 
-/// Makes a workspace of the packages, in which each takes its version's place in the registry.
+/// Makes a workspace of the packages, in which each replaces its version in the registry.
 fn unpack(shell: &Shell) -> Result<()> {
     let into = checked();
     shell.remove_path(&into)?;
@@ -493,7 +494,7 @@ fn dependencies(shell: &Shell) -> Result<Counts> {
     Ok(counts)
 }
 
-/// All packages that come with the crates, dev-dependencies left out.
+/// All packages that the crates use, without dev-dependencies.
 fn used_by_what_ships(all: &Metadata) -> Result<Vec<&Package>> {
     let resolve = all.resolve.as_ref().context("cargo resolved nothing")?;
     let nodes: BTreeMap<&PackageId, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
@@ -684,7 +685,7 @@ fn minimum_rust(shell: &Shell) -> Result<Counts> {
         .current_dir(checked())
         .env("CARGO_TARGET_DIR", dir().join("oldest"))
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        // Those of the cargo that started this program.
+        // Removes the variables of the cargo that started this program.
         .env_remove("CARGO")
         .env_remove("RUSTC")
         .env_remove("RUSTDOC")

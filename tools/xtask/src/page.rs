@@ -12,11 +12,11 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::Shell;
 
-/// What the page is asked, in the page.
+/// The tests that run in the page.
 const TESTS: &str = include_str!("../../mm_trace/tests/page.js");
 
-/// A log of what the demo's log does not have: times, a call without an end, damage, a restart,
-/// text that looks like markup.
+/// A log with what the demo's log lacks: times, a call without an end, damage, a restart, text that
+/// looks like markup.
 const OTHER: &str = "\
 TRACE - a.rs:1: call 31 at 1000 us, comm buffer 0: request to 27abf055-b1b8-4c26-8048-748f37baa2df, V3 header, 1 of 1 bytes: [00]
 TRACE - a.rs:1: MMI raised: command 0xff, data 0x00
@@ -50,7 +50,7 @@ pub(crate) fn run(shell: &Shell) -> ExitCode {
     report.conclude()
 }
 
-/// Draws the demo and [`OTHER`], and has the browser run [`TESTS`] in the page.
+/// Draws the demo and [`OTHER`], and makes the browser run [`TESTS`] in the page.
 pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
     CHROMIUM.require(shell)?;
     let log = demo::simulated_log(shell, true)?;

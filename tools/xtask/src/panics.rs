@@ -1,4 +1,4 @@
-//! Whether what ships can panic.
+//! Checks whether the shipped crates can panic.
 //!
 //! Each shipped crate is compiled for firmware, and its assembly is read. Two rules:
 //!
@@ -37,7 +37,7 @@ pub(crate) fn run(shell: &Shell, _: &Panics) -> Result<ExitCode> {
     Ok(report.conclude())
 }
 
-/// What is asked of a crate.
+/// The rule for a crate.
 #[derive(Clone, Copy)]
 enum Rule {
     /// No function refers to one that panics.
@@ -49,7 +49,7 @@ enum Rule {
 /// A crate, or a program, that is compiled alone.
 struct Subject {
     package: &'static str,
-    /// What to compile of it, for cargo.
+    /// Cargo's options for the part to compile.
     part: &'static [&'static str],
     rule: Rule,
 }
@@ -130,7 +130,7 @@ fn stage(shell: &Shell, target: &Target) -> Result<Counts> {
             Rule::NoPanic => references(&text),
             Rule::NoLineOfOurs => (functions(&text).count(), lines_of_ours(&text)),
         };
-        // A compiler that writes something else must not pass.
+        // If a compiler writes something else, the check must not pass.
         ensure!(
             functions > 0,
             "the assembly of {} has no function",
@@ -233,7 +233,7 @@ fn references(text: &str) -> (usize, BTreeSet<String>) {
 }
 
 fn demangled(name: &str) -> String {
-    // Without the hash.
+    // The name without the hash.
     format!("{:#}", rustc_demangle::demangle(name))
 }
 

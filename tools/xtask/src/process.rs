@@ -17,7 +17,7 @@ use thiserror::Error;
 struct KillOnDrop(Child);
 
 impl KillOnDrop {
-    /// Starts `command` as the first process of a group of its own.
+    /// Starts `command` as the first process of a new group.
     fn start(command: &mut Command) -> Result<Self> {
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(command, 0);
@@ -30,7 +30,7 @@ impl KillOnDrop {
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Each of these fails only if nothing is left to be killed or waited for, which is the goal.
+        // Each of these fails only if no process is left to kill or to wait for, which is the goal.
         #[cfg(unix)]
         if let Some(group) = i32::try_from(self.0.id())
             .ok()
@@ -49,7 +49,7 @@ impl Drop for KillOnDrop {
 pub(crate) struct Stopped(u8);
 
 impl Stopped {
-    /// What a shell reports of a process that ended by this signal.
+    /// The exit code that a shell reports for a process that ended by this signal.
     pub(crate) const fn exit_code(self) -> u8 {
         self.0.saturating_add(128)
     }
@@ -67,8 +67,8 @@ static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| {
     signal
 });
 
-/// The signal that came since the first command was run. From then on it does not end this process: the command is killed, files
-/// of the run are removed, and what waits for either gets this error.
+/// The signal that came since the first command was run. From then on a signal does not end this
+/// process: the command is killed, files of the run are removed, and the caller gets this error.
 pub(crate) fn stopped() -> Option<Stopped> {
     match SIGNAL.load(Ordering::Relaxed) {
         0 => None,
@@ -76,7 +76,7 @@ pub(crate) fn stopped() -> Option<Stopped> {
     }
 }
 
-/// How often the child, the deadline and signals are looked at while the child says nothing.
+/// How often the child, the deadline and signals are checked while the child writes nothing.
 const POLL: Duration = Duration::from_millis(100);
 /// How long output is awaited after the child has ended, if a process that it started holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -105,7 +105,7 @@ pub(crate) fn run(
         .stdout(input.try_clone()?)
         .stderr(input);
     let mut child = KillOnDrop::start(&mut command)?;
-    // It holds the pipe's other end, which would keep the output open.
+    // The command holds the pipe's other end, which would keep the output open.
     drop(command);
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || forward(output, &sender));
@@ -188,7 +188,7 @@ pub(crate) fn require_success(what: &str, status: Option<ExitStatus>) -> Result<
 
 /// How often the progress line is renewed.
 const TICK: Duration = Duration::from_millis(500);
-/// What takes less than this needs no progress line.
+/// A command that takes less than this gets no progress line.
 const QUIET: Duration = Duration::from_secs(2);
 /// When a reader that is not a terminal, such as a log, gets its first line.
 const FIRST_SIGN: Duration = Duration::from_secs(10);
@@ -354,7 +354,7 @@ mod tests {
     #[cfg(unix)]
     const FOLDER: &str = "XTASK_TEST_FOLDER";
 
-    /// Not a test of its own: the process that the next test sends signals to.
+    /// Not a separate test: the process that the next test sends signals to.
     #[cfg(unix)]
     #[test]
     #[ignore = "run by a_signal_ends_the_command_and_removes_the_runs_files"]

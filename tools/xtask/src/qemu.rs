@@ -24,8 +24,8 @@ pub(crate) fn log_smis(dir: &Path) -> [OsString; 4] {
     ["-d".into(), "int,trace:serial_write".into(), "-D".into(), log]
 }
 
-/// The file for QEMU's debug console, within the directory of a run: what firmware says there after the operating system has the
-/// serial line.
+/// The file for QEMU's debug console, within the directory of a run: the firmware's output after
+/// the operating system has taken the serial line.
 pub(crate) fn debug_console(dir: &Path) -> PathBuf {
     dir.join("debug.log")
 }
@@ -164,7 +164,8 @@ pub(crate) fn demo(shell: &Shell, machine: &Machine, deadline: Duration, show: b
     run.conclude(verdict, Counts::ONE).map(|_| log)
 }
 
-/// What a line of a demo's log says: behind the demo's own mark, or as Patina's serial logger writes it.
+/// The text of a line of a demo's log: behind the demo's own mark, or as Patina's serial logger
+/// writes it.
 fn logged(line: &str) -> Option<&str> {
     let is_logged = || {
         let levels = ["TRACE - ", "DEBUG - ", "INFO - ", "WARN - ", "ERROR - "];
@@ -256,7 +257,7 @@ impl Run {
             .map_or_else(|| "a kill".to_owned(), |status| status.to_string())
     }
 
-    /// Shows what helps to find the fault, if there is one, and keeps the files of the run.
+    /// If the run failed, shows what helps to find the fault, and keeps the files of the run.
     fn conclude(self, verdict: Result<(), VerdictError>, counts: Counts) -> Result<Counts> {
         let Err(error) = verdict else {
             return Ok(counts);
@@ -287,7 +288,7 @@ impl Run {
 fn count_smis(log: &Path, since: &str, elsewhere: bool) -> Result<u64> {
     let file = File::open(log).with_context(|| format!("QEMU wrote no {}", log.display()))?;
     let mut taken = None;
-    // The firmware's, as CR3 says it.
+    // The firmware's page tables, by CR3.
     let mut page_tables = BTreeSet::new();
     let mut in_smi = false;
     let mut serial_line = Vec::new();
@@ -325,7 +326,7 @@ fn count_smis(log: &Path, since: &str, elsewhere: bool) -> Result<u64> {
     })
 }
 
-/// The command line as a shell takes it.
+/// The command line, quoted for a shell.
 fn quoted(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let quote = |word: &std::ffi::OsStr| {

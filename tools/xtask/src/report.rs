@@ -23,7 +23,7 @@ impl Counts {
         skipped: 0,
     };
 
-    /// Adds what another stage came to.
+    /// Adds the counts of another stage.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed = self.passed.saturating_add(other.passed);
         self.failed = self.failed.saturating_add(other.failed);
@@ -45,7 +45,7 @@ impl fmt::Display for Counts {
 #[derive(Debug, Error)]
 #[error("{what} is missing; {remedy}")]
 pub(crate) struct Missing {
-    /// What is not there.
+    /// The missing thing.
     pub(crate) what: String,
     /// The distribution's packages that bring it; none if it comes from elsewhere.
     pub(crate) packages: Vec<&'static str>,
@@ -54,7 +54,7 @@ pub(crate) struct Missing {
 }
 
 impl Missing {
-    /// `what`, which these packages bring.
+    /// `what` is missing, which these packages contain.
     pub(crate) fn from_packages(what: impl Into<String>, packages: Vec<&'static str>) -> Self {
         Self {
             what: what.into(),
@@ -64,7 +64,7 @@ impl Missing {
     }
 }
 
-/// A stage that has nothing to do, which is not a failure.
+/// A skipped stage, which is not a failure.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub(crate) struct NothingToDo(pub(crate) &'static str);
@@ -73,7 +73,7 @@ pub(crate) struct NothingToDo(pub(crate) &'static str);
 #[derive(Debug, Error)]
 #[error("{reason}")]
 pub(crate) struct Failed {
-    /// How many of its tests did what. None need have been counted as failed: the stage is.
+    /// The counts of its tests. Even without a failed test the stage has failed.
     pub(crate) counts: Counts,
     /// One line for the table.
     pub(crate) reason: String,
@@ -95,15 +95,15 @@ struct Row {
     reason: String,
 }
 
-/// What the stages came to so far.
+/// The results of the stages so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<Row>,
 }
 
 impl Report {
-    /// Runs one stage. What it returns or fails with becomes a row; the next stage runs in any case, unless a signal asked
-    /// this process to end.
+    /// Runs one stage. Its result becomes a row of the table; the next stage runs in any case,
+    /// unless a signal asked this process to end.
     pub(crate) fn stage(&mut self, name: &str, run: impl FnOnce() -> Result<Counts>) {
         if process::stopped().is_some() {
             return;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use xshell::{Shell, cmd};
 
-/// What the tests run under.
+/// The tool that the tests run under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Tool {
     /// Accesses outside of allocations, or after their end.
@@ -29,7 +29,7 @@ enum Tool {
   cargo xtask sanitize --tool miri          Miri: rustup +nightly component add miri rust-src
   cargo xtask sanitize --package mm_comm    only one crate")]
 pub(crate) struct Sanitize {
-    /// What the tests run under.
+    /// The tool that the tests run under.
     #[arg(long, value_enum, default_value_t = Tool::Address)]
     tool: Tool,
     /// Only this crate; can be given more than once.
@@ -78,7 +78,8 @@ pub(crate) fn run(shell: &Shell, options: &Sanitize) -> Result<ExitCode> {
     match options.tool {
         Tool::Miri => {
             command.args(["miri", "test", "--target-dir", "target/miri"]);
-            // Addresses are numbers in this project; property tests write files of their own; a case takes a hundred times as long.
+            // This project converts addresses to numbers; property tests write files; a case takes
+            // a hundred times as long.
             command
                 .env(
                     "MIRIFLAGS",

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use xshell::{Shell, cmd};
 
-/// What came of a test.
+/// The result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Passed,
@@ -22,9 +22,10 @@ pub(crate) struct Scenarios {
 }
 
 impl Scenarios {
-    /// Asks the suite's test binary for its scenarios. To link the suite here would compile Patina into this tool.
+    /// Asks the suite's test binary for its scenarios: a link to the suite would compile Patina
+    /// into this tool.
     pub(crate) fn list(shell: &Shell) -> Result<Self> {
-        // As `cargo xtask test` builds it, so that nothing is built twice.
+        // Built like `cargo xtask test` does, so that nothing is built twice.
         let command = cmd!(
             shell,
             "cargo test --workspace --features patina_mm/mockall --test conformance -- --list --format terse"
@@ -54,7 +55,7 @@ impl Scenarios {
         }
     }
 
-    /// Those that are not among these tests.
+    /// The scenarios that are not among these tests.
     pub(crate) fn missing_in(&self, outcomes: &BTreeMap<String, Outcome>) -> Vec<String> {
         let names = self.names.iter();
         names

@@ -34,7 +34,7 @@ pub(crate) struct Setup {
 
 /// A program or a set of files that some stage needs.
 pub(crate) struct Tool {
-    /// What it is.
+    /// Its name.
     pub(crate) name: &'static str,
     /// Which stages need it.
     why: &'static str,
@@ -80,14 +80,14 @@ pub(crate) const OVMF_WITHOUT_SMM: Tool = Tool {
     find: |_| files(&[ovmf_file(OVMF_CODE_WITHOUT_SMM), ovmf_file(OVMF_VARS)], "ovmf"),
 };
 
-/// What compiles applications for it.
+/// The compiler of applications for it.
 pub(crate) const RUST_UEFI: Tool = Tool {
     name: "Rust for x86_64-unknown-uefi",
     why: "compiles what the machines boot, and the stage asm",
     find: |shell| Toolchain::find(shell, X86_64_UEFI).map(drop),
 };
 
-/// What compiles the MM core.
+/// The compiler of the MM core.
 pub(crate) const RUST_NONE: Tool = Tool {
     name: "Rust for x86_64-unknown-none",
     why: "compiles the MM core of machine patina-q35",
@@ -108,7 +108,7 @@ pub(crate) const ARM_UEFI: Tool = Tool {
     find: |_| files(&[PathBuf::from(ARM_UEFI_CODE)], "qemu-efi-aarch64"),
 };
 
-/// What compiles for it.
+/// The compiler for it.
 pub(crate) const RUST_ARM: Tool = Tool {
     name: "Rust for AArch64 firmware",
     why: "compiles what machine aarch64 boots",
@@ -119,7 +119,7 @@ pub(crate) const RUST_ARM: Tool = Tool {
     },
 };
 
-/// What reads the code that only firmware has.
+/// The linter of code that only firmware targets compile.
 pub(crate) const CLIPPY: Tool = Tool {
     name: "Clippy for firmware targets",
     why: "the stage firmware lints",
@@ -139,21 +139,21 @@ pub(crate) const CHROMIUM: Tool = Tool {
     find: |_| program("chromium", "chromium"),
 };
 
-/// What compiles libFuzzer.
+/// The compiler of libFuzzer.
 pub(crate) const CXX: Tool = Tool {
     name: "a C++ compiler",
     why: "compiles libFuzzer, for cargo xtask fuzz",
     find: |_| program("c++", "g++"),
 };
 
-/// What makes a book of docs/.
+/// The program that makes a book of docs/.
 pub(crate) const MDBOOK: Tool = Tool {
     name: "mdbook",
     why: "builds the book of docs/",
     find: |shell| installed(shell, "mdbook", &INSTALL_MDBOOK, &["mdbook", "--version"]),
 };
 
-/// What reads the counters.
+/// The programs that read the counters of coverage.
 pub(crate) const LLVM: Tool = Tool {
     name: "llvm-cov",
     why: "reads how often lines were run; of the compiler's version of LLVM",
@@ -215,7 +215,7 @@ fn files(files: &[PathBuf], package: &'static str) -> Result<(), Missing> {
     }
 }
 
-/// What reads the licences and sources of dependencies.
+/// The program that checks the licences and sources of dependencies.
 pub(crate) const DENY: Tool = Tool {
     name: "cargo-deny",
     why: "checks licences and sources of dependencies",
@@ -229,7 +229,7 @@ pub(crate) const DENY: Tool = Tool {
     },
 };
 
-/// What runs tests with counters.
+/// The program that runs tests with counters.
 pub(crate) const LLVM_COV: Tool = Tool {
     name: "cargo-llvm-cov",
     why: "counts the lines that tests run",
@@ -278,7 +278,8 @@ const INSTALL_MDBOOK: [&str; 6] = [
 /// 14 minutes on two cores with a load of 19.
 const INSTALL_LLVM_COV: [&str; 3] = ["install", "--locked", "cargo-llvm-cov@0.9.1"];
 
-/// What cargo builds from source, and whether CI needs it. A person may do without.
+/// The tools that cargo builds from source, and whether CI needs them. For a person they are
+/// optional.
 const BUILT: [(&Tool, &[&str], bool); 3] = [
     (&DENY, &INSTALL_DENY, true),
     (&MDBOOK, &INSTALL_MDBOOK, true),
@@ -349,7 +350,8 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
             continue;
         }
         println!("==> cargo {}", install.join(" "));
-        // Not the project's switch for unstable features: that is for the project's own crates.
+        // Without the project's switch for unstable features, which is for the project's own
+        // crates.
         cmd!(shell, "cargo {install...}")
             .env_remove("RUSTC_BOOTSTRAP")
             .quiet()
@@ -386,7 +388,8 @@ fn install(shell: &Shell, packages: &[&str], without_question: bool) -> Result<(
         let (program, rest) = command.split_first().context("the command has a program")?;
         Ok::<_, anyhow::Error>(cmd!(shell, "{program} {rest...}").quiet().run()?)
     };
-    // First of all, since with lists of some months ago apt installs a compiler that is too old, and says nothing.
+    // First, because with lists of some months ago apt installs a compiler that is too old, without
+    // a message.
     if let Err(error) = apt_get(&["update"]) {
         println!("  going on with the package lists at hand: {error:#}");
     }

@@ -15,8 +15,9 @@ const MANIFEST: &str = "tools/bench/size_probe/Cargo.toml";
 
 /// Weighs patina_mm in a platform's image, beside the published crate.
 ///
-/// Links the same minimal platform with this tree's crate, with the published one and with neither, with link-time
-/// optimisation, and prints what each crate adds. The platform uses what the published crate has.
+/// Links the same minimal platform with this tree's crate, with the published one and with neither,
+/// with link-time optimisation, and prints what each crate adds. The platform uses only what the
+/// published crate has.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask size            opt-level s and 3, with and without log lines: twelve links, some minutes
@@ -40,9 +41,9 @@ enum Contents {
 struct Way {
     opt_level: &'static str,
     logs: bool,
-    /// Ours divided by the published crate's, in percent: what was measured when this was committed.
+    /// Ours divided by the published crate's, in percent, as measured when this was committed.
     committed: u64,
-    /// What it should be.
+    /// The goal for this ratio.
     goal: u64,
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Soak {
     /// How many transactions.
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     transactions: u64,
-    /// What the transactions and faults are chosen by; by default the time.
+    /// The seed for the choice of transactions and faults; by default the time.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }

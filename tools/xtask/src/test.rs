@@ -28,8 +28,8 @@ const HOST_LEAST: u64 = 2473;
 
 /// Runs all tests: on this host, then on each machine whose programs are installed.
 ///
-/// A stage that is a single check (formatting, lints, documentation) counts as one test. What is not installed is skipped
-/// and named; with CI=true it is a failure.
+/// A stage that is a single check (formatting, lints, documentation) counts as one test. A stage
+/// whose tools are not installed is skipped and named; with CI=true it is a failure.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask test                       everything
@@ -54,8 +54,8 @@ pub(crate) struct Test {
     /// Also puts a Patina DXE core into that firmware, which HOBs configure.
     #[arg(long, requires = "code")]
     core: bool,
-    /// Also what takes long: fuzzing with sanitizers, coverage, packages, and the search for panics in the machine
-    /// code. Needs `cargo xtask setup --with-tools`.
+    /// Also run what takes long: fuzzing with sanitizers, coverage, packages, and the search for
+    /// panics in the machine code. Needs `cargo xtask setup --with-tools`.
     #[arg(long, conflicts_with = "machine")]
     long: bool,
 }
@@ -181,7 +181,7 @@ fn check(command: Command) -> Result<Counts> {
     Ok(Counts::ONE)
 }
 
-/// What cargo says about its progress, which is not part of a test's output.
+/// Words of cargo's progress lines, which are not part of a test's output.
 const CARGO_PROGRESS: [&str; 10] = [
     "Adding ",
     "Blocking ",

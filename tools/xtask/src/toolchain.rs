@@ -17,15 +17,15 @@ use xshell::{Shell, cmd};
 pub(crate) const X86_64_UEFI: &str = "x86_64-unknown-uefi";
 /// AArch64 UEFI applications.
 pub(crate) const AARCH64_UEFI: &str = "aarch64-unknown-uefi";
-/// AArch64 without anything below, and without floating point registers.
+/// Bare AArch64, without floating point registers.
 pub(crate) const AARCH64_BARE: &str = "aarch64-unknown-none-softfloat";
-/// x86-64 without anything: what runs in SMRAM.
+/// Bare x86-64, for the code in SMRAM.
 pub(crate) const X86_64_NONE: &str = "x86_64-unknown-none";
 
 /// Where Debian installs `rustc-web`. Named in full because rustup's `rustc` usually comes first in `PATH`.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
-/// The linter that belongs to it.
+/// The linter of that compiler.
 const DISTRIBUTION_CLIPPY: &str = "/usr/bin/cargo-clippy";
 /// Debian's package of that linter.
 pub(crate) const CLIPPY_PACKAGE: &str = "rust-web-clippy";
@@ -50,7 +50,7 @@ pub(crate) struct Toolchain {
 enum Kind {
     /// The target's libraries are installed.
     Installed,
-    /// They are built from source.
+    /// The target's libraries are built from source.
     BuildStd {
         /// The compiler, if it is not the active one.
         rustc: Option<PathBuf>,
@@ -113,7 +113,7 @@ impl Toolchain {
     /// `cargo clippy` for the target, by the linter that was built with the compiler.
     pub(crate) fn clippy(&self) -> Result<Command, Missing> {
         match &self.kind {
-            // Another compiler's linter does not understand the libraries of this one.
+            // A linter cannot read the libraries of another compiler.
             Kind::BuildStd { rustc: Some(_), .. } if Path::new(DISTRIBUTION_CLIPPY).is_file() => {
                 Ok(self.command(DISTRIBUTION_CLIPPY.into(), "clippy"))
             }
@@ -124,14 +124,15 @@ impl Toolchain {
         }
     }
 
-    /// `cargo SUBCOMMAND` in release mode for the target. Its products are in [`Self::products`]: a directory of their own,
-    /// since other flags would make the host's builds start anew.
+    /// `cargo SUBCOMMAND` in release mode for the target. Its products are in [`Self::products`], a
+    /// separate directory, because other flags would make the host's builds start anew.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         self.command(cargo, subcommand)
     }
 
-    /// `cargo SUBCOMMAND`, to which a reader's own words are added: the toolchain is all in the environment.
+    /// `cargo SUBCOMMAND`, to which a reader's own options are added: only the environment selects
+    /// the toolchain.
     pub(crate) fn cargo_as_written(&self, subcommand: &str) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.arg(subcommand).env("CARGO_TARGET_DIR", firmware_dir());
@@ -176,7 +177,7 @@ impl Toolchain {
         firmware_dir().join(self.target).join("release")
     }
 
-    /// What was found, for people.
+    /// Describes what was found, for people.
     pub(crate) fn describe(&self) -> String {
         match &self.kind {
             Kind::Installed => format!("target {} of the active toolchain", self.target),
@@ -215,8 +216,8 @@ fn firmware_dir() -> PathBuf {
     target_dir().join("firmware")
 }
 
-/// The sysroot of a compiler (`None`: the active one) that is recent enough and comes with the sources of the standard
-/// library; else what is wrong with that compiler.
+/// The sysroot of a compiler (`None`: the active one) that is recent enough and comes with the
+/// sources of the standard library; as an error, what is wrong with that compiler.
 fn sysroot_with_sources(shell: &Shell, rustc: Option<&Path>) -> Result<PathBuf, String> {
     let program = rustc.unwrap_or(Path::new("rustc"));
     let ask = |question: &[&str]| {

@@ -1,4 +1,4 @@
-//! What a guest says on its serial line, and whether to believe it.
+//! Reads what a guest writes to its serial line, and decides whether to trust it.
 //!
 //! A test run is one line per test, then the number of SMIs that the guest raised itself, then the count of tests:
 //!
@@ -13,8 +13,8 @@
 //! If the conformance suite runs, each of its scenarios has a line, and as many tests pass as ever did. If the machine's SMIs
 //! are counted, the guest raises some, and the machine takes as many.
 //!
-//! The guest then ends QEMU with an exact code. Whatever is missing, or contradicts the rest, is a failure: a guest that
-//! died half-way must not look like one that had less to do.
+//! The guest then ends QEMU with an exact code. A missing line, or one that contradicts the rest,
+//! is a failure: a guest that died half-way must not look like one with fewer tests.
 
 use crate::machine::Variant;
 use crate::report::Counts;
@@ -22,7 +22,7 @@ use crate::scenarios::{Outcome, Scenarios};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-/// What one serial line means.
+/// The meaning of one serial line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said<'a> {
     Passed(&'a str),
@@ -78,7 +78,7 @@ pub(crate) enum VerdictError {
     TestsFailed(Vec<String>),
 }
 
-/// The serial lines of a test run, put together.
+/// The serial lines of a test run, evaluated.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
     outcomes: BTreeMap<String, Outcome>,
@@ -132,12 +132,12 @@ impl Transcript {
         }
     }
 
-    /// What became of each test, by its name without prefix.
+    /// The result of each test, by its name without prefix.
     pub(crate) fn outcomes(&self) -> &BTreeMap<String, Outcome> {
         &self.outcomes
     }
 
-    /// What was counted, trusted or not.
+    /// The counts, trusted or not.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }

@@ -1,5 +1,5 @@
-//! No file of a shipped crate imports, over any way, a file that imports it; nor does a module at
-//! the top of a crate.
+//! No file of a shipped crate imports, directly or indirectly, a file that imports it. The same
+//! holds for the top modules of a crate.
 //!
 //! What counts as an import of a file: a `use` that is not a re-export, a path in code, and a call
 //! of a method that only an `impl` block in that file has, for a type of another file. A `mod` and
@@ -24,7 +24,7 @@ use syn::{
 /// The path of a module inside its crate, or of a name.
 type Names = Vec<String>;
 
-/// A module, in a file of its own or not.
+/// A module, in a separate file or not.
 #[derive(Default)]
 struct Module {
     file: String,
@@ -317,7 +317,7 @@ fn graphs(modules: &Modules) -> [Graph; 2] {
     let mut graphs = [Graph::new(), Graph::new()];
     for (from, to, by) in edges {
         let files = [&modules[from].file, &modules[&to].file].map(Some);
-        // What is in the crate's own file is at no top.
+        // Code in the crate's root file is not in a top module.
         let tops = [from.first(), to.first()];
         for (graph, ends) in graphs.iter_mut().zip([files, tops]) {
             if let [Some(from), Some(to)] = ends
@@ -429,8 +429,8 @@ fn circles_are_found_and_re_exports_are_not_circles() {
         files.push((file, text));
         of(&files)
     };
-    // Through a re-export; in the middle of code; to the parent, which uses its own child; over a
-    // method.
+    // Through a re-export; in the middle of code; to the parent, which uses its own child; through
+    // a method.
     for (file, text) in [
         ("b.rs", "use crate::A; pub struct B;"),
         ("b.rs", "pub struct B; fn f() { let _ = vec![crate::A]; }"),

@@ -58,7 +58,7 @@ fn what_ships_depends_only_on_what_ships() {
     }
 }
 
-/// The names of all packages that `root` is made of on a target, without dev-dependencies.
+/// The names of all packages that `root` depends on for a target, without dev-dependencies.
 fn parts(root: &str, target: &str) -> BTreeSet<String> {
     let options = ["--filter-platform", target].map(String::from);
     let metadata = MetadataCommand::new().other_options(options).exec().unwrap();

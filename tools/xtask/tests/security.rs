@@ -44,7 +44,8 @@ fn defined() -> BTreeSet<String> {
     names
 }
 
-/// What is in backticks in the last cells of a page's tables from `heading` on that end in "shown by" or in "test".
+/// The texts in backticks in the last cells of a page's tables whose last column is one of
+/// `columns`.
 fn quoted<'p>(page: &'p str, columns: &[&str]) -> Vec<&'p str> {
     let mut found = Vec::new();
     let mut is_wanted = false;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// What unsafe code is written with.
+/// The words that unsafe code contains.
 const MARKS: [&str; 6] = [
     "unsafe {",
     "unsafe fn",

@@ -14,7 +14,7 @@ pub(crate) const COMMAND_PORT: u16 = 0xb2;
 static ENTERED: AtomicU64 = AtomicU64::new(0);
 static RETURNED: AtomicU64 = AtomicU64::new(0);
 
-/// How often a call is made; the cheapest one counts, since the firmware's timer interrupts some.
+/// How often a call is made; the cheapest one counts, because the firmware's timer interrupts some.
 const ROUNDS: u32 = 8;
 
 fn now() -> u64 {
@@ -24,12 +24,12 @@ fn now() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// MM is entered now.
+/// Notes that MM is entered now.
 pub(crate) fn entered() {
     ENTERED.store(now(), Ordering::Relaxed);
 }
 
-/// MM has returned. Only the first time of a call counts.
+/// Notes that MM has returned. Only the first time in a call counts.
 pub(crate) fn returned() {
     if RETURNED.load(Ordering::Relaxed) == 0 {
         RETURNED.store(now(), Ordering::Relaxed);
@@ -90,7 +90,7 @@ pub(crate) fn report(name: &str, bytes: usize, parts: Option<Parts>) {
     };
 }
 
-/// What the stack is painted with.
+/// The value that the stack is painted with.
 const PAINT: u64 = 0xa5a5_a5a5_5a5a_5a5a;
 /// How far down it is painted: more than a call takes, and less than UEFI gives an application (128 KiB).
 const DEPTH: usize = 24 * 1024;

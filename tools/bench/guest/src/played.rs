@@ -90,7 +90,7 @@ macro_rules! client {
 client!(ours, patina_mm, super::more);
 client!(published, patina_mm_published, |_, _, _, _: &[u8]| {});
 
-/// The forms that the published crate does not have.
+/// Counts the functions that the published crate does not have.
 fn more(
     mm: &patina_mm::component::communicator::MmCommunicator<ours::Executor>,
     name: &dyn Fn(&str) -> alloc::string::String,
@@ -127,14 +127,15 @@ fn more(
     report(&name("with"), size, count(&mut with));
 }
 
-/// What the copies alone take: in and out, by the target's `memcpy`.
+/// Counts the copies alone: in and out, by the target's `memcpy`.
 fn copies(memory: *mut u8, size: usize) {
     let (message, mut out) = (vec![0x5a_u8; size], vec![0_u8; size]);
     let mut copy = || {
         let shared = black_box(memory.wrapping_add(24));
         // SAFETY: each case has a buffer of at least header and message.
         unsafe { core::ptr::copy_nonoverlapping(black_box(message.as_ptr()), shared, size) };
-        // SAFETY: as before, and `out` has `size` bytes.
+        // SAFETY: each case has a buffer of at least header and message, and `out` has `size`
+        // bytes.
         unsafe { core::ptr::copy_nonoverlapping(black_box(shared), out.as_mut_ptr(), size) };
         black_box(&out);
         true

@@ -111,8 +111,9 @@ fn count_ours(mm: &dyn MmCommunication, id: u8, recipient: &BinaryGuid) {
     }
 }
 
-/// Counts the same through the firmware's protocol, as a driver in C does it: header and message into the buffer, the call, the
-/// response out of the buffer. What its MM takes is not known, and is that of the same message above.
+/// Counts the same through the firmware's protocol, as a driver in C does it: header and message
+/// into the buffer, the call, the response out of the buffer. MM's part is not known; it is the
+/// same as for the same message above.
 fn count_protocol(protocols: &BootProtocols, memory: *mut u8, recipient: &BinaryGuid) {
     let Ok(interface) = protocols.locate_interface(COMMUNICATION2) else {
         return;
@@ -200,7 +201,7 @@ impl Counts {
     }
 }
 
-/// What a platform adds, with ports that note the time.
+/// The components that a platform adds, with ports that note the time.
 fn through_components(firmware: Firmware, hobs: &[Vec<u8>]) -> bool {
     let mut dispatcher = Dispatcher::new();
     dispatcher

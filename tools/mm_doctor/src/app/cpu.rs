@@ -1,4 +1,4 @@
-//! What the processor and its chipset say. An unsafe island (`docs/unsafe.md`).
+//! Reads the processor and its chipset. An unsafe island (`docs/unsafe.md`).
 
 use core::time::Duration;
 use mm_doctor::facts::Facts;
@@ -115,7 +115,7 @@ mod here {
     const MMU_ON: u64 = 1;
     /// Pages of FF-A's RX and TX buffers.
     const RX_TX_PAGES: usize = 2;
-    /// More bytes than a device tree has.
+    /// No device tree has as many bytes.
     const LONGEST_TREE: usize = 4 << 20;
 
     /// Reads a system register that exists at the current exception level.

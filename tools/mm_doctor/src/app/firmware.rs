@@ -1,4 +1,5 @@
-//! What the firmware says: tables, protocols, images, the memory map. An unsafe island (`docs/unsafe.md`).
+//! Reads the firmware's tables, protocols, images and memory map. An unsafe island
+//! (`docs/unsafe.md`).
 
 use super::path;
 use alloc::string::{String, ToString};
@@ -24,7 +25,8 @@ pub(super) const COMMUNICATION: [Guid; 3] = [
     protocol::COMMUNICATION3,
 ];
 
-/// The protocols that have to do with MM (MdePkg/MdePkg.dec, MdeModulePkg/MdeModulePkg.dec; the supervisor's: Project Mu).
+/// The protocols for MM (MdePkg/MdePkg.dec, MdeModulePkg/MdeModulePkg.dec; the supervisor's:
+/// Project Mu).
 const PROTOCOLS: [(&str, Guid); 11] = [
     ("MM communication", COMMUNICATION[0]),
     ("MM communication 2", COMMUNICATION[1]),
@@ -102,7 +104,7 @@ fn image(handle: Handle) -> Option<Image> {
     })
 }
 
-/// Those of [`PROTOCOLS`] that are installed.
+/// The protocols of [`PROTOCOLS`] that are installed.
 ///
 /// The interface is in the image's own data, or, if it was allocated, its first function is in the image's code.
 pub(super) fn protocols(memory: &Physical) -> Vec<Protocol> {
@@ -166,7 +168,7 @@ impl MemoryMap {
             .find(|piece| (piece.start..piece.end).contains(&address))
     }
 
-    /// What the map says of a range.
+    /// What the map says about a range.
     fn mapped(&self, start: u64, len: u64) -> Mapped {
         let Some(first) = self.at(start) else {
             return Mapped::default();
@@ -202,7 +204,7 @@ impl Tables for MemoryMap {
     }
 }
 
-/// Physical memory: what the memory map has, as far as the page tables map it one to one.
+/// Physical memory: the memory of the memory map that the page tables map one to one.
 pub(super) struct Physical {
     map: MemoryMap,
     paging: Option<Map>,
@@ -212,7 +214,7 @@ impl Physical {
     pub(super) fn new(paging: Option<Paging>) -> Self {
         let map = MemoryMap::read();
         let paging = paging.map(|paging| Map::new(paging, &map));
-        // Tables in memory that the map does not have cannot be read.
+        // Page tables in memory that the map does not have cannot be read.
         let here = (&raw const map).expose_provenance() as u64;
         let is_known = |paging: &Map| paging.page(&map, here).is_some_and(|page| page.physical == here);
         Self {
@@ -227,7 +229,7 @@ impl Physical {
             .map_or(String::new(), |map| map.paging.name().to_string())
     }
 
-    /// What the memory map and the page tables say of a range.
+    /// What the memory map and the page tables say about a range.
     pub(super) fn mapped(&self, start: u64, len: u64) -> Mapped {
         Mapped {
             pages: self.paging.map(|paging| paging.pages(&self.map, start, len)),
@@ -237,7 +239,7 @@ impl Physical {
 }
 
 impl Memory for Physical {
-    /// What a HOB announces wrongly must not be read: it may not be mapped.
+    /// Memory that a HOB announces wrongly must not be read: it may not be mapped.
     fn read(&self, address: u64, out: &mut [u8]) -> bool {
         let is_mapped = self.paging.is_none_or(|paging| {
             let pages = paging.pages(&self.map, address, out.len() as u64);
@@ -328,7 +330,7 @@ pub(super) fn write_file(name: &str, bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Waits for any key. Without a keyboard there is nothing to wait for.
+/// Waits for any key. Without a keyboard it returns at once.
 pub(super) fn wait_for_key() {
     let event = system::with_stdin(|input| input.wait_for_key_event());
     if let Ok(event) = event

@@ -43,7 +43,7 @@ fn main() -> Status {
     status
 }
 
-/// Looks, prints, writes. Returns what the doctor ends with.
+/// Looks, prints, writes. Returns the exit status.
 fn report(options: &Options) -> Status {
     let facts = look(options);
     let findings = findings::judge(&facts);
@@ -125,7 +125,7 @@ fn look(options: &Options) -> Facts {
     facts
 }
 
-/// Adds what the memory map and the mailbox say.
+/// Adds what the memory map and the mailbox say about the buffer.
 fn describe(memory: &Physical, buffer: &mut Buffer) {
     buffer.memory = buffer
         .region
@@ -155,7 +155,7 @@ fn show(text: &str, pages: bool) {
 
 /// A path as the firmware takes it.
 fn path(text: &str) -> Result<CString16, String> {
-    // What is behind a drive's name is a path on the application's own volume.
+    // The text behind a drive's name is a path on the application's own volume.
     let path = text.rsplit(':').next().unwrap_or(text).replace('/', "\\");
     CString16::try_from(path.as_str()).map_err(|error| alloc::format!("{error:?}"))
 }

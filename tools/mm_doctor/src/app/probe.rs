@@ -1,4 +1,4 @@
-//! Harmless questions to MM. An unsafe island (`docs/unsafe.md`).
+//! Harmless requests to MM. An unsafe island (`docs/unsafe.md`).
 
 use super::cpu::Clock;
 use super::firmware::{COMMUNICATION, interface};
@@ -54,7 +54,7 @@ fn questions(all: bool) -> impl Iterator<Item = Question> {
     .take(number)
 }
 
-/// Asks by each way that there is.
+/// Sends the requests through each way into MM.
 pub(super) fn ask(facts: &Facts, all: bool) -> Vec<Probe> {
     let clock = Clock::new();
     let mut probes = Vec::new();
@@ -111,7 +111,7 @@ fn by_protocols(all: bool, clock: &Clock, probes: &mut Vec<Probe>) {
     }
     // SAFETY: allocated above, and nothing uses the pages any more: MM has processed its requests when the calls return.
     let freed = unsafe { boot::free_pages(memory, PAGES) };
-    // Pages that firmware will not take back stay with it.
+    // Pages that the firmware does not take back stay allocated.
     let _ = freed;
 }
 
@@ -178,10 +178,10 @@ fn communicate(
 /// Enters MM for the request in the comm buffer at an address.
 type Raise = Box<dyn Fn(u64) -> Result<(), String>>;
 
-/// How often the mailbox is looked at.
+/// How often the mailbox is polled.
 const POLLS: u32 = 100_000;
 
-/// Through the comm buffers that announce nothing.
+/// Sends the requests through the comm buffers whose mailbox announces nothing.
 fn by_comm_buffers(
     facts: &Facts,
     all: bool,
@@ -286,7 +286,8 @@ mod ports {
     /// What Project Mu's platforms write to the command port; other MM cores take any value.
     const COMMAND: u8 = 0xff;
 
-    /// By ports, as patina_mm enters MM: Intel's if SMIs are on, those of the FADT on other chipsets.
+    /// Enters MM through ports, like patina_mm: Intel's if SMIs are on, those of the FADT on other
+    /// chipsets.
     pub(super) fn entry(facts: &Facts) -> Option<(String, Raise)> {
         let chipset = facts.chipset.as_ref()?;
         let base = chipset.acpi_base.filter(|_| chipset.smi_en.is_some());
@@ -322,7 +323,7 @@ mod smc {
     use mm_comm::smc::{self, SecureMm as _, Setup, Smc};
     use mm_doctor::arm::conduit_setting;
 
-    /// By secure monitor calls, as patina_mm enters MM.
+    /// Enters MM by secure monitor calls, like patina_mm.
     pub(super) fn entry(facts: &Facts) -> Option<(String, Raise)> {
         let arm = facts.arm.as_ref()?;
         let found = arm.mm.as_ref()?.as_ref().ok()?;

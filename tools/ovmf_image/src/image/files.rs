@@ -1,4 +1,4 @@
-//! Files that come into DXEFV.
+//! Adds files to DXEFV.
 
 use super::{Change, FileId, Image, new_section, only};
 use crate::error::ImageError;

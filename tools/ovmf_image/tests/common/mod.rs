@@ -95,7 +95,7 @@ impl TinyPe {
         driver
     }
 
-    /// What OVMF's PEI phase could start in the place of the DXE core.
+    /// A file that OVMF's PEI phase could start instead of the DXE core.
     pub(crate) fn core() -> Self {
         Self {
             alignment: 0x1000,
@@ -204,8 +204,8 @@ pub(crate) fn loaded(file: &[u8]) -> Vec<u8> {
     let headers = optional.size_of_headers.get(LE) as usize;
     memory[..headers].copy_from_slice(&file[..headers]);
     for section in pe.section_table().iter() {
-        // As edk2's `PeCoffLoaderLoadImage`: a section without a size in memory has that of its raw
-        // data.
+        // Like edk2's `PeCoffLoaderLoadImage`: a section without a size in memory has the size of
+        // its raw data.
         let (raw, in_memory) = (section.size_of_raw_data.get(LE), section.virtual_size.get(LE));
         let raw = if in_memory == 0 { raw } else { raw.min(in_memory) } as usize;
         let (from, to) = (

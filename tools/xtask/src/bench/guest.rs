@@ -43,7 +43,7 @@ impl Parts {
     }
 }
 
-/// What a guest counted.
+/// The counts of a guest.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counted {
     /// By call and bytes of the message, in the order of the guest.
@@ -86,13 +86,14 @@ impl Counted {
         found.map(|(_, parts)| *parts)
     }
 
-    /// What a call through the firmware's protocol takes outside MM: MM's part is that of the same message through ours.
+    /// Instructions of a call through the firmware's protocol outside MM: MM's part is that of the
+    /// same message through ours.
     fn protocol(&self, bytes: usize) -> Option<u64> {
         let whole = self.get("protocol", bytes)?.outside();
         Some(whole.saturating_sub(self.get("into", bytes)?.mm))
     }
 
-    /// What became worse by more than [`TOLERANCE`] percent.
+    /// The counts that became worse by more than [`TOLERANCE`] percent.
     fn worse_than(&self, before: &Self) -> Vec<String> {
         let mut worse = Vec::new();
         let mut compare = |what: String, now: Option<u64>, then: u64| match now {
@@ -103,7 +104,7 @@ impl Counted {
             Some(_) => {}
         };
         for ((name, bytes), then) in &before.calls {
-            // The others' are not this tree's.
+            // The other counts are not those of this tree.
             if !name.starts_with("published") && name != "copies" && name != "protocol" {
                 let now = self.get(name, *bytes).map(Parts::outside);
                 compare(format!("{name}, {bytes} bytes"), now, then.outside());
@@ -217,7 +218,7 @@ fn real(counted: &Counted) -> String {
     table
 }
 
-/// The function that the guest's word means.
+/// The function that a word of the guest stands for.
 fn form(word: &str) -> &str {
     match word {
         "into" => "communicate_into",

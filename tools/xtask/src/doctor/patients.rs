@@ -1,20 +1,20 @@
-//! The machines that the doctor looks at, and what it has to say of them.
+//! The machines that the doctor looks at, and what it must print.
 
 use crate::machine::{DEBUG_EXIT_FAILURE, Doctor};
 use crate::setup::{
     ARM_UEFI, OVMF, OVMF_WITHOUT_SMM, QEMU_ARM, QEMU_X86, RUST_ARM, RUST_NONE, RUST_UEFI, Tool,
 };
 
-/// A machine, and what is known of it.
+/// A machine, and what is known about it.
 pub(super) struct Patient {
     pub(super) name: &'static str,
     pub(super) tools: &'static [&'static Tool],
     pub(super) firmware: Doctor,
-    /// What is asked besides the file and the end.
+    /// The command line, without the options for the file and the end.
     pub(super) words: &'static str,
     /// QEMU's exit code when the power goes off.
     pub(super) exit_code: i32,
-    /// What the doctor has to print, in part of a line.
+    /// Texts that the doctor must print, each a part of a line.
     pub(super) says: &'static [&'static str],
 }
 
@@ -23,7 +23,7 @@ const ARM_WORDS: &str = "probe-all -r 0x50000000,0x10000";
 
 const ARM_TOOLS: &[&Tool] = &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM];
 
-/// What each report of the monitor's machines has.
+/// Lines that each report of the monitor's machines has.
 const ARM_REGION: &str =
     "LOOK    comm buffer 0 (region of -r): 65536 bytes at 0x50000000: Conventional, free for every driver";
 
@@ -124,7 +124,7 @@ pub(super) const PATIENTS: &[Patient] = &[
         tools: ARM_TOOLS,
         firmware: Doctor::Aarch64("uefi"),
         words: ARM_WORDS,
-        // The monitor ends the machine so unless a test says otherwise.
+        // The monitor ends the machine with this code unless a test says otherwise.
         exit_code: DEBUG_EXIT_FAILURE,
         says: &[
             "OK      ways to MM: by secure monitor calls, through the region of -r",
@@ -203,7 +203,7 @@ pub(super) const PATIENTS: &[Patient] = &[
 /// A fault that `machines/broken_machine` puts into machine patina-q35.
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// What the doctor has to print.
+    /// Texts that the doctor must print.
     pub(super) says: &'static [&'static str],
     /// How many lines are marked LOOK or BROKEN.
     pub(super) complaints: usize,
