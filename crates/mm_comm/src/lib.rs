@@ -15,7 +15,7 @@
 //! | [`region`] | the owner of shared memory, volatile access |
 //! | [`mailbox`] | the status mailbox in shared memory |
 //! | [`channel`] | region + mailbox + the rule "one transaction at a time" |
-//! | [`transaction`] | what is checked before and after MM ran |
+//! | [`transaction`] | the checks before and after MM runs, and the timeout of a call |
 //! | [`trigger`] | raising the MMI through x86 ports, and the check that SMIs are on |
 //! | [`ich9`] | PCI configuration space, and PMBASE in it |
 //! | [`c_request`] | requests of drivers in C: what is checked, and what is written back |

@@ -175,8 +175,8 @@ impl<'c> Staged<'c> {
                 capacity: channel.region().len(),
             })
         };
-        // The header's length has to fit even if a mailbox tells the response's: these bytes are
-        // wiped, too.
+        // A response beyond the buffer is an error. The header's length must fit even if the
+        // mailbox tells the response's: these bytes are wiped, too.
         let counted = fits(found.message_len())?;
         let in_header = request.response_length(&found);
         let message_len = match in_mailbox {

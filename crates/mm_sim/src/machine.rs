@@ -88,7 +88,7 @@ struct Hardware {
     command: Cell<u8>,
     data: Cell<u8>,
     smi_enable: Cell<u32>,
-    smi_enable_locked: Cell<u32>,
+    smi_enable_fixed: Cell<u32>,
     /// The last value that was written to `PCI_ADDRESS`.
     pci_address: Cell<u32>,
     /// Pauses until an SMI is taken, from now on.
@@ -112,7 +112,7 @@ impl Machine {
             command: Cell::new(0),
             data: Cell::new(0),
             smi_enable: Cell::new(config.smi_enable),
-            smi_enable_locked: Cell::new(0),
+            smi_enable_fixed: Cell::new(0),
             pci_address: Cell::new(0),
             latency: Cell::new(config.latency),
             pending: Cell::new(None),
@@ -257,14 +257,14 @@ impl Machine {
         self.0.smi_enable.get()
     }
 
-    /// Sets SMI_EN, as firmware did before; locked bits too.
+    /// Sets SMI_EN, as firmware did before, with the bits that [`Self::lock_smi_enable`] names.
     pub fn set_smi_enable(&self, value: u32) {
         self.0.smi_enable.set(value);
     }
 
     /// Locks bits of SMI_EN: writes do not change them any more.
     pub fn lock_smi_enable(&self, bits: u32) {
-        self.0.smi_enable_locked.update(|locked| locked | bits);
+        self.0.smi_enable_fixed.update(|fixed| fixed | bits);
     }
 }
 
@@ -284,8 +284,8 @@ impl Hardware {
     }
 
     fn write_smi_enable(&self, value: u32) {
-        let locked = self.smi_enable_locked.get();
-        self.smi_enable.update(|old| (old & locked) | (value & !locked));
+        let fixed = self.smi_enable_fixed.get();
+        self.smi_enable.update(|old| (old & fixed) | (value & !fixed));
     }
 
     /// The LPC bridge, 0:1F.0, is the only device on the PCI bus: PMBASE @0x40 and ACPI_CNTL @0x44,

@@ -56,7 +56,7 @@ impl TpmLock {
             platform.init()?;
         }
         match mm.communicate(self.buffer, b"lock", TPM.as_guid()) {
-            Ok(response) if response == b"locked" => Ok(()),
+            Ok(response) if response == b"closed" => Ok(()),
             Ok(_) => Err(EfiError::SecurityViolation),
             Err(Status::NoCommBuffer) => mmi.trigger_sw_mmi(0x7a, 1),
             Err(status) => Err(status.into()),
@@ -72,7 +72,7 @@ fn the_request_and_its_response_can_be_expected() {
     mm.expect_communicate()
         .withf(|id, message, recipient| *id == 3 && message == b"lock" && *recipient == TPM.as_guid())
         .times(1)
-        .returning(|_, _, _| Ok(b"locked".to_vec()));
+        .returning(|_, _, _| Ok(b"closed".to_vec()));
     assert_eq!(LOCK.lock(&mm, &MockSwMmiTrigger::new(), None), Ok(()));
 }
 
@@ -236,7 +236,7 @@ fn the_executor_can_play_mm_behind_the_real_communicator() {
 fn the_same_component_runs_on_a_simulated_machine() {
     let machine = Machine::new().handler(TPM, |request| {
         assert_eq!(request, b"lock");
-        Ok(b"locked".to_vec())
+        Ok(b"closed".to_vec())
     });
     assert_eq!(machine.dispatch(TpmLock { buffer: 1 }), Ok(()));
     // A comm buffer that the platform does not have.

@@ -49,8 +49,8 @@ impl Dispatcher {
 
     /// Runs components until none can run any more.
     ///
-    /// When nothing makes progress, every configuration is locked, and components that read a configuration that
-    /// no other component wrote get their chance: the order of a Patina DXE core.
+    /// When nothing makes progress, this locks every configuration, and then components can run
+    /// that read a configuration which no other component wrote: the order of a Patina DXE core.
     #[must_use = "the outcome tells which components failed or never ran"]
     pub fn dispatch(mut self) -> Outcome {
         self.run()

@@ -19,13 +19,13 @@
 //! impl TpmLock {
 //!     fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
 //!         match mm.communicate(0, b"lock", TPM.as_guid())?.as_slice() {
-//!             b"locked" => Ok(()),
+//!             b"closed" => Ok(()),
 //!             _ => Err(EfiError::SecurityViolation),
 //!         }
 //!     }
 //! }
 //!
-//! let machine = Machine::new().handler(TPM, |_request| Ok(b"locked".to_vec()));
+//! let machine = Machine::new().handler(TPM, |_request| Ok(b"closed".to_vec()));
 //! assert_eq!(machine.dispatch(TpmLock), Ok(()));
 //! assert_eq!(machine.exchanges()[0].request, b"lock");
 //!

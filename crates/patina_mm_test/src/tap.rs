@@ -15,7 +15,7 @@ struct Inner {
     ports: Box<dyn Ports>,
     writes: RefCell<Vec<(u16, u8)>>,
     before_write: Cell<Option<Box<dyn FnOnce()>>>,
-    locked: Cell<Option<u16>>,
+    ignored: Cell<Option<u16>>,
 }
 
 impl Tap {
@@ -26,7 +26,7 @@ impl Tap {
             ports,
             writes: RefCell::default(),
             before_write: Cell::default(),
-            locked: Cell::default(),
+            ignored: Cell::default(),
         }))
     }
 
@@ -44,7 +44,7 @@ impl Tap {
 
     /// Keeps 32-bit writes to this port from reaching it, until another one is named.
     pub fn lock(&self, port: Option<u16>) {
-        self.0.locked.set(port);
+        self.0.ignored.set(port);
     }
 }
 
@@ -62,7 +62,7 @@ impl Ports for Tap {
     }
 
     fn write_u32(&self, port: u16, value: u32) {
-        if self.0.locked.get() != Some(port) {
+        if self.0.ignored.get() != Some(port) {
             self.0.ports.write_u32(port, value);
         }
     }

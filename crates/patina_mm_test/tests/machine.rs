@@ -29,7 +29,7 @@ struct TpmLock {
 impl TpmLock {
     fn entry_point(self, mm: Service<dyn MmCommunication>) -> Result<()> {
         match mm.communicate(self.buffer, b"lock", TPM.as_guid())?.as_slice() {
-            b"locked" => Ok(()),
+            b"closed" => Ok(()),
             _ => Err(EfiError::SecurityViolation),
         }
     }
@@ -40,7 +40,7 @@ const LOCK: TpmLock = TpmLock { buffer: 0 };
 fn machine() -> Machine {
     Machine::new().handler(TPM, |request| {
         assert_eq!(request, b"lock");
-        Ok(b"locked".to_vec())
+        Ok(b"closed".to_vec())
     })
 }
 
@@ -57,7 +57,7 @@ fn a_component_talks_to_a_closure_in_mm() {
     assert_eq!(exchanges.len(), 1);
     assert_eq!((exchanges[0].buffer, exchanges[0].recipient), (0, TPM));
     assert_eq!(exchanges[0].request, b"lock");
-    assert_eq!(exchanges[0].response, Some(Ok(b"locked".to_vec())));
+    assert_eq!(exchanges[0].response, Some(Ok(b"closed".to_vec())));
 }
 
 #[test]
@@ -77,10 +77,10 @@ fn each_fault_gives_the_error_of_a_real_machine() {
     for (fault, expected) in [
         (Fault::NoHandler, Err(NOT_FOUND)),
         (Fault::NotTaken, Err(Status::NotProcessed)),
-        (Fault::Late { pauses: 500 }, Ok(b"locked".to_vec())),
+        (Fault::Late { pauses: 500 }, Ok(b"closed".to_vec())),
         (Fault::Late { pauses: u32::MAX }, Err(Status::NotProcessed)),
         (Fault::Cut { len: 3 }, Ok(b"loc".to_vec())),
-        (Fault::Cut { len: 99 }, Ok(b"locked".to_vec())),
+        (Fault::Cut { len: 99 }, Ok(b"closed".to_vec())),
         (
             Fault::Claims { bytes: 23 },
             Err(Status::ResponseBelowHeader {
@@ -104,7 +104,7 @@ fn each_fault_gives_the_error_of_a_real_machine() {
         machine.fault(fault);
         assert_eq!(ask(&machine), expected, "{fault:?}");
         // The next request has no fault.
-        assert_eq!(ask(&machine), Ok(b"locked".to_vec()), "after {fault:?}");
+        assert_eq!(ask(&machine), Ok(b"closed".to_vec()), "after {fault:?}");
     }
 }
 
@@ -115,9 +115,9 @@ fn faults_come_one_after_the_other() {
     machine.fault(Fault::Late { pauses: 700 });
     machine.fault(Fault::NoHandler);
     assert_eq!(ask(&machine), Ok(b"l".to_vec()));
-    assert_eq!(ask(&machine), Ok(b"locked".to_vec()));
+    assert_eq!(ask(&machine), Ok(b"closed".to_vec()));
     ask(&machine).unwrap_err();
-    assert_eq!(ask(&machine), Ok(b"locked".to_vec()));
+    assert_eq!(ask(&machine), Ok(b"closed".to_vec()));
 }
 
 #[test]

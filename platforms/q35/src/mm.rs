@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! HOBs ─┬─► MmLaunch ── PlatformMmControl ──────────────────┐
-//!       └─► MmHobConfiguration ── locked configuration ──► SwMmiManager ── SwMmiTrigger ──► MmCommunicator
+//!       └─► MmHobConfiguration ── final configuration ──► SwMmiManager ── SwMmiTrigger ──► MmCommunicator
 //! ```
 
 pub(crate) mod comm_buffer_hobs;

@@ -54,9 +54,9 @@ use patina::{Guid, writelncrlf};
 
 /// Component and service: carries messages through the configured comm buffers.
 ///
-/// As a component it waits for the locked [`MmCommunicationConfiguration`], for [`SwMmiTrigger`]
-/// and for the SDK's `ProtocolServices`, then offers [`MmCommunication`]. With another executor a
-/// platform makes and registers it itself:
+/// As a component it waits for [`MmCommunicationConfiguration`], until the SDK or a component locks
+/// it, for [`SwMmiTrigger`] and for the SDK's `ProtocolServices`, then offers [`MmCommunication`].
+/// With another executor a platform makes and registers it itself:
 ///
 /// ```
 /// use patina_mm::component::communicator::{MmCommunication, MmCommunicator, MmExecutor, Status};

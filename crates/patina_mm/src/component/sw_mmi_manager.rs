@@ -197,7 +197,7 @@ impl SwMmiManager {
 
 // SAFETY:
 // 1. MM is entered only through the platform's ports or by secure monitor calls.
-// 2. It is ready: `entry_point` sets `entry` after the platform locked its configuration and
+// 2. It is ready: `entry_point` sets `entry` when the configuration cannot change any more and
 //    `PlatformMmControl` was called.
 unsafe impl SwMmiTrigger for SwMmiManager {
     fn trigger_sw_mmi(&self, cmd_port_value: u8, data_port_value: u8) -> patina::error::Result<()> {

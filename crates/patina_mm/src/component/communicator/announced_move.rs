@@ -3,7 +3,8 @@
 //! Some MM environments move their comm buffer during boot, and announce the new place by
 //! installing the comm-buffer update protocol (Project Mu, `MmCommBufferUpdate.h`). The
 //! notification may come at any moment, also in the middle of a call, so it only stores the
-//! announcement; the next call applies it. A call that is under way finishes in the old place.
+//! announcement; the next call applies it. If the buffer moves during a call, that call finishes in
+//! the old place.
 
 mod slot;
 
