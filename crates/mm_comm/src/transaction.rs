@@ -916,7 +916,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_channel_takes_no_request_and_keeps_the_one_under_way() {
+    fn a_retired_channel_takes_no_request_and_keeps_the_current_one() {
         let channel = channel();
         let staged = begin(&channel);
         channel.retire();

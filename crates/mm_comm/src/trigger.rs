@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn smis_are_switched_on_where_that_is_asked_for_and_other_bits_stay() {
+    fn enable_switches_smis_on_and_keeps_other_bits() {
         let register = SmiEnableRegister::behind_mmio_base(0xfed0_0000).unwrap();
         let chipset = Chipset::new(0x8000_0000, u32::MAX, register);
         trigger(Some(register), SmiCheck::Enable)
@@ -660,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_smi_en_is_refused_and_no_port_is_written() {
+    fn a_register_that_cannot_be_smi_en_is_refused_and_no_port_is_written() {
         let register = SmiEnableRegister::Io(0x630);
         for check in [SmiCheck::Require, SmiCheck::Enable] {
             let nothing = Chipset::new(u32::MAX, u32::MAX, register);

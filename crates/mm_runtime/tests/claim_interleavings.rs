@@ -65,7 +65,7 @@ fn one_call_at_a_time_and_a_later_one_is_made() {
 }
 
 #[test]
-fn what_was_lost_stays_lost_whatever_ends_afterwards() {
+fn a_lost_driver_stays_lost_whatever_ends_afterwards() {
     loom::model(|| {
         let model = Model::new();
         let calling = Arc::clone(&model);

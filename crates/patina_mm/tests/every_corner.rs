@@ -167,7 +167,7 @@ fn a_configuration_is_a_literal_of_six_fields() {
 }
 
 #[test]
-fn the_default_configuration_is_what_it_was() {
+fn the_default_configuration_is_the_published_one() {
     let default = MmCommunicationConfiguration::default();
     assert!(default.acpi_base == AcpiBase::Mmio(0));
     assert!(matches!(default.cmd_port, MmiPort::Smi(0xFF)));
@@ -178,7 +178,7 @@ fn the_default_configuration_is_what_it_was() {
 }
 
 #[test]
-fn a_configuration_prints_itself_as_it_did() {
+fn a_configuration_prints_the_published_text() {
     let mut configuration = MmCommunicationConfiguration::default();
     let head = "MM Communication Configuration:\r\n  ACPI Base: MMIO(0x0)\r\n  Command Port: SMI(0x00FF)\r\n  \
                 Data Port: SMI(0x0000)\r\n  Communication Buffers";
@@ -203,7 +203,7 @@ fn a_configuration_prints_itself_as_it_did() {
 }
 
 #[test]
-fn ports_print_as_they_did() {
+fn ports_print_as_published() {
     assert_eq!(MmiPort::Smi(0xB2).to_string(), "SMI(0x00B2)");
     assert_eq!(MmiPort::Smc(0xC400_0041).to_string(), "SMC(0xC4000041)");
     assert_eq!(format!("{:?}", MmiPort::Smi(0xB2)), "MmiPort::Smi(0x00B2)");
@@ -211,7 +211,7 @@ fn ports_print_as_they_did() {
 }
 
 #[test]
-fn acpi_bases_convert_as_they_did() {
+fn acpi_bases_convert_as_published() {
     let word: *const u32 = std::ptr::without_provenance(0x1000);
     let long: *const u64 = std::ptr::without_provenance(0x2000);
     assert!(AcpiBase::from(word) == AcpiBase::Mmio(0x1000));
@@ -261,7 +261,7 @@ fn raw_parts_are_checked_in_the_order_that_they_were() {
 }
 
 #[test]
-fn a_buffers_methods_do_what_they_did() {
+fn a_buffers_methods_behave_as_published() {
     let mut buffer = buffer(9);
     assert_eq!((buffer.id(), buffer.len(), buffer.is_empty()), (9, PAGE, false));
     assert_eq!(buffer.message_capacity(), PAGE - HEADER);
@@ -306,7 +306,7 @@ fn a_buffers_methods_do_what_they_did() {
 }
 
 #[test]
-fn what_others_write_into_a_buffers_header_is_noticed() {
+fn changes_of_a_buffers_header_by_others_are_noticed() {
     let mut buffer = buffer(0);
     buffer.set_message_info(echo()).unwrap();
     buffer.set_message(b"hello").unwrap();
@@ -344,7 +344,7 @@ fn a_mailbox_is_reached_through_the_buffer() {
 // --- calls --------------------------------------------------------------------------------------------------------------
 
 #[test]
-fn an_executor_of_ones_own_answers_through_the_buffer() {
+fn a_custom_executor_responds_through_the_buffer() {
     let seen = Rc::new(RefCell::new(Vec::new()));
     let log = Rc::clone(&seen);
     let mm = communicator(Handler(move |buffer: &mut CommunicateBuffer| {
@@ -511,7 +511,7 @@ fn a_boards_trigger_is_raised_once_a_call() {
 }
 
 #[test]
-fn a_mocked_trigger_is_raised_once_also_where_there_is_a_mailbox() {
+fn a_mocked_trigger_is_raised_once_even_with_a_mailbox() {
     let mut trigger = MockSwMmiTrigger::new();
     trigger
         .expect_trigger_sw_mmi()

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn component_without_its_service_is_named_with_what_it_misses() {
+    fn component_without_its_service_is_named_with_the_missing_service() {
         let trace = Trace::default();
         let mut dispatcher = Dispatcher::new();
         dispatcher.add(Consumer(trace.clone()));

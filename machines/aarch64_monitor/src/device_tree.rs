@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn uefi_is_told_of_its_memory_and_of_psci() {
+    fn uefi_gets_its_memory_and_psci() {
         let ram = ram(&qemu_like(), 0x400);
         prepare_at(&ram, 0x2000).unwrap();
         let mut expected = qemu_like();

@@ -249,7 +249,7 @@ extern "efiapi" fn continue_alone(machine: *mut c_void) -> ! {
     let boot_services = machine.boot_services;
     machine
         .report
-        .test("left.boot_services_memory_is_not_there_any_more", || {
+        .test("left.boot_services_memory_is_not_mapped_any_more", || {
             must_fault(boot_services)
         });
     play(machine, Life::Left, &[]);
@@ -316,7 +316,7 @@ fn move_firmware(machine: &mut Machine) {
     let (change, interface) = (machine.change, machine.interfaces[1]);
     machine
         .report
-        .test("moved.old_addresses_are_not_there_any_more", || {
+        .test("moved.old_addresses_are_not_mapped_any_more", || {
             equal(stale.is_empty(), change == Change::Identity)?;
             stale.iter().try_for_each(|address| must_fault(*address))
         });

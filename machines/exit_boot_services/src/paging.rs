@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mapped_is_found_and_nothing_beside_it() {
+    fn mapped_pages_are_found_and_no_others() {
         for (format, virt) in [
             (X86_64, 0xffff_a000_0000_0000),
             (X86_64, 0),

@@ -145,7 +145,7 @@ impl Tests {
         self.test("hobs.switched_off_smis_are_an_error", || {
             self.switched_off_smis(*mm)
         });
-        self.test("hobs.what_cannot_be_sent_raises_no_mmi", || {
+        self.test("hobs.refused_requests_raise_no_mmi", || {
             let capacity = buffer.map_or(0, CommunicateBuffer::message_capacity);
             let too_long = vec![0; capacity.saturating_add(1)];
             let send = |id, message: &[u8]| mm.communicate(id, message, as_patina(&variable::GUID).as_guid());

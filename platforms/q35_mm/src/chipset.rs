@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chipset_is_locked_with_smis_on_where_there_is_mm_and_off_where_there_is_none() {
+    fn lock_leaves_smis_on_with_mm_and_off_without() {
         let chipset = Fake::new();
         assert!(!is_locked(&chipset));
         assert_eq!(lock(&chipset), Ok(()));

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_makes_no_sense_has_no_buffers() {
+    fn an_invalid_hand_off_block_has_no_buffers() {
         let good = HandOff::new(&[buffer(0x1000)]).unwrap();
         for broken in [
             HandOff {

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_executable_but_the_code_in_smram() {
+    fn only_the_code_in_smram_is_executable() {
         let executable: Vec<u64> = leaves()
             .iter()
             .filter(|leaf| leaf.execute)
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn page_zero_the_guard_page_and_what_is_out_of_reach_are_not_there() {
+    fn page_zero_the_guard_page_and_memory_out_of_reach_are_not_mapped() {
         let leaves = leaves();
         let mut expected = 0;
         let mut holes = Vec::new();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_changes_cannot_be_written() {
+    fn constant_memory_cannot_be_written() {
         let leaves = leaves();
         let constant = CONSTANT.into_iter().flat_map(|range| range.step_by(0x1000));
         for page in constant {
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mm_says_it_reaches_is_mapped_for_data_only() {
+    fn memory_in_mms_reach_is_mapped_for_data_only() {
         let leaves = leaves();
         let pages = (0..REACH + 0x1000_0000).step_by(0x1000);
         // Every page of the first 2 MiB, and around each border.

@@ -113,7 +113,7 @@ fn run(
     report.test("patina.mm_reads_the_variable_that_runtime_services_wrote", || {
         variables.follow(runtime, VENDOR.into_inner())
     });
-    report.test("patina.what_cannot_be_sent_is_refused", || {
+    report.test("patina.requests_that_cannot_be_sent_are_refused", || {
         equal(
             ask(mm, &VARIABLES.to_bytes(), &[]),
             Err(Status::InvalidDataBuffer),

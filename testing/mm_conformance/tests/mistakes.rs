@@ -223,7 +223,7 @@ impl Seen {
 }
 
 #[test]
-fn without_a_mistake_nothing_is_warned_of() {
+fn without_a_mistake_there_is_no_warning() {
     let seen = Platform::new().run(ask_echo);
     seen.works();
     assert!(seen.failed.is_empty() && seen.not_run.is_empty());
@@ -349,7 +349,7 @@ fn without_the_check_a_wrong_base_does_not_matter() {
 }
 
 #[test]
-fn smis_that_are_off_are_told_at_dispatch_and_at_the_call() {
+fn switched_off_smis_are_logged_at_dispatch_and_at_the_call() {
     let platform = Platform::new();
     platform.tap.write_u32(0x630, SmiEnable::GLOBAL.bits());
     let seen = platform.run(ask_echo);
@@ -432,7 +432,7 @@ const IN_VAIN: [&str; 5] = [
 ];
 
 #[test]
-fn a_request_that_mm_does_not_take_is_told_with_all_numbers() {
+fn a_request_that_mm_does_not_take_is_logged_with_all_numbers() {
     let in_vain = |change: &dyn Fn(&mut Platform), ports: &str| {
         let mut platform = Platform::new();
         change(&mut platform);
@@ -504,7 +504,7 @@ fn moves_that_were_switched_on_in_half_are_told() {
 }
 
 #[test]
-fn a_platform_without_comm_buffers_is_told_at_dispatch_and_at_the_call() {
+fn missing_comm_buffers_are_logged_at_dispatch_and_at_the_call() {
     let mut platform = Platform::new();
     platform.config.comm_buffers.clear();
     let seen = platform.run(ask_echo);
@@ -523,7 +523,7 @@ fn a_call_before_dispatch_says_so() {
 }
 
 #[test]
-fn comm_buffers_that_cannot_be_beside_each_other_are_refused() {
+fn conflicting_comm_buffers_are_refused() {
     let mut platform = Platform::new();
     let twice = platform.config.comm_buffers[0].clone();
     platform.config.comm_buffers.push(twice);
@@ -597,7 +597,7 @@ fn callers_mistakes_are_one_line_each() {
 }
 
 #[test]
-fn a_response_that_does_not_fit_is_told_with_both_sizes() {
+fn a_response_that_does_not_fit_is_an_error_with_both_sizes() {
     let seen = Platform::new().run(|mm| {
         mm.communicate_into(0, b"hello", echo().as_guid(), &mut [0; 4])
             .map(|len| vec![0; len])

@@ -795,7 +795,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn smis_that_are_off_are_told_in_the_words_of_the_trigger() {
+    fn switched_off_smis_have_the_triggers_text() {
         is(
             spoil_chipset(|chipset| chipset.smi_en = Some(1)),
             Level::Broken,
@@ -809,7 +809,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_wrong_pmbase_is_told_by_what_is_there() {
+    fn a_wrong_pmbase_is_detected_by_the_registers_value() {
         is(
             spoil_chipset(|chipset| chipset.smi_en = Some(u32::MAX)),
             Level::Broken,

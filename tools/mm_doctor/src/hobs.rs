@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hob_that_is_wrong_is_told_in_the_words_of_the_error() {
+    fn a_wrong_hob_has_the_text_of_its_error() {
         let facts = read(&[hob(COMM_BUFFER_HOB_GUID, &words(&[0x10_0001, 128, 0x20_0000]))]);
         let error = facts.buffers[0].error.as_deref().unwrap();
         assert!(error.contains("0x100001 is not aligned to 4096 bytes"), "{error}");

@@ -196,7 +196,7 @@ mod tests {
     /// The same texts as those that `tests/pasted.rs` compiles and `cargo xtask doctor --machine
     /// NAME` runs.
     #[test]
-    fn what_is_pasted_is_what_is_compiled() {
+    fn rust_for_x86_is_the_rust_that_is_compiled() {
         let mut facts = healthy();
         assert_eq!(
             rust(&facts).as_deref(),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pasted_for_arm_is_what_is_compiled() {
+    fn rust_for_arm_is_the_rust_that_is_compiled() {
         let mut facts = Facts {
             arm: Some(Arm {
                 el3: true,

@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_variable_message_gets_wrong_is_told_with_the_numbers() {
+    fn faults_of_a_variable_message_are_reported_with_their_numbers() {
         for (bytes, problem) in [
             (
                 get(&utf16("X"), 2, 0),

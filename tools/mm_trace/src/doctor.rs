@@ -102,7 +102,7 @@ mod tests {
     use mm_doctor::{findings, report};
 
     #[test]
-    fn what_the_doctor_writes_is_read() {
+    fn the_doctors_file_is_read() {
         let probe = |response| facts::Probe {
             way: "communication protocol 2".to_owned(),
             question: "the variable service's payload size",

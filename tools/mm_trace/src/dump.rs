@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_dump_is_told_with_line_and_column() {
+    fn a_damaged_dump_is_an_error_with_line_and_column() {
         for (text, line, column) in [
             ("00 01\n02 0x", 2, 4),
             ("0 1", 1, 1),
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mm_claims_is_held_against_the_buffer() {
+    fn mms_claims_are_compared_with_the_buffer() {
         let bytes = question(HeaderFormat::V1);
         let problems = |status, size| {
             comm_buffer(&bytes, Some(MailboxImage::answered(status, size).as_bytes())).problems

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_wire_crate_names_has_the_same_name_here() {
+    fn guids_of_the_wire_crate_are_known_here() {
         for (guid, kind) in [
             (mm_wire::message::variable::GUID, Kind::Handler),
             (mm_wire::message::supervisor::GUID, Kind::Handler),

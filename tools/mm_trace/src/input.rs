@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_with_its_column() {
+    fn a_missing_word_is_reported_with_its_column() {
         let mut cursor = Cursor::new("call 7x", 5);
         cursor.expect("call ").unwrap();
         assert_eq!(cursor.number::<u32>(), Ok(7));

@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_line_is_told_with_its_column() {
+    fn a_damaged_line_is_an_error_with_its_column() {
         for (line, column, what) in [
             (
                 format!("call 7, comm buffer 0: request to {GUID}, V1 header, 2 of 2 bytes: [0b, zz]"),

@@ -91,7 +91,7 @@ fn a_call_inside_a_call_is_inside() {
 }
 
 #[test]
-fn what_fails_is_told_in_the_words_of_the_error() {
+fn failures_have_the_text_of_the_error() {
     let log = log_of(|client| {
         client.communicate(0, b"x", NO_HANDLER).unwrap_err();
         client.communicate(7, b"x", mm::ECHO).unwrap_err();

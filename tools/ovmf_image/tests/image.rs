@@ -151,7 +151,7 @@ fn a_dropped_file_is_gone() {
 }
 
 #[test]
-fn a_file_that_is_absent_is_no_error_and_one_that_is_in_it_twice_goes_twice() {
+fn an_absent_file_is_not_an_error_and_a_file_that_is_there_twice_is_dropped_twice() {
     let pe = || TinyPe::driver().build();
     let mut image = image_with(ffs_file(
         guids::CPU_DXE_FOR_ONE,
@@ -230,7 +230,7 @@ fn image_with(file: File) -> Image {
 }
 
 #[test]
-fn nothing_is_changed_where_it_is_unclear_what_is_meant() {
+fn an_ambiguous_choice_changes_nothing() {
     let pe = || TinyPe::driver().build();
     let core = TinyPe::core().build();
     let mut image = image_with(ffs_file(PEI_CORE, file_type::DXE_CORE, pe(), "DxeCore again"));
@@ -335,7 +335,7 @@ fn a_driver_without_a_single_pe32_section_is_refused() {
 }
 
 #[test]
-fn what_is_no_core_is_not_put_in() {
+fn a_file_that_is_not_a_core_is_refused() {
     let mut image = Image::open(&image()).unwrap();
     let refused = image
         .replace_dxe_core(&TinyPe::driver().build(), guids::PATINA_DXE_CORE)

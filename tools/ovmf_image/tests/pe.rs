@@ -253,7 +253,7 @@ fn a_resource_outside_the_directory_is_refused() {
 }
 
 #[test]
-fn a_core_has_to_be_one_that_can_be_started() {
+fn a_core_that_cannot_be_started_is_refused() {
     require_dxe_core(&TinyPe::core().build()).unwrap();
 
     let other = TinyPe {

@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_variants_are_told_from_new_fields_and_functions() {
+    fn new_variants_are_distinguished_from_new_fields_and_functions() {
         let enums = BTreeSet::from(["pub enum a::Status".to_owned(), "pub struct a::Config".to_owned()]);
         let is_variant = |line| is_variant(line, &enums);
         assert!(is_variant("pub a::Status::Busy"));

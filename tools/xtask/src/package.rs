@@ -711,7 +711,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_belong_into_a_package_is_named() {
+    fn unwanted_files_of_a_package_are_named() {
         let files = [
             "Cargo.toml",
             "src/a/b.rs",

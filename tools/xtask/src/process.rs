@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_says_at_its_end_is_not_lost() {
+    fn last_output_of_a_command_is_not_lost() {
         let mut lines = 0;
         let script = "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; sleep 600 & exit 0";
         let status = run("test", shell(script), Some(Duration::from_secs(60)), |_| {

@@ -32,7 +32,7 @@ fn only_crates_above_the_client_core_depend_on_patina() {
 }
 
 #[test]
-fn what_ships_depends_only_on_what_ships() {
+fn shipped_crates_depend_only_on_shipped_crates() {
     let metadata = MetadataCommand::new().no_deps().exec().unwrap();
     let ships = |manifest: &str| manifest.contains("/crates/");
     let local: Vec<_> = metadata

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn every_version_response_is_told_apart() {
+    fn every_version_response_is_distinguished() {
         for (response, expected) in [
             (0x1_0000, Ok((1, 0))),
             (0x1_0007, Ok((1, 7))),

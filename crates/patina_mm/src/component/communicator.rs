@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn executor_may_put_another_buffer_in_the_place_of_the_one_it_was_lent() {
+    fn executor_may_replace_the_buffer_that_it_was_lent() {
         let by_another = |message: &'static [u8]| {
             respond(HeaderFormat::V1, move |lent| {
                 let mut other = buffer(7);

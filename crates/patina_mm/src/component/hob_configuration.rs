@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_platform_set_by_hand_stays() {
+    fn values_that_the_platform_set_stay() {
         let given = MmCommunicationConfiguration {
             cmd_port: MmiPort::Smi(0x72),
             acpi_base: AcpiBase::Io(0x400),

@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supervisor_that_does_not_know_its_own_request_is_none() {
+    fn a_supervisor_without_the_version_request_is_refused() {
         for claimed in [0, 1, 2] {
             let mut body = [0; 16];
             body[8] = claimed;

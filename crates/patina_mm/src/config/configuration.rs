@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_prints_what_a_platform_owner_looks_for() {
+    fn a_configuration_prints_ports_and_buffers() {
         let config = MmCommunicationConfiguration {
             acpi_base: AcpiBase::Io(0x600),
             cmd_port: MmiPort::Smi(0xb2),

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_named_with_what_is_known() {
+    fn a_call_is_named_by_its_known_parts() {
         let clock = |ticks, frequency| Some(Stopped { ticks, frequency });
         for (number, clock, text) in [
             (

@@ -109,7 +109,7 @@ pub(super) fn platform(
         ports().write_u32(SMI_EN, before & !SmiEnable::GLOBAL.bits());
         equal(ports().read_u32(SMI_EN), before)
     });
-    report.test("smram.what_is_read_from_outside_is_not_mms", || {
+    report.test("smram.outside_reads_do_not_see_mms_memory", || {
         let outside = read_window(services)?;
         // Runs of one value prove nothing.
         let telling = |chunk: &[u8]| chunk.iter().any(|byte| Some(byte) != chunk.first());
@@ -124,7 +124,7 @@ pub(super) fn platform(
             format_args!("{alike} of {compared} pieces are MM's"),
         )
     });
-    report.test("smram.what_is_written_from_outside_changes_nothing", || {
+    report.test("smram.outside_writes_change_nothing", || {
         let before = control.state()?;
         let window = smram_window(services.tables)?;
         for value in [0x00, 0xcc, 0xff] {
@@ -487,7 +487,7 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -
 
 /// Makes MM fault. The last test: MM does not run afterwards.
 pub(super) fn fault(report: &mut Report<Console>, services: Services) {
-    report.test("fault.in_a_handler_is_told_and_hangs_nothing", || {
+    report.test("fault.in_a_handler_is_reported_and_hangs_nothing", || {
         let aborted = || Status::MmReturned(efi::Status::ABORTED);
         // An address that nothing here faults at; the stack of MM ends elsewhere.
         const OWN: u64 = 0x1234_5678_9000;

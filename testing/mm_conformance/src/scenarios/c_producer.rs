@@ -38,7 +38,7 @@ scenarios! {
     c_v3_message_size_reaches_mm: CONTROLLED_MM | PRODUCED_PROTOCOLS | LONGER_RESPONSES, "MessageSize is the caller's on the way to MM";
     c_call_from_a_notification_waits_for_the_call_in_progress: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a notification does not come in the middle of a call through the comm buffer that C drivers use";
     c_call_from_above_the_notifications_is_refused: CONTROLLED_MM | PRODUCED_PROTOCOLS | CALLBACKS, "a call that interrupts even that is refused, and changes nothing";
-    c_header_that_is_written_once_serves_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, after responses of any length";
+    c_header_can_be_sent_again: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a header without CommSize can be used again and again, after responses of any length";
     c_header_comes_back_as_mm_left_it: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a length that MM itself changed in the header is the caller's to see, unless it exceeds the caller's buffer";
     c_status_without_error_bit_is_an_error: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "a warning, or an error of a 32-bit MM core, is an EFI_ERROR to a driver in C";
     c_call_carries_mms_status: CONTROLLED_MM | PRODUCED_PROTOCOLS | MAILBOX, "the function returns MM's status, and the buffer does not change";
@@ -614,7 +614,7 @@ fn c_call_from_above_the_notifications_is_refused(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn c_header_that_is_written_once_serves_again(lab: &Lab) -> Seen {
+fn c_header_can_be_sent_again(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     let v1 = request(HeaderFormat::V1, mm::STRETCH, &mm::stretch(3), 40);
     let v3 = request(HeaderFormat::V3, mm::STRETCH, &mm::stretch(3), 0);

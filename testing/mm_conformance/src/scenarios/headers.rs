@@ -24,7 +24,7 @@ scenarios! {
     v3_without_mailbox: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "without a mailbox the header says how long the response is";
     v3_shorter_response_has_its_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "so does a padded one, by MessageSize: BufferSize stays as it was";
     v3_message_size_is_the_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "that is MessageSize if MM leaves BufferSize alone, as edk2's Standalone MM on Arm does, and at most what BufferSize allows";
-    v3_message_size_is_not_looked_at_beside_a_mailbox: CONTROLLED_MM | V3_HEADERS | MAILBOX, "beside a mailbox MessageSize says nothing";
+    mailbox_overrides_the_v3_message_size: CONTROLLED_MM | V3_HEADERS | MAILBOX, "beside a mailbox MessageSize says nothing";
 }
 
 const V3: Call = Call {
@@ -235,7 +235,7 @@ fn v3_message_size_is_the_length_without_mailbox(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn v3_message_size_is_not_looked_at_beside_a_mailbox(lab: &Lab) -> Seen {
+fn mailbox_overrides_the_v3_message_size(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     for len in [0, 4, 17, u64::MAX] {
         let request = Lie::MessageSize(len).request();

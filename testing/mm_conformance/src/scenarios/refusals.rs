@@ -12,7 +12,7 @@ use patina_mm::component::communicator::Status;
 scenarios! {
     empty_message_is_refused: MM, "an empty message raises no MMI";
     message_too_large_is_refused: MM, "a message that does not fit raises no MMI and writes nothing";
-    v3_marker_is_no_recipient: MM, "a v1 message for the GUID that marks v3 headers raises no MMI and writes nothing";
+    v3_marker_is_not_a_recipient: MM, "a v1 message for the GUID that marks v3 headers raises no MMI and writes nothing";
     unknown_buffer_is_refused: MM, "an identifier that no comm buffer has raises no MMI";
     disabled_buffer_is_refused: MM, "a comm buffer that was disabled through one clone is disabled for all";
     no_buffer_is_an_error: MM, "without any comm buffer there is an error of its own";
@@ -59,7 +59,7 @@ fn message_too_large_is_refused(lab: &Lab) -> Seen {
     ensure_clean(&client, 0)
 }
 
-fn v3_marker_is_no_recipient(lab: &Lab) -> Seen {
+fn v3_marker_is_not_a_recipient(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     ensure_eq!(
         client.communicate(0, b"x", V3_MARKER),

@@ -21,9 +21,9 @@ use zerocopy::{FromBytes, IntoBytes};
 scenarios! {
     supervisor_client_asks_the_version: CONTROLLED_MM | SUPERVISOR, "the client comes up by asking for the version, and returns it";
     supervisor_refuses_requests_without_room: CONTROLLED_MM | SUPERVISOR, "a supervisor that is as strict as Project Mu's fails short requests, and says in the message what else is wrong";
-    supervisor_has_a_channel_of_its_own: CONTROLLED_MM | SUPERVISOR, "neither channel leads to the other's handlers";
+    supervisor_has_its_own_channel: CONTROLLED_MM | SUPERVISOR, "neither channel leads to the other's handlers";
     supervisor_client_unblocks_memory: CONTROLLED_MM | SUPERVISOR, "memory is unblocked, or the supervisor's reason is the error";
-    memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor: CONTROLLED_MM | SUPERVISOR, "what a supervisor would call unblocked without mapping it raises no MMI";
+    partial_pages_are_not_sent_to_the_supervisor: CONTROLLED_MM | SUPERVISOR, "what a supervisor would call unblocked without mapping it raises no MMI";
     supervisor_client_fetches_the_policy: CONTROLLED_MM | SUPERVISOR, "the policy arrives whole, or the supervisor says that there is no room";
     supervisor_is_locked_by_its_policy: CONTROLLED_MM | SUPERVISOR, "after the policy was asked for, nothing is unblocked or moved";
     supervisor_client_sends_v1_headers: CONTROLLED_MM | SUPERVISOR, "the supervisor's channel takes only v1 headers, even if the buffer has another one";
@@ -38,7 +38,7 @@ scenarios! {
     nested_call_to_project_mus_supervisor: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "a supervisor that serves the users first serves the inner call, too";
     nested_call_through_a_shared_mailbox_is_busy: CONTROLLED_MM | SUPERVISOR | CALLBACKS, "one mailbox for two channels announces one request at a time";
     users_follow_project_mus_driver: CONTROLLED_MM | SUPERVISOR | UPDATES | EVENTS | LOGS, "beside Project Mu's driver, which moves both buffers and announces one, messages to the users arrive and the supervisor gets each event once";
-    supervisor_with_a_driver_of_its_own_is_not_moved: CONTROLLED_MM | SUPERVISOR, "beside Project Mu's driver, which could not follow, a move is not sent";
+    supervisor_with_its_own_driver_is_not_moved: CONTROLLED_MM | SUPERVISOR, "beside Project Mu's driver, which could not follow, a move is not sent";
     supervisor_that_its_driver_closed_is_explained: CONTROLLED_MM | SUPERVISOR | LOGS, "a request that the supervisor does not take names the driver that may be the cause";
     buffers_that_the_supervisor_moved_are_announced: CONTROLLED_MM | SUPERVISOR | UPDATES | LOGS, "an announcement of the users' new buffer to drivers in C changes nothing here";
     supervisor_whose_mailbox_moved_away_is_disabled: CONTROLLED_MM | SUPERVISOR | UPDATES, "if the users' buffer takes the shared mailbox with it, the supervisor's buffer is out of use";
@@ -108,7 +108,7 @@ fn supervisor_refuses_requests_without_room(lab: &Lab) -> Seen {
     })
 }
 
-fn supervisor_has_a_channel_of_its_own(lab: &Lab) -> Seen {
+fn supervisor_has_its_own_channel(lab: &Lab) -> Seen {
     with_each(lab, |client, _| {
         let not_found = Err(Status::MmReturned(efi::Status::NOT_FOUND));
         ensure_eq!(client.communicate(1, &version_request(), GUID), not_found);
@@ -143,7 +143,7 @@ fn supervisor_client_unblocks_memory(lab: &Lab) -> Seen {
     })
 }
 
-fn memory_that_is_no_whole_pages_is_not_sent_to_the_supervisor(lab: &Lab) -> Seen {
+fn partial_pages_are_not_sent_to_the_supervisor(lab: &Lab) -> Seen {
     with_each(lab, |client, _| {
         let mmis = client.mmis();
         for (address, pages) in [
@@ -494,7 +494,7 @@ fn users_follow_project_mus_driver(lab: &Lab) -> Seen {
     Ok(())
 }
 
-fn supervisor_with_a_driver_of_its_own_is_not_moved(lab: &Lab) -> Seen {
+fn supervisor_with_its_own_driver_is_not_moved(lab: &Lab) -> Seen {
     for release in Release::ALL {
         let setup = Setup {
             supervisors_driver: true,

@@ -261,7 +261,7 @@ fn the_list_is_read_part_by_part_until_the_service_is_there() {
 }
 
 #[test]
-fn what_longer_descriptors_append_is_not_taken_for_a_descriptor() {
+fn bytes_that_longer_descriptors_append_are_not_taken_for_a_descriptor() {
     // The bytes behind the first 24 look like a partition that takes requests.
     let disguised = [(3, [9; 16]), (MM_ID, [0; 16])]
         .map(|(id, uuid)| descriptor(id, TAKES_REQ, uuid))
@@ -385,7 +385,7 @@ fn without_registers_the_partition_is_found_through_pages_that_are_given_back() 
 }
 
 #[test]
-fn pages_are_given_back_whatever_stands_in_them() {
+fn pages_are_given_back_whatever_their_contents() {
     let refused = SmcError::Protocol {
         call: "FFA_PARTITION_INFO_GET",
         response: 0x8400_0061,
@@ -429,7 +429,7 @@ fn pages_that_cannot_be_had_or_mapped_are_an_error() {
 }
 
 #[test]
-fn memory_that_is_no_two_pages_is_not_mapped() {
+fn memory_other_than_two_pages_is_not_mapped() {
     #[repr(C, align(4096))]
     struct Pages([u8; 3 * 4096]);
     for (start, len, fits) in [
@@ -548,7 +548,7 @@ fn failing(failed: u32, failure: Response, world: World) -> World {
 }
 
 #[test]
-fn every_failure_of_every_discovery_call_is_told_with_its_call() {
+fn every_failed_discovery_call_is_named() {
     for (failed, call) in [
         (ID_GET, "FFA_ID_GET"),
         (GET_REGS, "FFA_PARTITION_INFO_GET_REGS"),
@@ -597,7 +597,7 @@ fn every_failure_of_every_discovery_call_is_told_with_its_call() {
 }
 
 #[test]
-fn every_failure_of_a_request_and_of_its_resumption_is_told_with_its_call() {
+fn every_failure_of_a_request_and_of_its_resumption_names_the_call() {
     for kind in KINDS {
         for (failure, code) in failures() {
             for (before, call) in [(vec![], kind.call), (vec![interrupted(0)], "FFA_RUN")] {
@@ -1033,7 +1033,7 @@ fn a_partition_that_runs_elsewhere_is_waited_for_before_the_next_request() {
 }
 
 #[test]
-fn what_cannot_be_resumed_is_over() {
+fn a_request_that_cannot_be_resumed_is_over() {
     for (failure, code) in failures() {
         if let -5 | -4 = code {
             continue;

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn trigger_of_the_platforms_own_raises_one_mmi_a_call() {
+    fn a_platforms_own_trigger_raises_one_mmi_per_call() {
         let buffer = CommunicateBuffer::of_a_page(0);
         let mut trigger = MockSwMmiTrigger::new();
         trigger.expect_trigger_sw_mmi().times(1).returning(|_, _| Ok(()));

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_that_cannot_be_says_where_the_buffers_are() {
+    fn an_impossible_move_logs_where_the_buffers_are() {
         use alloc::string::ToString;
         let range = AddressRange::new(0x1000, 0x1000).unwrap();
         let over = Failure::move_over(range);
