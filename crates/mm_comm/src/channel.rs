@@ -37,6 +37,8 @@ pub struct Channel {
     /// supervisor.
     is_supervisors: AtomicBool,
     tracked: Tracked,
+    /// The format of `tracked`; `None` if there is none.
+    tracked_format: Cell<Option<HeaderFormat>>,
     /// The end of the longest message that was written since the region was last wiped.
     reached: Cell<usize>,
     /// Whether the end of the transaction wipes the whole region, or only the first `reached`
@@ -44,11 +46,10 @@ pub struct Channel {
     wipes_all: Cell<bool>,
 }
 
-/// A header as separate cells: the processor waits if memory is written field by field and soon
+/// A header, without its format, as separate cells: the processor waits if memory is written field by field and soon
 /// after read as a whole.
 #[derive(Debug)]
 struct Tracked {
-    format: Cell<Option<HeaderFormat>>,
     recipient: [Cell<u64>; 2],
     message_len: Cell<u64>,
     message_size: Cell<u64>,
@@ -57,7 +58,6 @@ struct Tracked {
 impl Tracked {
     const fn none() -> Self {
         Self {
-            format: Cell::new(None),
             recipient: [Cell::new(0), Cell::new(0)],
             message_len: Cell::new(0),
             message_size: Cell::new(0),
@@ -72,18 +72,13 @@ impl Tracked {
         second.set(high);
         self.message_len.set(header.message_len());
         self.message_size.set(header.message_size());
-        self.format.set(Some(header.format()));
-    }
-
-    fn forget(&self) {
-        self.format.set(None);
     }
 
     #[inline]
-    fn get(&self) -> Option<Header> {
+    fn get(&self, format: HeaderFormat) -> Option<Header> {
         let [first, second] = &self.recipient;
         let recipient = [first.get(), second.get()];
-        let header = Header::of_words(self.format.get()?, recipient, self.message_len.get())?;
+        let header = Header::of_words(format, recipient, self.message_len.get())?;
         Some(header.with_message_size(self.message_size.get()))
     }
 }
@@ -167,6 +162,7 @@ impl Channel {
             transaction: Cell::new(0),
             is_supervisors: AtomicBool::new(false),
             tracked: Tracked::none(),
+            tracked_format: Cell::new(None),
             reached: Cell::new(0),
             wipes_all: Cell::new(true),
         }
@@ -254,7 +250,7 @@ impl Channel {
     #[must_use]
     #[inline]
     pub fn tracked(&self) -> Option<Header> {
-        self.tracked.get()
+        self.tracked.get(self.tracked_format.get()?)
     }
 
     /// Whether a transaction holds the channel.
@@ -349,7 +345,7 @@ impl Channel {
         if !self.is_in_use() {
             self.reached.set(0);
         }
-        self.tracked.forget();
+        self.tracked_format.set(None);
     }
 
     /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a length. Both formats
@@ -390,7 +386,7 @@ impl Channel {
     /// Whether a header of the same format and for the same recipient as the tracked one is in shared memory.
     #[inline]
     pub(crate) fn holds_tracked_kind(&self) -> bool {
-        let Some(sent) = self.tracked.get() else {
+        let Some(sent) = self.tracked() else {
             return false;
         };
         match (sent.v1_words(), self.region.read_words(0)) {
@@ -461,7 +457,7 @@ impl Channel {
         } else {
             reached
         });
-        self.tracked.forget();
+        self.tracked_format.set(None);
         self.free();
     }
 
@@ -480,6 +476,7 @@ impl Channel {
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);
         self.reached.update(|reached| reached.max(total));
         self.tracked.set(&header);
+        self.tracked_format.set(Some(header.format()));
         written
     }
 

@@ -1,6 +1,7 @@
 //! The status mailbox in shared memory.
 
 use crate::region::{SharedRegion, WORD};
+use core::ptr::NonNull;
 use mm_wire::address::{AddressError, check_mailbox};
 use mm_wire::mailbox::{MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
 
@@ -9,9 +10,9 @@ const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 /// The mailbox of one comm buffer.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// Invariant: exactly `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So none of the accesses
-    /// below fails.
-    region: SharedRegion,
+    /// Invariant: [`SharedRegion`]'s for `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So none of
+    /// the accesses below fails. The length is not stored, since it is constant.
+    base: NonNull<u8>,
 }
 
 impl Mailbox {
@@ -28,20 +29,22 @@ impl Mailbox {
         check_mailbox(address.addr() as u64)?;
         // SAFETY: this function's contract is that of `new`, for these bytes.
         let region = unsafe { SharedRegion::new(address, MAILBOX_LEN) }?;
-        Ok(Self { region })
+        Ok(Self { base: region.base() })
     }
 
     /// The mailbox's memory.
     #[must_use]
-    pub fn region(&self) -> &SharedRegion {
-        &self.region
+    #[inline]
+    pub fn region(&self) -> SharedRegion {
+        // SAFETY: the invariant is that of the region.
+        unsafe { SharedRegion::at(self.base, MAILBOX_LEN) }
     }
 
     /// Copies the whole mailbox out, once, word by word.
     #[must_use]
     #[inline]
     pub fn read(&self) -> MailboxImage {
-        let words = self.region.read_words::<MAILBOX_WORDS>(0);
+        let words = self.region().read_words::<MAILBOX_WORDS>(0);
         debug_assert!(words.is_some(), "a mailbox has MAILBOX_LEN aligned bytes");
         zerocopy::transmute!(words.unwrap_or_default())
     }
@@ -50,7 +53,7 @@ impl Mailbox {
     #[must_use]
     #[inline]
     pub fn is_pending(&self) -> bool {
-        self.region
+        self.region()
             .read_byte(VALID_OFFSET)
             .is_some_and(|valid| valid != 0)
     }
@@ -59,7 +62,8 @@ impl Mailbox {
     #[inline]
     pub fn write(&self, image: &MailboxImage) {
         let [first, status, size]: [u64; MAILBOX_WORDS] = zerocopy::transmute!(*image);
-        let written = self.region.write_words(WORD, &[status, size]) && self.region.write_words(0, &[first]);
+        let written =
+            self.region().write_words(WORD, &[status, size]) && self.region().write_words(0, &[first]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN aligned bytes");
     }
 
@@ -75,14 +79,14 @@ impl Mailbox {
 
     /// Withdraws a request that MM has not taken. The result fields stay as they are.
     pub fn withdraw(&self) {
-        let written = self.region.write(VALID_OFFSET, &[0]);
+        let written = self.region().write(VALID_OFFSET, &[0]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
     }
 
     /// Clears TalkToSupervisor, so that the next request in a mailbox that the MM supervisor shares
     /// with its users is for the users.
     pub fn clear_talk_to_supervisor(&self) {
-        let written = self.region.write(TALK_TO_SUPERVISOR_OFFSET, &[0]);
+        let written = self.region().write(TALK_TO_SUPERVISOR_OFFSET, &[0]);
         debug_assert!(written, "a mailbox has MAILBOX_LEN bytes");
     }
 }

@@ -50,6 +50,21 @@ impl SharedRegion {
         Ok(Self { base, len })
     }
 
+    /// The same region again.
+    ///
+    /// # Safety
+    ///
+    /// `base` and `len` are those of a region that [`Self::new`] made, and its contract still holds.
+    #[inline]
+    pub(crate) const unsafe fn at(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len }
+    }
+
+    /// The first byte.
+    pub(crate) const fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// Takes over memory that this program owns: the exclusive reference is given up for good.
     #[must_use]
     pub fn over_static(memory: &'static mut [u8]) -> Self {

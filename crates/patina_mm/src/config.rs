@@ -10,7 +10,6 @@ mod options;
 mod ports;
 mod smc;
 
-pub(crate) use buffer::Attempt;
 pub use buffer::{CommunicateBuffer, CommunicateBufferStatus};
 pub(crate) use configuration::check_buffers;
 pub use configuration::{ConfigurationError, MmCommunicationConfiguration};

@@ -10,6 +10,7 @@
 //! | `announced_move`, `requested_move` | moves of a comm buffer |
 //! | `after_calls` | callbacks at the end of a call |
 //! | `tpl` | calls that run at `TPL_NOTIFY` |
+//! | `extras` | what only some communicators have |
 //! | `failure`, `ids` | what the log says |
 
 mod after_calls;
@@ -17,6 +18,7 @@ mod announced_move;
 mod buffers;
 mod client;
 mod executor;
+mod extras;
 mod failure;
 mod ids;
 mod requested_move;
@@ -185,8 +187,9 @@ impl MmCommunicator {
         self.set_comm_buffers(config.comm_buffers.clone())
             .inspect_err(|error| log_line!(Error, "mm_comm", "no MM communication: {error}"))?;
         self.client.executor = Some(Box::new(RealMmExecutor::with_options(trigger, *options)));
-        self.client.port = Some(config.cmd_port);
-        self.client.clock = clock;
+        let extras = self.client.extras.make_or_abort();
+        extras.port.set(Some(config.cmd_port));
+        extras.clock.set(clock);
         self.keep_others_out(config, tpl);
         if config.enable_comm_buffer_updates
             && let Some(id) = config.updatable_buffer_id
@@ -200,7 +203,8 @@ impl MmCommunicator {
                     shown((*error).into())
                 );
             })?;
-            self.client.announcements = Some(announcements);
+            // Set once.
+            let _ = extras.announcements.set(announcements);
         }
         log_line!(Info, "mm_comm", "{}", config.summary());
         warn_of_missing_buffers(config);
@@ -328,7 +332,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
 
     fn confirms(&self, id: u8) -> bool {
         let has_mailbox = |buffer: CommunicateBuffer| buffer.has_status_mailbox();
-        !matches!(self.client.port, Some(MmiPort::Smi(_))) || self.client.buffer(id).is_ok_and(has_mailbox)
+        !matches!(self.client.port(), Some(MmiPort::Smi(_))) || self.client.buffer(id).is_ok_and(has_mailbox)
     }
 
     fn message_capacity(&self, id: u8, options: CallOptions) -> Result<usize, Status> {
@@ -336,7 +340,7 @@ impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     }
 
     fn after_calls(&self, callback: Rc<dyn Fn()>) -> Result<(), Status> {
-        self.client.after_calls.add(callback)
+        self.client.extras.make()?.after_calls.add(callback)
     }
 
     fn internals(&self, _: Sealed) -> Option<&dyn Any> {

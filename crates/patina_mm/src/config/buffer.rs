@@ -4,7 +4,6 @@ mod counted;
 mod draft;
 
 use alloc::vec::Vec;
-use core::cell::Cell;
 use core::fmt;
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use core::pin::Pin;
@@ -13,7 +12,6 @@ use draft::{Draft, MismatchError, WriteError};
 use mm_comm::{Channel, ChannelError, Response, ResponseError, SharedRegion, Staged};
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::{AddressError, AddressRange, Header, HeaderFormat, ResponseLength};
-use patina::error::EfiError;
 use patina::{Guid, OwnedGuid};
 use thiserror::Error;
 
@@ -97,23 +95,10 @@ pub struct CommunicateBuffer {
     lent_for: u32,
 }
 
-/// How an executor tried to enter MM.
-#[derive(Clone, Copy)]
-pub(crate) enum Attempt {
-    /// Not yet, or by another executor than this crate's.
-    Unknown,
-    /// The platform's trigger failed.
-    Failed(EfiError),
-    /// Number of MMIs that were raised, and of polls of the mailbox.
-    Waited { mmis: u32, polls: u32 },
-}
-
 struct Shared {
     channel: Channel,
     draft: Draft,
     id: u8,
-    /// What the executor of the last transaction did, for the log.
-    attempt: Cell<Attempt>,
 }
 
 // A call that panics ends its transaction during the unwinding (`mm_comm::transaction`), and leaves
@@ -138,7 +123,6 @@ impl CommunicateBuffer {
             shared: Counted::new(Shared {
                 channel,
                 draft: Draft::default(),
-                attempt: Cell::new(Attempt::Unknown),
                 id,
             }),
             header: HeaderFormat::V1,
@@ -192,7 +176,6 @@ impl CommunicateBuffer {
 
     /// The handle for the executor of a transaction with this header.
     pub(crate) fn lend(&self, transaction: u32, header: HeaderFormat) -> Self {
-        self.note(Attempt::Unknown);
         Self {
             header,
             lent_for: transaction,
@@ -200,14 +183,9 @@ impl CommunicateBuffer {
         }
     }
 
-    /// What the executor did in the current transaction.
-    pub(crate) fn attempt(&self) -> Attempt {
-        self.shared.attempt.get()
-    }
-
-    /// Notes what the executor did, for the log.
-    pub(crate) fn note(&self, attempt: Attempt) {
-        self.shared.attempt.set(attempt);
+    /// Buffer and transaction that this handle was lent for.
+    pub(crate) fn loan(&self) -> (u8, u32) {
+        (self.id(), self.lent_for)
     }
 
     /// Whether both are handles of one buffer.

@@ -60,7 +60,7 @@ impl Observed {
     pub(super) fn make_stale(&self, site: &dyn Site) {
         site.make_stale(&self.region);
         if let Some(mailbox) = &self.mailbox {
-            site.make_stale(mailbox.region());
+            site.make_stale(&mailbox.region());
         }
     }
 

@@ -4,7 +4,7 @@ use crate::service::Status;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 /// The callbacks that wait for the end of a call.
 ///
@@ -16,8 +16,6 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 pub(super) struct AfterCalls {
     /// Borrowed only to add one or to look one up, never while one runs.
     callbacks: RefCell<Vec<Rc<dyn Fn()>>>,
-    /// Number of calls that got [`Status::Busy`].
-    rejected: AtomicU32,
     run: Run,
 }
 
@@ -82,20 +80,9 @@ impl AfterCalls {
         Ok(())
     }
 
-    /// Number of calls that got [`Status::Busy`].
-    pub(super) fn rejected(&self) -> u32 {
-        self.rejected.load(Ordering::Acquire)
-    }
-
-    /// Counts a call that got [`Status::Busy`].
-    pub(super) fn count_rejected(&self) {
-        self.rejected.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Runs the callbacks at the end of a call. `rejected` is what [`Self::rejected`] was before
-    /// the call.
-    pub(super) fn call_has_ended(&self, rejected: u32, wakes: Wakes) {
-        let was_rejected = self.rejected() != rejected;
+    /// Runs the callbacks at the end of a call. `was_rejected` says whether another call got
+    /// [`Status::Busy`] in the middle of it.
+    pub(super) fn call_has_ended(&self, was_rejected: bool, wakes: Wakes) {
         if wakes == Wakes::IfRejected && !was_rejected {
             return;
         }

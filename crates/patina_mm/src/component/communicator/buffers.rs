@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use crate::config::{CommunicateBuffer, ConfigurationError, check_buffers};
 use crate::service::Status;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::{BorrowError, Cell, RefCell};
 
@@ -16,7 +17,7 @@ use core::cell::{BorrowError, Cell, RefCell};
 ///    a notification run.
 #[derive(Default)]
 pub(super) struct Buffers {
-    list: RefCell<Vec<CommunicateBuffer>>,
+    list: RefCell<Box<[CommunicateBuffer]>>,
     /// The MM supervisor's and the users' comm buffer, if they share their mailbox.
     one_mailbox: Cell<Option<[u8; 2]>>,
 }
@@ -51,6 +52,7 @@ impl Buffers {
             let second = all.iter().find(|second| first.shares_mailbox_with(second))?;
             Some([first.id(), second.id()])
         });
+        let all = all.into_boxed_slice();
         let Ok(mut list) = self.list.try_borrow_mut() else {
             return Err(ConfigurationError::BuffersBusy);
         };

@@ -1,21 +1,20 @@
 //! The work of a communicator, re-entrant calls included. Compiled once, not once for each type of
 //! executor.
 
-use super::after_calls::{AfterCalls, Wakes};
+use super::after_calls::Wakes;
 use super::announced_move::{Announcements, MoveLock};
 use super::buffers::{self, Buffers};
 use super::executor::MmExecutor;
+use super::extras::LazyExtras;
 use super::failure::Failure;
 use super::ids::Ids;
-use super::tpl::{AtNotify, Raised, raise_to_notify};
+use super::tpl::{Raised, raise_to_notify};
 use crate::config::{CommunicateBuffer, MmiPort};
-use crate::service::{
-    CallOptions, CallTag, Clock, MmCommunication, ResponseReader, Sealed, Status, trace_request,
-};
+use crate::service::{CallOptions, CallTag, MmCommunication, ResponseReader, Sealed, Status, trace_request};
 use alloc::boxed::Box;
-use alloc::rc::Rc;
 use core::cell::{BorrowError, Cell};
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 use mm_comm::BeginError;
 use mm_wire::text::Shown;
 use patina::Guid;
@@ -27,14 +26,11 @@ use patina::component::service::uefi_services::tpl::TplServices;
 pub(crate) struct Client {
     pub(super) executor: Option<Box<dyn MmExecutor>>,
     pub(super) buffers: Buffers,
-    /// The configured way into MM, if there is one.
-    pub(super) port: Option<MmiPort>,
     /// Number of calls so far; log lines name a call by it.
     pub(super) calls: Cell<u32>,
-    pub(super) clock: Option<Clock>,
-    pub(super) announcements: Option<Rc<Announcements>>,
-    pub(super) after_calls: AfterCalls,
-    pub(super) at_notify: AtNotify,
+    /// Number of calls that got [`Status::Busy`].
+    pub(super) rejected: AtomicU32,
+    pub(super) extras: LazyExtras,
 }
 
 impl Client {
@@ -114,17 +110,23 @@ impl Client {
         work: impl FnOnce() -> Result<T, Failure>,
         log: impl FnOnce(Result<T, Failure>) -> Result<R, Status>,
     ) -> Result<R, Status> {
-        let rejected = self.after_calls.rejected();
+        let rejected = self.rejected.load(Ordering::Acquire);
         let raised = tpl.and_then(raise_to_notify);
         let result = work();
         drop(raised);
         let result = log(result);
         if matches!(result, Err(Status::Busy)) {
-            self.after_calls.count_rejected();
-        } else {
-            self.after_calls.call_has_ended(rejected, wakes);
+            self.rejected.fetch_add(1, Ordering::AcqRel);
+        } else if let Some(extras) = self.extras.get() {
+            let was_rejected = self.rejected.load(Ordering::Acquire) != rejected;
+            extras.after_calls.call_has_ended(was_rejected, wakes);
         }
         result
+    }
+
+    /// The configured way into MM, if there is one.
+    pub(super) fn port(&self) -> Option<MmiPort> {
+        self.extras.get()?.port.get()
     }
 
     /// Counts a call, and names it for the log.
@@ -132,7 +134,7 @@ impl Client {
         self.calls.update(|calls| calls.wrapping_add(1));
         CallTag {
             number: Some(self.calls.get()),
-            clock: self.clock,
+            clock: self.extras.get().and_then(|extras| extras.clock.get()),
             buffer,
         }
     }
@@ -155,13 +157,10 @@ impl Client {
 
     /// The service that raises the TPL, if calls through this buffer run at `TPL_NOTIFY`.
     pub(super) fn tpl_for(&self, id: u8) -> Option<Service<dyn TplServices>> {
-        let services = self.at_notify.services()?;
-        let is_beside = || {
-            self.buffers
-                .beside(id)
-                .is_some_and(|other| self.at_notify.has(other))
-        };
-        (self.at_notify.has(id) || is_beside()).then_some(services)
+        let at_notify = &self.extras.get()?.at_notify;
+        let services = at_notify.services()?;
+        let is_beside = || self.buffers.beside(id).is_some_and(|other| at_notify.has(other));
+        (at_notify.has(id) || is_beside()).then_some(services)
     }
 
     /// Raises the TPL if calls through the buffer that may move run at `TPL_NOTIFY`.
@@ -171,15 +170,21 @@ impl Client {
 
     /// The buffer whose moves are announced.
     pub(super) fn announced_id(&self) -> Option<u8> {
-        self.announcements
-            .as_ref()
-            .map(|announcements| announcements.id())
+        self.announcements().map(|announcements| announcements.id())
+    }
+
+    fn announcements(&self) -> Option<&Announcements> {
+        self.extras
+            .get()?
+            .announcements
+            .get()
+            .map(|announcements| &**announcements)
     }
 
     /// Applies announced moves. [`Status::Busy`] if that has to wait and `id` is the buffer that
     /// moves.
     fn apply_announced(&self, id: u8) -> Result<(), Failure> {
-        let Some(announcements) = &self.announcements else {
+        let Some(announcements) = self.announcements() else {
             return Ok(());
         };
         let _raised = self.raise_for_moves();
@@ -195,7 +200,7 @@ impl Client {
     /// [`Status::Busy`] if a call that this one interrupted moves buffers, or has to end before a
     /// buffer of `to` can be where it was announced.
     pub(super) fn lock_moves(&self, to: &[CommunicateBuffer]) -> Result<Option<MoveLock<'_>>, Failure> {
-        let Some(announcements) = &self.announcements else {
+        let Some(announcements) = self.announcements() else {
             return Ok(None);
         };
         let busy = |why| Failure::also(Status::Busy, why);
@@ -212,7 +217,7 @@ impl Client {
 
     /// Makes calls through a comm buffer run at `TPL_NOTIFY`.
     pub(crate) fn run_at_notify(&self, id: u8, tpl: Service<dyn TplServices>) {
-        self.at_notify.add(id, tpl);
+        self.extras.make_or_abort().at_notify.add(id, tpl);
     }
 
     /// Whether calls through this buffer run at `TPL_NOTIFY`.
@@ -245,8 +250,8 @@ impl Client {
     /// Refuses messages that MM does not take. Returns the way into MM.
     fn check(&self, message: &[u8], options: CallOptions) -> Result<&dyn MmExecutor, Failure> {
         let has_no_bytes = options.message_size.map_or(message.is_empty(), |size| size == 0);
-        let by_secure_calls = matches!(self.port, Some(MmiPort::Smc(_)));
-        if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && by_secure_calls) {
+        let by_secure_calls = || matches!(self.port(), Some(MmiPort::Smc(_)));
+        if (message.is_empty() && !options.may_be_empty) || (has_no_bytes && by_secure_calls()) {
             return Err(Status::InvalidDataBuffer.into());
         }
         self.executor()

@@ -1,11 +1,13 @@
 //! How a communicator enters MM.
 
-use crate::config::{Attempt, CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
+use crate::config::{CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
 use crate::service::{MmProgress, MmiError, Sealed, Status, SwMmiTrigger};
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt::{self, Display as _};
 use mm_comm::transaction;
 use patina::component::service::Service;
+use patina::error::EfiError;
 
 /// Makes MM process the request in a comm buffer.
 ///
@@ -79,6 +81,25 @@ impl fmt::Debug for MockMmExecutor {
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
+    /// For the log. A notification may make another attempt before it is logged: then the status
+    /// alone is.
+    last: Cell<Option<Attempt>>,
+}
+
+/// How MM was entered for a call.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// Whose call it was: [`CommunicateBuffer::loan`].
+    loan: (u8, u32),
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// The platform's trigger failed.
+    Failed(EfiError),
+    /// Number of MMIs that were raised, and of polls of the mailbox.
+    Waited { mmis: u32, polls: u32 },
 }
 
 impl RealMmExecutor {
@@ -92,12 +113,18 @@ impl RealMmExecutor {
     /// wait.
     #[must_use]
     pub fn with_options(trigger: Service<dyn SwMmiTrigger>, options: MmCommunicationOptions) -> Self {
-        Self { trigger, options }
+        Self {
+            trigger,
+            options,
+            last: Cell::new(None),
+        }
     }
 }
 
 impl MmExecutor for RealMmExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
+        let loan = comm_buffer.loan();
+        let note = |outcome| self.last.set(Some(Attempt { loan, outcome }));
         let (id, address) = (comm_buffer.id(), comm_buffer.as_ptr().addr() as u64);
         let enter = || {
             self.trigger
@@ -105,7 +132,7 @@ impl MmExecutor for RealMmExecutor {
         };
         let progress = enter().inspect_err(|error| {
             if let MmiError::Failed(error) = error {
-                comm_buffer.note(Attempt::Failed(*error));
+                note(Outcome::Failed(*error));
             }
         })?;
         if progress == MmProgress::Returned {
@@ -128,7 +155,7 @@ impl MmExecutor for RealMmExecutor {
             MmProgress::RaisedRepeatable => transaction::wait_and_raise_again(channel, polls, again, pause),
             _ => transaction::wait(channel, polls, pause),
         };
-        comm_buffer.note(Attempt::Waited { mmis, polls: pauses });
+        note(Outcome::Waited { mmis, polls: pauses });
         log_line!(
             Trace,
             "mm_comm",
@@ -147,8 +174,9 @@ impl MmExecutor for RealMmExecutor {
         if log::STATIC_MAX_LEVEL < log::Level::Error {
             return Ok(());
         }
-        match (status, comm_buffer.attempt()) {
-            (Status::NotProcessed, Attempt::Waited { mmis, polls }) => {
+        let last = self.last.get().filter(|last| last.loan == comm_buffer.loan());
+        match (status, last.map(|last| last.outcome)) {
+            (Status::NotProcessed, Some(Outcome::Waited { mmis, polls })) => {
                 let (len, at) = (comm_buffer.len(), comm_buffer.as_ptr());
                 write!(f, "{status}. The comm buffer has {len} bytes at {at:p}")?;
                 if let Some(mailbox) = comm_buffer.channel().mailbox() {
@@ -160,7 +188,7 @@ impl MmExecutor for RealMmExecutor {
                 f.write_str(". See docs/troubleshooting.md#mmi-but-no-response")
             }
             // The status cannot carry the trigger's own error.
-            (Status::SwMmiFailed, Attempt::Failed(error)) => MmiError::Failed(error).fmt(f),
+            (Status::SwMmiFailed, Some(Outcome::Failed(error))) => MmiError::Failed(error).fmt(f),
             _ => status.fmt(f),
         }
     }

@@ -98,8 +98,9 @@ impl Scene {
     fn new(ids: &[u8], movable: u8) -> Self {
         let announcements = Announcements::about(movable).unwrap();
         let executor: &'static Echo = Box::leak(Box::default());
-        let mut mm = MmCommunicator::with_executor(Shared(executor));
-        mm.client.announcements = Some(Rc::clone(&announcements));
+        let mm = MmCommunicator::with_executor(Shared(executor));
+        let extras = mm.client.extras.make().unwrap();
+        assert!(extras.announcements.set(Rc::clone(&announcements)).is_ok());
         mm.set_comm_buffers(ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect())
             .unwrap();
         Self {
