@@ -12,7 +12,7 @@
 //! | [`memory`] | non-secure memory as the secure world uses it |
 //! | [`mm`] | the MM core, one request at a time |
 //! | [`ffa`], [`spm_mm`] | the two interfaces |
-//! | [`device_tree`] | what a UEFI above the monitor has to be told |
+//! | [`device_tree`] | tells a UEFI above the monitor about RAM and PSCI |
 //!
 //! The program around it (`main.rs`) has the vectors and the registers of EL3.
 #![no_std]

@@ -186,7 +186,7 @@ impl<'a> Mm<'a> {
     /// stays as it was.
     ///
     /// Two things that the real one does are left out: a length that wraps with its header (v1),
-    /// and a BufferSize that is smaller than the message, make it read memory of its own. They are
+    /// and a BufferSize that is smaller than the message, make it read its own memory. They are
     /// DENIED.
     ///
     /// # Errors

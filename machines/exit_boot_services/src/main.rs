@@ -4,7 +4,7 @@
 //! boot     drivers started from the volume; protocols and variables used as by any application
 //! left     ExitBootServices; own page tables, stack and exceptions; boot-services memory overwritten, then not mapped any more;
 //!          the same calls, at the same addresses
-//! moved    SetVirtualAddressMap with a map of its own; nothing but faults at the old addresses; the same calls, at the new ones
+//! moved    SetVirtualAddressMap with its own map; every access to an old address faults; the same calls, at the new ones
 //! ```
 //!
 //! A file `map` on the volume has the word for the map ([`exit_boot_services::map::Change`]); with `none` the last part is left

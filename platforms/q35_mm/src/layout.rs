@@ -14,7 +14,7 @@
 //! 0xbe000  stack, down from 0xc0000               write
 //! ```
 //!
-//! The fault stack has no guard page of its own. The report of a fault took 632 of its 2304 bytes
+//! The fault stack does not have a guard page. The report of a fault took 632 of its 2304 bytes
 //! (release build, measured by the lowest byte that was not zero afterwards). A deeper stack would
 //! overwrite the hand-off block, which is not used any more by then, and the descriptors, and end
 //! at the page tables, which cannot be written.

@@ -180,7 +180,7 @@ impl Write for Text {
     }
 }
 
-#[expect(unconditional_recursion, reason = "that is what it is for")]
+#[expect(unconditional_recursion, reason = "it exhausts the stack on purpose")]
 /// Calls itself until the stack ends: each call keeps memory that the one below reads.
 fn bottomless(depth: u64) -> u64 {
     let frame = core::hint::black_box([depth; 32]);

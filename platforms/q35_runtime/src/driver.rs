@@ -76,8 +76,8 @@ unsafe extern "efiapi" fn efi_main(_: efi::Handle, system_table: *mut efi::Syste
         command: COMMAND,
         data: 0,
     };
-    // SAFETY: this is a runtime driver, which is never unloaded. The HOB's memory was set aside for it as RuntimeServicesData,
-    // and MM was told of it. Neither entry nor sink has a pointer.
+    // SAFETY: this is a runtime driver, which is never unloaded. The HOB's memory was set aside for
+    // it as RuntimeServicesData, and MM knows it. Neither entry nor sink has a pointer.
     match unsafe { install(system_table, &configuration, entry, Log) } {
         Ok(()) => efi::Status::SUCCESS,
         Err(error) => {

@@ -1,5 +1,5 @@
-//! The conformance suite on the simulated machine, each scenario a test of its own. With `--list` it names all of them, also
-//! those that this machine cannot run: `cargo xtask test` asks for that.
+//! The conformance suite on the simulated machine, each scenario as a separate test. With `--list`
+//! it names all of them, also those that this machine cannot run: `cargo xtask test` asks for that.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use log::{LevelFilter, Log, Metadata, Record};

@@ -54,7 +54,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target {
         name: "wire",
-        about: "headers, HOBs, mailbox and payloads of mm_wire, against readers of their own",
+        about: "headers, HOBs, mailbox and payloads of mm_wire, against separate readers",
         run: wire::run,
         max_len: 512,
     },

@@ -109,7 +109,7 @@ impl Block {
         );
     }
 
-    /// A region of its own over the first `len` bytes at most, for code that takes one.
+    /// Another region over the first `len` bytes at most, for code that takes over a region.
     #[must_use]
     pub fn region(&self, len: usize) -> SharedRegion {
         self.region_at(0, len)

@@ -1,5 +1,5 @@
-//! PE files that `ovmf_image` flattens or refuses, judged by a loader of its own: what a flattened file has in memory is what the
-//! old one had.
+//! PE files that `ovmf_image` flattens or refuses, judged by a separate loader: a flattened file
+//! has the same contents in memory as the old one.
 
 use arbitrary::{Arbitrary, Unstructured};
 use ovmf_image::pe;

@@ -23,11 +23,11 @@ struct Mailbox(*mut u64);
 
 impl Mailbox {
     fn answer(self, size: u64) {
-        // SAFETY: the mailbox is the start of a page of its own.
+        // SAFETY: the mailbox is the start of a page that nothing else uses.
         unsafe { self.0.add(1).write_volatile(0) };
-        // SAFETY: the mailbox is the start of a page of its own.
+        // SAFETY: the mailbox is the start of a page that nothing else uses.
         unsafe { self.0.add(2).write_volatile(size) };
-        // SAFETY: the mailbox is the start of a page of its own.
+        // SAFETY: the mailbox is the start of a page that nothing else uses.
         unsafe { self.0.write_volatile(0) };
     }
 }

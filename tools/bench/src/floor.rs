@@ -17,7 +17,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Over memory of `len` bytes; `wipes` what it has written.
+    /// Copies in memory of `len` bytes; if `wipes` is set, also wipes it.
     pub fn new(len: usize, wipes: bool) -> Self {
         Self {
             memory: memory::pages(len),

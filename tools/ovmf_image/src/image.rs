@@ -283,7 +283,7 @@ impl fmt::Display for Change {
                 resources_moved,
             } => {
                 let moved = if *resources_moved {
-                    ", resources in a section of their own"
+                    ", resources in a separate section"
                 } else {
                     ""
                 };

@@ -5,7 +5,7 @@
 //! tree with the published crate:
 //!
 //! - a consumer that uses everything the published crate offers passes its tests with both ([`both`]);
-//! - the public API has lost and changed nothing but what is listed with a reason ([`crate::api`]);
+//! - each public item that was lost or changed is listed with a reason ([`crate::api`]);
 //! - a lock file that names the published crate keeps it until `cargo update` ([`lock_file`]).
 
 use crate::api;

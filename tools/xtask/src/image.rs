@@ -186,8 +186,9 @@ fn pack(shell: &Shell, ovmf: &Path, core: &Path, output: &Path, files: &[String]
     process::run_quietly("flash image", tool.into())
 }
 
-/// Builds the MM core that platform patina-q35 puts into SMRAM. Each form has a path of its own: Cargo builds the DXE core
-/// again when the path changes or the file is newer, and a program that Cargo takes from its cache is an old file.
+/// Builds the MM core that platform patina-q35 puts into SMRAM. Each form has its own path: Cargo
+/// builds the DXE core again when the path changes or the file is newer, and a program that Cargo
+/// takes from its cache is an old file.
 pub(crate) fn q35_mm(shell: &Shell, conformance: bool) -> Result<PathBuf> {
     let (features, name): (&[&str], _) = match conformance {
         true => (&["conformance"], "q35_mm-conformance"),

@@ -76,7 +76,7 @@ const fn plain(target: &'static str, arguments: &'static [&'static str]) -> Prog
     }
 }
 
-/// Reads the code that only firmware targets have with Clippy.
+/// Runs Clippy on the code that only firmware targets compile.
 ///
 /// The lints of the host never see it. A warning is a failure.
 #[derive(Args, Debug)]

@@ -40,7 +40,7 @@ pub(crate) struct Machine {
     pub(crate) name: &'static str,
     /// The tools that must be installed to build and to boot it.
     pub(crate) tools: &'static [&'static Tool],
-    /// The ways to boot it, each of which is a stage of its own; the demo takes the first.
+    /// The ways to boot it, each of which is a separate stage; the demo takes the first.
     pub(crate) variants: &'static [Variant],
     /// Builds the programs that it boots; the result is a file for `command`.
     pub(crate) build: fn(&Shell) -> Result<PathBuf>,

@@ -291,7 +291,7 @@ fn faults(package: &Package, license: &[u8]) -> Vec<String> {
                 .as_ref()
                 .is_some_and(|readme| readme == "README.md")
                 && own("README.md").is_some(),
-            "no README.md of its own",
+            "no separate README.md",
         ),
         (
             own("LICENSE").is_some_and(|text| text == license),

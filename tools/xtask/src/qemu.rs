@@ -282,9 +282,9 @@ impl Run {
     }
 }
 
-/// How many SMIs QEMU's log shows as taken since the firmware started our code. The log has serial output too, byte by
-/// byte, so that the order is certain: the firmware takes hundreds of SMIs of its own before. With `elsewhere` those under the
-/// page tables of the SMIs before are not counted.
+/// How many SMIs QEMU's log shows as taken since the firmware started our code. The log has serial
+/// output too, byte by byte, so that the order is certain: the firmware itself takes hundreds of
+/// SMIs before. With `elsewhere` those under the page tables of the SMIs before are not counted.
 fn count_smis(log: &Path, since: &str, elsewhere: bool) -> Result<u64> {
     let file = File::open(log).with_context(|| format!("QEMU wrote no {}", log.display()))?;
     let mut taken = None;

@@ -236,7 +236,7 @@ fn one_less(unsent: &AtomicU8) -> bool {
 struct Notifier {
     mm: Service<dyn MmCommunication>,
     listeners: [Option<Listener>; 2],
-    /// Whether DXE has ended, or MM was told that it has.
+    /// Whether DXE has ended, or MM got the end of DXE already.
     has_ended: AtomicBool,
     /// Whether ready to lock came already.
     was_locked: AtomicBool,

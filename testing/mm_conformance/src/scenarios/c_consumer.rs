@@ -15,15 +15,15 @@ use patina_mm::component::communicator::Status;
 
 scenarios! {
     firmware_protocol2_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS, "requests and responses of any length go through protocol 2";
-    firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "those with a v3 header go through protocol 3";
-    firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS | LONGER_RESPONSES, "a request has to be as long as its response, by padding, or the driver's refusal is the error";
+    firmware_protocol3_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | V3_HEADERS, "requests with a v3 header go through protocol 3";
+    firmware_protocol_has_no_room_for_a_longer_response: CONTROLLED_MM | FIRMWARE_PROTOCOLS | LONGER_RESPONSES, "a request must be padded to the length of its response, otherwise the driver's refusal is the error";
     firmware_protocol_carries_mms_status: CONTROLLED_MM | FIRMWARE_PROTOCOLS | NO_HANDLER_STATUS, "MM's refusal comes back through the protocol";
-    firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler responds through protocol 2 like without it";
+    firmware_protocol_reaches_the_variable_service: VARIABLES | FIRMWARE_PROTOCOLS, "a real handler gives the same response through protocol 2 as without it";
     edk2_driver_carries_messages: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | V3_HEADERS, "through edk2's MmCommunicationDxe a response has the length that CommSize tells; protocol 3 has none, and the request's length counts";
     edk2_driver_is_entered_once_at_a_time: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "a call through another comm buffer does not enter edk2's driver in the middle of a call, and each gets its own response";
     failures_through_the_firmware_are_one_log_line: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS | LOGS, "a call that the firmware's driver fails is one error line, which says that it was the driver";
     notification_waits_for_the_edk2_driver: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX | CALLBACKS, "edk2's driver works at TPL_NOTIFY, and a notification comes when it is done";
-    edk2_driver_status_without_error_bit_is_an_error: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX, "edk2's driver passes a warning of MM's on, and it comes without a response";
+    edk2_driver_status_without_error_bit_is_an_error: CONTROLLED_MM | FIRMWARE_PROTOCOLS | PORTS | MAILBOX, "a warning of MM that edk2's driver passes on comes without a response";
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
 }
 

@@ -9,12 +9,12 @@ use patina_mm::component::communicator::Status;
 
 scenarios! {
     response_into_slice_is_exact: CONTROLLED_MM | LONGER_RESPONSES, "a response goes to the start of the caller's memory, with its length";
-    response_into_short_slice_is_refused: CONTROLLED_MM | LONGER_RESPONSES, "a response that does not fit there is an error with both lengths, and is left nowhere";
+    response_into_short_slice_is_refused: CONTROLLED_MM | LONGER_RESPONSES, "a response that does not fit into the caller's memory is an error with both lengths, and is wiped";
     response_to_closure_is_read_in_steps: CONTROLLED_MM | LONGER_RESPONSES, "a response can be read in place, in steps of any length";
     typed_response_has_the_types_size: CONTROLLED_MM | LONGER_RESPONSES, "a response becomes a value";
     typed_response_of_another_size_is_refused: CONTROLLED_MM | LONGER_RESPONSES, "one byte more or less is an error with both sizes";
     every_way_carries_mms_status: CONTROLLED_MM | NO_HANDLER_STATUS, "MM's refusal is the same error, however the call was made";
-    every_way_refuses_before_the_mmi: MM, "what cannot be sent raises no MMI, however the call was made";
+    every_way_refuses_before_the_mmi: MM, "a message that cannot be sent raises no MMI, however the call was made";
 }
 
 const WAYS: [ResponseTo; 4] = [

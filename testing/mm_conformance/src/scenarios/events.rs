@@ -19,9 +19,9 @@ scenarios! {
     event_that_failed_twice_is_sent_twice: CONTROLLED_MM | EVENTS | SMI_SWITCH, "an event that came twice while SMIs were off is sent twice with the next event";
     end_of_dxe_is_sent_before_ready_to_lock: CONTROLLED_MM | EVENTS | LOGS, "a platform that locks before the end of DXE gets a warning, and the end of DXE is sent first";
     supervisor_gets_events_after_the_users: CONTROLLED_MM | EVENTS | SUPERVISOR, "the MM supervisor gets ready to lock and exit boot services through its own buffer, with a v1 header";
-    supervisor_gets_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "a second exit boot services is for the users alone";
-    supervisor_with_its_own_driver_gets_no_events: CONTROLLED_MM | EVENTS | SUPERVISOR, "the supervisor is left to Project Mu's driver if that is there";
-    events_that_the_platforms_drivers_send_are_left_out: CONTROLLED_MM | EVENTS | SUPERVISOR, "what a driver in C sends to MM is not sent twice";
+    supervisor_gets_exit_boot_services_once: CONTROLLED_MM | EVENTS | SUPERVISOR, "only the users get a second exit boot services";
+    supervisor_with_its_own_driver_gets_no_events: CONTROLLED_MM | EVENTS | SUPERVISOR, "if Project Mu's driver is there, the supervisor gets its events from that driver only";
+    events_that_the_platforms_drivers_send_are_left_out: CONTROLLED_MM | EVENTS | SUPERVISOR, "an event that a driver in C sends to MM is not sent twice";
     without_a_mailbox_the_log_claims_no_delivery: CONTROLLED_MM | EVENTS | LOGS | PORTS, "the log does not say that MM got the event if nothing shows it";
     each_boot_event_is_one_mmi: MM | EVENTS, "each event is one message, with any MM";
     boot_event_during_a_call_does_not_disturb_it: CONTROLLED_MM | EVENTS | CALLBACKS, "an event in the middle of a call goes through another buffer";

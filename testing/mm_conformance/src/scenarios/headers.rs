@@ -17,14 +17,14 @@ scenarios! {
     v3_responses_have_any_length: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "a response may be shorter or longer than its request";
     v3_message_fills_the_buffer: CONTROLLED_MM | V3_HEADERS, "all of the buffer behind the 56 bytes can be used, and no more";
     v3_buffer_serves_plain_calls: CONTROLLED_MM | V3_HEADERS | CALLBACKS | LONGER_RESPONSES, "a comm buffer can have the v3 header as its own";
-    v1_call_through_v3_buffer: CONTROLLED_MM | V3_HEADERS, "and a call can ask for the v1 header there";
+    v1_call_through_v3_buffer: CONTROLLED_MM | V3_HEADERS, "a call through a buffer with the v3 header can ask for the v1 header";
     headers_alternate: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "calls of both formats follow each other through one buffer";
     v3_no_handler_is_an_error: MM | V3_HEADERS | NO_HANDLER_STATUS, "a v3 message without a handler is an error with MM's status";
-    v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "what MM says is checked as with v1, with the longer header";
+    v3_lies_are_refused: CONTROLLED_MM | V3_HEADERS | MAILBOX, "MM's responses with a v3 header are checked like those with v1";
     v3_without_mailbox: CONTROLLED_MM | V3_HEADERS | LONGER_RESPONSES, "without a mailbox the header says how long the response is";
-    v3_shorter_response_has_its_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "so does a padded one, by MessageSize: BufferSize stays as it was";
-    v3_message_size_is_the_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "that is MessageSize if MM leaves BufferSize alone, as edk2's Standalone MM on Arm does, and at most what BufferSize allows";
-    mailbox_overrides_the_v3_message_size: CONTROLLED_MM | V3_HEADERS | MAILBOX, "beside a mailbox MessageSize says nothing";
+    v3_shorter_response_has_its_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox MessageSize says how long the response to a padded request is, and BufferSize does not change";
+    v3_message_size_is_the_length_without_mailbox: CONTROLLED_MM | V3_HEADERS, "without a mailbox MessageSize is the length if MM leaves BufferSize alone, like edk2's Standalone MM on Arm";
+    mailbox_overrides_the_v3_message_size: CONTROLLED_MM | V3_HEADERS | MAILBOX, "with a mailbox MessageSize is ignored";
 }
 
 const V3: Call = Call {

@@ -13,22 +13,22 @@ use patina_mm::component::communicator::Status;
 scenarios! {
     no_handler_is_an_error: MM | NO_HANDLER_STATUS, "a message without a handler is an error with MM's status, not an echo";
     failed_handler_is_an_error: CONTROLLED_MM | NO_HANDLER_STATUS, "a handler that fails is an error with MM's status";
-    ports_without_mailbox_echo_request: CONTROLLED_MM | PORTS | LATENCY, "a limit: without a mailbox a message without a handler, or that MM never sees, comes back as if it was answered";
-    mm_status_is_carried: CONTROLLED_MM | MAILBOX, "whatever status MM returns is the one in the error";
+    ports_without_mailbox_echo_request: CONTROLLED_MM | PORTS | LATENCY, "a limit: without a mailbox a message that no handler takes, or MM never sees, comes back like a response";
+    mm_status_is_carried: CONTROLLED_MM | MAILBOX, "the error has the status that MM returned";
     mm_status_without_error_bit_is_an_error: CONTROLLED_MM | MAILBOX, "a status that is neither success nor an EFI_ERROR, a warning or an error of a 32-bit MM core, comes without a response";
-    ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "MM that ran and did not take the request is an error of its own";
+    ignored_request_is_an_error: CONTROLLED_MM | MAILBOX, "if MM ran and did not take the request, there is a separate error";
     late_mm_is_an_error_and_harms_no_other_call: CONTROLLED_MM | LATENCY | MAILBOX, "MM that runs after the wait finds no request, and the next call is served";
     late_response_does_not_answer_other_recipient: CONTROLLED_MM | MAILBOX, "a response that MM kept, header included, is not taken for the response to another recipient";
-    late_message_is_the_response_that_mm_gave: CONTROLLED_MM | MAILBOX, "MM that ends a request with the message of another is believed, for that one call and no byte more";
+    late_message_is_the_response_that_mm_gave: CONTROLLED_MM | MAILBOX, "a limit: if MM ends a request with the message of another one, that call gets it, but no byte more";
     size_below_the_header_is_refused: CONTROLLED_MM | MAILBOX, "a response that does not cover its header is refused with the number";
     size_beyond_the_buffer_is_refused: CONTROLLED_MM | MAILBOX, "a response larger than the buffer is refused with the numbers";
-    size_of_all_ones_is_refused: CONTROLLED_MM | MAILBOX, "so is one that would wrap";
+    size_of_all_ones_is_refused: CONTROLLED_MM | MAILBOX, "a response whose size would wrap is refused";
     changed_recipient_is_refused: CONTROLLED_MM, "a header for another recipient is not a response";
     changed_length_beyond_the_buffer_is_refused: CONTROLLED_MM, "a header length that does not fit is refused";
-    wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is no response";
-    foreign_header_format_is_refused: CONTROLLED_MM, "a response in another header format is no response";
+    wiped_header_is_refused: CONTROLLED_MM, "a header of zeroes is not a response";
+    foreign_header_format_is_refused: CONTROLLED_MM, "a response in another header format is not accepted";
     stale_status_is_not_believed: CONTROLLED_MM | MAILBOX | CALLBACKS, "the result of one call is gone from the mailbox before MM is entered for the next";
-    failure_leaves_nothing_behind: MM | NO_HANDLER_STATUS, "after an error of MM's the buffer is clean";
+    failure_leaves_nothing_behind: MM | NO_HANDLER_STATUS, "after an error from MM the buffer is clean";
     lies_leave_nothing_behind: CONTROLLED_MM | MAILBOX, "after every lie the whole buffer is clean and the next call is served";
 }
 

@@ -13,9 +13,9 @@ scenarios! {
     log_of_a_call_is_bounded_at_trace: CONTROLLED_MM | LOGS, "a call with the largest message logs at most 2 KiB";
     log_lines_carry_their_calls_number: CONTROLLED_MM | CALLBACKS | LOGS, "at trace the lines of a call and of one inside it have different numbers";
     log_names_each_transaction: CONTROLLED_MM | LOGS | LONGER_RESPONSES, "a call is one debug line with both lengths";
-    missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "if a response cannot be told from none, the platform gets a warning when the client comes up, and not at each call";
+    missing_mailboxes_are_warned_of_once: CONTROLLED_MM | PORTS | LOGS, "if a response cannot be distinguished from the request, the log warns once, when the client comes up";
     failed_calls_are_one_line_each: CONTROLLED_MM | MAILBOX | LOGS, "a call that fails is one line, an error with the length, the recipient and the reason, from every cause";
-    failed_c_call_is_one_error_line: CONTROLLED_MM | MAILBOX | PRODUCED_PROTOCOLS | LOGS, "so is that of a driver in C";
+    failed_c_call_is_one_error_line: CONTROLLED_MM | MAILBOX | PRODUCED_PROTOCOLS | LOGS, "a failed call of a driver in C is one error line";
     failed_entry_is_one_error_line: SMI_SWITCH | LOGS, "MM that cannot be entered is one error line, with the reason";
     printing_shows_no_message_bytes: CONTROLLED_MM | CALLBACKS, "a communicator's debug output in the middle of a call has no message bytes";
 }

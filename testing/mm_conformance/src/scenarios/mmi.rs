@@ -13,14 +13,14 @@ use patina_mm::component::sw_mmi_manager::TriggerError;
 scenarios! {
     data_port_is_written_before_the_command_port: PORTS, "the write that raises the MMI is the last one";
     mm_reads_the_data_value: CONTROLLED_MM | PORTS, "MM sees the configured data and command values";
-    command_value_is_configurable: PORTS, "what is written to the command port is the platform's choice";
-    command_value_defaults_to_ff: PORTS, "without a choice it is 0xFF";
+    command_value_is_configurable: PORTS, "the platform chooses the value for the command port";
+    command_value_defaults_to_ff: PORTS, "by default the value for the command port is 0xFF";
     one_call_raises_one_mmi: MM, "a call raises exactly one MMI";
     switched_off_smis_are_an_error: SMI_SWITCH, "with SMIs off nothing is raised, and nothing stays behind";
-    smis_are_switched_on_on_request: CONTROLLED_MM | SMI_SWITCH, "a platform can have SMIs switched on";
+    smis_are_switched_on_on_request: CONTROLLED_MM | SMI_SWITCH, "SMIs are switched on if the platform asks for that";
     smis_are_not_switched_on_unasked: SMI_SWITCH, "without the request SMI_EN is only read";
     smis_that_cannot_be_switched_on_are_an_error: SMI_SWITCH, "if the chipset does not allow SMIs to be switched on nothing is raised, and the error says so";
-    failing_trigger_is_an_error: MM, "a trigger of the platform's own that fails is an error, and nothing stays behind";
+    failing_trigger_is_an_error: MM, "a platform's own trigger that fails is an error, and nothing stays behind";
     smi_after_many_pauses_is_awaited: CONTROLLED_MM | LATENCY, "an MMI that is taken late is waited for";
 }
 

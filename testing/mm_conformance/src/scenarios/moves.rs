@@ -13,7 +13,7 @@ scenarios! {
     announcement_of_impossible_size_is_ignored: CONTROLLED_MM | UPDATES, "pages whose bytes exceed the address space change nothing";
     announced_move_during_call_takes_effect_after_it: CONTROLLED_MM | UPDATES | CALLBACKS, "a call finishes in the buffer it started in";
     announcement_with_impossible_mailbox_is_ignored: CONTROLLED_MM | UPDATES, "a mailbox that is null, misaligned or wrapping changes nothing";
-    announcement_over_another_buffer_is_ignored: CONTROLLED_MM | UPDATES, "a buffer cannot move to where another one is";
+    announcement_over_another_buffer_is_ignored: CONTROLLED_MM | UPDATES, "a buffer cannot move over another one";
     moved_buffer_serves_during_call_in_the_old_one: CONTROLLED_MM | UPDATES | CALLBACKS, "once it moved, a call goes through the new memory while another one still finishes in the old";
     announced_move_to_the_same_place_waits_for_the_call_there: CONTROLLED_MM | UPDATES | CALLBACKS, "an announcement of memory that a call is using does not disturb that call, and is not lost";
     announced_move_back_waits_for_the_call_in_the_old_place: CONTROLLED_MM | UPDATES | CALLBACKS, "a buffer that moves away and back again during a call does not disturb that call";

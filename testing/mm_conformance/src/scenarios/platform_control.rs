@@ -6,7 +6,7 @@ use mm_wire::EfiStatus;
 
 scenarios! {
     declared_platform_control_is_waited_for: MM, "a hook that is offered after the trigger is called, once, if the platform declares it";
-    late_platform_control_can_fail: , "and if it fails, there is no service that raises MMIs";
+    late_platform_control_can_fail: , "if a hook that is offered late fails, there is no service that raises MMIs";
     missing_platform_control_offers_no_mmis: , "a hook that is declared and never offered keeps MMIs from being raised";
 }
 

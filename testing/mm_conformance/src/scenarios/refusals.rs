@@ -13,9 +13,9 @@ scenarios! {
     empty_message_is_refused: MM, "an empty message raises no MMI";
     message_too_large_is_refused: MM, "a message that does not fit raises no MMI and writes nothing";
     v3_marker_is_not_a_recipient: MM, "a v1 message for the GUID that marks v3 headers raises no MMI and writes nothing";
-    unknown_buffer_is_refused: MM, "an identifier that no comm buffer has raises no MMI";
+    unknown_buffer_is_refused: MM, "a call with an unknown buffer identifier raises no MMI";
     disabled_buffer_is_refused: MM, "a comm buffer that was disabled through one clone is disabled for all";
-    no_buffer_is_an_error: MM, "without any comm buffer there is an error of its own";
+    no_buffer_is_an_error: MM, "without any comm buffer there is a separate error";
     foreign_request_in_the_mailbox_is_left_alone: CONTROLLED_MM | MAILBOX, "a mailbox that announces another driver's request is not touched";
     refused_calls_do_not_spoil_the_next: CONTROLLED_MM, "after every refusal the next call is served";
 }

@@ -13,14 +13,14 @@ scenarios! {
     response_shorter_than_request: CONTROLLED_MM, "a short response does not end in bytes of the request";
     empty_response_has_no_bytes: CONTROLLED_MM, "a response of no bytes is an empty one, not an error";
     request_fills_the_buffer: CONTROLLED_MM, "a message may take all of the buffer behind the header";
-    response_fills_the_buffer: CONTROLLED_MM | LONGER_RESPONSES, "so may a response";
+    response_fills_the_buffer: CONTROLLED_MM | LONGER_RESPONSES, "a response may take all of the buffer behind the header";
     lengths_need_no_alignment: CONTROLLED_MM, "requests and responses can have any length";
     rewritten_message_length_is_accepted: CONTROLLED_MM, "MM may write the response's length into the header";
     success_leaves_nothing_behind: CONTROLLED_MM, "neither request nor response stays in shared memory";
     responses_do_not_mix: CONTROLLED_MM, "each of many calls gets its own response, through both buffers";
     supervisor_tells_its_version: CONTROLLED_MM, "a version request with room for the response gets one";
     header_length_counts_without_mailbox: CONTROLLED_MM | LONGER_RESPONSES, "without a mailbox the header says how long the response is";
-    shorter_response_has_its_length_without_mailbox: CONTROLLED_MM, "without a mailbox a padded request gets a response of its own length, and no byte of the padding";
+    shorter_response_has_its_length_without_mailbox: CONTROLLED_MM, "without a mailbox the response to a padded request has its real length, and no byte of the padding";
     many_calls_work: CONTROLLED_MM, "the last of many calls works like the first, and each raised one MMI";
 }
 

@@ -8,7 +8,7 @@ use patina_mm::config::CommunicateBufferStatus;
 
 scenarios! {
     unset_configuration_is_refused: , "a forgotten configuration offers no MMIs, instead of writing to ports 0xFF and 0x00";
-    absent_configuration_is_refused: , "so does a missing one";
+    absent_configuration_is_refused: , "a missing configuration offers no MMIs, instead of writing to ports 0xFF and 0x00";
     half_set_ports_are_refused: PORTS, "one port that was forgotten is refused too, instead of writing to port 0xFF or 0x00";
     one_port_for_both_is_refused: PORTS, "command and data port are two ports";
     smc_ports_are_refused_on_x86: PORTS, "secure monitor calls on a machine without them are a configuration error";
@@ -18,15 +18,15 @@ scenarios! {
     mailbox_in_another_buffer_is_refused: MAILBOX, "a mailbox inside another comm buffer is refused";
     late_configuration_is_waited_for: MM, "a configuration that is locked later is waited for, not taken as empty";
     platform_control_is_called_once: MM, "the platform's hook is called, once";
-    machine_without_mm_is_unsupported: NO_MM, "if there is no MM the client does not come up, and says why";
+    machine_without_mm_is_unsupported: NO_MM, "if the machine has no MM, the client does not come up, and says why";
     failed_platform_control_offers_no_mmis: , "if the platform's hook fails, there is no service that raises MMIs";
-    buffer_too_small_for_a_header_is_refused: , "23 bytes are no comm buffer, 24 are";
+    buffer_too_small_for_a_header_is_refused: , "23 bytes are too small for a comm buffer, 24 are enough";
     null_buffer_is_refused: , "address zero is not a comm buffer";
     misaligned_buffer_is_refused: , "a comm buffer starts on a page";
     wrapping_buffer_is_refused: , "a comm buffer ends inside the address space";
     buffers_are_checked_in_the_documented_order: , "of several mistakes the first of wrapping, size, null and alignment is the error";
     enormous_buffer_is_refused: , "a size above isize::MAX is refused";
-    null_mailbox_is_refused: , "a mailbox at address zero is refused, not taken for none";
+    null_mailbox_is_refused: , "a mailbox at address zero is refused, not treated as a missing one";
     misaligned_mailbox_is_refused: , "a mailbox is aligned to its 64-bit fields";
     wrapping_mailbox_is_refused: , "a mailbox ends inside the address space";
     mailbox_inside_its_buffer_is_refused: , "a mailbox in the memory of messages is refused, at its edges too";

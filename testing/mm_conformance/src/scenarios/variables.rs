@@ -22,7 +22,7 @@ scenarios! {
     variable_names_can_be_walked: VARIABLES, "the walk over all names finds one that was set, once, and ends";
     variable_storage_sizes_are_consistent: VARIABLES, "the store returns sizes that fit each other";
     every_way_carries_the_variable_services_response: VARIABLES, "slice, closure and allocation get the same response of a real handler";
-    typed_response_of_the_variable_service: VARIABLES, "its response becomes a value of exactly its size, or an error with both sizes";
+    typed_response_of_the_variable_service: VARIABLES, "the variable service's response becomes a value of exactly its size, or an error with both sizes";
     many_calls_to_the_variable_service_work: VARIABLES, "the last of many calls to a real handler works like the first";
 }
 

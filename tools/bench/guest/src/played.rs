@@ -29,7 +29,7 @@ impl Played {
         entered();
         if let Some(mailbox) = self.mailbox {
             for (index, value) in [(1, 0), (2, self.size), (0, 0)] {
-                // SAFETY: the mailbox is the start of a page of its own.
+                // SAFETY: the mailbox is the start of a page that nothing else uses.
                 unsafe { mailbox.add(index).write_volatile(value) };
             }
         }

@@ -46,8 +46,7 @@ pub trait MmExecutor {
         status.fmt(f)
     }
 
-    /// The message in a comm buffer that this executor put in the place of the one that it was
-    /// lent.
+    /// The message in a comm buffer with which this executor replaced the one that it was lent.
     #[doc(hidden)]
     fn message_in(
         &self,
