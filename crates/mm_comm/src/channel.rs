@@ -348,8 +348,9 @@ impl Channel {
         self.tracked_format.set(None);
     }
 
-    /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a length. Both formats
-    /// have the length at the same offset, and it is one aligned word, so that MM finds the whole request or none.
+    /// Withdraws the request from a region without a mailbox, in which MM looks for a header with a
+    /// length. Both formats have the length at the same offset, and it is one aligned word, so that
+    /// MM finds the whole request or none.
     #[inline]
     pub(crate) fn withdraw_from_region(&self) {
         if self.mailbox.is_none() && !self.region.write_words(LENGTH_OFFSET, &[0]) {

@@ -1,6 +1,6 @@
-//! The conformance scenarios for callers in C through a runtime driver, in each of its lives: at boot, after
-//! `ExitBootServices`, and after `SetVirtualAddressMap`, when each access to an old address faults. Then the driver's own
-//! tests.
+//! The conformance scenarios for callers in C through a runtime driver, in each of its lives: at
+//! boot, after `ExitBootServices`, and after `SetVirtualAddressMap`, when each access to an old
+//! address faults. Then the driver's own tests.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -65,7 +65,8 @@ const OTHERS: &[&str] = &[
 /// Whether a scenario can run in a life.
 fn is_playable(life: Life, name: &str) -> bool {
     match name {
-        // Physical and virtual address differ once the operating system has chosen them: see `driver`.
+        // Physical and virtual address differ once the operating system has chosen them: see
+        // `driver`.
         "c_addresses_must_agree" => life.is_one_to_one(),
         // Notifications need boot services.
         "c_call_from_a_notification_waits_for_the_call_in_progress" => life == Life::Boot,

@@ -84,7 +84,8 @@ impl HeaderFormat {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     format: HeaderFormat,
-    /// The recipient as it is in memory: two words are compared and copied faster than a GUID's fields.
+    /// The recipient as it is in memory: two words are compared and copied faster than a GUID's
+    /// fields.
     recipient: [u64; 2],
     message_len: u64,
     message_size: u64,

@@ -43,8 +43,9 @@ impl HobHeader {
     const GUID_EXTENSION: u16 = 4;
     const END_OF_LIST: u16 = 0xffff;
 
-    /// Bytes of this HOB, which is where the next one starts. `None` at the end of the list, and for a
-    /// HOB that does not cover this header: then the list is damaged, and the next one cannot be found.
+    /// Bytes of this HOB, which is where the next one starts. `None` at the end of the list, and
+    /// for a HOB that does not cover this header: then the list is damaged, and the next one cannot
+    /// be found.
     #[must_use]
     pub fn hob_len(&self) -> Option<usize> {
         let len = usize::from(self.len.get());

@@ -43,7 +43,8 @@ fn pages(count: usize) -> &'static mut [u8] {
     #[repr(C, align(4096))]
     struct Page([u8; PAGE]);
     let pages = Box::leak(vec![Page([0x5a; PAGE]); count].into_boxed_slice());
-    // SAFETY: these are `count` pages in one piece, plain bytes, lent for ever and to this caller alone.
+    // SAFETY: these are `count` pages in one piece, plain bytes, lent for ever and to this caller
+    // alone.
     unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), count * PAGE) }
 }
 

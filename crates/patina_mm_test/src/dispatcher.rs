@@ -37,7 +37,8 @@ impl Dispatcher {
         &mut self.storage
     }
 
-    /// Adds a component. It is dispatched after those that were added before it, as soon as its parameters exist.
+    /// Adds a component. It is dispatched after those that were added before it, as soon as its
+    /// parameters exist.
     pub fn add<I>(&mut self, component: impl IntoComponent<I>) {
         let mut component = component.into_component();
         if component.initialize(&mut self.storage) {
@@ -56,7 +57,8 @@ impl Dispatcher {
         self.run()
     }
 
-    /// Like [`Self::dispatch`], but more components may be added afterwards. Those that did not run are dropped.
+    /// Like [`Self::dispatch`], but more components may be added afterwards. Those that did not run
+    /// are dropped.
     #[must_use = "the outcome tells which components failed or never ran"]
     pub fn run(&mut self) -> Outcome {
         while self.pass() {}

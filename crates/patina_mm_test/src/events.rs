@@ -12,7 +12,8 @@ use patina::component::service::uefi_services::event::{
     Event, EventError, EventNotifyCallback, EventServices, Tpl,
 };
 
-/// Events by group. A callback runs at once, without regard to its TPL, or at its TPL: see [`Self::at`].
+/// Events by group. A callback runs at once, without regard to its TPL, or at its TPL: see
+/// [`Self::at`].
 #[derive(Default)]
 pub struct HostEvents {
     numbers: Cell<usize>,

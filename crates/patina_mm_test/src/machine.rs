@@ -35,8 +35,8 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// What a handler returns: the response's bytes, or the error with which it fails.
 ///
-/// The error stays in MM, as in edk2's MM core: the component gets `EFI_NOT_FOUND` for each error. A handler that wants
-/// to say more puts a status into its response.
+/// The error stays in MM, as in edk2's MM core: the component gets `EFI_NOT_FOUND` for each error.
+/// A handler that wants to say more puts a status into its response.
 pub type Reply = Result<Vec<u8>, EfiError>;
 
 /// Pages of each comm buffer.
@@ -265,8 +265,8 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// If the component never ran, because a service or configuration that it names is missing, or if this is called in the middle
-    /// of another component's entry point.
+    /// If the component never ran, because a service or configuration that it names is missing, or
+    /// if this is called in the middle of another component's entry point.
     #[track_caller]
     #[expect(clippy::panic, reason = "it fails the test, with what is missing")]
     pub fn dispatch<I>(&self, component: impl IntoComponent<I>) -> patina::error::Result<()> {
@@ -318,8 +318,8 @@ impl Machine {
         self.inner.mm_side.say(format_args!("SMIs are {now}"));
     }
 
-    /// Runs code in the middle of the next call, like a notification that interrupts it: the request is in the comm buffer, and
-    /// MM has not been entered.
+    /// Runs code in the middle of the next call, like a notification that interrupts it: the
+    /// request is in the comm buffer, and MM has not been entered.
     pub fn interrupt(&self, code: impl FnOnce(&Self) + 'static) {
         let machine = self.handle();
         self.inner.tap.before_next_write(Box::new(move || {
@@ -453,7 +453,8 @@ impl Finder {
 /// The client's side of a comm buffer.
 fn configured(id: u8, buffer: CommBuffer) -> Result<CommunicateBuffer, String> {
     let len = usize::try_from(buffer.region.len()).map_err(|error| format!("{error}"))?;
-    // SAFETY: the simulated machine allocated region and mailbox for this buffer, hands them out once, and never frees them.
+    // SAFETY: the simulated machine allocated region and mailbox for this buffer, hands them out
+    // once, and never frees them.
     unsafe { CommunicateBuffer::from_firmware_region(buffer.region.start(), len, id, buffer.mailbox) }
         .map_err(|status| format!("{status:?}"))
 }

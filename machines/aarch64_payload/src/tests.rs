@@ -107,9 +107,7 @@ pub(crate) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
     ] {
         report.test(name, || match place.interface {
             Interface::NoMm | Interface::NoEl3 => Err(NotOk::Skipped(String::from(NO_MM))),
-            Interface::StandaloneMm => {
-                Err(NotOk::Skipped(String::from("StandaloneMm has a separate test")))
-            }
+            Interface::StandaloneMm => Err(NotOk::Skipped(String::from("StandaloneMm has a separate test"))),
             _ => test(&shared()?),
         });
     }

@@ -7,8 +7,9 @@
 //! moved    SetVirtualAddressMap with its own map; every access to an old address faults; the same calls, at the new ones
 //! ```
 //!
-//! A file `map` on the volume has the word for the map ([`exit_boot_services::map::Change`]); with `none` the last part is left
-//! out. Each test is one line on the serial port. An exception ends the test in which it comes, as a failure.
+//! A file `map` on the volume has the word for the map ([`exit_boot_services::map::Change`]); with
+//! `none` the last part is left out. Each test is one line on the serial port. An exception ends
+//! the test in which it comes, as a failure.
 //!
 //! | module | content |
 //! |---|---|

@@ -40,7 +40,8 @@ pub const X86_64: Format = Format {
     device: 0x7b | 1 << 63,
 };
 
-/// AArch64 (DDI 0487, D8.3): a table or page, accessed, inner shareable; memory types 3 and 0 as `cpu` sets MAIR; no execution.
+/// AArch64 (DDI 0487, D8.3): a table or page, accessed, inner shareable; memory types 3 and 0 as
+/// `cpu` sets MAIR; no execution.
 pub const AARCH64: Format = Format {
     table: 0x3,
     code: 0x703 | 3 << 2,

@@ -94,8 +94,8 @@ impl Site for OvmfSite {
     }
 
     fn ports(&self) -> Box<dyn Ports> {
-        // SAFETY: a UEFI image runs in ring 0 (UEFI 2.11, 2.3.4). The ports are those of the lab's configuration: the MMI
-        // ports and SMI_EN, none of which has access to memory.
+        // SAFETY: a UEFI image runs in ring 0 (UEFI 2.11, 2.3.4). The ports are those of the lab's
+        // configuration: the MMI ports and SMI_EN, none of which has access to memory.
         Box::new(unsafe { NativePorts::new() })
     }
 

@@ -1,4 +1,5 @@
-//! What the drivers and the loader have in common: the few boot services that they call, files, and their panic handler.
+//! What the drivers and the loader have in common: the few boot services that they call, files, and
+//! their panic handler.
 //!
 //! | program | what it is |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! A component that sends a message to an MM handler, like any other component.
 //!
-//! It is the second example of the published crate's documentation, with what that needs to compile without a warning, and
-//! to be seen at work:
+//! It is the second example of the published crate's documentation, with what that needs to compile
+//! without a warning, and to be seen at work:
 //!
 //! | there | here | why |
 //! |---|---|---|

@@ -9,8 +9,8 @@ use mm_wire::{AddressRange, Guid, guid};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The HOB that announces the runtime driver's comm buffer. Its data is that of edk2's comm-buffer HOB, under a GUID of this
-/// platform: that HOB would make it the Patina components' buffer.
+/// The HOB that announces the runtime driver's comm buffer. Its data is that of edk2's comm-buffer
+/// HOB, under a GUID of this platform: that HOB would make it the Patina components' buffer.
 pub const RUNTIME_BUFFER_HOB: Guid = guid!("c8f3a1d6-6a0e-4c38-9b1e-64ab0dc9d1f7");
 
 /// `MMHNDOFF`.

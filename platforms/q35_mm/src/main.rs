@@ -1,6 +1,7 @@
 //! An MM core that runs in SMRAM.
 //!
-//! `cargo xtask image patina-q35` builds it and puts it into the platform's DXE core, whose launcher copies it to SMRAM.
+//! `cargo xtask image patina-q35` builds it and puts it into the platform's DXE core, whose
+//! launcher copies it to SMRAM.
 //!
 //! | module | content |
 //! |---|---|

@@ -19,8 +19,8 @@ const DEBUG_CONSOLE: u16 = 0x402;
 
 /// The processor's ports.
 fn ports() -> NativePorts {
-    // SAFETY: a runtime driver runs in ring 0, at boot and when the operating system calls it. The ports are those of MMIs,
-    // SMI_EN, and the debug console, which has no access to memory.
+    // SAFETY: a runtime driver runs in ring 0, at boot and when the operating system calls it. The
+    // ports are those of MMIs, SMI_EN, and the debug console, which has no access to memory.
     unsafe { NativePorts::new() }
 }
 

@@ -1,7 +1,8 @@
 //! A runtime driver for QEMU's Q35 machine: what edk2's `MmCommunicationDxe` is on other platforms.
 //!
-//! `cargo xtask image patina-q35-runtime` puts it into the flash image, where edk2's `VariableSmmRuntimeDxe` finds its protocols.
-//! All that a driver for another machine has to change is in `driver.rs`; an unsafe island (`docs/unsafe.md`).
+//! `cargo xtask image patina-q35-runtime` puts it into the flash image, where edk2's
+//! `VariableSmmRuntimeDxe` finds its protocols. All that a driver for another machine has to change
+//! is in `driver.rs`; an unsafe island (`docs/unsafe.md`).
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 

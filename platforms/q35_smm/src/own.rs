@@ -41,8 +41,8 @@ const REGIONS: u8 = 2;
 
 /// Notes which comm buffers this firmware announces.
 pub(crate) fn look_for_hobs(hob_list: *const c_void) {
-    // SAFETY: the PEI phase starts a DXE core with a pointer to the HOB list, which starts with this HOB; the core has not
-    // touched the list yet.
+    // SAFETY: the PEI phase starts a DXE core with a pointer to the HOB list, which starts with
+    // this HOB; the core has not touched the list yet.
     let Some(list) = (unsafe { hob_list.cast::<PhaseHandoffInformationTable>().as_ref() }) else {
         return;
     };

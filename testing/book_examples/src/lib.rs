@@ -1,4 +1,5 @@
-//! The examples of the repository's README and of the pages in docs/, compiled and run as documentation tests.
+//! The examples of the repository's README and of the pages in docs/, compiled and run as
+//! documentation tests.
 //!
 //! `cargo xtask guide` compiles the same blocks as firmware.
 #![no_std]

@@ -1,5 +1,5 @@
-//! Calls the protocols for C as a driver in C does: a located interface, raw pointers, a status. An unsafe island
-//! (`docs/unsafe.md`).
+//! Calls the protocols for C as a driver in C does: a located interface, raw pointers, a status. An
+//! unsafe island (`docs/unsafe.md`).
 
 use crate::lab::{CCall, CProtocol, CReply};
 use alloc::vec::Vec;
@@ -53,8 +53,8 @@ pub const fn guid(protocol: CProtocol) -> BinaryGuid {
 ///
 /// # Safety
 ///
-/// `interface` is one of the protocol with this [`guid`]. The buffer is null, or as long as its header or `comm_size` says, and
-/// nothing refers to it.
+/// `interface` is one of the protocol with this [`guid`]. The buffer is null, or as long as its
+/// header or `comm_size` says, and nothing refers to it.
 pub unsafe fn invoke(
     interface: *const c_void,
     protocol: CProtocol,
@@ -68,7 +68,8 @@ pub unsafe fn invoke(
             let this = interface.cast::<Communication>();
             // SAFETY: the caller's promise.
             let function = unsafe { (*this).communicate };
-            // SAFETY: the caller's promise; protocol 1 takes the address at which it reaches the buffer.
+            // SAFETY: the caller's promise; protocol 1 takes the address at which it reaches the
+            // buffer.
             unsafe { function(this, virt, size) }
         }
         CProtocol::Two | CProtocol::TwoApart | CProtocol::TwoInPlace(_) => {
@@ -101,13 +102,14 @@ pub fn call_in_place(
     let interface = protocols.locate_interface(guid(call.protocol)).ok()?.as_raw();
     let buffer = Addresses::same(memory.as_ptr().cast());
     in_place(memory, call, |comm_size| {
-        // SAFETY: the database has this interface for this GUID. The memory is as long as the caller's bytes say, and reached
-        // through volatile accesses only.
+        // SAFETY: the database has this interface for this GUID. The memory is as long as the
+        // caller's bytes say, and reached through volatile accesses only.
         unsafe { invoke(interface, call.protocol, buffer, comm_size) }
     })
 }
 
-/// Puts the caller's bytes at the start of `memory`, makes the call, and reads them back; `None` if they do not fit.
+/// Puts the caller's bytes at the start of `memory`, makes the call, and reads them back; `None` if
+/// they do not fit.
 #[must_use]
 pub fn in_place(
     memory: &SharedRegion,
@@ -144,8 +146,8 @@ pub fn call(protocols: &dyn ProtocolServices, call: &CCall) -> Option<CReply> {
             },
             false => Addresses::same(buffer),
         };
-        // SAFETY: the database has this interface for this GUID. The buffer is null, or as long as its header or `comm_size`
-        // says; the producer checks both.
+        // SAFETY: the database has this interface for this GUID. The buffer is null, or as long as
+        // its header or `comm_size` says; the producer checks both.
         unsafe { invoke(interface, call.protocol, addresses, comm_size) }
     }))
 }

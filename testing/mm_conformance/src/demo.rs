@@ -127,7 +127,8 @@ fn talk(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// A call that others interrupt: through its own buffer and, if MM has two of them, through the other one.
+/// A call that others interrupt: through its own buffer and, if MM has two of them, through the
+/// other one.
 fn interrupt(lab: &Lab, client: &Client, number: u32, out: Out<'_>) {
     out(format_args!(
         "{number}  What if a timer asks, too, in the middle of a call?"

@@ -82,8 +82,9 @@ impl MmCommunicationDxe {
     ///
     /// # Safety
     ///
-    /// The buffer is as long as its header says, and at least as long as the shared buffer: the driver copies
-    /// ReturnBufferSize bytes back, even if the caller has less room. `comm_size` is null, or valid.
+    /// The buffer is as long as its header says, and at least as long as the shared buffer: the
+    /// driver copies ReturnBufferSize bytes back, even if the caller has less room. `comm_size` is
+    /// null, or valid.
     unsafe fn process(&self, buffer: *mut c_void, comm_size: *mut usize) -> efi::Status {
         if buffer.is_null() {
             return efi::Status::INVALID_PARAMETER;
@@ -165,7 +166,8 @@ unsafe fn driver_of<'a, P>(this: *const P) -> &'a MmCommunicationDxe {
     // By address: the caller has a reference to the interface alone, whose provenance does not
     // cover the driver.
     let produced = core::ptr::with_exposed_provenance::<Produced<P>>(this.addr());
-    // SAFETY: it is the first field of a `Produced<P>` that is never freed, and whose provenance was exposed.
+    // SAFETY: it is the first field of a `Produced<P>` that is never freed, and whose provenance
+    // was exposed.
     unsafe { &(*produced).driver }
 }
 
@@ -199,7 +201,8 @@ unsafe extern "efiapi" fn three(
 ) -> efi::Status {
     // SAFETY: `This` is the interface that the function was found in.
     let driver = unsafe { driver_of(this) };
-    // SAFETY: the suite's callers pass comm buffers of the shared buffer's length; a null size is not used.
+    // SAFETY: the suite's callers pass comm buffers of the shared buffer's length; a null size is
+    // not used.
     unsafe { driver.process(buffer, core::ptr::null_mut()) }
 }
 

@@ -1,4 +1,5 @@
-//! The lab: it brings up clients of MM on the machine of a [`Site`], in any way that a [`Setup`] describes.
+//! The lab: it brings up clients of MM on the machine of a [`Site`], in any way that a [`Setup`]
+//! describes.
 //!
 //! A [`Client`] is usually made of Patina's components: a fresh `Storage` in which the real
 //! `SwMmiManager` and `MmCommunicator` are dispatched. A site can install its own driver instead,
@@ -86,12 +87,13 @@ impl Lab {
         len: usize,
         mailbox: Option<u64>,
     ) -> Result<(), CommunicateBufferStatus> {
-        // SAFETY: the suite passes memory inside `scratch`, which nothing else uses, or addresses that are refused. The
-        // buffer is dropped here.
+        // SAFETY: the suite passes memory inside `scratch`, which nothing else uses, or addresses
+        // that are refused. The buffer is dropped here.
         unsafe { CommunicateBuffer::from_firmware_region(address, len, 0, mailbox) }.map(drop)
     }
 
-    /// The address of memory that [`Self::adopt`] may be tried with: 8 pages, aligned, mapped one to one.
+    /// The address of memory that [`Self::adopt`] may be tried with: 8 pages, aligned, mapped one
+    /// to one.
     #[must_use]
     pub fn scratch(&self) -> u64 {
         self.scratch.expose_provenance() as u64

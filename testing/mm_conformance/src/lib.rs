@@ -1,4 +1,5 @@
-//! Scenarios that every client of Management Mode (MM) must pass, written once for every machine, and the lab they run in.
+//! Scenarios that every client of Management Mode (MM) must pass, written once for every machine,
+//! and the lab they run in.
 //!
 //! ```text
 //!   Scenario ── Setup ──► Lab ──► Client ── communicate ──► Result<Vec<u8>, Status>
@@ -6,9 +7,10 @@
 //!                         Site: the simulated machine, UEFI under QEMU, ...   ConformanceMm: the MM side, if it is ours
 //! ```
 //!
-//! A [`Lab`] brings up clients on the machine of a [`Site`], in any way that a [`Setup`] describes. A [`Client`] is the client
-//! under test, with everything that an observer of the hardware can see. The site lists what its machine can do
-//! ([`Abilities`]); scenarios that need more are reported as skipped.
+//! A [`Lab`] brings up clients on the machine of a [`Site`], in any way that a [`Setup`] describes.
+//! A [`Client`] is the client under test, with everything that an observer of the hardware can see.
+//! The site lists what its machine can do ([`Abilities`]); scenarios that need more are reported as
+//! skipped.
 //!
 //! | module | content |
 //! |---|---|

@@ -72,7 +72,8 @@ pub fn install() {
     let _ = log::set_logger(&RECORDER);
 }
 
-/// Records what the crate under test logs while `run` runs, up to `level`. The program's logger is a [`Recorder`].
+/// Records what the crate under test logs while `run` runs, up to `level`. The program's logger is
+/// a [`Recorder`].
 pub fn record(level: Level, run: &mut dyn FnMut()) -> String {
     let before = log::max_level();
     let text = |recording: &mut Recording| recording.take().map_or_else(String::new, |(_, text)| text);

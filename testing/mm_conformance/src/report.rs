@@ -8,7 +8,8 @@
 //! DONE <passed>/<total>
 //! ```
 //!
-//! `total` counts the tests that were not skipped. `SMIS` counts the MMIs that the application raised itself.
+//! `total` counts the tests that were not skipped. `SMIS` counts the MMIs that the application
+//! raised itself.
 
 use crate::{Lab, Scenario, all};
 use alloc::format;

@@ -139,7 +139,8 @@ struct Refused {
     because: &'static str,
 }
 
-/// Fails unless the setup is refused in this way, the refused service does not exist, and no port was written.
+/// Fails unless the setup is refused in this way, the refused service does not exist, and no port
+/// was written.
 fn ensure_refused(lab: &Lab, setup: &Setup, expected: &Refused) -> Seen {
     let Refused { by, status, because } = *expected;
     let mut failure = None;

@@ -56,7 +56,8 @@ impl Ram {
 
 /// A simulated machine with the suite's own MM side in its MMRAM.
 ///
-/// Memory is leaked, as a machine's memory outlives the programs in it: for processes that end soon.
+/// Memory is leaked, as a machine's memory outlives the programs in it: for processes that end
+/// soon.
 pub struct SimSite {
     machine: RefCell<Machine>,
     protocols: Cell<&'static HostProtocols>,
@@ -110,8 +111,8 @@ impl SimSite {
     }
 }
 
-/// Dispatches one component beside the real `SwMmiManager` and `MmCommunicator`, with comm buffers 0 and 1, on a simulated
-/// machine.
+/// Dispatches one component beside the real `SwMmiManager` and `MmCommunicator`, with comm buffers
+/// 0 and 1, on a simulated machine.
 ///
 /// # Panics
 ///

@@ -46,7 +46,8 @@ impl Task {
 pub struct Findings {
     /// The interface of the comm-buffer update protocol, or null.
     pub update: *const c_void,
-    /// How many of PI's three MM communication protocols brought a message to MM and its response back.
+    /// How many of PI's three MM communication protocols brought a message to MM and its response
+    /// back.
     pub answered: u32,
 }
 
@@ -81,7 +82,8 @@ impl TestProtocol {
             protocol: Self { run: called },
             run: Box::new(run),
         }));
-        // SAFETY: just made, never freed, and never changed. The pointer keeps the provenance of all of the instance.
+        // SAFETY: just made, never freed, and never changed. The pointer keeps the provenance of
+        // all of the instance.
         unsafe { &*instance.cast::<Self>() }
     }
 }
@@ -90,8 +92,9 @@ extern "efiapi" fn called(this: *const TestProtocol, task: u32, findings: Findin
     let Some(task) = Task::of_number(task) else {
         return 0;
     };
-    // SAFETY: the protocol's contract is that `this` is the interface that the function was found in. The only one with
-    // this function is an `Instance`'s first field, and instances are never freed.
+    // SAFETY: the protocol's contract is that `this` is the interface that the function was found
+    // in. The only one with this function is an `Instance`'s first field, and instances are never
+    // freed.
     let instance = unsafe { &*this.cast::<Instance>() };
     u32::from((instance.run)(task, findings))
 }

@@ -7,7 +7,8 @@ use mm_conformance::Abilities;
 use mm_conformance::recorder::Recorder;
 use mm_conformance::sim::SimSite;
 
-/// Writes each log line and throws it away: formatting one must neither panic nor change what happens.
+/// Writes each log line and throws it away: formatting one must neither panic nor change what
+/// happens.
 struct Formatted;
 
 impl Log for Formatted {

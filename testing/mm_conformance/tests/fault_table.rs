@@ -1,8 +1,10 @@
-//! The fault table: every fault at every step of a transaction, with each header and each kind of comm buffer. An unsafe
-//! island (`docs/unsafe.md`): it reads shared memory past the client, and its allocator fails on request.
+//! The fault table: every fault at every step of a transaction, with each header and each kind of
+//! comm buffer. An unsafe island (`docs/unsafe.md`): it reads shared memory past the client, and
+//! its allocator fails on request.
 //!
-//! The result of a call is judged by a model that reads the bytes that MM left, at the last moment before the client reads
-//! them. After each case no byte of a message is in shared memory, and the next call works.
+//! The result of a call is judged by a model that reads the bytes that MM left, at the last moment
+//! before the client reads them. After each case no byte of a message is in shared memory, and the
+//! next call works.
 
 #![allow(
     clippy::unwrap_used,
@@ -231,7 +233,8 @@ impl Place {
     fn of(buffer: CommBuffer) -> Self {
         let view = |address: u64, len: usize| {
             let base = std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap());
-            // SAFETY: memory of the simulated machine, which is never freed and only accessed as volatile.
+            // SAFETY: memory of the simulated machine, which is never freed and only accessed as
+            // volatile.
             unsafe { SharedRegion::new(base, len) }.unwrap()
         };
         Self {
@@ -447,8 +450,8 @@ impl Log for Sink {
     fn flush(&self) {}
 }
 
-// The model: what a client may make of the bytes that MM left. It reads them by the offsets of PI 1.9, volume 4, 5.7, and
-// of Project Mu's MM_COMM_BUFFER_STATUS.
+// The model: what a client may make of the bytes that MM left. It reads them by the offsets of PI
+// 1.9, volume 4, 5.7, and of Project Mu's MM_COMM_BUFFER_STATUS.
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Expected {
@@ -735,7 +738,8 @@ impl Bench {
                         found[..half] == bytes[..half],
                         "the response's first half differs",
                     );
-                    // Memory that changes while the response is read may change what is still to be read, and nothing else.
+                    // Memory that changes while the response is read may change what is still to be
+                    // read, and nothing else.
                     let changes = step == Step::Reading;
                     require(
                         changes || found[half..] == bytes[half..],

@@ -1,5 +1,6 @@
-//! The MM side against a hostile client: every field of a request, buffers in the wrong place, and memory that another
-//! thread changes while MM reads it. An unsafe island (`docs/unsafe.md`): it maps memory, and reaches it by address.
+//! The MM side against a hostile client: every field of a request, buffers in the wrong place, and
+//! memory that another thread changes while MM reads it. An unsafe island (`docs/unsafe.md`): it
+//! maps memory, and reaches it by address.
 //!
 //! MM's bus does not check anything: it makes every access that MM asks for. Around the comm
 //! buffer, the mailbox and MM's copy of the message are pages without access, and MMRAM is nothing
@@ -67,7 +68,8 @@ struct Bus {
 impl Bus {
     fn at(address: u64, len: usize) -> SharedRegion {
         let base = ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap());
-        // SAFETY: not checked on purpose: memory that MM must not reach is mapped without access, and ends the process.
+        // SAFETY: not checked on purpose: memory that MM must not reach is mapped without access,
+        // and ends the process.
         unsafe { SharedRegion::new(base, len) }.unwrap()
     }
 }
@@ -84,7 +86,8 @@ impl SystemMemory for Bus {
     }
 }
 
-/// The machine: a comm buffer of one page, its mailbox at the end of a page, MM's own copy at the end of others, and MMRAM.
+/// The machine: a comm buffer of one page, its mailbox at the end of a page, MM's own copy at the
+/// end of others, and MMRAM.
 struct World {
     buffer: CommBuffer,
     region: SharedRegion,
@@ -116,7 +119,8 @@ impl World {
     }
 
     fn scratch(&self) -> &'static mut [u8] {
-        // SAFETY: mapped for this, never unmapped, and the last slice of it is not used any more when this is called.
+        // SAFETY: mapped for this, never unmapped, and the last slice of it is not used any more
+        // when this is called.
         unsafe { std::slice::from_raw_parts_mut(self.scratch.0, self.scratch.1) }
     }
 
@@ -288,7 +292,8 @@ fn every_field_of_a_request_is_hostile_and_nothing_outside_the_message_is_access
                 false => refused += 1,
             }
 
-            // What may be read: the mailbox's first byte, where a header may be, and the message, each once.
+            // What may be read: the mailbox's first byte, where a header may be, and the message,
+            // each once.
             let message = message.unwrap_or_default();
             let place = start + message.start as u64..start + message.end as u64;
             let mut headers = 0;
@@ -304,7 +309,8 @@ fn every_field_of_a_request_is_hostile_and_nothing_outside_the_message_is_access
                 }
             }
             assert!(headers <= 1 && messages <= 1, "{fields:?}: a second fetch");
-            // What may be written: the message, the header's length without a mailbox, else the mailbox's result.
+            // What may be written: the message, the header's length without a mailbox, else the
+            // mailbox's result.
             let lengths = [start + 16..start + 24, start + 48..start + 56];
             for write in &bus.writes {
                 let in_message = place.start <= write.start && write.end <= place.end;

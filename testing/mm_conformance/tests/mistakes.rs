@@ -1,6 +1,6 @@
-//! The mistakes of a platform that sets MM communication up for the first time, on a simulated machine. Each
-//! has a line in the log that says what is wrong and what to do, when it can first be known, and is an error if
-//! nothing can work.
+//! The mistakes of a platform that sets MM communication up for the first time, on a simulated
+//! machine. Each has a line in the log that says what is wrong and what to do, when it can first be
+//! known, and is an error if nothing can work.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,6 @@
-//! Callers in C of PI's MM communication protocols 1, 2 and 3: any buffer, any CommSize, any header, and a handler whose response
-//! has any length. Judged by the rules that `MmCommunicationProducer` states.
+//! Callers in C of PI's MM communication protocols 1, 2 and 3: any buffer, any CommSize, any
+//! header, and a handler whose response has any length. Judged by the rules that
+//! `MmCommunicationProducer` states.
 
 use crate::header::{Fields, MARKER, Name, Size};
 use crate::with_patina::{self, Clients};

@@ -1,5 +1,5 @@
-//! Device trees that the monitor changes or refuses: whatever the tree says, nothing behind its `totalsize` is written, and a
-//! tree that is refused stays as it was.
+//! Device trees that the monitor changes or refuses: whatever the tree says, nothing behind its
+//! `totalsize` is written, and a tree that is refused stays as it was.
 
 use crate::memory::{Block, Purpose};
 use aarch64_monitor::device_tree::prepare;
@@ -7,7 +7,8 @@ use aarch64_monitor::device_tree::prepare;
 /// RAM of the case: the tree, and memory behind it.
 const RAM_LEN: usize = 0x1800;
 
-/// Runs one input: its first byte places the tree, the second says how much memory there is to work in, the others are the tree.
+/// Runs one input: its first byte places the tree, the second says how much memory there is to work
+/// in, the others are the tree.
 pub fn run(data: &[u8]) {
     let [place, work, tree @ ..] = data else { return };
     let ram = Block::of(Purpose::Other, RAM_LEN, 0xee);

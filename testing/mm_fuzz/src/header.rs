@@ -1,5 +1,5 @@
-//! The communicate header as the specification has it (PI 1.9, volume 4, 5.7), read and written byte by byte: the models' own
-//! reader, which shares no code with `mm_wire`.
+//! The communicate header as the specification has it (PI 1.9, volume 4, 5.7), read and written
+//! byte by byte: the models' own reader, which shares no code with `mm_wire`.
 
 use arbitrary::Arbitrary;
 use mm_wire::{Guid, HeaderFormat};

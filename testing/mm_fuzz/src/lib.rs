@@ -5,8 +5,9 @@
 //! crash is not enough: a target also fails if shared memory keeps bytes, a buffer stays in use, a
 //! byte outside is written, or a wait is not bounded.
 //!
-//! `fuzz/` runs the targets under libFuzzer with AddressSanitizer (`cargo xtask fuzz`). `tests/targets.rs` runs the committed
-//! corpus and a fixed number of generated cases through them as an ordinary test.
+//! `fuzz/` runs the targets under libFuzzer with AddressSanitizer (`cargo xtask fuzz`).
+//! `tests/targets.rs` runs the committed corpus and a fixed number of generated cases through them
+//! as an ordinary test.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 #![allow(

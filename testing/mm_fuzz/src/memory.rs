@@ -1,4 +1,5 @@
-//! Memory that a target shares with the other side. An unsafe island (`docs/unsafe.md`): it makes channels over leaked memory.
+//! Memory that a target shares with the other side. An unsafe island (`docs/unsafe.md`): it makes
+//! channels over leaked memory.
 
 use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_core::CommBuffer;
@@ -149,6 +150,7 @@ pub fn comm_buffer(buffer: CommBuffer, id: u8) -> CommunicateBuffer {
 #[must_use]
 pub fn view(buffer: CommBuffer) -> SharedRegion {
     let base = std::ptr::with_exposed_provenance_mut(buffer.region.start() as usize);
-    // SAFETY: the simulated machine allocated the region, and never frees it; all accesses are volatile, by this thread.
+    // SAFETY: the simulated machine allocated the region, and never frees it; all accesses are
+    // volatile, by this thread.
     unsafe { SharedRegion::new(base, buffer.region.len() as usize) }.unwrap()
 }

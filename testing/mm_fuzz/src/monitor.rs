@@ -1,5 +1,5 @@
-//! The secure world of machine `aarch64` against a normal world that makes any call and writes anything: what it reads and writes
-//! stays in the memory that was shared for it.
+//! The secure world of machine `aarch64` against a normal world that makes any call and writes
+//! anything: what it reads and writes stays in the memory that was shared for it.
 
 use crate::header::{Fields, Name, Size};
 use crate::memory::{Block, Purpose};

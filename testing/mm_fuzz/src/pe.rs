@@ -132,7 +132,8 @@ struct Loaded {
 }
 
 impl Loaded {
-    /// Loads a file as edk2's `BasePeCoffLib` does (`PeCoffLoaderLoadImage`): headers, then each section at its address.
+    /// Loads a file as edk2's `BasePeCoffLib` does (`PeCoffLoaderLoadImage`): headers, then each
+    /// section at its address.
     fn of(file: &[u8]) -> Option<Self> {
         let word = |at: usize| Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?) as usize);
         let half = |at: usize| Some(usize::from(u16::from_le_bytes(*file.get(at..)?.first_chunk()?)));

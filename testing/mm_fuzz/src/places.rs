@@ -1,5 +1,6 @@
-//! HOBs that announce comm buffers, and what `MmHobConfiguration` makes of them: whatever they say, the configuration has only
-//! memory that a HOB named, each byte once, and memory that is not taken over stays as it was.
+//! HOBs that announce comm buffers, and what `MmHobConfiguration` makes of them: whatever they say,
+//! the configuration has only memory that a HOB named, each byte once, and memory that is not taken
+//! over stays as it was.
 
 use crate::memory::{Block, Purpose};
 use arbitrary::{Arbitrary, Unstructured};

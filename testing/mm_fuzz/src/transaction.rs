@@ -1,8 +1,9 @@
 //! Whole transactions of `mm_comm` against an MM that does anything, judged by a model of what a client believes.
 //!
-//! MM acts while the client waits, one act at each pause: it serves the request like an MM core, or writes anything anywhere in
-//! the comm buffer and the mailbox. When the wait is over the model reads what is there, decides
-//! what the result must be, and looks at the memory once the transaction is over.
+//! MM acts while the client waits, one act at each pause: it serves the request like an MM core, or
+//! writes anything anywhere in the comm buffer and the mailbox. When the wait is over the model
+//! reads what is there, decides what the result must be, and looks at the memory once the
+//! transaction is over.
 
 use crate::header::{Fields, MARKER, Name, Size, number};
 use crate::memory::{Block, Purpose};

@@ -1,4 +1,5 @@
-//! The quick form of `cargo xtask fuzz`: the committed corpus, and a fixed number of generated cases, through each target.
+//! The quick form of `cargo xtask fuzz`: the committed corpus, and a fixed number of generated
+//! cases, through each target.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may panic")]
 
 use mm_fuzz::random::Random;
@@ -7,7 +8,8 @@ use std::fmt::Display;
 use std::fs;
 use std::path::PathBuf;
 
-/// Generated cases for a target. The number does not depend on the machine's speed: a run finds what the last one found.
+/// Generated cases for a target. The number does not depend on the machine's speed: a run finds
+/// what the last one found.
 fn cases(target: &str) -> u32 {
     match target {
         // Each case compresses a volume.

@@ -91,7 +91,8 @@ pub enum Lie {
     Size(u64),
     /// The header's GUID is another one.
     Recipient,
-    /// The header's MessageLength is this. In a v3 header it is what BufferSize counts behind the header.
+    /// The header's MessageLength is this. In a v3 header it is what BufferSize counts behind the
+    /// header.
     MessageLength(u64),
     /// The MessageSize of a v3 header is this. A v1 header has no such field, and stays as it is.
     MessageSize(u64),
@@ -99,8 +100,8 @@ pub enum Lie {
     WipeHeader,
     /// The header is of the other format.
     OtherFormat,
-    /// The request is still there, like with [`Self::Ignore`]. But MM has kept it, and ends the next request in this buffer with
-    /// the response to this one: header, message and mailbox.
+    /// The request is still there, like with [`Self::Ignore`]. But MM has kept it, and ends the
+    /// next request in this buffer with the response to this one: header, message and mailbox.
     Late,
     /// The same, with the next request's header left as it is.
     LateMessage,
@@ -347,8 +348,8 @@ pub fn enter(
     visit
 }
 
-/// Memory as the MM core sees it. For Project Mu's supervisor that has one request, the one that is served, and the response
-/// goes where that says.
+/// Memory as the MM core sees it. For Project Mu's supervisor that has one request, the one that is
+/// served, and the response goes where that says.
 struct View<'v> {
     memory: &'v mut dyn SystemMemory,
     buffers: &'v [CommBuffer],

@@ -1,4 +1,5 @@
-//! The comm buffers as Project Mu's MM supervisor serves them: a double of `MmSupervisorPkg` (microsoft/mu_feature_mm_supv).
+//! The comm buffers as Project Mu's MM supervisor serves them: a double of `MmSupervisorPkg`
+//! (microsoft/mu_feature_mm_supv).
 //!
 //! | what | source |
 //! |---|---|
@@ -10,8 +11,9 @@
 //! | the policy | `Core/Request/FetchPolicy.c`, `FetchNUpdateSecurityPolicy` |
 //! | moves, also half of one | `Core/Request/UpdateCommBuffer.c`, `ProcessUpdateCommBufferRequest` |
 //!
-//! It is the RELEASE build, which goes on where the DEBUG build halts. What it leaves out: MMRAM, which this MM side does not
-//! know here, and the policy's other tables. v3 headers are those of v22.0.0 and later.
+//! It is the RELEASE build, which goes on where the DEBUG build halts. What it leaves out: MMRAM,
+//! which this MM side does not know here, and the policy's other tables. v3 headers are those of
+//! v22.0.0 and later.
 
 use core::cell::Cell;
 use mm_core::handlers::Supervisor;
@@ -27,9 +29,11 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Which supervisor it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// The releases v20.0.0 to v23.0.3: one mailbox, which says by TalkToSupervisor whose request it announces.
+    /// The releases v20.0.0 to v23.0.3: one mailbox, which says by TalkToSupervisor whose request
+    /// it announces.
     V20ToV23,
-    /// `main` since May 2026 (b074347): a mailbox for each channel, and a channel that closes at `ExitBootServices`.
+    /// `main` since May 2026 (b074347): a mailbox for each channel, and a channel that closes at
+    /// `ExitBootServices`.
     Main,
 }
 
@@ -61,8 +65,8 @@ const USERS: usize = 1;
 /// The most memory that can be unblocked.
 const MAX_UNBLOCKED: usize = 8;
 
-/// The supervisor's state. Comm buffers and mailboxes are indices of those that the MM side knows; the first two are the
-/// supervisor's and the users'.
+/// The supervisor's state. Comm buffers and mailboxes are indices of those that the MM side knows;
+/// the first two are the supervisor's and the users'.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProjectMu {
     release: Release,
@@ -157,7 +161,8 @@ impl ProjectMu {
             (Release::Main, None) => {
                 image(SUPERVISOR, memory)?;
                 if self.is_at_runtime {
-                    // It refuses, and writes back the users' mailbox instead of this one: the request stays announced.
+                    // It refuses, and writes back the users' mailbox instead of this one: the
+                    // request stays announced.
                     return None;
                 }
                 SUPERVISOR
@@ -201,7 +206,8 @@ impl ProjectMu {
         } else {
             length.wrapping_add(header_len)
         };
-        // Releases do not notice a sum that wraps, nor a v3 header that counts less than itself (before #666).
+        // Releases do not notice a sum that wraps, nor a v3 header that counts less than itself
+        // (before #666).
         let is_noticed = self.release == Release::Main && total < header_len;
         if total > region.len() || is_noticed {
             return Some(MailboxImage::answered(EfiStatus::BAD_BUFFER_SIZE, 0));
@@ -315,7 +321,8 @@ impl ProjectMu {
         Ok(())
     }
 
-    /// Writes the policy behind the request's header: [`POLICY`], and 24 bytes for all memory that users had unblocked.
+    /// Writes the policy behind the request's header: [`POLICY`], and 24 bytes for all memory that
+    /// users had unblocked.
     fn tell_policy(&mut self, request: &mut Request<'_>) -> Result<EfiStatus, EfiStatus> {
         self.is_locked = true;
         let header_len = size_of::<RequestHeader>();
@@ -364,8 +371,8 @@ fn descriptor(memory: &UnblockMemory) -> &[u8] {
     memory.as_bytes().get(..40).unwrap_or_default()
 }
 
-/// Why memory cannot be unblocked beside other memory: it starts or ends there, or it is around it, so that not all of it is
-/// mapped alike.
+/// Why memory cannot be unblocked beside other memory: it starts or ends there, or it is around it,
+/// so that not all of it is mapped alike.
 fn clash(new: AddressRange, other: AddressRange) -> Option<EfiStatus> {
     let is_inside = |at: u64| at >= other.start() && at < other.end();
     new.overlaps(other)
@@ -522,7 +529,8 @@ mod tests {
         })
     }
 
-    /// Announces a request with this header in a channel. Returns whether it is served, and the mailbox then.
+    /// Announces a request with this header in a channel. Returns whether it is served, and the
+    /// mailbox then.
     fn announce(mu: &ProjectMu, channel: usize, header: &[u8]) -> (bool, MailboxImage) {
         let mut memory = Memory(vec![0; 4 * LEN]);
         let buffers = buffers();

@@ -1,9 +1,10 @@
 //! Every order of steps of a caller, of notifications that interrupt it, of buffer moves and of a hostile MM around one
 //! transaction.
 //!
-//! The model is not a copy of the code: each state is reached by running the real channel and the real transaction of `mm_comm`
-//! from the start, step by step. Two states are the same if memory, mailbox, flags and results are. `stateright` visits all of
-//! them up to a number of steps, and prints the shortest way to one that breaks a property of `docs/security.md`.
+//! The model is not a copy of the code: each state is reached by running the real channel and the
+//! real transaction of `mm_comm` from the start, step by step. Two states are the same if memory,
+//! mailbox, flags and results are. `stateright` visits all of them up to a number of steps, and
+//! prints the shortest way to one that breaks a property of `docs/security.md`.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![allow(

@@ -21,16 +21,16 @@ mod x86_64 {
 
     /// COM1.
     pub(crate) const fn uart() -> Uart {
-        // SAFETY: 0x3f8 is COM1 of every PC. The firmware's console may share it: both only send bytes, which can
-        // mix up text and nothing else.
+        // SAFETY: 0x3f8 is COM1 of every PC. The firmware's console may share it: both only send
+        // bytes, which can mix up text and nothing else.
         unsafe { Uart16550::new_io(0x3f8) }
     }
 
-    /// Writes to QEMU's `isa-debug-exit` device at port 0xf4: QEMU ends with status `2 * value + 1`. Without the device
-    /// nothing happens.
+    /// Writes to QEMU's `isa-debug-exit` device at port 0xf4: QEMU ends with status `2 * value +
+    /// 1`. Without the device nothing happens.
     pub(crate) fn end_run(value: u8) {
-        // SAFETY: a UEFI application runs in ring 0. No PC device but this one decodes port 0xf4, and QEMU's has no
-        // access to memory.
+        // SAFETY: a UEFI application runs in ring 0. No PC device but this one decodes port 0xf4,
+        // and QEMU's has no access to memory.
         unsafe { asm!("out dx, al", in("dx") 0xf4_u16, in("al") value, options(nostack, preserves_flags)) };
     }
 }
@@ -49,8 +49,8 @@ mod aarch64 {
 
     /// The first PL011.
     pub(crate) const fn uart() -> Uart {
-        // SAFETY: QEMU's `virt` has a PL011 at this address. The firmware's console may share it: both only send
-        // bytes, which can mix up text and nothing else.
+        // SAFETY: QEMU's `virt` has a PL011 at this address. The firmware's console may share it:
+        // both only send bytes, which can mix up text and nothing else.
         unsafe { UartPl011::new(0x0900_0000) }
     }
 

@@ -45,7 +45,8 @@ pub fn exit(success: bool) -> ! {
     });
     if RUNTIME.is_init() {
         let table = RUNTIME.as_mut_ptr();
-        // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the end of the boot.
+        // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the
+        // end of the boot.
         let reset = unsafe { (*table).reset_system };
         // SAFETY: a reset without data, which UEFI 2.11, 8.5.1 allows at any time.
         unsafe { reset(efi::RESET_SHUTDOWN, efi::Status::SUCCESS, 0, ptr::null_mut()) };
@@ -55,8 +56,8 @@ pub fn exit(success: bool) -> ! {
     }
 }
 
-/// The entry point of an application. `$run` is a function that gets the [`Firmware`] and returns whether all went well.
-/// `$before` runs before that, for instance to install another logger.
+/// The entry point of an application. `$run` is a function that gets the [`Firmware`] and returns
+/// whether all went well. `$before` runs before that, for instance to install another logger.
 #[macro_export]
 macro_rules! application {
     ($run:path) => {
@@ -69,7 +70,8 @@ macro_rules! application {
             system_table: *mut $crate::efi::SystemTable,
         ) -> $crate::efi::Status {
             ($before)();
-            // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
+            // SAFETY: the firmware called this entry point with these arguments; nothing here
+            // leaves boot services.
             let firmware = unsafe { $crate::Firmware::new(image, system_table) };
             $crate::firmware::exit($run(firmware))
         }
@@ -148,7 +150,8 @@ impl Firmware {
     /// The address of a configuration table (UEFI 2.11, 4.6), for instance of the HOB list.
     #[must_use]
     pub fn configuration_table(&self, guid: &BinaryGuid) -> Option<*mut c_void> {
-        // SAFETY: valid by the type's invariant. A copy, since the firmware changes the table as it likes.
+        // SAFETY: valid by the type's invariant. A copy, since the firmware changes the table as it
+        // likes.
         let table = unsafe { self.system_table.read() };
         (0..table.number_of_table_entries)
             .map(|index| table.configuration_table.wrapping_add(index))
@@ -187,7 +190,8 @@ impl Firmware {
     pub fn read_file(&self, path: &Char16Str) -> Result<Vec<u8>, EfiError> {
         let device = loaded_image(self.image)?.device;
         let volume = interface::<simple_file_system::Protocol>(device)?;
-        // SAFETY: the interface is installed, and the volume that this application runs from is not removed.
+        // SAFETY: the interface is installed, and the volume that this application runs from is not
+        // removed.
         let open_volume = unsafe { (*volume).open_volume };
         let mut root = ptr::null_mut();
         // SAFETY: `volume` is the interface that the function belongs to, `root` takes one pointer.
@@ -196,10 +200,11 @@ impl Firmware {
     }
 }
 
-/// The name and vendor of the variable that follows a given one; `None` behind the last. The empty name starts.
+/// The name and vendor of the variable that follows a given one; `None` behind the last. The empty
+/// name starts.
 ///
-/// The SDK's `get_next_variable_name` passes the name's room in characters, but the firmware counts bytes (UEFI 2.11,
-/// 8.2.2), and edk2 returns `EFI_INVALID_PARAMETER`.
+/// The SDK's `get_next_variable_name` passes the name's room in characters, but the firmware counts
+/// bytes (UEFI 2.11, 8.2.2), and edk2 returns `EFI_INVALID_PARAMETER`.
 ///
 /// # Errors
 ///
@@ -210,13 +215,15 @@ pub fn next_variable(
     vendor: &efi::Guid,
 ) -> Result<Option<(Char16String, efi::Guid)>, EfiError> {
     let table = RUNTIME.as_mut_ptr();
-    // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the end of the boot.
+    // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the end
+    // of the boot.
     let get_next = unsafe { (*table).get_next_variable_name };
     let mut units = name.as_units_with_nul().to_vec();
     let mut vendor = *vendor;
     loop {
         let mut size = units.len().saturating_mul(size_of::<u16>());
-        // SAFETY: `units` has `size` bytes and ends with a NUL, as `name` does or `resize` below has made it.
+        // SAFETY: `units` has `size` bytes and ends with a NUL, as `name` does or `resize` below
+        // has made it.
         let status = unsafe { get_next(&raw mut size, units.as_mut_ptr(), &raw mut vendor) };
         let needed = size.div_ceil(size_of::<u16>());
         match status {
@@ -234,8 +241,8 @@ pub fn next_variable(
 
 fn loaded_image(handle: efi::Handle) -> Result<LoadedImage, EfiError> {
     let protocol = interface::<loaded_image::Protocol>(handle)?;
-    // SAFETY: the interface was found on the handle just now, and nothing unloads an image in between. A copy, since the
-    // firmware owns the original.
+    // SAFETY: the interface was found on the handle just now, and nothing unloads an image in
+    // between. A copy, since the firmware owns the original.
     let image = unsafe { protocol.read() };
     Ok(LoadedImage {
         handle,
@@ -247,7 +254,8 @@ fn loaded_image(handle: efi::Handle) -> Result<LoadedImage, EfiError> {
 
 /// The interface of protocol `P` on a handle, never null.
 fn interface<P: ProtocolInterface>(handle: efi::Handle) -> Result<*mut P, EfiError> {
-    // SAFETY: the response has the type that belongs to the GUID, by the contract of `ProtocolInterface`.
+    // SAFETY: the response has the type that belongs to the GUID, by the contract of
+    // `ProtocolInterface`.
     let interface = unsafe { BOOT.handle_protocol_unchecked(handle, &P::PROTOCOL_GUID) }?;
     if interface.is_null() {
         return Err(EfiError::NotFound);
@@ -263,8 +271,8 @@ impl File {
         // SAFETY: open by the type's invariant.
         let open = unsafe { (*self.0).open };
         let mut file = ptr::null_mut();
-        // SAFETY: `self.0` is the interface that the function belongs to, `file` takes one pointer, and the path ends
-        // with its NUL; the file system does not write to it.
+        // SAFETY: `self.0` is the interface that the function belongs to, `file` takes one pointer,
+        // and the path ends with its NUL; the file system does not write to it.
         let status = unsafe {
             open(
                 self.0,
@@ -284,7 +292,8 @@ impl File {
         loop {
             let mut chunk = [0_u8; 512];
             let mut len = chunk.len();
-            // SAFETY: `self.0` is the interface that the function belongs to, and `chunk` has `len` bytes.
+            // SAFETY: `self.0` is the interface that the function belongs to, and `chunk` has `len`
+            // bytes.
             let status = unsafe { read(self.0, &raw mut len, chunk.as_mut_ptr().cast()) };
             EfiError::status_to_result(status)?;
             match chunk.get(..len) {
@@ -299,7 +308,8 @@ impl Drop for File {
     fn drop(&mut self) {
         // SAFETY: open by the type's invariant.
         let close = unsafe { (*self.0).close };
-        // SAFETY: the same open file; nothing uses the pointer afterwards. The status is always success (UEFI 2.11, 13.5.3).
+        // SAFETY: the same open file; nothing uses the pointer afterwards. The status is always
+        // success (UEFI 2.11, 13.5.3).
         let _ = unsafe { close(self.0) };
     }
 }

@@ -1,8 +1,8 @@
 //! The service `dyn ProtocolServices` over the boot services of any firmware.
 //!
-//! A Patina DXE core implements this service against its own protocol database. Here every method is a boot service
-//! (UEFI 2.11, 7.3), so that components which need the service run in an application too. This file is an unsafe island
-//! (`docs/unsafe.md`).
+//! A Patina DXE core implements this service against its own protocol database. Here every method
+//! is a boot service (UEFI 2.11, 7.3), so that components which need the service run in an
+//! application too. This file is an unsafe island (`docs/unsafe.md`).
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -31,7 +31,8 @@ const AGENT_MARKER: BinaryGuid = BinaryGuid::from_string("9e0f2f5a-6c1b-4d5e-8a3
 pub struct BootProtocols {
     boot: &'static StandardBootServices,
     guids: GuidList,
-    /// The registrations that were not cancelled. Invariant: each is the `Box::into_raw` of a live [`Notification`].
+    /// The registrations that were not cancelled. Invariant: each is the `Box::into_raw` of a live
+    /// [`Notification`].
     notifications: TplMutex<Vec<*mut Notification>>,
 }
 
@@ -54,8 +55,9 @@ impl BootProtocols {
     ) -> Result<Handle, ProtocolError> {
         let handle = handle.map(|handle| handle.as_raw());
         let guid = self.guids.intern(protocol);
-        // SAFETY: the interface belongs to the protocol: it is null for a marker, and otherwise a `ProtocolPtr`, whose
-        // maker vouches for its type and lifetime. Boot services do not look into it.
+        // SAFETY: the interface belongs to the protocol: it is null for a marker, and otherwise a
+        // `ProtocolPtr`, whose maker vouches for its type and lifetime. Boot services do not look
+        // into it.
         let installed = unsafe {
             self.boot
                 .install_protocol_interface_unchecked(handle, guid, interface)
@@ -71,7 +73,8 @@ impl BootProtocols {
         interface: *mut c_void,
     ) -> Result<(), ProtocolError> {
         let guid = self.guids.intern(protocol);
-        // SAFETY: boot services compare the interface with what is installed and do not look into it.
+        // SAFETY: boot services compare the interface with what is installed and do not look into
+        // it.
         unsafe {
             self.boot
                 .uninstall_protocol_interface_unchecked(handle.as_raw(), guid, interface)
@@ -117,7 +120,8 @@ impl ProtocolServices for BootProtocols {
 
     fn locate_interface(&self, protocol: BinaryGuid) -> Result<ProtocolPtr, ProtocolError> {
         let guid = self.guids.intern(protocol);
-        // SAFETY: a null registration asks for the first interface; the response is handed on as an untyped pointer.
+        // SAFETY: a null registration asks for the first interface; the response is handed on as an
+        // untyped pointer.
         let interface = unsafe { self.boot.locate_protocol_unchecked(guid, ptr::null_mut()) };
         ProtocolPtr::from_raw(interface.map_err(to_protocol_error)?).ok_or(ProtocolError::NotFound)
     }
@@ -136,12 +140,14 @@ impl ProtocolServices for BootProtocols {
         handle: Handle,
         protocol: BinaryGuid,
     ) -> Result<ProtocolPtr, ProtocolError> {
-        // `HandleProtocol()` would record a usage and, on a handle without the protocol, say UNSUPPORTED.
+        // `HandleProtocol()` would record a usage and, on a handle without the protocol, say
+        // UNSUPPORTED.
         let status = |status| match status {
             efi::Status::UNSUPPORTED => ProtocolError::NotFound,
             other => to_protocol_error(other),
         };
-        // SAFETY: the response is handed on as an untyped pointer. GET_PROTOCOL needs neither agent nor controller.
+        // SAFETY: the response is handed on as an untyped pointer. GET_PROTOCOL needs neither agent
+        // nor controller.
         let interface = unsafe {
             self.boot.open_protocol_unchecked(
                 handle.as_raw(),
@@ -211,7 +217,8 @@ impl ProtocolServices for BootProtocols {
             cancelled: Cell::new(false),
         }));
         self.notifications.lock().push(notification);
-        // SAFETY: the context is a live `Notification`; `cancel_install_notify` closes the event before it frees it.
+        // SAFETY: the context is a live `Notification`; `cancel_install_notify` closes the event
+        // before it frees it.
         let event = unsafe {
             self.boot
                 .create_event_unchecked(EventType::NOTIFY_SIGNAL, tpl, Some(on_installed), notification)
@@ -220,7 +227,8 @@ impl ProtocolServices for BootProtocols {
             Ok(event) => event,
             Err(status) => {
                 self.forget(notification);
-                // SAFETY: `notification` is from `Box::into_raw` above, off the list, and no event knows it.
+                // SAFETY: `notification` is from `Box::into_raw` above, off the list, and no event
+                // knows it.
                 drop(unsafe { Box::from_raw(notification) });
                 return Err(to_protocol_error(status));
             }
@@ -229,7 +237,8 @@ impl ProtocolServices for BootProtocols {
             .boot
             .register_protocol_notify(self.guids.intern(protocol), event)
             .inspect(|registration| {
-                // SAFETY: nothing frees the notification before its event is closed; only `Cell`s are written.
+                // SAFETY: nothing frees the notification before its event is closed; only `Cell`s
+                // are written.
                 unsafe { &*notification }.registration.set(Some(*registration));
             })
             // The handles that have the protocol already are delivered like those that will.
@@ -257,8 +266,9 @@ impl ProtocolServices for BootProtocols {
         let state = unsafe { &*notification };
         state.cancelled.set(true);
         if !state.running.get() {
-            // SAFETY: from `Box::into_raw`. Its event is closed, so that it cannot start again, and it is not running,
-            // so that `on_installed` holds no reference; this call's own, `state`, is not used again.
+            // SAFETY: from `Box::into_raw`. Its event is closed, so that it cannot start again, and
+            // it is not running, so that `on_installed` holds no reference; this call's own,
+            // `state`, is not used again.
             drop(unsafe { Box::from_raw(notification) });
         }
         Ok(())
@@ -304,12 +314,13 @@ impl Notification {
 ///
 /// `context` is a live [`Notification`] whose event is not closed.
 unsafe extern "efiapi" fn on_installed(_event: efi::Event, context: *mut Notification) {
-    // SAFETY: live by this function's contract, and it stays so while `running`: cancelling then only marks it.
+    // SAFETY: live by this function's contract, and it stays so while `running`: cancelling then
+    // only marks it.
     let notification = unsafe { &*context };
     notification.run();
     if notification.cancelled.get() && !notification.running.get() {
-        // SAFETY: from `Box::into_raw`. It was cancelled while it ran, which left the freeing to this function and
-        // closed the event; the reference above is not used again.
+        // SAFETY: from `Box::into_raw`. It was cancelled while it ran, which left the freeing to
+        // this function and closed the event; the reference above is not used again.
         drop(unsafe { Box::from_raw(context) });
     }
 }
@@ -335,7 +346,8 @@ impl GuidList {
             }
             at = node.next;
         }
-        // A notification that gets in between these two lines at worst makes a second node for its GUID.
+        // A notification that gets in between these two lines at worst makes a second node for its
+        // GUID.
         let node = Box::leak(Box::new(GuidNode {
             guid,
             next: self.head.get(),

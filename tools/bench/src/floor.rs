@@ -1,7 +1,7 @@
 //! What the copies alone cost: message in, response out, and the same with a wipe of what was written.
 //!
-//! Loops of 16-byte loads and stores. The C library's `memcpy` is not a yardstick: at the header's offset of 24 bytes it is many
-//! times slower on some processors.
+//! Loops of 16-byte loads and stores. The C library's `memcpy` is not a yardstick: at the header's
+//! offset of 24 bytes it is many times slower on some processors.
 
 use crate::clients::Client;
 use crate::memory;

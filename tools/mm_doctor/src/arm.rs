@@ -74,9 +74,11 @@ pub fn conduit_setting(conduit: &str) -> PsciConduit {
     }
 }
 
-/// Asks the secure world. Without an EL3 no call is made unless PSCI is called by `smc`, as in patina_mm.
+/// Asks the secure world. Without an EL3 no call is made unless PSCI is called by `smc`, as in
+/// patina_mm.
 ///
-/// `pages` returns the two pages for FF-A's RX and TX buffers; they are the doctor's again when this returns.
+/// `pages` returns the two pages for FF-A's RX and TX buffers; they are the doctor's again when
+/// this returns.
 pub fn ask<C: Conduit>(arm: &mut Arm, pages: &mut dyn FnMut() -> Option<SharedRegion>) {
     arm.el3 = C::el3_is_implemented();
     let psci = conduit_setting(arm.conduit);

@@ -140,7 +140,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::string::String;
 
-    /// A chipset by its registers: PCI by address, ports by number. Everything else reads as all ones.
+    /// A chipset by its registers: PCI by address, ports by number. Everything else reads as all
+    /// ones.
     #[derive(Default)]
     struct Fake {
         pci: BTreeMap<u32, u32>,

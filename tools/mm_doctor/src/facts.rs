@@ -66,7 +66,8 @@ pub struct Mapped {
 /// What the page tables say about a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pages {
-    /// The first address that is not mapped to the same physical address, and what it is mapped to: `None` if to nothing.
+    /// The first address that is not mapped to the same physical address, and what it is mapped to:
+    /// `None` if to nothing.
     pub elsewhere: Option<(u64, Option<u64>)>,
     /// Whether all of the range can be written to.
     pub writable: bool,
@@ -93,7 +94,8 @@ pub const NAMED: &str = "region of -r";
 /// A comm buffer that a HOB announces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Buffer {
-    /// Which HOB: `comm-buffer HOB`, `comm-region HOB, supervisor`, `comm-region HOB, user`; or [`NAMED`].
+    /// Which HOB: `comm-buffer HOB`, `comm-region HOB, supervisor`, `comm-region HOB, user`; or
+    /// [`NAMED`].
     pub source: String,
     /// Its memory.
     pub region: Option<Range>,
@@ -129,7 +131,8 @@ pub struct Protocol {
     pub guid: String,
     /// Whether it has no interface, so that nothing tells which image installed it.
     pub is_marker: bool,
-    /// The image that installed it: its interface, or the first function in the interface, is in this image. Empty if in none.
+    /// The image that installed it: its interface, or the first function in the interface, is in
+    /// this image. Empty if in none.
     pub image: String,
 }
 
@@ -146,7 +149,8 @@ pub struct Acpi {
     pub arm_boot: Option<u16>,
     /// WSMT: its flags.
     pub wsmt: Option<u32>,
-    /// The table `UEFI` of the SMM communication GUID: the software SMI's number, and where the buffer's address is.
+    /// The table `UEFI` of the SMM communication GUID: the software SMI's number, and where the
+    /// buffer's address is.
     pub smm_communication: Option<(u32, u64)>,
 }
 
@@ -188,11 +192,13 @@ pub struct Arm {
     pub conduit: &'static str,
     /// The source of `conduit`: `FADT` or `device tree`.
     pub conduit_from: &'static str,
-    /// FF-A's version, as major and minor, or the error; `None` if no secure monitor call can be made.
+    /// FF-A's version, as major and minor, or the error; `None` if no secure monitor call can be
+    /// made.
     pub ffa: Option<Result<(u16, u16), String>>,
     /// The partitions of FF-A, or the error; `None` without FF-A.
     pub partitions: Option<Result<Vec<Partition>, String>>,
-    /// SPM_MM's version, as major and minor, or the error; `None` if no secure monitor call can be made.
+    /// SPM_MM's version, as major and minor, or the error; `None` if no secure monitor call can be
+    /// made.
     pub spm_mm: Option<Result<(u16, u16), String>>,
     /// How patina_mm reaches MM, or why it does not.
     pub mm: Option<Result<String, String>>,

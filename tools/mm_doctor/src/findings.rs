@@ -33,7 +33,8 @@ pub struct Finding {
     pub advice: String,
 }
 
-/// Bits of SMI_EN that are reserved on every Intel chipset so far (ICH9 data sheet, 13.8.3.8; 100 Series PCH, volume 2).
+/// Bits of SMI_EN that are reserved on every Intel chipset so far (ICH9 data sheet, 13.8.3.8; 100
+/// Series PCH, volume 2).
 const RESERVED_IN_SMI_EN: u32 = 0x0380_0000;
 
 /// The page that the advice is from.
@@ -82,7 +83,8 @@ pub(crate) fn secure_world(facts: &Facts) -> bool {
     mm.is_some_and(Result::is_ok)
 }
 
-/// Buffers that HOBs announce, and buffers that the command line names, without those that cannot be used.
+/// Buffers that HOBs announce, and buffers that the command line names, without those that cannot
+/// be used.
 pub(crate) fn usable(facts: &Facts, named: bool) -> impl Iterator<Item = &Buffer> {
     let buffers = facts.buffers.iter().filter(|buffer| buffer.error.is_none());
     buffers.filter(move |buffer| (buffer.source == NAMED) == named)

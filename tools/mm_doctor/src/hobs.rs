@@ -15,7 +15,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use mm_wire::hob::HOB_LIST_GUID as HOB_LIST;
 
-/// The configuration table `gEdkiiPiSmmCommunicationRegionTableGuid` (edk2 MdeModulePkg/Include/Guid/PiSmmCommunicationRegionTable.h).
+/// The configuration table `gEdkiiPiSmmCommunicationRegionTableGuid` (edk2
+/// MdeModulePkg/Include/Guid/PiSmmCommunicationRegionTable.h).
 pub const COMM_REGION_TABLE: Guid = guid!("4e28ca50-d582-44ac-a11f-e3d56526db34");
 
 /// `gEfiSmmSmramMemoryGuid` and `gEfiMmPeiMmramMemoryReserveGuid`: descriptors of MMRAM.
@@ -170,7 +171,8 @@ fn buffer(source: &str, place: Result<CommBufferPlace, String>) -> Buffer {
     }
 }
 
-/// `EFI_MMRAM_HOB_DESCRIPTOR_BLOCK`: the number of descriptors in 4 bytes, 4 bytes of padding, the descriptors.
+/// `EFI_MMRAM_HOB_DESCRIPTOR_BLOCK`: the number of descriptors in 4 bytes, 4 bytes of padding, the
+/// descriptors.
 fn mmram(data: &[u8]) -> Vec<Range> {
     let Some((count, rest)) = data.split_first_chunk::<8>() else {
         return Vec::new();

@@ -40,8 +40,8 @@ The exit status is 0; 7 (EFI_DEVICE_ERROR) if something is broken;
 21 (EFI_ABORTED) if the file cannot be written.
 ";
 
-/// The usage as a file `mm_doctor.man`, in which the UEFI Shell looks for it: the Shell does not hand `-?` to an application
-/// (UEFI Shell 2.2, 3.5).
+/// The usage as a file `mm_doctor.man`, in which the UEFI Shell looks for it: the Shell does not
+/// hand `-?` to an application (UEFI Shell 2.2, 3.5).
 #[must_use]
 pub fn manual() -> String {
     alloc::format!(".TH mm_doctor 0 \"Looks at what this machine has for MM.\"\n.SH NAME\n{USAGE}")

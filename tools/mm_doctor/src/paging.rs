@@ -1,4 +1,5 @@
-//! The page tables that are in use: is an address mapped to itself, can it be written to, and of which memory type is it?
+//! The page tables that are in use: is an address mapped to itself, can it be written to, and of
+//! which memory type is it?
 //!
 //! | what | source |
 //! |---|---|
@@ -56,8 +57,9 @@ pub enum Paging {
 
 /// Page tables, and how to read them.
 ///
-/// Firmware need not map its tables at their physical addresses. Patina's does not: an entry of the first table points to that
-/// table, and through it each table has a virtual address. The first table itself must be mapped one to one.
+/// Firmware need not map its tables at their physical addresses. Patina's does not: an entry of the
+/// first table points to that table, and through it each table has a virtual address. The first
+/// table itself must be mapped one to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Map {
     /// The tables.
@@ -226,7 +228,8 @@ impl Map {
         Self { paging, self_entry }
     }
 
-    /// Where the entry of an address in the table of a level is. `table` is the table's physical address.
+    /// Where the entry of an address in the table of a level is. `table` is the table's physical
+    /// address.
     fn place(self, table: u64, address: u64, level: u32) -> Option<At> {
         let (levels, page_bits, bits) = self.paging.form();
         let shift = |level: u32| {
@@ -365,7 +368,8 @@ mod tests {
         let tables = tables(&[
             (0x1000, 0x2000 | 0x23),
             (0x2000, 0x3000 | 0x23),
-            // 1 GiB at 0x4000_0000, 2 MiB at 0x20_0000, 4 KiB at 0x40_1000; read-only at 0x40_2000, gone at 0x40_3000.
+            // 1 GiB at 0x4000_0000, 2 MiB at 0x20_0000, 4 KiB at 0x40_1000; read-only at 0x40_2000,
+            // gone at 0x40_3000.
             (0x2008, 0x4000_0000 | 0x83),
             (0x3008, 0x20_0000 | 0x83),
             (0x3010, 0x4000 | 0x23),
@@ -482,7 +486,8 @@ mod tests {
                     self.entries.entry(at)
                 }
                 At::Virtual(address) => {
-                    // As the processor translates it: four levels of entries, then the offset in the page.
+                    // As the processor translates it: four levels of entries, then the offset in
+                    // the page.
                     let mut table = self.root;
                     for level in (1..=4).rev() {
                         let index = address >> (12 + 9 * (level - 1)) & 0x1ff;

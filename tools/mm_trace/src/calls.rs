@@ -1,4 +1,5 @@
-//! Makes calls of lines: which line belongs to which call, which calls are nested, and which never ended.
+//! Makes calls of lines: which line belongs to which call, which calls are nested, and which never
+//! ended.
 
 use crate::decode::{self, Decoded, Direction};
 use crate::guids;
@@ -326,7 +327,8 @@ impl Calls {
         Ok(())
     }
 
-    /// Takes an MMI that was raised or taken. If only QEMU's log reports it, [`Self::taken`] adds when that was.
+    /// Takes an MMI that was raised or taken. If only QEMU's log reports it, [`Self::taken`] adds
+    /// when that was.
     fn mmi(&mut self, note: &Note, sink: &mut dyn Sink) -> io::Result<()> {
         let call = self.open.last_mut();
         if let Some(call) = call.filter(|call| call.mmis.len() < KEPT) {
@@ -368,7 +370,8 @@ impl Calls {
         Ok(index)
     }
 
-    /// Notices that the numbers start again. Calls that interrupt each other may come in another order, but not by much.
+    /// Notices that the numbers start again. Calls that interrupt each other may come in another
+    /// order, but not by much.
     fn restart(&mut self, tag: Tag, at: Moment, sink: &mut dyn Sink) -> io::Result<()> {
         let Some(number) = tag.call else {
             return Ok(());

@@ -75,7 +75,8 @@ impl<'a> Message<'a> {
         self.total > self.bytes.len() as u64
     }
 
-    /// Reads a value from the front; `None` with a problem if the message ends before, `None` alone if it is cut.
+    /// Reads a value from the front; `None` with a problem if the message ends before, `None` alone
+    /// if it is cut.
     fn take<T: FromBytes>(&mut self, what: &str, into: &mut Decoded) -> Option<T> {
         match T::read_from_prefix(self.bytes) {
             Ok((value, rest)) => {

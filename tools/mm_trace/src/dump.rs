@@ -67,11 +67,13 @@ impl Dump {
 /// Whether bytes look like a status mailbox: its size, and zeros in its reserved bytes.
 #[must_use]
 pub fn is_mailbox(bytes: &[u8]) -> bool {
-    // The second byte is TalkToSupervisor in a mailbox that the MM supervisor shares with its users.
+    // The second byte is TalkToSupervisor in a mailbox that the MM supervisor shares with its
+    // users.
     bytes.len() == mm_wire::mailbox::MAILBOX_LEN && matches!(bytes, [0 | 1, 0 | 1, 0, 0, 0, 0, 0, 0, ..])
 }
 
-/// Describes a status mailbox. `header` and `capacity` are of the comm buffer that it belongs to, if it is known.
+/// Describes a status mailbox. `header` and `capacity` are of the comm buffer that it belongs to,
+/// if it is known.
 fn mailbox_of(
     dump: &mut Dump,
     bytes: &[u8],
@@ -221,9 +223,11 @@ pub fn is_text(bytes: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
 }
 
-/// Reads a dump in digits: of `xxd`, `hexdump -C`, the UEFI Shell's `dmem`, QEMU's `xp`, or just digits.
+/// Reads a dump in digits: of `xxd`, `hexdump -C`, the UEFI Shell's `dmem`, QEMU's `xp`, or just
+/// digits.
 ///
-/// Numbers with `0x` in front of more than two digits are words of a little-endian machine, as QEMU prints them.
+/// Numbers with `0x` in front of more than two digits are words of a little-endian machine, as QEMU
+/// prints them.
 ///
 /// # Errors
 ///

@@ -24,7 +24,8 @@ pub struct Known {
     pub name: &'static str,
     /// The kind of thing that it names.
     pub kind: Kind,
-    /// Its name in C, and where that is declared or used. Files are edk2's unless another repository is named.
+    /// Its name in C, and where that is declared or used. Files are edk2's unless another
+    /// repository is named.
     pub source: &'static str,
 }
 

@@ -1,4 +1,5 @@
-//! `mm_trace`: reads the messages between a boot and its Management Mode, decodes them, and draws them.
+//! `mm_trace`: reads the messages between a boot and its Management Mode, decodes them, and draws
+//! them.
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -15,8 +16,9 @@ use std::process::ExitCode;
 
 /// Decodes and draws the messages between a boot and its Management Mode (MM).
 ///
-/// Reads serial logs with the lines of patina_mm (levels debug and trace), QEMU's log of interrupts (-d int), mm_doctor's file, and dumps of
-/// comm buffers, status mailboxes and messages, as bytes or as xxd, hexdump -C, the UEFI Shell's dmem or QEMU's xp print them.
+/// Reads serial logs with the lines of patina_mm (levels debug and trace), QEMU's log of interrupts
+/// (-d int), mm_doctor's file, and dumps of comm buffers, status mailboxes and messages, as bytes
+/// or as xxd, hexdump -C, the UEFI Shell's dmem or QEMU's xp print them.
 #[derive(Debug, Parser)]
 #[command(
     version,

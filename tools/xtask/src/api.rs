@@ -78,7 +78,8 @@ const SAME_BOUND: &str = "the same bound, written out";
 /// What `mockall` generates for itself: no consumer can name it.
 const MOCKALL_INTERNAL: &str = "::__mock_";
 
-/// The version of rustdoc's JSON that `public-api` reads. A toolchain's rustdoc writes one version only.
+/// The version of rustdoc's JSON that `public-api` reads. A toolchain's rustdoc writes one version
+/// only.
 const FORMAT: u64 = 57;
 
 /// Compares the published crate's sources with `ours`.
@@ -157,7 +158,8 @@ fn format_version(json: &str) -> Option<u64> {
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Lines of the published API that are gone, and new variants that an exhaustive match does not have.
+/// Lines of the published API that are gone, and new variants that an exhaustive match does not
+/// have.
 fn differences(old: &PublicApi, new: &PublicApi) -> Vec<String> {
     let lines = |api: &PublicApi| -> BTreeSet<String> {
         api.items()
@@ -166,7 +168,8 @@ fn differences(old: &PublicApi, new: &PublicApi) -> Vec<String> {
             .collect()
     };
     let (old, new) = (lines(old), lines(new));
-    // An item that has several paths is written with any of them elsewhere, so that only its definitions tell the paths.
+    // An item that has several paths is written with any of them elsewhere, so that only its
+    // definitions tell the paths.
     let several = names_with_several_paths(&old, &new);
     let all_new: BTreeSet<_> = new.iter().map(|line| comparable(line, &several)).collect();
     let gone = old.iter().map(|line| comparable(line, &several));
@@ -191,7 +194,8 @@ fn defined(line: &str) -> Option<&str> {
     Some(end.map_or(path, |end| path.split_at(end).0).trim_end_matches(':'))
 }
 
-/// The names of types that are re-exported: they have more than one path in one of the lists, or another one in each.
+/// The names of types that are re-exported: they have more than one path in one of the lists, or
+/// another one in each.
 fn names_with_several_paths(old: &BTreeSet<String>, new: &BTreeSet<String>) -> BTreeSet<String> {
     let mut paths: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for path in old.iter().chain(new).filter_map(|line| defined(line)) {
@@ -242,7 +246,8 @@ fn is_variant(line: &str, enums: &BTreeSet<String>) -> bool {
     parent.is_some_and(|parent| enums.contains(&format!("pub enum {parent}")))
 }
 
-/// Fails if a dependent asks for a feature that is gone: cargo then ignores the patch, with a warning only.
+/// Fails if a dependent asks for a feature that is gone: cargo then ignores the patch, with a
+/// warning only.
 fn require_features(published: &Path, ours: &Path) -> Result<()> {
     let features = |dir: &Path| -> Result<BTreeSet<String>> {
         let manifest = dir.join("Cargo.toml");

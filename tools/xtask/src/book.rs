@@ -17,9 +17,10 @@ use xshell::Shell;
 
 /// Builds docs/ as a book, and follows its links.
 ///
-/// The pages stay readable as they are; this gives them a table of contents, a search and a layout. Fails for a page that is not in
-/// SUMMARY.md, for a link or a picture that leads nowhere, for an anchor that its page does not have, and for a file that a page names
-/// and the repository does not have.
+/// The pages stay readable as they are; this gives them a table of contents, a search and a layout.
+/// Fails for a page that is not in SUMMARY.md, for a link or a picture that leads nowhere, for an
+/// anchor that its page does not have, and for a file that a page names and the repository does not
+/// have.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask book           builds it, and says where it is

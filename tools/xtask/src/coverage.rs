@@ -207,7 +207,8 @@ fn parse(lcov: &str) -> Vec<(&str, Vec<(usize, bool)>)> {
     files
 }
 
-/// Whether this line says that what follows is compiled for tests only: those of this crate, or mocks for those of others.
+/// Whether this line says that what follows is compiled for tests only: those of this crate, or
+/// mocks for those of others.
 fn is_for_tests(line: &str) -> bool {
     matches!(
         line.trim(),
@@ -215,8 +216,8 @@ fn is_for_tests(line: &str) -> bool {
     )
 }
 
-/// The lines of modules and functions that are compiled for tests only, counted from 1. rustfmt puts the last brace of each below
-/// the start of its first line.
+/// The lines of modules and functions that are compiled for tests only, counted from 1. rustfmt
+/// puts the last brace of each below the start of its first line.
 fn tests_in(source: &str) -> Vec<std::ops::RangeInclusive<usize>> {
     let mut ranges = Vec::new();
     let mut lines = source.lines().enumerate();
@@ -235,7 +236,8 @@ fn tests_in(source: &str) -> Vec<std::ops::RangeInclusive<usize>> {
     ranges
 }
 
-/// The modules of this file that are other files and compiled for tests only, without their extension.
+/// The modules of this file that are other files and compiled for tests only, without their
+/// extension.
 fn test_files(name: &Path, source: &str) -> Vec<PathBuf> {
     let folder = match name.file_stem().and_then(|stem| stem.to_str()) {
         Some("lib" | "main" | "mod") | None => name.parent().unwrap_or(Path::new("")).to_owned(),

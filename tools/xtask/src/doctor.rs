@@ -1,5 +1,6 @@
-//! Builds `mm_doctor`, and starts it on machines whose state is known: healthy ones, broken ones, and in the UEFI Shell. The Rust
-//! that it writes is compiled and run on the machine that it was written for.
+//! Builds `mm_doctor`, and starts it on machines whose state is known: healthy ones, broken ones,
+//! and in the UEFI Shell. The Rust that it writes is compiled and run on the machine that it was
+//! written for.
 
 mod patients;
 
@@ -20,9 +21,10 @@ use xshell::Shell;
 
 /// Builds the UEFI application that looks at what a machine has for MM, and prints where it is.
 ///
-/// Start it from the UEFI Shell, or as EFI/BOOT/BOOTX64.EFI or BOOTAA64.EFI of a volume; `mm_doctor -?` prints its options.
-/// With --machine it is started on a machine under QEMU, what it says is compared with what the machine is known to have, and the
-/// Rust that it writes is compiled and run there.
+/// Start it from the UEFI Shell, or as EFI/BOOT/BOOTX64.EFI or BOOTAA64.EFI of a volume; `mm_doctor
+/// -?` prints its options. With --machine it is started on a machine under QEMU, what it says is
+/// compared with what the machine is known to have, and the Rust that it writes is compiled and run
+/// there.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask doctor                       builds it for x86-64 and AArch64
@@ -84,7 +86,8 @@ pub(crate) fn stages(
     stage("doctor shell", &|| in_the_shell(shell, deadline, false));
 }
 
-/// Builds the application. Beside it is the file in which the UEFI Shell looks for the help: the Shell takes `-?` itself.
+/// Builds the application. Beside it is the file in which the UEFI Shell looks for the help: the
+/// Shell takes `-?` itself.
 fn build(shell: &Shell, target: &'static str) -> Result<PathBuf> {
     let application = toolchain::build(shell, target, "mm_doctor", "mm_doctor", |_| {})?;
     let help = mm_doctor::options::manual().replace('\n', "\r\n");
@@ -253,7 +256,8 @@ fn in_the_shell(shell: &Shell, deadline: Duration, show: bool) -> Result<Counts>
     let doctor = build(shell, X86_64_UEFI)?;
     let dir = temporary()?;
     let command = machine::with_application(shell, Doctor::OvmfSmm, &doctor, dir.path())?;
-    // Without an application at the path for removable media, OVMF starts its shell, which runs the script.
+    // Without an application at the path for removable media, OVMF starts its shell, which runs the
+    // script.
     let esp = dir.path().join("esp");
     shell.remove_path(esp.join("EFI"))?;
     shell.copy_file(&doctor, esp.join("mm_doctor.efi"))?;

@@ -1,10 +1,11 @@
 //! Published code that is compiled and tested against this tree.
 //!
-//! A platform moves to this tree with one line, `[patch.crates-io] patina_mm = { path = … }`. So the crates of the registry
-//! that use `patina_mm` are copied into `target/downstream`, given that line, and tested. Three more tests compare this
-//! tree with the published crate:
+//! A platform moves to this tree with one line, `[patch.crates-io] patina_mm = { path = … }`. So
+//! the crates of the registry that use `patina_mm` are copied into `target/downstream`, given that
+//! line, and tested. Three more tests compare this tree with the published crate:
 //!
-//! - a consumer that uses everything the published crate offers passes its tests with both ([`both`]);
+//! - a consumer that uses everything the published crate offers passes its tests with both
+//!   ([`both`]);
 //! - each public item that was lost or changed is listed with a reason ([`crate::api`]);
 //! - a lock file that names the published crate keeps it until `cargo update` ([`lock_file`]).
 
@@ -20,11 +21,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
-/// Tests published crates that use `patina_mm` against this tree's, and compares the two `patina_mm`.
+/// Tests published crates that use `patina_mm` against this tree's, and compares the two
+/// `patina_mm`.
 ///
-/// The crate `patina_performance` with its own tests, and what was published with `patina_mm` itself: its integration tests,
-/// and the two examples of its README. Then a consumer that uses every corner of the published API, with both crates; the
-/// public API itself; and a lock file that names the published crate. The sources come from cargo's registry.
+/// The crate `patina_performance` with its own tests, and what was published with `patina_mm`
+/// itself: its integration tests, and the two examples of its README. Then a consumer that uses
+/// every corner of the published API, with both crates; the public API itself; and a lock file that
+/// names the published crate. The sources come from cargo's registry.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask downstream    fetch them, patch them, run their tests")]
@@ -115,7 +118,8 @@ const DISPATCH: &str = "let outcome = mm_conformance::sim::dispatch(ExampleCompo
 assert!(outcome.failed.is_empty() && outcome.not_run.is_empty(), \"{outcome:?}\");
 ";
 
-/// Adds to the published README's last example that its component is dispatched, on the simulated machine.
+/// Adds to the published README's last example that its component is dispatched, on the simulated
+/// machine.
 fn run_examples(page: &str) -> Result<String> {
     let (before, last) = page.rsplit_once("```rust").context("no example")?;
     let (example, after) = last.split_once("```").context("an example without an end")?;
@@ -215,8 +219,8 @@ fn both(shell: &Shell, parent: &Path) -> Result<Counts> {
     Ok(counts)
 }
 
-/// A dependent's lock file that names the published crate keeps it, also with a patch, until `cargo update` is run.
-/// `docs/migration.md` warns of it, and names the two commands that this runs.
+/// A dependent's lock file that names the published crate keeps it, also with a patch, until `cargo
+/// update` is run. `docs/migration.md` warns of it, and names the two commands that this runs.
 fn lock_file(shell: &Shell, parent: &Path) -> Result<Counts> {
     let manifest = format!(
         "[package]\nname = \"lock_file\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\

@@ -36,8 +36,9 @@ const GRACE: Duration = Duration::from_secs(240);
 
 /// Feeds arbitrary input to each target, and compares the results with reference models.
 ///
-/// New inputs that reach more code are kept in fuzz/target/corpus, and are used again the next time. An input that fails is kept,
-/// too, and shown. The committed inputs are also replayed by `cargo test -p mm_fuzz`, without libFuzzer.
+/// New inputs that reach more code are kept in fuzz/target/corpus, and are used again the next
+/// time. An input that fails is kept, too, and shown. The committed inputs are also replayed by
+/// `cargo test -p mm_fuzz`, without libFuzzer.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask fuzz                                        a minute for each target
@@ -253,7 +254,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Reads a line such as `#123 NEW cov: 45 ft: 67 corp: 8/9b …` or `stat::number_of_executed_units: 123`.
+    /// Reads a line such as `#123 NEW cov: 45 ft: 67 corp: 8/9b …` or
+    /// `stat::number_of_executed_units: 123`.
     fn read(&mut self, line: &str) {
         let number = |text: &str| {
             let end = text

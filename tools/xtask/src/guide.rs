@@ -1,7 +1,8 @@
 //! The examples of the README and the guide, as a reader copies them.
 //!
-//! The documentation tests compile them for this host, with the standard library. Here the README's steps are followed in an
-//! empty directory, and every block of Rust goes as it is written into the `no_std` crate for UEFI that results.
+//! The documentation tests compile them for this host, with the standard library. Here the README's
+//! steps are followed in an empty directory, and every block of Rust goes as it is written into the
+//! `no_std` crate for UEFI that results.
 
 use crate::report::{Counts, Report};
 use crate::test::cargo_test;
@@ -16,8 +17,9 @@ use xshell::{Shell, cmd};
 
 /// Compiles the examples of the README and of docs/ as firmware, and follows docs/component.md.
 ///
-/// The README's steps are followed in an empty directory; each block of Rust is a module of the crate that results, as it is
-/// written. The steps of docs/component.md make a crate in a temporary folder, which is tested and built for firmware.
+/// The README's steps are followed in an empty directory; each block of Rust is a module of the
+/// crate that results, as it is written. The steps of docs/component.md make a crate in a temporary
+/// folder, which is tested and built for firmware.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask guide    all examples for x86_64-unknown-uefi, and the crate of docs/component.md")]
@@ -114,8 +116,8 @@ impl Block {
     }
 }
 
-/// Follows the steps of [`STEPS`] to the letter, in a temporary folder with this repository beside it: writes the files that it
-/// shows, and runs the commands.
+/// Follows the steps of [`STEPS`] to the letter, in a temporary folder with this repository beside
+/// it: writes the files that it shows, and runs the commands.
 pub(crate) fn outside(shell: &Shell) -> Result<Counts> {
     let page = root().join(STEPS);
     let steps = blocks(&page, &shell.read_file(&page)?)?;
@@ -202,8 +204,8 @@ fn readme_files(blocks: &[Block]) -> Result<Vec<(&'static str, String)>> {
         .collect()
 }
 
-/// In a crate outside of this workspace: dispatches the component of an example on the simulated machine, and runs the tests
-/// of components as they are written.
+/// In a crate outside of this workspace: dispatches the component of an example on the simulated
+/// machine, and runs the tests of components as they are written.
 fn run_on_host(shell: &Shell, example: &str, tests: &[&Block]) -> Result<Counts> {
     let dir = target_dir().join("guide/run");
     shell.remove_path(&dir)?;

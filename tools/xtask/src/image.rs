@@ -24,7 +24,8 @@ pub(crate) struct Platform {
     ovmf: &'static str,
     /// Whether it contains the MM core of `platforms/q35_mm`.
     has_mm_image: bool,
-    /// Whether drivers in C reach MM through the runtime driver of `platforms/q35_runtime`, edk2's variable driver among them.
+    /// Whether drivers in C reach MM through the runtime driver of `platforms/q35_runtime`, edk2's
+    /// variable driver among them.
     has_runtime_driver: bool,
     /// Whether the MM core has the suite's handlers, also if the DXE core does not have the suite.
     has_suite_in_mm: bool,
@@ -51,7 +52,8 @@ pub(crate) const PATINA_Q35_RUNTIME: Platform = Platform {
     ..PATINA_Q35
 };
 
-/// The same for machine exit-boot-services, whose application runs the suite. Nothing else in the firmware sends messages.
+/// The same for machine exit-boot-services, whose application runs the suite. Nothing else in the
+/// firmware sends messages.
 pub(crate) const PATINA_Q35_EXIT: Platform = Platform {
     name: "patina-q35-exit",
     has_suite_in_mm: true,
@@ -92,9 +94,9 @@ pub(crate) const MM_IMAGE: &str = "PATINA_Q35_MM_IMAGE";
 
 /// Builds a firmware image.
 ///
-/// Into OVMF's flash image goes a Patina DXE core with this repository's components: patina-q35 has an MM core in Rust
-/// inside it, patina-q35-runtime a runtime driver as well, above which edk2's variable driver serves the operating system;
-/// patina-smm keeps edk2's SMM core.
+/// Into OVMF's flash image goes a Patina DXE core with this repository's components: patina-q35 has
+/// an MM core in Rust inside it, patina-q35-runtime a runtime driver as well, above which edk2's
+/// variable driver serves the operating system; patina-smm keeps edk2's SMM core.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask image patina-q35                  the platform

@@ -1,6 +1,7 @@
 //! Debian's kernel, and what it starts: the operating system of machine `linux`.
 //!
-//! Kernel and shell are Debian's packages, downloaded and taken apart, not installed. The rest is `machines/linux/init`.
+//! Kernel and shell are Debian's packages, downloaded and taken apart, not installed. The rest is
+//! `machines/linux/init`.
 
 use crate::report::Missing;
 use crate::{process, root, target_dir};
@@ -211,7 +212,8 @@ fn download_by(shell: &Shell, debian: &Debian, processor: Processor, into: &Path
     Ok(())
 }
 
-/// Packs the first file system: the shell, the module and `machines/linux/init`. Returns its file in `dir`.
+/// Packs the first file system: the shell, the module and `machines/linux/init`. Returns its file
+/// in `dir`.
 pub(crate) fn initrd(shell: &Shell, files: &Files, dir: &Path) -> Result<PathBuf> {
     let tree = shell.create_dir(dir.join("initrd"))?;
     for folder in ["bin", "dev", "proc", "sys", "tmp"] {

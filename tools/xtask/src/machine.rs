@@ -44,8 +44,8 @@ pub(crate) struct Machine {
     pub(crate) variants: &'static [Variant],
     /// Builds the programs that it boots; the result is a file for `command`.
     pub(crate) build: fn(&Shell) -> Result<PathBuf>,
-    /// Puts the files of one run into a fresh directory and names QEMU's arguments. The guest's serial line is QEMU's
-    /// standard output.
+    /// Puts the files of one run into a fresh directory and names QEMU's arguments. The guest's
+    /// serial line is QEMU's standard output.
     pub(crate) command: fn(&Shell, &Boot<'_>) -> Result<Command>,
     /// QEMU's exit code after a success.
     pub(crate) exit_code: i32,
@@ -63,11 +63,12 @@ pub(crate) enum Smis {
     None,
     /// A test in the guest compares the MMIs that it raised with MM's count.
     CountedByTheGuest,
-    /// Those in QEMU's log ([`qemu::log_smis`]) since the end of this serial text, with which the firmware starts our code. Those
-    /// before are the firmware's own.
+    /// Those in QEMU's log ([`qemu::log_smis`]) since the end of this serial text, with which the
+    /// firmware starts our code. Those before are the firmware's own.
     LoggedSince(&'static str),
-    /// Those in QEMU's log whose page tables are not the firmware's: the operating system's own, under which it calls the
-    /// firmware. The firmware's are those until the end of this serial text, with which the kernel's EFI stub starts.
+    /// Those in QEMU's log whose page tables are not the firmware's: the operating system's own,
+    /// under which it calls the firmware. The firmware's are those until the end of this serial
+    /// text, with which the kernel's EFI stub starts.
     LoggedAfterTakeover(&'static str),
 }
 
@@ -142,7 +143,8 @@ pub(crate) struct Firmware {
     pub(crate) vars: PathBuf,
 }
 
-/// Boots the firmware that the user names, edk2's OvmfPkg or another one for Q35, with the application of machine `ovmf-smm`.
+/// Boots the firmware that the user names, edk2's OvmfPkg or another one for Q35, with the
+/// application of machine `ovmf-smm`.
 pub(crate) const OWN: Machine = Machine {
     name: "own",
     tools: &[&QEMU_X86, &RUST_UEFI],
@@ -274,9 +276,11 @@ pub(crate) const MACHINES: &[Machine] = &[
         variants: &[
             Variant::new(LINUX_Q35, false, 15).saying(" will be at 0xffff"),
             Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying(" will be at 0xffff"),
-            // x86's kernel calls SetVirtualAddressMap whatever this option says (`efi_enter_virtual_mode` in
-            // arch/x86/platform/efi/efi.c): only stubs that make a device tree look at it (`allocate_new_fdt_and_exit_boot`
-            // in drivers/firmware/efi/libstub/fdt.c). Machine exit-boot-services never calls it in its variant `none`.
+            // x86's kernel calls SetVirtualAddressMap whatever this option says
+            // (`efi_enter_virtual_mode` in arch/x86/platform/efi/efi.c): only stubs that make a
+            // device tree look at it (`allocate_new_fdt_and_exit_boot` in
+            // drivers/firmware/efi/libstub/fdt.c). Machine exit-boot-services never calls it in its
+            // variant `none`.
             Variant::new(LINUX_NOVAMAP, false, 15).saying(" will be at 0xffff"),
             // Our variable driver instead of edk2's.
             Variant::new(LINUX_OUR_DRIVER, false, 15).saying(" will be at 0xffff"),
@@ -382,13 +386,15 @@ pub(crate) fn names(others: &[&'static str]) -> PossibleValuesParser {
     PossibleValuesParser::new(others.iter().copied().chain(all))
 }
 
-/// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice that, plus one.
+/// What the guest writes to QEMU's `isa-debug-exit` after a success is 0x10; QEMU ends with twice
+/// that, plus one.
 pub(crate) const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 
 /// The same after a failure.
 pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
 
-/// The end of the name of a way to boot with so many MiB of RAM. The platform's own tests run, and not the suite.
+/// The end of the name of a way to boot with so many MiB of RAM. The platform's own tests run, and
+/// not the suite.
 const MIB: &str = "-mib";
 
 /// The word that tells machine patina-q35 to do that.
@@ -421,7 +427,8 @@ const OVMF_APP: &str = "ovmf_smm";
 /// The way to boot machine patina-smm that starts it.
 const APPLICATION: &str = "application";
 
-/// Debian's OVMF with edk2's own SMM core. The application starts by itself from the removable-media path.
+/// Debian's OVMF with edk2's own SMM core. The application starts by itself from the
+/// removable-media path.
 fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     Ok(with_smm(q35(shell, &ovmf_file(OVMF_CODE), boot.image, boot)?, boot).into())
 }
@@ -449,13 +456,14 @@ fn with_smm<'s>(qemu: Cmd<'s>, boot: &Boot<'_>) -> Cmd<'s> {
 /// Q35 with firmware that the user named.
 fn own(shell: &Shell, boot: &Boot<'_>, code: &Path, application: &Path) -> Result<Command> {
     let qemu = with_smm(q35(shell, code, application, boot)?, boot);
-    // As much SMRAM as edk2 with Standalone MM needs; others use what they need. The VGA device covers the SMRAM of machine
-    // patina-q35, whose image can be named, too.
+    // As much SMRAM as edk2 with Standalone MM needs; others use what they need. The VGA device
+    // covers the SMRAM of machine patina-q35, whose image can be named, too.
     let devices = ["-global", "mch.extended-tseg-mbytes=32", "-device", "VGA"];
     Ok(qemu.args(devices).into())
 }
 
-/// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which starts the tests.
+/// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which
+/// starts the tests.
 fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = uefi_product(shell, BENCH_APP)?;
     // Without a VGA device at its addresses QEMU would leave SMRAM readable for all code.
@@ -617,7 +625,8 @@ const LARGEST_VARIABLE: u32 = 0x2000;
 /// A variable that OVMF writes, as the file that Linux shows, and its text.
 const LANGUAGE: &str = "PlatformLang-8be4df61-93ca-11d2-aa0d-00e098032b8c:en-US";
 
-/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub, or `linux_loader` behind our driver.
+/// Q35 with Debian's kernel, which the firmware's boot manager starts by its EFI stub, or
+/// `linux_loader` behind our driver.
 fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let Boot { image, dir, .. } = *boot;
     let above_smm = boot.variant == LINUX_SMM;
@@ -680,8 +689,8 @@ const MONITOR: &str = "aarch64_monitor";
 const PAYLOAD: &str = "aarch64_payload";
 const APP: &str = "aarch64_app";
 
-/// Builds the monitor, the bare payload and the UEFI application. Returns the directory of the first two; the third's is
-/// beside it.
+/// Builds the monitor, the bare payload and the UEFI application. Returns the directory of the
+/// first two; the third's is beside it.
 fn build_aarch64(shell: &Shell) -> Result<PathBuf> {
     let monitor = toolchain::build(shell, AARCH64_BARE, MONITOR, MONITOR, |_| {})?;
     toolchain::build(shell, AARCH64_BARE, PAYLOAD, PAYLOAD, |_| {})?;
@@ -701,7 +710,8 @@ const VARIABLE_DRIVER: &str = "variable_driver";
 const LINUX_LOADER: &str = "linux_loader";
 const ARM_MM_DRIVER: &str = "arm_mm_driver";
 
-/// Builds the monitor, the two runtime drivers and what starts them (package and program). Returns the monitor's directory.
+/// Builds the monitor, the two runtime drivers and what starts them (package and program). Returns
+/// the monitor's directory.
 fn build_drivers_aarch64(shell: &Shell, others: &[(&str, &str)]) -> Result<PathBuf> {
     let drivers = [
         (VARIABLE_DRIVER, VARIABLE_DRIVER),
@@ -714,8 +724,8 @@ fn build_drivers_aarch64(shell: &Shell, others: &[(&str, &str)]) -> Result<PathB
     Ok(monitor.parent().context("a file is in a directory")?.to_owned())
 }
 
-/// QEMU's `virt` with the monitor at EL3 and Debian's UEFI above it, which starts `program` from a volume with both runtime
-/// drivers. Returns the volume's directory, too.
+/// QEMU's `virt` with the monitor at EL3 and Debian's UEFI above it, which starts `program` from a
+/// volume with both runtime drivers. Returns the volume's directory, too.
 fn virt_with_drivers<'s>(shell: &'s Shell, boot: &Boot<'_>, program: &str) -> Result<(Cmd<'s>, PathBuf)> {
     let interface = if boot.variant.ends_with("spm-mm") { 1 } else { 2 };
     let demo = if boot.mode == Mode::Demo { DEMO_BIT } else { 0 };
@@ -825,8 +835,8 @@ const MODE_WORD: u32 = 0x5fff_f000;
 const UEFI_BIT: u32 = 1 << 8;
 const DEMO_BIT: u32 = 1 << 9;
 
-/// QEMU's `virt` with the monitor at EL3, and above it the bare payload, or Debian's UEFI with the application. In the variant
-/// without EL3 there is the payload alone.
+/// QEMU's `virt` with the monitor at EL3, and above it the bare payload, or Debian's UEFI with the
+/// application. In the variant without EL3 there is the payload alone.
 fn aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let products = Toolchain::find(shell, AARCH64_UEFI)?.products();
     aarch64_with(shell, boot, &products.join(APP).with_extension("efi"))

@@ -20,8 +20,9 @@ use xshell::{Shell, cmd};
 
 /// Packs the crates that users add, and checks the packages as crates.io, docs.rs and a user would.
 ///
-/// Their metadata, files and sizes; builds for both UEFI targets; their tests; their documentation; each combination of features;
-/// unused dependencies; the minimum Rust version; the public API beside the published crate's. Nothing is published.
+/// Their metadata, files and sizes; builds for both UEFI targets; their tests; their documentation;
+/// each combination of features; unused dependencies; the minimum Rust version; the public API
+/// beside the published crate's. Nothing is published.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask package            all checks: some minutes
@@ -30,7 +31,8 @@ use xshell::{Shell, cmd};
 
 The packages are in target/package/packed afterwards. docs/release.md has the steps of a release.")]
 pub(crate) struct Options {
-    /// Without tests, documentation, combinations of features, the minimum Rust version and the public API.
+    /// Without tests, documentation, combinations of features, the minimum Rust version and the
+    /// public API.
     #[arg(long, conflicts_with = "only")]
     quick: bool,
     /// Only this check, after packing; can be given more than once.
@@ -79,7 +81,8 @@ struct Shipped {
     name: &'static str,
     /// How firmware builds it; `None` if it needs the standard library.
     firmware: Option<&'static [&'static str]>,
-    /// Dev-dependencies that packing removes because they depend on the crate, with their features: its tests get them back.
+    /// Dev-dependencies that packing removes because they depend on the crate, with their features:
+    /// its tests get them back.
     tested_with: Option<(&'static str, &'static str)>,
 }
 
@@ -397,7 +400,8 @@ fn unpack(shell: &Shell) -> Result<()> {
     let mut manifest = format!("[workspace]\nresolver = \"3\"\nmembers = {members:?}\n\n[patch.crates-io]\n");
     for shipped in &SHIPPED {
         let archive = dir().join("packed").join(format!("{}.crate", shipped.dir()));
-        // With new times: those in a package are always the same, and cargo would take an earlier run's products for new.
+        // With new times: those in a package are always the same, and cargo would take an earlier
+        // run's products for new.
         cmd!(shell, "tar -xzmf {archive} -C {into}").quiet().run()?;
         manifest += &format!("{} = {{ path = {:?} }}\n", shipped.name, shipped.dir());
         let unpacked = into.join(shipped.dir());
@@ -419,7 +423,8 @@ fn unpack(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// String literals in a package's sources that are relative paths of files which the package does not contain.
+/// String literals in a package's sources that are relative paths of files which the package does
+/// not contain.
 fn paths_out_of(shell: &Shell, package: &Path, dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in shell.read_dir(dir)? {
@@ -447,7 +452,8 @@ fn paths_out_of(shell: &Shell, package: &Path, dir: &Path) -> Result<Vec<String>
     Ok(found)
 }
 
-/// Cargo in the packages' workspace, on this host. It shares its products with the other crates outside this workspace.
+/// Cargo in the packages' workspace, on this host. It shares its products with the other crates
+/// outside this workspace.
 fn cargo(shell: &Shell, arguments: &[&str]) -> Command {
     let (first, rest) = arguments.split_at(1);
     let command = cmd!(shell, "cargo {first...} --manifest-path")
@@ -458,11 +464,13 @@ fn cargo(shell: &Shell, arguments: &[&str]) -> Command {
     command.into()
 }
 
-/// Fails for a dependency that a crate does not use, and for one that needs a newer compiler than the crate promises.
+/// Fails for a dependency that a crate does not use, and for one that needs a newer compiler than
+/// the crate promises.
 fn dependencies(shell: &Shell) -> Result<Counts> {
     let mut counts = Counts::default();
     for shipped in &SHIPPED {
-        // The compiler knows better than any search in the text. Only for libraries: a test does not use all that tests have.
+        // The compiler knows better than any search in the text. Only for libraries: a test does
+        // not use all that tests have.
         let mut command = cargo(
             shell,
             &["rustc", "--lib", "--all-features", "--package", shipped.name],
@@ -656,8 +664,9 @@ fn combinations<'n>(names: &[&'n str]) -> Vec<Vec<&'n str>> {
     })
 }
 
-/// Checks all of them with the oldest compiler that they accept. Without it, `dependencies` has compared what the dependencies
-/// ask for, and Clippy's `incompatible_msrv`, in the stage lints of `cargo xtask test`, has read this repository's own code.
+/// Checks all of them with the oldest compiler that they accept. Without it, `dependencies` has
+/// compared what the dependencies ask for, and Clippy's `incompatible_msrv`, in the stage lints of
+/// `cargo xtask test`, has read this repository's own code.
 fn minimum_rust(shell: &Shell) -> Result<Counts> {
     let toolchain = format!("{OLDEST}.0");
     let version = cmd!(shell, "rustup run {toolchain} rustc --version")

@@ -8,9 +8,9 @@
 //! | `patina_mm` | no source line of ours panics: a panic, and each function of `core` that panics for its caller, gets the caller's file and line, and none of these files is ours |
 //!
 //! The second rule is for what the SDK's types and macros compile into the crate: `Service`, for
-//! instance, panics if it does not hold its type. Log lines have file and line, too, so the crate is
-//! compiled without them. What allocates may end in `handle_alloc_error`, which has no line: in a
-//! constructor or an entry point, when the platform has no memory left.
+//! instance, panics if it does not hold its type. Log lines have file and line, too, so the crate
+//! is compiled without them. What allocates may end in `handle_alloc_error`, which has no line: in
+//! a constructor or an entry point, when the platform has no memory left.
 //!
 //! Dependencies are not read. `arm-ffa` panics on some inputs, which `mm_comm` does not pass
 //! (`smc/ffa.rs`).
@@ -27,7 +27,8 @@ use xshell::Shell;
 
 /// Checks in the generated machine code that the shipped crates do not panic.
 ///
-/// Compiles each for UEFI on x86-64 and on AArch64, with what is generic in them, and reads the assembly.
+/// Compiles each for UEFI on x86-64 and on AArch64, with what is generic in them, and reads the
+/// assembly.
 #[derive(Args, Debug)]
 pub(crate) struct Panics {}
 
@@ -239,8 +240,8 @@ fn demangled(name: &str) -> String {
 
 /// The source lines of this repository that a panic would name.
 fn lines_of_ours(text: &str) -> BTreeSet<String> {
-    // A string is `.asciz "text"` or `.ascii "text"` behind its label. A `Location` is a pointer to the file's name, then its
-    // length, line and column in one string.
+    // A string is `.asciz "text"` or `.ascii "text"` behind its label. A `Location` is a pointer to
+    // the file's name, then its length, line and column in one string.
     let string = |line: &str| -> Option<Vec<u8>> {
         let line = line.trim_start();
         let quoted = line
@@ -282,7 +283,8 @@ fn lines_of_ours(text: &str) -> BTreeSet<String> {
     lines
 }
 
-/// The bytes of a string in assembly, whose escapes are a backslash and three octal digits, or one character.
+/// The bytes of a string in assembly, whose escapes are a backslash and three octal digits, or one
+/// character.
 fn unescaped(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

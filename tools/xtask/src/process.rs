@@ -78,12 +78,13 @@ pub(crate) fn stopped() -> Option<Stopped> {
 
 /// How often the child, the deadline and signals are checked while the child writes nothing.
 const POLL: Duration = Duration::from_millis(100);
-/// How long output is awaited after the child has ended, if a process that it started holds the other end.
+/// How long output is awaited after the child has ended, if a process that it started holds the
+/// other end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Runs `command` to its end, or kills it at the deadline; the processes that it started end with it. Each line
-/// of its output goes to `on_line` as it comes; what that returns is printed. The result is `None`
-/// if the command was killed.
+/// Runs `command` to its end, or kills it at the deadline; the processes that it started end with
+/// it. Each line of its output goes to `on_line` as it comes; what that returns is printed. The
+/// result is `None` if the command was killed.
 ///
 /// Standard output and standard error are one stream, which keeps their order.
 ///
@@ -195,8 +196,8 @@ const FIRST_SIGN: Duration = Duration::from_secs(10);
 /// How often it gets one afterwards.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 
-/// A line with what runs, for how long, and its last output: rewritten in place on a terminal, once a minute elsewhere.
-/// It goes when the command ends.
+/// A line with what runs, for how long, and its last output: rewritten in place on a terminal, once
+/// a minute elsewhere. It goes when the command ends.
 struct Progress<'a> {
     label: &'a str,
     start: Instant,

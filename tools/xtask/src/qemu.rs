@@ -96,7 +96,8 @@ pub(crate) fn test(
     run.conclude(verdict, transcript.counts())
 }
 
-/// Builds and boots a machine that its firmware must refuse, with these words in a line; the guest then ends with a failure.
+/// Builds and boots a machine that its firmware must refuse, with these words in a line; the guest
+/// then ends with a failure.
 fn refusal(
     shell: &Shell,
     machine: &Machine,

@@ -20,8 +20,9 @@ enum Tool {
 
 /// Runs the host tests of the shipped crates under a sanitizer, or under Miri.
 ///
-/// The standard library is instrumented if the compiler comes with its sources, which the component rust-src of a nightly has. With
-/// the stable compiler address works without them, and what the standard library does is then not observed; thread needs them.
+/// The standard library is instrumented if the compiler comes with its sources, which the component
+/// rust-src of a nightly has. With the stable compiler address works without them, and what the
+/// standard library does is then not observed; thread needs them.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask sanitize                      AddressSanitizer, with the active compiler
@@ -37,7 +38,8 @@ pub(crate) struct Sanitize {
     package: Vec<String>,
 }
 
-/// The crates whose tests run under a sanitizer: those that ship, and those that test them on this host.
+/// The crates whose tests run under a sanitizer: those that ship, and those that test them on this
+/// host.
 const PACKAGES: [&str; 8] = [
     "mm_wire",
     "mm_comm",

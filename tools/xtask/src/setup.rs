@@ -13,8 +13,9 @@ use xshell::{Shell, cmd};
 
 /// Installs what the tests need.
 ///
-/// On Debian and Ubuntu this says which packages are missing and why, asks, and installs them with apt-get. Elsewhere it
-/// only says what is missing. Debian's kernels are downloaded (42 and 36 MB, with package lists) into the build directory, and not installed.
+/// On Debian and Ubuntu this says which packages are missing and why, asks, and installs them with
+/// apt-get. Elsewhere it only says what is missing. Debian's kernels are downloaded (42 and 36 MB,
+/// with package lists) into the build directory, and not installed.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it

@@ -202,7 +202,8 @@ fn sections(image: &PathBuf) -> Result<u64> {
     }
 }
 
-/// The ten largest symbols in a linker's map: the distance to the next one in the same section is a symbol's size.
+/// The ten largest symbols in a linker's map: the distance to the next one in the same section is a
+/// symbol's size.
 fn largest(map: &str) -> Symbols {
     let mut symbols: Vec<(u64, u64, String)> = map.lines().filter_map(parse_symbol).collect();
     symbols.sort();

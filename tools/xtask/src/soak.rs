@@ -8,9 +8,10 @@ use xshell::{Shell, cmd};
 
 /// Makes millions of transactions on the simulated machine, of which a quarter meets a fault in MM.
 ///
-/// Each result is checked, and that no byte stays in the comm buffer. It also fails if the process needs more memory at the end
-/// than after the first part. `cargo test -p mm_fuzz` does the same with 20,000 transactions, and the machines under QEMU make
-/// 10,000 to 100,000 calls each (scenario many_calls_work).
+/// Each result is checked, and that no byte stays in the comm buffer. It also fails if the process
+/// needs more memory at the end than after the first part. `cargo test -p mm_fuzz` does the same
+/// with 20,000 transactions, and the machines under QEMU make 10,000 to 100,000 calls each
+/// (scenario many_calls_work).
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask soak                                 10 million transactions with a new seed, which is printed

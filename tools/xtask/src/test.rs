@@ -22,8 +22,8 @@ use xshell::{Shell, cmd};
 /// The name of the stages that need no machine but this one.
 const HOST: &str = "host";
 
-/// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that is no longer built would not
-/// be missed otherwise.
+/// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that
+/// is no longer built would not be missed otherwise.
 const HOST_LEAST: u64 = 2473;
 
 /// Runs all tests: on this host, then on each machine whose programs are installed.
@@ -92,7 +92,8 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     if options.machine.is_empty() {
         report.stage("deny", || {
             setup::DENY.require(shell)?;
-            // Not `advisories`: its database is a download that would make the result depend on the day.
+            // Not `advisories`: its database is a download that would make the result depend on the
+            // day.
             check(cmd!(shell, "cargo deny check bans licenses sources").into())
         });
     }
@@ -109,7 +110,8 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     }
     if wanted(OWN.name) {
         let own = options.code.as_ref().zip(options.vars.as_ref());
-        // Commands run in the repository; paths are relative to the directory in which this was started.
+        // Commands run in the repository; paths are relative to the directory in which this was
+        // started.
         let own = own.map(|(code, vars)| -> Result<_> {
             Ok(Firmware {
                 code: absolute(code)?,
@@ -150,7 +152,8 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
     Ok(report.conclude())
 }
 
-/// Fails if a scenario of the suite did not run on this host, or fewer tests passed than did before.
+/// Fails if a scenario of the suite did not run on this host, or fewer tests passed than did
+/// before.
 fn require_all(
     counts: Counts,
     scenarios: &Scenarios,

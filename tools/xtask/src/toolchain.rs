@@ -1,7 +1,8 @@
 //! How to compile for firmware targets with what is installed.
 //!
-//! In this order: the active toolchain with the target installed; the active toolchain, then Debian's `rustc-web`, with the
-//! sources of the standard library, which cargo then builds for the target.
+//! In this order: the active toolchain with the target installed; the active toolchain, then
+//! Debian's `rustc-web`, with the sources of the standard library, which cargo then builds for the
+//! target.
 
 use crate::process::{self, find};
 use crate::report::Missing;
@@ -22,7 +23,8 @@ pub(crate) const AARCH64_BARE: &str = "aarch64-unknown-none-softfloat";
 /// Bare x86-64, for the code in SMRAM.
 pub(crate) const X86_64_NONE: &str = "x86_64-unknown-none";
 
-/// Where Debian installs `rustc-web`. Named in full because rustup's `rustc` usually comes first in `PATH`.
+/// Where Debian installs `rustc-web`. Named in full because rustup's `rustc` usually comes first in
+/// `PATH`.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
 /// The linter of that compiler.
@@ -267,7 +269,8 @@ fn own_linker(shell: &Shell, sysroot: &Path) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The `rust-lld` of any toolchain of rustup, or Debian's linker. Linkers do not depend on the compiler's version.
+/// The `rust-lld` of any toolchain of rustup, or Debian's linker. Linkers do not depend on the
+/// compiler's version.
 fn any_linker(shell: &Shell, target: &str) -> Option<PathBuf> {
     let distribution = if target.ends_with("-uefi") {
         "lld-link"

@@ -1,6 +1,7 @@
 //! Reads what a guest writes to its serial line, and decides whether to trust it.
 //!
-//! A test run is one line per test, then the number of SMIs that the guest raised itself, then the count of tests:
+//! A test run is one line per test, then the number of SMIs that the guest raised itself, then the
+//! count of tests:
 //!
 //! ```text
 //! TEST <name> ok
@@ -10,8 +11,8 @@
 //! DONE <passed>/<total>
 //! ```
 //!
-//! If the conformance suite runs, each of its scenarios has a line, and as many tests pass as ever did. If the machine's SMIs
-//! are counted, the guest raises some, and the machine takes as many.
+//! If the conformance suite runs, each of its scenarios has a line, and as many tests pass as ever
+//! did. If the machine's SMIs are counted, the guest raises some, and the machine takes as many.
 //!
 //! The guest then ends QEMU with an exact code. A missing line, or one that contradicts the rest,
 //! is a failure: a guest that died half-way must not look like one with fewer tests.
@@ -90,7 +91,8 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    /// Takes one serial line. Lines that do not start with a word of the protocol are the firmware's and mean nothing.
+    /// Takes one serial line. Lines that do not start with a word of the protocol are the
+    /// firmware's and mean nothing.
     pub(crate) fn take(&mut self, line: &str) {
         let damage = match parse(line) {
             None => return,
@@ -142,8 +144,9 @@ impl Transcript {
         self.counts
     }
 
-    /// Judges the run by its lines, by what is expected of this way to boot, and by the SMIs that the machine took for it;
-    /// `None` if the machine has none, or if the guest itself counts them. A guest whose SMIs are counted has to raise some.
+    /// Judges the run by its lines, by what is expected of this way to boot, and by the SMIs that
+    /// the machine took for it; `None` if the machine has none, or if the guest itself counts them.
+    /// A guest whose SMIs are counted has to raise some.
     ///
     /// `total` in the DONE line counts the tests that ran: skipped ones are not among them.
     pub(crate) fn judge(

@@ -1,4 +1,5 @@
-//! Each test that `docs/security.md` and `docs/migration.md` name is in the tree, and so is each file.
+//! Each test that `docs/security.md` and `docs/migration.md` name is in the tree, and so is each
+//! file.
 #![allow(clippy::unwrap_used, reason = "this is a test: what cannot be read fails it")]
 
 use std::collections::BTreeSet;
@@ -28,7 +29,8 @@ fn is_of_name(character: char) -> bool {
     character.is_ascii_lowercase() || character.is_ascii_digit() || "_.".contains(character)
 }
 
-/// The names of functions, which scenarios are too, and of tests that run in a guest (`"group.test"`).
+/// The names of functions, which scenarios are too, and of tests that run in a guest
+/// (`"group.test"`).
 fn defined() -> BTreeSet<String> {
     let files = FOLDERS.iter().flat_map(|folder| rust_files(&root().join(folder)));
     let mut names = BTreeSet::new();

@@ -1,4 +1,5 @@
-//! The table of `docs/troubleshooting.md` has a row for each variant of each public error, and no other.
+//! The table of `docs/troubleshooting.md` has a row for each variant of each public error, and no
+//! other.
 #![allow(clippy::unwrap_used, reason = "this is a test: what cannot be read fails it")]
 
 use std::collections::BTreeMap;

@@ -789,11 +789,13 @@ mod tests {
         assert_eq!(set(store, "A", NV_BS_RT, &[0; 256]), EfiStatus::INVALID_PARAMETER);
     }
 
-    /// edk2's driver takes an error here for "MM has no cache", and asks MM each time (`SmmVariableReady` in
-    /// VariableSmmRuntimeDxe.c; a DEBUG build asserts, so such a platform switches the cache off).
+    /// edk2's driver takes an error here for "MM has no cache", and asks MM each time
+    /// (`SmmVariableReady` in VariableSmmRuntimeDxe.c; a DEBUG build asserts, so such a platform
+    /// switches the cache off).
     #[test]
     fn runtime_cache_is_refused() {
-        // SMM_VARIABLE_FUNCTION_INIT_RUNTIME_VARIABLE_CACHE_CONTEXT, ..SYNC_RUNTIME_CACHE, ..GET_RUNTIME_CACHE_INFO.
+        // SMM_VARIABLE_FUNCTION_INIT_RUNTIME_VARIABLE_CACHE_CONTEXT, ..SYNC_RUNTIME_CACHE,
+        // ..GET_RUNTIME_CACHE_INFO.
         for function in [12, 13, 14] {
             let mut arena = [0; 512];
             let store = &mut VariableStore::new(&mut arena, 256);

@@ -165,8 +165,8 @@ fn physical_address_is_the_callers_once_addresses_changed() {
 }
 
 fn mm_gets_the_physical_address() {
-    // MM of the simulated machine looks for requests only at the physical address, and the driver can access the buffer only
-    // at the new one. So a response shows that each uses its own.
+    // MM of the simulated machine looks for requests only at the physical address, and the driver
+    // can access the buffer only at the new one. So a response shows that each uses its own.
     let machine = up(Life::Moved);
     machine.live();
     let buffer: &Block = &machine.0.buffer;

@@ -55,7 +55,8 @@ fn assert_no_secret(machine: &RuntimeMachine) {
     }
 }
 
-/// A v3 header may count no message and still have bytes behind it, which are copied before the request is refused.
+/// A v3 header may count no message and still have bytes behind it, which are copied before the
+/// request is refused.
 pub(super) fn refused_request_without_a_message_leaves_no_bytes() {
     let machine = power_on_secure(Life::Boot, Interface::SpmMm);
     machine.install(&Setup::default()).unwrap();

@@ -62,8 +62,8 @@ pub(super) fn driver_is_served_while_the_platform_moves_another_buffer() {
     assert_both_are_served(&client, 0, &driver);
 }
 
-/// Project Mu's supervisor serves two comm buffers, its own and the users' (`MmEntryPoint` in MmSupervisorPkg's
-/// MmSupervisorCore.c). So the driver has the users' one.
+/// Project Mu's supervisor serves two comm buffers, its own and the users' (`MmEntryPoint` in
+/// MmSupervisorPkg's MmSupervisorCore.c). So the driver has the users' one.
 pub(super) fn driver_has_the_users_buffer_beside_the_supervisors_client() {
     let (client, driver) = up(&Setup {
         buffers: vec![BufferSetup::new(0)],
@@ -80,7 +80,8 @@ pub(super) fn driver_has_the_users_buffer_beside_the_supervisors_client() {
     let ask = move || client.ask_supervisor(&SupervisorCall::Version).map(drop);
     assert_eq!(ask(), Ok(()));
     assert_served(&driver);
-    // In the middle of a call of the driver's: the supervisor serves the users first, and is asked again.
+    // In the middle of a call of the driver's: the supervisor serves the users first, and is asked
+    // again.
     let inner = ask.clone();
     driver
         .0

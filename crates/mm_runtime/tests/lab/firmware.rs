@@ -1,10 +1,12 @@
-//! A firmware: as much of the boot and runtime services as a runtime driver uses. An unsafe island (`docs/unsafe.md`).
+//! A firmware: as much of the boot and runtime services as a runtime driver uses. An unsafe island
+//! (`docs/unsafe.md`).
 //!
-//! It does what edk2's does: `CoreRaiseTpl` and `CoreRestoreTpl` (MdeModulePkg/Core/Dxe/Event/Tpl.c) assert that a raise does not
-//! lower the level, and dispatch what is pending on a restore; `RuntimeDriverConvertPointer` and
-//! `RuntimeDriverSetVirtualAddressMap` (MdeModulePkg/Core/RuntimeDxe/Runtime.c) convert only inside of the event, and call the
-//! events' functions with the context that they were created with. After `ExitBootServices`, the
-//! table of boot services cannot be accessed: a call of one faults.
+//! It does what edk2's does: `CoreRaiseTpl` and `CoreRestoreTpl`
+//! (MdeModulePkg/Core/Dxe/Event/Tpl.c) assert that a raise does not lower the level, and dispatch
+//! what is pending on a restore; `RuntimeDriverConvertPointer` and
+//! `RuntimeDriverSetVirtualAddressMap` (MdeModulePkg/Core/RuntimeDxe/Runtime.c) convert only inside
+//! of the event, and call the events' functions with the context that they were created with. After
+//! `ExitBootServices`, the table of boot services cannot be accessed: a call of one faults.
 
 use super::memory::Block;
 use mm_wire::hob::{COMM_BUFFER_HOB_GUID, CommBufferPlace, HOB_LIST_GUID};
@@ -42,7 +44,8 @@ pub(crate) struct Firmware {
     tables: Block,
 }
 
-/// Where the DXE services are behind the configuration tables; the functions' places are those of PI 1.9, volume 2, 3.3.1.
+/// Where the DXE services are behind the configuration tables; the functions' places are those of
+/// PI 1.9, volume 2, 3.3.1.
 const DXE_SERVICES_TABLE_GUID: Guid = mm_wire::guid!("05ad34ba-6f02-4214-952e-4da0398e2bb9");
 const DXE_SERVICES_AT: usize = 0x100;
 /// Where the HOB list is, in the same block.
@@ -463,7 +466,8 @@ unsafe extern "efiapi" fn set_memory_space_attributes(base: u64, len: u64, new: 
     with(|firmware| {
         assert_eq!((base, len), (REGISTER_PAGE, PAGE_LEN as u64));
         let (_, capabilities) = firmware.register_page.get();
-        // `CoreConvertSpace` (MdeModulePkg/Core/Dxe/Gcd/Gcd.c) refuses what the memory is not capable of.
+        // `CoreConvertSpace` (MdeModulePkg/Core/Dxe/Gcd/Gcd.c) refuses what the memory is not
+        // capable of.
         if new & !capabilities != 0 {
             return efi::Status::UNSUPPORTED;
         }

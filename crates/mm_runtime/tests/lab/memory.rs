@@ -1,8 +1,8 @@
 //! Memory that moves. An unsafe island (`docs/unsafe.md`).
 //!
-//! Each block is mapped twice: for MM and the test under one address, for the code under test under another one, which is the
-//! physical address at first. When the block moves, the code's mapping goes to a new address, and only a fault is left
-//! at the old one: a stale pointer ends the test.
+//! Each block is mapped twice: for MM and the test under one address, for the code under test under
+//! another one, which is the physical address at first. When the block moves, the code's mapping
+//! goes to a new address, and only a fault is left at the old one: a stale pointer ends the test.
 
 use mm_comm::SharedRegion;
 use mm_wire::PAGE_LEN;
@@ -54,7 +54,8 @@ impl Block {
         unsafe { SharedRegion::new(self.alias, self.len) }.unwrap()
     }
 
-    /// The address under which the code under test reaches what is at this physical address; `None` if it is not in here.
+    /// The address under which the code under test reaches what is at this physical address; `None`
+    /// if it is not in here.
     pub(crate) fn translate(&self, physical: usize) -> Option<usize> {
         let offset = physical
             .checked_sub(self.physical)
@@ -74,7 +75,8 @@ impl Block {
 
     /// Moves the code's mapping to the address that was chosen.
     ///
-    /// Neither range is ever unmapped: another thread could get its memory there before this one has it back.
+    /// Neither range is ever unmapped: another thread could get its memory there before this one
+    /// has it back.
     pub(crate) fn finish_move(&self) {
         let old = ptr::with_exposed_provenance_mut(self.physical);
         let new = ptr::with_exposed_provenance_mut(self.current.get());
@@ -97,7 +99,8 @@ impl Block {
 /// All addresses of this process, for a secure world that checks which of them it uses.
 pub(crate) fn all_memory() -> SharedRegion {
     let first_page = ptr::with_exposed_provenance_mut(PAGE_LEN);
-    // SAFETY: the secure world accesses only what it checked to be the shared memory, which is the outside view of a block.
+    // SAFETY: the secure world accesses only what it checked to be the shared memory, which is the
+    // outside view of a block.
     unsafe { SharedRegion::new(first_page, isize::MAX as usize - PAGE_LEN) }.unwrap()
 }
 

@@ -166,8 +166,8 @@ impl RuntimeMachine {
             map_registers: true,
             ..Configuration::new(self.place())
         };
-        // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in entry and sink is to
-        // memory that moves.
+        // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in
+        // entry and sink is to memory that moves.
         unsafe { install(parts.firmware.system_table(), &configuration, entry, Lines) }
     }
 
@@ -191,8 +191,8 @@ impl RuntimeMachine {
         if let Way::Secure(_) = way {
             let connection = smc::connect::<secure::InProcess>(smc::Setup::default(), &mut secure::two_pages);
             let entry = SecureEntry::new(connection.unwrap());
-            // SAFETY: the firmware's table; the comm buffer is for this driver alone, and neither entry nor sink has a
-            // pointer.
+            // SAFETY: the firmware's table; the comm buffer is for this driver alone, and neither
+            // entry nor sink has a pointer.
             return unsafe { install(system_table, &configuration, entry, Lines) };
         }
         let check = match setup.enable_smis {
@@ -209,8 +209,8 @@ impl RuntimeMachine {
             command: setup.command_value.unwrap_or(0xff),
             data: setup.data_value,
         };
-        // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in entry and sink is to
-        // memory that moves.
+        // SAFETY: the firmware's table; the comm buffer is for this driver alone, and no pointer in
+        // entry and sink is to memory that moves.
         unsafe { install(system_table, &configuration, entry, Lines) }
     }
 
@@ -227,7 +227,8 @@ impl RuntimeMachine {
         }
     }
 
-    /// Makes a call of protocol 2 from another thread. To be called after `ExitBootServices`: boot services are this thread's.
+    /// Makes a call of protocol 2 from another thread. To be called after `ExitBootServices`: boot
+    /// services are this thread's.
     pub(crate) fn caller_on_another_processor(&self, bytes: &[u8]) -> impl FnOnce() -> EfiStatus + use<> {
         let call = CCall {
             protocol: CProtocol::Two,
@@ -240,8 +241,8 @@ impl RuntimeMachine {
             let interface = ptr::with_exposed_provenance::<c_void>(interface);
             let reply = c_abi::elsewhere(&call, |virt, comm_size| {
                 let addresses = Addresses { physical: virt, virt };
-                // SAFETY: the driver's interface of this protocol, which may be called on any processor. The buffer is as long
-                // as `comm_size` says.
+                // SAFETY: the driver's interface of this protocol, which may be called on any
+                // processor. The buffer is as long as `comm_size` says.
                 unsafe { c_abi::invoke(interface, call.protocol, addresses, comm_size) }
             });
             reply.status
@@ -282,8 +283,8 @@ impl RuntimeMachine {
         let interface = ptr::with_exposed_provenance::<c_void>(interface);
         let pointer = ptr::with_exposed_provenance_mut::<c_void>;
         let invoke = |addresses, comm_size: &mut Option<usize>| {
-            // SAFETY: the driver's interface of this protocol. The buffer is null, or as long as its header or `comm_size`
-            // says; the driver checks both.
+            // SAFETY: the driver's interface of this protocol. The buffer is null, or as long as
+            // its header or `comm_size` says; the driver checks both.
             unsafe { c_abi::invoke(interface, call.protocol, addresses, comm_size) }
         };
         if !in_place {

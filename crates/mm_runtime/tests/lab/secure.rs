@@ -1,4 +1,5 @@
-//! The secure world of machine `aarch64`, as a library behind secure monitor calls: one for each thread.
+//! The secure world of machine `aarch64`, as a library behind secure monitor calls: one for each
+//! thread.
 //!
 //! It has its own view of a comm buffer's memory, under another address. The conduit replaces the
 //! physical address in a request with that address. Another address in a request stays as it is,

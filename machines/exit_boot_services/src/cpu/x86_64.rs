@@ -85,7 +85,8 @@ pub(crate) unsafe fn take_over() {
 ///
 /// That of `super::use_tables`.
 pub(super) unsafe fn use_tables(root: u64) {
-    // SAFETY: EFER.NXE is a bit of long mode that only gives bit 63 of an entry its meaning; the tables are the caller's.
+    // SAFETY: EFER.NXE is a bit of long mode that only gives bit 63 of an entry its meaning; the
+    // tables are the caller's.
     unsafe {
         asm!(
             "rdmsr", "or eax, 0x800", "wrmsr",

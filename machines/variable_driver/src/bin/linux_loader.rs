@@ -1,7 +1,7 @@
 //! Starts the drivers on the volume that it comes from, then Linux. An unsafe island (`docs/unsafe.md`).
 //!
-//! The files are beside it: `driver1.efi` and `driver2.efi`, if the flash image does not have them; `vmlinuz`; `cmdline` has
-//! the kernel's command line in UTF-16.
+//! The files are beside it: `driver1.efi` and `driver2.efi`, if the flash image does not have them;
+//! `vmlinuz`; `cmdline` has the kernel's command line in UTF-16.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 
 #[cfg(target_os = "uefi")]

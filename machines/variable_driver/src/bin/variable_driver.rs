@@ -1,5 +1,5 @@
-//! Runtime variable services by messages to MM. An unsafe island (`docs/unsafe.md`): it is called by the operating system, and calls
-//! the driver that reaches MM.
+//! Runtime variable services by messages to MM. An unsafe island (`docs/unsafe.md`): it is called
+//! by the operating system, and calls the driver that reaches MM.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 
 #[cfg(target_os = "uefi")]

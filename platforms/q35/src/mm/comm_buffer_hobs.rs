@@ -191,7 +191,8 @@ fn place(table: &mut PhaseHandoffInformationTable) -> Option<Placed> {
     let top = table.free_memory_top & !(PAGE - 1);
     let [supervisor, user, runtime] = [Memory::take(table)?, Memory::take(table)?, Memory::take(table)?];
     let base = table.free_memory_top;
-    // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it (`MdeModulePkg/Core/Pei/Hob`).
+    // edk2's PEI core has `end_of_hob_list` name the end HOB, and free memory start behind it
+    // (`MdeModulePkg/Core/Pei/Hob`).
     let at = table.end_of_hob_list;
     let end = at.checked_add(size_of::<Hobs>() as u64)?;
     if end.max(table.free_memory_bottom) > base {

@@ -4,7 +4,8 @@
 //! 2. Code that moves SMBASE into SMRAM is copied to 0x38000, in ordinary memory, where the first
 //!    SMI starts. Then SMIs are switched on, and the first one is raised.
 //! 3. The second one starts MM, which reports whether it accepts that data.
-//! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset only MM reaches SMRAM.
+//! 4. SMRAM is closed, which is checked, and locked, and SMIs are locked on. Until the next reset
+//!    only MM reaches SMRAM.
 //!
 //! All of it happens before any driver is started, and before any code from outside this firmware
 //! runs. SMRAM is locked even if one of the steps failed, so that no other code can put its own MM

@@ -256,8 +256,8 @@ pub(super) fn install_marker(site: &dyn Site, protocol: BinaryGuid) {
     }
 }
 
-/// Makes another client, with buffers like these, which sends through the firmware's protocols. Also returns the shared
-/// buffer of the firmware's driver, if that is ours.
+/// Makes another client, with buffers like these, which sends through the firmware's protocols.
+/// Also returns the shared buffer of the firmware's driver, if that is ours.
 fn over_firmware(
     site: &dyn Site,
     setup: &Setup,
@@ -299,8 +299,8 @@ fn over_firmware(
     Ok((Sender::Components(mm), shared))
 }
 
-/// A database with the protocols of edk2's driver, and that driver's shared buffer. It is as long as the shortest of these
-/// comm buffers, because the driver copies back as many bytes as MM says.
+/// A database with the protocols of edk2's driver, and that driver's shared buffer. It is as long
+/// as the shortest of these comm buffers, because the driver copies back as many bytes as MM says.
 fn edk2_owns_mm(
     site: &dyn Site,
     like: &[Observed],

@@ -27,7 +27,8 @@ use patina_mm::service::{MmCommunication, MmCommunicationExt, MmSupervisor, Supe
 use patina_mm_test::tap::Tap;
 use patina_mm_test::tpl::HostTpl;
 
-/// One client that has come up, and what an observer sees of the machine around it. Clones are the same client.
+/// One client that has come up, and what an observer sees of the machine around it. Clones are the
+/// same client.
 #[derive(Clone)]
 pub struct Client(pub(super) Rc<Inner>);
 
@@ -69,7 +70,8 @@ impl Client {
         }
     }
 
-    /// Sends a message through protocol 2, with as much room for the response as the comm buffer has.
+    /// Sends a message through protocol 2, with as much room for the response as the comm buffer
+    /// has.
     fn communicate_in_c(&self, buffer: u8, message: &[u8], recipient: Guid) -> Result<Vec<u8>, Status> {
         const HEADER_LEN: usize = HeaderFormat::V1.header_len();
         let header = Header::new(HeaderFormat::V1, recipient, message.len() as u64);
@@ -141,8 +143,8 @@ impl Client {
         }
     }
 
-    /// Like [`Self::communicate`], but runs `callback` once in the middle of the call: the request is in the buffer, MM has
-    /// not been entered. Needs [`Abilities::CALLBACKS`].
+    /// Like [`Self::communicate`], but runs `callback` once in the middle of the call: the request
+    /// is in the buffer, MM has not been entered. Needs [`Abilities::CALLBACKS`].
     ///
     /// # Errors
     ///
@@ -163,8 +165,8 @@ impl Client {
         self.communicate(buffer, message, recipient)
     }
 
-    /// Runs `code` as a notification at `TPL_CALLBACK`: at once, or as soon as the TPL is below that. Needs
-    /// [`Abilities::CALLBACKS`].
+    /// Runs `code` as a notification at `TPL_CALLBACK`: at once, or as soon as the TPL is below
+    /// that. Needs [`Abilities::CALLBACKS`].
     pub fn notify(&self, code: Callback) {
         let client = self.clone();
         let code = Box::new(move || code(&client));
@@ -192,8 +194,8 @@ impl Client {
         self.with_buffer(buffer, Observed::comm_buffer).flatten()
     }
 
-    /// The markers that edk2's variable driver has found, in order, and the result of its first call with the first one.
-    /// Empty without [`Setup::variable_driver`].
+    /// The markers that edk2's variable driver has found, in order, and the result of its first
+    /// call with the first one. Empty without [`Setup::variable_driver`].
     #[must_use]
     pub fn variable_driver(&self) -> Vec<(Guid, Option<CReply>)> {
         let driver = self.0.variable_driver.as_ref();
@@ -211,7 +213,8 @@ impl Client {
         project_mu::start_driver(self).ok_or(Status::NotProcessed)
     }
 
-    /// Calls one of the protocols for C; `None` if it is not installed. Needs [`Abilities::PRODUCED_PROTOCOLS`].
+    /// Calls one of the protocols for C; `None` if it is not installed. Needs
+    /// [`Abilities::PRODUCED_PROTOCOLS`].
     #[must_use]
     pub fn call_c(&self, call: &CCall) -> Option<CReply> {
         match call.protocol {
@@ -222,11 +225,13 @@ impl Client {
         }
     }
 
-    /// Sends a message as the firmware's own driver for this comm buffer does. Needs [`Abilities::PORTS`] and
-    /// [`Abilities::MAILBOX`].
+    /// Sends a message as the firmware's own driver for this comm buffer does. Needs
+    /// [`Abilities::PORTS`] and [`Abilities::MAILBOX`].
     ///
-    /// edk2, `ProcessCommunicationBuffer` in StandaloneMmPkg/Drivers/MmCommunicationDxe/MmCommunicationDxe.c: the driver does
-    /// not check whether its buffer is in use, trusts that the trigger returns after MM, and leaves the message behind.
+    /// edk2, `ProcessCommunicationBuffer` in
+    /// StandaloneMmPkg/Drivers/MmCommunicationDxe/MmCommunicationDxe.c: the driver does not check
+    /// whether its buffer is in use, trusts that the trigger returns after MM, and leaves the
+    /// message behind.
     ///
     /// # Errors
     ///
@@ -366,7 +371,8 @@ impl Client {
         self.0.site.mmi_ports()
     }
 
-    /// How many MMIs the client has raised: its writes to the command port, or its secure monitor calls.
+    /// How many MMIs the client has raised: its writes to the command port, or its secure monitor
+    /// calls.
     #[must_use]
     pub fn mmis(&self) -> usize {
         if let Some(calls) = self.0.site.secure_calls() {
@@ -388,7 +394,8 @@ impl Client {
         self.0.tap.write_u32(self.smi_en(), others | bit);
     }
 
-    /// Makes the chipset ignore writes to SMI_EN, or take them again. Needs [`Abilities::SMI_SWITCH`].
+    /// Makes the chipset ignore writes to SMI_EN, or take them again. Needs
+    /// [`Abilities::SMI_SWITCH`].
     pub fn lock_smis(&self, locked: bool) {
         self.0.tap.lock(locked.then(|| self.smi_en()));
     }

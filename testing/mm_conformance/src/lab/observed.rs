@@ -14,7 +14,8 @@ pub(super) struct Observed {
     pub(super) place: Place,
     pub(super) region: SharedRegion,
     pub(super) mailbox: Option<Mailbox>,
-    /// The mailbox that the MM side knows: a spare one if the client's is shared with another buffer.
+    /// The mailbox that the MM side knows: a spare one if the client's is shared with another
+    /// buffer.
     pub(super) mailbox_in_mm: Option<*mut u8>,
     pub(super) handle: CommunicateBuffer,
 }
@@ -33,8 +34,9 @@ impl Observed {
     ) -> Result<Self, SetupFailure> {
         let impossible = SetupFailure::Impossible("the memory of a comm buffer");
         let address = |pointer: *mut u8| pointer.expose_provenance() as u64;
-        // SAFETY: the memory is from `Site::allocate`: mapped one to one, never freed, and for this comm buffer alone. The
-        // client has it through the handle, the observer through the region; both use volatile accesses only.
+        // SAFETY: the memory is from `Site::allocate`: mapped one to one, never freed, and for this
+        // comm buffer alone. The client has it through the handle, the observer through the region;
+        // both use volatile accesses only.
         let handle =
             unsafe { CommunicateBuffer::from_firmware_region(address(base), len, id, mailbox.map(address)) };
         // SAFETY: the same memory, where the observer reaches it.

@@ -39,7 +39,8 @@ pub(super) fn share_mailbox(
     })
 }
 
-/// Makes the MM side serve like a supervisor of Project Mu, by a message through the users' comm buffer.
+/// Makes the MM side serve like a supervisor of Project Mu, by a message through the users' comm
+/// buffer.
 pub(super) fn serve_like(
     site: &dyn Site,
     release: Release,
@@ -117,8 +118,9 @@ fn armed(release: Release) -> MailboxImage {
     }
 }
 
-/// `MmDxeSupportEntry`: asks for the version, moves both comm buffers, announces the users', installs its protocol, and waits
-/// for the events that it sends to the supervisor. It zeroes the new mailboxes, which the real one leaves as they are.
+/// `MmDxeSupportEntry`: asks for the version, moves both comm buffers, announces the users',
+/// installs its protocol, and waits for the events that it sends to the supervisor. It zeroes the
+/// new mailboxes, which the real one leaves as they are.
 pub(super) fn start_driver(client: &Client) -> Option<()> {
     let (site, release) = (&*client.0.site, client.0.serves_like?);
     let pages = |id| client.with_buffer(id, |buffer| buffer.region.len() / PAGE_LEN);

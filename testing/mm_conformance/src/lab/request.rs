@@ -123,7 +123,8 @@ impl Move {
     };
 }
 
-/// A piece of the memory that comm buffers move to, in the order in which a supervisor looks at them.
+/// A piece of the memory that comm buffers move to, in the order in which a supervisor looks at
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// The supervisor's buffer.
@@ -154,7 +155,8 @@ pub enum CProtocol {
     ThreeInPlace(u8),
 }
 
-/// A call of one of the protocols for C. The machine passes `bytes` in memory of exactly their length.
+/// A call of one of the protocols for C. The machine passes `bytes` in memory of exactly their
+/// length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CCall {
     /// The protocol.

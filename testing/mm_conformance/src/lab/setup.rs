@@ -193,7 +193,8 @@ pub enum ControlSetup {
     /// The platform registers it before anything is dispatched.
     #[default]
     Early,
-    /// A component that is dispatched after the trigger would be. The platform declares that there is one.
+    /// A component that is dispatched after the trigger would be. The platform declares that there
+    /// is one.
     LateAndDeclared,
     /// It is not offered, although the platform declares it.
     MissingAndDeclared,
@@ -230,7 +231,8 @@ pub struct Setup {
     pub updatable: Option<u8>,
     /// Pages of fresh memory that are announced for it before the client comes up.
     pub moved_early: Option<usize>,
-    /// The HOBs that the configuration comes from; `None` for a configuration that was made by hand.
+    /// The HOBs that the configuration comes from; `None` for a configuration that was made by
+    /// hand.
     pub hobs: Option<Vec<HobSetup>>,
     /// The buffer that the protocols for C send through; `None` for no such protocols.
     pub produced: Option<u8>,
@@ -240,7 +242,8 @@ pub struct Setup {
     /// Whether the firmware's protocols are those of edk2's `MmCommunicationDxe`, which has its own
     /// shared buffer. Needs [`Abilities::PORTS`] and [`Abilities::MAILBOX`].
     pub firmware_is_edk2: bool,
-    /// Whether edk2's variable driver waits for its markers before the client comes up: [`Client::variable_driver`].
+    /// Whether edk2's variable driver waits for its markers before the client comes up:
+    /// [`Client::variable_driver`].
     pub variable_driver: bool,
     /// Whether the producer installs these markers.
     pub variable_markers: bool,
@@ -257,7 +260,8 @@ pub struct Setup {
     pub locked_early: bool,
     /// The buffer that the MM supervisor's client uses.
     pub supervisor: Option<u8>,
-    /// Which of Project Mu's supervisors serves comm buffers 0 and 1; `None` for an MM core that serves all alike.
+    /// Which of Project Mu's supervisors serves comm buffers 0 and 1; `None` for an MM core that
+    /// serves all alike.
     pub project_mu: Option<Release>,
 }
 

@@ -23,8 +23,8 @@ bitflags::bitflags! {
     /// What a lab can do.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Abilities: u32 {
-        /// The MM side is [`ConformanceMm`](crate::mm::ConformanceMm): its handlers respond, and it sends wrong responses on
-        /// request.
+        /// The MM side is [`ConformanceMm`](crate::mm::ConformanceMm): its handlers respond, and it
+        /// sends wrong responses on request.
         const CONTROLLED_MM = 1 << 0;
         /// edk2's variable service, or one that responds like it, is behind its GUID.
         const VARIABLES = 1 << 1;
@@ -60,7 +60,8 @@ bitflags::bitflags! {
         const EVENTS = 1 << 16;
         /// The client of the MM supervisor can be asked.
         const SUPERVISOR = 1 << 17;
-        /// edk2's variable driver can wait for its markers: [`Setup::variable_driver`](super::Setup::variable_driver).
+        /// edk2's variable driver can wait for its markers:
+        /// [`Setup::variable_driver`](super::Setup::variable_driver).
         const VARIABLE_DRIVER = 1 << 18;
         /// MM reports if no handler took a request, or its handler failed.
         const NO_HANDLER_STATUS = 1 << 19;
@@ -82,7 +83,8 @@ pub trait Site {
     /// What the machine can do. Scenarios that need more are skipped.
     fn abilities(&self) -> Abilities;
 
-    /// Prepares the machine for the next client, as fresh as possible. An MMI is taken `latency` pauses after it was raised.
+    /// Prepares the machine for the next client, as fresh as possible. An MMI is taken `latency`
+    /// pauses after it was raised.
     fn power_on(&self, latency: u32) {
         let _ = latency;
     }
@@ -92,18 +94,20 @@ pub trait Site {
     /// `None` if memory is short.
     fn allocate(&self, pages: usize) -> Option<*mut u8>;
 
-    /// Where the lab and MM reach memory that [`Self::allocate`] returned. It differs from where the client reaches it if the
-    /// operating system has chosen other addresses for the client.
+    /// Where the lab and MM reach memory that [`Self::allocate`] returned. It differs from where
+    /// the client reaches it if the operating system has chosen other addresses for the client.
     fn outside(&self, memory: *mut u8) -> *mut u8 {
         memory
     }
 
-    /// Restores the contents that memory had before the lab looked at it. A site whose memory is zero has nothing to do.
+    /// Restores the contents that memory had before the lab looked at it. A site whose memory is
+    /// zero has nothing to do.
     fn make_stale(&self, memory: &SharedRegion) {
         let _ = memory;
     }
 
-    /// The way into MM if it is entered by secure monitor calls. The x86 ports below are then not used.
+    /// The way into MM if it is entered by secure monitor calls. The x86 ports below are then not
+    /// used.
     fn secure_calls(&self) -> Option<&dyn SecureCalls> {
         None
     }
@@ -126,7 +130,8 @@ pub trait Site {
     /// The protocol database that the client uses.
     fn protocols(&self) -> &'static dyn ProtocolServices;
 
-    /// The database with the MM communication protocols that the firmware itself installed, or else the client's own.
+    /// The database with the MM communication protocols that the firmware itself installed, or else
+    /// the client's own.
     fn firmware_protocols(&self) -> &'static dyn ProtocolServices {
         self.protocols()
     }
@@ -153,8 +158,8 @@ pub trait Site {
         None
     }
 
-    /// Calls one of the protocols for C. The caller's buffer is at the start of `memory`, a comm buffer, if that is given.
-    /// `None` if the protocol is not installed.
+    /// Calls one of the protocols for C. The caller's buffer is at the start of `memory`, a comm
+    /// buffer, if that is given. `None` if the protocol is not installed.
     fn call_c(&self, call: &CCall, memory: Option<&SharedRegion>) -> Option<CReply> {
         match memory {
             Some(memory) => c_abi::call_in_place(self.protocols(), memory, call),

@@ -73,8 +73,8 @@ fn firmware_protocol3_carries_messages(lab: &Lab) -> Seen {
     for len in [0, 5, 8] {
         let request = mm::stretch(len);
         let mut expected = pattern(len);
-        // The protocol has no CommSize. If MM leaves the header alone, as edk2's for x86 does, a response has its request's
-        // length, even if MM's response is shorter.
+        // The protocol has no CommSize. If MM leaves the header alone, as edk2's for x86 does, a
+        // response has its request's length, even if MM's response is shorter.
         if lab.abilities().contains(Abilities::MAILBOX) {
             expected.extend(request.iter().skip(len));
         }

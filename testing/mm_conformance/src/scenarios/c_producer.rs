@@ -428,7 +428,8 @@ fn c_message_without_bytes_is_delivered(lab: &Lab) -> Seen {
     ]
     .to_vec();
     if lab.abilities().contains(Abilities::V3_HEADERS) {
-        // MessageSize is zero in all three; in the last one BufferSize counts 40 bytes, and MM gets these.
+        // MessageSize is zero in all three; in the last one BufferSize counts 40 bytes, and MM gets
+        // these.
         calls.push((CProtocol::Three, HeaderFormat::V3, None, 0));
         calls.push((CProtocol::Two, HeaderFormat::V3, Some(56), 0));
         calls.push((CProtocol::Three, HeaderFormat::V3, None, 40));
@@ -577,8 +578,8 @@ fn c_v3_message_size_reaches_mm(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// Makes a call in Rust, and one of a C driver in the middle of it. Returns the status of the latter, and the MMIs until
-/// then.
+/// Makes a call in Rust, and one of a C driver in the middle of it. Returns the status of the
+/// latter, and the MMIs until then.
 fn c_during_rust(
     client: &Client,
     at: impl FnOnce(&Client, Callback) + 'static,

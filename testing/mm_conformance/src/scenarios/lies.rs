@@ -87,7 +87,8 @@ fn mm_status_is_carried(lab: &Lab) -> Seen {
     Ok(())
 }
 
-/// Statuses that are neither success nor an `EFI_ERROR` on a 64-bit machine, and the error that each means.
+/// Statuses that are neither success nor an `EFI_ERROR` on a 64-bit machine, and the error that
+/// each means.
 pub(super) const STATUSES_WITHOUT_ERROR_BIT: [(u64, EfiStatus); 7] = [
     // EFI_WARN_UNKNOWN_GLYPH and EFI_WARN_STALE_DATA.
     (1, EfiStatus::NOT_FOUND),
@@ -95,7 +96,8 @@ pub(super) const STATUSES_WITHOUT_ERROR_BIT: [(u64, EfiStatus); 7] = [
     // PI's EFI_WARN_INTERRUPT_SOURCE_PENDING and a vendor's warning.
     (0x2000_0000_0000_0000, EfiStatus::NOT_FOUND),
     (0x4000_0000_0000_0001, EfiStatus::NOT_FOUND),
-    // EFI_ACCESS_DENIED, EFI_INTERRUPT_PENDING and EFI_WARN_INTERRUPT_SOURCE_PENDING of a 32-bit MM core.
+    // EFI_ACCESS_DENIED, EFI_INTERRUPT_PENDING and EFI_WARN_INTERRUPT_SOURCE_PENDING of a 32-bit MM
+    // core.
     (0x8000_000f, EfiStatus::ACCESS_DENIED),
     (0xa000_0000, EfiStatus::INTERRUPT_PENDING),
     (0x2000_0000, EfiStatus::NOT_FOUND),
@@ -134,7 +136,8 @@ fn late_mm_is_an_error_and_harms_no_other_call(lab: &Lab) -> Seen {
         Err(Status::NotProcessed)
     );
     ensure_clean(&client, 0)?;
-    // Its MMI is still on the way: 10 pauses into this wait MM runs, and must find this request and no other.
+    // Its MMI is still on the way: 10 pauses into this wait MM runs, and must find this request and
+    // no other.
     ensure_eq!(client.communicate(0, b"second", mm::ECHO), Ok(b"second".to_vec()));
     Ok(())
 }

@@ -481,7 +481,8 @@ fn users_follow_project_mus_driver(lab: &Lab) -> Seen {
         ] {
             let mmis = client.mmis();
             let log = lab.with_log(LogLevel::Debug, &mut || client.signal(event));
-            // The client sends the supervisor nothing, and the supervisor takes what its driver sends.
+            // The client sends the supervisor nothing, and the supervisor takes what its driver
+            // sends.
             ensure!(
                 !log.contains("supervisor"),
                 "{release:?}, {event:?}: the log says {log}"

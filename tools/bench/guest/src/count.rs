@@ -50,7 +50,8 @@ impl Parts {
     }
 }
 
-/// Counts a call, which says whether it went well; `None` if it did not. Without [`entered`] and [`returned`] all is before.
+/// Counts a call, which says whether it went well; `None` if it did not. Without [`entered`] and
+/// [`returned`] all is before.
 pub(crate) fn count(mut call: impl FnMut() -> bool) -> Option<Parts> {
     let mut best: Option<Parts> = None;
     for _ in 0..ROUNDS {
@@ -107,7 +108,8 @@ pub(crate) fn stack_of(call: &mut dyn FnMut()) -> usize {
         unsafe { asm!("mov {}, rsp", out(reg) top, options(nomem, nostack, preserves_flags)) };
         let low = (top - DEPTH) & !7;
         let words = (top - GAP - low) / 8;
-        // SAFETY: the memory below the stack pointer is the stack's, and nothing is in it: there is no red zone on this target.
+        // SAFETY: the memory below the stack pointer is the stack's, and nothing is in it: there is
+        // no red zone on this target.
         unsafe {
             asm!("rep stosq", inout("rdi") low => _, inout("rcx") words => _, in("rax") PAINT, options(nostack, preserves_flags));
         }
@@ -132,7 +134,8 @@ pub(crate) struct TimedPorts(NativePorts);
 
 impl TimedPorts {
     pub(crate) fn new() -> Self {
-        // SAFETY: a UEFI image runs in ring 0. The ports go to the crate's own trigger, which reads SMI_EN and raises MMIs.
+        // SAFETY: a UEFI image runs in ring 0. The ports go to the crate's own trigger, which reads
+        // SMI_EN and raises MMIs.
         Self(unsafe { NativePorts::new() })
     }
 }

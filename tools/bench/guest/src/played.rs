@@ -1,5 +1,6 @@
-//! The same calls through this tree's `patina_mm` and the published one, with MM played in the guest: it responds in the mailbox
-//! and leaves the request where it is, as in `tools/bench/src/clients.rs`. An unsafe island (`docs/unsafe.md`).
+//! The same calls through this tree's `patina_mm` and the published one, with MM played in the
+//! guest: it responds in the mailbox and leaves the request where it is, as in
+//! `tools/bench/src/clients.rs`. An unsafe island (`docs/unsafe.md`).
 
 use crate::count::{count, entered, report, report_stack, returned, stack_of};
 use alloc::format;

@@ -51,8 +51,9 @@ mod here {
 
     /// The processor's ports.
     pub(in super::super) fn ports() -> NativePorts {
-        // SAFETY: a UEFI image runs in ring 0 (UEFI 2.11, 2.3.4). The ports are used for PCI configuration space and the
-        // registers behind PMBASE, which are read, and for probes that the user asked for.
+        // SAFETY: a UEFI image runs in ring 0 (UEFI 2.11, 2.3.4). The ports are used for PCI
+        // configuration space and the registers behind PMBASE, which are read, and for probes that
+        // the user asked for.
         unsafe { NativePorts::new() }
     }
 
@@ -79,7 +80,8 @@ mod here {
     }
 
     pub(in super::super) fn look(facts: &mut Facts, _memory: &Physical) {
-        // SAFETY: the level is restored below, a few port accesses later. Nothing may come between address and data.
+        // SAFETY: the level is restored below, a few port accesses later. Nothing may come between
+        // address and data.
         let undisturbed = unsafe { boot::raise_tpl(Tpl::HIGH_LEVEL) };
         let chipset = chipset::gather(&ports(), &facts.acpi);
         drop(undisturbed);
@@ -122,7 +124,8 @@ mod here {
     macro_rules! register {
         ($name:literal) => {{
             let value: u64;
-            // SAFETY: the caller names a register that can be read at this exception level; the read has no other effect.
+            // SAFETY: the caller names a register that can be read at this exception level; the
+            // read has no other effect.
             unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
             value
         }};
@@ -183,7 +186,8 @@ mod here {
         memory.read(at, &mut bytes).then_some(bytes)
     }
 
-    /// Pages for FF-A's RX and TX buffers. They are never freed: a secure world that failed to unmap them would write to them.
+    /// Pages for FF-A's RX and TX buffers. They are never freed: a secure world that failed to
+    /// unmap them would write to them.
     pub(in super::super) fn two_pages() -> Option<SharedRegion> {
         let memory = boot::allocate_pages(
             AllocateType::AnyPages,

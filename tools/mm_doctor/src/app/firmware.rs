@@ -52,7 +52,8 @@ pub(super) fn configuration_table(guid: Guid) -> Option<u64> {
     })
 }
 
-/// The first interface of a protocol; null for one without an interface, `None` if it is not installed.
+/// The first interface of a protocol; null for one without an interface, `None` if it is not
+/// installed.
 pub(super) fn interface(protocol: Guid) -> Option<*mut c_void> {
     let handles = boot::locate_handle_buffer(SearchType::ByProtocol(&protocol)).ok()?;
     let handle = *handles.first()?;
@@ -85,7 +86,8 @@ fn image(handle: Handle) -> Option<Image> {
         agent: boot::image_handle(),
         controller: None,
     };
-    // SAFETY: it is only read, and nothing unloads the image meanwhile: the application does not return in between.
+    // SAFETY: it is only read, and nothing unloads the image meanwhile: the application does not
+    // return in between.
     let image =
         unsafe { boot::open_protocol::<LoadedImage>(parameters, boot::OpenProtocolAttributes::GetProtocol) }
             .ok()?;
@@ -106,7 +108,8 @@ fn image(handle: Handle) -> Option<Image> {
 
 /// The protocols of [`PROTOCOLS`] that are installed.
 ///
-/// The interface is in the image's own data, or, if it was allocated, its first function is in the image's code.
+/// The interface is in the image's own data, or, if it was allocated, its first function is in the
+/// image's code.
 pub(super) fn protocols(memory: &Physical) -> Vec<Protocol> {
     let images = images();
     let owner = |address: u64| {
@@ -196,8 +199,8 @@ impl Tables for MemoryMap {
             At::Physical(address) => self.value(address),
             At::Virtual(address) => {
                 let at = ptr::with_exposed_provenance::<u64>(usize::try_from(address).ok()?);
-                // SAFETY: the entry of the first table for itself maps the tables there, as far as the entries above, which were
-                // read before, say that there is a table.
+                // SAFETY: the entry of the first table for itself maps the tables there, as far as
+                // the entries above, which were read before, say that there is a table.
                 Some(unsafe { at.read_volatile() })
             }
         }
@@ -287,8 +290,9 @@ impl Memory for MemoryMap {
             let len = rest.len().min(room);
             for (offset, byte) in rest.iter_mut().take(len).enumerate() {
                 let from = ptr::with_exposed_provenance::<u8>(start.saturating_add(offset));
-                // SAFETY: the memory map has this byte as memory that is in use, and the firmware maps such memory one to
-                // one while boot services are there (UEFI 2.11, 2.3.4). It is read as volatile: others may write to it.
+                // SAFETY: the memory map has this byte as memory that is in use, and the firmware
+                // maps such memory one to one while boot services are there (UEFI 2.11, 2.3.4). It
+                // is read as volatile: others may write to it.
                 *byte = unsafe { from.read_volatile() };
             }
             done = done.saturating_add(len);

@@ -19,7 +19,8 @@ use uefi::{CString16, Status, boot, entry, println, system};
 /// Lines of a page, with one for the prompt.
 const PAGE: usize = 24;
 
-/// The file beside the application that has its command line, for firmware that starts it without a shell.
+/// The file beside the application that has its command line, for firmware that starts it without a
+/// shell.
 const WORDS_FILE: &str = "\\EFI\\BOOT\\DOCTOR.TXT";
 
 #[entry]

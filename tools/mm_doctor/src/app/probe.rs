@@ -29,8 +29,8 @@ struct Question {
     message: Vec<u8>,
 }
 
-/// The messages. If `all` is false, only one whose handler MM has: a DEBUG build of StandaloneMm asserts, and never returns, on a
-/// GUID without a handler (docs/platform-arm.md).
+/// The messages. If `all` is false, only one whose handler MM has: a DEBUG build of StandaloneMm
+/// asserts, and never returns, on a GUID without a handler (docs/platform-arm.md).
 fn questions(all: bool) -> impl Iterator<Item = Question> {
     let number = if all { 3 } else { 1 };
     [
@@ -109,7 +109,8 @@ fn by_protocols(all: bool, clock: &Clock, probes: &mut Vec<Probe>) {
             }
         }
     }
-    // SAFETY: allocated above, and nothing uses the pages any more: MM has processed its requests when the calls return.
+    // SAFETY: allocated above, and nothing uses the pages any more: MM has processed its requests
+    // when the calls return.
     let freed = unsafe { boot::free_pages(memory, PAGES) };
     // Pages that the firmware does not take back stay allocated.
     let _ = freed;
@@ -144,23 +145,24 @@ fn communicate(
             let this = protocol.cast_const().cast::<Communication>();
             // SAFETY: the interface that the firmware has for this protocol.
             let call = unsafe { (*this).communicate };
-            // SAFETY: the interface that the function belongs to, and a buffer that is as long as `size` says.
+            // SAFETY: the interface that the function belongs to, and a buffer that is as long as
+            // `size` says.
             unsafe { call(this, buffer, &raw mut size) }
         }
         2 => {
             let this = protocol.cast_const().cast::<Communication2>();
             // SAFETY: the interface that the firmware has for this protocol.
             let call = unsafe { (*this).communicate };
-            // SAFETY: the interface that the function belongs to, and a buffer that is as long as `size` says; boot services
-            // map memory one to one.
+            // SAFETY: the interface that the function belongs to, and a buffer that is as long as
+            // `size` says; boot services map memory one to one.
             unsafe { call(this, buffer, buffer, &raw mut size) }
         }
         _ => {
             let this = protocol.cast_const().cast::<Communication3>();
             // SAFETY: the interface that the firmware has for this protocol.
             let call = unsafe { (*this).communicate };
-            // SAFETY: the interface that the function belongs to, and a buffer that is as long as its v3 header says; boot
-            // services map memory one to one.
+            // SAFETY: the interface that the function belongs to, and a buffer that is as long as
+            // its v3 header says; boot services map memory one to one.
             unsafe { call(this, buffer, buffer) }
         }
     };
@@ -221,8 +223,9 @@ fn by_comm_buffers(
         ) else {
             continue;
         };
-        // SAFETY: a HOB sets this memory aside for messages to MM, or the user says so, or it was allocated just now; the
-        // memory map has all of it, and the mailbox says that no request is in it.
+        // SAFETY: a HOB sets this memory aside for messages to MM, or the user says so, or it was
+        // allocated just now; the memory map has all of it, and the mailbox says that no request is
+        // in it.
         let channel = match unsafe { Channel::at_firmware_region(base, len, mailbox) } {
             Ok(channel) => channel,
             Err(_unfit) => continue,

@@ -1,4 +1,5 @@
-//! Instructions of calls in a guest, as `tools/bench/guest` counts them, and the stack that they take.
+//! Instructions of calls in a guest, as `tools/bench/guest` counts them, and the stack that they
+//! take.
 
 use crate::machine::{self, DEBUG_EXIT_SUCCESS};
 use crate::process;

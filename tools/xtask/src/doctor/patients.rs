@@ -18,7 +18,8 @@ pub(super) struct Patient {
     pub(super) says: &'static [&'static str],
 }
 
-/// The comm buffer that MM has at first, in the region that the monitor shares with it (`machines/aarch64_monitor/src/layout.rs`).
+/// The comm buffer that MM has at first, in the region that the monitor shares with it
+/// (`machines/aarch64_monitor/src/layout.rs`).
 const ARM_WORDS: &str = "probe-all -r 0x50000000,0x10000";
 
 const ARM_TOOLS: &[&Tool] = &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM];
