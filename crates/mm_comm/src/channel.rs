@@ -37,7 +37,7 @@ pub struct Channel {
     /// supervisor.
     is_supervisors: AtomicBool,
     tracked: Tracked,
-    /// The format of `tracked`; `None` if there is none.
+    /// The format of the header in `tracked`; `None` if no header is tracked.
     tracked_format: Cell<Option<HeaderFormat>>,
     /// The end of the longest message that was written since the region was last wiped.
     reached: Cell<usize>,

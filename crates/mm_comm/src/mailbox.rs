@@ -10,8 +10,8 @@ const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 /// The mailbox of one comm buffer.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// Invariant: [`SharedRegion`]'s for `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So none of
-    /// the accesses below fails. The length is not stored, since it is constant.
+    /// Invariant: that of [`SharedRegion`] for `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So
+    /// none of the accesses below fails. The length is constant and not stored.
     base: NonNull<u8>,
 }
 

@@ -50,7 +50,7 @@ impl SharedRegion {
         Ok(Self { base, len })
     }
 
-    /// The same region again.
+    /// A second value for a region that exists already.
     ///
     /// # Safety
     ///

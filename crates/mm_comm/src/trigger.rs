@@ -672,7 +672,7 @@ mod tests {
             let expected = "nothing answers there; acpi_base must be PMBASE (SMI_EN is base+0x30)";
             assert!(text.contains(expected), "{text}");
 
-            // For example a timer.
+            // Another register, for example a timer.
             let other = Chipset::new(0x0003_9521, u32::MAX, register);
             assert_eq!(
                 trigger(Some(register), check).raise(&other, 0xff, 0),

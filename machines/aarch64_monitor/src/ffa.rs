@@ -364,7 +364,7 @@ mod tests {
             base + 0x1008,
             base + 0x1001,
             base + 0x1fff,
-            // Partly, or not at all, RAM.
+            // Pages that are RAM only in part, or not at all.
             last + 8,
             behind - 8,
             behind,

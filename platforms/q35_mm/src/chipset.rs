@@ -135,7 +135,7 @@ pub enum ProcessorsError {
     #[error("the number of processors is unknown: QEMU's fw_cfg has signature {0:02x?}")]
     Unknown([u8; 4]),
     /// There is more than one processor, or there can be.
-    #[error("processors: {present} present, room for {room}; the MM image serves one, and no other may come")]
+    #[error("processors: {present} present, room for {room}; the MM image serves one, and none may be added")]
     NotOne {
         /// Number of processors present.
         present: u16,

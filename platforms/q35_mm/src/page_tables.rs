@@ -224,7 +224,7 @@ mod tests {
             let leaf = holding(&leaves, page).unwrap();
             assert!(!leaf.write, "{leaf:x?}");
         }
-        // The tables themselves are among it.
+        // This range includes the tables themselves.
         let end = BASE + size_of::<PageTables>() as u64;
         assert!(CONSTANT[0].contains(&BASE) && CONSTANT[0].end >= end);
     }

@@ -31,7 +31,7 @@ impl SmmDispatch {
     ) -> Result<()> {
         protocols.on_protocol_installed::<loaded_image::Protocol>(Tpl::Notify, move |_image| {
             if let Err(error) = events.signal_group(DXE_DISPATCH) {
-                log::error!("the SMM core is not told of drivers: {error:?}");
+                log::error!("the SMM core is not told about drivers: {error:?}");
             }
         })?;
         Ok(())

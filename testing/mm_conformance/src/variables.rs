@@ -47,7 +47,7 @@ pub enum VariableError<E: fmt::Display> {
     #[error("{0}")]
     Exchange(E),
     /// The response is too short for its function.
-    #[error("the response has {len} bytes where {needed} were due")]
+    #[error("the response has {len} bytes, {needed} were expected")]
     Short {
         /// Bytes of the response.
         len: usize,

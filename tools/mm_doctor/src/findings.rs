@@ -512,7 +512,7 @@ impl Findings {
         }
         if let Some(tseg) = chipset.tseg {
             let found = match tseg.len {
-                0 => format!("at {:#x}, of a size that its register does not tell", tseg.start),
+                0 => format!("at {:#x}, of unknown size", tseg.start),
                 len => format!("{len:#x} bytes at {:#x}", tseg.start),
             };
             self.add(Level::Ok, "TSEG", found, "");
@@ -593,7 +593,7 @@ impl Findings {
                 self.add(
                     Level::Ok,
                     "WSMT",
-                    "not there: the firmware promises nothing of its checks in MM",
+                    "not there: the firmware promises no checks in MM",
                     "",
                 );
             }
@@ -681,7 +681,7 @@ impl Findings {
                 Level::Look,
                 &about,
                 format_args!("its own bytes back{took}"),
-                "this way does not tell a response from a request that no handler took",
+                "this way does not distinguish a response from a request that no handler took",
             ),
             (Ok(response), _) => {
                 let bytes = response.len().checked_div(2).unwrap_or_default();

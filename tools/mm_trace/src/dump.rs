@@ -279,7 +279,7 @@ pub fn parse(text: &str) -> Result<Vec<u8>, Damage> {
             let gap = line.get(..from).is_some_and(|before| before.ends_with("  "));
             match word_bytes(word, &mut bytes) {
                 Ok(()) => on_this_line += bytes.len().saturating_sub(before),
-                // Text behind the digits.
+                // The text column behind the digits starts here.
                 Err(_) if address.is_some() && gap && on_this_line > 0 => {
                     bytes.truncate(before);
                     break;

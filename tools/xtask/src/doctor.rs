@@ -147,7 +147,7 @@ fn compare(said: &str, expected: &[&str], show: bool) -> Result<Counts> {
         let reason = format!("mm_doctor did not print: {}", missing.join("; "));
         return Err(Failed { counts, reason }.into());
     }
-    ensure!(total > 0, "nothing is known of this machine");
+    ensure!(total > 0, "nothing is known about this machine");
     Ok(counts)
 }
 

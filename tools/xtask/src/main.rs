@@ -135,7 +135,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
 /// The repository.
 fn root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    // tools/xtask
+    // Leaves `tools/xtask`.
     root.pop();
     root.pop();
     root

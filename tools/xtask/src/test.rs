@@ -37,7 +37,7 @@ const HOST_LEAST: u64 = 2473;
   cargo xtask test --machine ovmf-smm    only what runs on this machine
   cargo xtask test --long                everything, and what takes long: fuzzing, coverage, packages, panics
   cargo xtask test --machine own --code OVMF_CODE.fd --vars OVMF_VARS.fd [--core]
-                                         firmware of yours, alone or with a Patina DXE core in it")]
+                                         your own firmware, alone or with a Patina DXE core in it")]
 pub(crate) struct Test {
     /// Only this machine; can be given more than once.
     #[arg(long, value_name = "NAME", value_parser = machine::names(&[HOST, OWN.name]))]

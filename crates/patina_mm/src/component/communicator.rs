@@ -10,7 +10,7 @@
 //! | `announced_move`, `requested_move` | moves of a comm buffer |
 //! | `after_calls` | callbacks at the end of a call |
 //! | `tpl` | calls that run at `TPL_NOTIFY` |
-//! | `extras` | what only some communicators have |
+//! | `extras` | state that only some platforms need |
 //! | `failure`, `ids` | what the log says |
 
 mod after_calls;
@@ -203,7 +203,7 @@ impl MmCommunicator {
                     shown((*error).into())
                 );
             })?;
-            // Set once.
+            // It is set only once.
             let _ = extras.announcements.set(announcements);
         }
         log_line!(Info, "mm_comm", "{}", config.summary());

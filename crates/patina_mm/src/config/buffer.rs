@@ -537,7 +537,7 @@ impl CommunicateBuffer {
     /// Wipes the memory and forgets what was written. If an executor calls this and writes nothing
     /// afterwards, the response is empty.
     pub fn reset(&mut self) {
-        // If not, `writable` logs why.
+        // If this handle may not write, `writable` logs why.
         if let Ok((channel, draft)) = self.writable() {
             draft.clear(channel);
         }

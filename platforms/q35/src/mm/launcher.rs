@@ -76,7 +76,7 @@ pub(crate) enum LaunchError {
     NotMapped(EfiError),
     #[error("SMRAM cannot be reached")]
     Window,
-    #[error("the MM image has {0} bytes, which SMRAM does not take")]
+    #[error("the MM image has {0} bytes, more than SMRAM takes")]
     Image(usize),
     #[error("{0} comm buffers are more than can be handed to MM")]
     TooManyBuffers(usize),

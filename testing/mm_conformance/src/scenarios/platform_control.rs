@@ -45,6 +45,6 @@ fn missing_platform_control_offers_no_mmis(lab: &Lab) -> Seen {
             ensure_eq!(remains, Remains::default());
             Ok(())
         }
-        other => Err(alloc::format!("the client came to {other:?}")),
+        other => Err(alloc::format!("the client ended with {other:?}")),
     }
 }

@@ -965,17 +965,17 @@ fn a_partition_that_never_finishes_is_given_up() {
 fn a_request_that_was_given_up_is_ended_before_the_next_one_is_sent() {
     for kind in KINDS {
         let answers = vec![
-            // Given up.
+            // The first call gives up.
             interrupted(3),
             yielded(3),
             interrupted(3),
-            // Resumed and given up again.
+            // The second call resumes the request and gives up again.
             interrupted(3),
             interrupted(1),
-            // Resumed on behalf of the third call, and ended.
+            // The third call resumes it, and it ends.
             yielded(1),
             kind.answered(),
-            // The fourth one's own.
+            // The response to the fourth request.
             kind.answered(),
         ];
         let (results, seen) = communicate_often(4, kind.serving(answers), patience(5, 2));

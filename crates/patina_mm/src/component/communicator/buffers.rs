@@ -97,7 +97,7 @@ impl Buffers {
     }
 }
 
-/// Handles of some of the buffers.
+/// New handles of the buffers for which `wanted` is true.
 #[inline(never)]
 fn those(
     buffers: &[CommunicateBuffer],

@@ -192,8 +192,8 @@ impl MmExecutor for RealMmExecutor {
         }
     }
 
-    // It keeps the buffer that it is lent. A platform with this executor alone does not link the
-    // code for another one.
+    // This executor never replaces the buffer that it is lent, so a platform that uses only this
+    // executor does not link the code for a replaced one.
     fn message_in(&self, _: &CommunicateBuffer, _: Sealed) -> Result<Vec<u8>, CommunicateBufferStatus> {
         Err(CommunicateBufferStatus::NoBuffer)
     }

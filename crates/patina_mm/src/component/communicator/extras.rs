@@ -1,4 +1,4 @@
-//! What a communicator has only on some platforms, in memory of its own.
+//! The state of a communicator that only some platforms need. It is allocated when first used.
 
 use super::after_calls::AfterCalls;
 use super::announced_move::Announcements;
@@ -13,30 +13,30 @@ use core::alloc::Layout;
 use core::cell::{Cell, OnceCell};
 use once_cell::race::OnceBox;
 
-/// The parts.
+/// The state of these parts.
 #[derive(Default)]
 pub(super) struct Extras {
-    /// The configured way into MM.
+    /// The configured way into MM, if there is one.
     pub(super) port: Cell<Option<MmiPort>>,
-    /// For the log.
+    /// The clock for log lines.
     pub(super) clock: Cell<Option<Clock>>,
     pub(super) announcements: OnceCell<Rc<Announcements>>,
     pub(super) after_calls: AfterCalls,
     pub(super) at_notify: AtNotify,
 }
 
-/// Memory for the parts, allocated with the first of them. Atomic, since a notification may come in
-/// the middle of that and do the same.
+/// Allocates [`Extras`] when it is first needed. Atomic, because a notification may come in the
+/// middle of the allocation and make another one.
 #[derive(Default)]
 pub(super) struct LazyExtras(OnceBox<[Extras; 1]>);
 
 impl LazyExtras {
-    /// The parts, if there are any.
+    /// The state, if it was allocated.
     pub(super) fn get(&self) -> Option<&Extras> {
         self.0.get().map(|[extras]| extras)
     }
 
-    /// The parts, allocated if there were none.
+    /// The state, which this allocates if necessary.
     ///
     /// # Errors
     ///
@@ -56,8 +56,8 @@ impl LazyExtras {
         Ok(extras)
     }
 
-    /// The same, for callers that cannot do without: a lack of memory ends the program, as for
-    /// `Box::new`.
+    /// Like [`Self::make`], for callers that cannot continue without it: if memory is short the
+    /// program ends, as for `Box::new`.
     #[inline(never)]
     pub(super) fn make_or_abort(&self) -> &Extras {
         self.make()

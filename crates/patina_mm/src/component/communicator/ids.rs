@@ -14,7 +14,7 @@ impl Ids {
         Self::of_those(buffers, |_| true)
     }
 
-    /// Those of some of these buffers.
+    /// The identifiers of the buffers for which `wanted` is true.
     #[inline(never)]
     pub(super) fn of_those(buffers: &[CommunicateBuffer], wanted: fn(&CommunicateBuffer) -> bool) -> Self {
         let mut ids = Self::default();
@@ -47,7 +47,7 @@ impl Ids {
     }
 }
 
-/// The word and the bit of an identifier, in four words.
+/// The word and the bit of an identifier in a bit set of four words.
 pub(super) fn position(id: u8) -> (usize, u64) {
     (usize::from(id / 64), 1_u64.wrapping_shl(id.into()))
 }
