@@ -117,7 +117,11 @@ impl<'c> Claim<'c> {
     #[inline]
     pub(crate) fn write_request(&self, header: Header, message: &[u8]) -> Result<(), BeginError> {
         let Self(channel) = self;
-        if !channel.write(header, Some(message)) || !channel.holds(&header) {
+        let is_written = match header.v1_words() {
+            Some([first, second, _]) => channel.write_v1(first, second, message),
+            None => channel.write(header, Some(message)),
+        };
+        if !is_written || !channel.holds(&header) {
             let address = channel.region.as_ptr().addr();
             return Err(BeginError::NotMemory { address });
         }
@@ -384,16 +388,51 @@ impl Channel {
         }
     }
 
-    /// Whether a header of the same format and for the same recipient as the tracked one is in shared memory.
+    /// The format of [`Self::tracked`].
     #[inline]
-    pub(crate) fn holds_tracked_kind(&self) -> bool {
-        let Some(sent) = self.tracked() else {
-            return false;
-        };
-        match (sent.v1_words(), self.region.read_words(0)) {
-            (Some([a, b, _]), Some([x, y])) => (a ^ x) | (b ^ y) == 0,
-            _ => matches!(self.read_header(), Ok(found) if sent.is_of_same_kind(&found)),
+    pub(crate) fn tracked_format(&self) -> Option<HeaderFormat> {
+        self.tracked_format.get()
+    }
+
+    /// The length in a header that starts with these words of the region, if it and the tracked one are v1, both have the
+    /// same recipient, and the message fits.
+    #[inline(always)]
+    pub(crate) fn usual_length(&self, words: Option<[u64; V1_WORDS]>) -> Option<usize> {
+        let ([a, b], [x, y, len]) = (&self.tracked.recipient, words?);
+        let is_same = self.tracked_format() == Some(HeaderFormat::V1) && (a.get() ^ x) | (b.get() ^ y) == 0;
+        let len = usize::try_from(u64::from_le(len)).ok()?;
+        (is_same && len <= self.capacity(HeaderFormat::V1)).then_some(len)
+    }
+
+    /// Whether the tracked header is in shared memory, if it is v1 and the region is aligned; `false` otherwise.
+    #[must_use]
+    #[inline]
+    pub fn holds_tracked(&self) -> bool {
+        let ([a, b], len) = (&self.tracked.recipient, &self.tracked.message_len);
+        match (self.tracked_format(), self.region.read_words(0)) {
+            (Some(HeaderFormat::V1), Some([x, y, z])) => {
+                (a.get() ^ x) | (b.get() ^ y) | (len.get() ^ u64::from_le(z)) == 0
+            }
+            _ => false,
         }
+    }
+
+    /// Whether a header of the same format and for the same recipient as the tracked one is in shared memory.
+    #[must_use]
+    #[inline]
+    pub fn holds_tracked_kind(&self) -> bool {
+        let [a, b] = &self.tracked.recipient;
+        match (self.tracked_format(), self.region.read_words(0)) {
+            (Some(HeaderFormat::V1), Some([x, y])) => (a.get() ^ x) | (b.get() ^ y) == 0,
+            _ => self.holds_odd_kind(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn holds_odd_kind(&self) -> bool {
+        let sent = self.tracked();
+        sent.is_some_and(|sent| matches!(self.read_header(), Ok(found) if sent.is_of_same_kind(&found)))
     }
 
     /// Copies the header from shared memory, and parses the copy.
@@ -401,9 +440,15 @@ impl Channel {
     /// # Errors
     ///
     /// What is wrong with it.
-    #[inline]
     pub fn read_header(&self) -> Result<Header, HeaderError> {
-        match self.region.read_words(0) {
+        self.header_from(self.region.read_words(0))
+    }
+
+    /// Parses the header that starts with these words of the region; `None` if it is not aligned, or
+    /// shorter than a header.
+    #[inline]
+    pub(crate) fn header_from(&self, start: Option<[u64; V1_WORDS]>) -> Result<Header, HeaderError> {
+        match start {
             Some(start) => Header::parse_v1_words(start).unwrap_or_else(|| self.read_v3_header(start)),
             None => self.read_odd_header(),
         }
@@ -470,15 +515,44 @@ impl Channel {
     /// Writes a header and, if there is one, the message behind it. The length, which announces the
     /// request if there is no mailbox, is written last. `false` if they do not fit the region.
     pub fn write(&self, header: Header, message: Option<&[u8]>) -> bool {
+        self.write_here(header, message)
+    }
+
+    /// Writes the lengths of a header whose other fields are the tracked one's.
+    pub fn write_lengths(&self, header: Header) -> bool {
+        let Some([_, _, length]) = header.v1_words() else {
+            return self.write(header, None);
+        };
+        let written = self.region.write_words(LENGTH_OFFSET, &[length]) || self.write_odd_header(&header);
+        self.track(&header);
+        written
+    }
+
+    /// Like [`Self::write`], for a v1 header to the recipient of these two words. They come in registers: a header in memory,
+    /// written field by field and then copied as a whole, makes the processor wait.
+    #[inline(never)]
+    fn write_v1(&self, first: u64, second: u64, message: &[u8]) -> bool {
+        let header = Header::of_words(HeaderFormat::V1, [first, second], message.len() as u64);
+        header.is_some_and(|header| self.write_here(header, Some(message)))
+    }
+
+    #[inline(always)]
+    fn write_here(&self, header: Header, message: Option<&[u8]>) -> bool {
         self.withdraw_from_region();
         let offset = header.format().header_len();
         let written =
             message.is_none_or(|message| self.region.write(offset, message)) && self.write_header(&header);
+        self.track(&header);
+        written
+    }
+
+    /// Keeps a header that was written, and how far it and its message reach.
+    #[inline]
+    fn track(&self, header: &Header) {
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);
         self.reached.update(|reached| reached.max(total));
-        self.tracked.set(&header);
+        self.tracked.set(header);
         self.tracked_format.set(Some(header.format()));
-        written
     }
 
     /// Writes a header, its length last.

@@ -101,6 +101,7 @@ impl SharedRegion {
     /// Copies bytes out, as many as `out` takes; `false`, and nothing is read, if they are not all
     /// in the region.
     #[must_use]
+    #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
         self.read_uninit(offset, bulk::as_uninit(out)).is_some()
     }

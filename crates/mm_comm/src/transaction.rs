@@ -136,11 +136,7 @@ impl<'c> Staged<'c> {
         if channel.holds_tracked_kind() {
             return Ok(());
         }
-        Err(BeginError::Overwritten {
-            recipient: channel
-                .tracked()
-                .map_or(Guid::ZERO, |request| request.recipient()),
-        })
+        Err(overwritten(channel))
     }
 
     /// Reads what MM left, once, and checks it: the mailbox, the header, the length. Without a
@@ -150,50 +146,61 @@ impl<'c> Staged<'c> {
     /// # Errors
     ///
     /// A [`ResponseError`], which ends the transaction and wipes the whole region.
+    pub fn finish(self) -> Result<Response<'c>, ResponseError> {
+        let mut error = None;
+        let response = self.finish_or_tell(&mut error);
+        response.ok_or(error.unwrap_or(ResponseError::NotProcessed))
+    }
+
+    /// Like [`Self::finish`], but puts the error into `error`. A result that is a response or an
+    /// error makes the compiler assemble each response byte by byte, in some hundred instructions.
     // Inlined: otherwise the response is written field by field and then copied as a whole, for
     // which the processor waits.
     #[inline(always)]
-    pub fn finish(self) -> Result<Response<'c>, ResponseError> {
+    pub fn finish_or_tell(self, error: &mut Option<ResponseError>) -> Option<Response<'c>> {
         let channel = self.claim.channel();
         // Not written by hand, so this is the header that `begin` wrote.
-        let request = channel.tracked().ok_or(ResponseError::NotProcessed)?;
-        let in_mailbox = claimed_by_mailbox(channel, request.format())?;
-        let found = channel.read_header().map_err(ResponseError::HeaderDamaged)?;
+        let Some(format) = channel.tracked_format() else {
+            *error = Some(ResponseError::NotProcessed);
+            return None;
+        };
+        let in_mailbox = match claimed_by_mailbox(channel, format) {
+            Ok(len) => len,
+            Err(why) => {
+                *error = Some(why);
+                return None;
+            }
+        };
+        let words = channel.region().read_words(0);
+        let left = match channel.usual_length(words) {
+            Some(len) => Left {
+                message_len: in_mailbox.unwrap_or(len),
+                counted: len as u64,
+                message_size: len as u64,
+            },
+            None => match look_at_header(channel, words, in_mailbox) {
+                Ok(left) => left,
+                Err(why) => {
+                    *error = Some(why);
+                    return None;
+                }
+            },
+        };
         channel.withdraw_from_region();
-        if !request.is_of_same_kind(&found) {
-            return Err(ResponseError::RecipientChanged {
-                sent: request.recipient(),
-            });
-        }
-        let capacity = channel.capacity(found.format());
-        let header_len = found.format().header_len();
-        let fits = |len: u64| {
-            let fitting = usize::try_from(len).ok().filter(|len| *len <= capacity);
-            fitting.ok_or(ResponseError::ResponseBeyondBuffer {
-                told_by: LengthSource::Header,
-                claimed: len.saturating_add(header_len as u64),
-                capacity: channel.region().len(),
-            })
-        };
-        // A response beyond the buffer is an error. The header's length must fit even if the
-        // mailbox tells the response's: these bytes are wiped, too.
-        let counted = fits(found.message_len())?;
-        let in_header = request.response_length(&found);
-        let message_len = match in_mailbox {
-            Some(len) => len,
-            None => fits(in_header.map_err(ResponseError::HeaderDamaged)?.len)?,
-        };
 
+        let header_len = format.header_len();
+        // What the header counts is wiped, too.
+        let counted = usize::try_from(left.counted).unwrap_or(usize::MAX);
         self.claim
-            .wipe_reached(message_len.max(counted).saturating_add(header_len));
-        Ok(Response {
+            .wipe_reached(left.message_len.max(counted).saturating_add(header_len));
+        Some(Response {
             claim: self.claim,
             header_len: short(header_len),
             is_by_hand: false,
-            message_len,
+            message_len: left.message_len,
             taken: 0,
-            counted: found.message_len(),
-            message_size: found.message_size(),
+            counted: left.counted,
+            message_size: left.message_size,
         })
     }
 
@@ -221,6 +228,61 @@ impl<'c> Staged<'c> {
 /// A header's length, which is 24 or 56.
 fn short(header_len: usize) -> u32 {
     u32::try_from(header_len).unwrap_or(u32::MAX)
+}
+
+#[cold]
+#[inline(never)]
+fn overwritten(channel: &Channel) -> BeginError {
+    BeginError::Overwritten {
+        recipient: channel
+            .tracked()
+            .map_or(Guid::ZERO, |request| request.recipient()),
+    }
+}
+
+/// What MM left.
+struct Left {
+    message_len: usize,
+    /// The lengths in the header.
+    counted: u64,
+    message_size: u64,
+}
+
+/// Looks at the header that MM left, whose first words are `words` if the region is aligned.
+#[cold]
+#[inline(never)]
+fn look_at_header(
+    channel: &Channel,
+    words: Option<[u64; 3]>,
+    in_mailbox: Option<usize>,
+) -> Result<Left, ResponseError> {
+    let request = channel.tracked().ok_or(ResponseError::NotProcessed)?;
+    let found = channel.header_from(words).map_err(ResponseError::HeaderDamaged)?;
+    if !request.is_of_same_kind(&found) {
+        return Err(ResponseError::RecipientChanged {
+            sent: request.recipient(),
+        });
+    }
+    let capacity = channel.capacity(found.format());
+    let fits = |len: u64| {
+        let fitting = usize::try_from(len).ok().filter(|len| *len <= capacity);
+        fitting.ok_or(ResponseError::ResponseBeyondBuffer {
+            told_by: LengthSource::Header,
+            claimed: len.saturating_add(found.format().header_len() as u64),
+            capacity: channel.region().len(),
+        })
+    };
+    // The header's length has to fit even if a mailbox tells the response's.
+    fits(found.message_len())?;
+    let in_header = request.response_length(&found);
+    Ok(Left {
+        message_len: match in_mailbox {
+            Some(len) => len,
+            None => fits(in_header.map_err(ResponseError::HeaderDamaged)?.len)?,
+        },
+        counted: found.message_len(),
+        message_size: found.message_size(),
+    })
 }
 
 /// The response's message length according to the mailbox; `None` if there is none.

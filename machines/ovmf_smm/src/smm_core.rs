@@ -192,6 +192,17 @@ impl SmmCorePrivate {
         pause: impl Fn(),
     ) -> Result<u64, RequestError<E>> {
         let _undisturbed = boot.raise_tpl_guarded(Tpl::NOTIFY);
+        self.request_alone(buffer, len, raise, pause)
+    }
+
+    /// Like [`Self::request`], at the TPL of now: for callers that know that no notification talks to MM.
+    pub(crate) fn request_alone<E>(
+        &self,
+        buffer: *mut u8,
+        len: usize,
+        raise: impl FnOnce() -> Result<(), E>,
+        pause: impl Fn(),
+    ) -> Result<u64, RequestError<E>> {
         self.write(Block::BUFFER_SIZE, len as u64);
         self.write(Block::COMMUNICATION_BUFFER, buffer.expose_provenance() as u64);
         let raised = raise().map_err(RequestError::Trigger);
@@ -216,15 +227,21 @@ impl SmmCorePrivate {
     }
 
     fn read(&self, offset: usize) -> u64 {
-        let mut bytes = [0; size_of::<u64>()];
-        let read = self.region.read(offset, &mut bytes);
-        debug_assert!(read, "the region is as long as the block");
-        u64::from_le_bytes(bytes)
+        let word = self.region.read_words(offset);
+        debug_assert!(
+            word.is_some(),
+            "the region is as long as the block, whose fields are aligned"
+        );
+        let [word] = word.unwrap_or_default();
+        word
     }
 
     fn write(&self, offset: usize, value: u64) {
-        let written = self.region.write(offset, &value.to_le_bytes());
-        debug_assert!(written, "the region is as long as the block");
+        let written = self.region.write_words(offset, &[value]);
+        debug_assert!(
+            written,
+            "the region is as long as the block, whose fields are aligned"
+        );
     }
 }
 

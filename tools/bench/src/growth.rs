@@ -1,9 +1,10 @@
-//! Cost by number of buffers, depth of nesting and number of callbacks, and memory at rest.
+//! Cost by number of buffers, depth of nesting and number of callbacks, memory at rest, and log lines.
 
-use crate::clients::RECIPIENT;
+use crate::clients::{Client as _, RECIPIENT};
 use crate::measure::median;
 use crate::memory;
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// The cost of a message of 16 bytes through a comm buffer of 4 KiB.
@@ -17,6 +18,22 @@ pub struct Growth {
     pub nesting: Vec<(usize, f64)>,
     /// Number of `after_calls` callbacks; ns, ours.
     pub callbacks: Vec<(usize, f64)>,
+    /// What log lines cost.
+    #[serde(default)]
+    pub logs: Logs,
+}
+
+/// What log lines cost a call of ours.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct Logs {
+    /// ns with [`log::max_level`] off.
+    pub off_ns: f64,
+    /// ns with the level at trace, and a logger that refuses the target.
+    pub filtered_ns: f64,
+    /// ns by which the second is more, as the median of pairs of turns.
+    pub more_ns: f64,
+    /// Bytes of text at trace, by bytes of message and response.
+    pub text: Vec<(usize, usize)>,
 }
 
 const MESSAGE: &[u8] = b"sixteen bytes ok";
@@ -86,9 +103,65 @@ macro_rules! growth {
 growth!(ours, patina_mm);
 growth!(published, patina_mm_published);
 
+/// Counts the text of what it accepts.
+struct Logger;
+
+static ACCEPTS: AtomicBool = AtomicBool::new(false);
+static TEXT: AtomicUsize = AtomicUsize::new(0);
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        ACCEPTS.load(Ordering::Relaxed)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            // A line of a platform's logger: level, target, text.
+            let line = format!("{} - {}: {}\n", record.level(), record.target(), record.args());
+            TEXT.fetch_add(line.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn logs() -> Logs {
+    static LOGGER: Logger = Logger;
+    if log::set_logger(&LOGGER).is_err() {
+        return Logs::default();
+    }
+    let (mine, _) = ours::communicator(1);
+    let turn = |level| {
+        log::set_max_level(level);
+        ours::call(mine, 0, 0)
+    };
+    let turns: Vec<_> = (0..15)
+        .map(|_| (turn(log::LevelFilter::Off), turn(log::LevelFilter::Trace)))
+        .collect();
+    let mut logs = Logs {
+        off_ns: median(turns.iter().map(|(off, _)| *off).collect()),
+        filtered_ns: median(turns.iter().map(|(_, filtered)| *filtered).collect()),
+        more_ns: median(turns.iter().map(|(off, filtered)| filtered - off).collect()),
+        text: Vec::new(),
+    };
+    ACCEPTS.store(true, Ordering::Relaxed);
+    log::set_max_level(log::LevelFilter::Trace);
+    for len in [16, 1024, 65512] {
+        let client = crate::clients::ours::Communicate(crate::clients::ours::communicator(65536, len, true));
+        let before = TEXT.load(Ordering::Relaxed);
+        client.call(&vec![0xff; len], &mut []);
+        logs.text.push((len, TEXT.load(Ordering::Relaxed) - before));
+    }
+    log::set_max_level(log::LevelFilter::Off);
+    logs
+}
+
 /// Measures all of it.
 pub fn run() -> Growth {
-    let mut growth = Growth::default();
+    let mut growth = Growth {
+        logs: logs(),
+        ..Growth::default()
+    };
     for count in [1, 2, 4, 8] {
         let (mine, my_heap) = ours::communicator(count);
         let (theirs, their_heap) = published::communicator(count);

@@ -34,6 +34,9 @@ struct Cli {
     /// Write the figures to FILE, as JSON.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Make so many calls with a message of 16 bytes, and nothing else: for a profiler.
+    #[arg(long, value_name = "CALLS")]
+    repeat: Option<usize>,
     /// Draw the figures as SVG files in DIR.
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
@@ -41,6 +44,10 @@ struct Cli {
 
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
+    if let Some(calls) = cli.repeat {
+        measure::repeat(calls);
+        return Ok(ExitCode::SUCCESS);
+    }
     let rounds = if cli.quick { 15 } else { 61 };
     let mut figures = measure::run(rounds)?;
     figures.growth = growth::run();

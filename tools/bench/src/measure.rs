@@ -104,6 +104,25 @@ pub fn run(rounds: usize) -> Result<Figures> {
     Ok(figures)
 }
 
+/// Makes so many calls with 16 bytes through a comm buffer of 4 KiB with a mailbox: the published crate's `communicate`, ours,
+/// and `communicate_into`. For a profiler.
+pub fn repeat(calls: usize) {
+    let (len, message) = (4 * KIB, [7; 16]);
+    let published = clients::published::communicator(len, message.len(), true);
+    let ours = || clients::ours::communicator(len, message.len(), true);
+    let clients: [&dyn Client; 3] = [
+        &clients::published::Communicate(published),
+        &clients::ours::Communicate(ours()),
+        &Into(ours()),
+    ];
+    let mut out = [0; 16];
+    for client in clients {
+        for _ in 0..calls {
+            black_box(client.call(black_box(&message), black_box(&mut out)));
+        }
+    }
+}
+
 fn case(buffer: usize, len: usize, mailbox: bool, rounds: usize) -> Result<Case> {
     let ours = || clients::ours::communicator(buffer, len, mailbox);
     let floor = Floor::new(buffer, false);

@@ -1,6 +1,6 @@
 //! The table, the comparison with the committed figures, the plots.
 
-use crate::measure::{Case, FORMS, Figures, size};
+use crate::measure::{Case, FORMS, Figures, Ours, size};
 use anyhow::{Context as _, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -9,29 +9,35 @@ use std::process::ExitCode;
 
 /// A ratio that is worse by more than this factor fails the check.
 const TOLERANCE: f64 = 1.2;
+/// Bytes of text a call at trace at most.
+const TEXT: usize = 2048;
+/// Nanoseconds a call at most for log lines whose target is off. The only time that is compared: it is a difference within one
+/// run, a fraction of this, and what would make it more is a text that is formatted for nothing, which takes hundreds.
+const FILTERED_NS: f64 = 10.0;
 /// Ratios below this are too small to compare: a tick of the clock is 20 % of them.
 const NOISE: f64 = 0.02;
 
 /// Prints all figures, as Markdown tables.
 pub fn print(figures: &Figures) {
     println!(
-        "| buffer / message | copies alone, ns | published, ns | {} |",
-        FORMS.join(" | ")
+        "| buffer / message | copies, ns | published, ns | `communicate`, ns | `communicate_into`, ns | `communicate_with`, ns \
+         | `into` / copies | `into` / copies and wiping |\n|---|---:|---:|---:|---:|---:|---:|---:|"
     );
-    println!("|---|---:|---:|---:|---:|---:|");
     for case in &figures.cases {
-        let ours = case.ours.iter().map(|ours| {
-            format!(
-                "{:.0} ns, {:.3} × published, {:.1} × copies, {:.1} × copies and wipe",
-                ours.ns, ours.to_published, ours.to_floor, ours.to_floor_and_wipe
-            )
-        });
-        let ours = ours.collect::<Vec<_>>().join(" | ");
+        let form = |ours: &Ours| {
+            let decimals = if ours.to_published < 0.095 { 3 } else { 2 };
+            format!("{:.0} ({:.decimals$})", ours.ns, ours.to_published)
+        };
+        let forms: Vec<_> = case.ours.iter().map(form).collect();
+        let into = &case.ours[1];
         println!(
-            "| {} | {:.0} | {:.0} | {ours} |",
-            case.name(),
+            "| {} | {:.0} | {:.0} | {} | {:.1} | {:.1} |",
+            case.name().trim_end_matches(", mailbox"),
             case.floor_ns,
-            case.published_ns
+            case.published_ns,
+            forms.join(" | "),
+            into.to_floor,
+            into.to_floor_and_wipe
         );
     }
     println!("\nA message of 16 bytes through a comm buffer of 4 KiB:\n");
@@ -50,6 +56,15 @@ pub fn print(figures: &Figures) {
     println!("\n| callbacks after calls | ns |\n|---:|---:|");
     for (count, ns) in &figures.growth.callbacks {
         println!("| {count} | {ns:.0} |");
+    }
+    let logs = &figures.growth.logs;
+    println!(
+        "\nLog lines of a call: {:.0} ns without a level, {:.0} ns at trace with the target off, {:.1} ns more",
+        logs.off_ns, logs.filtered_ns, logs.more_ns
+    );
+    println!("\n| message | bytes of text at trace |\n|---:|---:|");
+    for (len, text) in &logs.text {
+        println!("| {len} B | {text} |");
     }
 }
 
@@ -102,6 +117,19 @@ pub fn check(now: &Figures, committed: &Figures) -> Result<ExitCode> {
                 "{count} buffers: {now} bytes of heap at rest, was {before}"
             ));
         }
+    }
+    let logs = &now.growth.logs;
+    compared += logs.text.len() + 1;
+    for (len, text) in logs.text.iter().filter(|(_, text)| *text > TEXT) {
+        worse.push(format!(
+            "{text} bytes of text at trace for {len} bytes, at most {TEXT}"
+        ));
+    }
+    if logs.more_ns > FILTERED_NS {
+        worse.push(format!(
+            "log lines whose target is off take {:.1} ns, at most {FILTERED_NS}",
+            logs.more_ns
+        ));
     }
     if worse.is_empty() {
         println!("\n{compared} ratios and counts are no worse than the committed ones");

@@ -1,6 +1,7 @@
 //! The benchmark beside the published crate.
 
 mod guest;
+mod profile;
 
 use crate::machine::COUNTING;
 use crate::process;
@@ -26,13 +27,17 @@ const PLOTS: &str = "docs/performance";
   cargo xtask bench --quick     less exact, in seconds
   cargo xtask bench --check     fails if a ratio is worse by more than 20 % than the committed one
   cargo xtask bench --commit    writes the committed figures and their plots anew
+  cargo xtask bench --profile   counts a call's instructions by function, with callgrind
   cargo xtask bench --machine ovmf-smm
-                                counts instructions in a guest, beside the firmware's driver in C; --check and --commit
-                                work as above")]
+                                counts instructions in a guest, beside the firmware's EFI_MM_COMMUNICATION2; --check and
+                                --commit work as above")]
 pub(crate) struct Bench {
     /// Counts instructions on this machine, and paints the stack, instead of measuring times here.
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(COUNTING))]
     machine: Option<String>,
+    /// Count the instructions of a call here, by function, instead of measuring times.
+    #[arg(long, conflicts_with_all = ["machine", "quick", "check", "commit"])]
+    profile: bool,
     /// Fewer rounds.
     #[arg(long, conflicts_with = "machine")]
     quick: bool,
@@ -45,6 +50,9 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn run(shell: &Shell, options: &Bench) -> Result<ExitCode> {
+    if options.profile {
+        return profile::run(shell);
+    }
     if let Some(machine) = &options.machine {
         return guest::run(shell, machine, options.check, options.commit);
     }

@@ -183,7 +183,7 @@ pub(crate) const OWN_WITH_CORE: Machine = Machine {
 /// All machines.
 pub(crate) const MACHINES: &[Machine] = &[
     Machine {
-        name: "ovmf-smm",
+        name: OVMF_SMM,
         tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
         variants: &[Variant::new("", true, 91)],
         build: |shell| build_uefi(shell, OVMF_APP),
@@ -551,11 +551,12 @@ pub(crate) fn with_application(
 }
 
 /// The machines that count instructions.
-pub(crate) const COUNTING: [&str; 1] = ["ovmf-smm"];
+pub(crate) const COUNTING: [&str; 2] = [OVMF_SMM, PATINA_Q35.name];
+const OVMF_SMM: &str = "ovmf-smm";
 
-/// Machine `ovmf-smm`, whose firmware starts an application, and where an instruction is a tick of
-/// the counter.
-pub(crate) fn counting(shell: &Shell, application: &Path, dir: &Path) -> Result<Command> {
+/// One of [`COUNTING`], whose firmware starts an application, and where an instruction is a tick of
+/// the counter. On patina-q35 drivers in C call the runtime driver.
+pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path) -> Result<Command> {
     let boot = Boot {
         image: application,
         dir,
@@ -563,9 +564,13 @@ pub(crate) fn counting(shell: &Shell, application: &Path, dir: &Path) -> Result<
         variant: "",
         own: None,
     };
-    let qemu = q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?;
-    let counted = ["-icount", "shift=0,sleep=off"];
-    Ok(qemu.args(ONLY_SMM_WRITES_FLASH).args(counted).into())
+    let qemu = if name == OVMF_SMM {
+        q35(shell, &ovmf_file(OVMF_CODE), application, &boot)?.args(ONLY_SMM_WRITES_FLASH)
+    } else {
+        let image = image::build(shell, &PATINA_Q35_RUNTIME, false, None)?;
+        q35(shell, &image, application, &boot)?.args(["-device", "VGA"])
+    };
+    Ok(qemu.args(["-icount", "shift=0,sleep=off"]).into())
 }
 
 /// QEMU's Q35 with a flash image, an empty variable store, and an ESP with an application.

@@ -147,6 +147,13 @@ pub(crate) const CXX: Tool = Tool {
     find: |_| program("c++", "g++"),
 };
 
+/// The program that counts instructions by function.
+pub(crate) const VALGRIND: Tool = Tool {
+    name: "valgrind",
+    why: "cargo xtask bench --profile",
+    find: |_| program("valgrind", "valgrind"),
+};
+
 /// The program that makes a book of docs/.
 pub(crate) const MDBOOK: Tool = Tool {
     name: "mdbook",
@@ -175,6 +182,7 @@ const TOOLS: &[&Tool] = &[
     &CLIPPY,
     &CHROMIUM,
     &CXX,
+    &VALGRIND,
     &LLVM,
 ];
 

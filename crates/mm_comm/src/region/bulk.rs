@@ -10,7 +10,7 @@
 //! ERMS move 32 bytes a cycle or more with the string instruction, and an emulator that counts
 //! instructions counts one per word instead of two. Intel's manual (volume 1, 7.3.9.3) lets its
 //! stores become visible in any order among themselves, but not after later stores. On AArch64 two
-//! words are one `ldp` or `stp`.
+//! words are one `ldp` or `stp`, on targets with SSE2, such as hosts, one `movaps`.
 
 use core::mem::MaybeUninit;
 
@@ -22,7 +22,19 @@ pub(super) type Word = [u8; WORD];
 
 /// From this many words on the string instruction is faster: it takes some 50 cycles to start.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-const LONG_RUN: usize = 96;
+const LONG_RUN: usize = if cfg!(target_feature = "sse2") { 384 } else { 96 };
+
+/// What the address of a pair of words is a multiple of.
+const PAIR_ALIGN: usize = if cfg!(all(target_feature = "sse2", not(miri))) {
+    2 * WORD
+} else {
+    WORD
+};
+
+/// Whether a word comes before the first pair.
+fn is_odd(address: usize) -> bool {
+    PAIR_ALIGN != WORD && !address.is_multiple_of(PAIR_ALIGN)
+}
 
 /// The same memory as uninitialised bytes: to write, not to read.
 pub(super) fn as_uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
@@ -54,6 +66,12 @@ pub(super) unsafe fn load(mut from: *const u8, out: &mut [[MaybeUninit<u8>; WORD
             );
         }
         return from;
+    }
+    let (first, out) = out.split_at_mut(out.len().min(is_odd(from.addr()).into()));
+    for word in first {
+        // SAFETY: one word is left by the contract.
+        *word = unsafe { load_word(from) }.to_ne_bytes().map(MaybeUninit::new);
+        from = from.wrapping_add(WORD);
     }
     let (pairs, rest) = out.as_chunks_mut();
     for pair in pairs {
@@ -92,6 +110,12 @@ pub(super) unsafe fn store(mut to: *mut u8, words: &[Word]) -> *mut u8 {
         }
         return to;
     }
+    let (first, words) = words.split_at(words.len().min(is_odd(to.addr()).into()));
+    for word in first {
+        // SAFETY: one word is left by the contract.
+        unsafe { store_word(to, u64::from_ne_bytes(*word)) };
+        to = to.wrapping_add(WORD);
+    }
     let (pairs, rest) = words.as_chunks();
     for pair in pairs {
         // SAFETY: as many words are left by the contract.
@@ -128,6 +152,13 @@ pub(super) unsafe fn wipe(mut to: *mut u8, count: usize) -> *mut u8 {
         }
         return to;
     }
+    let mut count = count;
+    if count != 0 && is_odd(to.addr()) {
+        // SAFETY: one word is left by the contract.
+        unsafe { store_word(to, 0) };
+        to = to.wrapping_add(WORD);
+        count = count.wrapping_sub(1);
+    }
     for _ in 0..count / 2 {
         // SAFETY: as many words are left by the contract.
         unsafe { store_pair(to, [[0; WORD]; 2]) };
@@ -161,8 +192,32 @@ pub(super) unsafe fn store_word(to: *mut u8, word: u64) {
 
 /// # Safety
 ///
+/// Two words at `from` are readable and aligned to [`PAIR_ALIGN`].
+#[cfg(all(target_feature = "sse2", not(miri)))]
+#[inline]
+unsafe fn load_pair(from: *const u8) -> [Word; 2] {
+    // SAFETY: readable and aligned by the contract.
+    let pair = unsafe { from.cast::<core::arch::x86_64::__m128i>().read_volatile() };
+    // SAFETY: every value of one is a value of the other.
+    unsafe { core::mem::transmute::<core::arch::x86_64::__m128i, [Word; 2]>(pair) }
+}
+
+/// # Safety
+///
+/// Two words at `to` are writable and aligned to [`PAIR_ALIGN`].
+#[cfg(all(target_feature = "sse2", not(miri)))]
+#[inline]
+unsafe fn store_pair(to: *mut u8, pair: [Word; 2]) {
+    // SAFETY: every value of one is a value of the other.
+    let pair = unsafe { core::mem::transmute::<[Word; 2], core::arch::x86_64::__m128i>(pair) };
+    // SAFETY: writable and aligned by the contract.
+    unsafe { to.cast::<core::arch::x86_64::__m128i>().write_volatile(pair) };
+}
+
+/// # Safety
+///
 /// Two words at `from` are readable and aligned.
-#[cfg(any(not(target_arch = "aarch64"), miri))]
+#[cfg(any(not(any(target_arch = "aarch64", target_feature = "sse2")), miri))]
 #[inline]
 unsafe fn load_pair(from: *const u8) -> [Word; 2] {
     // SAFETY: readable and aligned by the contract.
@@ -175,7 +230,7 @@ unsafe fn load_pair(from: *const u8) -> [Word; 2] {
 /// # Safety
 ///
 /// Two words at `to` are writable and aligned.
-#[cfg(any(not(target_arch = "aarch64"), miri))]
+#[cfg(any(not(any(target_arch = "aarch64", target_feature = "sse2")), miri))]
 #[inline]
 unsafe fn store_pair(to: *mut u8, [first, second]: [Word; 2]) {
     // SAFETY: writable and aligned by the contract.

@@ -311,11 +311,13 @@ impl<E: MmExecutor + Unpin> Unpin for MmCommunicator<E> {}
 
 impl<E: MmExecutor + 'static> MmCommunication for MmCommunicator<E> {
     fn communicate<'a>(&self, id: u8, data_buffer: &[u8], recipient: Guid<'a>) -> Result<Vec<u8>, Status> {
-        let mut result = Ok(Vec::new());
+        let (mut bytes, mut failed) = (Vec::new(), None);
         self.communicate_with(id, data_buffer, recipient, CallOptions::new(), &mut |response| {
-            result = response.read_to_vec();
+            if let Err(status) = response.read_to(&mut bytes) {
+                failed = Some(status);
+            }
         })?;
-        result
+        failed.map_or(Ok(bytes), Err)
     }
 
     fn communicate_with(

@@ -218,11 +218,15 @@ impl CommunicateBuffer {
     /// Finishes the transaction for which this handle was lent: with the response that its executor
     /// wrote by hand, or with MM's.
     #[inline(always)]
-    pub(crate) fn finish<'c>(&self, staged: Staged<'c>) -> Result<Response<'c>, ResponseError> {
+    pub(crate) fn finish<'c>(
+        &self,
+        staged: Staged<'c>,
+        error: &mut Option<ResponseError>,
+    ) -> Option<Response<'c>> {
         if self.shared.draft.is_response(self.channel()) {
-            return Ok(staged.finish_by_hand());
+            return Some(staged.finish_by_hand());
         }
-        staged.finish()
+        staged.finish_or_tell(error)
     }
 
     /// What the header that MM, or the firmware's driver, left in the buffer says about the

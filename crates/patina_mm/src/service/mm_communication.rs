@@ -131,11 +131,18 @@ pub trait MmCommunication {
         recipient: Guid<'_>,
         out: &mut [u8],
     ) -> Result<usize, Status> {
-        let mut result = Ok(0);
-        self.communicate_with(id, message, recipient, CallOptions::new(), &mut |response| {
-            result = response.read_rest(out);
-        })?;
-        result
+        let (mut len, mut failed) = (0, None);
+        self.communicate_with(
+            id,
+            message,
+            recipient,
+            CallOptions::new(),
+            &mut |response| match response.read_rest(out) {
+                Ok(read) => len = read,
+                Err(status) => failed = Some(status),
+            },
+        )?;
+        failed.map_or(Ok(len), Err)
     }
 
     /// Like [`Self::communicate`], but lends the response to `take`, which is called once, and only

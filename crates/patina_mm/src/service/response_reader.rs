@@ -79,6 +79,7 @@ impl<'a> ResponseReader<'a> {
 
     /// Copies the next bytes, until `out` is full or none are left. Returns the part of `out` that
     /// was filled.
+    #[inline]
     pub fn read<'o>(&mut self, out: &'o mut [u8]) -> &'o mut [u8] {
         let is_start = self.remaining() == self.len();
         let filled = match &mut self.source {
@@ -131,12 +132,18 @@ impl<'a> ResponseReader<'a> {
     ///
     /// [`Status::OutOfMemory`].
     pub fn read_to_vec(&mut self) -> Result<Vec<u8>, Status> {
-        let needed = self.remaining();
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(needed).map_err(|_no_memory| {
-            log_line!(Error, "mm_comm", "no memory for a response of {needed} bytes");
-            Status::OutOfMemory { needed }
-        })?;
+        self.read_to(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Like [`Self::read_to_vec`], but to an empty vector where it is: one that is passed on by value is written field by field
+    /// and then copied as a whole, for which the processor waits.
+    pub(crate) fn read_to(&mut self, bytes: &mut Vec<u8>) -> Result<(), Status> {
+        let needed = self.remaining();
+        bytes
+            .try_reserve_exact(needed)
+            .map_err(|_no_memory| no_memory(needed))?;
         let is_start = needed == self.len();
         match &mut self.source {
             Source::InPlace(response) => {
@@ -148,10 +155,17 @@ impl<'a> ResponseReader<'a> {
             Source::Copied(_, rest) => bytes.extend_from_slice(core::mem::take(rest)),
         }
         if is_start {
-            trace_response(self.tag, &bytes, needed);
+            trace_response(self.tag, bytes, needed);
         }
-        Ok(bytes)
+        Ok(())
     }
+}
+
+#[cold]
+#[inline(never)]
+fn no_memory(needed: usize) -> Status {
+    log_line!(Error, "mm_comm", "no memory for a response of {needed} bytes");
+    Status::OutOfMemory { needed }
 }
 
 /// Shows the start of a request, at trace only.

@@ -3,7 +3,7 @@
 //! | machine | the request's way |
 //! |---|---|
 //! | `ovmf-smm` | edk2's SMM core takes it from the block that it shares with its IPL; the handler of variables refuses it in place |
-//! | `patina-q35` | a comm buffer from a HOB, `SwMmiManager`, the status mailbox; the echo handler |
+//! | `patina-q35` | the users' comm buffer, from Project Mu's region HOB, `SwMmiManager`, the status mailbox; the echo handler |
 //!
 //! Beside it, the same message through the firmware's `EFI_MM_COMMUNICATION2_PROTOCOL`, as a driver in C sends it.
 
@@ -15,20 +15,19 @@ use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::fmt::Write as _;
 use mm_comm::{PortTrigger, Ports as _, SmiCheck, SmiEnableRegister};
-use mm_wire::hob::{COMM_BUFFER_HOB_GUID, CommBufferPlace};
+use mm_wire::hob::{COMM_REGION_HOB_GUID, CommRegion, Owner};
 use patina::BinaryGuid;
 use patina::component::component;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::pi::hob::{Hob, HobList};
 use patina::standard::efi;
-use patina::uefi::boot_services::StandardBootServices;
-use patina_mm_test::dispatcher::Dispatcher;
 use patina_mm::component::communicator::{MmCommunicator, MmExecutor, Status};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::CommunicateBuffer;
 use patina_mm::service::MmCommunication;
+use patina_mm_test::dispatcher::Dispatcher;
 use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
@@ -43,7 +42,7 @@ const UNKNOWN_FUNCTION: u8 = 99;
 /// The echo handler of `mm_core`.
 const ECHO: BinaryGuid = BinaryGuid::from_string("f2090a29-5433-4fda-9dc4-bcebb1ba2ed3");
 
-/// Where the HOB list is (PI 1.9, volume 3, 4.3).
+/// The configuration table that is the HOB list (PI 1.9, volume 3, 4.3).
 const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-0090273fc14d");
 
 /// `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4, 5.7.2).
@@ -58,9 +57,8 @@ struct Communication2 {
 /// Counts what this machine has; `false` if nothing could be counted.
 pub(crate) fn run(firmware: Firmware) -> bool {
     let protocols = BootProtocols::new(firmware.boot());
-    let hobs = hobs(firmware);
-    if !hobs.is_empty() {
-        return through_components(firmware, &hobs);
+    if let Some(region) = users_region(firmware) {
+        return through_components(firmware, &region);
     }
     match SmmCorePrivate::find(firmware, &protocols) {
         Ok(block) => through_smm_core(firmware, block),
@@ -71,19 +69,18 @@ pub(crate) fn run(firmware: Firmware) -> bool {
     }
 }
 
-/// The comm-buffer HOBs of this firmware.
-fn hobs(firmware: Firmware) -> Vec<Vec<u8>> {
+/// The data of the HOB that announces the users' comm buffer.
+fn users_region(firmware: Firmware) -> Option<Vec<u8>> {
     let mut list = HobList::default();
-    if let Some(start) = firmware.configuration_table(&HOB_LIST) {
-        list.discover_hobs(start.cast_const());
-    }
-    let wanted = BinaryGuid::from_bytes(&COMM_BUFFER_HOB_GUID.to_bytes());
-    list.iter()
-        .filter_map(|hob| match hob {
-            Hob::GuidHob(hob, data) if hob.name == wanted => Some(data.to_vec()),
-            _ => None,
-        })
-        .collect()
+    list.discover_hobs(firmware.configuration_table(&HOB_LIST)?.cast_const());
+    let wanted = BinaryGuid::from_bytes(&COMM_REGION_HOB_GUID.to_bytes());
+    list.iter().find_map(|hob| match hob {
+        Hob::GuidHob(hob, data) if hob.name == wanted => {
+            let is_users = CommRegion::of_hob(data).is_ok_and(|region| region.owner == Owner::User);
+            is_users.then(|| data.to_vec())
+        }
+        _ => None,
+    })
 }
 
 /// Counts calls that return as many bytes as they send.
@@ -143,7 +140,6 @@ fn count_protocol(protocols: &BootProtocols, memory: *mut u8, recipient: &Binary
 /// Enters edk2's SMM core, as `machines/ovmf_smm` does, without raising the TPL: the firmware's driver does not either.
 struct SmmCore {
     block: SmmCorePrivate,
-    boot: &'static StandardBootServices,
     trigger: PortTrigger,
     ports: TimedPorts,
 }
@@ -153,9 +149,7 @@ impl MmExecutor for SmmCore {
         let len = comm_buffer.get_message_length()? + 24;
         let raise = || self.trigger.raise(&self.ports, 0, 0);
         let pause = || self.ports.pause();
-        let total = self
-            .block
-            .request(self.boot, comm_buffer.as_ptr(), len, raise, pause);
+        let total = self.block.request_alone(comm_buffer.as_ptr(), len, raise, pause);
         let total = total.map_err(|_no_response| Status::NotProcessed)?;
         let len = usize::try_from(total).unwrap_or_default().saturating_sub(24);
         Ok(comm_buffer.accept_in_place(len)?)
@@ -180,7 +174,6 @@ fn through_smm_core(firmware: Firmware, block: SmmCorePrivate) -> bool {
     let buffer = unsafe { CommunicateBuffer::from_raw_parts(memory, 16 * 4096, 0) };
     let mm = MmCommunicator::with_executor(SmmCore {
         block,
-        boot: firmware.boot(),
         trigger,
         ports: TimedPorts::new(),
     });
@@ -196,38 +189,31 @@ struct Counts;
 #[component]
 impl Counts {
     fn entry_point(self, mm: Service<dyn MmCommunication>) -> patina::error::Result<()> {
-        count_ours(&**mm, 0, &ECHO);
+        count_ours(&**mm, Owner::User.number(), &ECHO);
         Ok(())
     }
 }
 
-/// The components that a platform adds, with ports that note the time.
-fn through_components(firmware: Firmware, hobs: &[Vec<u8>]) -> bool {
+/// The components that a platform adds, with ports that note the time. The platform's own components, which use the same comm
+/// buffer, have made their calls before an application runs.
+fn through_components(firmware: Firmware, users_region: &[u8]) -> bool {
     let mut dispatcher = Dispatcher::new();
     dispatcher
         .storage()
         .add_service(BootProtocols::new(firmware.boot()));
-    // Nothing else sends while this runs.
     let configuration = MmHobConfiguration::new().with_exclusive_buffers();
     dispatcher.add(configuration.with_acpi_base(AcpiBaseSource::Ich9));
     dispatcher.add(SwMmiManager::with_ports(TimedPorts::new()));
     dispatcher.add(MmCommunicator::new());
-    let guid = BinaryGuid::from_bytes(&COMM_BUFFER_HOB_GUID.to_bytes());
-    for data in hobs {
-        for parse in dispatcher.storage().get_hob_parsers(&guid) {
-            parse(data, dispatcher.storage());
-        }
+    let guid = BinaryGuid::from_bytes(&COMM_REGION_HOB_GUID.to_bytes());
+    for parse in dispatcher.storage().get_hob_parsers(&guid) {
+        parse(users_region, dispatcher.storage());
     }
-    let place = hobs
-        .iter()
-        .find_map(|data| CommBufferPlace::of_buffer_hob(data).ok());
-    let Some(place) = place else {
-        return false;
-    };
-    let memory =
-        core::ptr::with_exposed_provenance_mut(usize::try_from(place.region().start()).unwrap_or_default());
     dispatcher.add(Counts);
     let outcome = dispatcher.dispatch();
-    count_protocol(&BootProtocols::new(firmware.boot()), memory, &ECHO);
+    let Ok(message) = firmware.allocate_runtime_pages(2) else {
+        return false;
+    };
+    count_protocol(&BootProtocols::new(firmware.boot()), message, &ECHO);
     outcome.not_run.is_empty() && outcome.failed.is_empty()
 }

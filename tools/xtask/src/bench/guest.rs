@@ -3,7 +3,7 @@
 
 use crate::machine::{self, DEBUG_EXIT_SUCCESS};
 use crate::process;
-use crate::setup::{OVMF, QEMU_X86, RUST_UEFI};
+use crate::setup::{OVMF, OVMF_WITHOUT_SMM, QEMU_X86, RUST_NONE, RUST_UEFI};
 use crate::toolchain::{Toolchain, X86_64_UEFI};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -120,7 +120,7 @@ impl Counted {
 
 /// Builds the guest, boots it, and returns its lines.
 fn count(shell: &Shell, name: &str) -> Result<(Counted, String)> {
-    for tool in [&QEMU_X86, &OVMF, &RUST_UEFI] {
+    for tool in [&QEMU_X86, &OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE] {
         tool.require(shell)?;
     }
     let toolchain = Toolchain::find(shell, X86_64_UEFI)?;
@@ -131,7 +131,7 @@ fn count(shell: &Shell, name: &str) -> Result<(Counted, String)> {
     process::run_quietly("build of bench_guest", build)?;
     let application = toolchain.products().join("bench_guest.efi");
     let dir = tempfile::Builder::new().prefix("patina-mm-").tempdir()?;
-    let command = machine::counting(shell, &application, dir.path())?;
+    let command = machine::counting(shell, name, &application, dir.path())?;
     let mut counted = Ok(Counted::default());
     let mut lines = String::new();
     let mut is_done = false;
@@ -200,7 +200,7 @@ fn ratio(a: u64, b: u64) -> String {
 fn real(counted: &Counted) -> String {
     let mut table = String::from(
         "Instructions of a call to the machine's MM.\n\n\
-         | message | call | before | MM | after | outside MM | edk2's driver in C | ratio |\n\
+         | message | call | before | MM | after | outside MM | `EFI_MM_COMMUNICATION2` | ratio |\n\
          |---:|---|---:|---:|---:|---:|---:|---:|\n",
     );
     for ((name, bytes), parts) in &counted.calls {

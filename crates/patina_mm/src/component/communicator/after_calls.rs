@@ -82,16 +82,18 @@ impl AfterCalls {
 
     /// Runs the callbacks at the end of a call. `was_rejected` says whether another call got
     /// [`Status::Busy`] in the middle of it.
+    #[inline]
     pub(super) fn call_has_ended(&self, was_rejected: bool, wakes: Wakes) {
-        if wakes == Wakes::IfRejected && !was_rejected {
-            return;
-        }
         // Usually there is no callback: this saves an atomic instruction, which locks the bus.
-        if self
-            .callbacks
-            .try_borrow()
-            .is_ok_and(|callbacks| callbacks.is_empty())
-        {
+        let callbacks = self.callbacks.try_borrow();
+        if !callbacks.is_ok_and(|callbacks| callbacks.is_empty()) {
+            self.wake(was_rejected, wakes);
+        }
+    }
+
+    #[inline(never)]
+    fn wake(&self, was_rejected: bool, wakes: Wakes) {
+        if wakes == Wakes::IfRejected && !was_rejected {
             return;
         }
         self.run.start(was_rejected, || {

@@ -181,12 +181,18 @@ impl Client {
             .map(|announcements| &**announcements)
     }
 
-    /// Applies announced moves. [`Status::Busy`] if that has to wait and `id` is the buffer that
-    /// moves.
+    /// Applies announced moves, if there can be any. [`Status::Busy`] if that has to wait and `id` is
+    /// the buffer that moves.
+    #[inline]
     fn apply_announced(&self, id: u8) -> Result<(), Failure> {
-        let Some(announcements) = self.announcements() else {
-            return Ok(());
-        };
+        match self.announcements() {
+            None => Ok(()),
+            Some(announcements) => self.apply(announcements, id),
+        }
+    }
+
+    #[inline(never)]
+    fn apply(&self, announcements: &Announcements, id: u8) -> Result<(), Failure> {
         let _raised = self.raise_for_moves();
         let is_applied = announcements.lock().is_some_and(|lock| lock.apply(&self.buffers));
         if !is_applied && announcements.id() == id {
@@ -309,10 +315,11 @@ impl Client {
                 // The buffer moved after it was looked up, and nothing was written: the exchange
                 // starts again in the new place.
                 Err(BeginError::Retired) => continue,
-                staged => staged?,
+                Ok(staged) => staged,
+                Err(error) => return Err(not_sent(error)),
             };
             trace_request(tag, recipient, format, message);
-            staged.check()?;
+            staged.check().map_err(not_sent)?;
             let mut lent = buffer.lend(staged.number(), format);
             executor
                 .execute_mm(&mut lent)
@@ -321,14 +328,22 @@ impl Client {
                 drop(staged);
                 return take_from_another(executor, &lent, tag, take);
             }
-            let response = lent
-                .finish(staged)
-                .map_err(|error| Failure::response(error, &lent))?;
+            let mut error = None;
+            let Some(response) = lent.finish(staged, &mut error) else {
+                return Err(Failure::response(error, &lent));
+            };
             let returned = response.len();
             take(&mut ResponseReader::in_place(response, tag));
             return Ok(returned);
         }
     }
+}
+
+/// The failure of a call that did not reach MM.
+#[cold]
+#[inline(never)]
+fn not_sent(error: BeginError) -> Failure {
+    error.into()
 }
 
 /// A recipient for the log.

@@ -57,7 +57,10 @@ impl Failure {
     }
 
     /// MM left something in `buffer` that is not a response.
-    pub(super) fn response(error: ResponseError, buffer: &CommunicateBuffer) -> Self {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn response(error: Option<ResponseError>, buffer: &CommunicateBuffer) -> Self {
+        let error = error.unwrap_or(ResponseError::NotProcessed);
         let status = Status::from(error);
         match error {
             ResponseError::NotProcessed | ResponseError::Mm(_) => Self::executor(status, buffer),

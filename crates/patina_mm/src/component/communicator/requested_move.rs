@@ -95,12 +95,15 @@ impl Client {
             let why = "the executor replaced the comm buffer that is about to move by another one";
             return Err(Failure::also(Status::InvalidResponse, why));
         }
-        let failed = |error: ResponseError| Failure::response(error, &lent);
+        let failed = |error: ResponseError| Failure::response(Some(error), &lent);
         // The transaction in the other place ends before the list changes: no call may find memory
         // that is still to be wiped.
         if lent.is_answered(&there) {
             drop(here);
-            let response = ResponseReader::in_place(lent.finish(there).map_err(failed)?, tag);
+            let mut error = None;
+            let response = lent.finish(there, &mut error);
+            let response = response.ok_or_else(|| Failure::response(error, &lent))?;
+            let response = ResponseReader::in_place(response, tag);
             return self.conclude(response, take, plan);
         }
         let in_old_place = ResponseReader::in_place(here.finish().map_err(failed)?, tag).read_to_vec()?;

@@ -119,14 +119,19 @@ impl Draft {
 
     /// Takes the `len` bytes behind the header for the message.
     pub(super) fn accept_in_place(&self, channel: &Channel, len: usize) -> Result<(), MismatchError> {
-        let (sent, _) = of_same_kind(channel)?;
+        let sent = match channel.tracked() {
+            Some(sent) if channel.holds_tracked_kind() => sent,
+            _ => of_same_kind(channel)?.0,
+        };
         let capacity = channel.capacity(sent.format());
         let header = Header::new(sent.format(), sent.recipient(), len as u64);
         let header = header.filter(|_| len <= capacity).ok_or(MismatchError::Length {
             expected: capacity as u64,
             found: len as u64,
         })?;
-        self.write(channel, header, None);
+        let written = channel.write_lengths(header);
+        debug_assert!(written, "the header was looked at");
+        self.transaction.set(channel.transaction());
         Ok(())
     }
 
@@ -146,7 +151,17 @@ pub(super) fn response_in_header(channel: &Channel) -> Result<ResponseLength, Mi
 
 /// The header that was written, if the one in shared memory is the same. `None` if none was
 /// written; the memory then starts with a zero GUID and no length.
+#[inline]
 pub(super) fn verify(channel: &Channel) -> Result<Option<Header>, MismatchError> {
+    if channel.holds_tracked() {
+        return Ok(channel.tracked());
+    }
+    verify_each_field(channel)
+}
+
+#[cold]
+#[inline(never)]
+fn verify_each_field(channel: &Channel) -> Result<Option<Header>, MismatchError> {
     let Some(sent) = channel.tracked() else {
         let found = channel.read_header()?;
         return match (found.recipient(), found.message_len()) {
@@ -246,7 +261,7 @@ mod tests {
         lent.set_message(b"short").unwrap();
         // Other code that writes to the memory does not change what the executor wrote.
         assert!(buffer.channel().region().write(16, &9u64.to_le_bytes()));
-        let response = lent.finish(staged).unwrap();
+        let response = lent.finish(staged, &mut None).unwrap();
         assert_eq!(response.len(), 5);
         drop(response);
         assert_clean_and_free(&buffer);
@@ -262,7 +277,7 @@ mod tests {
         assert!(buffer.channel().region().write(24, b"ok"));
         let answered = MailboxImage::answered(EfiStatus::SUCCESS, 24 + 2);
         buffer.channel().mailbox().unwrap().write(&answered);
-        drop(lent.finish(staged).unwrap());
+        drop(lent.finish(staged, &mut None).unwrap());
         assert_clean_and_free(&buffer);
         assert_eq!(buffer.get_message(), Ok(vec![]));
     }
@@ -296,7 +311,7 @@ mod tests {
         lent.reset();
         lent.set_message_info(to_patina(RECIPIENT)).unwrap();
         lent.set_message(b"").unwrap();
-        let response = lent.finish(staged).unwrap();
+        let response = lent.finish(staged, &mut None).unwrap();
         assert!(response.is_empty());
         drop(response);
         assert_clean_and_free(&buffer);
@@ -327,7 +342,10 @@ mod tests {
                 by_hand(&mut lent);
                 assert!(lent.is_answered(&staged));
                 let mut out = vec![0; LEN];
-                assert_eq!(lent.finish(staged).unwrap().copy_to(&mut out).unwrap(), expected);
+                assert_eq!(
+                    lent.finish(staged, &mut None).unwrap().copy_to(&mut out).unwrap(),
+                    expected
+                );
                 assert_clean_and_free(&buffer);
             }
         }
