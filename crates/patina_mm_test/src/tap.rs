@@ -36,6 +36,13 @@ impl Tap {
         self.0.writes.borrow().clone()
     }
 
+    /// The same, and forgets them: for runs that are so long that the record would not fit into
+    /// memory.
+    #[must_use]
+    pub fn take_writes(&self) -> Vec<(u16, u8)> {
+        self.0.writes.take()
+    }
+
     /// Runs `code` once, before the next byte reaches its port: in the middle of a call, when the
     /// request is announced and MM was not entered yet.
     pub fn before_next_write(&self, code: Box<dyn FnOnce()>) {

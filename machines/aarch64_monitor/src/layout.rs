@@ -61,6 +61,8 @@ pub struct Mode {
     pub uefi: bool,
     /// Whether the payload runs the demo instead of the tests.
     pub demo: bool,
+    /// Whether it makes very many calls instead of the tests.
+    pub soak: bool,
 }
 
 impl Mode {
@@ -68,6 +70,8 @@ impl Mode {
     pub const UEFI: u32 = 1 << 8;
     /// The bit that asks for the demo.
     pub const DEMO: u32 = 1 << 9;
+    /// The bit that asks for very many calls.
+    pub const SOAK: u32 = 1 << 10;
 
     /// The word with this meaning.
     #[must_use]
@@ -82,7 +86,8 @@ impl Mode {
         };
         let uefi = if self.uefi { Self::UEFI } else { 0 };
         let demo = if self.demo { Self::DEMO } else { 0 };
-        interface | uefi | demo
+        let soak = if self.soak { Self::SOAK } else { 0 };
+        interface | uefi | demo | soak
     }
 
     /// Reads the word; `None` if it is not a mode.
@@ -101,6 +106,7 @@ impl Mode {
             interface,
             uefi: word & Self::UEFI != 0,
             demo: word & Self::DEMO != 0,
+            soak: word & Self::SOAK != 0,
         })
     }
 }

@@ -29,7 +29,7 @@ use core::fmt;
 use core::fmt::Write;
 use mm_comm::SharedRegion;
 use mm_comm::smc::Conduit;
-use mm_conformance::{Lab, NotOk, Report, conduit, recorder};
+use mm_conformance::{Lab, NotOk, Report, conduit, recorder, soak};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use site::SmcSite;
 
@@ -59,18 +59,46 @@ impl Place<'_> {
 
 /// Runs all tests; `true` if none failed.
 pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Write>) -> bool {
-    // The suite makes mistakes on purpose, so the client's log is not printed.
+    be_quiet();
+    tests::run::<C>(place, report);
+    count::<C, _>(place, report, &mut |report| match place.lab::<C>() {
+        Ok(lab) => report.suite(&lab),
+        Err(why) => report.verdict("conformance", Err(NotOk::Failed(why))),
+    })
+}
+
+/// Makes very many calls; `true` if each went well.
+pub fn soak<C: Conduit + 'static>(
+    place: &Place<'_>,
+    report: &mut Report<impl Write>,
+    free_memory: &dyn Fn() -> Option<u64>,
+) -> bool {
+    be_quiet();
+    count::<C, _>(place, report, &mut |report| match place.lab::<C>() {
+        Ok(lab) => {
+            soak::run(report, &lab, free_memory);
+        }
+        Err(why) => report.verdict("soak", Err(NotOk::Failed(why))),
+    })
+}
+
+/// The client's log is not printed: mistakes are made on purpose.
+fn be_quiet() {
     recorder::install();
     log::set_max_level(log::LevelFilter::Off);
-    tests::run::<C>(place, report);
+}
+
+/// Runs tests, and then compares the requests that they made with those that the secure world served.
+fn count<C: Conduit + 'static, W: Write>(
+    place: &Place<'_>,
+    report: &mut Report<W>,
+    run: &mut dyn FnMut(&mut Report<W>),
+) -> bool {
     let before = (
         conduit::total_requests(),
         tests::requests_served::<C>(place.interface),
     );
-    match place.lab::<C>() {
-        Ok(lab) => report.suite(&lab),
-        Err(why) => report.verdict("conformance", Err(NotOk::Failed(why))),
-    }
+    run(report);
     let made = conduit::total_requests().saturating_sub(before.0) as u64;
     report.test("secure_world.every_request_was_served_once", || {
         let served = tests::requests_served::<C>(place.interface).saturating_sub(before.1);

@@ -67,6 +67,7 @@ fn world(interface: Interface) -> Option<SharedRegion> {
         interface,
         uefi: false,
         demo: false,
+        soak: false,
     };
     WORLD.set(Some(World::new(mode, mm)));
     // SAFETY: the memory is leaked, and reached through such regions only.

@@ -27,7 +27,7 @@ use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
 
-/// Selects what the application does: `demo`, or else the tests.
+/// Selects what the application does: `demo`, `soak`, or else the tests.
 const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
 const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
@@ -47,9 +47,7 @@ uefi_app::application!(run);
 
 /// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {
-    let demo = firmware
-        .read_file(&MODE_FILE)
-        .is_ok_and(|mode| mode.starts_with(b"demo"));
+    let mode = firmware.read_file(&MODE_FILE).unwrap_or_default();
     let report = SharedReport::new(RefCell::new(Report::new(Console)));
     let mmis = MmiCount::default();
     let memory = match firmware.allocate_runtime_pages(BUFFER_PAGES) {
@@ -59,8 +57,11 @@ fn run(firmware: Firmware) -> bool {
             return false;
         }
     };
-    if demo {
+    if mode.starts_with(b"demo") {
         return tell(firmware, memory);
+    }
+    if mode.starts_with(b"soak") {
+        return site::soak(&report, firmware, mmis, memory);
     }
     host_tests::run(&mut report.borrow_mut(), firmware);
     // Not this repository's machines: what `cargo xtask test --machine own` boots may have them.

@@ -10,7 +10,7 @@ use mm_comm::ports::NativePorts;
 use mm_comm::{Ports, SharedRegion};
 use mm_conformance::arena::Arena;
 use mm_conformance::report::NotOk;
-use mm_conformance::{Abilities, Lab, Site};
+use mm_conformance::{Abilities, Lab, Site, soak};
 use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
 use patina::component::service::uefi_services::event::EventServices;
@@ -130,6 +130,18 @@ impl Site for OvmfSite {
     fn many_calls(&self) -> u32 {
         MANY_CALLS
     }
+}
+
+/// Makes very many calls; `true` if each went well.
+pub(crate) fn soak(report: &SharedReport, firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> bool {
+    let mut report = report.borrow_mut();
+    let Some(lab) = open(firmware, mmis, memory) else {
+        report.verdict("soak", Err(NotOk::Failed(String::from("no lab here"))));
+        return report.finish(0);
+    };
+    log::set_max_level(log::LevelFilter::Off);
+    let mmis = soak::run(&mut report, &lab, &uefi_app::firmware::free_memory);
+    report.finish(mmis)
 }
 
 /// Runs the suite.

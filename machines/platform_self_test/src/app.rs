@@ -12,7 +12,7 @@ use patina::{Char16Array, string::ucs2_capacity};
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 
-/// Selects what is done: `demo`, `platform` for the platform's own tests, or else all tests.
+/// Selects what is done: `demo`, `platform` for the platform's own tests, `soak`, or else all tests.
 const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
 const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
@@ -25,6 +25,7 @@ fn run(firmware: Firmware) -> bool {
     let task = match &*mode {
         [b'd', b'e', b'm', b'o', ..] => Task::Demo,
         [b'p', b'l', b'a', b't', ..] => Task::PlatformTest,
+        [b's', b'o', b'a', b'k', ..] => Task::Soak,
         _ => Task::Test,
     };
     let update = protocols
@@ -38,6 +39,7 @@ fn run(firmware: Firmware) -> bool {
     let findings = Findings {
         update,
         answered: u32::try_from(answered).unwrap_or(u32::MAX),
+        free_memory,
     };
     match protocols.locate_protocol::<TestProtocol>() {
         Ok(interface) => (interface.run)(interface, task.number(), findings) == 1,
@@ -46,6 +48,10 @@ fn run(firmware: Firmware) -> bool {
             false
         }
     }
+}
+
+extern "efiapi" fn free_memory() -> u64 {
+    uefi_app::firmware::free_memory().unwrap_or_default()
 }
 
 /// Whether a message through this protocol comes back from MM as it was sent.

@@ -124,6 +124,7 @@ fn run(services: Services, traffic: &Traffic, task: Task, findings: Findings) ->
             tests::fault(&mut report, services);
             report.finish(smis)
         }
+        Task::Soak => tests::soak(&lab, control, findings),
         Task::Demo => {
             // The demo makes its mistakes on purpose.
             log::set_max_level(LevelFilter::Off);

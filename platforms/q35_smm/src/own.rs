@@ -86,7 +86,7 @@ impl SelfTest {
     fn entry_point(self, protocols: Service<dyn ProtocolServices>) -> Result<()> {
         let interface = TestProtocol::publishable(move |task, _findings| match task {
             Task::Test | Task::PlatformTest => run(&self.0),
-            Task::Demo => false,
+            Task::Demo | Task::Soak => false,
         });
         protocols.install_protocol::<TestProtocol>(None, interface)?;
         Ok(())

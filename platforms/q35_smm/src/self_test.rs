@@ -9,7 +9,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use mm_conformance::report::{Report, equal, failed};
-use mm_conformance::test_protocol::{Task, TestProtocol};
+use mm_conformance::test_protocol::{Findings, Task, TestProtocol};
 use mm_conformance::variables::{OVMF_PAYLOAD_SIZE, VariableError, VariableService};
 use mm_wire::EfiStatus;
 use mm_wire::message::variable::GUID as VARIABLES;
@@ -58,8 +58,9 @@ impl SelfTest {
             Tpl::Callback,
             Box::new(move |_handle| response.set(Some(payload_size(mm).map_err(|why| format!("{why:?}"))))),
         )?;
-        let interface = TestProtocol::publishable(move |task, _findings| match task {
+        let interface = TestProtocol::publishable(move |task, findings| match task {
             Task::Test | Task::PlatformTest => run(mm, trigger, &runtime, early.take()),
+            Task::Soak => soak(mm, findings),
             Task::Demo => false,
         });
         protocols.install_protocol::<TestProtocol>(None, interface)?;
@@ -73,6 +74,32 @@ fn ask(mm: Mm, recipient: &[u8; 16], message: &[u8]) -> core::result::Result<Vec
 
 fn payload_size(mm: Mm) -> core::result::Result<u64, VariableError<Status>> {
     VariableService(|message: &[u8]| ask(mm, &VARIABLES.to_bytes(), message)).payload_size()
+}
+
+/// Makes very many calls; `true` if each has its response, or its status, and memory is constant.
+fn soak(mm: Mm, findings: Findings) -> bool {
+    const PARTS: u64 = 10;
+    let mut report = Report::new(Console);
+    let mut smis = 0_u64;
+    let mut free = Vec::new();
+    report.test("soak.each_call_has_its_result", || {
+        for part in 1..=PARTS {
+            for call in 0..mm_conformance::soak::MMIS.wrapping_div(PARTS) {
+                smis = smis.saturating_add(1);
+                if call.is_multiple_of(4) {
+                    let response = ask(mm, NO_HANDLER.as_bytes(), b"anybody there?");
+                    equal(response, Err(Status::MmReturned(efi::Status::NOT_FOUND)))?;
+                } else {
+                    equal(payload_size(mm)?, OVMF_PAYLOAD_SIZE)?;
+                }
+            }
+            free.push((findings.free_memory)());
+            log::info!("part {part} of {PARTS}: {:?} bytes of free memory", free.last());
+        }
+        Ok(())
+    });
+    report.test("soak.memory_is_constant", || equal(free.first(), free.last()));
+    report.finish(smis)
 }
 
 /// `true` if all went well. The host compares the number of SMIs that were raised here with what

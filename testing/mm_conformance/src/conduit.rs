@@ -105,6 +105,10 @@ impl<C: Conduit + 'static> SecureCalls for Calls<C> {
         REQUESTS.load(Ordering::Relaxed)
     }
 
+    fn forget_requests(&self) {
+        REQUESTS.store(0, Ordering::Relaxed);
+    }
+
     fn before_next_request(&self, code: Code) {
         drop(replace_code(Some(code)));
     }

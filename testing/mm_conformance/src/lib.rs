@@ -18,6 +18,7 @@
 //! | [`lab`] | sets clients up, on any [`Site`] |
 //! | [`mm`] | the MM side, the crate `mm_liar`: its handlers, and the wrong responses that it sends on request |
 //! | [`report`] | the lines that say which tests passed |
+//! | [`soak`] | many calls, of which a quarter meets a fault |
 //! | [`demo`] | a conversation with MM that a person can follow |
 //! | [`sim`] | the simulated machine as a site (feature `sim`) |
 //! | [`arena`], [`conduit`], [`recorder`] | for sites: memory, counted secure monitor calls, a logger that scenarios read |
@@ -40,10 +41,12 @@ pub mod edk2;
 pub mod lab;
 pub mod recorder;
 pub mod report;
+#[macro_use]
 #[forbid(unsafe_code)]
 pub mod scenarios;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod soak;
 pub mod test_protocol;
 pub mod variables;
 

@@ -39,6 +39,10 @@ macro_rules! scenarios {
     };
 }
 
+pub(crate) use nesting::look_during;
+pub(crate) use refusals::NO_HANDLER;
+pub(crate) use variables::payload_size_request;
+
 mod c_consumer;
 mod c_producer;
 mod calls;
@@ -120,7 +124,7 @@ pub(crate) fn efi_status(status: EfiStatus) -> efi::Status {
 }
 
 /// Brings up a client that is expected to work.
-fn up(lab: &Lab, setup: &crate::lab::Setup) -> Result<Client, String> {
+pub(crate) fn up(lab: &Lab, setup: &crate::lab::Setup) -> Result<Client, String> {
     lab.bring_up(setup)
         .map_err(|failure| format!("the client did not come up: {failure}"))
 }
@@ -182,7 +186,7 @@ fn ensure_refused(lab: &Lab, setup: &Setup, expected: &Refused) -> Seen {
 const COMMUNICATOR: &str = "Communicator";
 
 /// Fails unless neither buffer nor mailbox holds anything of a message.
-fn ensure_clean(client: &Client, buffer: u8) -> Seen {
+pub(crate) fn ensure_clean(client: &Client, buffer: u8) -> Seen {
     let region = client.region(buffer);
     let first = region.iter().position(|byte| *byte != 0);
     ensure!(
@@ -198,6 +202,6 @@ fn ensure_clean(client: &Client, buffer: u8) -> Seen {
 }
 
 /// Bytes that differ from each other and from zero.
-fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (1..=251).cycle().take(len).collect()
 }

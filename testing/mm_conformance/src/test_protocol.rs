@@ -18,6 +18,8 @@ pub enum Task {
     Demo,
     /// Run the platform's own tests, without the conformance suite.
     PlatformTest,
+    /// Make very many calls ([`crate::soak`]).
+    Soak,
 }
 
 impl Task {
@@ -28,13 +30,14 @@ impl Task {
             Self::Test => 0,
             Self::Demo => 1,
             Self::PlatformTest => 2,
+            Self::Soak => 3,
         }
     }
 
     /// The task that a number means.
     #[must_use]
     pub fn of_number(number: u32) -> Option<Self> {
-        [Self::Test, Self::Demo, Self::PlatformTest]
+        [Self::Test, Self::Demo, Self::PlatformTest, Self::Soak]
             .into_iter()
             .find(|task| task.number() == number)
     }
@@ -49,6 +52,8 @@ pub struct Findings {
     /// How many of PI's three MM communication protocols brought a message to MM and its response
     /// back.
     pub answered: u32,
+    /// How many bytes of memory the firmware has left, which it does not tell its own components; 0 if that is unknown.
+    pub free_memory: extern "efiapi" fn() -> u64,
 }
 
 /// The protocol's interface.

@@ -141,6 +141,7 @@ pub fn run(data: &[u8]) {
             interface,
             uefi: false,
             demo: false,
+            soak: false,
         },
         mm,
     );

@@ -8,7 +8,9 @@ use core::ffi::c_void;
 use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use patina::BinaryGuid;
+use patina::UEFI_PAGE_SIZE;
 use patina::error::EfiError;
 use patina::standard::efi;
 use patina::standard::efi::protocols::{file, loaded_image, simple_file_system};
@@ -22,6 +24,8 @@ use patina::{Char16Str, Char16String, protocol::ProtocolInterface};
 
 static BOOT: StandardBootServices = StandardBootServices::new_uninit();
 static RUNTIME: StandardRuntimeServices = StandardRuntimeServices::new_uninit();
+/// What `BOOT` has, which does not show it.
+static TABLE: AtomicPtr<efi::BootServices> = AtomicPtr::new(ptr::null_mut());
 
 #[global_allocator]
 static ALLOCATOR: BootServicesGlobalAllocator<StandardBootServices> = BootServicesGlobalAllocator(&BOOT);
@@ -123,6 +127,7 @@ impl Firmware {
         let boot = unsafe { (*system_table).boot_services };
         // SAFETY: the same system table.
         let runtime = unsafe { (*system_table).runtime_services };
+        TABLE.store(boot, Ordering::Relaxed);
         BOOT.init(boot);
         RUNTIME.init(runtime);
         console::log_to_serial(log::LevelFilter::Info);
@@ -198,6 +203,44 @@ impl Firmware {
         EfiError::status_to_result(unsafe { open_volume(volume, &raw mut root) })?;
         File(root).open(path)?.read()
     }
+}
+
+/// How many bytes the firmware has left. `None` if it does not tell.
+///
+/// The SDK's `get_memory_map` takes descriptors to be as long as its own type. edk2's are longer.
+#[must_use]
+pub fn free_memory() -> Option<u64> {
+    const WORD: usize = size_of::<u64>();
+    let table = TABLE.load(Ordering::Relaxed);
+    if table.is_null() {
+        return None;
+    }
+    // SAFETY: `Firmware::new` took the pointer from the system table, where it stays until the end of the boot.
+    let get = unsafe { (*table).get_memory_map };
+    let mut words = alloc::vec![0_u64; 0x2000];
+    let (mut size, mut key, mut stride, mut version) = (words.len().saturating_mul(WORD), 0, 0_usize, 0);
+    // SAFETY: `words` has `size` bytes, and the others take what the function returns.
+    let status = unsafe {
+        get(
+            &raw mut size,
+            words.as_mut_ptr().cast(),
+            &raw mut key,
+            &raw mut stride,
+            &raw mut version,
+        )
+    };
+    let descriptors = words
+        .get(..size.checked_div(WORD)?)?
+        .chunks_exact(stride.checked_div(WORD)?.max(5));
+    // Type and padding, physical and virtual address, pages, attributes (UEFI 2.11, 7.2.3).
+    let free = descriptors.filter_map(|descriptor| match *descriptor {
+        [kind, _, _, pages, ..] if kind & 0xffff_ffff == efi::CONVENTIONAL_MEMORY.into() => Some(pages),
+        _ => None,
+    });
+    let pages = free.fold(0_u64, u64::saturating_add);
+    (status == efi::Status::SUCCESS)
+        .then(|| pages.checked_mul(UEFI_PAGE_SIZE as u64))
+        .flatten()
 }
 
 /// The name and vendor of the variable that follows a given one; `None` behind the last. The empty

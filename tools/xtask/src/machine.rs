@@ -22,6 +22,8 @@ pub(crate) enum Mode {
     Test,
     /// Show something to people.
     Demo,
+    /// Make very many calls, and say so in the same protocol.
+    Soak,
 }
 
 impl Mode {
@@ -30,6 +32,7 @@ impl Mode {
         match self {
             Self::Test => "test",
             Self::Demo => "demo",
+            Self::Soak => "soak",
         }
     }
 }
@@ -87,6 +90,8 @@ pub(crate) struct Variant {
     pub(crate) refused: bool,
     /// Whether the run fails if an SMI is raised or taken.
     pub(crate) silent: bool,
+    /// Whether it can make very many calls ([`Mode::Soak`]).
+    pub(crate) soaks: bool,
 }
 
 impl Variant {
@@ -98,7 +103,19 @@ impl Variant {
             says: None,
             refused: false,
             silent: false,
+            soaks: false,
         }
+    }
+
+    /// What is expected of one that makes very many calls.
+    pub(crate) const fn soak(name: &'static str) -> Self {
+        /// Each call has its result, and memory is constant.
+        const TESTS: u64 = 2;
+        Self::new(name, false, TESTS)
+    }
+
+    const fn soaking(self) -> Self {
+        Self { soaks: true, ..self }
     }
 
     const fn saying(self, words: &'static str) -> Self {
@@ -185,7 +202,7 @@ pub(crate) const MACHINES: &[Machine] = &[
     Machine {
         name: OVMF_SMM,
         tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
-        variants: &[Variant::new("", true, 91)],
+        variants: &[Variant::new("", true, 91).soaking()],
         build: |shell| build_uefi(shell, OVMF_APP),
         command: ovmf_smm,
         exit_code: DEBUG_EXIT_SUCCESS,
@@ -198,7 +215,9 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The last test makes MM fault: its stack runs into the page below it.
-            Variant::new("", true, 250).saying("MM STOPPED by exception 14"),
+            Variant::new("", true, 250)
+                .saying("MM STOPPED by exception 14")
+                .soaking(),
             // From 2816 MiB on there is RAM above 4 GiB, which MM cannot access.
             Variant::new("2048-mib", false, 18),
             Variant::new("3072-mib", false, 18),
@@ -228,8 +247,8 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: PATINA_SMM.name,
         tools: &[&QEMU_X86, &OVMF, &RUST_UEFI],
         variants: &[
-            Variant::new(APPLICATION, true, 91),
-            Variant::new("components", false, 8),
+            Variant::new(APPLICATION, true, 91).soaking(),
+            Variant::new("components", false, 8).soaking(),
         ],
         build: |shell| {
             build_uefi(shell, OVMF_APP)?;
@@ -246,13 +265,13 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "aarch64",
         tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            Variant::new("uefi", true, 100),
-            Variant::new("uefi-spm-mm", true, 97),
-            Variant::new("spm-mm", true, 129),
-            Variant::new("ffa", true, 132),
-            Variant::new("ffa-without-get-regs", true, 133),
-            Variant::new("standalone-mm", true, 105),
-            Variant::new("uefi-standalone-mm", true, 83),
+            Variant::new("uefi", true, 100).soaking(),
+            Variant::new("uefi-spm-mm", true, 97).soaking(),
+            Variant::new("spm-mm", true, 129).soaking(),
+            Variant::new("ffa", true, 132).soaking(),
+            Variant::new("ffa-without-get-regs", true, 133).soaking(),
+            Variant::new("standalone-mm", true, 105).soaking(),
+            Variant::new("uefi-standalone-mm", true, 83).soaking(),
             Variant::new("no-mm", true, 22),
             Variant::new("no-el3", true, 20),
         ],
@@ -636,7 +655,7 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let Boot { image, dir, .. } = *boot;
     let above_smm = boot.variant == LINUX_SMM;
     let (mode, more) = match (boot.mode, boot.variant) {
-        (Mode::Demo, _) => ("demo", ""),
+        (Mode::Demo | Mode::Soak, _) => ("demo", ""),
         (Mode::Test, LINUX_SMM) => ("reset", ""),
         (Mode::Test, LINUX_WITHOUT_FIRMWARE) => ("noefi", "noefi"),
         (Mode::Test, LINUX_WITHOUT_KASLR) => ("test", "nokaslr"),
@@ -673,7 +692,7 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     // The runtime driver's log: in the demo between the guest's lines, in a test in a separate
     // file, where it cannot damage them.
     Ok(match boot.mode {
-        Mode::Demo => qemu
+        Mode::Demo | Mode::Soak => qemu
             .args([
                 "-chardev",
                 "stdio,mux=on,signal=off,id=out",
@@ -733,10 +752,9 @@ fn build_drivers_aarch64(shell: &Shell, others: &[(&str, &str)]) -> Result<PathB
 /// volume with both runtime drivers. Returns the volume's directory, too.
 fn virt_with_drivers<'s>(shell: &'s Shell, boot: &Boot<'_>, program: &str) -> Result<(Cmd<'s>, PathBuf)> {
     let interface = if boot.variant.ends_with("spm-mm") { 1 } else { 2 };
-    let demo = if boot.mode == Mode::Demo { DEMO_BIT } else { 0 };
     let word = format!(
         "loader,addr={MODE_WORD:#x},data={},data-len=4",
-        interface | UEFI_BIT | demo
+        interface | UEFI_BIT | mode_bit(boot.mode)
     );
     let esp = shell.create_dir(boot.dir.join("esp"))?;
     let programs = Toolchain::find(shell, AARCH64_UEFI)?.products();
@@ -838,7 +856,14 @@ fn exit_boot_services_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command>
 /// What a word in RAM tells the monitor and the payload (`machines/aarch64_monitor/src/layout.rs`).
 const MODE_WORD: u32 = 0x5fff_f000;
 const UEFI_BIT: u32 = 1 << 8;
-const DEMO_BIT: u32 = 1 << 9;
+
+const fn mode_bit(mode: Mode) -> u32 {
+    match mode {
+        Mode::Test => 0,
+        Mode::Demo => 1 << 9,
+        Mode::Soak => 1 << 10,
+    }
+}
 
 /// QEMU's `virt` with the monitor at EL3, and above it the bare payload, or Debian's UEFI with the
 /// application. In the variant without EL3 there is the payload alone.
@@ -860,8 +885,7 @@ fn aarch64_with(shell: &Shell, boot: &Boot<'_>, application: &Path) -> Result<Co
         other => bail!("machine aarch64 has no variant {other}"),
     };
     let uefi = boot.variant.starts_with("uefi");
-    let bit = |bit: u32, set: bool| if set { bit } else { 0 };
-    let word = interface | bit(UEFI_BIT, uefi) | bit(DEMO_BIT, boot.mode == Mode::Demo);
+    let word = interface | if uefi { UEFI_BIT } else { 0 } | mode_bit(boot.mode);
     let word = format!("loader,addr={MODE_WORD:#x},data={word},data-len=4");
 
     let monitor = boot.image.join(MONITOR);

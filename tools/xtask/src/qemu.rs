@@ -42,18 +42,49 @@ pub(crate) fn test(
     scenarios: &mut Scenarios,
     own: Option<&Firmware>,
 ) -> Result<Counts> {
-    let mut words = Words::of(variant);
     if variant.refused {
+        let words = Words::of(variant);
         return refusal(shell, machine, variant.name, words, deadline);
     }
+    boot(shell, machine, (variant, own), Mode::Test, deadline, scenarios)
+}
+
+/// Builds and boots a machine that makes very many calls, and judges what it said.
+pub(crate) fn soak(
+    shell: &Shell,
+    machine: &Machine,
+    variant: &Variant,
+    deadline: Duration,
+) -> Result<Counts> {
+    let expected = Variant::soak(variant.name);
+    let mut scenarios = Scenarios::default();
+    boot(
+        shell,
+        machine,
+        (&expected, None),
+        Mode::Soak,
+        deadline,
+        &mut scenarios,
+    )
+}
+
+fn boot(
+    shell: &Shell,
+    machine: &Machine,
+    (variant, own): (&Variant, Option<&Firmware>),
+    mode: Mode,
+    deadline: Duration,
+    scenarios: &mut Scenarios,
+) -> Result<Counts> {
+    let mut words = Words::of(variant);
     let mut transcript = Transcript::default();
     let is_protocol = |line: &str| {
-        ["TEST ", "SMIS ", "DONE "]
+        ["TEST ", "SOAK ", "SMIS ", "DONE "]
             .iter()
             .any(|word| line.starts_with(word))
     };
     let place = (variant.name, own);
-    let run = Run::start(shell, machine, place, Mode::Test, deadline, |line| {
+    let run = Run::start(shell, machine, place, mode, deadline, |line| {
         transcript.take(line);
         words.take(line);
         is_protocol(line)

@@ -255,6 +255,7 @@ mod tests {
         says: None,
         refused: false,
         silent: false,
+        soaks: false,
     };
 
     fn judge(lines: &str) -> Result<(), VerdictError> {

@@ -53,6 +53,7 @@ pub(crate) fn switch_on(interface: Interface, buffer: &Rc<Block>) {
         interface,
         uefi: false,
         demo: false,
+        soak: false,
     };
     let mut world = World::new(mode, mm);
     let mut registers = [0; 18];
@@ -142,6 +143,14 @@ impl SecureCalls for Calls {
 
     fn requests(&self) -> usize {
         requests().len()
+    }
+
+    fn forget_requests(&self) {
+        SECURE.with_borrow_mut(|secure| {
+            if let Some(secure) = secure {
+                secure.requests.clear();
+            }
+        });
     }
 
     fn before_next_request(&self, code: Code) {

@@ -485,6 +485,21 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -
     }
 }
 
+/// Makes very many calls; `true` if each went well, and MM took the SMI of each.
+pub(super) fn soak(lab: &Lab, control: Control, findings: Findings) -> bool {
+    log::set_max_level(LevelFilter::Off);
+    let mut report = Report::new(Console);
+    let before = control.state();
+    let free = || Some((findings.free_memory)()).filter(|bytes| *bytes > 0);
+    let raised = mm_conformance::soak::run(&mut report, lab, &free);
+    report.test("soak.mm_took_the_smi_of_each_call", || {
+        let taken = control.state()?.smis.get().saturating_sub(before?.smis.get());
+        // The registration of the client's comm buffers, and the question.
+        equal(taken, raised.saturating_add(2))
+    });
+    report.finish(raised)
+}
+
 /// Makes MM fault. The last test: MM does not run afterwards.
 pub(super) fn fault(report: &mut Report<Console>, services: Services) {
     report.test("fault.in_a_handler_is_reported_and_hangs_nothing", || {

@@ -383,6 +383,17 @@ impl Client {
         writes.iter().filter(|(port, _)| *port == command).count()
     }
 
+    /// The same, and counts from 0 again.
+    #[must_use]
+    pub fn take_mmis(&self) -> usize {
+        let mmis = self.mmis();
+        drop(self.0.tap.take_writes());
+        if let Some(calls) = self.0.site.secure_calls() {
+            calls.forget_requests();
+        }
+        mmis
+    }
+
     fn smi_en(&self) -> u16 {
         self.0.site.pm_base() + 0x30
     }

@@ -206,6 +206,9 @@ pub trait SecureCalls {
     /// How many requests reached MM since the client came up.
     fn requests(&self) -> usize;
 
+    /// Makes [`Self::requests`] count from 0 again.
+    fn forget_requests(&self);
+
     /// Runs `code` once, before the next request reaches MM.
     fn before_next_request(&self, code: Box<dyn FnOnce()>);
 }

@@ -22,7 +22,7 @@ scenarios! {
 
 /// Makes a call, and runs `look` in the middle of it. Returns the result of `look`, `None` if the
 /// call did not get so far, and the outer call's result.
-pub(super) fn look_during<T: 'static>(
+pub(crate) fn look_during<T: 'static>(
     client: &Client,
     message: &[u8],
     recipient: Guid,

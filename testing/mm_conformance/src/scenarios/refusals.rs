@@ -21,7 +21,7 @@ scenarios! {
 }
 
 /// A GUID that no MM environment has a handler for.
-pub(super) const NO_HANDLER: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
+pub(crate) const NO_HANDLER: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
 /// The status of a request without a handler, or whose handler fails: the mailbox has a status for
 /// it, a secure monitor call returns that it is not supported.

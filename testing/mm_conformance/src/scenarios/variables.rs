@@ -212,7 +212,7 @@ fn variable_storage_sizes_are_consistent(lab: &Lab) -> Seen {
 }
 
 /// The message that asks for the payload size, which is as long as its response.
-fn payload_size_request() -> Vec<u8> {
+pub(crate) fn payload_size_request() -> Vec<u8> {
     let header = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
     [header.as_bytes(), PayloadSize::default().as_bytes()].concat()
 }

@@ -59,6 +59,10 @@ extern "C" fn payload_main() -> ! {
             let _ = writeln!(Uart, "error: {why}");
         })
         .is_ok()
+    } else if mode.soak {
+        aarch64_payload::soak::<Smc>(&place, &mut Report::new(Uart), &|| {
+            u64::try_from(HEAP.lock().free()).ok()
+        })
     } else {
         aarch64_payload::run::<Smc>(&place, &mut Report::new(Uart))
     };

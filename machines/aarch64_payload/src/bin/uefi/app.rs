@@ -47,7 +47,11 @@ fn run(firmware: Firmware) -> bool {
         }
         return told.is_ok();
     }
-    aarch64_payload::run::<Smc>(&place, &mut Report::new(Console))
+    let mut report = Report::new(Console);
+    if mode.soak {
+        return aarch64_payload::soak::<Smc>(&place, &mut report, &uefi_app::firmware::free_memory);
+    }
+    aarch64_payload::run::<Smc>(&place, &mut report)
 }
 
 /// Asks the monitor, because the firmware may have overwritten the loader's word.
