@@ -217,7 +217,7 @@ const fn maximum_offset(format: HeaderFormat) -> usize {
     }
 }
 
-/// What a header claims.
+/// The lengths that a header claims.
 #[derive(Clone, Copy)]
 struct Claims {
     format: HeaderFormat,

@@ -36,7 +36,7 @@ impl Mailbox {
     #[must_use]
     #[inline]
     pub fn region(&self) -> SharedRegion {
-        // SAFETY: the invariant is that of the region.
+        // SAFETY: this type's invariant is what the region requires for these bytes.
         unsafe { SharedRegion::at(self.base, MAILBOX_LEN) }
     }
 

@@ -1,4 +1,4 @@
-//! Log lines.
+//! Writes log lines without module, file and line of the call site.
 
 use core::fmt::Arguments;
 use log::{Level, Record};

@@ -1,4 +1,4 @@
-//! A clock in memory.
+//! A clock for host tests that moves when it is read.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use patina::component::service::IntoService;

@@ -59,18 +59,18 @@ pub enum Fault {
     /// MM takes it only after the component has polled the mailbox this often. Up to the timeout
     /// (`MmCommunicationOptions::completion_polls`) that is not an error.
     Late {
-        /// How often.
+        /// Number of polls.
         pauses: u32,
     },
     /// The response ends after this many bytes.
     Cut {
-        /// How many.
+        /// Bytes of the response that are left.
         len: usize,
     },
     /// MM claims to have returned this many bytes, communicate header included:
     /// `Status::ResponseBelowHeader` or `Status::ResponseBeyondBuffer`, if that is impossible.
     Claims {
-        /// How many.
+        /// The number that MM claims.
         bytes: u64,
     },
     /// MM returns this error in the status mailbox: `Status::MmReturned`.

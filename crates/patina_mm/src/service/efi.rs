@@ -16,7 +16,8 @@ pub(super) fn error_of(status: EfiStatus) -> EfiError {
         .unwrap_or(EfiError::Unknown(status))
 }
 
-/// An SDK error for the log. Its own text would be linked beside that of [`EfiStatus`].
+/// An SDK error in the form that log lines print. [`EfiStatus`] is linked anyway; the SDK's own
+/// text would be linked in addition.
 pub(crate) fn shown(error: EfiError) -> EfiStatus {
     EfiStatus(efi::Status::from(error).as_usize() as u64)
 }

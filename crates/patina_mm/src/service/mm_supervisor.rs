@@ -46,7 +46,7 @@ pub enum SupervisorError {
         supervisor: u8,
         /// The identifier that was given as the users'.
         users: u8,
-        /// The supervisor's.
+        /// The identifier of the supervisor's comm buffer.
         own: u8,
     },
     /// The supervisor would refuse to move a comm buffer to this memory. Nothing was sent.

@@ -29,9 +29,9 @@ struct Run(AtomicU8);
 
 /// No callback runs: the call that ends next runs them.
 const IDLE: u8 = 0;
-/// The callbacks run.
+/// The callbacks are running.
 const RUNNING: u8 = 1;
-/// The callbacks run, and will run once more: a call was rejected after they started.
+/// The callbacks are running, and will run once more: a call was rejected after they started.
 const RUN_AGAIN: u8 = 2;
 
 impl Run {

@@ -346,7 +346,7 @@ fn not_sent(error: BeginError) -> Failure {
     error.into()
 }
 
-/// A recipient for the log.
+/// A recipient in the form that log lines print.
 const fn shown(recipient: [u8; 16]) -> Shown {
     Shown(mm_wire::Guid::from_bytes(recipient))
 }

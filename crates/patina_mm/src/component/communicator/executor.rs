@@ -80,15 +80,15 @@ impl fmt::Debug for MockMmExecutor {
 pub struct RealMmExecutor {
     trigger: Service<dyn SwMmiTrigger>,
     options: MmCommunicationOptions,
-    /// For the log. A notification may make another attempt before it is logged: then the status
-    /// alone is.
+    /// The last attempt, for the log. If a notification makes another attempt before this one is
+    /// logged, the log line has only the status.
     last: Cell<Option<Attempt>>,
 }
 
 /// How MM was entered for a call.
 #[derive(Clone, Copy)]
 struct Attempt {
-    /// Whose call it was: [`CommunicateBuffer::loan`].
+    /// The call that it was made for: [`CommunicateBuffer::loan`].
     loan: (u8, u32),
     outcome: Outcome,
 }

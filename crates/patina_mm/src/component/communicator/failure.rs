@@ -18,9 +18,9 @@ pub(super) struct Failure {
 
 #[derive(Debug)]
 enum Why {
-    /// Nothing.
+    /// The log adds nothing to the status.
     Status,
-    /// This text.
+    /// The log adds this text.
     Also(&'static str),
     /// No comm buffer has the identifier.
     UnknownBuffer,

@@ -117,7 +117,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// For the log.
+/// The text that the log has for a way into MM.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

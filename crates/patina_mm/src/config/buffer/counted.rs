@@ -71,7 +71,7 @@ impl<T> Drop for Counted<T> {
             free(self.inner);
         }
 
-        /// Not part of each place that drops a handle.
+        /// Never inlined, so that code that drops a handle does not grow by it.
         #[cold]
         #[inline(never)]
         fn free<T>(inner: NonNull<Inner<T>>) {

@@ -30,7 +30,7 @@ pub(crate) struct Slot<T> {
     /// Null, or from `Box::into_raw`, as are those of `free`. Code that swaps a pointer out owns
     /// it.
     newest: AtomicPtr<Place<T>>,
-    /// Places without a value.
+    /// Memory that was allocated and holds no value now.
     free: [AtomicPtr<Place<T>>; PLACES],
     /// Whether there is a [`Lock`].
     is_locked: AtomicBool,
