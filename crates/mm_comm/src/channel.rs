@@ -46,8 +46,8 @@ pub struct Channel {
     wipes_all: Cell<bool>,
 }
 
-/// A header, without its format, as separate cells: the processor waits if memory is written field by field and soon
-/// after read as a whole.
+/// A header without its format, as separate cells: the processor waits if memory is written field
+/// by field and soon after read as a whole.
 #[derive(Debug)]
 struct Tracked {
     recipient: [Cell<u64>; 2],
@@ -83,8 +83,8 @@ impl Tracked {
     }
 }
 
-/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so that it fits a
-/// register; the channel keeps the rest of the transaction's state.
+/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so
+/// that it fits into a register; the channel keeps the rest of the transaction's state.
 #[derive(Debug)]
 pub(crate) struct Claim<'c>(&'c Channel);
 
@@ -370,7 +370,8 @@ impl Channel {
         let _ = self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
     }
 
-    /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is wiped first.
+    /// Wipes the first `len` bytes, or all if there are fewer. The fields that announce a request
+    /// are wiped first.
     fn wipe(&self, len: usize) {
         self.withdraw_from_region();
         let wiped = self.region.wipe(0, len.min(self.region.len()));
@@ -394,8 +395,8 @@ impl Channel {
         self.tracked_format.get()
     }
 
-    /// The length in a header that starts with these words of the region, if it and the tracked one are v1, both have the
-    /// same recipient, and the message fits.
+    /// The message length of the header that starts with these words of the region. `None` unless
+    /// it and the tracked header are v1 with the same recipient, and the message fits.
     #[inline(always)]
     pub(crate) fn usual_length(&self, words: Option<[u64; V1_WORDS]>) -> Option<usize> {
         let ([a, b], [x, y, len]) = (&self.tracked.recipient, words?);
@@ -404,7 +405,8 @@ impl Channel {
         (is_same && len <= self.capacity(HeaderFormat::V1)).then_some(len)
     }
 
-    /// Whether the tracked header is in shared memory, if it is v1 and the region is aligned; `false` otherwise.
+    /// Whether the tracked header is in shared memory. `false` if it is not v1 or the region is not
+    /// aligned.
     #[must_use]
     #[inline]
     pub fn holds_tracked(&self) -> bool {
@@ -417,7 +419,8 @@ impl Channel {
         }
     }
 
-    /// Whether a header of the same format and for the same recipient as the tracked one is in shared memory.
+    /// Whether shared memory has a header of the same format and for the same recipient as the
+    /// tracked one.
     #[must_use]
     #[inline]
     pub fn holds_tracked_kind(&self) -> bool {
@@ -518,7 +521,7 @@ impl Channel {
         self.write_here(header, message)
     }
 
-    /// Writes the lengths of a header whose other fields are the tracked one's.
+    /// Writes the lengths of a header whose other fields equal those of the tracked header.
     pub fn write_lengths(&self, header: Header) -> bool {
         let Some([_, _, length]) = header.v1_words() else {
             return self.write(header, None);
@@ -528,8 +531,9 @@ impl Channel {
         written
     }
 
-    /// Like [`Self::write`], for a v1 header to the recipient of these two words. They come in registers: a header in memory,
-    /// written field by field and then copied as a whole, makes the processor wait.
+    /// Like [`Self::write`], for a v1 header to the recipient of these two words. They are passed
+    /// in registers: for a header that is written to memory field by field and then copied as a
+    /// whole, the processor would wait.
     #[inline(never)]
     fn write_v1(&self, first: u64, second: u64, message: &[u8]) -> bool {
         let header = Header::of_words(HeaderFormat::V1, [first, second], message.len() as u64);
@@ -546,7 +550,7 @@ impl Channel {
         written
     }
 
-    /// Keeps a header that was written, and how far it and its message reach.
+    /// Tracks a header that was written, and how far it and its message reach.
     #[inline]
     fn track(&self, header: &Header) {
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);

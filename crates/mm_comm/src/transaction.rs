@@ -189,7 +189,7 @@ impl<'c> Staged<'c> {
         channel.withdraw_from_region();
 
         let header_len = format.header_len();
-        // What the header counts is wiped, too.
+        // The bytes that the header counts are wiped too.
         let counted = usize::try_from(left.counted).unwrap_or(usize::MAX);
         self.claim
             .wipe_reached(left.message_len.max(counted).saturating_add(header_len));
@@ -240,15 +240,15 @@ fn overwritten(channel: &Channel) -> BeginError {
     }
 }
 
-/// What MM left.
+/// The lengths that MM left in the header and the mailbox.
 struct Left {
     message_len: usize,
-    /// The lengths in the header.
+    /// The message length in the header.
     counted: u64,
     message_size: u64,
 }
 
-/// Looks at the header that MM left, whose first words are `words` if the region is aligned.
+/// Checks the header that MM left. `words` are its first words, if the region is aligned.
 #[cold]
 #[inline(never)]
 fn look_at_header(
@@ -272,7 +272,7 @@ fn look_at_header(
             capacity: channel.region().len(),
         })
     };
-    // The header's length has to fit even if a mailbox tells the response's.
+    // The header's length must fit even if the response's length comes from a mailbox.
     fits(found.message_len())?;
     let in_header = request.response_length(&found);
     Ok(Left {

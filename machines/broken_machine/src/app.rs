@@ -109,7 +109,7 @@ fn mailbox(list: *const c_void) -> Option<*mut u8> {
     loop {
         // SAFETY: a HOB starts with its type and its length (PI 1.9, volume 3, 5.2).
         let [kind, len] = unsafe { at.cast::<[u16; 2]>().read_unaligned() };
-        // SAFETY: the HOB has so many bytes.
+        // SAFETY: the HOB has this number of bytes.
         let hob: Vec<u8> = unsafe { core::slice::from_raw_parts(at, len.into()) }.to_vec();
         let found = match (kind, hob.split_at_checked(24)) {
             (END, _) => return None,

@@ -76,7 +76,8 @@ fn payload_size(mm: Mm) -> core::result::Result<u64, VariableError<Status>> {
     VariableService(|message: &[u8]| ask(mm, &VARIABLES.to_bytes(), message)).payload_size()
 }
 
-/// Makes very many calls; `true` if each has its response, or its status, and memory is constant.
+/// Makes the calls of a soak; `true` if each has its response or its status, and memory is
+/// constant.
 fn soak(mm: Mm, findings: Findings) -> bool {
     const PARTS: u64 = 10;
     let mut report = Report::new(Console);

@@ -1,7 +1,9 @@
-//! Many calls on a machine, of which a quarter meets a fault: `cargo xtask soak --machine NAME`.
+//! Makes many calls on a machine, a quarter of them with a fault: `cargo xtask soak --machine
+//! NAME`.
 //!
-//! The simulated machine has more faults and a hundred times as many calls (`cargo xtask soak`). What this adds is the real
-//! thing: the processor, SMIs or secure monitor calls, the firmware's memory, and an MM in an address space of its own.
+//! `cargo xtask soak` on the simulated machine has more faults and a hundred times as many calls.
+//! On a machine under QEMU the processor, the SMIs or secure monitor calls and the firmware's
+//! memory are real, and MM has its own address space.
 
 use crate::lab::{Abilities, Client, Lab, Setup};
 use crate::mm::{self, Lie};
@@ -16,22 +18,25 @@ use mm_wire::message::variable;
 use mm_wire::{Guid, HeaderFormat};
 use patina_mm::component::communicator::Status;
 
-/// How many MMIs are raised.
+/// The number of MMIs of a run.
 pub const MMIS: u64 = 100_000;
-/// They are divided into so many parts. Memory is looked at after each.
+/// The number of parts of a run. Free memory is read after each part.
 const PARTS: u64 = 20;
-/// What the faults are chosen by: the same on each machine and in each run.
+/// The seed for the choice of faults. It is constant, so that all machines and runs have the same
+/// faults.
 const SEED: u64 = 20_261_126;
-/// How much less memory may be free at the end than after the first part: what a firmware's own timers take.
+/// The most bytes by which free memory may shrink from the first part to the last. The firmware's
+/// timers take some.
 const MOST_BYTES: u64 = 64 * 1024;
 /// Bytes of the header of each call.
 const HEADER_LEN: u64 = HeaderFormat::V1.header_len() as u64;
-/// How often the whole comm buffer is looked at after a call without a fault.
+/// The whole comm buffer is checked after each fault, and after each call whose number is a
+/// multiple of this.
 const WHOLE: u32 = 64;
-/// How long the client waits: short, since some requests are not taken.
+/// The client's timeout. It is short, because MM does not take some of the requests.
 const POLLS: u32 = 100;
 
-/// What came of the calls.
+/// Numbers of calls, of calls with a fault, and of MMIs.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     calls: u32,
@@ -39,13 +44,13 @@ struct Count {
     mmis: u64,
 }
 
-/// Makes calls until [`MMIS`] were raised, and writes two lines of tests to the report. `free_memory` is how many bytes the machine has left.
-/// Returns how many MMIs were raised.
+/// Makes calls until [`MMIS`] MMIs were raised, and adds two tests to the report. `free_memory`
+/// returns the number of free bytes, if the machine knows it. Returns the number of MMIs.
 pub fn run(report: &mut Report<impl Write>, lab: &Lab, free_memory: &dyn Fn() -> Option<u64>) -> u64 {
     until(report, lab, free_memory, MMIS)
 }
 
-/// The same with another number of MMIs.
+/// Like [`run`], with another number of MMIs.
 pub fn until(
     report: &mut Report<impl Write>,
     lab: &Lab,
@@ -125,11 +130,11 @@ enum Fault {
     Late,
 }
 
-/// A client that has come up.
+/// A client that is ready for calls, and the faults that its machine can have.
 struct Soak<'c> {
     client: &'c Client,
     faults: Vec<Fault>,
-    /// What edk2's variable service responds, if there is no other MM.
+    /// The response of edk2's variable service, if that is the only handler.
     payload_size: Option<Vec<u8>>,
 }
 
@@ -177,7 +182,7 @@ impl<'c> Soak<'c> {
         })
     }
 
-    /// Three of four calls meet no fault.
+    /// Chooses a fault for one of four calls.
     fn choose(&self, rng: &mut Rng) -> Fault {
         let mut number = || rng.u64(..) >> rng.u32(..64);
         let (is_good, value) = (number() % 4 != 0, number());
@@ -196,7 +201,7 @@ impl<'c> Soak<'c> {
         }
     }
 
-    /// Makes a call that meets this fault. Returns how many MMIs it has to raise.
+    /// Makes a call with this fault. Returns the number of MMIs that it should raise.
     fn meet(&self, fault: Fault, rng: &mut Rng, look_at_whole: bool) -> Result<usize, String> {
         let client = self.client;
         let mmis = match fault {
@@ -256,7 +261,7 @@ impl<'c> Soak<'c> {
             }
             Fault::Lie(lie) => {
                 let response = client.communicate(0, &lie.request(), mm::LIAR);
-                // Less than the whole message is a response that an honest MM can give.
+                // MM may return less than the whole message, so that is not an error.
                 let may_be_true = matches!(lie, Lie::MessageLength(len) if len <= client.capacity(0) as u64);
                 ensure!(response.is_err() || may_be_true, "the response is {response:?}");
                 // The client raises another MMI if MM does not take the request for long.
@@ -278,7 +283,7 @@ impl<'c> Soak<'c> {
         Ok(mmis)
     }
 
-    /// A message that MM has a response to: recipient, message, response.
+    /// A request that MM serves: recipient, message, and the response that is expected.
     fn good(&self, rng: &mut Rng) -> (Guid, Vec<u8>, Vec<u8>) {
         if let Some(response) = &self.payload_size {
             return (variable::GUID, payload_size_request(), response.clone());

@@ -1,4 +1,4 @@
-//! The soak of the machines under QEMU, in short.
+//! A short run, on the simulated machine, of the soak that machines under QEMU make.
 
 use mm_conformance::report::Report;
 use mm_conformance::sim::SimSite;

@@ -24,7 +24,7 @@ use patina::{Char16Str, Char16String, protocol::ProtocolInterface};
 
 static BOOT: StandardBootServices = StandardBootServices::new_uninit();
 static RUNTIME: StandardRuntimeServices = StandardRuntimeServices::new_uninit();
-/// What `BOOT` has, which does not show it.
+/// The boot services that `BOOT` has too, but does not give out.
 static TABLE: AtomicPtr<efi::BootServices> = AtomicPtr::new(ptr::null_mut());
 
 #[global_allocator]
@@ -205,9 +205,10 @@ impl Firmware {
     }
 }
 
-/// How many bytes the firmware has left. `None` if it does not tell.
+/// The number of free bytes. `None` if the firmware does not tell it.
 ///
-/// The SDK's `get_memory_map` takes descriptors to be as long as its own type. edk2's are longer.
+/// Calls the firmware itself, because the SDK's `get_memory_map` assumes that a descriptor has the
+/// length of the SDK's type. edk2's descriptors are longer.
 #[must_use]
 pub fn free_memory() -> Option<u64> {
     const WORD: usize = size_of::<u64>();

@@ -23,16 +23,16 @@ pub struct Growth {
     pub logs: Logs,
 }
 
-/// What log lines cost a call of ours.
+/// What log lines cost one of our calls.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Logs {
-    /// ns with [`log::max_level`] off.
+    /// ns a call with [`log::max_level`] off.
     pub off_ns: f64,
-    /// ns with the level at trace, and a logger that refuses the target.
+    /// ns a call with the level at trace and a logger that refuses the target.
     pub filtered_ns: f64,
-    /// ns by which the second is more, as the median of pairs of turns.
+    /// The difference of the two, as the median of pairs of runs.
     pub more_ns: f64,
-    /// Bytes of text at trace, by bytes of message and response.
+    /// Bytes of message and response; bytes of text a call at trace.
     pub text: Vec<(usize, usize)>,
 }
 
@@ -103,7 +103,7 @@ macro_rules! growth {
 growth!(ours, patina_mm);
 growth!(published, patina_mm_published);
 
-/// Counts the text of what it accepts.
+/// Counts the bytes of text of the lines that it accepts.
 struct Logger;
 
 static ACCEPTS: AtomicBool = AtomicBool::new(false);

@@ -22,7 +22,7 @@ pub(crate) enum Mode {
     Test,
     /// Show something to people.
     Demo,
-    /// Make very many calls, and say so in the same protocol.
+    /// Make the calls of a soak, and report them like tests.
     Soak,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct Variant {
     pub(crate) refused: bool,
     /// Whether the run fails if an SMI is raised or taken.
     pub(crate) silent: bool,
-    /// Whether it can make very many calls ([`Mode::Soak`]).
+    /// Whether it can run [`Mode::Soak`].
     pub(crate) soaks: bool,
 }
 
@@ -107,7 +107,7 @@ impl Variant {
         }
     }
 
-    /// What is expected of one that makes very many calls.
+    /// The tests that are expected of a run of [`Mode::Soak`].
     pub(crate) const fn soak(name: &'static str) -> Self {
         /// Each call has its result, and memory is constant.
         const TESTS: u64 = 2;
@@ -412,8 +412,8 @@ pub(crate) const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 /// The same after a failure.
 pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
 
-/// The end of the name of a way to boot with so many MiB of RAM. The platform's own tests run, and
-/// not the suite.
+/// The end of the name of a way to boot with this many MiB of RAM. The platform's own tests run,
+/// and not the suite.
 const MIB: &str = "-mib";
 
 /// The word that tells machine patina-q35 to do that.
@@ -573,8 +573,8 @@ pub(crate) fn with_application(
 pub(crate) const COUNTING: [&str; 2] = [OVMF_SMM, PATINA_Q35.name];
 const OVMF_SMM: &str = "ovmf-smm";
 
-/// One of [`COUNTING`], whose firmware starts an application, and where an instruction is a tick of
-/// the counter. On patina-q35 drivers in C call the runtime driver.
+/// A machine of [`COUNTING`]: its firmware starts an application, and each instruction is a tick of
+/// its counter. On patina-q35 drivers in C call the runtime driver.
 pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path) -> Result<Command> {
     let boot = Boot {
         image: application,

@@ -49,7 +49,7 @@ pub(crate) fn test(
     boot(shell, machine, (variant, own), Mode::Test, deadline, scenarios)
 }
 
-/// Builds and boots a machine that makes very many calls, and judges what it said.
+/// Builds and boots a machine for a soak, and judges what it printed.
 pub(crate) fn soak(
     shell: &Shell,
     machine: &Machine,

@@ -91,7 +91,8 @@ pub struct CommunicateBuffer {
     shared: Counted<Shared>,
     header: HeaderFormat,
     is_shared_with_firmware: bool,
-    /// The number of the transaction during which this handle may write; 0 for none, since they are numbered from 1.
+    /// The number of the transaction during which this handle may write. Transactions are numbered
+    /// from 1; 0 means none.
     lent_for: u32,
 }
 

@@ -485,7 +485,8 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -
     }
 }
 
-/// Makes very many calls; `true` if each went well, and MM took the SMI of each.
+/// Makes the calls of a soak; `true` if each had the result that it should have, and MM took its
+/// SMI.
 pub(super) fn soak(lab: &Lab, control: Control, findings: Findings) -> bool {
     log::set_max_level(LevelFilter::Off);
     let mut report = Report::new(Console);
@@ -494,7 +495,7 @@ pub(super) fn soak(lab: &Lab, control: Control, findings: Findings) -> bool {
     let raised = mm_conformance::soak::run(&mut report, lab, &free);
     report.test("soak.mm_took_the_smi_of_each_call", || {
         let taken = control.state()?.smis.get().saturating_sub(before?.smis.get());
-        // The registration of the client's comm buffers, and the question.
+        // Two more: the registration of the client's comm buffers, and the request for MM's count.
         equal(taken, raised.saturating_add(2))
     });
     report.finish(raised)

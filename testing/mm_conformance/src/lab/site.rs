@@ -206,7 +206,7 @@ pub trait SecureCalls {
     /// How many requests reached MM since the client came up.
     fn requests(&self) -> usize;
 
-    /// Makes [`Self::requests`] count from 0 again.
+    /// Restarts the count of [`Self::requests`] at 0.
     fn forget_requests(&self);
 
     /// Runs `code` once, before the next request reaches MM.

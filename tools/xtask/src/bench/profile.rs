@@ -1,4 +1,4 @@
-//! Instructions of a call by function, as callgrind counts them.
+//! Counts the instructions of a call, by function, with callgrind.
 
 use super::MANIFEST;
 use crate::process;
@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
-/// Calls of each form.
+/// The number of calls of each form.
 const CALLS: u64 = 1000;
 
-/// How many functions are shown.
+/// The number of functions in a table.
 const SHOWN: usize = 12;
 
 /// The forms of `tools/bench/src/measure.rs`, and a pattern for the function that makes the call.
@@ -47,7 +47,7 @@ pub(super) fn run(shell: &Shell) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Instructions by function, without what it calls.
+/// The instructions of each function, without those of the functions that it calls.
 fn by_function(text: &str) -> BTreeMap<String, u64> {
     let mut names = BTreeMap::new();
     let mut counts = BTreeMap::new();
@@ -56,12 +56,12 @@ fn by_function(text: &str) -> BTreeMap<String, u64> {
         if let Some(name) = line.strip_prefix("fn=") {
             function = named(name, &mut names);
         } else if let Some(name) = line.strip_prefix("cfn=") {
-            // A name is written once, also if that is where it is called.
+            // callgrind writes a name only at its first use, which may be a call.
             named(name, &mut names);
         } else if line.starts_with("calls=") {
             is_call = true;
         } else if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
-            // What follows `calls=` is what the called function takes.
+            // The line after `calls=` counts the instructions of the called function.
             let count = line
                 .split_whitespace()
                 .nth(1)
