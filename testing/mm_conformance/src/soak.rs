@@ -73,7 +73,7 @@ pub fn until(
     });
     report.test("soak.memory_is_constant", || match free[..] {
         [] => Err(NotOk::Skipped(
-            "this machine does not tell how much is free".into(),
+            "this machine does not tell how much memory is free".into(),
         )),
         [first, .., last] if first.saturating_sub(last) > MOST_BYTES => {
             Err(NotOk::Failed(format!("free after each part: {free:?}")))

@@ -79,6 +79,6 @@ fn on_machines(shell: &Shell, name: &str, deadline: Duration) -> Result<ExitCode
             });
         }
     }
-    ensure!(ways > 0, "machine {name} cannot make so many calls");
+    ensure!(ways > 0, "machine {name} cannot run a soak");
     Ok(report.conclude())
 }
