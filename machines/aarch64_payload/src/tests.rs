@@ -174,7 +174,7 @@ fn unknown_calls_are_unknown<C: Conduit>(place: &Place<'_>) -> Result<(), NotOk>
         Interface::NoEl3 => return Err(NotOk::Skipped(String::from("a call would trap"))),
     };
     for function in foreign.iter().chain(&[0xc400_0040, 0xc300_1234]) {
-        // Not through the tap: these are no requests.
+        // Not through the tap, because these are not requests.
         let [x0, ..] = C::call64(*function, [0; 17]);
         expect("response", &x0, &UNKNOWN)?;
     }

@@ -147,7 +147,7 @@ pub enum ProcessorsError {
 /// Makes sure that the machine has one processor and never gets another. Each has its own SMBASE,
 /// and a processor whose SMBASE was not moved lets any code run in System Management Mode.
 ///
-/// CPUID does not say: it counts only the processors of its own package.
+/// CPUID does not tell it: it counts only the processors of one package.
 ///
 /// # Errors
 ///

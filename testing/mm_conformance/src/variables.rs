@@ -51,7 +51,7 @@ pub enum VariableError<E: fmt::Display> {
     Short {
         /// Bytes of the response.
         len: usize,
-        /// Bytes of the fields that were to be read.
+        /// Bytes of the fields that should have been read.
         needed: usize,
     },
     /// The variable service returned an error.

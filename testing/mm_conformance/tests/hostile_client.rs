@@ -324,7 +324,7 @@ fn every_field_of_a_request_is_hostile_and_nothing_outside_the_message_is_access
                     "{fields:?}: {write:?} is written"
                 );
             }
-            // The shadow: an echo changes nothing but the length fields.
+            // The shadow: an echo changes only the length fields.
             for at in (0..REGION_LEN).filter(|at| !message.contains(at)) {
                 let is_length = is_served && !with_mailbox && matches!(at, 16..24 | 48..56);
                 assert!(

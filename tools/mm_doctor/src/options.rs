@@ -146,7 +146,7 @@ mod tests {
             assert!(USAGE.contains(word));
         }
         assert!(USAGE.lines().all(|line| line.len() <= 80));
-        // The Shell takes a line that starts with a dot for one of its own.
+        // The Shell takes a line that starts with a dot for a heading (`.TH`, `.SH`).
         assert!(USAGE.lines().all(|line| !line.starts_with('.')));
         assert!(manual().starts_with(".TH mm_doctor 0 \""));
     }

@@ -196,7 +196,7 @@ impl std::fmt::Display for Hex<'_> {
 /// An event in the input, in its order.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The next input begins: its name, and what it is.
+    /// The next input begins: its name and its kind.
     Input(&'a str, &'a str),
     /// The calls' numbers start again: the machine was started again.
     Restart(Moment, u32),

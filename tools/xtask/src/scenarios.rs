@@ -64,7 +64,7 @@ impl Scenarios {
             .collect()
     }
 
-    /// Notes the tests of a machine. Those that are no scenarios are left out, and so is a machine
+    /// Notes the tests of a machine. Tests that are not scenarios are left out, and so is a machine
     /// without scenarios.
     pub(crate) fn add(&mut self, machine: &str, outcomes: &BTreeMap<String, Outcome>) {
         let found: BTreeMap<_, _> = self

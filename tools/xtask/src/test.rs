@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::{Shell, cmd};
 
-/// The name of the stages that need no machine but this one.
+/// The name of the stages that run on this host alone.
 const HOST: &str = "host";
 
 /// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that

@@ -219,7 +219,7 @@ fn real(counted: &Counted) -> String {
     table
 }
 
-/// The function that a word of the guest stands for.
+/// The function's name for the word that the guest prints.
 fn form(word: &str) -> &str {
     match word {
         "into" => "communicate_into",
