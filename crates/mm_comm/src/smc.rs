@@ -47,9 +47,16 @@ mod connection;
 #[cfg(any(target_arch = "aarch64", unix, windows))]
 pub mod ffa;
 #[cfg(any(target_arch = "aarch64", unix, windows))]
+mod in_call;
+#[cfg(any(target_arch = "aarch64", unix, windows))]
 mod limit;
 #[cfg(any(target_arch = "aarch64", unix, windows))]
 pub mod spm_mm;
+/// What a test replaces by loom's atomics.
+#[cfg(any(target_arch = "aarch64", unix, windows))]
+mod sync {
+    pub(crate) use core::sync::atomic::{AtomicBool, Ordering};
+}
 #[cfg(test)]
 mod world;
 

@@ -449,6 +449,8 @@ mod tests {
         assert_eq!(header.encode().as_ref(), V1_ON_THE_WIRE);
         assert_eq!(Header::parse(&V1_ON_THE_WIRE), Ok(header));
         assert_eq!(header.total_len(), 48);
+        let words = header.v1_words().unwrap();
+        assert_eq!(words.map(u64::to_ne_bytes).as_flattened(), V1_ON_THE_WIRE);
     }
 
     #[test]
@@ -463,6 +465,7 @@ mod tests {
         assert_eq!(bytes[32..48], RECIPIENT.to_bytes());
         assert_eq!(bytes[48..56], 24u64.to_le_bytes());
         assert_eq!(Header::parse(bytes), Ok(header));
+        assert_eq!(header.v1_words(), None);
     }
 
     #[test]
@@ -478,6 +481,26 @@ mod tests {
 
         let v1 = Header::new(HeaderFormat::V1, RECIPIENT, 24).unwrap();
         assert_eq!(v1.with_message_size(4), v1);
+    }
+
+    #[test]
+    fn only_a_v1_header_for_the_marker_itself_reads_as_v3() {
+        let reads_as_v3 = |format, bytes| {
+            let header = Header::for_guid_bytes(format, bytes, 24).unwrap();
+            header.would_read_as_v3()
+        };
+        let marker = V3_MARKER.to_bytes();
+        assert!(reads_as_v3(HeaderFormat::V1, marker));
+        assert!(!reads_as_v3(HeaderFormat::V3, marker));
+        assert!(!reads_as_v3(HeaderFormat::V1, RECIPIENT.to_bytes()));
+        for (byte, other) in (0..16).map(|byte| (byte, (byte + 8) % 16)) {
+            let mut near = marker;
+            near[byte] ^= 0x10;
+            assert!(!reads_as_v3(HeaderFormat::V1, near), "byte {byte}");
+            // Both halves differ in the same way.
+            near[other] ^= 0x10;
+            assert!(!reads_as_v3(HeaderFormat::V1, near), "bytes {byte} and {other}");
+        }
     }
 
     #[test]

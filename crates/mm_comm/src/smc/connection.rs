@@ -4,12 +4,14 @@ use super::conduit::Conduit;
 use super::error::SmcError;
 use super::ffa::discovery::RxTxMemory;
 use super::ffa::{self, NamedPartition};
+use super::in_call::InCall;
 use super::limit::Limits;
 use super::patience::{Patience, TimeLimit};
+use super::sync::AtomicBool;
 use super::{PsciConduit, spm_mm};
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, Ordering, fence};
+use core::sync::atomic::{Ordering, fence};
 
 /// Which interface to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +77,7 @@ enum Found {
 pub struct Connection<C> {
     found: Found,
     pub(super) limits: Limits,
-    in_call: AtomicBool,
+    in_call: InCall,
     conduit: PhantomData<fn() -> C>,
 }
 
@@ -106,17 +108,14 @@ pub fn connect<C: Conduit>(setup: Setup, rx_tx: &mut dyn RxTxMemory) -> Result<C
     Ok(Connection {
         found,
         limits,
-        in_call: AtomicBool::new(false),
+        in_call: InCall::of(AtomicBool::new(false)),
         conduit: PhantomData,
     })
 }
 
 impl<C: Conduit> SecureMm for Connection<C> {
     fn communicate(&self, buffer: u64) -> Result<(), SmcError> {
-        if self.in_call.swap(true, Ordering::AcqRel) {
-            return Err(SmcError::Busy);
-        }
-        let _end = EndOfCall(&self.in_call);
+        let _call = self.in_call.begin().ok_or(SmcError::Busy)?;
         // The request must be in shared memory before MM reads it.
         fence(Ordering::SeqCst);
         let result = match &self.found {
@@ -141,15 +140,6 @@ impl<C> fmt::Display for Connection<C> {
             Found::SpmMm(version) => write!(f, "SPM_MM {version}"),
             Found::Ffa(partition) => write!(f, "FF-A, {partition}"),
         }
-    }
-}
-
-/// Frees the connection for the next call.
-struct EndOfCall<'a>(&'a AtomicBool);
-
-impl Drop for EndOfCall<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }
 

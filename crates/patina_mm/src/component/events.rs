@@ -1,5 +1,12 @@
 //! Sends the events of the boot to MM.
 
+mod unsent;
+
+/// What a test replaces.
+mod sync {
+    pub(super) use core::sync::atomic::{AtomicU8, Ordering};
+}
+
 use super::communicator::require_buffer;
 use super::supervisor::SUPERVISOR_PROTOCOL_GUID;
 use crate::config::HeaderFormat;
@@ -17,6 +24,7 @@ use patina::management_mode::guid::MM_DXE_READY_TO_LOCK_PROTOCOL_GUID;
 use patina::pi::event::END_OF_DXE_EVENT_GROUP_GUID;
 use patina::standard::efi;
 use patina::uefi::event::{EXIT_BOOT_SERVICES_EVENT_GROUP_GUID, READY_TO_BOOT_EVENT_GROUP_GUID};
+use unsent::Unsent;
 
 /// The message. MM reads only the GUID, but a message is not empty; edk2's Standalone MM drivers
 /// send one byte, too.
@@ -178,20 +186,20 @@ struct Listener {
     /// The events that it must not get twice.
     once: u8,
     /// How often each of [`EVENTS`] came and was not sent yet.
-    unsent: [AtomicU8; EVENTS.len()],
+    unsent: [Unsent; EVENTS.len()],
     /// The events that were sent and must not be sent again.
     over: AtomicU8,
 }
 
 impl Listener {
-    const fn new(name: &'static str, buffer: u8, options: CallOptions, wanted: u8) -> Self {
+    fn new(name: &'static str, buffer: u8, options: CallOptions, wanted: u8) -> Self {
         Self {
             name,
             buffer,
             options,
             wanted,
             once: 0,
-            unsent: [const { AtomicU8::new(0) }; EVENTS.len()],
+            unsent: Default::default(),
             over: AtomicU8::new(0),
         }
     }
@@ -204,9 +212,9 @@ impl Listener {
                 continue;
             }
             if self.once & bit != 0 {
-                unsent.store(1, Ordering::Release);
+                unsent.add_once();
             } else {
-                one_more(unsent);
+                unsent.add();
             }
         }
     }
@@ -214,22 +222,8 @@ impl Listener {
     /// Whether an event is still to be sent.
     fn waits_for(&self, event: u8) -> bool {
         let mut unsent = EVENTS.into_iter().zip(&self.unsent);
-        unsent.any(|((bit, _), unsent)| bit == event && unsent.load(Ordering::Acquire) > 0)
+        unsent.any(|((bit, _), unsent)| bit == event && unsent.is_waiting())
     }
-}
-
-fn one_more(unsent: &AtomicU8) {
-    let add = |count: u8| Some(count.saturating_add(1));
-    // Never fails: there is always a new value.
-    let _ = unsent.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
-}
-
-/// Takes one of the events that were not sent; `false` if there is none.
-fn one_less(unsent: &AtomicU8) -> bool {
-    let take = |count: u8| count.checked_sub(1);
-    unsent
-        .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-        .is_ok()
 }
 
 /// What the callbacks share.
@@ -362,16 +356,16 @@ impl Notifier {
             for ((bit, event), unsent) in EVENTS.into_iter().zip(&listener.unsent) {
                 // Taken before it is sent, so that code that interrupts this does not send it
                 // again.
-                while one_less(unsent) {
+                while unsent.take() {
                     match self.send_one(listener, bit, event) {
                         Ok(()) => {}
                         Err(Status::Busy) => {
-                            one_more(unsent);
+                            unsent.add();
                             self.is_cut_off.store(true, Ordering::Release);
                             return;
                         }
                         Err(_) => {
-                            one_more(unsent);
+                            unsent.add();
                             break;
                         }
                     }

@@ -16,6 +16,11 @@ mod consumer;
 mod driver_lock;
 mod producer;
 
+/// What a test replaces.
+mod sync {
+    pub(super) use core::sync::atomic::{AtomicUsize, Ordering};
+}
+
 pub use consumer::{FirmwareMmCommunication, FirmwareMmExecutor};
 pub use producer::MmCommunicationProducer;
 

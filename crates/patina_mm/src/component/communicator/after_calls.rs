@@ -1,10 +1,17 @@
 //! The callbacks that run when a call has ended.
 
+mod run;
+
+/// What a test replaces.
+mod sync {
+    pub(super) use core::sync::atomic::{AtomicU8, Ordering};
+}
+
 use crate::service::Status;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::sync::atomic::{AtomicU8, Ordering};
+use run::Run;
 
 /// The callbacks that wait for the end of a call.
 ///
@@ -17,42 +24,6 @@ pub(super) struct AfterCalls {
     /// Borrowed only to add one or to look one up, never while one runs.
     callbacks: RefCell<Vec<Rc<dyn Fn()>>>,
     run: Run,
-}
-
-/// What the callbacks do: [`IDLE`], [`RUNNING`] or [`RUN_AGAIN`].
-///
-/// Atomic, so that each change is one instruction: a notification that comes before or after it and
-/// makes calls itself finds one of the three states, and has restored [`IDLE`] or set [`RUN_AGAIN`]
-/// when it returns.
-#[derive(Default)]
-struct Run(AtomicU8);
-
-/// No callback runs: the call that ends next runs them.
-const IDLE: u8 = 0;
-/// The callbacks are running.
-const RUNNING: u8 = 1;
-/// The callbacks are running, and will run once more: a call was rejected after they started.
-const RUN_AGAIN: u8 = 2;
-
-impl Run {
-    /// Calls `run_all`, unless it runs already; then it is called once more if `again` says so.
-    fn start(&self, again: bool, run_all: impl Fn()) {
-        loop {
-            let was_idle = self
-                .0
-                .compare_exchange(IDLE, RUNNING, Ordering::AcqRel, Ordering::Acquire);
-            if was_idle.is_err() {
-                if again {
-                    self.0.store(RUN_AGAIN, Ordering::Release);
-                }
-                return;
-            }
-            run_all();
-            if self.0.swap(IDLE, Ordering::AcqRel) != RUN_AGAIN {
-                return;
-            }
-        }
-    }
 }
 
 /// Which ends of calls run the callbacks.

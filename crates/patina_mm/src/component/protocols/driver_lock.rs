@@ -1,6 +1,9 @@
 //! One call at a time through one driver of the firmware.
+//!
+//! `tests/notification_interleavings.rs` compiles this file against atomics that a notification may
+//! interrupt before each access, and checks every such order.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use super::sync::{AtomicUsize, Ordering};
 
 /// How many different drivers can be in use at the same time. A machine has one; host tests run
 /// several at once.
@@ -14,7 +17,7 @@ static IN_USE: [AtomicUsize; DRIVERS] = [const { AtomicUsize::new(0) }; DRIVERS]
 /// The lock belongs to the driver, not to an executor: two communicators, or a communicator and a
 /// component of the platform, may send through one driver.
 #[must_use = "the driver is free again when this is dropped"]
-pub(super) struct DriverLock(&'static AtomicUsize);
+pub(crate) struct DriverLock(&'static AtomicUsize);
 
 impl DriverLock {
     /// Locks the driver whose interface is at this address. `None` if a call that this one
@@ -22,7 +25,7 @@ impl DriverLock {
     ///
     /// A notification between the check and the change ends before this continues, and has released
     /// what it took.
-    pub(super) fn take(interface: usize) -> Option<Self> {
+    pub(crate) fn take(interface: usize) -> Option<Self> {
         if IN_USE
             .iter()
             .any(|place| place.load(Ordering::SeqCst) == interface)
