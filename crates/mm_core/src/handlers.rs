@@ -76,7 +76,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_message_makes_a_handler_panic(
-            messages in prop::collection::vec(message(), 1..40),
+            // Miri takes too long for more.
+            messages in prop::collection::vec(message(), 1..if cfg!(miri) { 4 } else { 40 }),
             arena in 0..300usize,
         ) {
             let mut memory = vec![0; arena];

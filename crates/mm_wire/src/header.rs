@@ -483,6 +483,17 @@ mod tests {
         assert_eq!(v1.with_message_size(4), v1);
     }
 
+    /// GUIDs that differ from this one in one byte, and in the same way in both halves.
+    fn near(guid: [u8; 16]) -> impl Iterator<Item = [u8; 16]> {
+        (0..16).flat_map(move |byte| {
+            let mut one = guid;
+            one[byte] ^= 0x10;
+            let mut both = one;
+            both[(byte + 8) % 16] ^= 0x10;
+            [one, both]
+        })
+    }
+
     #[test]
     fn only_a_v1_header_for_the_marker_itself_reads_as_v3() {
         let reads_as_v3 = |format, bytes| {
@@ -493,13 +504,39 @@ mod tests {
         assert!(reads_as_v3(HeaderFormat::V1, marker));
         assert!(!reads_as_v3(HeaderFormat::V3, marker));
         assert!(!reads_as_v3(HeaderFormat::V1, RECIPIENT.to_bytes()));
-        for (byte, other) in (0..16).map(|byte| (byte, (byte + 8) % 16)) {
-            let mut near = marker;
-            near[byte] ^= 0x10;
-            assert!(!reads_as_v3(HeaderFormat::V1, near), "byte {byte}");
-            // Both halves differ in the same way.
-            near[other] ^= 0x10;
-            assert!(!reads_as_v3(HeaderFormat::V1, near), "bytes {byte} and {other}");
+        for guid in near(marker) {
+            assert!(!reads_as_v3(HeaderFormat::V1, guid), "{guid:02x?}");
+        }
+    }
+
+    #[test]
+    fn v1_words_are_parsed_like_their_bytes() {
+        let marker = V3_MARKER.to_bytes();
+        let claims = [0, 1, 24, u64::MAX - 24, u64::MAX - 23, u64::MAX];
+        for guid in near(marker).chain([RECIPIENT.to_bytes(), [0; 16]]) {
+            for claimed in claims {
+                let bytes = [guid.as_slice(), &claimed.to_le_bytes()].concat();
+                let [first, second] = words(guid);
+                let parsed = Header::parse_v1_words([first, second, claimed.to_le()]);
+                assert_eq!(parsed, Some(Header::parse(&bytes)), "{bytes:02x?}");
+            }
+        }
+        let [first, second] = words(marker);
+        assert_eq!(Header::parse_v1_words([first, second, 24]), None);
+    }
+
+    #[test]
+    fn headers_of_one_kind_have_the_same_layout_and_recipient() {
+        let header = |format, guid, len| Header::for_guid_bytes(format, guid, len).unwrap();
+        let guid = RECIPIENT.to_bytes();
+        let sent = header(HeaderFormat::V1, guid, 24);
+        assert!(sent.is_of_same_kind(&header(HeaderFormat::V1, guid, 4000)));
+        assert!(!sent.is_of_same_kind(&header(HeaderFormat::V3, guid, 24)));
+        for other in near(guid) {
+            assert!(
+                !sent.is_of_same_kind(&header(HeaderFormat::V1, other, 24)),
+                "{other:02x?}"
+            );
         }
     }
 

@@ -12,6 +12,7 @@
 //! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`mod@fuzz`] | the fuzz targets under libFuzzer |
+//! | [`mutants`] | which small changes of the code no test notices |
 //! | [`sanitize`] | the host's tests under sanitizers and Miri |
 //! | [`soak`] | millions of transactions with random faults |
 //! | [`guide`] | the examples of the README and docs/, compiled as firmware |
@@ -44,6 +45,7 @@ mod image;
 mod lints;
 mod linux;
 mod machine;
+mod mutants;
 mod package;
 mod page;
 mod panics;
@@ -88,6 +90,7 @@ enum Command {
     Soak(soak::Soak),
     Guide(guide::Guide),
     Lints(lints::Lints),
+    Mutants(mutants::Mutants),
     Package(package::Options),
     Page(page::Options),
     Panics(panics::Panics),
@@ -123,6 +126,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Soak(options) => soak::run(&shell, &options),
         Command::Fuzz(options) => fuzz::run(&shell, &options),
         Command::Guide(_) => Ok(guide::run(&shell)),
+        Command::Mutants(options) => mutants::run(&shell, &options),
         Command::Lints(_) => Ok(lints::run(&shell)),
         Command::Package(options) => Ok(package::run(&shell, &options)),
         Command::Book(options) => book::run(&shell, &options),

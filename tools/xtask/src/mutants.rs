@@ -1,0 +1,225 @@
+//! Mutation testing: which small changes of the code no test notices.
+
+use crate::process;
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use xshell::{Shell, cmd};
+
+/// The crates that check what crosses the trust boundary.
+const PACKAGES: [&str; 4] = ["mm_wire", "mm_comm", "mm_core", "patina_mm"];
+/// The survivors that are explained.
+const EXPLAINED: &str = "docs/mutants.md";
+/// Where cargo-mutants writes its results, in a folder for each run.
+const OUTPUT: &str = "target/mutants";
+/// What is not compared word by word: text for people. `.cargo/mutants.toml` says the same.
+const TEXT: &str = "impl (fmt::)?(Debug|Display) for";
+
+/// Changes a crate in small ways with cargo-mutants, and lists each change that no test notices.
+///
+/// First the crate's own tests run against each change. What they do not notice meets the scenarios,
+/// the fuzz targets' corpus and the model, too (.cargo/mutants.toml). It fails if a change survives
+/// both and is not explained in docs/mutants.md. A whole crate takes from half an hour to many hours.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cargo xtask mutants --package mm_wire                   a whole crate
+  cargo xtask mutants --package mm_comm --shard 0/20      every 20th change
+  cargo xtask mutants --package mm_core --own-tests       without the tests of other crates
+
+It needs cargo install --locked cargo-mutants@27.1.0")]
+pub(crate) struct Mutants {
+    /// The crate that is changed.
+    #[arg(long, value_name = "CRATE", value_parser = PossibleValuesParser::new(PACKAGES))]
+    package: String,
+    /// Every N-th change, from the K-th on.
+    #[arg(long, value_name = "K/N")]
+    shard: Option<String>,
+    /// Runs only the tests of this crate.
+    #[arg(long)]
+    own_tests: bool,
+}
+
+pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
+    let found = cmd!(shell, "cargo mutants --version")
+        .quiet()
+        .ignore_stderr()
+        .read();
+    ensure!(
+        found.is_ok(),
+        "cargo-mutants is missing: cargo install --locked cargo-mutants@27.1.0"
+    );
+    let package = options.package.as_str();
+    let mut own = mutants(package, "own");
+    own.args(["--no-config", "--test-package", package, "--exclude-re", TEXT]);
+    if let Some(shard) = &options.shard {
+        own.args(["--sharding", "round-robin", "--shard", shard]);
+    }
+    own.args(["--", "--lib", "--tests"]);
+    let mut outcome = test(shell, own, package, "own")?;
+    if !options.own_tests && !outcome.missed.is_empty() {
+        println!(
+            "{} changes survived the tests of {package}; now those of other crates",
+            outcome.missed.len()
+        );
+        let mut all = mutants(package, "all");
+        for missed in &outcome.missed {
+            all.arg("--re").arg(format!("^{}$", escape(missed)));
+        }
+        let again = test(shell, all, package, "all")?;
+        outcome.caught = outcome.caught.saturating_add(again.caught);
+        outcome.missed = again.missed;
+    }
+    let explained = explained(&shell.read_file(EXPLAINED)?);
+    let (known, new): (Vec<_>, Vec<_>) = outcome
+        .missed
+        .iter()
+        .partition(|missed| explained.contains(&without_place(missed)));
+    known.iter().for_each(|mutant| println!("explained: {mutant}"));
+    new.iter().for_each(|mutant| println!("SURVIVED: {mutant}"));
+    let all = outcome.caught.saturating_add(outcome.missed.len());
+    println!(
+        "{package}: {all} changes, {} noticed, {} explained, {} survived: {:.1} % noticed",
+        outcome.caught,
+        known.len(),
+        new.len(),
+        percent(outcome.caught, all)
+    );
+    Ok(if new.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn mutants(package: &str, round: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.args([
+        "mutants",
+        "--no-shuffle",
+        "--colors",
+        "never",
+        "--package",
+        package,
+    ]);
+    command.args(["--minimum-test-timeout", "120", "--output"]);
+    command.arg(folder(package, round));
+    command
+}
+
+fn folder(package: &str, round: &str) -> String {
+    format!("{OUTPUT}/{package}-{round}")
+}
+
+/// What came of the changes.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Noticed by a failing test, or by one that did not end in time.
+    caught: usize,
+    missed: Vec<String>,
+}
+
+fn test(shell: &Shell, mut command: Command, package: &str, round: &str) -> Result<Outcome> {
+    shell.create_dir(folder(package, round))?;
+    command.current_dir(shell.current_dir());
+    let show = |line: &str| {
+        let is_news = ["MISSED", "TIMEOUT", "Found", "ok ", "FAILED", "error", "ERROR"];
+        is_news
+            .iter()
+            .any(|word| line.starts_with(word))
+            .then(|| line.to_owned())
+    };
+    let status = process::run("mutants", command, None, show)?;
+    let code = status.and_then(|status| status.code());
+    // Missed changes are 2, tests that did not end 3.
+    ensure!(
+        matches!(code, Some(0 | 2 | 3)),
+        "cargo mutants ended with {status:?}"
+    );
+    let lines = |name: &str| -> Result<Vec<String>> {
+        let path = Path::new(&folder(package, round)).join("mutants.out").join(name);
+        let text = shell
+            .read_file(&path)
+            .with_context(|| path.display().to_string())?;
+        Ok(text.lines().map(str::to_owned).collect())
+    };
+    Ok(Outcome {
+        caught: lines("caught.txt")?
+            .len()
+            .saturating_add(lines("timeout.txt")?.len()),
+        missed: lines("missed.txt")?,
+    })
+}
+
+/// The changes in the first column of the page's table.
+fn explained(page: &str) -> BTreeSet<String> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter_map(|row| row.split_once("` | "))
+        .map(|(mutant, _)| mutant.to_owned())
+        .collect()
+}
+
+/// A change without its line and column, which move with the code.
+fn without_place(mutant: &str) -> String {
+    let Some((place, change)) = mutant.split_once(": ") else {
+        return mutant.to_owned();
+    };
+    let file = place.split(':').next().unwrap_or(place);
+    format!("{file}: {change}")
+}
+
+/// A text as a regular expression that matches it.
+fn escape(text: &str) -> String {
+    let special = |c: char| r"\.+*?()|[]{}^$#&-~".contains(c);
+    let escaped = text
+        .chars()
+        .flat_map(|c| special(c).then_some('\\').into_iter().chain([c]));
+    escaped.collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "numbers of changes are small")]
+fn percent(part: usize, all: usize) -> f64 {
+    if all == 0 {
+        100.0
+    } else {
+        part as f64 * 100.0 / all as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_survivor_is_known_wherever_it_moved() {
+        let page = "| mutant | why |\n|---|---|\n| `crates/a/src/b.rs: replace < with <= in c` | equal |\n";
+        let explained = explained(page);
+        assert!(explained.contains(&without_place("crates/a/src/b.rs:12:34: replace < with <= in c")));
+        assert!(!explained.contains(&without_place("crates/a/src/b.rs:12:34: replace < with == in c")));
+    }
+
+    #[test]
+    fn names_of_mutants_are_expressions_that_match_them() {
+        assert_eq!(
+            escape("a.rs:1:2: replace | with ^"),
+            r"a\.rs:1:2: replace \| with \^"
+        );
+    }
+
+    #[test]
+    fn each_explained_survivor_is_in_a_file_of_a_crate_that_is_tested() {
+        let page = std::fs::read_to_string(crate::root().join(EXPLAINED)).unwrap();
+        for mutant in explained(&page) {
+            let (file, _) = mutant.split_once(": ").unwrap();
+            assert!(crate::root().join(file).is_file(), "{mutant}");
+            assert!(
+                PACKAGES
+                    .iter()
+                    .any(|package| file.starts_with(&format!("crates/{package}/src/"))),
+                "{mutant}"
+            );
+        }
+    }
+}
