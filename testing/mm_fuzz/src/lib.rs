@@ -31,6 +31,7 @@ pub mod monitor;
 pub mod pe;
 pub mod places;
 pub mod random;
+pub mod runtime_hobs;
 pub mod smc;
 pub mod soak;
 pub mod supervisor;
@@ -76,6 +77,12 @@ pub const TARGETS: &[Target] = &[
         about: "HOBs that announce comm buffers, against rules for memory that is taken over",
         run: places::run,
         max_len: 256,
+    },
+    Target {
+        name: "runtime_hobs",
+        about: "HOB lists that mm_runtime looks for its comm buffer in, against a separate reader",
+        run: runtime_hobs::run,
+        max_len: 512,
     },
     Target {
         name: "c_calls",

@@ -3,12 +3,16 @@
 
 use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_core::CommBuffer;
+use mm_runtime::hobs::{self, HobError, Source};
 use mm_wire::PAGE_LEN;
+use mm_wire::hob::{CommBufferPlace, HOB_LIST_GUID};
+use patina::standard::efi;
 use patina_mm::config::CommunicateBuffer;
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ptr::NonNull;
+use std::mem::MaybeUninit;
+use std::ptr::{self, NonNull};
 
 /// Bytes on each side of a block. With the feature `exact` there are none: an access beyond a block is one beyond its
 /// allocation, which AddressSanitizer reports even if it only reads.
@@ -153,4 +157,38 @@ pub fn view(buffer: CommBuffer) -> SharedRegion {
     // SAFETY: the simulated machine allocated the region, and never frees it; all accesses are
     // volatile, by this thread.
     unsafe { SharedRegion::new(base, buffer.region.len() as usize) }.unwrap()
+}
+
+/// What `mm_runtime` finds in a HOB list, of which the last HOB ends the list. It is behind `others`
+/// configuration tables; `None` if it is not among them, `Some(None)` if its address is null.
+///
+/// # Errors
+///
+/// Those of [`hobs::find`].
+pub fn find_in_hobs(
+    list: Option<Option<&[u8]>>,
+    others: usize,
+    source: Source,
+) -> Result<CommBufferPlace, HobError> {
+    // No more memory than the list has, so that AddressSanitizer guards its end.
+    let list = list.map(|list| list.map(Box::<[u8]>::from));
+    let table = |vendor_guid, vendor_table: *const u8| efi::ConfigurationTable {
+        vendor_guid,
+        vendor_table: vendor_table.cast_mut().cast(),
+    };
+    let other = efi::Guid::from_bytes(&[0x5a; 16]);
+    let mut tables: Vec<_> = (0..others).map(|_| table(other, ptr::null())).collect();
+    if let Some(list) = &list {
+        let list_guid = efi::Guid::from_bytes(&HOB_LIST_GUID.to_bytes());
+        tables.push(table(
+            list_guid,
+            list.as_deref().map_or(ptr::null(), <[u8]>::as_ptr),
+        ));
+    }
+    // SAFETY: numbers and pointers, all of which may be zero.
+    let mut system: efi::SystemTable = unsafe { MaybeUninit::zeroed().assume_init() };
+    system.number_of_table_entries = tables.len();
+    system.configuration_table = tables.as_mut_ptr();
+    // SAFETY: the table and the list, which has an end, live until this returns.
+    unsafe { hobs::find(&raw const system, source) }
 }

@@ -175,7 +175,7 @@ fn payloads(bytes: &[u8]) {
 
 /// Whether a HOB or an update may name this memory: whole pages that do not wrap, and a mailbox
 /// outside them.
-fn is_place(address: u64, pages: u64, mailbox: Option<u64>) -> bool {
+pub(crate) fn is_place(address: u64, pages: u64, mailbox: Option<u64>) -> bool {
     let (start, end) = (
         u128::from(address),
         u128::from(address) + u128::from(pages) * 4096,

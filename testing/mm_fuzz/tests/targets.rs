@@ -108,7 +108,7 @@ macro_rules! targets {
     };
 }
 
-targets! { wire transaction entry places c_calls supervisor smc monitor image pe device_tree }
+targets! { wire transaction entry places runtime_hobs c_calls supervisor smc monitor image pe device_tree }
 
 /// The quick form of `cargo xtask soak`.
 #[test]
