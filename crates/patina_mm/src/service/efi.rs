@@ -22,9 +22,17 @@ pub(crate) fn shown(error: EfiError) -> EfiStatus {
     EfiStatus(efi::Status::from(error).as_usize() as u64)
 }
 
+/// Whether this build can make secure monitor calls. x86 firmware cannot, and does not link what
+/// their errors say and mean.
+const HAS_SECURE_CALLS: bool = cfg!(any(target_arch = "aarch64", unix, windows));
+
 /// An error of secure monitor calls as an SDK error.
 pub(super) fn efi_error(error: SmcError) -> EfiError {
-    error_of(error.status())
+    if HAS_SECURE_CALLS {
+        error_of(error.status())
+    } else {
+        EfiError::Unsupported
+    }
 }
 
 /// The status as the SDK's type.
@@ -32,11 +40,10 @@ pub(super) fn efi_status(status: EfiStatus) -> efi::Status {
     usize::try_from(status.0).map_or(efi::Status::DEVICE_ERROR, efi::Status::from_usize)
 }
 
-/// The text of an error of secure monitor calls. x86 firmware does not make any, and does not link
-/// the texts.
+/// The text of an error of secure monitor calls.
 pub(super) fn secure_text(error: &SmcError) -> impl fmt::Display {
     fmt::from_fn(move |f| {
-        if cfg!(any(target_arch = "aarch64", unix, windows)) {
+        if HAS_SECURE_CALLS {
             fmt::Display::fmt(error, f)
         } else {
             f.write_str("secure monitor call")
