@@ -54,8 +54,7 @@ pub enum BeginError {
     MailboxInUse,
     /// The request was overwritten before the MMI was raised.
     #[error(
-        "platform: another driver overwrote the request for {} in the comm buffer before the MMI was raised: it uses \
-         the same buffer, and a notification called it",
+        "platform: another driver, which a notification called, overwrote the request for {} before the MMI was raised",
         Shown(*recipient)
     )]
     Overwritten {

@@ -17,14 +17,13 @@ use thiserror::Error;
 pub enum TriggerError {
     /// This target has no x86 port instructions that the running code may use.
     #[error(
-        "platform: this build has no x86 port I/O to raise an MMI with; in host tests give the trigger ports of \
-         your own (`with_ports`)"
+        "platform: this build has no x86 ports to raise an MMI with; host tests give their own (`with_ports`)"
     )]
     NoPortIo,
     /// SMIs do not reach the processor.
     #[error(
-        "platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing; let the chipset's code \
-         set that, or use SmiCheck::Enable; if SMI_EN is not there, use SmiCheck::Off"
+        "platform: SMIs are off: SMI_EN at {register:#x} is {value:#010x}, {missing} missing; set that, or use \
+         SmiCheck::Enable; SmiCheck::Off if it is not SMI_EN"
     )]
     SmisDisabled {
         /// Address or port of SMI_EN.
@@ -55,8 +54,8 @@ pub enum TriggerError {
     },
     /// The ACPI base is an I/O port that PMBASE cannot hold: its low 7 bits are zero.
     #[error(
-        "platform: acpi_base {base:#x} is not PMBASE, which is a multiple of 0x80; SMI_EN is base+0x30, so PMBASE \
-         may be {likely:#x}. For a chipset whose SMI_EN is elsewhere use SmiCheck::Off"
+        "platform: acpi_base {base:#x} is not PMBASE, a multiple of 0x80 (SMI_EN is base+0x30): PMBASE may be {likely:#x}; \
+         SmiCheck::Off if SMI_EN is elsewhere"
     )]
     NotPmBase {
         /// The configured base.
@@ -66,10 +65,7 @@ pub enum TriggerError {
     },
     /// The ACPI base is configured as memory, but has the value of an I/O port: at this address
     /// there is memory, not a register.
-    #[error(
-        "platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io({base:#x}); a number \
-         becomes an I/O port as a u16, and an address as a usize"
-    )]
+    #[error("platform: acpi_base MMIO({base:#x}) has the value of an I/O port: use AcpiBase::Io, or a u16")]
     PortAsAddress {
         /// The configured base.
         base: usize,
@@ -566,8 +562,8 @@ mod tests {
         );
         assert_eq!(
             error.to_string(),
-            "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing; let the chipset's code set that, \
-             or use SmiCheck::Enable; if SMI_EN is not there, use SmiCheck::Off"
+            "platform: SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing; set that, or use \
+             SmiCheck::Enable; SmiCheck::Off if it is not SMI_EN"
         );
         assert!(chipset.bytes_written.borrow().is_empty());
     }
@@ -644,7 +640,12 @@ mod tests {
     fn a_port_given_as_an_address_is_noticed() {
         let error = SmiEnableRegister::behind_mmio_base(0x600).unwrap_err();
         assert_eq!(error, TriggerError::PortAsAddress { base: 0x600 });
-        assert!(error.to_string().contains("use AcpiBase::Io(0x600)"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("MMIO(0x600) has the value of an I/O port: use AcpiBase::Io"),
+            "{error}"
+        );
         assert!(SmiEnableRegister::behind_mmio_base(0x1_0000).is_ok());
     }
 

@@ -302,7 +302,10 @@ fn an_acpi_base_that_is_not_pmbase_is_refused() {
         (AcpiBase::Io(0x630), "PMBASE may be 0x600"),
         (AcpiBase::Io(0x604), "PMBASE may be 0x600"),
         (AcpiBase::Io(0xffd1), "has no SMI_EN at +0x30"),
-        (AcpiBase::from(0x600_usize), "use AcpiBase::Io(0x600)"),
+        (
+            AcpiBase::from(0x600_usize),
+            "MMIO(0x600) has the value of an I/O port: use AcpiBase::Io",
+        ),
         // No device decodes these.
         (
             AcpiBase::Io(0x700),

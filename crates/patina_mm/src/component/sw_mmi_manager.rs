@@ -131,8 +131,8 @@ impl SwMmiManager {
             log_line!(
                 Warn,
                 "sw_mmi",
-                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN. Each message fails until it \
-                 changes; trigger_sw_mmi raises MMIs unchecked. If there is none use SmiCheck::Off, else SmiCheck::Enable"
+                "platform: SMI_EN at {at:#x} reads 0: SMIs are off, or there is no SMI_EN. Each message fails until it changes: use \
+                 SmiCheck::Off without SMI_EN, else SmiCheck::Enable"
             );
         } else if !missing.is_empty() && trigger.check == SmiCheck::Require {
             log_line!(

@@ -182,9 +182,9 @@ impl Announcements {
             log_line!(
                 Error,
                 "mm_comm",
-                "platform: comm buffer {}, the MM supervisor's, is disabled: its mailbox was that of comm buffer {}, which \
-                 moved. The driver that moved it (MmDxeSupport) moved the supervisor's buffer too and does not announce \
-                 where: send to the supervisor through gMmSupervisorCommunicationProtocolGuid, or leave that driver out",
+                "platform: comm buffer {}, the MM supervisor's, is disabled: its mailbox moved with comm buffer {}. MmDxeSupport \
+                 moved it, too, and does not announce where: send through gMmSupervisorCommunicationProtocolGuid, or leave \
+                 that driver out",
                 supervisors.id(),
                 self.id
             );

@@ -3,8 +3,9 @@
 //!
 //! The handles stay on one thread: only a notification on the same processor can come in the middle
 //! of an access. It makes and drops handles, and may keep one, so a count must change in one
-//! instruction; no other processor reads it. A call makes and drops two handles, and an atomic
-//! instruction costs as much as twenty others.
+//! instruction; no other processor reads it. That excludes `Rc`: its count may be loaded, changed and
+//! stored. A call makes and drops two handles. On the machine of `docs/performance.md` that takes
+//! 1.6 ns, and 23.6 ns with `Arc`: 40 % of a small `communicate_into`.
 
 use alloc::boxed::Box;
 use core::marker::PhantomData;
