@@ -4,7 +4,7 @@ use crate::error::{BeginError, ChannelError};
 use crate::mailbox::Mailbox;
 use crate::region::{SharedRegion, WORD};
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering, compiler_fence};
 use mm_wire::address::check_comm_buffer;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
 use mm_wire::mailbox::MailboxImage;
@@ -21,6 +21,12 @@ const LENGTH_LEN: usize = WORD;
 const V1_WORDS: usize = HeaderFormat::V1.header_len() / WORD;
 const REST_WORDS: usize = MAX_HEADER_LEN / WORD - V1_WORDS;
 
+/// The channel was taken out of use.
+const RETIRED: u8 = 1;
+
+/// The mailbox is shared with another channel, and requests here are for the MM supervisor.
+const SUPERVISORS: u8 = 2;
+
 /// A comm buffer, with its mailbox if it has one.
 ///
 /// It keeps a copy of the header that was last written in memory that MM cannot reach
@@ -30,12 +36,11 @@ pub struct Channel {
     region: SharedRegion,
     mailbox: Option<Mailbox>,
     in_use: AtomicBool,
-    retired: AtomicBool,
+    /// [`RETIRED`] and [`SUPERVISORS`], set once. One byte: with two, a channel would take 8 bytes
+    /// more.
+    flags: AtomicU8,
     /// Counts the transactions from 1: the number of the one under way, or of the last one.
     transaction: Cell<u32>,
-    /// Whether the mailbox is shared with another channel, and requests here are for the MM
-    /// supervisor.
-    is_supervisors: AtomicBool,
     tracked: Tracked,
     /// The format of the header in `tracked`; `None` if no header is tracked.
     tracked_format: Cell<Option<HeaderFormat>>,
@@ -162,9 +167,8 @@ impl Channel {
             region,
             mailbox: None,
             in_use: AtomicBool::new(false),
-            retired: AtomicBool::new(false),
+            flags: AtomicU8::new(0),
             transaction: Cell::new(0),
-            is_supervisors: AtomicBool::new(false),
             tracked: Tracked::none(),
             tracked_format: Cell::new(None),
             reached: Cell::new(0),
@@ -267,14 +271,14 @@ impl Channel {
     /// Takes the channel out of use for good: no transaction begins after this returns. A
     /// transaction that is under way finishes; see [`Self::is_in_use`].
     pub fn retire(&self) {
-        self.retired.store(true, Ordering::SeqCst);
+        self.flags.fetch_or(RETIRED, Ordering::SeqCst);
     }
 
     /// Whether [`Self::retire`] was called.
     #[must_use]
     #[inline]
     pub fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::SeqCst)
+        self.flags.load(Ordering::SeqCst) & RETIRED != 0
     }
 
     /// Prepares memory that other code used before: empties the mailbox, so that MM does not take
@@ -300,14 +304,14 @@ impl Channel {
     /// users (see [`mm_wire::mailbox`]). Code that makes requests through both channels reserves
     /// the other one with [`Self::hold`] meanwhile.
     pub fn share_mailbox_as_supervisors(&self) {
-        self.is_supervisors.store(true, Ordering::SeqCst);
+        self.flags.fetch_or(SUPERVISORS, Ordering::SeqCst);
     }
 
     /// Whether [`Self::share_mailbox_as_supervisors`] was called.
     #[must_use]
     #[inline]
     pub fn shares_mailbox_as_supervisors(&self) -> bool {
-        self.is_supervisors.load(Ordering::SeqCst)
+        self.flags.load(Ordering::SeqCst) & SUPERVISORS != 0
     }
 
     /// The contents of a mailbox that announces a request of this channel.
