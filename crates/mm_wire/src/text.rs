@@ -5,7 +5,7 @@ use core::fmt::{self, Write as _};
 
 /// A GUID for a line of text, `8c633b23-1260-4ea6-830f-7ddc97382111`.
 ///
-/// [`Guid`] writes the same, and links 1.5 KiB for it.
+/// [`Guid`] writes the same, and links 1.6 KiB for it.
 #[derive(Clone, Copy)]
 pub struct Shown(pub Guid);
 

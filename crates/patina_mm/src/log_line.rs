@@ -6,7 +6,7 @@ use log::{Level, Record};
 /// Writes a line to the log, like `log::error!(target: ..., ...)` and its siblings:
 /// `log_line!(Error, "mm_comm", "comm buffer {id}: {error}")`.
 ///
-/// Those also store module, file and line of each call site, which took 3 KiB of a platform's image.
+/// Those also store module, file and line of each call site, which took 2.5 KiB of a platform's image.
 macro_rules! log_line {
     ($level:ident, $target:expr, $($text:tt)+) => {
         if log::Level::$level <= log::STATIC_MAX_LEVEL && log::Level::$level <= log::max_level() {
