@@ -28,6 +28,7 @@ pub mod image;
 #[allow(unsafe_code, reason = "listed in docs/unsafe.md")]
 pub mod memory;
 pub mod monitor;
+pub mod moves;
 pub mod pe;
 pub mod places;
 pub mod random;
@@ -77,6 +78,12 @@ pub const TARGETS: &[Target] = &[
         about: "HOBs that announce comm buffers, against rules for memory that is taken over",
         run: places::run,
         max_len: 256,
+    },
+    Target {
+        name: "moves",
+        about: "announcements that a comm buffer moves, between and in calls, against a model of its place",
+        run: moves::run,
+        max_len: 512,
     },
     Target {
         name: "runtime_hobs",

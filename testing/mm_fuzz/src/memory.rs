@@ -1,13 +1,16 @@
-//! Memory that a target shares with the other side. An unsafe island (`docs/unsafe.md`): it makes
-//! channels over leaked memory.
+//! Memory that a target shares with the other side, and a trigger that raises nothing. An unsafe
+//! island (`docs/unsafe.md`): it makes channels over leaked memory.
 
 use mm_comm::{Channel, ChannelError, SharedRegion};
 use mm_core::CommBuffer;
 use mm_runtime::hobs::{self, HobError, Source};
 use mm_wire::PAGE_LEN;
 use mm_wire::hob::{CommBufferPlace, HOB_LIST_GUID};
+use patina::component::service::IntoService;
 use patina::standard::efi;
+use patina_mm::component::sw_mmi_manager::MmiError;
 use patina_mm::config::CommunicateBuffer;
+use patina_mm::service::{MmProgress, SwMmiTrigger};
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -191,4 +194,29 @@ pub fn find_in_hobs(
     system.configuration_table = tables.as_mut_ptr();
     // SAFETY: the table and the list, which has an end, live until this returns.
     unsafe { hobs::find(&raw const system, source) }
+}
+
+/// A trigger that calls code with the address of the request, and raises nothing.
+#[derive(IntoService)]
+#[service(dyn SwMmiTrigger)]
+pub struct Trigger(Box<dyn Fn(u64)>);
+
+impl Trigger {
+    /// Calls this code.
+    #[must_use]
+    pub fn new(code: impl Fn(u64) + 'static) -> Self {
+        Self(Box::new(code))
+    }
+}
+
+// SAFETY: nothing is raised at all.
+unsafe impl SwMmiTrigger for Trigger {
+    fn trigger_sw_mmi(&self, _: u8, _: u8) -> patina::error::Result<()> {
+        Ok(())
+    }
+
+    fn enter_mm(&self, comm_buffer: u64, _: u8, _: u8) -> Result<MmProgress, MmiError> {
+        (self.0)(comm_buffer);
+        Ok(MmProgress::Raised)
+    }
 }

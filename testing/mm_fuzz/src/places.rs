@@ -14,9 +14,9 @@ use patina_mm_test::Dispatcher;
 use std::cell::RefCell;
 use std::ops::Range;
 
-const PAGE: usize = 4096;
-const PAGES: usize = 12;
-const FILL: u8 = 0xb7;
+pub(crate) const PAGE: usize = 4096;
+pub(crate) const PAGES: usize = 12;
+pub(crate) const FILL: u8 = 0xb7;
 
 #[derive(Arbitrary, Debug)]
 struct Case {
@@ -36,7 +36,7 @@ enum Hob {
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
-struct Memory {
+pub(crate) struct Memory {
     page: u8,
     pages: u8,
     mailbox_page: u8,
@@ -58,7 +58,7 @@ enum Wrong {
 
 impl Memory {
     /// Address, pages, mailbox.
-    fn fields(self, base: u64) -> [u64; 3] {
+    pub(crate) fn fields(self, base: u64) -> [u64; 3] {
         let first = usize::from(self.page) % PAGES;
         let pages = usize::from(self.pages) % 3 + 1;
         let pages = pages.min(PAGES - first);

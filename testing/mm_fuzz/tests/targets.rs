@@ -14,7 +14,7 @@ fn cases(target: &str) -> u32 {
     match target {
         // Each case compresses a volume.
         "image" => 1_000,
-        "monitor" | "places" => 5_000,
+        "monitor" | "places" | "moves" => 5_000,
         _ => 20_000,
     }
 }
@@ -108,7 +108,7 @@ macro_rules! targets {
     };
 }
 
-targets! { wire transaction entry places runtime_hobs c_calls supervisor smc monitor image pe device_tree }
+targets! { wire transaction entry places moves runtime_hobs c_calls supervisor smc monitor image pe device_tree }
 
 /// The quick form of `cargo xtask soak`.
 #[test]

@@ -5,7 +5,7 @@ use crate::report::{Counts, Failed, Missing};
 use crate::setup::LLVM_COV;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -171,14 +171,17 @@ fn read(shell: &Shell) -> Result<Covered> {
             .collect();
         files.insert(name, lines);
     }
-    // Files that are modules of tests as a whole.
-    let of_tests: Vec<PathBuf> = files
+    // Files that are modules of tests as a whole. The file that declares such a module may have no line of code itself, and is
+    // then not among those that were measured.
+    let declaring: BTreeSet<PathBuf> = files
         .keys()
-        .map(|name| Ok((name.clone(), shell.read_file(name)?)))
-        .collect::<Result<Vec<_>>>()?
-        .iter()
-        .flat_map(|(name, source)| test_files(Path::new(name), source))
+        .flat_map(|name| declaring(Path::new(name)))
+        .filter(|name| root.join(name).is_file())
         .collect();
+    let mut of_tests = Vec::new();
+    for name in declaring {
+        of_tests.extend(test_files(&name, &shell.read_file(&name)?));
+    }
     files.retain(|name, _| {
         !of_tests
             .iter()
@@ -234,6 +237,20 @@ fn tests_in(source: &str) -> Vec<std::ops::RangeInclusive<usize>> {
         ranges.push(start.saturating_add(1)..=end.saturating_add(1));
     }
     ranges
+}
+
+/// The files that may declare this file as a module, and those that may declare the modules that it is in.
+fn declaring(name: &Path) -> Vec<PathBuf> {
+    let folders = name
+        .ancestors()
+        .skip(1)
+        .take_while(|folder| !folder.ends_with("crates"));
+    folders
+        .flat_map(|folder| {
+            let inside = ["lib.rs", "main.rs", "mod.rs"].map(|file| folder.join(file));
+            inside.into_iter().chain([folder.with_extension("rs")])
+        })
+        .collect()
 }
 
 /// The modules of this file that are other files and compiled for tests only, without their
@@ -357,6 +374,14 @@ mod tests {
                 Path::new("crates/a/src/smc/mock")
             ]
         );
+        let declaring = declaring(Path::new("crates/a/src/smc/world.rs"));
+        for name in [
+            "crates/a/src/smc.rs",
+            "crates/a/src/smc/mod.rs",
+            "crates/a/src/lib.rs",
+        ] {
+            assert!(declaring.contains(&PathBuf::from(name)), "{name}");
+        }
         assert!(is_file_or_below(
             Path::new("crates/a/src/smc/world.rs"),
             &files[0]
