@@ -1,8 +1,8 @@
 //! From the entry point to the end. An unsafe island (`docs/unsafe.md`).
 
 use crate::cpu::{self, Console, Fault};
-use crate::lab::{self, Client, RuntimeSite};
-use crate::mm::{self, Requests};
+use crate::requests::{self, Requests};
+use crate::site::{self, Client, RuntimeSite};
 use crate::variables;
 use alloc::boxed::Box;
 use alloc::format;
@@ -39,10 +39,9 @@ static HEAP: LockedHeap = LockedHeap::empty();
 /// The value that overwrites boot-services memory.
 const OVERWRITTEN: u64 = 0xcccc_cccc_cccc_cccc;
 
-#[unsafe(export_name = "efi_main")]
-unsafe extern "efiapi" fn efi_main(image: efi::Handle, system: *mut efi::SystemTable) -> efi::Status {
-    // SAFETY: what this entry point was called with.
-    let firmware = unsafe { Firmware::new(image, system) };
+variable_driver::entry_point!(run);
+
+fn run(firmware: Firmware) -> firmware::Result<()> {
     let why = match prepare(firmware) {
         Ok((stack, machine)) => leave(firmware, stack, machine),
         Err(why) => why,
@@ -107,7 +106,7 @@ fn prepare(firmware: Firmware) -> Result<(*mut u8, Machine), String> {
     ];
     // SAFETY: the firmware's table, while boot services last.
     let boot_services = unsafe { (*firmware.system).boot_services }.addr() as u64;
-    let (buffer, requests) = mm::find(firmware.system)?;
+    let (buffer, requests) = requests::find(firmware.system)?;
     let mut machine = Machine {
         system: firmware.system,
         interfaces,
@@ -416,7 +415,7 @@ fn play(machine: &mut Machine, life: Life, map: &[Region]) {
         return;
     };
     let all = mm_conformance::all();
-    for scenario in all.iter().filter(|scenario| lab::is_playable(life, scenario)) {
+    for scenario in all.iter().filter(|scenario| site::is_playable(life, scenario)) {
         let verdict = guarded(life, &mut || scenario.run(&lab));
         machine
             .report
@@ -469,6 +468,6 @@ pub(crate) fn find_hob(
     system: *mut efi::SystemTable,
     source: mm_runtime::hobs::Source,
 ) -> Result<CommBufferPlace, mm_runtime::hobs::HobError> {
-    // SAFETY: what the entry point was called with; `mm::find` is called before boot services end.
+    // SAFETY: what the entry point was called with; `requests::find` is called before boot services end.
     unsafe { mm_runtime::hobs::find(system, source) }
 }

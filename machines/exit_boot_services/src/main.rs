@@ -15,8 +15,8 @@
 //! |---|---|
 //! | `app` | from the entry point to the end |
 //! | `cpu` | exceptions, page tables, serial port |
-//! | `lab` | the conformance suite's lab for callers in C |
-//! | `mm` | how many requests MM took |
+//! | `requests` | how many requests MM took |
+//! | `site` | the firmware's driver as a site for the conformance suite |
 //! | `variables` | the firmware's variable services |
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
@@ -29,9 +29,9 @@ mod app;
 #[cfg(target_os = "uefi")]
 mod cpu;
 #[cfg(target_os = "uefi")]
-mod lab;
+mod requests;
 #[cfg(target_os = "uefi")]
-mod mm;
+mod site;
 #[cfg(target_os = "uefi")]
 mod variables;
 

@@ -15,21 +15,16 @@ use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::Service;
 use patina::error::{EfiError, Result};
-use patina::{Char16Array, string::ucs2_capacity};
 use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{
     AcpiBase, CommunicateBuffer, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
 };
 use patina_mm::service::SwMmiTrigger;
-use patina_mm_test::dispatcher::{Dispatcher, Outcome};
+use patina_mm_test::dispatcher::{Outcome, Dispatcher};
 use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
-
-/// Selects what the application does: `demo`, `soak`, or else the tests.
-const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
-const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
 /// The comm buffer's identifier.
 pub(crate) const BUFFER_ID: u8 = 0;
@@ -47,7 +42,7 @@ uefi_app::application!(run);
 
 /// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {
-    let mode = firmware.read_file(&MODE_FILE).unwrap_or_default();
+    let mode = firmware.mode();
     let report = SharedReport::new(RefCell::new(Report::new(Console)));
     let mmis = MmiCount::default();
     let memory = match firmware.allocate_runtime_pages(BUFFER_PAGES) {

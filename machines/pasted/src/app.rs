@@ -1,4 +1,4 @@
-//! The application. An unsafe island (`docs/unsafe.md`).
+//! The application.
 
 use crate::memory::BootMemory;
 use alloc::format;
@@ -11,7 +11,6 @@ use mm_wire::message::variable::{self, FunctionHeader, PayloadSize, function};
 use patina::component::service::Service;
 use patina::component::{IntoComponent, component};
 use patina::pi::hob::{Hob, HobList};
-use patina::standard::efi;
 use patina::{BinaryGuid, Guid};
 use patina_mm::component::communicator::Status;
 use patina_mm::service::MmCommunication;
@@ -74,21 +73,21 @@ mod board {
     }
 }
 
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
-    // SAFETY: the firmware called this entry point with these arguments; nothing here leaves boot services.
-    let firmware = unsafe { Firmware::new(image, system_table) };
-    let result = run(firmware);
+uefi_app::application!(run);
+
+/// `true` if the Rust works here.
+fn run(firmware: Firmware) -> bool {
+    let result = try_out(firmware);
     let words = match &result {
         Ok(()) => "PASTED ok",
         Err(why) => why,
     };
     // Only a notification in the middle of a line finds the port taken.
     let _ = writeln!(Console, "{words}");
-    uefi_app::firmware::exit(result.is_ok())
+    result.is_ok()
 }
 
-fn run(firmware: Firmware) -> Result<(), String> {
+fn try_out(firmware: Firmware) -> Result<(), String> {
     #[cfg(target_arch = "aarch64")]
     reserve(firmware)?;
     let mut dispatcher = Dispatcher::new();

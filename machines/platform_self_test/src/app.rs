@@ -8,21 +8,15 @@ use mm_conformance::test_protocol::{Findings, Task, TestProtocol};
 use mm_wire::{EfiStatus, Header, HeaderFormat};
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::management_mode::protocol::mm_comm_buffer_update;
-use patina::{Char16Array, string::ucs2_capacity};
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
-
-/// Selects what is done: `demo`, `platform` for the platform's own tests, `soak`, or else all tests.
-const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
-const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
 uefi_app::application!(run);
 
 /// `true` if everything went as it should.
 fn run(firmware: Firmware) -> bool {
     let protocols = BootProtocols::new(firmware.boot());
-    let mode = firmware.read_file(&MODE_FILE).unwrap_or_default();
-    let task = match &*mode {
+    let task = match &*firmware.mode() {
         [b'd', b'e', b'm', b'o', ..] => Task::Demo,
         [b'p', b'l', b'a', b't', ..] => Task::PlatformTest,
         [b's', b'o', b'a', b'k', ..] => Task::Soak,

@@ -54,6 +54,25 @@ pub struct Firmware {
     pub system: *mut efi::SystemTable,
 }
 
+/// The entry point of a program. `$run` is a function that gets the [`Firmware`] and returns a [`Result`].
+#[macro_export]
+macro_rules! entry_point {
+    ($run:path) => {
+        #[unsafe(export_name = "efi_main")]
+        unsafe extern "efiapi" fn efi_main(
+            image: ::r_efi::efi::Handle,
+            system: *mut ::r_efi::efi::SystemTable,
+        ) -> ::r_efi::efi::Status {
+            // SAFETY: what this entry point was called with.
+            let firmware = unsafe { $crate::firmware::Firmware::new(image, system) };
+            match $run(firmware) {
+                Ok(()) => ::r_efi::efi::Status::SUCCESS,
+                Err(status) => status,
+            }
+        }
+    };
+}
+
 /// A function of the firmware's boot services.
 macro_rules! boot {
     ($firmware:expr, $function:ident) => {{

@@ -7,8 +7,9 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | `dxe_core!` | makes a DXE core of a platform's components: its entry point; an unsafe island (`docs/unsafe.md`) |
 //! | `flash` | maps the flash, for OVMF's variable store |
-//! | `images` | maps OVMF's drivers as they were built to be mapped; an unsafe island (`docs/unsafe.md`) |
+//! | `images` | maps OVMF's drivers as they were built to be mapped; an unsafe island |
 //! | `dxe_services` | the DXE services table; an unsafe island |
 //! | `timer` | the frequency of the time stamp counter, from the ACPI timer |
 //! | `devices` | serial port, ACPI timer, end of a run; an unsafe island |
@@ -21,6 +22,8 @@ pub mod devices;
 #[cfg(target_os = "uefi")]
 mod dxe_services;
 #[cfg(target_os = "uefi")]
+mod entry;
+#[cfg(target_os = "uefi")]
 mod flash;
 #[cfg(target_os = "uefi")]
 mod images;
@@ -29,3 +32,7 @@ pub mod timer;
 
 #[cfg(target_os = "uefi")]
 pub use {dxe_services::dxe_services, flash::FlashMapping, images::WritableImages};
+/// What the macro `dxe_core` uses.
+#[cfg(target_os = "uefi")]
+#[doc(hidden)]
+pub use {log, patina, patina_dxe_core, patina_ffs_extractors};

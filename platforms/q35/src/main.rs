@@ -4,7 +4,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `platform` | what the machine is made of: the one list of configurations and components, and the entry point; an unsafe island (`docs/unsafe.md`) |
+//! | `platform` | what the machine is made of: the one list of configurations and components; an unsafe island (`docs/unsafe.md`) |
 //! | `mm` | what MM gets to know: the component that offers the launcher |
 //! | `mm::launcher` | copies the MM image into SMRAM, and locks SMRAM |
 //! | `mm::guard` | locks SMRAM if the launcher did not run |

@@ -2,12 +2,10 @@
 
 use crate::example::ExampleComponent;
 use crate::mm::{COMMAND, MmLaunch, SmramGuard, comm_buffer_hobs};
-use core::ffi::c_void;
-use log::LevelFilter;
+#[cfg(feature = "conformance")]
+use mm_conformance::recorder::Recorder;
 use ovmf_platform::{FlashMapping, WritableImages, devices, timer};
-use patina::UefiSpecVersion;
-use patina_dxe_core::{Add, Component, ComponentInfo, Config, Core, CpuInfo, MemoryInfo, PlatformInfo};
-use patina_ffs_extractors::NullSectionExtractor;
+use patina_dxe_core::{Add, Component, ComponentInfo, Config, CpuInfo};
 use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
@@ -16,11 +14,7 @@ use patina_mm::config::MmCommunicationOptions;
 #[cfg(not(feature = "conformance"))]
 static LOGGER: devices::Logger = devices::logger();
 #[cfg(feature = "conformance")]
-static LOGGER: mm_conformance::recorder::Recorder<devices::Logger> =
-    mm_conformance::recorder::Recorder::over(devices::logger());
-
-/// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
-static CORE: Core<Q35> = Core::new(NullSectionExtractor);
+static LOGGER: Recorder<devices::Logger> = Recorder::over(devices::logger());
 
 struct Q35;
 
@@ -58,30 +52,18 @@ impl ComponentInfo for Q35 {
     }
 }
 
-impl MemoryInfo for Q35 {}
-
 impl CpuInfo for Q35 {
     fn perf_timer_frequency() -> Option<u64> {
         timer::tsc_frequency()
     }
 }
 
-impl PlatformInfo for Q35 {
-    type ComponentInfo = Self;
-    type CpuInfo = Self;
-    type Extractor = NullSectionExtractor;
-    type MemoryInfo = Self;
-
-    const UEFI_SPEC_VERSION: UefiSpecVersion = UefiSpecVersion::V2_7;
-}
-
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
-    // It fails only if a logger is installed already, and this is the first code that runs.
-    let _ = log::set_logger(&LOGGER);
-    log::set_max_level(LevelFilter::Info);
-    // SAFETY: the PEI phase called this entry point with its HOB list, and the core gets it only
-    // afterwards.
-    unsafe { comm_buffer_hobs::add(hob_list) };
-    CORE.entry_point(hob_list)
+ovmf_platform::dxe_core! {
+    platform: Q35,
+    logger: &LOGGER,
+    before: |hob_list| {
+        // SAFETY: the PEI phase called the entry point with its HOB list, and the core gets it only
+        // afterwards.
+        unsafe { comm_buffer_hobs::add(hob_list) };
+    },
 }

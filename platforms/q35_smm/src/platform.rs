@@ -1,14 +1,10 @@
 //! What the machine is made of.
 
 use crate::smm::{QuietSmis, SmmDispatch};
-use core::ffi::c_void;
-use log::LevelFilter;
 use ovmf_platform::{WritableImages, devices, timer};
-use patina::UefiSpecVersion;
 #[cfg(not(feature = "own"))]
 use patina_dxe_core::Config;
-use patina_dxe_core::{Add, Component, ComponentInfo, Core, CpuInfo, MemoryInfo, PlatformInfo};
-use patina_ffs_extractors::NullSectionExtractor;
+use patina_dxe_core::{Add, Component, ComponentInfo, CpuInfo};
 #[cfg(not(feature = "own"))]
 use patina_mm::{
     component::{protocols::FirmwareMmCommunication, sw_mmi_manager::SwMmiManager},
@@ -16,9 +12,6 @@ use patina_mm::{
 };
 
 static LOGGER: devices::Logger = devices::logger();
-
-/// Its volumes are decompressed by OVMF's PEI phase, so no section is left to extract.
-static CORE: Core<Q35Smm> = Core::new(NullSectionExtractor);
 
 /// The comm buffer for messages to edk2's handlers.
 #[cfg(not(feature = "own"))]
@@ -28,6 +21,12 @@ pub(crate) const BUFFER_ID: u8 = 0;
 const BUFFER_PAGES: usize = 16;
 
 struct Q35Smm;
+
+#[cfg(feature = "own")]
+use crate::own::look_for_hobs;
+/// The comm buffer of this platform does not come from HOBs.
+#[cfg(not(feature = "own"))]
+fn look_for_hobs(_: *const core::ffi::c_void) {}
 
 #[cfg(feature = "own")]
 impl ComponentInfo for Q35Smm {
@@ -62,8 +61,6 @@ impl ComponentInfo for Q35Smm {
     }
 }
 
-impl MemoryInfo for Q35Smm {}
-
 impl CpuInfo for Q35Smm {
     // edk2's SMM CPU driver waits for the protocol; without it no SMM driver starts, and BDS has no
     // variables.
@@ -74,21 +71,8 @@ impl CpuInfo for Q35Smm {
     }
 }
 
-impl PlatformInfo for Q35Smm {
-    type ComponentInfo = Self;
-    type CpuInfo = Self;
-    type Extractor = NullSectionExtractor;
-    type MemoryInfo = Self;
-
-    const UEFI_SPEC_VERSION: UefiSpecVersion = UefiSpecVersion::V2_7;
-}
-
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(hob_list: *const c_void) -> ! {
-    // It fails only if a logger is installed already, and this is the first code that runs.
-    let _ = log::set_logger(&LOGGER);
-    log::set_max_level(LevelFilter::Info);
-    #[cfg(feature = "own")]
-    crate::own::look_for_hobs(hob_list);
-    CORE.entry_point(hob_list)
+ovmf_platform::dxe_core! {
+    platform: Q35Smm,
+    logger: &LOGGER,
+    before: look_for_hobs,
 }

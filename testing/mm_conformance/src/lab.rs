@@ -34,7 +34,7 @@ pub use setup::{
     BufferSetup, ControlSetup, HobKind, HobSetup, LockSetup, MailboxSetup, PortSetup, Remains, Setup,
     SetupFailure,
 };
-pub use site::{Abilities, SecureCalls, Site};
+pub use site::{Abilities, NoPorts, SecureCalls, Site};
 
 use alloc::rc::Rc;
 use alloc::string::String;

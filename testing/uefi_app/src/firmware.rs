@@ -20,11 +20,11 @@ use patina::uefi::boot_services::protocol_handler::HandleSearchType;
 use patina::uefi::boot_services::{BootServices, StandardBootServices};
 use patina::uefi::memory::EfiMemoryType;
 use patina::uefi::runtime_services::StandardRuntimeServices;
-use patina::{Char16Str, Char16String, protocol::ProtocolInterface};
+use patina::{Char16Array, Char16Str, Char16String, protocol::ProtocolInterface, string::ucs2_capacity};
 
 static BOOT: StandardBootServices = StandardBootServices::new_uninit();
 static RUNTIME: StandardRuntimeServices = StandardRuntimeServices::new_uninit();
-/// The boot services that `BOOT` has too, but does not give out.
+/// What `BOOT` has, which does not show it.
 static TABLE: AtomicPtr<efi::BootServices> = AtomicPtr::new(ptr::null_mut());
 
 #[global_allocator]
@@ -81,6 +81,9 @@ macro_rules! application {
         }
     };
 }
+
+const MODE_FILE: Char16Array<{ ucs2_capacity(MODE_PATH) }> = Char16Array::from_str(MODE_PATH);
+const MODE_PATH: &str = "\\EFI\\BOOT\\MODE.TXT";
 
 /// A loaded image, as its LoadedImage protocol describes it.
 #[derive(Clone, Copy, Debug)]
@@ -187,12 +190,14 @@ impl Firmware {
         handles.iter().map(|handle| loaded_image(*handle)).collect()
     }
 
+    /// What the application is to do, in the file `\EFI\BOOT\MODE.TXT` on its volume; empty without the file.
+    #[must_use]
+    pub fn mode(&self) -> Vec<u8> {
+        self.read_file(&MODE_FILE).unwrap_or_default()
+    }
+
     /// The bytes of a file on the volume that the application was loaded from.
-    ///
-    /// # Errors
-    ///
-    /// The error of the file system: [`EfiError::NotFound`] if there is no such file.
-    pub fn read_file(&self, path: &Char16Str) -> Result<Vec<u8>, EfiError> {
+    fn read_file(&self, path: &Char16Str) -> Result<Vec<u8>, EfiError> {
         let device = loaded_image(self.image)?.device;
         let volume = interface::<simple_file_system::Protocol>(device)?;
         // SAFETY: the interface is installed, and the volume that this application runs from is not
@@ -205,10 +210,9 @@ impl Firmware {
     }
 }
 
-/// The number of free bytes. `None` if the firmware does not tell it.
+/// How many bytes the firmware has left. `None` if it does not tell.
 ///
-/// Calls the firmware itself, because the SDK's `get_memory_map` assumes that a descriptor has the
-/// length of the SDK's type. edk2's descriptors are longer.
+/// The SDK's `get_memory_map` takes descriptors to be as long as its own type. edk2's are longer.
 #[must_use]
 pub fn free_memory() -> Option<u64> {
     const WORD: usize = size_of::<u64>();

@@ -23,16 +23,16 @@ pub struct Growth {
     pub logs: Logs,
 }
 
-/// What log lines cost one of our calls.
+/// What log lines cost a call of ours.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Logs {
-    /// ns a call with [`log::max_level`] off.
+    /// ns with [`log::max_level`] off.
     pub off_ns: f64,
-    /// ns a call with the level at trace and a logger that refuses the target.
+    /// ns with the level at trace, and a logger that refuses the target.
     pub filtered_ns: f64,
-    /// The difference of the two, as the median of pairs of runs.
+    /// ns by which the second is more, as the median of pairs of turns.
     pub more_ns: f64,
-    /// Bytes of message and response; bytes of text a call at trace.
+    /// Bytes of text at trace, by bytes of message and response.
     pub text: Vec<(usize, usize)>,
 }
 
@@ -103,7 +103,7 @@ macro_rules! growth {
 growth!(ours, patina_mm);
 growth!(published, patina_mm_published);
 
-/// Counts the bytes of text of the lines that it accepts.
+/// Counts the text of what it accepts.
 struct Logger;
 
 static ACCEPTS: AtomicBool = AtomicBool::new(false);

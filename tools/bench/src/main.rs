@@ -34,7 +34,7 @@ struct Cli {
     /// Write the figures to FILE, as JSON.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only make this many calls with a message of 16 bytes, for a profiler.
+    /// Make so many calls with a message of 16 bytes, and nothing else: for a profiler.
     #[arg(long, value_name = "CALLS")]
     repeat: Option<usize>,
     /// Draw the figures as SVG files in DIR.

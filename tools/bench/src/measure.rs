@@ -104,8 +104,8 @@ pub fn run(rounds: usize) -> Result<Figures> {
     Ok(figures)
 }
 
-/// Makes this many calls of each form for a profiler: the published crate's `communicate`, ours,
-/// and `communicate_into`, with 16 bytes through a comm buffer of 4 KiB with a mailbox.
+/// Makes so many calls with 16 bytes through a comm buffer of 4 KiB with a mailbox: the published crate's `communicate`, ours,
+/// and `communicate_into`. For a profiler.
 pub fn repeat(calls: usize) {
     let (len, message) = (4 * KIB, [7; 16]);
     let published = clients::published::communicator(len, message.len(), true);

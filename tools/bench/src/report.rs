@@ -9,11 +9,10 @@ use std::process::ExitCode;
 
 /// A ratio that is worse by more than this factor fails the check.
 const TOLERANCE: f64 = 1.2;
-/// The most bytes of text that a call may log at trace.
+/// Bytes of text a call at trace at most.
 const TEXT: usize = 2048;
-/// The most nanoseconds that log lines with their target off may cost a call. Other times are not
-/// compared with a limit. This one can be: it is a difference within one run and takes a fraction
-/// of the limit, while formatting a text in vain takes hundreds of nanoseconds.
+/// Nanoseconds a call at most for log lines whose target is off. The only time that is compared: it is a difference within one
+/// run, a fraction of this, and what would make it more is a text that is formatted for nothing, which takes hundreds.
 const FILTERED_NS: f64 = 10.0;
 /// Ratios below this are too small to compare: a tick of the clock is 20 % of them.
 const NOISE: f64 = 0.02;

@@ -13,15 +13,7 @@ mod driver {
     use variable_driver::firmware::{Firmware, Result, check};
     use variable_driver::{SET_BUFFER, SHARED, SHARED_PAGES as PAGES};
 
-    #[unsafe(export_name = "efi_main")]
-    unsafe extern "efiapi" fn efi_main(image: efi::Handle, system: *mut efi::SystemTable) -> efi::Status {
-        // SAFETY: what this entry point was called with.
-        let firmware = unsafe { Firmware::new(image, system) };
-        match run(firmware) {
-            Ok(()) => efi::Status::SUCCESS,
-            Err(status) => status,
-        }
-    }
+    variable_driver::entry_point!(run);
 
     fn run(firmware: Firmware) -> Result<()> {
         firmware.allocate(efi::RUNTIME_SERVICES_DATA, PAGES, Some(SHARED))?;
@@ -61,9 +53,15 @@ variable_driver::wait_at_a_panic!();
 
 /// There are no secure monitor calls here.
 #[cfg(all(target_os = "uefi", not(target_arch = "aarch64")))]
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(_: r_efi::efi::Handle, _: *mut r_efi::efi::SystemTable) -> r_efi::efi::Status {
-    r_efi::efi::Status::UNSUPPORTED
+mod driver {
+    use r_efi::efi;
+    use variable_driver::firmware::{Firmware, Result};
+
+    variable_driver::entry_point!(run);
+
+    fn run(_: Firmware) -> Result<()> {
+        Err(efi::Status::UNSUPPORTED)
+    }
 }
 
 #[cfg(not(target_os = "uefi"))]

@@ -14,21 +14,17 @@ mod loader {
 
     variable_driver::wait_at_a_panic!();
 
-    #[unsafe(export_name = "efi_main")]
-    unsafe extern "efiapi" fn efi_main(image: efi::Handle, system: *mut efi::SystemTable) -> efi::Status {
-        // SAFETY: what this entry point was called with.
-        let mut firmware = unsafe { Firmware::new(image, system) };
-        match run(firmware) {
-            Ok(()) => efi::Status::SUCCESS,
-            Err((what, status)) => {
-                // The line is lost if the console does not take it.
-                let _ = writeln!(firmware, "linux_loader: {what}: {status:?}");
-                status
-            }
-        }
+    variable_driver::entry_point!(run);
+
+    fn run(mut firmware: Firmware) -> Result<()> {
+        boot_linux(firmware).map_err(|(what, status)| {
+            // The line is lost if the console does not take it.
+            let _ = writeln!(firmware, "linux_loader: {what}: {status:?}");
+            status
+        })
     }
 
-    fn run(firmware: Firmware) -> core::result::Result<(), (&'static str, efi::Status)> {
+    fn boot_linux(firmware: Firmware) -> core::result::Result<(), (&'static str, efi::Status)> {
         let volume = Volume::of_program(firmware).map_err(|status| ("the volume", status))?;
         // SAFETY: the firmware's table.
         let get_variable = || unsafe { (*firmware.runtime_services()).get_variable } as *const ();

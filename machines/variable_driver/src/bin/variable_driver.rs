@@ -33,14 +33,7 @@ mod driver {
     /// Whether a message is in the buffer: then another call is refused.
     static BUSY: AtomicBool = AtomicBool::new(false);
 
-    #[unsafe(export_name = "efi_main")]
-    unsafe extern "efiapi" fn efi_main(image: efi::Handle, system: *mut efi::SystemTable) -> efi::Status {
-        // SAFETY: what this entry point was called with.
-        match run(unsafe { Firmware::new(image, system) }) {
-            Ok(()) => efi::Status::SUCCESS,
-            Err(status) => status,
-        }
-    }
+    variable_driver::entry_point!(run);
 
     fn run(firmware: Firmware) -> Result<()> {
         let protocol = firmware.locate(COMMUNICATION2)?;

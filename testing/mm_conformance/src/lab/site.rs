@@ -206,7 +206,7 @@ pub trait SecureCalls {
     /// How many requests reached MM since the client came up.
     fn requests(&self) -> usize;
 
-    /// Restarts the count of [`Self::requests`] at 0.
+    /// Makes [`Self::requests`] count from 0 again.
     fn forget_requests(&self);
 
     /// Runs `code` once, before the next request reaches MM.
@@ -214,7 +214,8 @@ pub trait SecureCalls {
 }
 
 /// The ports of a machine that has none: they read as zero.
-pub(super) struct NoPorts;
+#[derive(Clone, Copy, Debug)]
+pub struct NoPorts;
 
 impl Ports for NoPorts {
     fn write_u8(&self, _: u16, _: u8) {}

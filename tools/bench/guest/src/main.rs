@@ -4,7 +4,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `app` | the entry point; which measurements this machine allows |
+//! | `app` | which measurements this machine allows |
 //! | `count` | the counter, and a call's parts: before the port write, in MM, after it |
 //! | `played` | calls of both crates with MM played in the guest, and their stack |
 //! | `real` | calls to the machine's own MM, beside the firmware's protocol for drivers in C |

@@ -42,7 +42,7 @@ const UNKNOWN_FUNCTION: u8 = 99;
 /// The echo handler of `mm_core`.
 const ECHO: BinaryGuid = BinaryGuid::from_string("f2090a29-5433-4fda-9dc4-bcebb1ba2ed3");
 
-/// The GUID of the configuration table with the HOB list (PI 1.9, volume 3, 4.3).
+/// The configuration table that is the HOB list (PI 1.9, volume 3, 4.3).
 const HOB_LIST: BinaryGuid = BinaryGuid::from_string("7739f24c-93d7-11d4-9a3a-0090273fc14d");
 
 /// `EFI_MM_COMMUNICATION2_PROTOCOL` (PI 1.9, volume 4, 5.7.2).
@@ -194,8 +194,8 @@ impl Counts {
     }
 }
 
-/// The components that a platform adds, with ports that record the time. The platform's own
-/// components use the same comm buffer, but made their calls before an application runs.
+/// The components that a platform adds, with ports that note the time. The platform's own components, which use the same comm
+/// buffer, have made their calls before an application runs.
 fn through_components(firmware: Firmware, users_region: &[u8]) -> bool {
     let mut dispatcher = Dispatcher::new();
     dispatcher

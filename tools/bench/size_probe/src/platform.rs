@@ -1,11 +1,10 @@
-//! The platform and its entry point.
+//! The platform.
 
 extern crate alloc;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use patina::component::{Component, IntoComponent, Storage, component};
-use patina::standard::efi;
 use uefi_app::Firmware;
 use uefi_app::protocols::BootProtocols;
 
@@ -77,10 +76,9 @@ mod with_mm {
     }
 }
 
-#[unsafe(export_name = "efi_main")]
-extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTable) -> efi::Status {
-    // SAFETY: the firmware calls its entry point with these arguments.
-    let firmware = unsafe { Firmware::new(image, system_table) };
+uefi_app::application!(run);
+
+fn run(firmware: Firmware) -> bool {
     let mut storage = Storage::new();
     let mut waiting = Vec::new();
     storage.add_service(BootProtocols::new(firmware.boot()));
@@ -101,5 +99,5 @@ extern "efiapi" fn efi_main(image: efi::Handle, system_table: *mut efi::SystemTa
             }
         }
     }
-    uefi_app::firmware::exit(ran_all)
+    ran_all
 }

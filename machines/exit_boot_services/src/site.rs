@@ -1,7 +1,7 @@
 //! The firmware's driver as a site for the conformance suite: its scenarios for callers in C.
 
 use crate::app::{self, Life};
-use crate::mm::Requests;
+use crate::requests::Requests;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -10,7 +10,7 @@ use core::ffi::c_void;
 use core::ptr;
 use mm_comm::{Ports, SharedRegion};
 use mm_conformance::c_abi::{self, Addresses};
-use mm_conformance::lab::{CCall, CProtocol, CReply};
+use mm_conformance::lab::{CCall, CProtocol, CReply, NoPorts};
 use mm_conformance::{Abilities, Scenario, Setup, SetupFailure, Site};
 use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
@@ -58,22 +58,6 @@ impl Client {
 #[repr(align(4096))]
 struct Page {
     _bytes: [u8; PAGE_LEN],
-}
-
-/// Nothing is behind the client's ports: they are for counting.
-struct CountOnly;
-
-impl Ports for CountOnly {
-    fn write_u8(&self, _: u16, _: u8) {}
-    fn read_u32(&self, _: u16) -> u32 {
-        0
-    }
-    fn write_u32(&self, _: u16, _: u32) {}
-    fn read_mmio_u32(&self, _: usize) -> u32 {
-        0
-    }
-    fn write_mmio_u32(&self, _: usize, _: u32) {}
-    fn pause(&self) {}
 }
 
 /// Whether a scenario can run in a life: only those for callers in C.
@@ -165,8 +149,9 @@ impl Site for RuntimeSite {
         }
     }
 
+    /// They are for counting.
     fn ports(&self) -> Box<dyn Ports> {
-        Box::new(CountOnly)
+        Box::new(NoPorts)
     }
 
     fn protocols(&self) -> &'static dyn ProtocolServices {
