@@ -30,11 +30,11 @@
 #![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-mod machine;
+mod hardware;
 mod memory;
 mod standard;
 
-pub use machine::{Config, IoWrite, Machine};
+pub use hardware::{Config, IoWrite, Machine};
 pub use standard::{MAX_VARIABLE_LEN, SUPERVISOR, StandardMm, VARIABLE_STORE_LEN};
 
 use mm_comm::ChannelError;

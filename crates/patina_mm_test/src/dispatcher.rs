@@ -11,12 +11,12 @@ use patina::error::EfiError;
 pub struct Dispatcher {
     storage: Storage,
     waiting: Vec<Box<dyn Component>>,
-    outcome: Outcome,
+    outcome: Dispatched,
 }
 
 /// What happened to the components.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct Dispatched {
     /// Components that ran and succeeded.
     pub succeeded: Vec<Cow<'static, str>>,
     /// Components that ran and returned an error.
@@ -53,14 +53,14 @@ impl Dispatcher {
     /// When nothing makes progress, this locks every configuration, and then components can run
     /// that read a configuration which no other component wrote: the order of a Patina DXE core.
     #[must_use = "the outcome tells which components failed or never ran"]
-    pub fn dispatch(mut self) -> Outcome {
+    pub fn dispatch(mut self) -> Dispatched {
         self.run()
     }
 
     /// Like [`Self::dispatch`], but more components may be added afterwards. Those that did not run
     /// are dropped.
     #[must_use = "the outcome tells which components failed or never ran"]
-    pub fn run(&mut self) -> Outcome {
+    pub fn run(&mut self) -> Dispatched {
         while self.pass() {}
         self.storage.lock_configs();
         while self.pass() {}

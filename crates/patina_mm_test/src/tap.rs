@@ -36,7 +36,7 @@ impl Tap {
         self.0.writes.borrow().clone()
     }
 
-    /// The same, and clears the record. Long runs need that, or the record does not fit into
+    /// The same, and forgets them: for runs that are so long that the record would not fit into
     /// memory.
     #[must_use]
     pub fn take_writes(&self) -> Vec<(u16, u8)> {

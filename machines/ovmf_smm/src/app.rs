@@ -21,7 +21,7 @@ use patina_mm::config::{
     AcpiBase, CommunicateBuffer, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
 };
 use patina_mm::service::SwMmiTrigger;
-use patina_mm_test::dispatcher::{Outcome, Dispatcher};
+use patina_mm_test::dispatcher::{Dispatched, Dispatcher};
 use uefi_app::Firmware;
 use uefi_app::console::Console;
 use uefi_app::protocols::BootProtocols;
@@ -144,7 +144,7 @@ fn configuration(memory: *mut u8) -> Result<MmCommunicationConfiguration> {
     })
 }
 
-pub(crate) fn all_succeeded(outcome: &Outcome) -> core::result::Result<(), NotOk> {
+pub(crate) fn all_succeeded(outcome: &Dispatched) -> core::result::Result<(), NotOk> {
     log::info!("{} components succeeded", outcome.succeeded.len());
     for (component, why) in &outcome.not_run {
         log::error!("{component} never ran: {why}");

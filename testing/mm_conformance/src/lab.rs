@@ -40,7 +40,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use patina::component::IntoComponent;
 use patina_mm::config::{CommunicateBuffer, CommunicateBufferStatus};
-use patina_mm_test::dispatcher::Outcome;
+use patina_mm_test::dispatcher::Dispatched;
 use patina_mm_test::tap::Tap;
 
 /// The lab on the machine of a site.
@@ -119,7 +119,7 @@ impl Lab {
 pub fn dispatch_beside<I>(
     site: impl Site,
     component: impl IntoComponent<I>,
-) -> Result<Outcome, SetupFailure> {
+) -> Result<Dispatched, SetupFailure> {
     let setup = Setup::default();
     site.power_on(setup.latency);
     let buffers = bring_up::lay_out(&site, &setup)?;

@@ -118,7 +118,7 @@ impl SimSite {
 ///
 /// Never: the default setup has memory, and the MM side takes its comm buffers.
 #[must_use]
-pub fn dispatch<I>(component: impl IntoComponent<I>) -> dispatcher::Outcome {
+pub fn dispatch<I>(component: impl IntoComponent<I>) -> dispatcher::Dispatched {
     match lab::dispatch_beside(SimSite::new(), component) {
         Ok(outcome) => outcome,
         Err(failure) => unreachable!("the default setup works: {failure}"),

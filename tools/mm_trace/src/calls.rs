@@ -54,7 +54,7 @@ pub struct Note {
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", content = "why", rename_all = "lowercase")]
-pub enum Outcome {
+pub enum CallEnd {
     /// The call has a response.
     Responded,
     /// The call has an error.
@@ -100,7 +100,7 @@ pub struct Call {
     pub notes: Vec<Note>,
     /// How it ended.
     #[serde(flatten)]
-    pub outcome: Outcome,
+    pub outcome: CallEnd,
 }
 
 impl Call {
@@ -121,7 +121,7 @@ impl Call {
             mmis: Vec::new(),
             pauses: None,
             notes: Vec::new(),
-            outcome: Outcome::Open("the log does not show its end".to_owned()),
+            outcome: CallEnd::Open("the log does not show its end".to_owned()),
         }
     }
 
@@ -148,8 +148,8 @@ impl Call {
         let decoded = [&self.request, &self.response].into_iter().flatten();
         let decoded = decoded.flat_map(|message| message.decoded.problems.iter().map(String::as_str));
         let outcome = match &self.outcome {
-            Outcome::Responded => None,
-            Outcome::Failed(why) | Outcome::Open(why) => Some(why.as_str()),
+            CallEnd::Responded => None,
+            CallEnd::Failed(why) | CallEnd::Open(why) => Some(why.as_str()),
         };
         decoded.chain(outcome)
     }
@@ -308,9 +308,9 @@ impl Calls {
                     call.outcome = match result {
                         Ok(back) => {
                             call.back = Some(back);
-                            Outcome::Responded
+                            CallEnd::Responded
                         }
-                        Err(why) => Outcome::Failed(why),
+                        Err(why) => CallEnd::Failed(why),
                     };
                     sink.event(&Event::End(&call))?;
                 }
@@ -381,7 +381,7 @@ impl Calls {
             .is_some_and(|highest| number == 1 || number.saturating_add(DEEPEST) < highest);
         if is_new {
             for call in &mut self.open {
-                call.outcome = Outcome::Open("the machine was started again before its end".to_owned());
+                call.outcome = CallEnd::Open("the machine was started again before its end".to_owned());
             }
             self.close_from(0, sink)?;
             self.boot = self.boot.saturating_add(1);

@@ -1,6 +1,6 @@
 //! The decoded exchange as text.
 
-use crate::calls::{Call, Event, Message, Note, Outcome, Sink};
+use crate::calls::{Call, CallEnd, Event, Message, Note, Sink};
 use crate::decode::Decoded;
 use crate::dump::Dump;
 use crate::guids;
@@ -140,15 +140,15 @@ impl<W: Write> Transcript<W> {
             format!(" to {}", call.to())
         };
         let words = match &call.outcome {
-            Outcome::Responded => {
+            CallEnd::Responded => {
                 let back = call.back.unwrap_or(0);
                 format!("{name}{to} done{sent}, {back} bytes back{took}")
             }
-            Outcome::Failed(why) => {
+            CallEnd::Failed(why) => {
                 self.failed = self.failed.saturating_add(1);
                 format!("! {name}{to} failed{sent}{took}: {why}")
             }
-            Outcome::Open(why) => {
+            CallEnd::Open(why) => {
                 self.open = self.open.saturating_add(1);
                 format!("! {name}{to}: {why}")
             }

@@ -5,7 +5,7 @@ use mm_conformance::demo;
 use mm_conformance::lab::{Client, LogLevel, Setup};
 use mm_conformance::mm;
 use mm_conformance::sim::SimSite;
-use mm_trace::calls::{Call, Event, Outcome};
+use mm_trace::calls::{Call, CallEnd, Event};
 use mm_trace::log::Level;
 use mm_trace::page::{CALLS, Page};
 use mm_trace::read::{Format, read};
@@ -54,7 +54,7 @@ fn every_line_of_a_call_is_understood() {
     );
     assert_eq!(
         (call.sent, call.back, &call.outcome),
-        (Some(256), Some(256), &Outcome::Responded)
+        (Some(256), Some(256), &CallEnd::Responded)
     );
     assert_eq!(call.mmis.len(), 1, "{log}");
     assert!(call.pauses.is_some(), "{log}");
@@ -84,7 +84,7 @@ fn a_call_inside_a_call_is_inside() {
         .collect();
     assert_eq!(places, [(1, 1, Some(5)), (0, 0, Some(5))], "{log}");
     assert!(
-        calls.iter().all(|call| call.outcome == Outcome::Responded),
+        calls.iter().all(|call| call.outcome == CallEnd::Responded),
         "{log}"
     );
     assert!(calls[0].start.order > calls[1].start.order && calls[0].end.order < calls[1].end.order);
@@ -103,7 +103,7 @@ fn failures_have_the_text_of_the_error() {
     let (calls, _) = calls(&log);
     let words: Vec<String> = (calls.iter())
         .map(|call| match &call.outcome {
-            Outcome::Failed(why) => why.clone(),
+            CallEnd::Failed(why) => why.clone(),
             other => panic!("{other:?} in {log}"),
         })
         .collect();

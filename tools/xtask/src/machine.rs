@@ -10,7 +10,6 @@ use crate::setup::{
 use crate::toolchain::{self, AARCH64_BARE, AARCH64_UEFI, Toolchain, X86_64_UEFI};
 use anyhow::{Context as _, Result, bail};
 use clap::builder::PossibleValuesParser;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use xshell::{Cmd, Shell, cmd};
@@ -22,7 +21,7 @@ pub(crate) enum Mode {
     Test,
     /// Show something to people.
     Demo,
-    /// Make the calls of a soak, and report them like tests.
+    /// Make very many calls, and say so in the same protocol.
     Soak,
 }
 
@@ -90,7 +89,7 @@ pub(crate) struct Variant {
     pub(crate) refused: bool,
     /// Whether the run fails if an SMI is raised or taken.
     pub(crate) silent: bool,
-    /// Whether it can run [`Mode::Soak`].
+    /// Whether it can make very many calls ([`Mode::Soak`]).
     pub(crate) soaks: bool,
 }
 
@@ -107,7 +106,7 @@ impl Variant {
         }
     }
 
-    /// The tests that are expected of a run of [`Mode::Soak`].
+    /// What is expected of one that makes very many calls.
     pub(crate) const fn soak(name: &'static str) -> Self {
         /// Each call has its result, and memory is constant.
         const TESTS: u64 = 2;
@@ -184,7 +183,7 @@ pub(crate) const OWN_WITH_CORE: Machine = Machine {
     name: "own core",
     tools: &[&QEMU_X86, &RUST_UEFI],
     variants: &[Variant::new("", false, 1)],
-    build: |shell| build_uefi(shell, BENCH_APP),
+    build: |shell| build_uefi(shell, SELF_TEST_APP),
     demo_lines: &[],
     demo_since: "",
     command: |shell, boot| {
@@ -233,7 +232,7 @@ pub(crate) const MACHINES: &[Machine] = &[
             ),
         ],
         build: |shell| {
-            build_uefi(shell, BENCH_APP)?;
+            build_uefi(shell, SELF_TEST_APP)?;
             image::build(shell, &PATINA_Q35, true, None)
         },
         command: patina_q35,
@@ -252,7 +251,7 @@ pub(crate) const MACHINES: &[Machine] = &[
         ],
         build: |shell| {
             build_uefi(shell, OVMF_APP)?;
-            build_uefi(shell, BENCH_APP)?;
+            build_uefi(shell, SELF_TEST_APP)?;
             image::build(shell, &PATINA_SMM, true, None)
         },
         command: patina_smm,
@@ -412,8 +411,8 @@ pub(crate) const DEBUG_EXIT_SUCCESS: i32 = 0x10 << 1 | 1;
 /// The same after a failure.
 pub(crate) const DEBUG_EXIT_FAILURE: i32 = 0x11 << 1 | 1;
 
-/// The end of the name of a way to boot with this many MiB of RAM. The platform's own tests run,
-/// and not the suite.
+/// The end of the name of a way to boot with so many MiB of RAM. The platform's own tests run, and
+/// not the suite.
 const MIB: &str = "-mib";
 
 /// The word that tells machine patina-q35 to do that.
@@ -439,7 +438,7 @@ fn path(path: &Path) -> Result<String> {
 }
 
 /// The application that makes a Patina platform run its tests.
-const BENCH_APP: &str = "platform_self_test";
+const SELF_TEST_APP: &str = "platform_self_test";
 
 /// The application that runs components by itself, above edk2's SMM core.
 const OVMF_APP: &str = "ovmf_smm";
@@ -456,7 +455,7 @@ fn ovmf_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
 fn patina_smm(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = match boot.variant {
         APPLICATION => OVMF_APP,
-        _ => BENCH_APP,
+        _ => SELF_TEST_APP,
     };
     Ok(with_smm(
         q35(shell, boot.image, &uefi_product(shell, application)?, boot)?,
@@ -484,7 +483,7 @@ fn own(shell: &Shell, boot: &Boot<'_>, code: &Path, application: &Path) -> Resul
 /// OVMF without SMM, with a Patina DXE core and a Rust MM core. BDS starts the application, which
 /// starts the tests.
 fn patina_q35(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
-    let application = uefi_product(shell, BENCH_APP)?;
+    let application = uefi_product(shell, SELF_TEST_APP)?;
     // Without a VGA device at its addresses QEMU would leave SMRAM readable for all code.
     let devices: &[&str] = match boot.variant {
         WITHOUT_VGA => &[],
@@ -556,14 +555,8 @@ pub(crate) fn with_application(
             aarch64_with(shell, &boot, application)?
         }
         Doctor::Aarch64WithoutEl3 => {
-            let folder = shell.create_dir(dir.join("esp/EFI/BOOT"))?;
-            shell.copy_file(application, folder.join("BOOTAA64.EFI"))?;
-            let esp = path(&dir.join("esp"))?;
-            virt(shell, "virt")
-                .args(["-bios", ARM_UEFI_CODE])
-                .args(["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")])
-                .args(["-device", "virtio-blk-pci,drive=esp"])
-                .into()
+            let qemu = virt(shell, "virt").args(["-bios", ARM_UEFI_CODE]);
+            with_esp(qemu, &esp_with(shell, dir, application)?)?.into()
         }
     };
     Ok(command)
@@ -573,8 +566,8 @@ pub(crate) fn with_application(
 pub(crate) const COUNTING: [&str; 2] = [OVMF_SMM, PATINA_Q35.name];
 const OVMF_SMM: &str = "ovmf-smm";
 
-/// A machine of [`COUNTING`]: its firmware starts an application, and each instruction is a tick of
-/// its counter. On patina-q35 drivers in C call the runtime driver.
+/// One of [`COUNTING`], whose firmware starts an application, and where an instruction is a tick of
+/// the counter. On patina-q35 drivers in C call the runtime driver.
 pub(crate) fn counting(shell: &Shell, name: &str, application: &Path, dir: &Path) -> Result<Command> {
     let boot = Boot {
         image: application,
@@ -756,24 +749,13 @@ fn virt_with_drivers<'s>(shell: &'s Shell, boot: &Boot<'_>, program: &str) -> Re
         "loader,addr={MODE_WORD:#x},data={},data-len=4",
         interface | UEFI_BIT | mode_bit(boot.mode)
     );
-    let esp = shell.create_dir(boot.dir.join("esp"))?;
     let programs = Toolchain::find(shell, AARCH64_UEFI)?.products();
     let file = |name: &str| programs.join(name).with_extension("efi");
-    let folder = shell.create_dir(esp.join("EFI/BOOT"))?;
-    shell.copy_file(file(program), folder.join("BOOTAA64.EFI"))?;
+    let esp = esp_with(shell, boot.dir, &file(program))?;
     shell.copy_file(file(ARM_MM_DRIVER), esp.join("driver1.efi"))?;
     shell.copy_file(file(VARIABLE_DRIVER), esp.join("driver2.efi"))?;
-    let volume = path(&esp)?;
-    let qemu = virt(shell, "virt,secure=on,virtualization=on")
-        .args([
-            "-device",
-            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
-        ])
-        .args([
-            "-drive",
-            &format!("if=none,id=esp,format=raw,file=fat:rw:{volume}"),
-        ])
-        .args(["-device", "virtio-blk-pci,drive=esp"])
+    let qemu = with_esp(virt(shell, "virt,secure=on,virtualization=on"), &esp)?
+        .args(["-device", &uefi_above_monitor()])
         .arg("-bios")
         .arg(boot.image.join(MONITOR))
         .args(["-device", &word]);
@@ -896,30 +878,39 @@ fn aarch64_with(shell: &Shell, boot: &Boot<'_>, application: &Path) -> Result<Co
         (_, true) => "virt,secure=on,virtualization=on",
         (_, false) => "virt,secure=on",
     };
-    let mut arguments: Vec<OsString> = Vec::new();
-    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-    if interface == NO_EL3 {
-        add(&["-device", &payload, "-device", "loader,addr=0x60000000,cpu-num=0"]);
-    } else if uefi {
-        let folder = shell.create_dir(boot.dir.join("esp/EFI/BOOT"))?;
-        shell.copy_file(application, folder.join("BOOTAA64.EFI"))?;
-        let esp = path(&boot.dir.join("esp"))?;
-        add(&[
-            "-device",
-            &format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on"),
-        ]);
-        add(&["-drive", &format!("if=none,id=esp,format=raw,file=fat:rw:{esp}")]);
-        add(&["-device", "virtio-blk-pci,drive=esp"]);
+    let mut qemu = virt(shell, machine);
+    if uefi {
+        let esp = esp_with(shell, boot.dir, application)?;
+        qemu = with_esp(qemu, &esp)?.args(["-device", &uefi_above_monitor()]);
     } else {
-        add(&["-device", &payload]);
+        qemu = qemu.args(["-device", &payload]);
     }
-    if interface != NO_EL3 {
-        arguments.extend(["-bios".into(), monitor.into_os_string()]);
-    }
-    Ok(virt(shell, machine)
-        .args(arguments)
-        .args(["-device", &word])
-        .into())
+    qemu = match interface {
+        NO_EL3 => qemu.args(["-device", "loader,addr=0x60000000,cpu-num=0"]),
+        _ => qemu.arg("-bios").arg(monitor),
+    };
+    Ok(qemu.args(["-device", &word]).into())
+}
+
+/// Loads Debian's UEFI to the address at which the monitor starts it.
+fn uefi_above_monitor() -> String {
+    format!("loader,file={ARM_UEFI_CODE},addr=0x7c000000,force-raw=on")
+}
+
+/// An ESP in the directory of a run, from which UEFI for AArch64 starts the application.
+fn esp_with(shell: &Shell, dir: &Path, application: &Path) -> Result<PathBuf> {
+    let esp = dir.join("esp");
+    let folder = shell.create_dir(esp.join("EFI/BOOT"))?;
+    shell.copy_file(application, folder.join("BOOTAA64.EFI"))?;
+    Ok(esp)
+}
+
+/// A disk with this ESP.
+fn with_esp<'s>(qemu: Cmd<'s>, esp: &Path) -> Result<Cmd<'s>> {
+    let drive = format!("if=none,id=esp,format=raw,file=fat:rw:{}", path(esp)?);
+    Ok(qemu
+        .args(["-drive", &drive])
+        .args(["-device", "virtio-blk-pci,drive=esp"]))
 }
 
 /// QEMU's `virt` with a serial line, and with semihosting to end it.

@@ -49,7 +49,7 @@ pub(crate) fn test(
     boot(shell, machine, (variant, own), Mode::Test, deadline, scenarios)
 }
 
-/// Builds and boots a machine for a soak, and judges what it printed.
+/// Builds and boots a machine that makes very many calls, and judges what it said.
 pub(crate) fn soak(
     shell: &Shell,
     machine: &Machine,
@@ -123,7 +123,7 @@ fn boot(
         .and_then(|()| words.judge())
         .and_then(|()| run.exit_code());
     println!("  from power-on to the verdict: {:.1} s", run.time.as_secs_f64());
-    scenarios.add(&machine.stage_name(variant), transcript.outcomes());
+    scenarios.add(&machine.stage_name(variant), transcript.verdicts());
     run.conclude(verdict, transcript.counts())
 }
 

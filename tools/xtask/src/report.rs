@@ -1,5 +1,6 @@
 //! Stages, counts, the closing table.
 
+use crate::scenarios::Verdict;
 use crate::{is_ci, process};
 use anyhow::Result;
 use std::fmt;
@@ -79,17 +80,10 @@ pub(crate) struct Failed {
     pub(crate) reason: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Passed,
-    Failed,
-    Skipped,
-}
-
 #[derive(Debug)]
 struct Row {
     stage: String,
-    outcome: Outcome,
+    verdict: Verdict,
     counts: Counts,
     time: Duration,
     reason: String,
@@ -115,10 +109,10 @@ impl Report {
     }
 
     fn add(&mut self, name: &str, time: Duration, result: Result<Counts>, missing_is_failure: bool) {
-        let (outcome, counts, reason) = match result {
-            Ok(counts) => (Outcome::Passed, counts, String::new()),
+        let (verdict, counts, reason) = match result {
+            Ok(counts) => (Verdict::Passed, counts, String::new()),
             Err(error) if error.is::<NothingToDo>() || error.is::<Missing>() && !missing_is_failure => (
-                Outcome::Skipped,
+                Verdict::Skipped,
                 Counts {
                     skipped: 1,
                     ..Counts::default()
@@ -132,13 +126,13 @@ impl Report {
                     .map(|failed| failed.counts)
                     .unwrap_or_default();
                 counts.failed = counts.failed.max(1);
-                (Outcome::Failed, counts, format!("{error:#}"))
+                (Verdict::Failed, counts, format!("{error:#}"))
             }
         };
         let reason = reason.lines().next().unwrap_or_default().to_owned();
         self.rows.push(Row {
             stage: name.to_owned(),
-            outcome,
+            verdict,
             counts,
             time,
             reason,
@@ -169,7 +163,7 @@ impl Report {
 
     /// Whether no stage failed.
     pub(crate) fn is_success(&self) -> bool {
-        self.rows.iter().all(|row| row.outcome != Outcome::Failed)
+        self.rows.iter().all(|row| row.verdict != Verdict::Failed)
     }
 }
 
@@ -204,13 +198,13 @@ fn cells(row: &Row) -> [String; 4] {
         skipped,
     } = row.counts;
     let ran = passed.saturating_add(failed);
-    let result = match row.outcome {
-        Outcome::Passed => format!("passed {passed}/{ran}"),
-        Outcome::Failed => format!("FAILED {failed}/{ran}"),
-        Outcome::Skipped => "skipped".to_owned(),
+    let result = match row.verdict {
+        Verdict::Passed => format!("passed {passed}/{ran}"),
+        Verdict::Failed => format!("FAILED {failed}/{ran}"),
+        Verdict::Skipped => "skipped".to_owned(),
     };
-    let reason = match row.outcome {
-        Outcome::Passed if skipped > 0 => format!("{skipped} skipped"),
+    let reason = match row.verdict {
+        Verdict::Passed if skipped > 0 => format!("{skipped} skipped"),
         _ => row.reason.clone(),
     };
     [

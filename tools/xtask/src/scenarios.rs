@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use xshell::{Shell, cmd};
 
-/// The result of a test.
+/// The result of a test or of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Verdict {
     Passed,
     Failed,
     Skipped,
@@ -18,7 +18,7 @@ pub(crate) enum Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Scenarios {
     names: Vec<String>,
-    machines: Vec<(String, BTreeMap<String, Outcome>)>,
+    machines: Vec<(String, BTreeMap<String, Verdict>)>,
 }
 
 impl Scenarios {
@@ -56,22 +56,22 @@ impl Scenarios {
     }
 
     /// The scenarios that are not among these tests.
-    pub(crate) fn missing_in(&self, outcomes: &BTreeMap<String, Outcome>) -> Vec<String> {
+    pub(crate) fn missing_in(&self, verdicts: &BTreeMap<String, Verdict>) -> Vec<String> {
         let names = self.names.iter();
         names
-            .filter(|name| !outcomes.contains_key(*name))
+            .filter(|name| !verdicts.contains_key(*name))
             .cloned()
             .collect()
     }
 
     /// Notes the tests of a machine. Tests that are not scenarios are left out, and so is a machine
     /// without scenarios.
-    pub(crate) fn add(&mut self, machine: &str, outcomes: &BTreeMap<String, Outcome>) {
+    pub(crate) fn add(&mut self, machine: &str, verdicts: &BTreeMap<String, Verdict>) {
         let found: BTreeMap<_, _> = self
             .names
             .iter()
-            .filter_map(|name| outcomes.get_key_value(name))
-            .map(|(name, outcome)| (name.clone(), *outcome))
+            .filter_map(|name| verdicts.get_key_value(name))
+            .map(|(name, verdict)| (name.clone(), *verdict))
             .collect();
         if !found.is_empty() {
             self.machines.push((machine.to_owned(), found));
@@ -100,10 +100,10 @@ impl fmt::Display for Scenarios {
             let marks = self
                 .machines
                 .iter()
-                .map(|(_, outcomes)| match outcomes.get(name) {
-                    Some(Outcome::Passed) => "ok",
-                    Some(Outcome::Failed) => "NO",
-                    Some(Outcome::Skipped) => "- ",
+                .map(|(_, verdicts)| match verdicts.get(name) {
+                    Some(Verdict::Passed) => "ok",
+                    Some(Verdict::Failed) => "NO",
+                    Some(Verdict::Skipped) => "- ",
                     None => "  ",
                 });
             let marks = marks.collect::<Vec<_>>().join(" ");
@@ -126,15 +126,15 @@ mod tests {
         assert_eq!(scenarios.to_string(), "");
         scenarios.add(
             "nowhere",
-            &BTreeMap::from([("no_scenario".to_owned(), Outcome::Passed)]),
+            &BTreeMap::from([("no_scenario".to_owned(), Verdict::Passed)]),
         );
         assert_eq!(scenarios.to_string(), "");
         scenarios.add(
             "one",
-            &names.iter().map(|name| (name.clone(), Outcome::Passed)).collect(),
+            &names.iter().map(|name| (name.clone(), Verdict::Passed)).collect(),
         );
         let first = names.first().unwrap().clone();
-        scenarios.add("two", &BTreeMap::from([(first.clone(), Outcome::Skipped)]));
+        scenarios.add("two", &BTreeMap::from([(first.clone(), Verdict::Skipped)]));
         let text = scenarios.to_string();
         let row = |name: &str| {
             text.lines()

@@ -15,10 +15,10 @@ use xshell::{Shell, cmd};
 /// needs more memory at the end than after the first part. `cargo test -p mm_fuzz` does the same
 /// with 20,000 transactions.
 ///
-/// With --machine a machine under QEMU raises 100,000 MMIs instead. A quarter of the calls meets a
-/// fault: wrong responses from MM, mistakes of the caller, SMIs that are off, a call in the middle
-/// of a call. It fails if a call has a wrong result, leaves bytes behind or raises a wrong number
-/// of MMIs, or if the firmware has less free memory at the end.
+/// With --machine a machine under QEMU raises 100,000 MMIs instead. Of the calls a quarter meets a
+/// fault: MM that sends wrong responses, mistakes of the caller, SMIs that are off, a call in the
+/// middle of a call. It fails if a call has another result than it should, leaves bytes behind,
+/// raises another number of MMIs, or if the firmware has less free memory at the end.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask soak                                 10 million transactions with a new seed, which is printed
@@ -27,7 +27,7 @@ use xshell::{Shell, cmd};
   cargo xtask soak --machine ovmf-smm              100,000 MMIs on a machine under QEMU
   cargo xtask soak --machine all                   on each of them")]
 pub(crate) struct Soak {
-    /// The number of transactions.
+    /// How many transactions.
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     transactions: u64,
     /// The seed for the choice of transactions and faults; by default the time.
@@ -41,7 +41,7 @@ pub(crate) struct Soak {
     timeout: u64,
 }
 
-/// The name that selects all machines.
+/// Names all machines.
 const ALL: &str = "all";
 
 pub(crate) fn run(shell: &Shell, options: &Soak) -> Result<ExitCode> {
@@ -66,7 +66,7 @@ pub(crate) fn run(shell: &Shell, options: &Soak) -> Result<ExitCode> {
     })
 }
 
-/// Boots each way of a machine that can run a soak.
+/// Boots each way of a machine that can make so many calls.
 fn on_machines(shell: &Shell, name: &str, deadline: Duration) -> Result<ExitCode> {
     let mut report = Report::default();
     let mut ways: usize = 0;

@@ -4,7 +4,7 @@ use crate::machine::{self, Firmware, MACHINES, OWN, OWN_WITH_CORE};
 use crate::process::{self, require_success};
 use crate::qemu;
 use crate::report::{Counts, Failed, NothingToDo, Report};
-use crate::scenarios::{Outcome, Scenarios};
+use crate::scenarios::{Scenarios, Verdict};
 use crate::setup;
 use crate::verdict::VerdictError;
 use crate::{
@@ -73,9 +73,9 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
             "cargo test --workspace --features patina_mm/mockall --no-fail-fast"
         );
         report.stage("tests", || {
-            let (counts, outcomes) = cargo_test(tests.into())?;
-            scenarios.add("simulated", &outcomes);
-            require_all(counts, &scenarios, &outcomes)
+            let (counts, verdicts) = cargo_test(tests.into())?;
+            scenarios.add("simulated", &verdicts);
+            require_all(counts, &scenarios, &verdicts)
         });
         report.stage("demo", || {
             demo::simulated_log(shell, true)?;
@@ -157,9 +157,9 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
 fn require_all(
     counts: Counts,
     scenarios: &Scenarios,
-    outcomes: &BTreeMap<String, Outcome>,
+    verdicts: &BTreeMap<String, Verdict>,
 ) -> Result<Counts> {
-    let missing = scenarios.missing_in(outcomes);
+    let missing = scenarios.missing_in(verdicts);
     let reason = if !missing.is_empty() {
         VerdictError::ScenariosMissing(missing)
     } else if counts.passed < HOST_LEAST {
@@ -199,9 +199,9 @@ const CARGO_PROGRESS: [&str; 10] = [
 ];
 
 /// A run of `cargo test`: its output is shown, and its tests are counted and named.
-pub(crate) fn cargo_test(command: Command) -> Result<(Counts, BTreeMap<String, Outcome>)> {
+pub(crate) fn cargo_test(command: Command) -> Result<(Counts, BTreeMap<String, Verdict>)> {
     let label = label(&command);
-    let mut outcomes = BTreeMap::new();
+    let mut verdicts = BTreeMap::new();
     let mut counts = Counts::default();
     let mut summaries: u64 = 0;
     let status = process::run(&label, command, None, |line| {
@@ -209,7 +209,7 @@ pub(crate) fn cargo_test(command: Command) -> Result<(Counts, BTreeMap<String, O
             summaries = summaries.saturating_add(1);
             counts.add(binary);
         }
-        outcomes.extend(parse_test(line));
+        verdicts.extend(parse_test(line));
         let is_progress = line.starts_with(' ')
             && CARGO_PROGRESS
                 .iter()
@@ -226,19 +226,19 @@ pub(crate) fn cargo_test(command: Command) -> Result<(Counts, BTreeMap<String, O
     if summaries == 0 {
         bail!("{label} succeeded without a `test result` line");
     }
-    Ok((counts, outcomes))
+    Ok((counts, verdicts))
 }
 
-/// Name and outcome in a line such as `test a_name ... ok`.
-fn parse_test(line: &str) -> Option<(String, Outcome)> {
-    let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    let outcome = match outcome.split_whitespace().next()? {
-        "ok" => Outcome::Passed,
-        "ignored" => Outcome::Skipped,
-        "FAILED" => Outcome::Failed,
+/// Name and verdict in a line such as `test a_name ... ok`.
+fn parse_test(line: &str) -> Option<(String, Verdict)> {
+    let (name, verdict) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let verdict = match verdict.split_whitespace().next()? {
+        "ok" => Verdict::Passed,
+        "ignored" => Verdict::Skipped,
+        "FAILED" => Verdict::Failed,
         _ => return None,
     };
-    Some((name.trim_end().to_owned(), outcome))
+    Some((name.trim_end().to_owned(), verdict))
 }
 
 /// The counts in a closing line such as `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
@@ -284,11 +284,11 @@ mod tests {
         assert_eq!(parse_summary("test a ... ok"), None);
         assert_eq!(
             parse_test("test a  ... ok"),
-            Some(("a".to_owned(), Outcome::Passed))
+            Some(("a".to_owned(), Verdict::Passed))
         );
         assert_eq!(
             parse_test("test b ... FAILED"),
-            Some(("b".to_owned(), Outcome::Failed))
+            Some(("b".to_owned(), Verdict::Failed))
         );
         assert_eq!(parse_test(line), None);
     }
@@ -297,18 +297,18 @@ mod tests {
     fn a_host_that_runs_less_than_before_fails() {
         let names = ["a", "b", "c"].map(str::to_owned);
         let scenarios = Scenarios::of(names.to_vec());
-        let mut outcomes = BTreeMap::from(names.map(|name| (name, Outcome::Passed)));
+        let mut verdicts = BTreeMap::from(names.map(|name| (name, Verdict::Passed)));
         let counts = |passed| Counts {
             passed,
             ..Counts::default()
         };
-        assert!(require_all(counts(HOST_LEAST), &scenarios, &outcomes).is_ok());
-        let reason = require_all(counts(HOST_LEAST - 1), &scenarios, &outcomes)
+        assert!(require_all(counts(HOST_LEAST), &scenarios, &verdicts).is_ok());
+        let reason = require_all(counts(HOST_LEAST - 1), &scenarios, &verdicts)
             .unwrap_err()
             .to_string();
         assert!(reason.contains("did before"), "{reason}");
-        let (lost, _) = outcomes.pop_first().unwrap();
-        let reason = require_all(counts(HOST_LEAST), &scenarios, &outcomes)
+        let (lost, _) = verdicts.pop_first().unwrap();
+        let reason = require_all(counts(HOST_LEAST), &scenarios, &verdicts)
             .unwrap_err()
             .to_string();
         assert!(reason.contains(&lost), "{reason}");

@@ -19,7 +19,7 @@
 
 use crate::machine::Variant;
 use crate::report::Counts;
-use crate::scenarios::{Outcome, Scenarios};
+use crate::scenarios::{Scenarios, Verdict};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -82,7 +82,7 @@ pub(crate) enum VerdictError {
 /// The serial lines of a test run, evaluated.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
-    outcomes: BTreeMap<String, Outcome>,
+    verdicts: BTreeMap<String, Verdict>,
     failed: Vec<String>,
     counts: Counts,
     smis: Option<u64>,
@@ -107,13 +107,13 @@ impl Transcript {
     }
 
     fn record(&mut self, said: &Said<'_>) -> Result<(), VerdictError> {
-        let (name, outcome, counter) = match *said {
-            Said::Passed(name) => (name, Outcome::Passed, &mut self.counts.passed),
+        let (name, verdict, counter) = match *said {
+            Said::Passed(name) => (name, Verdict::Passed, &mut self.counts.passed),
             Said::Failed(name) => {
                 self.failed.push(name.to_owned());
-                (name, Outcome::Failed, &mut self.counts.failed)
+                (name, Verdict::Failed, &mut self.counts.failed)
             }
-            Said::Skipped(name) => (name, Outcome::Skipped, &mut self.counts.skipped),
+            Said::Skipped(name) => (name, Verdict::Skipped, &mut self.counts.skipped),
             Said::Smis(n) => {
                 return match self.smis.replace(n) {
                     None => Ok(()),
@@ -128,15 +128,15 @@ impl Transcript {
         *counter = counter.saturating_add(1);
         // The suite's tests have a prefix if there are others as well.
         let scenario = name.strip_prefix("conformance.").unwrap_or(name);
-        match self.outcomes.insert(scenario.to_owned(), outcome) {
+        match self.verdicts.insert(scenario.to_owned(), verdict) {
             None => Ok(()),
             Some(_) => Err(VerdictError::Twice(name.to_owned())),
         }
     }
 
     /// The result of each test, by its name without prefix.
-    pub(crate) fn outcomes(&self) -> &BTreeMap<String, Outcome> {
-        &self.outcomes
+    pub(crate) fn verdicts(&self) -> &BTreeMap<String, Verdict> {
+        &self.verdicts
     }
 
     /// The counts, trusted or not.
@@ -187,7 +187,7 @@ impl Transcript {
                 return Err(VerdictError::SmisNotTaken { raised, taken });
             }
         }
-        let missing = scenarios.missing_in(&self.outcomes);
+        let missing = scenarios.missing_in(&self.verdicts);
         if expected.suite && !missing.is_empty() {
             return Err(VerdictError::ScenariosMissing(missing));
         }

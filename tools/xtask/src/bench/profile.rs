@@ -1,4 +1,4 @@
-//! Counts the instructions of a call, by function, with callgrind.
+//! Instructions of a call by function, as callgrind counts them.
 
 use super::MANIFEST;
 use crate::process;
@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use xshell::{Shell, cmd};
 
-/// The number of calls of each form.
+/// Calls of each form.
 const CALLS: u64 = 1000;
 
-/// The number of functions in a table.
+/// How many functions are shown.
 const SHOWN: usize = 12;
 
 /// The forms of `tools/bench/src/measure.rs`, and a pattern for the function that makes the call.
@@ -47,7 +47,7 @@ pub(super) fn run(shell: &Shell) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The instructions of each function, without those of the functions that it calls.
+/// Instructions by function, without what it calls.
 fn by_function(text: &str) -> BTreeMap<String, u64> {
     let mut names = BTreeMap::new();
     let mut counts = BTreeMap::new();
@@ -56,12 +56,12 @@ fn by_function(text: &str) -> BTreeMap<String, u64> {
         if let Some(name) = line.strip_prefix("fn=") {
             function = named(name, &mut names);
         } else if let Some(name) = line.strip_prefix("cfn=") {
-            // callgrind writes a name only at its first use, which may be a call.
+            // A name is written once, also if that is where it is called.
             named(name, &mut names);
         } else if line.starts_with("calls=") {
             is_call = true;
         } else if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
-            // The line after `calls=` counts the instructions of the called function.
+            // What follows `calls=` is what the called function takes.
             let count = line
                 .split_whitespace()
                 .nth(1)
