@@ -3,19 +3,18 @@
 //! unsafe island (`docs/unsafe.md`).
 
 use crate::app::{SharedReport, all_succeeded};
-use crate::q35::Q35;
-use crate::tests::{NO_HANDLER, VENDOR, as_patina};
+use crate::tests::{VENDOR, as_patina, refused_without_smis};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use mm_comm::SmiEnable;
 use mm_conformance::c_abi;
 use mm_conformance::lab::{CCall, CProtocol};
-use mm_conformance::report::{NotOk, ensure, equal, failed};
-use mm_conformance::variables::{VariableError, VariableId, VariableService};
+use mm_conformance::real_mm::RealMm;
+use mm_conformance::report::{NotOk, equal, failed};
+use mm_conformance::variables::VariableService;
 use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID, HOB_LIST_GUID};
 use mm_wire::message::variable::{self, FunctionHeader, function};
 use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, PAGE_LEN, protocol};
@@ -25,13 +24,12 @@ use patina::component::params::Config;
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use patina::component::service::{IntoService, Service};
 use patina::pi::hob::{Hob, HobList};
-use patina::standard::efi;
 use patina::uefi::boot_services::BootServices;
 use patina::uefi::boot_services::tpl::Tpl;
 use patina_mm::component::communicator::{MmCommunicator, Status};
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::{FirmwareMmExecutor, MmCommunicationProducer};
-use patina_mm::component::sw_mmi_manager::{SwMmiManager, TriggerError};
+use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::config::{CommunicateBuffer, MmCommunicationConfiguration};
 use patina_mm::service::MmCommunication;
 use patina_mm_test::dispatcher::Dispatcher;
@@ -143,7 +141,9 @@ impl Tests {
         let has_mailbox = buffer.is_some_and(CommunicateBuffer::has_status_mailbox);
         self.run_over("hobs", *mm, has_mailbox);
         self.test("hobs.switched_off_smis_are_an_error", || {
-            self.switched_off_smis(*mm)
+            let request = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
+            let request = || self.ask(*mm, variable::GUID, request.as_bytes());
+            refused_without_smis(self.firmware, request)
         });
         self.test("hobs.refused_requests_raise_no_mmi", || {
             let capacity = buffer.map_or(0, CommunicateBuffer::message_capacity);
@@ -181,41 +181,18 @@ impl Tests {
     }
 
     fn run_over(&self, way: &str, mm: &dyn MmCommunication, tells_errors: bool) {
-        let variables = VariableService(|message: &[u8]| self.ask(mm, variable::GUID, message));
+        let send = |recipient, message: &[u8]| self.ask(mm, recipient, message);
+        let real = RealMm {
+            send: &send,
+            payload_size: None,
+            tells_errors,
+            calls: 1000,
+        };
+        real.test(|name, verdict| self.test(&format!("{way}.{name}"), || verdict));
+        let variables = VariableService(|message: &[u8]| send(variable::GUID, message));
         let test = |name: &str, test: &dyn Fn() -> Result<(), NotOk>| {
             self.test(&format!("{way}.{name}"), test);
         };
-        let served = |test: &dyn Fn() -> Result<(), NotOk>| match variables.payload_size() {
-            Err(VariableError::Exchange(Status::MmReturned(efi::Status::NOT_FOUND))) => {
-                Err(NotOk::Skipped("this MM has no variable service".into()))
-            }
-            _ => test(),
-        };
-        test("the_variable_service_tells_its_payload_size", &|| {
-            served(&|| {
-                let size = variables.payload_size()?;
-                log::info!("{way}: the variable service takes {size} bytes");
-                ensure(size >= 1024, format!("only {size} bytes"))
-            })
-        });
-        test(
-            "a_function_that_the_handler_does_not_know_is_its_own_error",
-            &|| {
-                served(&|| match variables.bare_call(99) {
-                    Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
-                    other => Err(failed(other)),
-                })
-            },
-        );
-        test("a_missing_handler_is_the_status_of_mm", &|| {
-            if !tells_errors {
-                return Err(NotOk::Skipped("without a mailbox MM cannot say so".into()));
-            }
-            match self.ask(mm, NO_HANDLER, b"anybody there?") {
-                Err(Status::MmReturned(_)) => Ok(()),
-                other => Err(failed(other)),
-            }
-        });
         let in_mm = || match BootProtocols::new(self.firmware.boot()).locate_interface(VARIABLES_ARE_IN_MM) {
             Ok(_) => Ok(()),
             Err(_) => Err(NotOk::Skipped(
@@ -228,23 +205,7 @@ impl Tests {
         });
         test("mm_lists_the_variables_that_runtime_services_list", &|| {
             in_mm()?;
-            let mut current = VariableId::before_the_first();
-            let mut count = 0_u32;
-            loop {
-                let here = next_variable(&current.name, &current.vendor)?;
-                let there = variables.next(&current)?;
-                equal(&there, &here.map(|(name, vendor)| VariableId { vendor, name }))?;
-                let Some(next) = there else { break };
-                current = next;
-                count = count.saturating_add(1);
-            }
-            ensure(count > 10, format!("only {count} variables"))
-        });
-        test("1000_calls_work", &|| {
-            served(&|| {
-                let size = variables.payload_size()?;
-                (0..1000).try_for_each(|_| equal(variables.payload_size()?, size))
-            })
+            variables.lists_the_same(next_variable)
         });
     }
 
@@ -267,21 +228,6 @@ impl Tests {
             .map_err(failed)?;
         self.run_over("communication2", &communicator, false);
         Ok(())
-    }
-
-    /// Clears APMC_EN, as any code in ring 0 can, and sets it again.
-    fn switched_off_smis(&self, mm: &dyn MmCommunication) -> Result<(), NotOk> {
-        let request = FunctionHeader::new(function::GET_PAYLOAD_SIZE);
-        let request = || self.ask(mm, variable::GUID, request.as_bytes());
-        match Q35::new()
-            .without_smis(self.firmware.boot(), request)
-            .ok_or("no SMI_EN")?
-        {
-            Err(Status::MmiNotRaised(TriggerError::SmisDisabled { missing, .. })) => {
-                equal(missing, SmiEnable::APMC)
-            }
-            other => Err(failed(other)),
-        }
     }
 
     /// Sends a request to the variable service like a driver in C, through a protocol that

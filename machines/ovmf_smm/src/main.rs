@@ -15,7 +15,7 @@
 //! | `site` | this machine as a site for the conformance suite |
 //! | `tests`, `host_tests` | what the application tests besides the suite |
 //!
-//! A file `\EFI\BOOT\MODE.TXT` with `demo` makes it run the demo instead, with `soak` the soak.
+//! A file `\EFI\BOOT\MODE.TXT` with `demo` makes it run the demo instead, with `soak` very many calls.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 #![cfg_attr(target_os = "uefi", deny(clippy::arithmetic_side_effects))]
 

@@ -132,7 +132,7 @@ impl Site for OvmfSite {
     }
 }
 
-/// Makes the calls of a soak; `true` if each had the result that it should have.
+/// Makes very many calls; `true` if each went well.
 pub(crate) fn soak(report: &SharedReport, firmware: Firmware, mmis: MmiCount, memory: *mut u8) -> bool {
     let mut report = report.borrow_mut();
     let Some(lab) = open(firmware, mmis, memory) else {

@@ -195,8 +195,7 @@ impl SmmCorePrivate {
         self.request_alone(buffer, len, raise, pause)
     }
 
-    /// Like [`Self::request`], but at the current TPL: for callers that know that no notification
-    /// talks to MM.
+    /// Like [`Self::request`], at the TPL of now: for callers that know that no notification talks to MM.
     pub(crate) fn request_alone<E>(
         &self,
         buffer: *mut u8,

@@ -2,36 +2,27 @@
 //! The MM of that firmware is not known, so the tests use only requests that any MM has. An unsafe
 //! island (`docs/unsafe.md`).
 
+use alloc::format;
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 use core::cell::Cell;
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU8, Ordering};
-use mm_conformance::report::{NotOk, Report, ensure, equal, failed};
+use mm_conformance::real_mm::RealMm;
+use mm_conformance::report::{NotOk, Report};
 use mm_conformance::test_protocol::{Task, TestProtocol};
-use mm_conformance::variables::{VariableError, VariableService};
-use mm_wire::EfiStatus;
 use mm_wire::hob::{COMM_BUFFER_HOB_GUID, COMM_REGION_HOB_GUID};
-use mm_wire::message::variable::GUID as VARIABLES;
 use ovmf_platform::devices::Console;
 use patina::component::component;
 use patina::component::service::Service;
 use patina::component::service::uefi_services::protocol::{ProtocolServices, ProtocolServicesExt};
 use patina::error::Result;
 use patina::pi::hob::{PhaseHandoffInformationTable, find_guid_hob_data};
-use patina::standard::efi;
 use patina::{BinaryGuid, Guid};
 use patina_dxe_core::{Add, Component};
-use patina_mm::component::communicator::{MmCommunicator, Status};
+use patina_mm::component::communicator::MmCommunicator;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::sw_mmi_manager::SwMmiManager;
 use patina_mm::service::MmCommunication;
-
-/// A GUID that no handler has.
-const NO_HANDLER: BinaryGuid = BinaryGuid::from_string("2d2f7c1a-8a35-4f0e-9f0c-51f0f4a7ce86");
-
-/// Calls of the endurance test.
-const MANY_CALLS: u64 = 1_000;
 
 /// What the HOB list has: nothing for MM, a comm buffer, or comm regions.
 static HOBS: AtomicU8 = AtomicU8::new(NONE);
@@ -114,39 +105,15 @@ fn run(mm: &Mm) -> bool {
 }
 
 fn ask(report: &mut Report<Console>, mm: &dyn MmCommunication, id: u8, sent: &Cell<u64>) {
-    let send = |recipient: &[u8; 16], message: &[u8]| -> core::result::Result<Vec<u8>, Status> {
+    let send = |recipient: mm_wire::Guid, message: &[u8]| {
         sent.set(sent.get().saturating_add(1));
-        mm.communicate(id, message, Guid::from_bytes(recipient))
+        mm.communicate(id, message, Guid::from_bytes(&recipient.to_bytes()))
     };
-    let variables = VariableService(|message: &[u8]| send(&VARIABLES.to_bytes(), message));
-    let served = |test: &dyn Fn() -> core::result::Result<(), NotOk>| match variables.payload_size() {
-        Err(VariableError::Exchange(Status::MmReturned(efi::Status::NOT_FOUND))) => {
-            Err(NotOk::Skipped("this MM has no variable service".into()))
-        }
-        _ => test(),
+    let real = RealMm {
+        send: &send,
+        payload_size: None,
+        tells_errors: true,
+        calls: 1000,
     };
-    report.test("core.the_variable_service_tells_its_payload_size", || {
-        served(&|| ensure(variables.payload_size()? >= 1024, "less than a KiB"))
-    });
-    report.test(
-        "core.a_function_that_the_handler_does_not_know_is_its_own_error",
-        || {
-            served(&|| match variables.bare_call(99) {
-                Err(VariableError::Service(EfiStatus::UNSUPPORTED)) => Ok(()),
-                other => Err(failed(other)),
-            })
-        },
-    );
-    report.test("core.a_missing_handler_is_the_status_of_mm", || {
-        match send(NO_HANDLER.as_bytes(), b"anybody there?") {
-            Err(Status::MmReturned(_)) => Ok(()),
-            other => Err(failed(other)),
-        }
-    });
-    report.test("core.1000_calls_work", || {
-        served(&|| {
-            let size = variables.payload_size()?;
-            (0..MANY_CALLS).try_for_each(|_| equal(variables.payload_size()?, size))
-        })
-    });
+    real.test(|name, verdict| report.verdict(&format!("core.{name}"), verdict));
 }

@@ -3,6 +3,7 @@
 //! It needs only a lab, so it is the same on the simulated machine and on firmware under QEMU.
 
 use crate::lab::{Abilities, Client, Lab, LogLevel, Setup};
+use crate::scenarios::NO_HANDLER;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -19,8 +20,6 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Gets the transcript, line by line.
 pub type Out<'o> = &'o mut dyn FnMut(fmt::Arguments<'_>);
 
-/// A GUID without a handler.
-const NO_HANDLER: Guid = guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 const VENDOR: Guid = guid!("6b2f1ad5-94f2-4c9c-8a43-cbd3a2a8d2f7");
 const NAME: &str = "Greeting";
 const TEXT: &str = "hello from DXE";
@@ -96,7 +95,7 @@ fn talk(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
 
     out(format_args!(""));
     out(format_args!("{number}  What if no handler takes the request?"));
-    let missing = client.communicate(0, b"anybody there?", NO_HANDLER);
+    let missing = client.communicate(0, b"is it running?", NO_HANDLER);
     out(format_args!("   request       14 bytes to {NO_HANDLER}"));
     out(format_args!("   error         {}", told(&missing)));
     number += 1;
@@ -113,7 +112,7 @@ fn talk(lab: &Lab, place: &str, out: Out<'_>) -> Result<(), String> {
         out(format_args!("{number}  What if the chipset delivers no SMIs?"));
         let before = client.mmis();
         client.switch_smis(false);
-        let off = client.communicate(0, b"anybody there?", NO_HANDLER);
+        let off = client.communicate(0, b"is it running?", NO_HANDLER);
         client.switch_smis(true);
         out(format_args!("   error         {}", told(&off)));
         out(format_args!("   MMIs raised   {}", client.mmis() - before));

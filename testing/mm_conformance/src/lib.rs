@@ -24,6 +24,7 @@
 //! | [`arena`], [`conduit`], [`recorder`] | for sites: memory, counted secure monitor calls, a logger that scenarios read |
 //! | [`c_abi`], [`edk2`] | calls the protocols for C; drivers of edk2 in C |
 //! | [`test_protocol`] | the protocol by which an application makes a platform run its tests |
+//! | [`real_mm`] | tests of MM in firmware that was not built for this suite |
 //! | [`variables`] | requests to the variable service's handler |
 #![no_std]
 #![deny(missing_docs)]
@@ -39,6 +40,7 @@ pub mod conduit;
 pub mod demo;
 pub mod edk2;
 pub mod lab;
+pub mod real_mm;
 pub mod recorder;
 pub mod report;
 #[macro_use]

@@ -1,6 +1,6 @@
 //! Requests to the variable service's handler in MM.
 
-use crate::report::{NotOk, equal, failed};
+use crate::report::{NotOk, ensure, equal, failed};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -166,6 +166,29 @@ impl<E: fmt::Display, F: Fn(&[u8]) -> Result<Vec<u8>, E>> VariableService<F> {
             Err(error) => Err(error.into()),
             Ok(found) => Err(failed(found)),
         }
+    }
+
+    /// Compares MM's list of variables with that of `next`, which returns the variable that follows a given one.
+    ///
+    /// # Errors
+    ///
+    /// [`NotOk::Failed`] with the first difference, or if there are not more than ten variables.
+    pub fn lists_the_same<N: fmt::Display>(
+        &self,
+        next: impl Fn(&Char16Str, &efi::Guid) -> Result<Option<(Char16String, efi::Guid)>, N>,
+    ) -> Result<(), NotOk> {
+        let mut current = VariableId::before_the_first();
+        let mut count = 0_u32;
+        loop {
+            let here = next(&current.name, &current.vendor)?;
+            let there = self.next(&current)?;
+            equal(&there, &here.map(|(name, vendor)| VariableId { vendor, name }))?;
+            let Some(next) = there else { break };
+            current = next;
+            count = count.saturating_add(1);
+        }
+        log::info!("{count} variables");
+        ensure(count > 10, format_args!("only {count} variables"))
     }
 
     /// Calls a function; returns what follows the function header of the response.

@@ -485,8 +485,7 @@ pub(super) fn suite(report: &mut Report<Console>, lab: &Lab, control: Control) -
     }
 }
 
-/// Makes the calls of a soak; `true` if each had the result that it should have, and MM took its
-/// SMI.
+/// Makes very many calls; `true` if each went well, and MM took the SMI of each.
 pub(super) fn soak(lab: &Lab, control: Control, findings: Findings) -> bool {
     log::set_max_level(LevelFilter::Off);
     let mut report = Report::new(Console);
@@ -495,7 +494,7 @@ pub(super) fn soak(lab: &Lab, control: Control, findings: Findings) -> bool {
     let raised = mm_conformance::soak::run(&mut report, lab, &free);
     report.test("soak.mm_took_the_smi_of_each_call", || {
         let taken = control.state()?.smis.get().saturating_sub(before?.smis.get());
-        // Two more: the registration of the client's comm buffers, and the request for MM's count.
+        // The registration of the client's comm buffers, and the question.
         equal(taken, raised.saturating_add(2))
     });
     report.finish(raised)
@@ -512,7 +511,7 @@ pub(super) fn fault(report: &mut Report<Console>, services: Services) {
         equal(cr2(), OWN)?;
         equal(fault, Err(aborted()))?;
         // No request is handled any more.
-        equal(echo(services, 0, b"anybody there?"), Err(aborted()))?;
+        equal(echo(services, 0, b"is it running?"), Err(aborted()))?;
         equal(Control(services.mm).state(), Err(aborted().to_string()))
     });
 }

@@ -145,7 +145,7 @@ fn headers_alternate(lab: &Lab) -> Seen {
 fn v3_no_handler_is_an_error(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     ensure_eq!(
-        v3(&client, b"anybody?", super::refusals::NO_HANDLER),
+        v3(&client, b"running?", super::refusals::NO_HANDLER),
         Err(super::refusals::not_taken(lab))
     );
     ensure_clean(&client, 0)

@@ -38,7 +38,7 @@ fn lie(client: &Client, lie: Lie) -> Result<Vec<u8>, Status> {
 
 fn no_handler_is_an_error(lab: &Lab) -> Seen {
     let client = ready(lab)?;
-    let response = client.communicate(0, b"is anybody there?", super::refusals::NO_HANDLER);
+    let response = client.communicate(0, b"is it running?", super::refusals::NO_HANDLER);
     ensure_eq!(response, Err(not_taken(lab)));
     Ok(())
 }

@@ -4,9 +4,10 @@ use super::efi_status;
 use super::{Seen, ensure_clean, pattern, ready, up};
 use crate::lab::{Abilities, Client, Lab, Setup};
 use crate::mm;
+pub(crate) use crate::real_mm::NO_HANDLER;
 use alloc::vec::Vec;
 use mm_wire::header::V3_MARKER;
-use mm_wire::{EfiStatus, Guid, MailboxImage};
+use mm_wire::{EfiStatus, MailboxImage};
 use patina_mm::component::communicator::Status;
 
 scenarios! {
@@ -19,9 +20,6 @@ scenarios! {
     foreign_request_in_the_mailbox_is_left_alone: CONTROLLED_MM | MAILBOX, "a mailbox that announces another driver's request is not touched";
     refused_calls_do_not_spoil_the_next: CONTROLLED_MM, "after every refusal the next call is served";
 }
-
-/// A GUID that no MM environment has a handler for.
-pub(crate) const NO_HANDLER: Guid = mm_wire::guid!("0b9e2f4c-62d9-4a8e-9d57-3f5b5a0d6c11");
 
 /// The status of a request without a handler, or whose handler fails: the mailbox has a status for
 /// it, a secure monitor call returns that it is not supported.

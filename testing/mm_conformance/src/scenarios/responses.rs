@@ -27,8 +27,8 @@ scenarios! {
 fn echo_returns_what_was_sent(lab: &Lab) -> Seen {
     let client = ready(lab)?;
     ensure_eq!(
-        client.communicate(0, b"anybody there?", mm::ECHO),
-        Ok(b"anybody there?".to_vec())
+        client.communicate(0, b"is it running?", mm::ECHO),
+        Ok(b"is it running?".to_vec())
     );
     Ok(())
 }
