@@ -51,8 +51,8 @@ pub struct Channel {
     wipes_all: Cell<bool>,
 }
 
-/// A header without its format, as separate cells: the processor waits if memory is written field
-/// by field and soon after read as a whole.
+/// A header, without its format, as separate cells: the processor waits if memory is written field by field and soon
+/// after read as a whole.
 #[derive(Debug)]
 struct Tracked {
     recipient: [Cell<u64>; 2],
@@ -88,8 +88,8 @@ impl Tracked {
     }
 }
 
-/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so
-/// that it fits into a register; the channel keeps the rest of the transaction's state.
+/// The use of a channel by one transaction, which ends when this is dropped. It is one pointer, so that it fits a
+/// register; the channel keeps the rest of the transaction's state.
 #[derive(Debug)]
 pub(crate) struct Claim<'c>(&'c Channel);
 
@@ -159,8 +159,8 @@ impl Drop for Hold<'_> {
 }
 
 impl Channel {
-    /// Makes a channel over a region without a mailbox, and without the checks of
-    /// [`Self::at_firmware_region`]. For host tests, and for MM that does not need aligned memory.
+    /// Makes a channel over a region without a mailbox, and without the checks of [`Self::new`]. For
+    /// host tests, and for MM that does not need aligned memory.
     #[must_use]
     pub const fn over(region: SharedRegion) -> Self {
         Self {
@@ -176,9 +176,11 @@ impl Channel {
         }
     }
 
-    /// Makes a channel over memory that the platform set aside, and takes it over
-    /// ([`Self::take_over`]). The checks, in this order: the region's size, address, alignment and
-    /// end, then the mailbox.
+    /// Makes a channel over memory that the platform set aside. The checks, in this order: the
+    /// region's size, address, alignment and end, then the mailbox.
+    ///
+    /// The memory stays as it is, because callers may have more to check. [`Self::take_over`] comes
+    /// before the first transaction.
     ///
     /// # Errors
     ///
@@ -188,32 +190,7 @@ impl Channel {
     ///
     /// The contract of [`SharedRegion::new`] for the `len` bytes at `base` and for the 24 bytes at
     /// `mailbox`.
-    pub unsafe fn at_firmware_region(
-        base: *mut u8,
-        len: usize,
-        mailbox: Option<*mut u8>,
-    ) -> Result<Self, ChannelError> {
-        // SAFETY: both functions have the same contract.
-        let channel = unsafe { Self::at_untouched_region(base, len, mailbox) }?;
-        channel.take_over();
-        Ok(channel)
-    }
-
-    /// Like [`Self::at_firmware_region`], but leaves the memory as it is, for callers that have
-    /// more to check. They call [`Self::take_over`] before the first transaction.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Self::at_firmware_region`].
-    ///
-    /// # Safety
-    ///
-    /// The contract of [`Self::at_firmware_region`].
-    pub unsafe fn at_untouched_region(
-        base: *mut u8,
-        len: usize,
-        mailbox: Option<*mut u8>,
-    ) -> Result<Self, ChannelError> {
+    pub unsafe fn new(base: *mut u8, len: usize, mailbox: Option<*mut u8>) -> Result<Self, ChannelError> {
         if len < MIN_REGION_LEN {
             return Err(ChannelError::TooSmall {
                 len,
@@ -374,8 +351,7 @@ impl Channel {
         let _ = self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
     }
 
-    /// Wipes the first `len` bytes, or all if there are fewer. The fields that announce a request
-    /// are wiped first.
+    /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is wiped first.
     fn wipe(&self, len: usize) {
         self.withdraw_from_region();
         let wiped = self.region.wipe(0, len.min(self.region.len()));
@@ -399,8 +375,8 @@ impl Channel {
         self.tracked_format.get()
     }
 
-    /// The message length of the header that starts with these words of the region. `None` unless
-    /// it and the tracked header are v1 with the same recipient, and the message fits.
+    /// The length in a header that starts with these words of the region, if it and the tracked one are v1, both have the
+    /// same recipient, and the message fits.
     #[inline(always)]
     pub(crate) fn usual_length(&self, words: Option<[u64; V1_WORDS]>) -> Option<usize> {
         let ([a, b], [x, y, len]) = (&self.tracked.recipient, words?);
@@ -409,8 +385,7 @@ impl Channel {
         (is_same && len <= self.capacity(HeaderFormat::V1)).then_some(len)
     }
 
-    /// Whether the tracked header is in shared memory. `false` if it is not v1 or the region is not
-    /// aligned.
+    /// Whether the tracked header is in shared memory, if it is v1 and the region is aligned; `false` otherwise.
     #[must_use]
     #[inline]
     pub fn holds_tracked(&self) -> bool {
@@ -423,8 +398,7 @@ impl Channel {
         }
     }
 
-    /// Whether shared memory has a header of the same format and for the same recipient as the
-    /// tracked one.
+    /// Whether a header of the same format and for the same recipient as the tracked one is in shared memory.
     #[must_use]
     #[inline]
     pub fn holds_tracked_kind(&self) -> bool {
@@ -525,7 +499,7 @@ impl Channel {
         self.write_here(header, message)
     }
 
-    /// Writes the lengths of a header whose other fields equal those of the tracked header.
+    /// Writes the lengths of a header whose other fields are the tracked one's.
     pub fn write_lengths(&self, header: Header) -> bool {
         let Some([_, _, length]) = header.v1_words() else {
             return self.write(header, None);
@@ -535,9 +509,8 @@ impl Channel {
         written
     }
 
-    /// Like [`Self::write`], for a v1 header to the recipient of these two words. They are passed
-    /// in registers: for a header that is written to memory field by field and then copied as a
-    /// whole, the processor would wait.
+    /// Like [`Self::write`], for a v1 header to the recipient of these two words. They come in registers: a header in memory,
+    /// written field by field and then copied as a whole, makes the processor wait.
     #[inline(never)]
     fn write_v1(&self, first: u64, second: u64, message: &[u8]) -> bool {
         let header = Header::of_words(HeaderFormat::V1, [first, second], message.len() as u64);
@@ -554,7 +527,7 @@ impl Channel {
         written
     }
 
-    /// Tracks a header that was written, and how far it and its message reach.
+    /// Keeps a header that was written, and how far it and its message reach.
     #[inline]
     fn track(&self, header: &Header) {
         let total = usize::try_from(header.total_len()).unwrap_or(usize::MAX);

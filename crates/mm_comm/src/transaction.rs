@@ -189,7 +189,7 @@ impl<'c> Staged<'c> {
         channel.withdraw_from_region();
 
         let header_len = format.header_len();
-        // The bytes that the header counts are wiped too.
+        // What the header counts is wiped, too.
         let counted = usize::try_from(left.counted).unwrap_or(usize::MAX);
         self.claim
             .wipe_reached(left.message_len.max(counted).saturating_add(header_len));
@@ -240,15 +240,15 @@ fn overwritten(channel: &Channel) -> BeginError {
     }
 }
 
-/// The lengths that MM left in the header and the mailbox.
+/// What MM left.
 struct Left {
     message_len: usize,
-    /// The message length in the header.
+    /// The lengths in the header.
     counted: u64,
     message_size: u64,
 }
 
-/// Checks the header that MM left. `words` are its first words, if the region is aligned.
+/// Looks at the header that MM left, whose first words are `words` if the region is aligned.
 #[cold]
 #[inline(never)]
 fn look_at_header(
@@ -272,7 +272,7 @@ fn look_at_header(
             capacity: channel.region().len(),
         })
     };
-    // The header's length must fit even if the response's length comes from a mailbox.
+    // The header's length has to fit even if a mailbox tells the response's.
     fits(found.message_len())?;
     let in_header = request.response_length(&found);
     Ok(Left {
@@ -481,13 +481,17 @@ mod tests {
         let memory = Box::leak(Box::new(Memory([0xee; LEN], [0; 4096])));
         let mailbox = (&raw mut memory.1).cast();
         // SAFETY: the memory is leaked, and reached through the channel only.
-        unsafe { Channel::at_firmware_region((&raw mut memory.0).cast(), LEN, Some(mailbox)) }.unwrap()
+        let channel = unsafe { Channel::new((&raw mut memory.0).cast(), LEN, Some(mailbox)) }.unwrap();
+        channel.take_over();
+        channel
     }
 
     fn without_mailbox() -> Channel {
         let memory = Box::leak(Box::new(Memory([0xee; LEN], [0; 4096])));
         // SAFETY: the memory is leaked, and reached through the channel only.
-        unsafe { Channel::at_firmware_region((&raw mut memory.0).cast(), LEN, None) }.unwrap()
+        let channel = unsafe { Channel::new((&raw mut memory.0).cast(), LEN, None) }.unwrap();
+        channel.take_over();
+        channel
     }
 
     fn contents(channel: &Channel) -> Vec<u8> {
@@ -892,7 +896,7 @@ mod tests {
         let (base, mailbox): (*mut u8, *mut u8) = ((&raw mut memory.0).cast(), (&raw mut memory.1).cast());
         let take_over = || {
             // SAFETY: the memory is leaked, and reached through this channel only.
-            let channel = unsafe { Channel::at_untouched_region(base, LEN, Some(mailbox)) }.unwrap();
+            let channel = unsafe { Channel::new(base, LEN, Some(mailbox)) }.unwrap();
             watch::take_writes();
             (channel.take_over(), channel)
         };
@@ -1083,9 +1087,7 @@ mod tests {
         let base: *mut u8 = (&raw mut memory.0).cast();
         let make = |base: *mut u8, len, mailbox| {
             // SAFETY: the memory is leaked; the channels that are made are dropped at once.
-            unsafe { Channel::at_firmware_region(base, len, mailbox) }
-                .map(drop)
-                .unwrap_err()
+            unsafe { Channel::new(base, len, mailbox) }.map(drop).unwrap_err()
         };
         let at = |address| core::ptr::without_provenance_mut::<u8>(address);
         assert_eq!(

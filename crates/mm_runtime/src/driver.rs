@@ -257,7 +257,7 @@ unsafe fn channel(
         },
     };
     // SAFETY: the caller's promise.
-    unsafe { Channel::at_untouched_region(base, len, mailbox) }.map(Some)
+    unsafe { Channel::new(base, len, mailbox) }.map(Some)
 }
 
 /// `TPL_NOTIFY` while boot services last, unless the TPL is higher already. Restores the TPL when

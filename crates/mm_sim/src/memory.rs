@@ -90,7 +90,9 @@ impl Memory {
             .transpose()?;
         // SAFETY: `pointer` proved that both ranges lie in a region of `ram`, valid until the
         // process ends by this type's invariant; nothing in this crate makes a reference to it.
-        Ok(unsafe { Channel::at_firmware_region(base, len, mailbox) }?)
+        let channel = unsafe { Channel::new(base, len, mailbox) }?;
+        channel.take_over();
+        Ok(channel)
     }
 
     /// A pointer to the first byte of `range`, all of which lies in one region of RAM.

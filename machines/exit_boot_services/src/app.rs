@@ -452,7 +452,7 @@ pub(crate) fn channel(address: usize, len: usize, mailbox: Option<usize>) -> Opt
     let base = ptr::with_exposed_provenance_mut(address);
     let mailbox = mailbox.map(ptr::with_exposed_provenance_mut);
     // SAFETY: the firmware keeps both, and no component uses them while this program runs.
-    unsafe { Channel::at_untouched_region(base, len, mailbox) }.ok()
+    unsafe { Channel::new(base, len, mailbox) }.ok()
 }
 
 /// The processor's ports.

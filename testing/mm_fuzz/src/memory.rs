@@ -140,7 +140,9 @@ impl Block {
     pub fn channel(&self, mailbox: Option<&Self>) -> Result<Channel, ChannelError> {
         let mailbox = mailbox.map(|mailbox| mailbox.inside.as_ptr());
         // SAFETY: both blocks are never freed, and only accessed as volatile, by this thread.
-        unsafe { Channel::at_firmware_region(self.inside.as_ptr(), self.inside.len(), mailbox) }
+        let channel = unsafe { Channel::new(self.inside.as_ptr(), self.inside.len(), mailbox) }?;
+        channel.take_over();
+        Ok(channel)
     }
 }
 

@@ -24,14 +24,14 @@ pub(super) type Word = [u8; WORD];
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const LONG_RUN: usize = if cfg!(target_feature = "sse2") { 384 } else { 96 };
 
-/// The alignment of a pair of words that is accessed at once.
+/// What the address of a pair of words is a multiple of.
 const PAIR_ALIGN: usize = if cfg!(all(target_feature = "sse2", not(miri))) {
     2 * WORD
 } else {
     WORD
 };
 
-/// Whether the address is that of a word before the first aligned pair.
+/// Whether a word comes before the first pair.
 fn is_odd(address: usize) -> bool {
     PAIR_ALIGN != WORD && !address.is_multiple_of(PAIR_ALIGN)
 }
@@ -198,7 +198,7 @@ pub(super) unsafe fn store_word(to: *mut u8, word: u64) {
 unsafe fn load_pair(from: *const u8) -> [Word; 2] {
     // SAFETY: readable and aligned by the contract.
     let pair = unsafe { from.cast::<core::arch::x86_64::__m128i>().read_volatile() };
-    // SAFETY: both types have the same size, and every value of one is a value of the other.
+    // SAFETY: every value of one is a value of the other.
     unsafe { core::mem::transmute::<core::arch::x86_64::__m128i, [Word; 2]>(pair) }
 }
 
@@ -208,7 +208,7 @@ unsafe fn load_pair(from: *const u8) -> [Word; 2] {
 #[cfg(all(target_feature = "sse2", not(miri)))]
 #[inline]
 unsafe fn store_pair(to: *mut u8, pair: [Word; 2]) {
-    // SAFETY: both types have the same size, and every value of one is a value of the other.
+    // SAFETY: every value of one is a value of the other.
     let pair = unsafe { core::mem::transmute::<[Word; 2], core::arch::x86_64::__m128i>(pair) };
     // SAFETY: writable and aligned by the contract.
     unsafe { to.cast::<core::arch::x86_64::__m128i>().write_volatile(pair) };

@@ -91,8 +91,7 @@ pub struct CommunicateBuffer {
     shared: Counted<Shared>,
     header: HeaderFormat,
     is_shared_with_firmware: bool,
-    /// The number of the transaction during which this handle may write. Transactions are numbered
-    /// from 1; 0 means none.
+    /// The number of the transaction during which this handle may write; 0 for none, since they are numbered from 1.
     lent_for: u32,
 }
 
@@ -288,8 +287,8 @@ impl CommunicateBuffer {
         let region = self.channel().region();
         let mailbox = other.channel().mailbox().map(|mailbox| mailbox.region().as_ptr());
         // SAFETY: the makers of the two buffers promised the same for the memory of both.
-        let channel = unsafe { Channel::at_untouched_region(region.as_ptr(), region.len(), mailbox) }
-            .map_err(refused(self.id()))?;
+        let channel =
+            unsafe { Channel::new(region.as_ptr(), region.len(), mailbox) }.map_err(refused(self.id()))?;
         let buffer = Self::over(channel, self.id()).in_place_of(self);
         Ok(match self.has_shared_mailbox() {
             true => buffer.with_shared_mailbox(),
@@ -330,9 +329,9 @@ impl CommunicateBuffer {
         id: u8,
     ) -> Result<Self, CommunicateBufferStatus> {
         // SAFETY: both functions have the same contract.
-        unsafe { Channel::at_firmware_region(buffer, size, None) }
-            .map(|channel| Self::over(channel, id))
-            .map_err(refused(id))
+        let channel = unsafe { Channel::new(buffer, size, None) }.map_err(refused(id))?;
+        channel.take_over();
+        Ok(Self::over(channel, id))
     }
 
     /// Takes over memory that firmware set aside, by physical address, with its status mailbox if
@@ -419,9 +418,9 @@ impl CommunicateBuffer {
             })));
         }
         let mailbox = status_mailbox_address.map(pointer).transpose()?;
-        // SAFETY: this function's contract is that of `at_untouched_region` for the addresses as
+        // SAFETY: this function's contract is that of `Channel::new` for the addresses as
         // pointers, because the memory is mapped one to one.
-        unsafe { Channel::at_untouched_region(buffer, size_bytes, mailbox) }
+        unsafe { Channel::new(buffer, size_bytes, mailbox) }
             .map(|channel| Self::over(channel, buffer_id))
             .map_err(refused(buffer_id))
     }

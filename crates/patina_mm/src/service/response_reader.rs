@@ -137,9 +137,8 @@ impl<'a> ResponseReader<'a> {
         Ok(bytes)
     }
 
-    /// Like [`Self::read_to_vec`], but fills the caller's empty vector. A vector that is returned
-    /// by value is written field by field and then copied as a whole, and the processor waits for
-    /// that.
+    /// Like [`Self::read_to_vec`], but to an empty vector where it is: one that is passed on by value is written field by field
+    /// and then copied as a whole, for which the processor waits.
     pub(crate) fn read_to(&mut self, bytes: &mut Vec<u8>) -> Result<(), Status> {
         let needed = self.remaining();
         bytes
@@ -150,8 +149,7 @@ impl<'a> ResponseReader<'a> {
             Source::InPlace(response) => {
                 let room = bytes.spare_capacity_mut().get_mut(..needed);
                 let filled = response.read_uninit(room.unwrap_or_default()).len();
-                // SAFETY: this number of bytes at the start of the vector's capacity was just
-                // written.
+                // SAFETY: so many bytes at the start of the vector's capacity were just written.
                 unsafe { bytes.set_len(filled) };
             }
             Source::Copied(_, rest) => bytes.extend_from_slice(core::mem::take(rest)),

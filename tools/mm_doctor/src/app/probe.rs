@@ -226,10 +226,10 @@ fn by_comm_buffers(
         // SAFETY: a HOB sets this memory aside for messages to MM, or the user says so, or it was
         // allocated just now; the memory map has all of it, and the mailbox says that no request is
         // in it.
-        let channel = match unsafe { Channel::at_firmware_region(base, len, mailbox) } {
-            Ok(channel) => channel,
-            Err(_unfit) => continue,
+        let Ok(channel) = (unsafe { Channel::new(base, len, mailbox) }) else {
+            continue;
         };
+        channel.take_over();
         let way = format!("comm buffer {index} and {way}");
         for question in questions(all) {
             let result = clock.time(|| exchange(&channel, region.start, raise, &question));

@@ -181,8 +181,8 @@ impl Client {
             .map(|announcements| &**announcements)
     }
 
-    /// Applies announced moves, if there can be any. [`Status::Busy`] if a move has to wait and
-    /// `id` is the buffer that moves.
+    /// Applies announced moves, if there can be any. [`Status::Busy`] if that has to wait and `id` is
+    /// the buffer that moves.
     #[inline]
     fn apply_announced(&self, id: u8) -> Result<(), Failure> {
         match self.announcements() {

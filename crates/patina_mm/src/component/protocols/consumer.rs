@@ -229,8 +229,7 @@ pub struct FirmwareMmCommunication {
 
 #[component]
 impl FirmwareMmCommunication {
-    /// Makes the component, with a comm buffer of this identifier and this number of 4096-byte
-    /// pages.
+    /// Makes the component, with a comm buffer of this identifier and of so many 4096-byte pages.
     #[must_use]
     pub const fn new(id: u8, pages: usize) -> Self {
         Self { id, pages }

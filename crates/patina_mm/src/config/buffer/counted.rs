@@ -94,8 +94,8 @@ fn increment(count: &AtomicUsize) {
 #[inline]
 fn decrement(count: &AtomicUsize) -> bool {
     let is_zero: u8;
-    // SAFETY: one instruction on a number that may change through a shared reference. `setz` reads
-    // the flags of `dec`; an interrupt between the two restores them.
+    // SAFETY: one instruction on a number that may change through a shared reference. `setz` reads the flags of
+    // `dec`: an interrupt between the two restores them.
     unsafe {
         core::arch::asm!(
             "dec qword ptr [{}]",
