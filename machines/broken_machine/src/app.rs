@@ -7,8 +7,9 @@ extern crate alloc;
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::ptr;
+use mm_comm::ich9::PciRegister;
 use mm_comm::ports::NativePorts;
-use mm_comm::{Ports as _, SmiEnable};
+use mm_comm::{SmiEnable, SmiEnableRegister};
 use mm_wire::hob::{COMM_REGION_HOB_GUID, CommRegion};
 use uefi::boot::{self, LoadImageSource};
 use uefi::fs::FileSystem;
@@ -19,16 +20,14 @@ const DOCTOR: &CStr16 = cstr16!("\\EFI\\BOOT\\DOCTOR.EFI");
 
 static HOB_LIST: Guid = guid!("7739f24c-93d7-11d4-9a3a-0090273fc14d");
 
-/// PMBASE of the ICH9, and where firmware leaves it.
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-const PM_BASE: u32 = 1 << 31 | 0x1f << 11 | 0x40;
-const SMI_EN: u16 = 0x630;
+/// The second byte of PMBASE of the ICH9, and where firmware leaves the base.
+const PM_BASE_HIGH: PciRegister = PciRegister::new(0x1f, 0, 0x41);
+const PM_BASE: u16 = 0x600;
 /// Types of HOBs (PI 1.9, volume 3, 5.2).
 const GUID_EXTENSION: u16 = 4;
 const END: u16 = 0xffff;
-/// Another base than the FADT's.
-const OTHER_BASE: u32 = 0x500;
+/// The same byte of another base than the FADT's.
+const OTHER_BASE_HIGH: u8 = 5;
 
 #[entry]
 fn main() -> Status {
@@ -51,10 +50,11 @@ fn run() -> Result<(), &'static str> {
 
     look(&doctor, "none");
 
-    let enabled = ports.read_u32(SMI_EN);
-    ports.write_u32(SMI_EN, enabled & !SmiEnable::APMC.bits());
+    let smi_en = SmiEnableRegister::behind_io_base(PM_BASE).map_err(|_no_port| "no SMI_EN")?;
+    let enabled = smi_en.read(&ports);
+    smi_en.write(&ports, enabled & !SmiEnable::APMC.bits());
     look(&doctor, "SMIs are off");
-    ports.write_u32(SMI_EN, enabled);
+    smi_en.write(&ports, enabled);
 
     // SAFETY: the HOB says that the mailbox is there; its first byte announces a request, and no call is in progress.
     unsafe { mailbox.write_volatile(1) };
@@ -62,12 +62,10 @@ fn run() -> Result<(), &'static str> {
     // SAFETY: the same byte.
     unsafe { mailbox.write_volatile(0) };
 
-    ports.write_u32(CONFIG_ADDRESS, PM_BASE);
-    let base = ports.read_u32(CONFIG_DATA);
-    ports.write_u32(CONFIG_DATA, OTHER_BASE | 1);
+    let base = PM_BASE_HIGH.read_u8(&ports);
+    PM_BASE_HIGH.write_u8(&ports, OTHER_BASE_HIGH);
     look(&doctor, "wrong PMBASE");
-    ports.write_u32(CONFIG_ADDRESS, PM_BASE);
-    ports.write_u32(CONFIG_DATA, base);
+    PM_BASE_HIGH.write_u8(&ports, base);
 
     install(ptr::null())?;
     look(&doctor, "no HOB");
@@ -109,7 +107,7 @@ fn mailbox(list: *const c_void) -> Option<*mut u8> {
     loop {
         // SAFETY: a HOB starts with its type and its length (PI 1.9, volume 3, 5.2).
         let [kind, len] = unsafe { at.cast::<[u16; 2]>().read_unaligned() };
-        // SAFETY: the HOB has this number of bytes.
+        // SAFETY: the HOB has so many bytes.
         let hob: Vec<u8> = unsafe { core::slice::from_raw_parts(at, len.into()) }.to_vec();
         let found = match (kind, hob.split_at_checked(24)) {
             (END, _) => return None,

@@ -13,6 +13,7 @@
 
 use crate::facts::{Acpi, Chipset, Range};
 use alloc::string::ToString;
+use mm_comm::ich9::PciRegister;
 use mm_comm::{Ports, SmiEnableRegister};
 
 const INTEL: u16 = 0x8086;
@@ -20,8 +21,6 @@ const AMD: u16 = 0x1022;
 /// The host bridge of Q35.
 const Q35: u16 = 0x29c0;
 
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
 const SMI_STS_OFFSET: u16 = 0x34;
 
 /// The alignment of an ACPI base.
@@ -29,21 +28,15 @@ const BASE_MASK: u32 = 0xff80;
 /// Lowest bits of TSEGMB: a MiB is the granularity.
 const TSEG_MASK: u32 = 0xfff0_0000;
 
-/// A device on PCI bus 0.
-#[derive(Clone, Copy)]
-struct Device(u32, u32);
+/// A device on PCI bus 0, and its function.
+type Device = (u8, u8);
 
-const HOST_BRIDGE: Device = Device(0, 0);
-const LPC: Device = Device(0x1f, 0);
-const PMC: Device = Device(0x1f, 2);
+const HOST_BRIDGE: Device = (0, 0);
+const LPC: Device = (0x1f, 0);
+const PMC: Device = (0x1f, 2);
 
-/// Reads a register; nothing may come between the two accesses.
-fn config(ports: &dyn Ports, Device(device, function): Device, register: u32) -> u32 {
-    ports.write_u32(
-        CONFIG_ADDRESS,
-        1 << 31 | device << 11 | function << 8 | (register & 0xfc),
-    );
-    ports.read_u32(CONFIG_DATA)
+fn config(ports: &dyn Ports, (device, function): Device, register: u8) -> u32 {
+    PciRegister::new(device, function, register).read_dword(ports)
 }
 
 fn identity(ports: &dyn Ports, device: Device) -> Option<(u16, u16)> {
@@ -139,6 +132,9 @@ mod tests {
     use core::cell::Cell;
     use std::collections::BTreeMap;
     use std::string::String;
+
+    const CONFIG_ADDRESS: u16 = 0xcf8;
+    const CONFIG_DATA: u16 = 0xcfc;
 
     /// A chipset by its registers: PCI by address, ports by number. Everything else reads as all
     /// ones.
