@@ -60,7 +60,7 @@ pub struct Request<'a> {
     mmi: Mmi,
     memory: &'a mut [u8],
     len: usize,
-    /// The largest length that the message ever had: the number of bytes that must be wiped.
+    /// The largest length that the message ever had: so many bytes must be wiped.
     used: usize,
 }
 

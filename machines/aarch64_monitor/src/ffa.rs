@@ -352,11 +352,22 @@ mod tests {
         )
     }
 
-    #[test]
-    fn rx_and_tx_are_two_whole_pages_of_ram() {
+    /// MM with RAM that starts at this address, and calls with these arguments to its partition manager.
+    fn caller(kind: Kind) -> (u64, impl FnMut(u32, &[u64]) -> Response) {
         let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
         let base = ram.range().unwrap().start();
-        let mut mm = mm(ram);
+        let (mut mm, mut ffa) = (mm(ram), Ffa::new(kind));
+        let call = move |function, first: &[u64]| {
+            let mut arguments = [0; 17];
+            arguments[..first.len()].copy_from_slice(first);
+            ffa.call(&mut mm, function, arguments).unwrap()
+        };
+        (base, call)
+    }
+
+    #[test]
+    fn rx_and_tx_are_two_whole_pages_of_ram() {
+        let (base, mut call) = caller(Kind::Pages);
         let good = [base + 0x1000, base + 0x2000];
         let (first, last, behind) = (base, base + 0x3000, base + 0x4000);
         let bad = [
@@ -377,12 +388,9 @@ mod tests {
             u64::MAX,
         ];
         let mut refused = |tx, rx, pages| {
-            let mut ffa = Ffa::new(Kind::Pages);
-            let mut arguments = [0; 17];
-            arguments[..3].copy_from_slice(&[tx, rx, pages]);
-            let response = ffa.call(&mut mm, RXTX_MAP, arguments).unwrap();
+            let response = call(RXTX_MAP, &[tx, rx, pages]);
             // Nothing is mapped then, so there is nothing to unmap.
-            let unmapped = ffa.call(&mut mm, RXTX_UNMAP, [0; 17]).unwrap();
+            let unmapped = call(RXTX_UNMAP, &[]);
             match response == success() {
                 true => assert_eq!(unmapped, success()),
                 false => assert_eq!(
@@ -408,46 +416,35 @@ mod tests {
 
     #[test]
     fn buffers_that_are_mapped_anew_are_empty() {
-        let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
-        let base = ram.range().unwrap().start();
-        let (mut mm, mut ffa) = (mm(ram), Ffa::new(Kind::Pages));
-        let mut call = |function, first: [u64; 4]| {
-            let mut arguments = [0; 17];
-            arguments[..4].copy_from_slice(&first);
-            ffa.call(&mut mm, function, arguments).unwrap()
-        };
-        let map = [base + 0x1000, base + 0x2000, 1, 0];
+        let (base, mut call) = caller(Kind::Pages);
+        let map = [base + 0x1000, base + 0x2000, 1];
         let [low, high] = SERVICE;
         let service = [low & 0xffff_ffff, low >> 32, high & 0xffff_ffff, high >> 32];
         for round in 0..2 {
-            assert_eq!(call(RXTX_MAP, map), success(), "round {round}");
-            assert_eq!(call(RXTX_MAP, map), error(DENIED));
-            assert_eq!(call(PARTITION_INFO_GET, service)[..3], [SUCCESS, 0, 1]);
+            assert_eq!(call(RXTX_MAP, &map), success(), "round {round}");
+            assert_eq!(call(RXTX_MAP, &map), error(DENIED));
+            assert_eq!(call(PARTITION_INFO_GET, &service)[..3], [SUCCESS, 0, 1]);
             // The RX page is full until it is released, or unmapped.
-            assert_eq!(call(PARTITION_INFO_GET, service), error(BUSY));
-            assert_eq!(call(RXTX_UNMAP, [0; 4]), success());
-            assert_eq!(call(RX_RELEASE, [0; 4]), error(DENIED));
-            assert_eq!(call(RXTX_UNMAP, [0; 4]), error(INVALID_PARAMETERS));
+            assert_eq!(call(PARTITION_INFO_GET, &service), error(BUSY));
+            assert_eq!(call(RXTX_UNMAP, &[]), success());
+            assert_eq!(call(RX_RELEASE, &[]), error(DENIED));
+            assert_eq!(call(RXTX_UNMAP, &[]), error(INVALID_PARAMETERS));
         }
     }
 
     #[test]
     fn the_partition_that_mm_waits_for_is_resumed_first() {
-        let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x4000]))).0);
-        let buffer = ram.range().unwrap().start();
-        let (mut mm, mut ffa) = (mm(ram), Ffa::new(Kind::StandaloneMm));
-        let mut call = |function, first: [u64; 3]| {
-            let mut arguments = [0; 17];
-            arguments[..3].copy_from_slice(&first);
-            ffa.call(&mut mm, function, arguments).unwrap()
-        };
+        let (buffer, mut call) = caller(Kind::StandaloneMm);
         let request = [PARTITION, 0, buffer];
-        assert_eq!(call(DIRECT_REQ, request), error(BUSY));
-        assert_eq!(call(DIRECT_REQ, request), answer(INTERRUPT, ASKED_BY_MM, 27, 0));
-        assert_eq!(call(RUN, [STANDALONE_MM, 0, 0]), error(BUSY));
-        assert_eq!(call(RUN, [PARTITION << 16 | 1, 0, 0]), error(INVALID_PARAMETERS));
-        assert_eq!(call(RUN, [ASKED_BY_MM, 0, 0]), answer(YIELD, STANDALONE_MM, 0, 0));
-        let response = call(RUN, [STANDALONE_MM, 0, 0]);
+        assert_eq!(call(DIRECT_REQ, &request), error(BUSY));
+        assert_eq!(call(DIRECT_REQ, &request), answer(INTERRUPT, ASKED_BY_MM, 27, 0));
+        assert_eq!(call(RUN, &[STANDALONE_MM, 0, 0]), error(BUSY));
+        assert_eq!(call(RUN, &[PARTITION << 16 | 1, 0, 0]), error(INVALID_PARAMETERS));
+        assert_eq!(
+            call(RUN, &[ASKED_BY_MM, 0, 0]),
+            answer(YIELD, STANDALONE_MM, 0, 0)
+        );
+        let response = call(RUN, &[STANDALONE_MM, 0, 0]);
         assert_eq!(
             response[..4],
             [0xc400_0070, 0xffff_ffff_8002_0000, 0, EVENT_COMPLETE]

@@ -61,7 +61,7 @@ pub struct Mode {
     pub uefi: bool,
     /// Whether the payload runs the demo instead of the tests.
     pub demo: bool,
-    /// Whether it makes the calls of a soak instead of the tests.
+    /// Whether it makes very many calls instead of the tests.
     pub soak: bool,
 }
 
@@ -70,7 +70,7 @@ impl Mode {
     pub const UEFI: u32 = 1 << 8;
     /// The bit that asks for the demo.
     pub const DEMO: u32 = 1 << 9;
-    /// The bit that asks for a soak.
+    /// The bit that asks for very many calls.
     pub const SOAK: u32 = 1 << 10;
 
     /// The word with this meaning.

@@ -67,7 +67,7 @@ pub fn run<C: Conduit + 'static>(place: &Place<'_>, report: &mut Report<impl Wri
     })
 }
 
-/// Makes the calls of a soak; `true` if each had the result that it should have.
+/// Makes very many calls; `true` if each went well.
 pub fn soak<C: Conduit + 'static>(
     place: &Place<'_>,
     report: &mut Report<impl Write>,
@@ -82,7 +82,7 @@ pub fn soak<C: Conduit + 'static>(
     })
 }
 
-/// Turns off the client's log, because the tests make mistakes on purpose.
+/// The client's log is not printed: mistakes are made on purpose.
 fn be_quiet() {
     recorder::install();
     log::set_max_level(log::LevelFilter::Off);

@@ -1,9 +1,7 @@
-//! Makes many calls on a machine, a quarter of them with a fault: `cargo xtask soak --machine
-//! NAME`.
+//! Many calls on a machine, of which a quarter meets a fault: `cargo xtask soak --machine NAME`.
 //!
-//! `cargo xtask soak` on the simulated machine has more faults and a hundred times as many calls.
-//! On a machine under QEMU the processor, the SMIs or secure monitor calls and the firmware's
-//! memory are real, and MM has its own address space.
+//! The simulated machine has more faults and a hundred times as many calls (`cargo xtask soak`). What this adds is the real
+//! thing: the processor, SMIs or secure monitor calls, the firmware's memory, and an MM in an address space of its own.
 
 use crate::lab::{Abilities, Client, Lab, Setup};
 use crate::mm::{self, Lie};
@@ -18,25 +16,22 @@ use mm_wire::message::variable;
 use mm_wire::{Guid, HeaderFormat};
 use patina_mm::component::communicator::Status;
 
-/// The number of MMIs of a run.
+/// How many MMIs are raised.
 pub const MMIS: u64 = 100_000;
-/// The number of parts of a run. Free memory is read after each part.
+/// They are divided into so many parts. Memory is looked at after each.
 const PARTS: u64 = 20;
-/// The seed for the choice of faults. It is constant, so that all machines and runs have the same
-/// faults.
+/// What the faults are chosen by: the same on each machine and in each run.
 const SEED: u64 = 20_261_126;
-/// The most bytes by which free memory may shrink from the first part to the last. The firmware's
-/// timers take some.
+/// How much less memory may be free at the end than after the first part: what a firmware's own timers take.
 const MOST_BYTES: u64 = 64 * 1024;
 /// Bytes of the header of each call.
 const HEADER_LEN: u64 = HeaderFormat::V1.header_len() as u64;
-/// The whole comm buffer is checked after each fault, and after each call whose number is a
-/// multiple of this.
+/// How often the whole comm buffer is looked at after a call without a fault.
 const WHOLE: u32 = 64;
-/// The client's timeout. It is short, because MM does not take some of the requests.
+/// How long the client waits: short, since some requests are not taken.
 const POLLS: u32 = 100;
 
-/// Numbers of calls, of calls with a fault, and of MMIs.
+/// What came of the calls.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     calls: u32,
@@ -44,13 +39,13 @@ struct Count {
     mmis: u64,
 }
 
-/// Makes calls until [`MMIS`] MMIs were raised, and adds two tests to the report. `free_memory`
-/// returns the number of free bytes, if the machine knows it. Returns the number of MMIs.
+/// Makes calls until [`MMIS`] were raised, and writes two lines of tests to the report. `free_memory` is how many bytes the machine has left.
+/// Returns how many MMIs were raised.
 pub fn run(report: &mut Report<impl Write>, lab: &Lab, free_memory: &dyn Fn() -> Option<u64>) -> u64 {
     until(report, lab, free_memory, MMIS)
 }
 
-/// Like [`run`], with another number of MMIs.
+/// The same with another number of MMIs.
 pub fn until(
     report: &mut Report<impl Write>,
     lab: &Lab,
@@ -130,11 +125,11 @@ enum Fault {
     Late,
 }
 
-/// A client that is ready for calls, and the faults that its machine can have.
+/// A client that has come up.
 struct Soak<'c> {
     client: &'c Client,
     faults: Vec<Fault>,
-    /// The response of edk2's variable service, if that is the only handler.
+    /// What edk2's variable service responds, if there is no other MM.
     payload_size: Option<Vec<u8>>,
 }
 
@@ -182,7 +177,7 @@ impl<'c> Soak<'c> {
         })
     }
 
-    /// Chooses a fault for one of four calls.
+    /// Three of four calls meet no fault.
     fn choose(&self, rng: &mut Rng) -> Fault {
         let mut number = || rng.u64(..) >> rng.u32(..64);
         let (is_good, value) = (number() % 4 != 0, number());
@@ -201,7 +196,7 @@ impl<'c> Soak<'c> {
         }
     }
 
-    /// Makes a call with this fault. Returns the number of MMIs that it should raise.
+    /// Makes a call that meets this fault. Returns how many MMIs it has to raise.
     fn meet(&self, fault: Fault, rng: &mut Rng, look_at_whole: bool) -> Result<usize, String> {
         let client = self.client;
         let mmis = match fault {
@@ -261,7 +256,7 @@ impl<'c> Soak<'c> {
             }
             Fault::Lie(lie) => {
                 let response = client.communicate(0, &lie.request(), mm::LIAR);
-                // MM may return less than the whole message, so that is not an error.
+                // Less than the whole message is a response that an honest MM can give.
                 let may_be_true = matches!(lie, Lie::MessageLength(len) if len <= client.capacity(0) as u64);
                 ensure!(response.is_err() || may_be_true, "the response is {response:?}");
                 // The client raises another MMI if MM does not take the request for long.
@@ -283,7 +278,7 @@ impl<'c> Soak<'c> {
         Ok(mmis)
     }
 
-    /// A request that MM serves: recipient, message, and the response that is expected.
+    /// A message that MM has a response to: recipient, message, response.
     fn good(&self, rng: &mut Rng) -> (Guid, Vec<u8>, Vec<u8>) {
         if let Some(response) = &self.payload_size {
             return (variable::GUID, payload_size_request(), response.clone());

@@ -18,7 +18,7 @@ pub enum Task {
     Demo,
     /// Run the platform's own tests, without the conformance suite.
     PlatformTest,
-    /// Make the calls of [`crate::soak`].
+    /// Make very many calls ([`crate::soak`]).
     Soak,
 }
 
@@ -52,8 +52,7 @@ pub struct Findings {
     /// How many of PI's three MM communication protocols brought a message to MM and its response
     /// back.
     pub answered: u32,
-    /// Returns the number of free bytes, which the firmware does not tell its components; 0 if it
-    /// is unknown.
+    /// How many bytes of memory the firmware has left, which it does not tell its own components; 0 if that is unknown.
     pub free_memory: extern "efiapi" fn() -> u64,
 }
 

@@ -1,4 +1,4 @@
-//! A short run, on the simulated machine, of the soak that machines under QEMU make.
+//! The soak of the machines under QEMU, in short.
 
 use mm_conformance::report::Report;
 use mm_conformance::sim::SimSite;

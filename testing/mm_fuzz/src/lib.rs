@@ -53,84 +53,31 @@ pub struct Target {
     pub max_len: usize,
 }
 
-/// All targets.
-pub const TARGETS: &[Target] = &[
-    Target {
-        name: "wire",
-        about: "headers, HOBs, mailbox and payloads of mm_wire, against separate readers",
-        run: wire::run,
-        max_len: 512,
-    },
-    Target {
-        name: "transaction",
-        about: "whole transactions of mm_comm, against an arbitrary MM",
-        run: transaction::run,
-        max_len: 512,
-    },
-    Target {
-        name: "entry",
-        about: "mm_core, against an arbitrary caller",
-        run: entry::run,
-        max_len: 1024,
-    },
-    Target {
-        name: "places",
-        about: "HOBs that announce comm buffers, against rules for memory that is taken over",
-        run: places::run,
-        max_len: 256,
-    },
-    Target {
-        name: "moves",
-        about: "announcements that a comm buffer moves, between and in calls, against a model of its place",
-        run: moves::run,
-        max_len: 512,
-    },
-    Target {
-        name: "runtime_hobs",
-        about: "HOB lists that mm_runtime looks for its comm buffer in, against a separate reader",
-        run: runtime_hobs::run,
-        max_len: 512,
-    },
-    Target {
-        name: "c_calls",
-        about: "callers in C of PI's protocols, against the rules for their parameters",
-        run: c_calls::run,
-        max_len: 512,
-    },
-    Target {
-        name: "supervisor",
-        about: "the client of the MM supervisor, against arbitrary responses",
-        run: supervisor::run,
-        max_len: 512,
-    },
-    Target {
-        name: "smc",
-        about: "the client of secure monitor calls, against arbitrary registers, descriptors and RX pages",
-        run: smc::run,
-        max_len: 1024,
-    },
-    Target {
-        name: "monitor",
-        about: "the secure world of machine aarch64, against arbitrary calls",
-        run: monitor::run,
-        max_len: 1024,
-    },
-    Target {
-        name: "image",
-        about: "flash images that ovmf_image edits or refuses",
-        run: image::run,
-        max_len: 256,
-    },
-    Target {
-        name: "pe",
-        about: "PE files that ovmf_image flattens or refuses",
-        run: pe::run,
-        max_len: 4096,
-    },
-    Target {
-        name: "device_tree",
-        about: "device trees that the monitor changes or refuses",
-        run: device_tree::run,
-        max_len: 2048,
-    },
-];
+/// Makes the list of targets: module, the longest input, and what the target is about.
+macro_rules! targets {
+    ($($name:ident, $max_len:literal, $about:literal;)+) => {
+        /// All targets.
+        pub const TARGETS: &[Target] = &[$(Target {
+            name: stringify!($name),
+            about: $about,
+            run: $name::run,
+            max_len: $max_len,
+        }),+];
+    };
+}
+
+targets! {
+    wire, 512, "headers, HOBs, mailbox and payloads of mm_wire, against separate readers";
+    transaction, 512, "whole transactions of mm_comm, against an arbitrary MM";
+    entry, 1024, "mm_core, against an arbitrary caller";
+    places, 256, "HOBs that announce comm buffers, against rules for memory that is taken over";
+    moves, 512, "announcements that a comm buffer moves, between and in calls, against a model of its place";
+    runtime_hobs, 512, "HOB lists that mm_runtime looks for its comm buffer in, against a separate reader";
+    c_calls, 512, "callers in C of PI's protocols, against the rules for their parameters";
+    supervisor, 512, "the client of the MM supervisor, against arbitrary responses";
+    smc, 1024, "the client of secure monitor calls, against arbitrary registers, descriptors and RX pages";
+    monitor, 1024, "the secure world of machine aarch64, against arbitrary calls";
+    image, 256, "flash images that ovmf_image edits or refuses";
+    pe, 4096, "PE files that ovmf_image flattens or refuses";
+    device_tree, 2048, "device trees that the monitor changes or refuses";
+}

@@ -57,6 +57,14 @@ enum Wrong {
 }
 
 impl Memory {
+    /// Whether all is right but the mailbox, which a HOB of revision 3 does not have.
+    fn is_region(self) -> bool {
+        !matches!(
+            self.wrong,
+            Some(Wrong::Null | Wrong::Misaligned(_) | Wrong::NoPages | Wrong::Wraps)
+        )
+    }
+
     /// Address, pages, mailbox.
     pub(crate) fn fields(self, base: u64) -> [u64; 3] {
         let first = usize::from(self.page) % PAGES;
@@ -220,13 +228,7 @@ fn must_work(hobs: &[Hob], base: u64) -> bool {
     };
     match hob {
         Hob::Buffer(memory) => memory.wrong.is_none() && !inside(memory),
-        Hob::Region3(owner, memory) => {
-            owner % 3 < 2
-                && !matches!(
-                    memory.wrong,
-                    Some(Wrong::Null | Wrong::Misaligned(_) | Wrong::NoPages | Wrong::Wraps)
-                )
-        }
+        Hob::Region3(owner, memory) => owner % 3 < 2 && memory.is_region(),
         Hob::Region4(owner, memory) => owner % 3 < 2 && memory.wrong.is_none() && !inside(memory),
         Hob::Short { .. } => false,
     }
@@ -236,13 +238,7 @@ fn must_work(hobs: &[Hob], base: u64) -> bool {
 fn may_work(hobs: &[Hob]) -> bool {
     hobs.iter().all(|hob| match hob {
         Hob::Buffer(memory) => memory.wrong.is_none(),
-        Hob::Region3(owner, memory) => {
-            owner % 3 < 2
-                && !matches!(
-                    memory.wrong,
-                    Some(Wrong::Null | Wrong::Misaligned(_) | Wrong::NoPages | Wrong::Wraps)
-                )
-        }
+        Hob::Region3(owner, memory) => owner % 3 < 2 && memory.is_region(),
         Hob::Region4(owner, memory) => owner % 3 < 2 && memory.wrong.is_none(),
         Hob::Short { .. } => false,
     })

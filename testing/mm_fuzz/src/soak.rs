@@ -22,7 +22,7 @@ use std::rc::Rc;
 
 /// Bytes of a comm buffer.
 const LEN: usize = 4096;
-/// The whole comm buffer is checked once in this many transactions, its start after each.
+/// The whole comm buffer is checked once in so many transactions, its start after each.
 const WHOLE: u64 = 64;
 /// How long the client waits: short, since some requests are not taken.
 const POLLS: u32 = 20;

@@ -166,17 +166,30 @@ fn nth(names: &[&'static str], number: u64) -> Option<&'static str> {
     names.get(index).copied()
 }
 
+/// The fields in front of a message: which function it calls, and its status.
+fn called_function(
+    message: &mut Message<'_>,
+    names: &[&'static str],
+    service: &str,
+    decoded: &mut Decoded,
+) -> Option<FunctionHeader> {
+    let header = message.take::<FunctionHeader>(&format!("{service}'s header"), decoded)?;
+    let number = header.function.get();
+    let name = nth(names, number);
+    decoded.what = known_name(name, number);
+    if name.is_none() {
+        decoded.problem(format_args!("{number} is not a function of {service}"));
+    }
+    decoded.status("ReturnStatus", header.return_status.get(), message.direction);
+    Some(header)
+}
+
 fn variables(mut message: Message<'_>, decoded: &mut Decoded) {
-    let Some(header) = message.take::<FunctionHeader>("the variable service's header", decoded) else {
+    let Some(header) = called_function(&mut message, &VARIABLE_FUNCTIONS, "the variable service", decoded)
+    else {
         return;
     };
     let number = header.function.get();
-    let name = nth(&VARIABLE_FUNCTIONS, number);
-    decoded.what = known_name(name, number);
-    if name.is_none() {
-        decoded.problem(format_args!("{number} is not a function of the variable service"));
-    }
-    decoded.status("ReturnStatus", header.return_status.get(), message.direction);
     let failed = message.direction == Direction::Response && EfiStatus(header.return_status.get()).is_error();
     match number {
         function::GET_VARIABLE | function::SET_VARIABLE => access(message, failed, decoded),
@@ -404,16 +417,11 @@ const WRITE_FUNCTIONS: [&str; 6] = [
 
 fn fault_tolerant_write(mut message: Message<'_>, decoded: &mut Decoded) {
     // The same two fields in front as in the variable service's messages.
-    let Some(header) = message.take::<FunctionHeader>("the fault-tolerant write's header", decoded) else {
+    let Some(header) = called_function(&mut message, &WRITE_FUNCTIONS, "fault-tolerant write", decoded)
+    else {
         return;
     };
     let number = header.function.get();
-    let name = nth(&WRITE_FUNCTIONS, number);
-    decoded.what = known_name(name, number);
-    if name.is_none() {
-        decoded.problem(format_args!("{number} is not a function of fault-tolerant write"));
-    }
-    decoded.status("ReturnStatus", header.return_status.get(), message.direction);
     if number == 1
         && message.direction != Direction::Request
         && let Some(size) = message.take::<U64>("the block size", decoded)

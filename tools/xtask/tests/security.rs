@@ -2,27 +2,14 @@
 //! file.
 #![allow(clippy::unwrap_used, reason = "this is a test: what cannot be read fails it")]
 
+mod tree;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use tree::{root, rust_files};
 
 /// The folders with tests and scenarios.
 const FOLDERS: [&str; 5] = ["crates", "machines", "platforms", "testing", "tools"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap();
-    entries
-        .flat_map(|entry| match entry.unwrap().path() {
-            path if path.is_dir() && !path.ends_with("target") => rust_files(&path),
-            path if path.extension().is_some_and(|extension| extension == "rs") => vec![path],
-            _ => vec![],
-        })
-        .collect()
-}
 
 /// A word of a test's name, as it is in the sources.
 fn is_of_name(character: char) -> bool {

@@ -2,28 +2,15 @@
 //! other.
 #![allow(clippy::unwrap_used, reason = "this is a test: what cannot be read fails it")]
 
+mod tree;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 use syn::{Attribute, Fields, Item, ItemEnum, LitStr, Visibility};
+use tree::{root, rust_files};
 
 /// Whose fault an error is, in the second column.
 const WHOSE: [&str; 6] = ["caller", "platform", "MM", "see inside", "see log", "see both"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap();
-    entries
-        .flat_map(|entry| match entry.unwrap().path() {
-            path if path.is_dir() => rust_files(&path),
-            path if path.extension().is_some_and(|extension| extension == "rs") => vec![path],
-            _ => vec![],
-        })
-        .collect()
-}
 
 fn derives_error(item: &ItemEnum) -> bool {
     let mut found = false;

@@ -1,7 +1,9 @@
 //! `docs/unsafe.md` lists exactly the files that contain unsafe code.
 
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+mod tree;
+
+use std::fs;
+use tree::{root, rust_files};
 
 /// The words that unsafe code contains.
 const MARKS: [&str; 6] = [
@@ -13,18 +15,6 @@ const MARKS: [&str; 6] = [
     "#[unsafe(",
 ];
 
-fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() && !path.ends_with("target") {
-            rust_files(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
 fn has_unsafe_code(text: &str) -> bool {
     text.lines()
         .map(|line| line.split("//").next().unwrap_or_default())
@@ -33,9 +23,7 @@ fn has_unsafe_code(text: &str) -> bool {
 
 #[test]
 fn the_list_of_unsafe_files_is_the_tree() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
-    let mut files = Vec::new();
-    for folder in [
+    let folders = [
         "crates",
         "testing",
         "platforms",
@@ -44,15 +32,14 @@ fn the_list_of_unsafe_files_is_the_tree() {
         "tools/mm_doctor",
         "tools/mm_trace",
         "tools/ovmf_image",
-    ] {
-        rust_files(&root.join(folder), &mut files).unwrap();
-    }
-    let mut found: Vec<String> = files
+    ];
+    let mut found: Vec<String> = folders
         .into_iter()
+        .flat_map(|folder| rust_files(&root().join(folder)))
         .filter(|path| has_unsafe_code(&fs::read_to_string(path).unwrap()))
-        .map(|path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned())
+        .map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned())
         .collect();
-    let page = fs::read_to_string(root.join("docs/unsafe.md")).unwrap();
+    let page = fs::read_to_string(root().join("docs/unsafe.md")).unwrap();
     let mut listed: Vec<String> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))

@@ -59,6 +59,13 @@ fn put(block: &Block, offset: usize, value: usize) {
     assert!(block.seen_from_outside().write(offset, &value.to_ne_bytes()));
 }
 
+/// Writes functions of this file to the fields of a table that have their names.
+macro_rules! functions {
+    ($block:expr, $table:ty { $($name:ident),+ $(,)? }) => {
+        $(put(&$block, offset_of!($table, $name), $name as *const () as usize);)+
+    };
+}
+
 impl Firmware {
     /// Makes it the firmware of this thread.
     pub(crate) fn boot() -> Rc<Self> {
@@ -76,48 +83,21 @@ impl Firmware {
             runtime: Block::new(1),
             tables: Block::new(1),
         });
-        let boot = |offset, function| put(&firmware.boot, offset, function);
-        boot(
-            offset_of!(efi::BootServices, raise_tpl),
-            raise_tpl as *const () as usize,
+        functions!(
+            firmware.boot,
+            efi::BootServices {
+                raise_tpl,
+                restore_tpl,
+                allocate_pages,
+                free_pages,
+                create_event,
+                close_event,
+                install_protocol_interface,
+                uninstall_protocol_interface,
+                locate_protocol,
+            }
         );
-        boot(
-            offset_of!(efi::BootServices, restore_tpl),
-            restore_tpl as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, allocate_pages),
-            allocate_pages as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, free_pages),
-            free_pages as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, create_event),
-            create_event as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, close_event),
-            close_event as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, install_protocol_interface),
-            install_protocol_interface as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, uninstall_protocol_interface),
-            uninstall_protocol_interface as *const () as usize,
-        );
-        boot(
-            offset_of!(efi::BootServices, locate_protocol),
-            locate_protocol as *const () as usize,
-        );
-        put(
-            &firmware.runtime,
-            offset_of!(efi::RuntimeServices, convert_pointer),
-            convert_pointer as *const () as usize,
-        );
+        functions!(firmware.runtime, efi::RuntimeServices { convert_pointer });
         let system = |offset, value| put(&firmware.system, offset, value);
         system(
             offset_of!(efi::SystemTable, boot_services),

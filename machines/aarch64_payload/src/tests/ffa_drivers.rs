@@ -53,13 +53,8 @@ pub(super) fn run<C: Conduit>(place: &Place<'_>, report: &mut Report<impl Write>
 }
 
 /// Makes an FF-A call as another driver would, and returns x0.
-fn ffa<C: Conduit>(function: u32, [x1, x2, x3]: [u64; 3]) -> u64 {
-    let mut arguments = [0; 17];
-    for (argument, value) in arguments.iter_mut().zip([x1, x2, x3]) {
-        *argument = value;
-    }
-    let [x0, ..] = C::call64(function, arguments);
-    x0
+fn ffa<C: Conduit>(function: u32, first: [u64; 3]) -> u64 {
+    crate::site::monitor::<C>(function, first)
 }
 
 fn settled_version_is_used<C: Conduit>() -> Result<(), NotOk> {

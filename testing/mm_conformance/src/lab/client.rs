@@ -383,7 +383,7 @@ impl Client {
         writes.iter().filter(|(port, _)| *port == command).count()
     }
 
-    /// The same, and restarts the count at 0.
+    /// The same, and counts from 0 again.
     #[must_use]
     pub fn take_mmis(&self) -> usize {
         let mmis = self.mmis();

@@ -27,7 +27,8 @@ scenarios! {
     missing_firmware_protocol_is_an_error: FIRMWARE_PROTOCOLS, "without the protocol there is no way into MM";
 }
 
-fn through_firmware(lab: &Lab, header: HeaderFormat) -> Result<Client, String> {
+/// A client over the firmware's protocol: the one that the client itself produced, or that of edk2's driver.
+fn over_protocol(lab: &Lab, header: HeaderFormat, firmware_is_edk2: bool) -> Result<Client, String> {
     let buffer = |id| BufferSetup {
         header,
         ..BufferSetup::new(id)
@@ -36,11 +37,16 @@ fn through_firmware(lab: &Lab, header: HeaderFormat) -> Result<Client, String> {
         lab,
         &Setup {
             buffers: [buffer(0), buffer(1)].to_vec(),
-            produced: Some(0),
+            produced: (!firmware_is_edk2).then_some(0),
             through_firmware: true,
+            firmware_is_edk2,
             ..Setup::default()
         },
     )
+}
+
+fn through_firmware(lab: &Lab, header: HeaderFormat) -> Result<Client, String> {
+    over_protocol(lab, header, false)
 }
 
 fn firmware_protocol2_carries_messages(lab: &Lab) -> Seen {
@@ -133,19 +139,7 @@ fn missing_firmware_protocol_is_an_error(lab: &Lab) -> Seen {
 
 /// A client over edk2's own driver.
 fn through_edk2(lab: &Lab, header: HeaderFormat) -> Result<Client, String> {
-    let buffer = |id| BufferSetup {
-        header,
-        ..BufferSetup::new(id)
-    };
-    up(
-        lab,
-        &Setup {
-            buffers: [buffer(0), buffer(1)].to_vec(),
-            through_firmware: true,
-            firmware_is_edk2: true,
-            ..Setup::default()
-        },
-    )
+    over_protocol(lab, header, true)
 }
 
 fn edk2_driver_carries_messages(lab: &Lab) -> Seen {
