@@ -280,6 +280,8 @@ mod tests {
                 (memory.physical_start.get(), memory.pages.get()),
                 (address, pages)
             );
+            // Mapped one to one.
+            assert_eq!(memory.virtual_start.get(), address);
             assert_eq!((memory.memory_type.get(), memory.attributes.get()), (6, 0x4_4000));
             assert_eq!(memory.identifier, GUID.to_bytes());
         }
