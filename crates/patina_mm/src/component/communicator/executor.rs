@@ -1,11 +1,13 @@
 //! How a communicator enters MM.
 
 use crate::config::{CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
-use crate::service::{MmProgress, MmiError, Sealed, Status, SwMmiTrigger};
+use crate::service::{MmProgress, MmiError, Sealed, Status, SwMmiTrigger, shown};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::cell::Cell;
 use core::fmt::{self, Display as _};
+use core::sync::atomic::{AtomicU64, Ordering};
 use mm_comm::transaction;
+use mm_wire::EfiStatus;
 use patina::component::service::Service;
 use patina::error::EfiError;
 
@@ -82,23 +84,44 @@ pub struct RealMmExecutor {
     options: MmCommunicationOptions,
     /// The last attempt, for the log. If a notification makes another attempt before this one is
     /// logged, the log line has only the status.
-    last: Cell<Option<Attempt>>,
+    last: Box<Attempt>,
 }
 
-/// How MM was entered for a call.
-#[derive(Clone, Copy)]
+/// How MM was entered for a call. Atomic, and in a box: the executor is `Sync`.
+#[derive(Default)]
 struct Attempt {
-    /// The call that it was made for: [`CommunicateBuffer::loan`].
-    loan: (u8, u32),
-    outcome: Outcome,
+    /// The call that it was made for ([`CommunicateBuffer::loan`]): the buffer, then the transaction.
+    loan: AtomicU64,
+    /// The status of the platform's trigger, which failed, or the number of MMIs that were raised and
+    /// of polls of the mailbox.
+    outcome: AtomicU64,
 }
 
-#[derive(Clone, Copy)]
-enum Outcome {
-    /// The platform's trigger failed.
-    Failed(EfiError),
-    /// Number of MMIs that were raised, and of polls of the mailbox.
-    Waited { mmis: u32, polls: u32 },
+impl Attempt {
+    fn number(buffer: &CommunicateBuffer) -> u64 {
+        let (id, transaction) = buffer.loan();
+        u64::from(id) << 32 | u64::from(transaction)
+    }
+
+    /// The loan first: if a notification makes an attempt between the two, the loan is that one's.
+    fn note(&self, loan: u64, outcome: u64) {
+        self.loan.store(loan, Ordering::Release);
+        self.outcome.store(outcome, Ordering::Release);
+    }
+
+    fn failed(&self, loan: u64, error: EfiError) {
+        self.note(loan, shown(error).0);
+    }
+
+    fn waited(&self, loan: u64, mmis: u32, polls: u32) {
+        self.note(loan, u64::from(mmis) << 32 | u64::from(polls));
+    }
+
+    /// The outcome, if this was the last attempt.
+    fn of(&self, buffer: &CommunicateBuffer) -> Option<u64> {
+        (self.loan.load(Ordering::Acquire) == Self::number(buffer))
+            .then(|| self.outcome.load(Ordering::Acquire))
+    }
 }
 
 impl RealMmExecutor {
@@ -115,15 +138,14 @@ impl RealMmExecutor {
         Self {
             trigger,
             options,
-            last: Cell::new(None),
+            last: Box::default(),
         }
     }
 }
 
 impl MmExecutor for RealMmExecutor {
     fn execute_mm(&self, comm_buffer: &mut CommunicateBuffer) -> Result<(), Status> {
-        let loan = comm_buffer.loan();
-        let note = |outcome| self.last.set(Some(Attempt { loan, outcome }));
+        let loan = Attempt::number(comm_buffer);
         let (id, address) = (comm_buffer.id(), comm_buffer.as_ptr().addr() as u64);
         let enter = || {
             self.trigger
@@ -131,7 +153,7 @@ impl MmExecutor for RealMmExecutor {
         };
         let progress = enter().inspect_err(|error| {
             if let MmiError::Failed(error) = error {
-                note(Outcome::Failed(*error));
+                self.last.failed(loan, *error);
             }
         })?;
         if progress == MmProgress::Returned {
@@ -154,7 +176,7 @@ impl MmExecutor for RealMmExecutor {
             MmProgress::RaisedRepeatable => transaction::wait_and_raise_again(channel, polls, again, pause),
             _ => transaction::wait(channel, polls, pause),
         };
-        note(Outcome::Waited { mmis, polls: pauses });
+        self.last.waited(loan, mmis, pauses);
         log_line!(
             Trace,
             "mm_comm",
@@ -173,9 +195,9 @@ impl MmExecutor for RealMmExecutor {
         if log::STATIC_MAX_LEVEL < log::Level::Error {
             return Ok(());
         }
-        let last = self.last.get().filter(|last| last.loan == comm_buffer.loan());
-        match (status, last.map(|last| last.outcome)) {
-            (Status::NotProcessed, Some(Outcome::Waited { mmis, polls })) => {
+        match (status, self.last.of(comm_buffer)) {
+            (Status::NotProcessed, Some(waited)) => {
+                let (mmis, polls) = (waited >> 32, waited & u64::from(u32::MAX));
                 let (len, at) = (comm_buffer.len(), comm_buffer.as_ptr());
                 write!(f, "{status}. The comm buffer has {len} bytes at {at:p}")?;
                 if let Some(mailbox) = comm_buffer.channel().mailbox() {
@@ -187,7 +209,7 @@ impl MmExecutor for RealMmExecutor {
                 f.write_str(". See docs/troubleshooting.md#mmi-but-no-response")
             }
             // The status cannot carry the trigger's own error.
-            (Status::SwMmiFailed, Some(Outcome::Failed(error))) => MmiError::Failed(error).fmt(f),
+            (Status::SwMmiFailed, Some(error)) => write!(f, "{status}: {}", EfiStatus(error)),
             _ => status.fmt(f),
         }
     }
