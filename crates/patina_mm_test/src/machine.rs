@@ -403,6 +403,13 @@ impl Machine {
         self.inner.hardware.smis_taken()
     }
 
+    /// Forgets the requests and the transcript so far. A test that makes very many requests then
+    /// takes constant memory.
+    pub fn forget(&self) {
+        self.inner.mm_side.exchanges.borrow_mut().clear();
+        self.inner.mm_side.transcript.borrow_mut().clear();
+    }
+
     /// What happened, line by line.
     #[must_use]
     pub fn transcript(&self) -> String {

@@ -260,6 +260,11 @@ fn the_transcript_tells_what_happened() {
     assert!(lines[1].contains("TpmLock was dispatched: success"));
     assert!(lines[2].contains("SMIs are off"));
     assert!(lines[3].contains("TpmLock was dispatched: NotReady"));
+    machine.forget();
+    assert_eq!(
+        (machine.transcript().as_str(), machine.exchanges().len()),
+        ("", 0)
+    );
 }
 
 /// A service that a test adds.
