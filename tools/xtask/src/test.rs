@@ -24,7 +24,7 @@ const HOST: &str = "host";
 
 /// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that
 /// is no longer built would not be missed otherwise.
-const HOST_LEAST: u64 = 2473;
+const HOST_LEAST: u64 = 2494;
 
 /// Runs all tests: on this host, then on each machine whose programs are installed.
 ///

@@ -166,6 +166,7 @@ impl Toolchain {
             command.env("RUSTC_BOOTSTRAP", "1");
             if let Some(rustc) = rustc {
                 command.env("RUSTC", rustc);
+                command.env("RUSTDOC", rustc.with_file_name("rustdoc"));
             }
             if let Some(linker) = linker {
                 let target = self.target.to_uppercase().replace('-', "_");
@@ -310,7 +311,7 @@ mod tests {
         let toolchain = Toolchain {
             target: X86_64_UEFI,
             kind: Kind::BuildStd {
-                rustc: Some("rustc-1".into()),
+                rustc: Some("bin/rustc".into()),
                 linker: Some("lld-1".into()),
             },
         };
@@ -321,7 +322,8 @@ mod tests {
                 .find(|(k, _)| *k == key)
                 .and_then(|(_, value)| value)
         };
-        assert_eq!(value("RUSTC").unwrap(), "rustc-1");
+        assert_eq!(value("RUSTC").unwrap(), "bin/rustc");
+        assert_eq!(value("RUSTDOC").unwrap(), "bin/rustdoc");
         assert_eq!(value("CARGO_TARGET_X86_64_UNKNOWN_UEFI_LINKER").unwrap(), "lld-1");
         assert!(
             command
