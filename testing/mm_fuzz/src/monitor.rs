@@ -113,6 +113,9 @@ impl Value {
 /// What the model knows of the world.
 struct Model {
     buffers: [Option<Range<usize>>; 8],
+    /// Whether buffer 0 was named. Until then it is longer than the shared memory of these cases, so
+    /// it overlaps every other buffer, and no request in it is served.
+    is_first_named: bool,
     rx: Option<Range<usize>>,
 }
 
@@ -147,6 +150,7 @@ pub fn run(data: &[u8]) {
     );
     let mut model = Model {
         buffers: [const { None }; 8],
+        is_first_named: false,
         rx: None,
     };
     for step in case.steps.iter().take(40) {
@@ -305,10 +309,11 @@ impl Model {
         }
         if index == 0 {
             self.buffers = [const { None }; 8];
+            self.is_first_named = true;
         }
         let region = offset as usize..end as usize;
         let overlaps = |other: &Range<usize>| other.start < region.end && region.start < other.end;
-        let is_overlap = self.buffers.iter().flatten().any(overlaps);
+        let is_overlap = !self.is_first_named || self.buffers.iter().flatten().any(overlaps);
         if is_overlap || !(24..=24 + SCRATCH_LEN).contains(&region.len()) || index > 7 {
             return INVALID;
         }
