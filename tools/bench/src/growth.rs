@@ -32,6 +32,9 @@ pub struct Logs {
     pub filtered_ns: f64,
     /// ns by which the second is more, as the median of pairs of turns.
     pub more_ns: f64,
+    /// The second against the first, as the median of pairs of turns.
+    #[serde(default)]
+    pub ratio: f64,
     /// Bytes of text at trace, by bytes of message and response.
     pub text: Vec<(usize, usize)>,
 }
@@ -125,11 +128,12 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-fn logs() -> Logs {
+/// Measures log lines.
+pub fn logs() -> Logs {
     static LOGGER: Logger = Logger;
-    if log::set_logger(&LOGGER).is_err() {
-        return Logs::default();
-    }
+    // Another measurement may have set it already.
+    let _ = log::set_logger(&LOGGER);
+    ACCEPTS.store(false, Ordering::Relaxed);
     let (mine, _) = ours::communicator(1);
     let turn = |level| {
         log::set_max_level(level);
@@ -142,6 +146,7 @@ fn logs() -> Logs {
         off_ns: median(turns.iter().map(|(off, _)| *off).collect()),
         filtered_ns: median(turns.iter().map(|(_, filtered)| *filtered).collect()),
         more_ns: median(turns.iter().map(|(off, filtered)| filtered - off).collect()),
+        ratio: median(turns.iter().map(|(off, filtered)| filtered / off).collect()),
         text: Vec::new(),
     };
     ACCEPTS.store(true, Ordering::Relaxed);

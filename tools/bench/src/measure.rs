@@ -28,6 +28,9 @@ pub const FORMS: [&str; 3] = ["communicate", "communicate_into", "communicate_wi
 /// The measured figures.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Figures {
+    /// The processor that measured the times.
+    #[serde(default)]
+    pub processor: String,
     /// By buffer, message and mailbox.
     pub cases: Vec<Case>,
     /// How cost grows with other things.
@@ -90,7 +93,10 @@ pub fn size(bytes: usize) -> String {
 
 /// Measures all cases.
 pub fn run(rounds: usize) -> Result<Figures> {
-    let mut figures = Figures::default();
+    let mut figures = Figures {
+        processor: processor(),
+        ..Figures::default()
+    };
     for buffer in BUFFERS {
         for message in MESSAGES.into_iter().chain([buffer - HEADER]) {
             for mailbox in [true, false] {
@@ -123,7 +129,27 @@ pub fn repeat(calls: usize) {
     }
 }
 
-fn case(buffer: usize, len: usize, mailbox: bool, rounds: usize) -> Result<Case> {
+/// Vendor, family and model, as Linux tells them.
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.split(':').next().is_some_and(|found| found.trim() == name));
+        line.and_then(|line| line.split(':').nth(1))
+            .unwrap_or("unknown")
+            .trim()
+    };
+    format!(
+        "{}, family {}, model {}",
+        field("vendor_id"),
+        field("cpu family"),
+        field("model")
+    )
+}
+
+/// Measures one message through one comm buffer.
+pub fn case(buffer: usize, len: usize, mailbox: bool, rounds: usize) -> Result<Case> {
     let ours = || clients::ours::communicator(buffer, len, mailbox);
     let floor = Floor::new(buffer, false);
     let floor_and_wipe = Floor::new(buffer, true);

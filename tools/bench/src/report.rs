@@ -1,21 +1,10 @@
-//! The table, the comparison with the committed figures, the plots.
+//! The table and the plots.
 
-use crate::measure::{Case, FORMS, Figures, Ours, size};
+use crate::measure::{Case, Figures, Ours, size};
 use anyhow::{Context as _, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::path::Path;
-use std::process::ExitCode;
-
-/// A ratio that is worse by more than this factor fails the check.
-const TOLERANCE: f64 = 1.2;
-/// Bytes of text a call at trace at most.
-const TEXT: usize = 2048;
-/// Nanoseconds a call at most for log lines whose target is off. The only time that is compared: it is a difference within one
-/// run, a fraction of this, and what would make it more is a text that is formatted for nothing, which takes hundreds.
-const FILTERED_NS: f64 = 10.0;
-/// Ratios below this are too small to compare: a tick of the clock is 20 % of them.
-const NOISE: f64 = 0.02;
 
 /// Prints all figures, as Markdown tables.
 pub fn print(figures: &Figures) {
@@ -66,83 +55,6 @@ pub fn print(figures: &Figures) {
     for (len, text) in &logs.text {
         println!("| {len} B | {text} |");
     }
-}
-
-/// Writes figures for [`read`].
-pub fn write(figures: &Figures, file: &Path) -> Result<()> {
-    let text = serde_json::to_string_pretty(figures)? + "\n";
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
-}
-
-/// Reads figures that [`write`] wrote.
-pub fn read(file: &Path) -> Result<Figures> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no file of figures", file.display()))
-}
-
-/// Compares ratios, allocations and bytes with committed ones; never times.
-pub fn check(now: &Figures, committed: &Figures) -> Result<ExitCode> {
-    let mut worse = Vec::new();
-    let mut compared = 0;
-    for case in &now.cases {
-        let same = |other: &&Case| {
-            (other.buffer, other.message, other.mailbox) == (case.buffer, case.message, case.mailbox)
-        };
-        let before = committed.cases.iter().find(same);
-        let before = before.with_context(|| format!("the committed figures lack {}", case.name()))?;
-        for ((form, now), before) in FORMS.iter().zip(&case.ours).zip(&before.ours) {
-            compared += 2;
-            if now.to_published > before.to_published.max(NOISE) * TOLERANCE {
-                worse.push(format!(
-                    "{}, {form}: {:.3} × published, was {:.3}",
-                    case.name(),
-                    now.to_published,
-                    before.to_published
-                ));
-            }
-            if now.allocations > before.allocations {
-                worse.push(format!(
-                    "{}, {form}: {} allocations, was {}",
-                    case.name(),
-                    now.allocations,
-                    before.allocations
-                ));
-            }
-        }
-    }
-    for ((count, now, _), (_, before, _)) in now.growth.heap.iter().zip(&committed.growth.heap) {
-        compared += 1;
-        if *now as f64 > *before as f64 * TOLERANCE {
-            worse.push(format!(
-                "{count} buffers: {now} bytes of heap at rest, was {before}"
-            ));
-        }
-    }
-    let logs = &now.growth.logs;
-    compared += logs.text.len() + 1;
-    for (len, text) in logs.text.iter().filter(|(_, text)| *text > TEXT) {
-        worse.push(format!(
-            "{text} bytes of text at trace for {len} bytes, at most {TEXT}"
-        ));
-    }
-    if logs.more_ns > FILTERED_NS {
-        worse.push(format!(
-            "log lines whose target is off take {:.1} ns, at most {FILTERED_NS}",
-            logs.more_ns
-        ));
-    }
-    if worse.is_empty() {
-        println!("\n{compared} ratios and counts are no worse than the committed ones");
-        return Ok(ExitCode::SUCCESS);
-    }
-    for line in &worse {
-        println!("WORSE {line}");
-    }
-    println!(
-        "{} of {compared} are worse. If that is meant, commit new figures (`cargo xtask bench --commit`).",
-        worse.len()
-    );
-    Ok(ExitCode::FAILURE)
 }
 
 /// Shapes tell the series apart, so that colours are not needed.
