@@ -6,7 +6,7 @@
 //! 2. The header is copied and checked. If it claims more than the region has, nothing is written
 //!    back and `IsCommBufferValid` stays set.
 //! 3. The message is copied into MMRAM; the handlers of its GUID are called in the order of their
-//!    registration until one succeeds.
+//!    registration until one succeeds, or fails with `EFI_INTERRUPT_PENDING` (`MmiManage` in Mmi.c).
 //! 4. The message is copied back behind the header, which stays as it is.
 //! 5. The mailbox gets its result, then `IsCommBufferValid` = 0.
 //!
@@ -165,7 +165,8 @@ impl<'a> MmCore<'a> {
 
     /// Serves the requests in all comm buffers, then calls the root handlers.
     ///
-    /// Several handlers may have the same GUID: the first that succeeds ends the request.
+    /// Several handlers may have the same GUID: the first that succeeds, or fails with
+    /// `EFI_INTERRUPT_PENDING`, ends the request.
     pub fn enter(
         &mut self,
         memory: &mut dyn SystemMemory,
@@ -291,13 +292,14 @@ fn pending(buffer: CommBuffer, memory: &dyn SystemMemory) -> Result<Option<Heade
         .filter(|header| header.recipient() != Guid::ZERO && header.message_len() > 0))
 }
 
-/// Calls the handlers of the request's GUID until one succeeds. `None` if there are none.
+/// Calls the handlers of the request's GUID until one ends the request. `None` if there are none.
 fn dispatch(handlers: &mut [Registration<'_>], request: &mut Request<'_>) -> Option<EfiStatus> {
     let mut failure = None;
     for (guid, handler) in handlers {
         if *guid == request.recipient() {
             match handler.handle(request) {
                 Ok(()) => return Some(EfiStatus::SUCCESS),
+                Err(EfiStatus::INTERRUPT_PENDING) => return Some(EfiStatus::INTERRUPT_PENDING),
                 // A handler that fails with `EFI_SUCCESS` has failed, too.
                 Err(EfiStatus::SUCCESS) => failure = Some(EfiStatus::ABORTED),
                 Err(status) => failure = Some(status),
@@ -560,6 +562,30 @@ mod tests {
         );
         assert_eq!(memory.mailbox(), MailboxImage::answered(EfiStatus::NOT_FOUND, 28));
         assert_eq!(memory.get(BASE + 24, 4), b"!234");
+    }
+
+    /// `MmiManage` in edk2's StandaloneMmPkg/Core/Mmi.c calls no other handler then.
+    #[test]
+    fn handler_whose_interrupt_is_pending_ends_the_request() {
+        let mut memory = Memory::new();
+        memory.request(HeaderFormat::V1, OTHER, b"1234");
+        let mut pending = |_: &mut Request<'_>| Err(EfiStatus::INTERRUPT_PENDING);
+        let mut never = |_: &mut Request<'_>| panic!("called after EFI_INTERRUPT_PENDING");
+        let outcome = enter(
+            &mut memory,
+            Some(MAILBOX),
+            &mut [(OTHER, &mut pending), (OTHER, &mut never)],
+        );
+        assert_eq!(
+            outcome,
+            Outcome::Dispatched {
+                recipient: OTHER,
+                request_len: 4,
+                response_len: 4,
+                status: EfiStatus::INTERRUPT_PENDING
+            }
+        );
+        assert_eq!(memory.mailbox(), MailboxImage::answered(EfiStatus::NOT_FOUND, 28));
     }
 
     #[test]
