@@ -113,16 +113,19 @@ impl<E: Entry, S: Sink> Driver<E, S> {
     /// Asks MM's variable service how long a message it takes, as edk2's variable driver does when
     /// it finds the first marker.
     pub(crate) fn variable_payload_size(&self) -> Result<u64, EfiStatus> {
-        let mut message = PayloadSizeMessage::request();
+        let message = PayloadSizeMessage::request();
         let header = Header::new(HeaderFormat::V1, variable::GUID, size_of_val(&message) as u64);
         self.with_claim(|inner, _| {
             let (Some(channel), Some(header)) = (&inner.channel, header) else {
                 return Err(EfiStatus::NOT_READY);
             };
             let mut response = [0; size_of::<PayloadSizeMessage>()];
-            inner.exchange(channel, &header, message.as_bytes(), &mut response)?;
-            message = PayloadSizeMessage::read_from_bytes(&response).unwrap_or(message);
-            message.size()
+            let (response, _) = inner.exchange(channel, &header, message.as_bytes(), &mut response)?;
+            match PayloadSizeMessage::read_from_bytes(response) {
+                Ok(response) => response.size(),
+                // It ends before the size does.
+                Err(_) => Err(EfiStatus::PROTOCOL_ERROR),
+            }
         })
         .unwrap_or_else(Err)
     }
@@ -346,8 +349,8 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         reply
     }
 
-    /// Sends a message, and copies the response. When this returns, neither is left in shared
-    /// memory.
+    /// Sends a message, and copies the response; one that is longer than `response` is an error. When
+    /// this returns, neither is left in shared memory.
     fn exchange<'r>(
         &self,
         channel: &Channel,
@@ -385,9 +388,8 @@ impl<E: Entry, S: Sink> Inner<E, S> {
         self.sink
             .trace(format_args!("MM returned {} bytes", shared.len()));
         let in_header = shared.in_header();
-        // Never `None`: `finish` proved that it is not longer than the comm buffer, and `response`
-        // is as long.
-        let response = shared.copy_to(response).ok_or(EfiStatus::DEVICE_ERROR)?;
+        // Never `None` for callers in C, whose `response` is as long as the comm buffer.
+        let response = shared.copy_to(response).ok_or(EfiStatus::BUFFER_TOO_SMALL)?;
         Ok((&*response, in_header))
     }
 

@@ -93,7 +93,7 @@ pub struct Configuration {
 
 impl Configuration {
     /// The default of `patina_mm`.
-    pub const DEFAULT_POLLS: u32 = 1_000_000;
+    pub const DEFAULT_POLLS: u32 = 100_000;
 
     /// A comm buffer, and defaults: all three protocols, no markers, no mapping.
     #[must_use]

@@ -13,13 +13,22 @@ use mm_runtime::protocols::{
     COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
 };
 use mm_runtime::{Configuration, InstallError};
-use mm_wire::{EfiStatus, Guid, Header, HeaderFormat};
+use mm_wire::{EfiStatus, Guid, Header, HeaderFormat, MailboxImage};
 use r_efi::efi;
 use std::cell::Cell;
 use std::process::Command;
 use std::rc::Rc;
+use zerocopy::IntoBytes as _;
 
-const ALL: [(&str, fn()); 21] = [
+const ALL: [(&str, fn()); 23] = [
+    (
+        "timeout_is_by_default_that_of_patina_mm",
+        timeout_is_by_default_that_of_patina_mm,
+    ),
+    (
+        "markers_are_not_installed_after_a_response_without_the_size",
+        markers_are_not_installed_after_a_response_without_the_size,
+    ),
     (
         "refused_request_without_a_message_leaves_no_bytes",
         rules::refused_request_without_a_message_leaves_no_bytes,
@@ -277,6 +286,34 @@ fn markers_are_not_installed_if_mm_does_not_respond() {
     assert_eq!(firmware.interface(VARIABLES_WRITABLE), None);
     assert!(firmware.interface(COMMUNICATION2).is_some());
     assert_eq!(call(&machine, CProtocol::Two).status, EfiStatus::NO_RESPONSE);
+}
+
+/// MM's variable service responds, but not with the size.
+fn markers_are_not_installed_after_a_response_without_the_size() {
+    for len in [0, 16, 17, 23, 25] {
+        let machine = power_on(Life::Boot);
+        let place = machine.place();
+        machine.0.machine.install_mm(move |memory, _| {
+            // Function 11, success, 1000.
+            let mut message = [0; 25];
+            (message[0], message[16], message[17]) = (11, 0xe8, 3);
+            assert!(memory.write(place.region().start() + 24, &message));
+            let answered = MailboxImage::answered(EfiStatus::SUCCESS, 24 + len);
+            assert!(memory.write(place.mailbox().unwrap(), answered.as_bytes()));
+        });
+        machine
+            .install_with(&Setup::default(), Configuration::with_markers)
+            .unwrap();
+        let firmware = &machine.0.firmware;
+        assert_eq!(firmware.interface(VARIABLES_READABLE), None, "{len} bytes");
+        assert_eq!(firmware.interface(VARIABLES_WRITABLE), None, "{len} bytes");
+    }
+}
+
+fn timeout_is_by_default_that_of_patina_mm() {
+    let configuration = Configuration::new(power_on(Life::Boot).place());
+    let options = patina_mm::config::MmCommunicationOptions::default();
+    assert_eq!(configuration.completion_polls, options.completion_polls);
 }
 
 fn page_of_a_memory_mapped_register_is_marked_for_the_operating_system() {
