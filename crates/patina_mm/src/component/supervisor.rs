@@ -237,7 +237,7 @@ impl MmSupervisor for MmSupervisorClient {
             .map_or(wanted, |capacity| {
                 capacity.saturating_sub(size_of::<RequestHeader>())
             })
-            .clamp(out.len(), wanted);
+            .min(wanted);
         let mut len = 0;
         self.request(REQUEST_FETCH_POLICY, &[], room, &mut |response| {
             let returned = response.remaining();
