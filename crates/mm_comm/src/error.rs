@@ -46,6 +46,14 @@ pub enum BeginError {
         /// Bytes that fit behind the header.
         capacity: usize,
     },
+    /// MessageSize of a v3 header is more than the message has, which MM cores refuse.
+    #[error("caller: MessageSize is {message_size}, more than the message's {len} bytes")]
+    MessageSizeBeyondMessage {
+        /// The value of MessageSize.
+        message_size: u64,
+        /// Bytes of the message.
+        len: usize,
+    },
     /// The recipient is [`mm_wire::header::V3_MARKER`], which no v1 header can name.
     #[error("caller: the recipient is the v3 header's marker {}, a v1 header for it would read as v3", Shown(*.0))]
     RecipientIsMarker(Guid),
@@ -134,7 +142,9 @@ impl BeginError {
         match self {
             Self::Busy => EfiStatus::ALREADY_STARTED,
             Self::Retired | Self::MailboxInUse => EfiStatus::ACCESS_DENIED,
-            Self::EmptyMessage | Self::RecipientIsMarker(_) => EfiStatus::INVALID_PARAMETER,
+            Self::EmptyMessage | Self::MessageSizeBeyondMessage { .. } | Self::RecipientIsMarker(_) => {
+                EfiStatus::INVALID_PARAMETER
+            }
             Self::MessageTooLarge { .. } => EfiStatus::BAD_BUFFER_SIZE,
             Self::NotMemory { .. } => EfiStatus::DEVICE_ERROR,
             Self::Overwritten { .. } => EfiStatus::ABORTED,

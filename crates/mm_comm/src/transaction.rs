@@ -40,8 +40,8 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Those of [`Self::begin`]. A `message_size` beyond `message` is
-    /// [`BeginError::MessageTooLarge`]: MM cores refuse it.
+    /// Those of [`Self::begin`]. [`BeginError::MessageSizeBeyondMessage`] for a `message_size` beyond
+    /// `message`: MM cores refuse it.
     pub fn begin_sized(
         &self,
         format: HeaderFormat,
@@ -80,9 +80,9 @@ impl Channel {
         }
         let header = message_size.map_or(header, |size| header.with_message_size(size));
         if header.message_size() > header.message_len() {
-            return Err(BeginError::MessageTooLarge {
-                len: usize::try_from(header.message_size()).unwrap_or(usize::MAX),
-                capacity: message.len(),
+            return Err(BeginError::MessageSizeBeyondMessage {
+                message_size: header.message_size(),
+                len: message.len(),
             });
         }
 
@@ -1063,6 +1063,31 @@ mod tests {
                 capacity: LEN - 56
             }
         );
+    }
+
+    #[test]
+    fn message_size_beyond_the_message_is_refused_with_both_numbers() {
+        let channel = channel();
+        let begin = |format, size| {
+            channel
+                .begin_sized(format, RECIPIENT, &SECRET, Some(size))
+                .map(drop)
+        };
+        for message_size in [33, u64::MAX] {
+            let error = BeginError::MessageSizeBeyondMessage {
+                message_size,
+                len: 32,
+            };
+            assert_eq!(begin(HeaderFormat::V3, message_size), Err(error));
+            assert_eq!(
+                std::string::ToString::to_string(&error),
+                std::format!("caller: MessageSize is {message_size}, more than the message's 32 bytes")
+            );
+            // A v1 header does not have the field.
+            assert_eq!(begin(HeaderFormat::V1, message_size), Ok(()));
+        }
+        assert_eq!(begin(HeaderFormat::V3, 32), Ok(()));
+        assert_clean_and_free(&channel);
     }
 
     #[test]

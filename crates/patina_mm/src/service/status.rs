@@ -32,8 +32,8 @@ pub enum Status {
     /// The comm buffer does not hold what is written to it.
     #[error("platform: the comm buffer does not hold what is written to it")]
     CommBufferInitError,
-    /// The message is empty.
-    #[error("caller: the message is empty")]
+    /// The message is empty, or shorter than the MessageSize that the call asks for.
+    #[error("caller: the message is empty, or shorter than its MessageSize")]
     InvalidDataBuffer,
     /// The component has no way to enter MM yet.
     #[error("platform: the software MMI trigger is not available")]
@@ -194,7 +194,7 @@ impl From<BeginError> for Status {
         match error {
             BeginError::Busy => Self::Busy,
             BeginError::Retired => Self::CommBufferDisabled,
-            BeginError::EmptyMessage => Self::InvalidDataBuffer,
+            BeginError::EmptyMessage | BeginError::MessageSizeBeyondMessage { .. } => Self::InvalidDataBuffer,
             BeginError::MessageTooLarge { .. } => Self::CommBufferTooSmall,
             BeginError::RecipientIsMarker(_) => Self::InvalidRecipient,
             BeginError::MailboxInUse => Self::MailboxInUse,
@@ -368,6 +368,15 @@ mod tests {
             Status::SecureCall(TIMEOUT).to_string(),
             "MM: FFA_RUN: not done after 1 attempts"
         );
+    }
+
+    #[test]
+    fn message_size_beyond_the_message_is_the_callers_fault() {
+        let error = BeginError::MessageSizeBeyondMessage {
+            message_size: 2,
+            len: 1,
+        };
+        assert_eq!(Status::from(error), Status::InvalidDataBuffer);
     }
 
     #[test]

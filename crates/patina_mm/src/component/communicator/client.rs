@@ -9,7 +9,7 @@ use super::extras::LazyExtras;
 use super::failure::Failure;
 use super::ids::Ids;
 use super::tpl::{Raised, raise_to_notify};
-use crate::config::{CommunicateBuffer, MmiPort};
+use crate::config::{CommunicateBuffer, HeaderFormat, MmiPort};
 use crate::service::{CallOptions, CallTag, MmCommunication, ResponseReader, Sealed, Status, trace_request};
 use alloc::boxed::Box;
 use core::cell::{BorrowError, Cell};
@@ -296,6 +296,8 @@ impl Client {
                 self.require_buffer(tag.buffer, message, options)?;
                 continue;
             };
+            let format = options.header.unwrap_or(buffer.header());
+            let options = of_format(format, options);
             let executor = self.check(message, options)?;
             // One mailbox for two buffers announces one request at a time.
             let beside = self
@@ -336,6 +338,15 @@ impl Client {
             take(&mut ResponseReader::in_place(response, tag));
             return Ok(returned);
         }
+    }
+}
+
+/// The options as a header of this format has them: v1 does not have MessageSize.
+fn of_format(format: HeaderFormat, options: CallOptions) -> CallOptions {
+    let message_size = options.message_size.filter(|_| format == HeaderFormat::V3);
+    CallOptions {
+        message_size,
+        ..options
     }
 }
 
