@@ -14,7 +14,6 @@
 //! | [`address`] | checked ranges of physical addresses, the checks of comm buffers and mailboxes | |
 //! | [`text`] | GUIDs and bytes for lines of text | |
 //! | [`message`] | payloads of handlers that every platform has | edk2, Project Mu |
-//! | [`text`] | GUIDs and bytes for lines of text | |
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

@@ -666,6 +666,36 @@ mod tests {
     }
 
     #[test]
+    fn v1_message_has_bytes_whatever_message_size_says() {
+        let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[0]);
+        // Secure monitor calls do not carry messages without bytes.
+        let port = &communicator.client.extras.make_or_abort().port;
+        port.set(Some(MmiPort::Smc(0xc400_0041)));
+        let ask = |header| {
+            let options = CallOptions::new().with_header(header).with_message_size(0);
+            communicator.communicate_with(0, b"x", RECIPIENT.as_guid(), options, &mut |_| {})
+        };
+        assert_eq!(ask(HeaderFormat::V3), Err(Status::InvalidDataBuffer));
+        assert_eq!(ask(HeaderFormat::V1), Ok(()));
+    }
+
+    #[test]
+    fn callbacks_run_after_one_of_them_has_panicked() {
+        use std::cell::Cell;
+        let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[0]);
+        let runs: &'static Cell<u32> = Box::leak(Box::new(Cell::new(0)));
+        let callback = || {
+            runs.set(runs.get() + 1);
+            assert_ne!(runs.get(), 1, "a log sink may panic");
+        };
+        communicator.after_calls(Rc::new(callback)).unwrap();
+        let call = || communicator.communicate(0, b"x", RECIPIENT.as_guid());
+        assert!(std::panic::catch_unwind(core::panic::AssertUnwindSafe(call)).is_err());
+        assert_eq!(call().as_deref(), Ok(&b"x"[..]));
+        assert_eq!(runs.get(), 2);
+    }
+
+    #[test]
     fn before_dispatch_there_is_no_way_into_mm() {
         let communicator = MmCommunicator::new();
         assert_eq!(

@@ -33,10 +33,29 @@ impl Run {
                 }
                 return;
             }
+            let running = Running(&self.0);
             run_all();
-            if self.0.swap(IDLE, Ordering::AcqRel) != RUN_AGAIN {
+            if running.end() != RUN_AGAIN {
                 return;
             }
         }
+    }
+}
+
+/// The callbacks are running. If one panics, the call that ends next runs them.
+struct Running<'a>(&'a AtomicU8);
+
+impl Running<'_> {
+    /// Returns what they did.
+    fn end(self) -> u8 {
+        let state = self.0.swap(IDLE, Ordering::AcqRel);
+        core::mem::forget(self);
+        state
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(IDLE, Ordering::Release);
     }
 }
