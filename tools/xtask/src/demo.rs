@@ -36,7 +36,7 @@ pub(crate) struct Demo {
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     deadline: u64,
     /// Draws what was logged, as a page for a browser.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = crate::file)]
     html: Option<PathBuf>,
 }
 

@@ -53,7 +53,7 @@ pub(crate) struct Fuzz {
     #[arg(long, value_name = "T")]
     target: Vec<String>,
     /// Runs this input and no other.
-    #[arg(long, value_name = "FILE", requires = "target")]
+    #[arg(long, value_name = "FILE", value_parser = crate::file, requires = "target")]
     input: Option<PathBuf>,
     /// Afterwards replaces the committed corpus by the smallest set of inputs that reaches the same
     /// code.

@@ -111,7 +111,7 @@ pub(crate) struct Image {
     #[arg(long)]
     conformance: bool,
     /// Where to write the image [default: target/firmware/PLATFORM.fd, or PLATFORM-conformance.fd].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = crate::file)]
     output: Option<PathBuf>,
 }
 

@@ -63,7 +63,9 @@ mod verdict;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::any::Any;
+use std::panic;
+use std::path::{PathBuf, absolute};
 use std::process::ExitCode;
 use xshell::Shell;
 
@@ -99,8 +101,32 @@ enum Command {
     Size(size::Size),
 }
 
+/// The exit code that a shell reports for a program which wrote to a pipe that its reader had closed.
+const CLOSED: u8 = 141;
+
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !is_closed_output(info.payload()) {
+            print(info);
+        }
+    }));
+    // Commands end and the files of a run are removed while a panic unwinds.
+    match panic::catch_unwind(|| end(run(Cli::parse()))) {
+        Ok(code) => code,
+        Err(payload) if is_closed_output(&*payload) => CLOSED.into(),
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// Whether `println!` panicked because the reader of the output has closed it, as `head` does.
+fn is_closed_output(payload: &(dyn Any + Send)) -> bool {
+    let text = payload.downcast_ref::<String>();
+    text.is_some_and(|text| text.starts_with("failed printing to std") && text.contains("Broken pipe"))
+}
+
+fn end(result: Result<ExitCode>) -> ExitCode {
+    match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -110,8 +136,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    // Files that the user names are relative to the directory in which this was started; they were made
+    // absolute when the command line was read.
+    std::env::set_current_dir(root()).context("the repository cannot be used")?;
     let shell = Shell::new().context("the current directory cannot be used")?;
-    shell.change_dir(root());
     match cli.command {
         Command::Setup(options) => setup::run(&shell, &options),
         Command::Test(options) => test::run(&shell, &options),
@@ -136,6 +164,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+/// Reads a file's name on the command line.
+fn file(name: &str) -> std::io::Result<PathBuf> {
+    absolute(name)
+}
+
 /// The repository.
 fn root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -158,10 +191,40 @@ fn is_ci() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+    #[test]
+    fn files_are_relative_to_where_the_program_was_started() {
+        let expected = std::env::current_dir().unwrap().join("a/b");
+        let mut tried = 0;
+        for (words, names) in [
+            ("test --code a/b --vars a/b", ["code", "vars"].as_slice()),
+            ("demo --html a/b", &["html"]),
+            ("image patina-q35 --output a/b", &["output"]),
+            ("fuzz --target pe --input a/b", &["input"]),
+        ] {
+            let words = ["cargo xtask"].into_iter().chain(words.split(' '));
+            let matches = Cli::command().get_matches_from(words);
+            let (_, matches) = matches.subcommand().unwrap();
+            for name in names {
+                assert_eq!(matches.get_one::<PathBuf>(name), Some(&expected), "{name}");
+                tried += 1;
+            }
+        }
+        let is_file = |option: &&clap::Arg| option.get_value_names().is_some_and(|names| names == ["FILE"]);
+        let command = Cli::command();
+        let options = command
+            .get_subcommands()
+            .flat_map(|command| command.get_arguments());
+        assert_eq!(
+            options.filter(is_file).count(),
+            tried,
+            "an option that is not tried here"
+        );
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
         ))
         .arg(format!("file://{}", file.display()));
     let mut counts = Counts::default();
-    let mut done = false;
+    let mut done = String::new();
     let mut other = Vec::new();
     let status = process::run("chromium", command, Some(DEADLINE), |line| {
         if let Some(verdict) = line.strip_prefix("TEST ") {
@@ -98,16 +98,20 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
             *counter = counter.saturating_add(1);
             return Some(line.to_owned());
         }
-        done |= line.starts_with("DONE ");
+        if line.starts_with("DONE ") {
+            line.clone_into(&mut done);
+        }
         if line.contains("CONSOLE") || line.contains("ERROR") {
             other.push(line.to_owned());
         }
         None
     })?;
     process::require_success("chromium", status)?;
-    if !done {
+    let total = counts.passed.saturating_add(counts.failed);
+    let expected = format!("DONE {}/{total}", counts.passed);
+    if done != expected {
         other.iter().for_each(|line| println!("  | {line}"));
-        bail!("the page's tests did not come to their end");
+        bail!("the page's tests did not come to their end: {done:?}, expected {expected:?}");
     }
     if counts.failed > 0 {
         let reason = format!("{} tests failed in the browser", counts.failed);

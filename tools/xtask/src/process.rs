@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, Result, bail};
 #[cfg(unix)]
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ impl Stopped {
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| {
     let signal = Arc::new(AtomicUsize::new(0));
     #[cfg(unix)]
-    for number in [SIGHUP, SIGINT, SIGTERM] {
+    for number in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
         let value = usize::try_from(number).unwrap_or(usize::MAX);
         // If it cannot be registered, the signal ends this process as usual.
         let _ = signal_hook::flag::register_usize(number, Arc::clone(&signal), value);
@@ -78,15 +78,23 @@ pub(crate) fn stopped() -> Option<Stopped> {
 
 /// How often the child, the deadline and signals are checked while the child writes nothing.
 const POLL: Duration = Duration::from_millis(100);
-/// How long output is awaited after the child has ended, if a process that it started holds the
-/// other end.
+/// How long the output has to be silent after the child has ended, if a process that it started
+/// holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long such a process can go on writing. What the child itself wrote is taken by then: it is
+/// not more than the pipe and the queue hold.
+const LAST_FLOOD: Duration = Duration::from_secs(10);
+/// How many lines wait for the caller; then the child waits, too.
+const QUEUE: usize = 1024;
+/// Bytes of a line. A longer one is taken in parts.
+const LONGEST_LINE: u64 = 64 * 1024;
 
 /// Runs `command` to its end, or kills it at the deadline; the processes that it started end with
 /// it. Each line of its output goes to `on_line` as it comes; what that returns is printed. The
 /// result is `None` if the command was killed.
 ///
-/// Standard output and standard error are one stream, which keeps their order.
+/// Standard output and standard error are one stream, which keeps their order. A line of more than
+/// 64 KiB is taken in parts.
 ///
 /// # Errors
 ///
@@ -108,12 +116,13 @@ pub(crate) fn run(
     let mut child = KillOnDrop::start(&mut command)?;
     // The command holds the pipe's other end, which would keep the output open.
     drop(command);
-    let (sender, lines) = mpsc::channel();
+    let (sender, lines) = mpsc::sync_channel(QUEUE);
     thread::spawn(move || forward(output, &sender));
 
     let mut progress = Progress::new(label, start);
     let mut is_open = true;
     let mut end = None;
+    let mut last_line = start;
     while is_open || end.is_none() {
         if let Some(stopped) = stopped() {
             return Err(stopped.into());
@@ -124,7 +133,8 @@ pub(crate) fn run(
         }
         match end {
             None if is_late() => return Ok(None),
-            Some((_, since)) if since.elapsed() >= LAST_WORDS => break,
+            Some((_, since)) if since.elapsed() >= LAST_FLOOD => break,
+            Some((_, since)) if since.max(last_line).elapsed() >= LAST_WORDS => break,
             _ => progress.renew(),
         }
         if !is_open {
@@ -139,6 +149,7 @@ pub(crate) fn run(
                 } else {
                     progress.detail = line;
                 }
+                last_line = Instant::now();
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => is_open = false,
@@ -158,10 +169,13 @@ pub(crate) fn run_quietly(label: &str, command: Command) -> Result<()> {
 }
 
 /// Sends each line until the end or until the receiver is gone.
-fn forward(from: impl Read, to: &Sender<String>) {
+fn forward(from: impl Read, to: &SyncSender<String>) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
-    while matches!(from.read_until(b'\n', &mut bytes), Ok(1..)) {
+    while matches!(
+        (&mut from).take(LONGEST_LINE).read_until(b'\n', &mut bytes),
+        Ok(1..)
+    ) {
         let text = String::from_utf8_lossy(&bytes);
         if to.send(text.trim_end_matches(['\r', '\n']).to_owned()).is_err() {
             return;
@@ -345,6 +359,48 @@ mod tests {
         assert_eq!(lines, 2000);
     }
 
+    #[test]
+    fn lines_are_not_lost_if_the_caller_is_slower_than_the_command() {
+        let mut lines = 0;
+        let status = run("test", shell("seq 1500"), Some(Duration::from_secs(60)), |_| {
+            lines += 1;
+            thread::sleep(Duration::from_millis(1));
+            None
+        });
+        assert!(status.unwrap().unwrap().success());
+        assert_eq!(lines, 1500);
+    }
+
+    #[test]
+    fn output_without_an_end_ends_with_the_command() {
+        let start = Instant::now();
+        let status = run(
+            "test",
+            shell("yes & exit 4"),
+            Some(Duration::from_secs(60)),
+            |_| None,
+        )
+        .unwrap();
+        assert_eq!(status.unwrap().code(), Some(4));
+        assert!(start.elapsed() < Duration::from_secs(45), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn output_without_line_ends_is_taken_in_parts() {
+        let (mut bytes, mut longest) = (0, 0);
+        let script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo end";
+        let mut last = String::new();
+        let status = run("test", shell(script), Some(Duration::from_secs(60)), |line| {
+            bytes += line.len();
+            longest = longest.max(line.len());
+            line.clone_into(&mut last);
+            None
+        });
+        assert!(status.unwrap().unwrap().success());
+        assert_eq!((bytes, last.as_str()), (1_000_003, "end"));
+        assert!(longest <= 64 * 1024, "{longest}");
+    }
+
     /// Whether a process runs; one that ended and was not waited for yet does not.
     fn is_alive(pid: &str) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -377,7 +433,12 @@ mod tests {
     #[test]
     fn a_signal_ends_the_command_and_removes_the_runs_files() {
         use rustix::process::{Pid, Signal, kill_process};
-        for (signal, code) in [(Signal::HUP, "129"), (Signal::INT, "130"), (Signal::TERM, "143")] {
+        for (signal, code) in [
+            (Signal::HUP, "129"),
+            (Signal::INT, "130"),
+            (Signal::QUIT, "131"),
+            (Signal::TERM, "143"),
+        ] {
             let folder = tempfile::tempdir().unwrap();
             let mut xtask = Command::new(std::env::current_exe().unwrap())
                 .args([

@@ -109,7 +109,8 @@ impl Report {
     }
 
     fn add(&mut self, name: &str, time: Duration, result: Result<Counts>, missing_is_failure: bool) {
-        let (verdict, counts, reason) = match result {
+        let (verdict, counts, reason) = match result.and_then(trusted) {
+            Ok(counts) if counts.passed == 0 => (Verdict::Skipped, counts, "all are skipped".to_owned()),
             Ok(counts) => (Verdict::Passed, counts, String::new()),
             Err(error) if error.is::<NothingToDo>() || error.is::<Missing>() && !missing_is_failure => (
                 Verdict::Skipped,
@@ -191,6 +192,20 @@ impl fmt::Display for Report {
     }
 }
 
+/// The counts of a stage that ended without an error: a failed test, or none at all, is one.
+fn trusted(counts: Counts) -> Result<Counts> {
+    let reason = match counts {
+        Counts { failed: 1.., .. } => format!("{counts}, and the stage reported no error"),
+        Counts {
+            passed: 0,
+            skipped: 0,
+            ..
+        } => "no test ran".to_owned(),
+        _ => return Ok(counts),
+    };
+    Err(Failed { counts, reason }.into())
+}
+
 fn cells(row: &Row) -> [String; 4] {
     let Counts {
         passed,
@@ -270,6 +285,35 @@ mod tests {
                 "{report}"
             );
         }
+    }
+
+    #[test]
+    fn a_stage_that_ran_nothing_or_counts_a_failure_has_failed() {
+        let stage = |passed, failed, skipped| {
+            let mut report = Report::default();
+            let counts = Counts {
+                passed,
+                failed,
+                skipped,
+            };
+            report.add("a", Duration::ZERO, Ok(counts), false);
+            (report.is_success(), report.to_string())
+        };
+        let (success, text) = stage(0, 0, 0);
+        assert!(
+            !success && text.contains("a     | FAILED 1/1 | 0.0 s | no test ran\n"),
+            "{text}"
+        );
+        let (success, text) = stage(3, 1, 0);
+        assert!(
+            !success && text.contains("a     | FAILED 1/4 | 0.0 s | 3 passed, 1 failed, and"),
+            "{text}"
+        );
+        let (success, text) = stage(0, 0, 2);
+        assert!(
+            success && text.contains("a     | skipped | 0.0 s | all are skipped\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
 use anyhow::{Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
-use std::path::{PathBuf, absolute};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xshell::{Shell, cmd};
@@ -46,10 +46,10 @@ pub(crate) struct Test {
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     deadline: u64,
     /// The firmware of machine own: its code.
-    #[arg(long, value_name = "FILE", requires = "vars")]
+    #[arg(long, value_name = "FILE", value_parser = crate::file, requires = "vars")]
     code: Option<PathBuf>,
     /// An empty variable store for that firmware.
-    #[arg(long, value_name = "FILE", requires = "code")]
+    #[arg(long, value_name = "FILE", value_parser = crate::file, requires = "code")]
     vars: Option<PathBuf>,
     /// Also puts a Patina DXE core into that firmware, which HOBs configure.
     #[arg(long, requires = "code")]
@@ -109,16 +109,8 @@ pub(crate) fn run(shell: &Shell, options: &Test) -> Result<ExitCode> {
         });
     }
     if wanted(OWN.name) {
-        let own = options.code.as_ref().zip(options.vars.as_ref());
-        // Commands run in the repository; paths are relative to the directory in which this was
-        // started.
-        let own = own.map(|(code, vars)| -> Result<_> {
-            Ok(Firmware {
-                code: absolute(code)?,
-                vars: absolute(vars)?,
-            })
-        });
-        let own = own.transpose()?;
+        let own = options.code.clone().zip(options.vars.clone());
+        let own = own.map(|(code, vars)| Firmware { code, vars });
         let machines = [Some(&OWN), options.core.then_some(&OWN_WITH_CORE)];
         for machine in machines.into_iter().flatten() {
             for variant in machine.variants {

@@ -51,6 +51,8 @@ pub(crate) enum VerdictError {
         seen_passed: u64,
         seen_total: u64,
     },
+    #[error("the SMIS line comes before the line of test {0}: it does not count that test's SMIs")]
+    SmisTooEarly(String),
     #[error("no test ran")]
     NoTests,
     #[error("scenarios without a line: {}", .0.join(", "))]
@@ -126,6 +128,9 @@ impl Transcript {
             }
         };
         *counter = counter.saturating_add(1);
+        if self.smis.is_some() {
+            return Err(VerdictError::SmisTooEarly(name.to_owned()));
+        }
         // The suite's tests have a prefix if there are others as well.
         let scenario = name.strip_prefix("conformance.").unwrap_or(name);
         match self.verdicts.insert(scenario.to_owned(), verdict) {
@@ -210,14 +215,15 @@ impl Transcript {
 
 /// `None` if the line is not ours, an error if it is ours and damaged.
 fn parse(line: &str) -> Option<Result<Said<'_>, ()>> {
-    let (word, rest) = line.split_once(' ')?;
+    // A line of the word alone was cut.
+    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
     let said = match word {
         "TEST" => parse_test(rest),
-        "SMIS" => rest.parse().ok().map(Said::Smis),
+        "SMIS" => number(rest).map(Said::Smis),
         "DONE" => rest.split_once('/').and_then(|(passed, total)| {
             Some(Said::Done {
-                passed: passed.parse().ok()?,
-                total: total.parse().ok()?,
+                passed: number(passed)?,
+                total: number(total)?,
             })
         }),
         _ => return None,
@@ -225,8 +231,14 @@ fn parse(line: &str) -> Option<Result<Said<'_>, ()>> {
     Some(said.ok_or(()))
 }
 
+/// Digits alone: `parse` would take a sign, too.
+fn number(text: &str) -> Option<u64> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
+}
+
 fn parse_test(rest: &str) -> Option<Said<'_>> {
-    let (name, result) = rest.split_once(' ')?;
+    let (name, result) = rest.split_once(' ').filter(|(name, _)| !name.is_empty())?;
     match result.split_once(": ") {
         None if result == "ok" => Some(Said::Passed(name)),
         Some(("FAILED", _)) => Some(Said::Failed(name)),
@@ -357,6 +369,14 @@ mod tests {
     }
 
     #[test]
+    fn smis_of_tests_behind_the_smis_line_are_not_counted() {
+        for line in ["TEST d ok", "TEST d skipped: no mailbox"] {
+            let lines = format!("TEST a ok\nTEST c ok\nSMIS 7\n{line}\nDONE 3/3");
+            assert_eq!(judge(&lines), Err(VerdictError::SmisTooEarly("d".into())));
+        }
+    }
+
+    #[test]
     fn a_test_less_than_before_is_a_failure() {
         let three = Variant { least: 3, ..TWO };
         let error = transcript(GOOD).judge(None, &three, &Scenarios::default());
@@ -393,6 +413,16 @@ mod tests {
             "SMIS many",
             "DONE 2",
             "DONE two/2",
+            // Lines that were cut.
+            "TEST",
+            "TEST ",
+            "SMIS",
+            "SMIS ",
+            "DONE",
+            "DONE 2/",
+            "TEST  ok",
+            "SMIS +7",
+            "DONE 2/+2",
         ] {
             let lines = format!("{damage}\n{GOOD}");
             assert!(judge(&lines).is_err(), "{damage}");
