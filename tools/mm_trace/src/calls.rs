@@ -273,10 +273,7 @@ impl Calls {
                 shown,
             } => {
                 self.restart(tag, at, sink)?;
-                // An earlier call that used this buffer has ended by now.
-                while let Some(stale) = self.open.iter().rposition(|call| call.buffer == tag.buffer) {
-                    self.close_from(stale, sink)?;
-                }
+                self.close_stale(tag, sink)?;
                 let mut call = Call::new(tag, self.boot, self.open.len(), at);
                 call.recipient = Some(recipient);
                 call.header = Some(header);
@@ -286,6 +283,9 @@ impl Calls {
                 self.open.push(call);
             }
             Said::Response(shown) => {
+                if !self.open.iter().any(|call| call.is_about(tag)) {
+                    self.close_stale(tag, sink)?;
+                }
                 let index = self.find_or_open(tag, at, sink)?;
                 if let Some(call) = self.open.get_mut(index) {
                     call.end = at;
@@ -389,6 +389,14 @@ impl Calls {
             self.highest = None;
         }
         self.highest = self.highest.max(Some(number));
+        Ok(())
+    }
+
+    /// Closes earlier calls that used this buffer: they have ended by now.
+    fn close_stale(&mut self, tag: Tag, sink: &mut dyn Sink) -> io::Result<()> {
+        while let Some(stale) = self.open.iter().rposition(|call| call.buffer == tag.buffer) {
+            self.close_from(stale, sink)?;
+        }
         Ok(())
     }
 
@@ -518,6 +526,35 @@ mod tests {
                 "boot 1",
                 "call 1 request, depth 0",
                 "call 1 end: Responded",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_call_that_finds_its_buffer_busy_does_not_end_the_one_that_uses_it() {
+        let busy = format!("call 2, comm buffer 0: 1 bytes to {GUID}: caller: busy");
+        let seen = events(&[request(1, 0), busy, response(1, 0), end(1, 0)]);
+        assert_eq!(
+            seen,
+            [
+                "call 1 request, depth 0",
+                "call 2 end: Failed(\"caller: busy\")",
+                "call 1 response",
+                "call 1 end: Responded",
+            ]
+        );
+    }
+
+    #[test]
+    fn calls_of_which_only_responses_are_left_do_not_pile_up() {
+        let lines: Vec<String> = (1..40_000).map(|call| response(call, 0)).collect();
+        let seen = events(&lines);
+        assert_eq!(
+            seen[..3],
+            [
+                "call 1 response",
+                "call 1 end: Open(\"the log does not show its end\")",
+                "call 2 response",
             ]
         );
     }

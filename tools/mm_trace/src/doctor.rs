@@ -81,12 +81,17 @@ impl Probe {
         }
         match self.response {
             Ok(response) => {
-                let bytes = dump::parse(&response).unwrap_or_default();
+                let bytes = dump::parse(&response);
+                let damage = bytes
+                    .as_ref()
+                    .err()
+                    .map(|damage| format!("the response is damaged: {damage}"));
+                let bytes = bytes.unwrap_or_default();
                 dump.message = recipient.map(|recipient| {
                     decode::message(recipient, Direction::Response, &bytes, bytes.len() as u64)
                 });
                 let problems = dump.message.iter().flat_map(|message| &message.problems);
-                dump.problems = problems.cloned().collect();
+                dump.problems = problems.cloned().chain(damage).collect();
                 dump.bytes = response;
             }
             Err(why) => dump.problems.push(why),
@@ -137,6 +142,14 @@ mod tests {
                 .contains(&("payload size".to_owned(), "262132 bytes".to_owned()))
         );
         assert_eq!(dumps[2].problems, ["EFI_NOT_FOUND"]);
+        let damaged = json.replace("\"0b0000", "\"0bx000");
+        let problems = &read(damaged.as_bytes()).unwrap()[1].problems;
+        assert!(
+            problems
+                .iter()
+                .any(|problem| problem.starts_with("the response is damaged: line 1, column 1: ")),
+            "{problems:?}"
+        );
         let damage = read(b"{\n  \"tool\": \"mm_doctor\",\n  nonsense").unwrap_err();
         assert_eq!((damage.line, damage.column), (3, 3), "{damage}");
     }

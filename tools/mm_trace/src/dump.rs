@@ -251,7 +251,7 @@ pub fn parse(text: &str) -> Result<Vec<u8>, Damage> {
             repeats = true;
             continue;
         }
-        let (address, mut at) = address_of(line, indent);
+        let (address, mut at) = address_of(line, indent, start.is_some());
         if let Some(address) = address {
             let start = *start.get_or_insert(address);
             let here = start.saturating_add(bytes.len() as u64);
@@ -294,8 +294,9 @@ pub fn parse(text: &str) -> Result<Vec<u8>, Damage> {
     Ok(bytes)
 }
 
-/// The address at the start of a line, and where the bytes start.
-fn address_of(line: &str, indent: usize) -> (Option<u64>, usize) {
+/// The address at the start of a line, and where the bytes start. `has_addresses`: a line before had
+/// one.
+fn address_of(line: &str, indent: usize, has_addresses: bool) -> (Option<u64>, usize) {
     let rest = line.get(indent..).unwrap_or_default();
     let digits = rest.strip_prefix("0x").unwrap_or(rest);
     let prefix = rest.len().saturating_sub(digits.len());
@@ -304,8 +305,8 @@ fn address_of(line: &str, indent: usize) -> (Option<u64>, usize) {
         .unwrap_or(digits.len());
     let behind = digits.get(len..).unwrap_or_default();
     let is_address = len >= 4 && (behind.starts_with(':') || behind.starts_with("  "))
-        // `hexdump -C` ends with the length alone.
-        || len == 8 && behind.is_empty() && prefix == 0;
+        // `hexdump -C` ends with the length alone; four bytes at the end of `xxd -p` look the same.
+        || has_addresses && len == 8 && behind.is_empty() && prefix == 0;
     let address = digits
         .get(..len)
         .and_then(|digits| u64::from_str_radix(digits, 16).ok());
@@ -350,7 +351,8 @@ fn word_bytes(word: &str, into: &mut Vec<u8>) -> Result<(), String> {
             word.escape_debug()
         )
     };
-    if !odd.is_empty() || pairs.is_empty() {
+    // A sign is not a digit, although `from_str_radix` takes one.
+    if !odd.is_empty() || pairs.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(wrong());
     }
     for pair in pairs {
@@ -434,6 +436,23 @@ mod tests {
             let damage = parse(text).unwrap_err();
             assert_eq!((damage.line, damage.column), (line, column), "{damage}");
         }
+    }
+
+    #[test]
+    fn a_last_line_of_four_bytes_is_not_an_address() {
+        // `xxd -p` writes 30 bytes in a line, and 64 bytes as 30, 30 and 4.
+        let bytes: Vec<u8> = (0..64).collect();
+        let lines: Vec<String> = bytes
+            .chunks(30)
+            .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect())
+            .collect();
+        assert_eq!(parse(&lines.join("\n")), Ok(bytes));
+    }
+
+    #[test]
+    fn a_sign_is_not_a_digit() {
+        let damage = parse("00 +1").unwrap_err();
+        assert_eq!((damage.line, damage.column), (1, 4), "{damage}");
     }
 
     #[test]

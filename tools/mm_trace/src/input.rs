@@ -1,5 +1,6 @@
 //! Reads lines of any length with little memory, and gives the line and column of an error.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, Read as _};
 use thiserror::Error;
 
@@ -60,6 +61,20 @@ impl<R: BufRead> Lines<R> {
         }
         Ok(Some((self.number, &self.line)))
     }
+}
+
+/// A line as text. Bytes that are not UTF-8 are a question mark each, so that columns stay.
+#[must_use]
+pub fn text(line: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(line) {
+        return Cow::Borrowed(text);
+    }
+    let mut text = String::with_capacity(line.len());
+    for chunk in line.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '?'));
+    }
+    Cow::Owned(text)
 }
 
 /// A place in a line, from which words can be read.

@@ -13,7 +13,7 @@
 //! Everything else that has the target `mm_comm` or `sw_mmi`, or names a call or comm buffer, is a
 //! note. The tests make the crate log and read what it wrote, so that both stay in step.
 
-use crate::input::{Cursor, Expected};
+use crate::input::{self, Cursor, Expected};
 use memchr::memmem::Finder;
 use mm_wire::{Guid, HeaderFormat};
 use serde::Serialize;
@@ -135,28 +135,21 @@ impl Parser {
     /// [`Expected`] if it starts like one, but continues differently.
     pub fn parse(&self, line: &[u8]) -> Result<Option<Line>, Expected> {
         if let Some(at) = self.buffer.find(line) {
-            let text = String::from_utf8_lossy(line);
-            // The lossy conversion may have made the bytes in front longer.
-            let at = if text.len() == line.len() {
-                at
-            } else {
-                text.find("comm buffer ").unwrap_or(0)
-            };
-            return tagged(&text, at).map(Some);
+            return tagged(&input::text(line), at).map(Some);
         }
         for finder in [&self.mmi, &self.secure] {
             if let Some(at) = finder.find(line) {
-                let text = String::from_utf8_lossy(line);
-                let words = line.get(at..).map(String::from_utf8_lossy).unwrap_or_default();
+                let text = input::text(line);
+                let words = text.get(at..).unwrap_or_default();
                 return Ok(Some(Line {
                     level: level(&text),
                     tag: None,
-                    said: Said::Mmi(message(&words).to_owned()),
+                    said: Said::Mmi(message(words).to_owned()),
                 }));
             }
         }
         if self.targets.iter().any(|target| target.find(line).is_some()) {
-            let text = String::from_utf8_lossy(line);
+            let text = input::text(line);
             return Ok(target_end(&text).map(|_| Line {
                 level: level(&text),
                 tag: None,
@@ -269,18 +262,23 @@ fn said(mut cursor: Cursor<'_>) -> Result<Said, Expected> {
             HeaderFormat::V3
         };
         cursor.expect(" header, ")?;
+        let shown = shown(&mut cursor)?;
+        no_second_line(&cursor)?;
         return Ok(Said::Request {
             recipient,
             header,
-            shown: shown(&mut cursor)?,
+            shown,
         });
     }
     if cursor.eat("response, ") {
-        return Ok(Said::Response(shown(&mut cursor)?));
+        let shown = shown(&mut cursor)?;
+        no_second_line(&cursor)?;
+        return Ok(Said::Response(shown));
     }
     if cursor.eat("waited ") {
         let pauses = cursor.number()?;
         cursor.expect(" pauses for MM")?;
+        no_second_line(&cursor)?;
         return Ok(Said::Waited { pauses });
     }
     let mut end = cursor;
@@ -292,6 +290,7 @@ fn said(mut cursor: Cursor<'_>) -> Result<Said, Expected> {
             end.expect(", ")?;
             let back = end.number()?;
             end.expect(" bytes back")?;
+            no_second_line(&end)?;
             Ok(back)
         };
         return Ok(Said::End {
@@ -301,6 +300,14 @@ fn said(mut cursor: Cursor<'_>) -> Result<Said, Expected> {
         });
     }
     Ok(Said::Note(cursor.rest().to_owned()))
+}
+
+/// A line whose end was lost has the next one behind it. Loggers put other text there, too.
+fn no_second_line(cursor: &Cursor<'_>) -> Result<(), Expected> {
+    if cursor.rest().contains("comm buffer ") {
+        return Err(cursor.expected("the end of the line"));
+    }
+    Ok(())
 }
 
 /// `n of m bytes: [xx, …]`.
@@ -387,6 +394,22 @@ mod tests {
         line.extend(b"DEBUG mm_comm: call 1, comm buffer 0: response, 1 of 1 bytes: [00]");
         let line = Parser::default().parse(&line).unwrap().unwrap();
         assert!(matches!(line.said, Said::Response(_)), "{line:?}");
+    }
+
+    #[test]
+    fn columns_are_those_of_the_bytes_whatever_they_are() {
+        let line = b"\xff\xc0\x80 \xe2\x82 call 7, comm buffer 999: x";
+        let damage = Parser::default().parse(line).unwrap_err().at(1);
+        let number_at = line.windows(3).position(|digits| digits == b"999").unwrap();
+        assert_eq!(damage.column, number_at + 1, "{damage}");
+    }
+
+    #[test]
+    fn text_that_a_logger_puts_behind_a_line_is_left_out() {
+        for behind in ["\u{1b}[0m", "  (a.rs:7)", "\r\r"] {
+            let line = format!("call 7, comm buffer 0: response, 1 of 1 bytes: [0b]{behind}");
+            assert!(matches!(parse(&line).unwrap().said, Said::Response(_)), "{line}");
+        }
     }
 
     #[test]
@@ -487,6 +510,18 @@ mod tests {
                 "not more bytes than the message's 0",
             ),
             ("call 7, comm buffer 0".to_owned(), 22, "`: `"),
+            // The line's end was lost.
+            (
+                "call 7, comm buffer 0: response, 1 of 1 bytes: [0b]DEBUG mm_comm: call 8, comm buffer 0: x"
+                    .to_owned(),
+                52,
+                "the end of the line",
+            ),
+            (
+                format!("call 7, comm buffer 0: 1 bytes to {GUID}, 1 bytes backTRACE comm buffer 1: x"),
+                85,
+                "the end of the line",
+            ),
         ] {
             let damage = Parser::default().parse(line.as_bytes()).unwrap_err().at(5);
             assert_eq!((damage.line, damage.column), (5, column), "{line}: {damage}");

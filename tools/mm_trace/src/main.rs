@@ -1,7 +1,7 @@
 //! `mm_trace`: reads the messages between a boot and its Management Mode, decodes them, and draws
 //! them.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use mm_trace::calls::{Event, Sink};
 use mm_trace::guids;
@@ -102,6 +102,34 @@ fn main() -> ExitCode {
     }
 }
 
+/// The output, whose reader may close it.
+struct Output<W> {
+    to: W,
+    /// Whether that is not an error.
+    goes_on: bool,
+}
+
+impl<W> Output<W> {
+    fn or<T>(&self, result: io::Result<T>, otherwise: T) -> io::Result<T> {
+        match result {
+            Err(error) if self.goes_on && error.kind() == io::ErrorKind::BrokenPipe => Ok(otherwise),
+            result => result,
+        }
+    }
+}
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.to.write(bytes);
+        self.or(result, bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let result = self.to.flush();
+        self.or(result, ())
+    }
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()
@@ -126,7 +154,11 @@ fn run(options: &Options) -> Result<u64> {
     let text: Box<dyn Write> = if options.quiet {
         Box::new(io::sink())
     } else {
-        Box::new(BufWriter::new(io::stdout().lock()))
+        Box::new(BufWriter::new(Output {
+            to: io::stdout().lock(),
+            // The page has to be complete also if nothing reads the transcript any more.
+            goes_on: options.html.is_some(),
+        }))
     };
     let mut transcript = Transcript::new(text, options.guid);
     let mut page = match &options.html {
@@ -153,7 +185,12 @@ fn run(options: &Options) -> Result<u64> {
         let summary = if path.as_os_str() == "-" {
             read(&mut io::stdin().lock(), &mut sink)?
         } else {
-            let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
+            let cannot = || format!("{name} cannot be read");
+            let file = File::open(path).with_context(cannot)?;
+            ensure!(
+                !file.metadata().with_context(cannot)?.is_dir(),
+                "{name} is a directory"
+            );
             read(&mut BufReader::with_capacity(1 << 16, file), &mut sink)?
         };
         damaged = damaged.saturating_add(summary.damaged);

@@ -11,6 +11,8 @@ use std::io::{self, BufRead, Read as _};
 
 /// The most bytes of a dump.
 const LARGEST_DUMP: u64 = 64 << 20;
+/// How many of the first bytes are looked at to guess what an input is.
+const START: u64 = 64 << 10;
 
 /// The kind of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +78,48 @@ fn guess(start: &[u8]) -> Format {
     let is_digits = dump::is_text(first)
         && std::str::from_utf8(digits)
             .is_ok_and(|text| dump::parse(text).is_ok_and(|bytes| !bytes.is_empty()));
-    let is_binary = start
-        .iter()
-        .any(|byte| byte.is_ascii_control() && !matches!(byte, b'\n' | b'\r' | b'\t' | 0x08 | 0x1b));
+    // A serial line has noise at power-on, and other control characters now and then; a comm buffer has
+    // zeros from its header on.
+    let is_control =
+        |byte: &&u8| byte.is_ascii_control() && !matches!(byte, b'\n' | b'\r' | b'\t' | 0x08 | 0x1b);
+    let is_binary = start.iter().filter(is_control).count().saturating_mul(16) > start.len();
     match (is_digits || is_binary, dump::is_mailbox(start)) {
         (true, true) => Format::Mailbox,
         (true, false) => Format::CommBuffer,
         (false, _) => Format::Log,
     }
+}
+
+/// Inputs that have to be converted first: their first bytes, what they are, and how.
+const CONVERTED: [(&[u8], &str, &str); 6] = [
+    (b"\x1f\x8b", "compressed with gzip", "zcat FILE | mm_trace -"),
+    (b"\xfd7zXZ\0", "compressed with xz", "xzcat FILE | mm_trace -"),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "compressed with zstd",
+        "zstdcat FILE | mm_trace -",
+    ),
+    (b"BZh", "compressed with bzip2", "bzcat FILE | mm_trace -"),
+    (
+        b"\xff\xfe",
+        "UTF-16",
+        "iconv -f UTF-16 -t UTF-8 FILE | mm_trace -",
+    ),
+    (
+        b"\xfe\xff",
+        "UTF-16",
+        "iconv -f UTF-16 -t UTF-8 FILE | mm_trace -",
+    ),
+];
+
+/// What has to be done first to an input that starts with these bytes.
+fn to_convert(start: &[u8]) -> Option<Damage> {
+    let (_, what, how) = CONVERTED.into_iter().find(|(mark, ..)| start.starts_with(mark))?;
+    Some(Damage {
+        line: 1,
+        column: 1,
+        what: format!("the input is {what}; convert it: `{how}`"),
+    })
 }
 
 trait WholeLines {
@@ -112,18 +148,33 @@ pub fn read(
     mailbox: Option<&[u8]>,
     sink: &mut dyn Sink,
 ) -> io::Result<Summary> {
-    let format = match format {
-        Some(format) => format,
-        None => guess(input.fill_buf()?),
-    };
+    // A pipe may give a few bytes at a time.
+    let mut start = Vec::new();
+    (&mut input).take(START).read_to_end(&mut start)?;
+    let guessed = format.is_none();
+    let format = format.unwrap_or_else(|| guess(&start));
     sink.event(&Event::Input(name, format.name()))?;
+    if let Some(damage) = to_convert(&start).filter(|_| guessed) {
+        sink.event(&Event::Damaged(&damage))?;
+        return Ok(Summary { damaged: 1 });
+    }
+    let mut input = start.as_slice().chain(input);
     match format {
         Format::Log => log(input, sink),
         Format::Qemu => qemu(input, sink),
         _ => {
             let mut bytes = Vec::new();
-            input.take(LARGEST_DUMP).read_to_end(&mut bytes)?;
+            (&mut input).take(LARGEST_DUMP).read_to_end(&mut bytes)?;
+            let is_whole = input.fill_buf()?.is_empty();
             let dumps = match format {
+                _ if !is_whole => Err(Damage {
+                    line: 1,
+                    column: 1,
+                    what: format!(
+                        "a {} has at most {LARGEST_DUMP} bytes, the input has more; `--as log` reads a log of any length",
+                        format.name()
+                    ),
+                }),
                 Format::Doctor => doctor::read(&bytes),
                 _ => in_bytes(bytes).map(|bytes| vec![describe(format, &bytes, mailbox)]),
             };
@@ -235,6 +286,12 @@ mod tests {
             (b"\x33\xd5\x32\xed\0\0", Format::CommBuffer),
             (b"00000000: 33d5 32ed\n00000004: 01", Format::CommBuffer),
             (hex.as_bytes(), Format::CommBuffer),
+            // Noise at power-on, a bell, a form feed, and the lines of interest come later.
+            (
+                b"\0\x80\xff\0BdsDxe: starting Boot0001 from a disk\x07\n\x0cLinux version 6.1.0\n",
+                Format::Log,
+            ),
+            (&[0; 4096], Format::CommBuffer),
         ] {
             assert_eq!(guess(start), format, "{}", String::from_utf8_lossy(start));
         }
@@ -255,6 +312,60 @@ mod tests {
         )
         .unwrap();
         assert_eq!(titles, ["status mailbox", "message"]);
+    }
+
+    /// The kind that is guessed, and the damage, of an input that comes in parts of this length.
+    fn seen(text: &[u8], part: usize, format: Option<Format>) -> (String, Vec<String>) {
+        let (mut kind, mut damage) = (String::new(), Vec::new());
+        let mut sink = |event: &Event<'_>| {
+            match event {
+                Event::Input(_, name) => kind = (*name).to_owned(),
+                Event::Damaged(found) => damage.push(found.to_string()),
+                _ => {}
+            }
+            Ok(())
+        };
+        let input = io::BufReader::with_capacity(part, text);
+        let summary = read(input, "x", format, None, &mut sink).unwrap();
+        assert_eq!(summary.damaged, damage.len() as u64);
+        (kind, damage)
+    }
+
+    #[test]
+    fn the_guess_does_not_depend_on_how_a_pipe_cuts_its_input() {
+        let log = b"SEC\nPEI\n     0: v=20 e=0000\nSMM: enter\nRIP=1\nSMM: after RSM\n";
+        for part in [1, 7, 64, 4096] {
+            assert_eq!(seen(log, part, None), ("QEMU's log".to_owned(), vec![]), "{part}");
+        }
+    }
+
+    #[test]
+    fn compressed_input_and_utf_16_say_how_to_convert_them() {
+        for (start, word) in [
+            (&b"\x1f\x8b\x08\0\0\0\0\0"[..], "zcat FILE"),
+            (b"\xfd7zXZ\0\0\x04", "xzcat FILE"),
+            (b"\x28\xb5\x2f\xfd\x24", "zstdcat FILE"),
+            (b"BZh91AY", "bzcat FILE"),
+            (b"\xff\xfem\0m\0", "iconv"),
+        ] {
+            let (_, damage) = seen(start, 64, None);
+            assert!(damage.len() == 1 && damage[0].contains(word), "{damage:?}");
+        }
+        // A comm buffer may start with any bytes.
+        let (_, damage) = seen(b"\x1f\x8b\x08\0\0\0\0\0", 64, Some(Format::CommBuffer));
+        assert_eq!(damage, [""; 0]);
+    }
+
+    #[test]
+    fn a_dump_that_is_too_long_is_not_cut_silently() {
+        let long = vec![0; usize::try_from(LARGEST_DUMP).unwrap() + 1];
+        let (_, damage) = seen(&long, 1 << 16, Some(Format::CommBuffer));
+        assert!(
+            damage.len() == 1 && damage[0].contains("at most 67108864 bytes"),
+            "{damage:?}"
+        );
+        let (_, damage) = seen(&long[1..], 1 << 16, Some(Format::CommBuffer));
+        assert_eq!(damage, [""; 0]);
     }
 
     #[test]
