@@ -225,6 +225,16 @@ pub enum PeError {
         /// The number of levels that there may be.
         limit: usize,
     },
+    /// A table, an entry or the data of the resource directory has bytes of another table or entry.
+    #[error(
+        "the resource directory has something at {start:#x}..{end:#x}, which overlaps another table or entry"
+    )]
+    ResourcesOverlap {
+        /// Where it starts in the directory.
+        start: u32,
+        /// The first byte behind it.
+        end: u32,
+    },
     /// The image has resources but no section named `.rsrc` would lead a loader to them.
     #[error("the resource directory at {rva:#x} is not the section .rsrc")]
     ResourcesWithoutSection {
@@ -250,7 +260,7 @@ pub enum PeError {
     /// The sections do not start on pages.
     #[error("the sections are aligned to {found:#x} bytes, {expected:#x} are needed")]
     Alignment {
-        /// The value in the header.
+        /// The value in the header, or less if a section starts elsewhere.
         found: u32,
         /// The smallest value accepted.
         expected: u32,

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use ovmf_image::{BinaryGuid, FileId, Image, guids};
+use std::cell::Cell;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Drivers that do not work with Patina's core, or that it replaces.
@@ -59,12 +61,21 @@ fn main() -> Result<()> {
     let mut image = Image::open(&read(&options.ovmf)?).with_context(|| options.ovmf.display().to_string())?;
     image.replace_dxe_core(&read(&options.core)?, guids::PATINA_DXE_CORE)?;
     let stays = |file: &FileId| options.keep.iter().any(|name| file.is(name));
+    let mut report = Vec::new();
     for guid in DROPPED {
         image.drop_files(|file| file.guid == guid && !stays(file));
     }
     for name in &options.drop {
-        if image.drop_files(|file| file.is(name) && !stays(file)) == 0 {
-            println!("nothing to drop: no {name} in this image");
+        let kept = Cell::new(false);
+        let dropped = image.drop_files(|file| {
+            let stays = file.is(name) && stays(file);
+            kept.set(kept.get() || stays);
+            file.is(name) && !stays
+        });
+        match (dropped, kept.get()) {
+            (0, true) => report.push(format!("{name} stays: --keep names it")),
+            (0, false) => report.push(format!("nothing to drop: no {name} in this image")),
+            _ => {}
         }
     }
     image.flatten_drivers()?;
@@ -80,13 +91,19 @@ fn main() -> Result<()> {
             .context("--runtime-driver takes GUID=FILE")?;
         image.add_runtime_driver(guid(name)?, &read(Path::new(file))?)?;
     }
-    for change in image.changes() {
-        println!("{change}");
-    }
+    report.extend(image.changes().iter().map(ToString::to_string));
     let bytes = image.finish()?;
     fs::write(&options.output, &bytes).with_context(|| options.output.display().to_string())?;
-    println!("wrote {} bytes to {}", bytes.len(), options.output.display());
-    Ok(())
+    report.push(format!(
+        "wrote {} bytes to {}",
+        bytes.len(),
+        options.output.display()
+    ));
+    match writeln!(io::stdout(), "{}", report.join("\n")) {
+        // The image is written; its reader does not want to know how.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("the report cannot be printed"),
+    }
 }
 
 fn guid(name: &str) -> Result<BinaryGuid> {

@@ -10,16 +10,16 @@ use crate::error::PeError;
 use object::{
     LittleEndian as LE, U32,
     pe::{
-        IMAGE_DIRECTORY_ENTRY_RESOURCE, IMAGE_FILE_MACHINE_AMD64, IMAGE_SCN_CNT_CODE,
-        IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ,
+        IMAGE_DIRECTORY_ENTRY_RESOURCE, IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_FILE_MACHINE_AMD64,
+        IMAGE_SCN_CNT_CODE, IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ,
         IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER, IMAGE_SUBSYSTEM_EFI_RUNTIME_DRIVER, ImageDataDirectory,
-        ImageDosHeader, ImageFileHeader, ImageNtHeaders64, ImageResourceDataEntry, ImageSectionHeader,
-        SectionFlags, Subsystem,
+        ImageDosHeader, ImageFileHeader, ImageNtHeaders64, ImageResourceDataEntry, ImageResourceDirectory,
+        ImageResourceDirectoryEntry, ImageSectionHeader, SectionFlags, Subsystem,
     },
     pod::{self, Pod},
     read::pe::{PeFile64, ResourceDirectory, ResourceDirectoryEntryData, ResourceDirectoryTable},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a page, and the section alignment of a flattened image.
 pub const PAGE_LEN: u32 = 0x1000;
@@ -31,10 +31,10 @@ const MAX_IMAGE_LEN: u32 = 0x100_0000;
 /// Bytes of the signature and the file header, which come before the optional header.
 const OPTIONAL_HEADER_AT: usize = size_of::<u32>() + size_of::<ImageFileHeader>();
 
-/// Where the entry for resources is, from the start of the NT headers: the data directories follow
-/// them.
-const RESOURCE_DIRECTORY_AT: usize =
-    size_of::<ImageNtHeaders64>() + IMAGE_DIRECTORY_ENTRY_RESOURCE * size_of::<ImageDataDirectory>();
+/// Where a data directory is, from the start of the NT headers, which it follows.
+const fn directory_at(directory: usize) -> usize {
+    size_of::<ImageNtHeaders64>().saturating_add(directory.saturating_mul(size_of::<ImageDataDirectory>()))
+}
 
 /// Type, name, language.
 const RESOURCE_LEVELS: usize = 3;
@@ -62,7 +62,8 @@ pub struct Flattened {
 /// | `.rsrc`, if the image has resources | the page behind `.text`; a copy, with its addresses adjusted | data, read |
 ///
 /// No address inside the image changes, so code, relocations and debug information stay as they
-/// are. Resources need their own section because a loader finds the HII package list by the
+/// are. The symbol table and signatures, which the headers find by their place in the old file, are
+/// left out. Resources need their own section because a loader finds the HII package list by the
 /// section's name.
 ///
 /// # Errors
@@ -71,7 +72,7 @@ pub struct Flattened {
 pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
     let pe = PeFile64::parse(file).map_err(PeError::Parse)?;
     require_machine(pe.nt_headers())?;
-    if pages_only(pe.nt_headers()) {
+    if alignment(&pe).is_multiple_of(PAGE_LEN) {
         return Ok(None);
     }
     let mut bytes = load(file, &pe)?;
@@ -131,8 +132,8 @@ fn require_driver(file: &[u8], expected: Subsystem) -> Result<(), PeError> {
             expected: expected.0,
         });
     }
-    if !pages_only(headers) {
-        let found = headers.optional_header.section_alignment.get(LE);
+    let found = alignment(&pe);
+    if !found.is_multiple_of(PAGE_LEN) {
         return Err(PeError::Alignment {
             found,
             expected: PAGE_LEN,
@@ -177,9 +178,19 @@ fn require_headers(pe: &PeFile64<'_>) -> Result<(), PeError> {
     Ok(())
 }
 
-fn pages_only(headers: &ImageNtHeaders64) -> bool {
-    let alignment = headers.optional_header.section_alignment.get(LE);
-    alignment != 0 && alignment.is_multiple_of(PAGE_LEN)
+/// The alignment of the sections: that of the header, or a lower one if a section does not keep it.
+fn alignment(pe: &PeFile64<'_>) -> u32 {
+    let claimed = pe.nt_headers().optional_header.section_alignment.get(LE);
+    let addresses = pe
+        .section_table()
+        .iter()
+        .map(|section| section.virtual_address.get(LE));
+    let lowest_bit = |address: u32| 1_u32.checked_shl(address.trailing_zeros());
+    let lower = addresses
+        .filter(|address| !address.is_multiple_of(PAGE_LEN))
+        .filter_map(lowest_bit);
+    // Zero is a multiple of every number.
+    lower.chain([claimed.max(1)]).min().unwrap_or(claimed)
 }
 
 /// Lays out the image in whole pages, like a loader.
@@ -194,6 +205,12 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
         });
     }
     let mut image = vec![0; index(size)];
+    part(
+        &image,
+        optional.address_of_entry_point.get(LE),
+        1,
+        "the entry point",
+    )?;
     let headers = optional.size_of_headers.get(LE);
     part_mut(&mut image, 0, headers, "the headers in memory")?.copy_from_slice(part(
         file,
@@ -250,14 +267,10 @@ fn append_resources(image: &mut Vec<u8>, pe: &PeFile64<'_>) -> Result<Option<u32
         return Err(PeError::ResourcesWithoutSection { rva });
     }
     let mut copy = part(image, rva, len, "the resource directory")?.to_vec();
-    let directory = ResourceDirectory::new(&copy);
-    let mut entries = BTreeSet::new();
-    find_data_entries(
-        directory,
-        &directory.root().map_err(PeError::Parse)?,
-        RESOURCE_LEVELS,
-        &mut entries,
-    )?;
+    let mut resources = Resources::new(&copy);
+    let root = resources.directory.root().map_err(PeError::Parse)?;
+    resources.find(0, &root, RESOURCE_LEVELS)?;
+    let Resources { entries, parts, .. } = resources;
 
     let target = len_u32(image)?;
     for entry in entries {
@@ -269,6 +282,7 @@ fn append_resources(image: &mut Vec<u8>, pe: &PeFile64<'_>) -> Result<Option<u32
             .filter(|start| entry.size.get(LE) <= len.saturating_sub(*start));
         let in_directory =
             in_directory.ok_or_else(|| out_of_range("a resource", data, entry.size.get(LE), image.len()))?;
+        require_free(&parts, in_directory, entry.size.get(LE))?;
         // Cannot saturate: both are less than MAX_IMAGE_LEN.
         entry.offset_to_data.set(LE, target.saturating_add(in_directory));
     }
@@ -278,25 +292,63 @@ fn append_resources(image: &mut Vec<u8>, pe: &PeFile64<'_>) -> Result<Option<u32
     Ok(Some(copy_len))
 }
 
-/// Collects where in the directory the entries are that hold addresses.
-fn find_data_entries(
-    directory: ResourceDirectory<'_>,
-    table: &ResourceDirectoryTable<'_>,
-    levels: usize,
-    found: &mut BTreeSet<u32>,
-) -> Result<(), PeError> {
-    let below = levels.checked_sub(1).ok_or(PeError::ResourcesTooDeep {
-        limit: RESOURCE_LEVELS,
-    })?;
-    for entry in table.entries {
-        match entry.data(directory).map_err(PeError::Parse)? {
-            ResourceDirectoryEntryData::Table(table) => find_data_entries(directory, &table, below, found)?,
-            ResourceDirectoryEntryData::Data(_) => {
-                found.insert(entry.data_offset());
-            }
+/// The tables of a resource directory, and its entries that hold addresses.
+struct Resources<'a> {
+    directory: ResourceDirectory<'a>,
+    /// Where each table and data entry starts, and ends. They do not overlap, so that they are not
+    /// more than fit into the directory, and a changed address changes nothing else.
+    parts: BTreeMap<u32, u32>,
+    /// Where the data entries are.
+    entries: BTreeSet<u32>,
+}
+
+impl<'a> Resources<'a> {
+    fn new(directory: &'a [u8]) -> Self {
+        Self {
+            directory: ResourceDirectory::new(directory),
+            parts: BTreeMap::new(),
+            entries: BTreeSet::new(),
         }
     }
-    Ok(())
+
+    /// Collects what is in, and below, the table at `start`.
+    fn find(&mut self, start: u32, table: &ResourceDirectoryTable<'_>, levels: usize) -> Result<(), PeError> {
+        let below = levels.checked_sub(1).ok_or(PeError::ResourcesTooDeep {
+            limit: RESOURCE_LEVELS,
+        })?;
+        let entries = (table.entries.len()).saturating_mul(size_of::<ImageResourceDirectoryEntry>());
+        self.claim(start, size_of::<ImageResourceDirectory>().saturating_add(entries))?;
+        for entry in table.entries {
+            let at = entry.data_offset();
+            match entry.data(self.directory).map_err(PeError::Parse)? {
+                ResourceDirectoryEntryData::Table(table) => self.find(at, &table, below)?,
+                ResourceDirectoryEntryData::Data(_) if self.entries.contains(&at) => {}
+                ResourceDirectoryEntryData::Data(_) => {
+                    self.claim(at, size_of::<ImageResourceDataEntry>())?;
+                    self.entries.insert(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, start: u32, len: usize) -> Result<(), PeError> {
+        // Parts lie in the directory, which is shorter.
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        require_free(&self.parts, start, len)?;
+        self.parts.insert(start, start.saturating_add(len));
+        Ok(())
+    }
+}
+
+/// Fails if one of the parts, by start and end, has some of these bytes.
+fn require_free(parts: &BTreeMap<u32, u32>, start: u32, len: u32) -> Result<(), PeError> {
+    let end = start.saturating_add(len);
+    match parts.range(..end).next_back() {
+        // The parts do not overlap: the last one ends last.
+        Some((_, taken)) if *taken > start => Err(PeError::ResourcesOverlap { start, end }),
+        _ => Ok(()),
+    }
 }
 
 fn section(name: [u8; 8], start: u32, len: u32, characteristics: SectionFlags) -> ImageSectionHeader {
@@ -333,11 +385,25 @@ fn write_headers(image: &mut [u8], sections: &[ImageSectionHeader], old_count: u
     nt.optional_header.section_alignment.set(LE, PAGE_LEN);
     nt.optional_header.size_of_image.set(LE, image_len);
     nt.optional_header.check_sum.set(LE, 0);
+    nt.file_header.pointer_to_symbol_table.set(LE, 0);
+    nt.file_header.number_of_symbols.set(LE, 0);
+    let directories = index(nt.optional_header.number_of_rva_and_sizes.get(LE));
     let optional_len = usize::from(nt.file_header.size_of_optional_header.get(LE));
 
+    if directories > IMAGE_DIRECTORY_ENTRY_SECURITY {
+        let at = directory_at(IMAGE_DIRECTORY_ENTRY_SECURITY);
+        let signatures: &mut ImageDataDirectory = header_mut(image, at, "a data directory")?;
+        *signatures = ImageDataDirectory {
+            virtual_address: U32::new(LE, 0),
+            size: U32::new(LE, 0),
+        };
+    }
     if let Some(resources) = sections.iter().find(|section| section.name == RESOURCES) {
-        let directory: &mut ImageDataDirectory =
-            header_mut(image, RESOURCE_DIRECTORY_AT, "a data directory")?;
+        let directory: &mut ImageDataDirectory = header_mut(
+            image,
+            directory_at(IMAGE_DIRECTORY_ENTRY_RESOURCE),
+            "a data directory",
+        )?;
         directory.virtual_address = resources.virtual_address;
     }
     let new = sections

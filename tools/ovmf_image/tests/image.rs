@@ -8,69 +8,14 @@
 
 mod common;
 
-use common::{TinyPe, ffs_file, leaf, lzma_section, sections, volume};
+use common::{
+    DXE_LEN, MAIN_LEN, OLD_CORE, OTHER, PAYLOAD_FILE, PEI_CORE, STREAM_AT, TinyPe, dxe_files, ffs_file,
+    image, image_of, leaf, lzma_section, payload, sections, volume,
+};
 use ovmf_image::{BinaryGuid, Change, Image, ImageError, PeError, guids};
 use patina::pi::fw_fs::ffs::{file::raw::r#type as file_type, section::raw_type};
 use patina_ffs::{file::File, section::Section, volume::VolumeRef};
 use patina_ffs_extractors::LzmaSectionExtractor;
-
-const OLD_CORE: BinaryGuid = BinaryGuid::from_string("D6A2CB7F-6A18-4E2F-B43B-9920A733700A");
-const PEI_CORE: BinaryGuid = BinaryGuid::from_string("52C05B14-0B98-496C-BC3B-04B50211D680");
-const OTHER: BinaryGuid = BinaryGuid::from_string("00000001-0002-0003-0405-060708090A0B");
-const PAYLOAD_FILE: BinaryGuid = BinaryGuid::from_string("9E21FD93-9C72-4C15-8C4B-E77F1DB2D792");
-
-const MAIN_LEN: usize = 0x8000;
-const DXE_LEN: usize = 0x8000;
-const SEC_LEN: usize = 0x1000;
-
-/// Where the LZMA stream is in an image: behind the headers of the volume, the file and the
-/// section.
-const STREAM_AT: usize = 72 + 24 + 24;
-
-fn dxe_files() -> Vec<File> {
-    vec![
-        ffs_file(OLD_CORE, file_type::DXE_CORE, TinyPe::driver().build(), "DxeCore"),
-        ffs_file(
-            guids::CPU_DXE,
-            file_type::DRIVER,
-            TinyPe::driver().build(),
-            "CpuDxe",
-        ),
-        ffs_file(
-            OTHER,
-            file_type::DRIVER,
-            TinyPe::driver_with_resources().build(),
-            "LogoDxe",
-        ),
-    ]
-}
-
-fn payload(dxe: Vec<File>) -> Vec<Section> {
-    let pei = vec![ffs_file(
-        PEI_CORE,
-        file_type::PEI_CORE,
-        TinyPe::driver().build(),
-        "PeiCore",
-    )];
-    vec![
-        leaf(raw_type::RAW, vec![0; 0x74]),
-        leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(0x2000, pei)),
-        leaf(raw_type::RAW, vec![0; 4]),
-        leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(DXE_LEN, dxe)),
-    ]
-}
-
-fn image_of(lzma: Vec<Section>) -> Vec<u8> {
-    let mut file = File::new(PAYLOAD_FILE, file_type::FIRMWARE_VOLUME_IMAGE);
-    *file.sections_mut() = lzma;
-    let mut bytes = volume(MAIN_LEN, vec![file]);
-    bytes.extend(volume(SEC_LEN, Vec::new()));
-    bytes
-}
-
-fn image() -> Vec<u8> {
-    image_of(vec![lzma_section(&sections(&payload(dxe_files())))])
-}
 
 fn refused(bytes: &[u8]) -> ImageError {
     match Image::open(bytes) {

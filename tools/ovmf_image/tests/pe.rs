@@ -252,6 +252,136 @@ fn a_resource_outside_the_directory_is_refused() {
     }
 }
 
+/// Two levels of tables, each with `entries` entries that lead to the next; the last level's lead
+/// nowhere.
+fn tables(entries: u16, next: impl Fn(u32) -> u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for level in 0..3 {
+        let table_len = 16 + 8 * u32::from(entries);
+        bytes.extend([0; 14]);
+        bytes.extend(entries.to_le_bytes());
+        for _ in 0..entries {
+            let target = match level {
+                2 => 3 * table_len,
+                level => 0x8000_0000 | (next(level) * table_len),
+            };
+            bytes.extend([1, 0, 0, 0]);
+            bytes.extend(target.to_le_bytes());
+        }
+    }
+    bytes.extend([0; 16]);
+    bytes
+}
+
+#[test]
+fn tables_of_resources_that_many_entries_share_take_no_time() {
+    let mut driver = TinyPe::driver_with_resources();
+    // 27,000 million ways from the root to a data entry.
+    let content = tables(3000, |level| level + 1);
+    let len = u32::try_from(content.len()).unwrap();
+    driver.sections[2].memory_len = len;
+    driver.sections[2].content = content;
+    driver.resources.1 = len;
+    driver.size_of_image = 0x400 + len.next_multiple_of(0x40);
+    let refused = flatten(&driver.build());
+    assert!(
+        matches!(refused, Err(PeError::ResourcesOverlap { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn parts_of_the_resource_directory_that_overlap_are_refused() {
+    // The data entry lies in the language's table; the data lies in the data entry.
+    for (at, value) in [(68, 64_u32), (68, 56), (72, 0x400 + 80), (72, 0x400 + 76)] {
+        let mut driver = TinyPe::driver_with_resources();
+        driver.sections[2].content[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let refused = flatten(&driver.build());
+        assert!(refused.is_err(), "{value:#x}: {refused:?}");
+    }
+}
+
+#[test]
+fn what_the_headers_find_by_its_place_in_the_old_file_is_left_out() {
+    let mut file = TinyPe::driver().build();
+    let end = u32::try_from(file.len()).unwrap();
+    file.extend([0x5a; 16]);
+    let mut put = |at: usize, value: u32| file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    // PointerToSymbolTable and NumberOfSymbols, and the data directory of signatures.
+    put(NT_AT + 12, end);
+    put(NT_AT + 16, 1);
+    put(NT_AT + 24 + 112 + 4 * 8, end);
+    put(NT_AT + 24 + 112 + 4 * 8 + 4, 16);
+    let flat = flatten(&file).unwrap().unwrap();
+    let pe = PeFile64::parse(flat.bytes.as_slice()).unwrap();
+    let header = &pe.nt_headers().file_header;
+    assert_eq!(
+        (
+            header.pointer_to_symbol_table.get(LE),
+            header.number_of_symbols.get(LE)
+        ),
+        (0, 0)
+    );
+    assert!(pe.data_directory(4).is_none());
+}
+
+#[test]
+fn sections_that_do_not_keep_the_alignment_of_the_header_are_not_on_pages() {
+    let driver = TinyPe {
+        alignment: 0x1000,
+        ..TinyPe::driver()
+    };
+    let mut file = driver.build();
+    let same = TinyPe::driver().build();
+    // In the file the sections are where those of a driver are.
+    file[..HEADERS_LEN as usize].copy_from_slice(&same[..HEADERS_LEN as usize]);
+    file.truncate(HEADERS_LEN as usize);
+    file.extend(&same[HEADERS_LEN as usize..]);
+    file[NT_AT + 24 + 32..NT_AT + 24 + 36].copy_from_slice(&0x1000_u32.to_le_bytes());
+    let flat = flatten(&file)
+        .unwrap()
+        .expect("it was taken for one with sections on pages");
+    assert_eq!(flat.bytes, flatten(&same).unwrap().unwrap().bytes);
+
+    let mut core = TinyPe::core();
+    core.sections[0].address = 0x1040;
+    assert!(matches!(
+        require_dxe_core(&core.build()),
+        Err(PeError::Alignment {
+            found: 0x40,
+            expected: 0x1000
+        })
+    ));
+}
+
+#[test]
+fn an_entry_point_outside_the_image_is_refused() {
+    const ENTRY_POINT_AT: usize = NT_AT + 24 + 16;
+    for (pe, len) in [(TinyPe::core(), 0x2000), (TinyPe::driver(), 0x400)] {
+        let check = |entry| {
+            let file = with_field(&pe, ENTRY_POINT_AT, entry);
+            match pe.alignment {
+                0x1000 => require_dxe_core(&file),
+                _ => flatten(&file).map(drop),
+            }
+        };
+        check(len - 1).unwrap();
+        for outside in [len, u32::MAX] {
+            let refused = check(outside);
+            assert!(
+                matches!(
+                    refused,
+                    Err(PeError::OutOfRange {
+                        what: "the entry point",
+                        ..
+                    })
+                ),
+                "{refused:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_core_that_cannot_be_started_is_refused() {
     require_dxe_core(&TinyPe::core().build()).unwrap();

@@ -9,8 +9,9 @@ use object::{
     pod,
     read::pe::PeFile64,
 };
-use ovmf_image::BinaryGuid;
+use ovmf_image::{BinaryGuid, guids};
 use patina::pi::fw_fs::{
+    ffs::file::raw::r#type as file_type,
     ffs::section::{self, raw_type},
     fv::BlockMapEntry,
     guid::LZMA_SECTION_GUID,
@@ -285,4 +286,62 @@ pub(crate) fn sections(sections: &[Section]) -> Vec<u8> {
         bytes.extend(section.serialize().unwrap());
     }
     bytes
+}
+
+pub(crate) const OLD_CORE: BinaryGuid = BinaryGuid::from_string("D6A2CB7F-6A18-4E2F-B43B-9920A733700A");
+pub(crate) const PEI_CORE: BinaryGuid = BinaryGuid::from_string("52C05B14-0B98-496C-BC3B-04B50211D680");
+pub(crate) const OTHER: BinaryGuid = BinaryGuid::from_string("00000001-0002-0003-0405-060708090A0B");
+pub(crate) const PAYLOAD_FILE: BinaryGuid = BinaryGuid::from_string("9E21FD93-9C72-4C15-8C4B-E77F1DB2D792");
+
+pub(crate) const MAIN_LEN: usize = 0x8000;
+pub(crate) const DXE_LEN: usize = 0x8000;
+pub(crate) const SEC_LEN: usize = 0x1000;
+
+/// Where the LZMA stream is in an image: behind the headers of the volume, the file and the
+/// section.
+pub(crate) const STREAM_AT: usize = 72 + 24 + 24;
+
+pub(crate) fn dxe_files() -> Vec<File> {
+    vec![
+        ffs_file(OLD_CORE, file_type::DXE_CORE, TinyPe::driver().build(), "DxeCore"),
+        ffs_file(
+            guids::CPU_DXE,
+            file_type::DRIVER,
+            TinyPe::driver().build(),
+            "CpuDxe",
+        ),
+        ffs_file(
+            OTHER,
+            file_type::DRIVER,
+            TinyPe::driver_with_resources().build(),
+            "LogoDxe",
+        ),
+    ]
+}
+
+pub(crate) fn payload(dxe: Vec<File>) -> Vec<Section> {
+    let pei = vec![ffs_file(
+        PEI_CORE,
+        file_type::PEI_CORE,
+        TinyPe::driver().build(),
+        "PeiCore",
+    )];
+    vec![
+        leaf(raw_type::RAW, vec![0; 0x74]),
+        leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(0x2000, pei)),
+        leaf(raw_type::RAW, vec![0; 4]),
+        leaf(raw_type::FIRMWARE_VOLUME_IMAGE, volume(DXE_LEN, dxe)),
+    ]
+}
+
+pub(crate) fn image_of(lzma: Vec<Section>) -> Vec<u8> {
+    let mut file = File::new(PAYLOAD_FILE, file_type::FIRMWARE_VOLUME_IMAGE);
+    *file.sections_mut() = lzma;
+    let mut bytes = volume(MAIN_LEN, vec![file]);
+    bytes.extend(volume(SEC_LEN, Vec::new()));
+    bytes
+}
+
+pub(crate) fn image() -> Vec<u8> {
+    image_of(vec![lzma_section(&sections(&payload(dxe_files())))])
 }
