@@ -22,22 +22,36 @@ mod interface;
 pub use interface::{Call, Communication, Communication2, Communication3, Driver, Interfaces, status_for_c};
 
 use crate::region::SharedRegion;
+use core::marker::PhantomData;
 use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN, MESSAGE_SIZE_OFFSET, V3_MARKER};
 use mm_wire::{EfiStatus, Header, HeaderError, HeaderFormat, ResponseLength};
 use thiserror::Error;
 
 /// The arguments of a call.
 pub struct Given<'c> {
-    /// CommSize, if the protocol has it and it is not null.
-    pub comm_size: Option<usize>,
-    /// The one format that the protocol takes.
-    pub only: Option<HeaderFormat>,
-    /// Gives access to this many bytes of the caller's buffer; `None` if they exceed the address
-    /// space.
-    pub memory: &'c dyn Fn(usize) -> Option<SharedRegion>,
+    comm_size: Option<usize>,
+    only: Option<HeaderFormat>,
+    /// Private: only [`Request::check`] knows how many bytes there are.
+    memory: &'c dyn Fn(usize) -> Option<SharedRegion>,
 }
 
-impl Given<'_> {
+impl<'c> Given<'c> {
+    /// The arguments are CommSize, if the protocol has it and it is not null, and the one format
+    /// that the protocol takes. `memory` gives access to this many bytes of the caller's buffer;
+    /// `None` if they exceed the address space.
+    #[must_use]
+    pub const fn new(
+        comm_size: Option<usize>,
+        only: Option<HeaderFormat>,
+        memory: &'c dyn Fn(usize) -> Option<SharedRegion>,
+    ) -> Self {
+        Self {
+            comm_size,
+            only,
+            memory,
+        }
+    }
+
     fn memory(&self, len: usize) -> Result<SharedRegion, Refused> {
         (self.memory)(len).ok_or_else(|| wraps(len))
     }
@@ -198,15 +212,29 @@ impl Refused {
     }
 }
 
-/// A request whose numbers were checked.
+/// A request whose numbers were checked. It cannot outlive the call that it belongs to:
+///
+/// ```compile_fail,E0521
+/// use mm_comm::c_request::{Call, Longest, Reply, Request};
+/// use mm_wire::EfiStatus;
+///
+/// fn keep(call: Call<'_>, kept: &mut Option<Request<'_>>) {
+///     let respond = |given: &_| {
+///         *kept = Request::check(given, Longest { v1: 100, v3: 68 }).ok();
+///         Ok(Reply::status(EfiStatus::SUCCESS))
+///     };
+///     call.serve(true, respond, |_| ());
+/// }
+/// ```
 #[derive(Debug)]
-pub struct Request {
+pub struct Request<'c> {
     header: Header,
     /// The header as it is in the caller's buffer.
     raw: RawHeader,
     /// The caller's buffer.
     region: SharedRegion,
     message_len: usize,
+    lasts: PhantomData<&'c ()>,
 }
 
 /// The field of a header that the maximum is written to: MessageLength, or MessageSize.
@@ -292,14 +320,14 @@ fn first_that_applies<const N: usize>(table: [(bool, Refused); N]) -> Result<(),
     first.map_or(Ok(()), |(_, refused)| Err(refused))
 }
 
-impl Request {
+impl<'c> Request<'c> {
     /// Checks a request.
     ///
     /// # Errors
     ///
     /// [`Refused`]; a message that is too long also has the maximum written to the header's length
     /// field.
-    pub fn check(given: &Given<'_>, longest: Longest) -> Result<Self, Refused> {
+    pub fn check(given: &'c Given<'_>, longest: Longest) -> Result<Self, Refused> {
         check_comm_size(given.comm_size, longest)?;
         let raw = RawHeader::read(given)?;
         let damaged = |error| Refused::invalid(RequestError::Header(error));
@@ -326,6 +354,7 @@ impl Request {
             raw,
             region: given.memory(given.comm_size.unwrap_or(total))?,
             message_len,
+            lasts: PhantomData,
         })
     }
 

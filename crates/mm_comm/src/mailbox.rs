@@ -1,6 +1,8 @@
 //! The status mailbox in shared memory.
 
 use crate::region::{SharedRegion, WORD};
+use core::marker::PhantomData;
+use core::ops::Deref;
 use core::ptr::NonNull;
 use mm_wire::address::{AddressError, check_mailbox};
 use mm_wire::mailbox::{MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
@@ -13,6 +15,22 @@ pub struct Mailbox {
     /// Invariant: that of [`SharedRegion`] for `MAILBOX_LEN` bytes, aligned to `MAILBOX_ALIGN`. So
     /// none of the accesses below fails. The length is constant and not stored.
     base: NonNull<u8>,
+}
+
+/// The memory of a [`Mailbox`].
+#[derive(Debug)]
+pub struct MailboxRegion<'m> {
+    region: SharedRegion,
+    mailbox: PhantomData<&'m Mailbox>,
+}
+
+impl Deref for MailboxRegion<'_> {
+    type Target = SharedRegion;
+
+    #[inline]
+    fn deref(&self) -> &SharedRegion {
+        &self.region
+    }
 }
 
 impl Mailbox {
@@ -32,12 +50,25 @@ impl Mailbox {
         Ok(Self { base: region.base() })
     }
 
-    /// The mailbox's memory.
+    /// The mailbox's memory. It cannot outlive the mailbox, whose memory may be gone then:
+    ///
+    /// ```compile_fail,E0505
+    /// # use mm_comm::mailbox::Mailbox;
+    /// fn keep(mailbox: Mailbox) -> Option<u8> {
+    ///     let region = mailbox.region();
+    ///     drop(mailbox);
+    ///     region.read_byte(0)
+    /// }
+    /// ```
     #[must_use]
     #[inline]
-    pub fn region(&self) -> SharedRegion {
-        // SAFETY: this type's invariant is what the region requires for these bytes.
-        unsafe { SharedRegion::at(self.base, MAILBOX_LEN) }
+    pub fn region(&self) -> MailboxRegion<'_> {
+        MailboxRegion {
+            // SAFETY: this type's invariant is what the region requires for these bytes, for as
+            // long as it is borrowed.
+            region: unsafe { SharedRegion::at(self.base, MAILBOX_LEN) },
+            mailbox: PhantomData,
+        }
     }
 
     /// Copies the whole mailbox out, once, word by word.

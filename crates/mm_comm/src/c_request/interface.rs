@@ -180,11 +180,7 @@ impl Call<'_> {
             let comm_size = has_size.then(|| unsafe { comm_size.read_unaligned() });
             // SAFETY: valid bytes, to which there is no reference, by the type's invariant.
             let memory = |len| unsafe { SharedRegion::new(virt.cast(), len) }.ok();
-            respond(&Given {
-                comm_size,
-                only,
-                memory: &memory,
-            })
+            respond(&Given::new(comm_size, only, &memory))
         });
         let reply = reply.unwrap_or_else(|Refused { error, reply }| {
             refused(&error);

@@ -263,11 +263,7 @@ pub(super) mod tests {
         // A header of 24 bytes that claims more than the buffer has.
         let memory =
             |len: usize| (len <= 24).then(|| SharedRegion::over_static(Box::leak(vec![1; len].into())));
-        let given = Given {
-            comm_size: Some(25),
-            only: None,
-            memory: &memory,
-        };
+        let given = Given::new(Some(25), None, &memory);
         let refused = answer(&bridge, &given).unwrap_err();
         assert_eq!(refused.reply.status, EfiStatus::BAD_BUFFER_SIZE);
         assert_eq!(room(), (4000, 4000));
