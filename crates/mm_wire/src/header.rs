@@ -469,6 +469,18 @@ mod tests {
     }
 
     #[test]
+    fn recipient_has_the_same_bytes_as_guid_and_as_words() {
+        for format in [HeaderFormat::V1, HeaderFormat::V3] {
+            let header = Header::new(format, RECIPIENT, 24).unwrap();
+            assert_eq!(header.recipient(), RECIPIENT);
+            let bytes = header.recipient_words().map(u64::to_ne_bytes);
+            assert_eq!(bytes.as_flattened(), RECIPIENT.to_bytes());
+            let again = Header::of_words(format, header.recipient_words(), 24);
+            assert_eq!(again, Some(header));
+        }
+    }
+
+    #[test]
     fn v3_message_may_be_smaller_than_its_transaction() {
         let header = Header::new(HeaderFormat::V3, RECIPIENT, 24).unwrap();
         assert_eq!(header.message_size(), 24);

@@ -303,6 +303,18 @@ mod tests {
     }
 
     #[test]
+    fn only_type_4_is_a_guid_hob() {
+        for kind in [0, 3, 5, 0xffff] {
+            let header = HobHeader {
+                kind: kind.into(),
+                len: 24.into(),
+                reserved: 0.into(),
+            };
+            assert!(!header.is_guid_hob(), "type {kind}");
+        }
+    }
+
+    #[test]
     fn end_and_damage_of_a_hob_list_end_it() {
         let len = |kind: u16, len: u16| {
             let header = HobHeader {
@@ -333,6 +345,19 @@ mod tests {
         let three = CommRegion::of_hob(&REGION_HOB[24..48]).unwrap();
         assert_eq!(three.place.region(), four.place.region());
         assert_eq!(three.place.mailbox(), None);
+    }
+
+    #[test]
+    fn owner_has_the_number_of_its_hob() {
+        for (number, owner) in [(0, Owner::Supervisor), (1, Owner::User)] {
+            let mut hob = REGION_HOB;
+            hob[24] = number;
+            assert_eq!(
+                CommRegion::of_hob(&hob[24..]).map(|region| region.owner),
+                Ok(owner)
+            );
+            assert_eq!(owner.number(), number);
+        }
     }
 
     #[test]

@@ -123,6 +123,9 @@ mod tests {
         expected[16..18].copy_from_slice(&[0x22, 0x11]);
         assert_eq!(image.as_bytes(), expected);
         assert_eq!(MAILBOX_LEN, 24);
+        let read = MailboxImage::read_from_bytes(&expected).unwrap();
+        assert_eq!(read.return_status(), EfiStatus::NOT_FOUND);
+        assert_eq!(read.return_buffer_size(), 0x1122);
     }
 
     #[test]

@@ -150,6 +150,16 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn native_status_of_a_64_bit_processor_is_the_value_itself() {
+        for value in [0, 2, 1 << 63 | 14, u64::MAX] {
+            let native = EfiStatus(value).to_native();
+            assert_eq!(native.to_le_bytes(), value.to_le_bytes());
+            assert_eq!(EfiStatus::from_native(native), EfiStatus(value));
+        }
+    }
+
+    #[test]
     fn every_value_but_success_is_an_error_to_a_caller() {
         assert_eq!(EfiStatus::SUCCESS.as_error(), None);
         for (value, error) in [

@@ -603,6 +603,23 @@ mod tests {
     }
 
     #[test]
+    fn append_may_fill_the_store_to_its_last_byte() {
+        // A variable takes 28 bytes besides its data and its name, which has four here: 10 are left.
+        let mut arena = [0; 84];
+        let store = &mut VariableStore::new(&mut arena, 64);
+        assert_eq!(set(store, "A", NV_BS_RT, b"first"), SUCCESS);
+        assert_eq!(set(store, "B", NV_BS_RT, b"other"), SUCCESS);
+        assert_eq!(query(store, NV_BS_RT).1[1], 10);
+        let too_long = set(store, "A", NV_BS_RT | APPEND, &[b'+'; 11]);
+        assert_eq!(too_long, EfiStatus::OUT_OF_RESOURCES);
+        assert_eq!(value(store, "A").unwrap(), b"first");
+        assert_eq!(set(store, "A", NV_BS_RT | APPEND, &[b'+'; 10]), SUCCESS);
+        assert_eq!(value(store, "A").unwrap(), b"first++++++++++");
+        assert_eq!(value(store, "B").unwrap(), b"other");
+        assert_eq!(query(store, NV_BS_RT), (SUCCESS, [84, 0, 0]));
+    }
+
+    #[test]
     fn walk_visits_each_name_once_and_ends_in_not_found() {
         let mut arena = [0; 512];
         let store = &mut VariableStore::new(&mut arena, 256);
@@ -709,7 +726,7 @@ mod tests {
 
     #[test]
     fn full_store_keeps_its_variables() {
-        // Records are 36 bytes; name "A" takes four.
+        // A variable takes 28 bytes besides its data and its name, which has four here.
         let mut arena = [0; 100];
         let store = &mut VariableStore::new(&mut arena, 64);
         assert_eq!(set(store, "A", NV_BS_RT, &[1; 20]), SUCCESS);
@@ -785,6 +802,9 @@ mod tests {
             let sent = message(function, &[&vec![0; payload]]);
             assert_eq!(ask(store, &sent, sent.len()), (Ok(()), sent.clone()));
         }
+        // The longest payload is 304 bytes.
+        let longest = message(99, &[&[0; 304]]);
+        assert_eq!(send(store, &longest).0, EfiStatus::UNSUPPORTED);
         assert_eq!(ask(store, &[1; 15], 15), (Ok(()), vec![1; 15]));
         assert_eq!(set(store, "A", NV_BS_RT, &[0; 256]), EfiStatus::INVALID_PARAMETER);
     }
