@@ -15,6 +15,8 @@ const PACKAGES: [&str; 4] = ["mm_wire", "mm_comm", "mm_core", "patina_mm"];
 const EXPLAINED: &str = "docs/mutants.md";
 /// Where cargo-mutants writes its results, in a folder for each run.
 const OUTPUT: &str = "target/mutants";
+/// Seconds after which a mutant's tests are taken to hang, at least; three times their usual time counts, too.
+const PATIENCE: &str = "30";
 /// What is not compared word by word: text for people. `.cargo/mutants.toml` says the same.
 const TEXT: &str = "impl (fmt::)?(Debug|Display) for";
 
@@ -22,13 +24,15 @@ const TEXT: &str = "impl (fmt::)?(Debug|Display) for";
 ///
 /// First the crate's own tests run against each change. What they do not notice meets the scenarios,
 /// the fuzz targets' corpus and the model, too (.cargo/mutants.toml). It fails if a change survives
-/// both and is not explained in docs/mutants.md. A whole crate takes from half an hour to many hours.
+/// both and is not explained in docs/mutants.md. A whole crate takes from minutes to hours.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cargo xtask mutants --package mm_wire                   a whole crate
   cargo xtask mutants --package mm_comm --shard 0/20      every 20th change
   cargo xtask mutants --package mm_core --own-tests       without the tests of other crates
+  cargo xtask mutants --package mm_core --matching append the changes in a function
 
+The fastest way is a tree of its own: git worktree add ../mutants, and --in-place there.
 It needs cargo install --locked cargo-mutants@27.1.0")]
 pub(crate) struct Mutants {
     /// The crate that is changed.
@@ -40,6 +44,12 @@ pub(crate) struct Mutants {
     /// Runs only the tests of this crate.
     #[arg(long)]
     own_tests: bool,
+    /// Only changes whose description matches.
+    #[arg(long, value_name = "REGEX")]
+    matching: Option<String>,
+    /// Changes this tree, whose build is warm, instead of a copy, and undoes each change.
+    #[arg(long)]
+    in_place: bool,
 }
 
 pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
@@ -52,22 +62,35 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
         "cargo-mutants is missing: cargo install --locked cargo-mutants@27.1.0"
     );
     let package = options.package.as_str();
-    let mut own = mutants(package, "own");
+    if options.in_place {
+        // An interrupted run leaves a change behind, which must not mix with anyone's work.
+        let changed = cmd!(shell, "git status --porcelain --untracked-files=no").read()?;
+        ensure!(
+            changed.is_empty(),
+            "--in-place needs a tree without changes:\n{changed}"
+        );
+    }
+    let mut own = mutants(options, "own");
     own.args(["--no-config", "--test-package", package, "--exclude-re", TEXT]);
     if let Some(shard) = &options.shard {
         own.args(["--sharding", "round-robin", "--shard", shard]);
     }
-    own.args(["--", "--lib", "--tests"]);
+    if let Some(matching) = &options.matching {
+        own.args(["--re", matching]);
+    }
+    // Without them the mocks of patina_mm are not compiled.
+    own.args(["--all-features", "--", "--lib", "--tests"]);
     let mut outcome = test(shell, own, package, "own")?;
     if !options.own_tests && !outcome.missed.is_empty() {
         println!(
             "{} changes survived the tests of {package}; now those of other crates",
             outcome.missed.len()
         );
-        let mut all = mutants(package, "all");
+        let mut all = mutants(options, "all");
         for missed in &outcome.missed {
             all.arg("--re").arg(format!("^{}$", escape(missed)));
         }
+        all.args(["--", "--lib", "--tests"]);
         let again = test(shell, all, package, "all")?;
         outcome.caught = outcome.caught.saturating_add(again.caught);
         outcome.missed = again.missed;
@@ -81,7 +104,8 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
     new.iter().for_each(|mutant| println!("SURVIVED: {mutant}"));
     let all = outcome.caught.saturating_add(outcome.missed.len());
     println!(
-        "{package}: {all} changes, {} noticed, {} explained, {} survived: {:.1} % noticed",
+        "{package}: {all} changes that compile ({} do not), {} noticed, {} explained, {} survived: {:.1} % noticed",
+        outcome.unviable,
         outcome.caught,
         known.len(),
         new.len(),
@@ -94,7 +118,8 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
     })
 }
 
-fn mutants(package: &str, round: &str) -> Command {
+fn mutants(options: &Mutants, round: &str) -> Command {
+    let package = options.package.as_str();
     let mut command = Command::new("cargo");
     command.args([
         "mutants",
@@ -104,8 +129,11 @@ fn mutants(package: &str, round: &str) -> Command {
         "--package",
         package,
     ]);
-    command.args(["--minimum-test-timeout", "120", "--output"]);
-    command.arg(folder(package, round));
+    command.args(["--minimum-test-timeout", PATIENCE, "--timeout-multiplier", "3"]);
+    command.arg("--output").arg(folder(package, round));
+    if options.in_place {
+        command.arg("--in-place");
+    }
     command
 }
 
@@ -118,6 +146,8 @@ fn folder(package: &str, round: &str) -> String {
 struct Outcome {
     /// Noticed by a failing test, or by one that did not end in time.
     caught: usize,
+    /// Does not compile.
+    unviable: usize,
     missed: Vec<String>,
 }
 
@@ -149,6 +179,7 @@ fn test(shell: &Shell, mut command: Command, package: &str, round: &str) -> Resu
         caught: lines("caught.txt")?
             .len()
             .saturating_add(lines("timeout.txt")?.len()),
+        unviable: lines("unviable.txt")?.len(),
         missed: lines("missed.txt")?,
     })
 }
