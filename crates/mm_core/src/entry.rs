@@ -622,6 +622,31 @@ mod tests {
     }
 
     #[test]
+    fn without_mailbox_and_handler_nothing_is_written() {
+        for format in [HeaderFormat::V1, HeaderFormat::V3] {
+            let mut memory = Memory::new();
+            memory.request(format, OTHER, b"1234");
+            let outcome = enter(&mut memory, None, &mut [(Echo::GUID, &mut Echo)]);
+            assert_eq!(outcome.response(), Some(EfiStatus::NOT_FOUND));
+            assert_eq!(memory.writes, []);
+        }
+    }
+
+    #[test]
+    fn without_mailbox_buffer_size_is_written_for_a_longer_response_only() {
+        for (request, writes) in [
+            (b"12345".as_slice(), vec![(56, 6), (16, 8), (48, 8)]),
+            (b"123456", vec![(56, 6), (48, 8)]),
+            (b"1234567", vec![(56, 6), (48, 8)]),
+        ] {
+            let mut memory = Memory::new();
+            memory.request(HeaderFormat::V3, OTHER, request);
+            enter(&mut memory, None, &mut [(OTHER, &mut answering(b"answer"))]);
+            assert_eq!(memory.writes, writes);
+        }
+    }
+
+    #[test]
     fn without_mailbox_the_header_has_the_responses_length() {
         // The field, and its value after a response of six bytes; for a v3 header also BufferSize.
         let cases: [(_, &[u8], _); 3] = [

@@ -175,6 +175,14 @@ mod tests {
         };
         assert_eq!(request.respond(&[1; 17]), Err(too_long));
         assert_eq!(request.message(), b"ab\0");
+        request.respond(&[2; 16]).unwrap();
+        assert_eq!(request.message(), [2; 16]);
+        request.set_len(0).unwrap();
+        drop(request);
+        assert_eq!(memory, [0; 16]);
+
+        memory.fill(0xee);
+        let mut request = Request::new(Guid::ZERO, Mmi::default(), &mut memory, 4).unwrap();
         request.respond(b"longer than it was").unwrap_err();
         request.respond(b"0123456789").unwrap();
         request.set_len(1).unwrap();

@@ -199,6 +199,9 @@ mod tests {
         ];
         assert_eq!(refusal(&buffers, 0x1000 - 24), None);
         assert_eq!(refusal(&[], 0), None);
+        let most: [_; MAX_BUFFERS] =
+            core::array::from_fn(|index| buffer(0x1000 * (index as u64 + 1), 24, None));
+        assert_eq!(refusal(&most, 0), None);
     }
 
     #[test]
