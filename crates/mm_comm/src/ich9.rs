@@ -244,6 +244,44 @@ mod tests {
     }
 
     #[test]
+    fn a_value_counts_once_two_reads_in_a_row_agree() {
+        /// What comes from the data port, one value for each read.
+        struct Changing(RefCell<Vec<u32>>);
+        impl Ports for Changing {
+            fn write_u8(&self, _: u16, _: u8) {
+                panic!("PCI configuration space is reached in 32 bits");
+            }
+            fn read_u32(&self, port: u16) -> u32 {
+                if port == 0xcf8 {
+                    return 0x8000_f840;
+                }
+                self.0.borrow_mut().pop().unwrap()
+            }
+            fn write_u32(&self, _: u16, _: u32) {}
+            fn read_mmio_u32(&self, _: usize) -> u32 {
+                panic!("nothing is memory-mapped");
+            }
+            fn write_mmio_u32(&self, _: usize, _: u32) {
+                panic!("nothing is memory-mapped");
+            }
+            fn pause(&self) {}
+        }
+        let read = |values: &[u32]| {
+            let ports = Changing(RefCell::new(values.iter().rev().copied().collect()));
+            let value = PMBASE.read_undisturbed(&ports);
+            (value, ports.0.take().len())
+        };
+        assert_eq!(read(&[7, 7, 9]), (Ok(7), 1));
+        assert_eq!(read(&[5, 7, 5, 9, 9, 1]), (Ok(9), 1));
+        let disturbed = Ich9Error::Disturbed {
+            register: 0x8000_f840,
+            found: 0x8000_f840,
+        };
+        let changing: Vec<u32> = (0..17).collect();
+        assert_eq!(read(&changing), (Err(disturbed), 1));
+    }
+
+    #[test]
     fn the_base_is_read_and_checked() {
         assert_eq!(read(0x0601, 0x80), Ok(0x600));
         assert_eq!(read(0xb001, 0xa0), Ok(0xb000));

@@ -323,6 +323,33 @@ mod tests {
     }
 
     #[test]
+    fn words_are_accessed_only_if_they_are_aligned_and_all_in_the_region() {
+        with_region(20, |region| {
+            for offset in 0..24 {
+                let (one, two) = (region.read_words::<1>(offset), region.read_words::<2>(offset));
+                let is_aligned = offset % 8 == 0;
+                assert_eq!(one.is_some(), is_aligned && offset + 8 <= 20, "{offset}");
+                assert_eq!(two.is_some(), is_aligned && offset + 16 <= 20, "{offset}");
+                assert_eq!(region.write_words(offset, &[1]), one.is_some(), "{offset}");
+                assert_eq!(region.write_words(offset, &[1, 2]), two.is_some(), "{offset}");
+            }
+            assert_eq!(region.read_words(0), Some([1, 1]));
+        });
+    }
+
+    #[test]
+    fn region_tells_its_addresses() {
+        with_region(20, |region| {
+            let range = region.range().unwrap();
+            assert_eq!(range.start(), region.as_ptr().addr() as u64);
+            assert_eq!((range.len(), region.len(), region.is_empty()), (20, 20, false));
+        });
+        with_region(0, |region| {
+            assert_eq!((region.range(), region.len(), region.is_empty()), (None, 0, true));
+        });
+    }
+
+    #[test]
     fn every_alignment_and_length_round_trips_and_touches_nothing_else() {
         // Runs of 96 words or more are copied by a string instruction, 384 with SSE2.
         // Each case takes Miri seconds.

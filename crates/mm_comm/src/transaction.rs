@@ -891,6 +891,18 @@ mod tests {
     }
 
     #[test]
+    fn request_in_memory_without_alignment_is_withdrawn_first_too() {
+        let channel = Channel::over(crate::SharedRegion::over_static(
+            &mut Box::leak(Box::new(Memory([0xee; LEN], [0; 4096]))).0[1..201],
+        ));
+        let staged = channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET).unwrap();
+        watch::take_writes();
+        drop(staged);
+        let base = channel.region().as_ptr().addr();
+        assert_eq!(watch::take_writes(), [(base + 16, 8), (base, 200)]);
+    }
+
+    #[test]
     fn taking_over_empties_mailbox_and_region_and_returns_what_was_there() {
         let memory = Box::leak(Box::new(Memory([0xff; LEN], [0xff; 4096])));
         let (base, mailbox): (*mut u8, *mut u8) = ((&raw mut memory.0).cast(), (&raw mut memory.1).cast());
@@ -946,6 +958,23 @@ mod tests {
             }
         );
         assert_clean_and_free(&channel);
+    }
+
+    #[test]
+    fn memory_that_keeps_a_part_of_a_header_is_an_error() {
+        let header = Header::new(HeaderFormat::V1, RECIPIENT, SECRET.len() as u64).unwrap();
+        let kept = header.v1_words().unwrap();
+        // One word differs, or two in the same bit.
+        for differs in [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]] {
+            let channel = channel();
+            let before: [u64; 3] = core::array::from_fn(|word| kept[word] ^ differs[word]);
+            assert!(channel.region().write_words(0, &before));
+            let begun = watch::over_rom(|| channel.begin(HeaderFormat::V1, RECIPIENT, &SECRET).err());
+            assert!(
+                matches!(begun, Some(BeginError::NotMemory { .. })),
+                "{differs:?} {begun:?}"
+            );
+        }
     }
 
     #[test]
@@ -1104,6 +1133,42 @@ mod tests {
         });
         assert_eq!(made, 3);
         assert_eq!(staged.finish().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn another_mmi_is_raised_once_if_the_first_is_not_enough() {
+        let channel = channel();
+        // Number of polls; that at which MM takes the request; pauses; that before the other MMI.
+        for (polls, taken_at, pauses, raised_after) in [
+            (1, None, 1, None),
+            (2, None, 2, Some(1)),
+            (9, None, 9, Some(5)),
+            (9, Some(5), 5, None),
+            (9, Some(6), 6, Some(5)),
+            (1500, None, 1500, Some(750)),
+            (3000, None, 3000, Some(1000)),
+            (3000, Some(1000), 1000, None),
+        ] {
+            let staged = begin(&channel);
+            let (made, raised) = (core::cell::Cell::new(0), core::cell::Cell::new(None));
+            let again = || assert_eq!(raised.replace(Some(made.get())), None);
+            let counted = wait_and_raise_again(&channel, polls, again, || {
+                made.set(made.get() + 1);
+                if Some(made.get()) == taken_at {
+                    mm_answers(&channel, b"taken");
+                }
+            });
+            assert_eq!(
+                (counted, made.get(), raised.get()),
+                (pauses, pauses, raised_after)
+            );
+            drop(staged);
+        }
+        let channel = without_mailbox();
+        let staged = begin(&channel);
+        let counted = wait_and_raise_again(&channel, 100, || panic!("nothing says that MM is late"), || {});
+        assert_eq!(counted, PAUSES_WITHOUT_MAILBOX);
+        drop(staged);
     }
 
     #[test]

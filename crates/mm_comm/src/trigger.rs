@@ -614,6 +614,21 @@ mod tests {
     }
 
     #[test]
+    fn only_zero_may_mean_that_there_is_no_smi_en_and_only_if_it_is_required() {
+        let register = SmiEnableRegister::Io(0x630);
+        for (check, value, expected) in [
+            (SmiCheck::Require, 0, true),
+            (SmiCheck::Require, 2, false),
+            (SmiCheck::Enable, 0, false),
+            (SmiCheck::Enable, 2, false),
+            (SmiCheck::Off, 0, false),
+        ] {
+            let trigger = trigger(Some(register), check);
+            assert_eq!(trigger.may_be_absent(value), expected, "{check:?} {value}");
+        }
+    }
+
+    #[test]
     fn smi_en_zero_refuses_a_message_and_lets_a_command_pass() {
         let register = SmiEnableRegister::behind_io_base(0x800).unwrap();
         let chipset = Chipset::new(0, 0, register);

@@ -504,6 +504,25 @@ fn pages_that_another_driver_has_mapped_are_used_and_stay_mapped() {
 }
 
 #[test]
+fn rx_page_of_another_driver_that_is_too_short_is_an_error() {
+    let rx = SharedRegion::over_static(Box::leak(vec![0; 4095].into_boxed_slice()));
+    let world = ffa(|function, _, _| match function {
+        GET_REGS => Some(error(-1)),
+        RXTX_MAP => Some(error(-6)),
+        INFO_GET => Some(answer(&[0x8400_0061, 0, 1, 24])),
+        RX_RELEASE => Some(answer(&[0x8400_0061])),
+        _ => None,
+    });
+    let mut memory = Announced { rx: Some(rx) };
+    let (result, _) = world::with(world, || {
+        connect::<FakeConduit>(Setup::default(), &mut memory).map(drop)
+    });
+    let call = "FFA_PARTITION_INFO_GET";
+    let response = 0x8400_0061;
+    assert_eq!(result, Err(SmcError::Protocol { call, response }));
+}
+
+#[test]
 fn a_partition_that_the_platform_names_is_not_looked_for() {
     for (request, call) in [(DirectRequest::Req, 0), (DirectRequest::Req2, 1)].map(|(r, k)| (r, KINDS[k])) {
         let world = ffa(move |function, _, _| match function {
@@ -825,6 +844,23 @@ fn a_status_in_the_response_is_the_result() {
         "FFA_MSG_SEND_DIRECT_REQ: the partition's response says DENIED (-3)"
     );
     assert_eq!(refused.status(), EfiStatus::ACCESS_DENIED);
+}
+
+#[test]
+fn response_in_32_bit_registers_has_its_status_there_too() {
+    let kind = KINDS[0];
+    let status = |first: u64, second: u64| {
+        let mut response = response(0x8400_0070, MM_ID);
+        (response[3], response[4]) = (first, second);
+        communicate(kind.serving(vec![response]), Patience::default()).0
+    };
+    assert_eq!(status(0, 0), Ok(()));
+    assert_eq!(status(0x8400_0061, 0), Ok(()));
+    let (call, code) = (kind.call, SpmMmCode(-3));
+    let denied = u64::from((-3_i32).cast_unsigned());
+    let refused = Err(SmcError::Refused { call, code });
+    assert_eq!(status(0x8400_0061, denied), refused);
+    assert_eq!(status(denied, 0), refused);
 }
 
 #[test]
