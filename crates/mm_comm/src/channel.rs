@@ -6,7 +6,7 @@ use crate::region::{SharedRegion, WORD};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering, compiler_fence};
 use mm_wire::address::check_comm_buffer;
-use mm_wire::header::{LENGTH_OFFSET, MAX_HEADER_LEN};
+use mm_wire::header::{LENGTH_OFFSET, V3_WORDS};
 use mm_wire::mailbox::MailboxImage;
 use mm_wire::{Header, HeaderError, HeaderFormat};
 use zerocopy::IntoBytes;
@@ -14,12 +14,8 @@ use zerocopy::IntoBytes;
 /// The smallest region that can carry a header.
 const MIN_REGION_LEN: usize = HeaderFormat::V1.header_len();
 
-/// The size of the field at [`LENGTH_OFFSET`].
-const LENGTH_LEN: usize = WORD;
-
-/// Words of a v1 header, and of the rest of a v3 header.
+/// Words of a v1 header.
 const V1_WORDS: usize = HeaderFormat::V1.header_len() / WORD;
-const REST_WORDS: usize = MAX_HEADER_LEN / WORD - V1_WORDS;
 
 /// The channel was taken out of use.
 const RETIRED: u8 = 1;
@@ -348,7 +344,7 @@ impl Channel {
     #[cold]
     #[inline(never)]
     fn wipe_odd_length(&self) {
-        let _ = self.region.wipe(LENGTH_OFFSET, LENGTH_LEN);
+        let _ = self.region.wipe(LENGTH_OFFSET, WORD);
     }
 
     /// Wipes the first `len` bytes, or all if there are fewer. What MM could take for a request is wiped first.
@@ -429,40 +425,33 @@ impl Channel {
     /// shorter than a header.
     #[inline]
     pub(crate) fn header_from(&self, start: Option<[u64; V1_WORDS]>) -> Result<Header, HeaderError> {
-        match start {
-            Some(start) => Header::parse_v1_words(start).unwrap_or_else(|| self.read_v3_header(start)),
-            None => self.read_odd_header(),
+        match start.and_then(Header::parse_v1_words) {
+            Some(header) => header,
+            None => self.read_odd_header(start),
         }
     }
 
-    /// Reads the rest of a v3 header that starts with these words.
+    /// Like [`Self::header_from`], for a v3 header, or if the region is not aligned, or shorter than
+    /// a header.
     #[cold]
     #[inline(never)]
-    fn read_v3_header(&self, start: [u64; V1_WORDS]) -> Result<Header, HeaderError> {
-        let Some(rest) = self
-            .region
-            .read_words::<REST_WORDS>(HeaderFormat::V1.header_len())
-        else {
-            // The region ends inside the header, which is the error that this returns.
-            return Header::parse(start.as_bytes());
-        };
-        let mut words = [0; V1_WORDS + REST_WORDS];
-        let (first, last) = words.split_at_mut(V1_WORDS);
-        first.copy_from_slice(&start);
-        last.copy_from_slice(&rest);
-        Header::parse(words.as_bytes())
+    fn read_odd_header(&self, start: Option<[u64; V1_WORDS]>) -> Result<Header, HeaderError> {
+        let start = start.or_else(|| self.region.read_odd_words(0));
+        let start @ [a, b, c] = start.ok_or(self.truncated(HeaderFormat::V1))?;
+        if let Some(header) = Header::parse_v1_words(start) {
+            return header;
+        }
+        let rest = self.region.read_odd_words(HeaderFormat::V1.header_len());
+        let [d, e, f, g] = rest.ok_or(self.truncated(HeaderFormat::V3))?;
+        Header::parse_v3_words([a, b, c, d, e, f, g])
     }
 
-    /// Like [`Self::read_header`], if the region is not aligned, or shorter than a header.
-    #[cold]
-    #[inline(never)]
-    fn read_odd_header(&self) -> Result<Header, HeaderError> {
-        let mut bytes = [0; MAX_HEADER_LEN];
-        let len = self.region.len().min(MAX_HEADER_LEN);
-        let copy = bytes.get_mut(..len).unwrap_or_default();
-        let read = self.region.read(0, copy);
-        debug_assert!(read, "the copy is no longer than the region");
-        Header::parse(copy)
+    /// The region ends inside the header.
+    const fn truncated(&self, format: HeaderFormat) -> HeaderError {
+        HeaderError::Truncated {
+            needed: format.header_len(),
+            available: self.region.len(),
+        }
     }
 
     /// Ends a transaction: withdraws a request that MM has not taken, so that MM does not take one
@@ -549,15 +538,14 @@ impl Channel {
     #[cold]
     #[inline(never)]
     fn write_odd_header(&self, header: &Header) -> bool {
-        let encoded = header.encode();
-        let parts = encoded
-            .as_ref()
-            .split_at_checked(LENGTH_OFFSET)
-            .and_then(|(start, rest)| Some((start, rest.split_at_checked(LENGTH_LEN)?)));
-        parts.is_some_and(|(start, (length, rest))| {
-            self.region.write(LENGTH_OFFSET.saturating_add(LENGTH_LEN), rest)
-                && self.region.write(0, start)
-                && self.region.write(LENGTH_OFFSET, length)
-        })
+        let (words, rest_words) = match header.v1_words() {
+            Some([a, b, c]) => ([a, b, c, 0, 0, 0, 0], 0),
+            None => (header.v3_words(), V3_WORDS - V1_WORDS),
+        };
+        let [first, second, length, rest @ ..] = words;
+        let rest = rest.get(..rest_words).unwrap_or_default();
+        self.region.write(HeaderFormat::V1.header_len(), rest.as_bytes())
+            && self.region.write(0, [first, second].as_bytes())
+            && self.region.write(LENGTH_OFFSET, length.as_bytes())
     }
 }

@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use mm_wire::address::{AddressError, check_mailbox};
-use mm_wire::mailbox::{MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
+use mm_wire::mailbox::{MAILBOX_ALIGN, MAILBOX_LEN, MailboxImage, TALK_TO_SUPERVISOR_OFFSET, VALID_OFFSET};
 
 const MAILBOX_WORDS: usize = MAILBOX_LEN / WORD;
 
@@ -63,6 +63,8 @@ impl Mailbox {
     #[must_use]
     #[inline]
     pub fn region(&self) -> MailboxRegion<'_> {
+        // SAFETY: this type's invariant. The checks of alignment in the accesses then cost nothing.
+        unsafe { core::hint::assert_unchecked(self.base.addr().get().is_multiple_of(MAILBOX_ALIGN)) };
         MailboxRegion {
             // SAFETY: this type's invariant is what the region requires for these bytes, for as
             // long as it is borrowed.

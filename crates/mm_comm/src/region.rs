@@ -11,6 +11,7 @@ pub use bulk::WORD;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use mm_wire::{AddressError, AddressRange};
+use zerocopy::IntoBytes;
 
 /// Owner of a range of shared memory.
 ///
@@ -209,6 +210,14 @@ impl SharedRegion {
             to = to.wrapping_add(WORD);
         }
         true
+    }
+
+    /// Copies `N` words out, which need not be aligned, each byte with one load; `None`, and nothing is read, if they are
+    /// not all in the region.
+    #[must_use]
+    pub fn read_odd_words<const N: usize>(&self, offset: usize) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        self.read(offset, words.as_mut_bytes()).then_some(words)
     }
 
     /// The byte at `offset`, with one load; `None` if it is not in the region.

@@ -25,6 +25,9 @@ pub const V3_MARKER: Guid = guid!("68e8c853-2ba9-4dd7-9ac0-91e16155c935");
 /// The size of the longest header, in bytes.
 pub const MAX_HEADER_LEN: usize = size_of::<RawV3>();
 
+/// 64-bit words of a v3 header.
+pub const V3_WORDS: usize = size_of::<RawV3>() / size_of::<u64>();
+
 /// Offset of the field that counts the message in a v1 header (MessageLength), and header and
 /// message in a v3 header (BufferSize).
 pub const LENGTH_OFFSET: usize = offset_of!(RawV1, message_length);
@@ -289,20 +292,35 @@ impl Header {
             needed: size_of::<RawV3>(),
             available: rest.into_src().len(),
         })?;
-        let claimed = v3.buffer_size.get();
-        let message_len =
-            claimed
-                .checked_sub(size_of::<RawV3>() as u64)
-                .ok_or(HeaderError::BufferSizeBelowHeader {
-                    claimed,
-                    minimum: size_of::<RawV3>(),
-                })?;
+        Self::parse_v3_words(zerocopy::transmute!(v3))
+    }
+
+    /// Reads a v3 header from the words that it has in memory, without a look at its marker.
+    ///
+    /// # Errors
+    ///
+    /// [`HeaderError::BufferSizeBelowHeader`], like [`Self::parse`].
+    pub fn parse_v3_words(words: [u64; V3_WORDS]) -> Result<Self, HeaderError> {
+        let [_, _, buffer_size, _, first, second, message_size] = words;
+        let claimed = u64::from_le(buffer_size);
+        let message_len = claimed.checked_sub(size_of::<RawV3>() as u64);
         Ok(Self {
             format: HeaderFormat::V3,
-            recipient: words(v3.message_guid),
-            message_len,
-            message_size: v3.message_size.get(),
+            recipient: [first, second],
+            message_len: message_len.ok_or(HeaderError::BufferSizeBelowHeader {
+                claimed,
+                minimum: size_of::<RawV3>(),
+            })?,
+            message_size: u64::from_le(message_size),
         })
+    }
+
+    /// A header as a v3 one has its words in memory.
+    #[must_use]
+    pub const fn v3_words(&self) -> [u64; V3_WORDS] {
+        let ([marker, rest], [first, second]) = (MARKER, self.recipient);
+        let (total, message_size) = (self.total_len().to_le(), self.message_size.to_le());
+        [marker, rest, total, 0, first, second, message_size]
     }
 
     /// A v1 header as the words that it has in memory: GUID, GUID, length. `None` for another
@@ -341,13 +359,7 @@ impl Header {
                 header_guid: zerocopy::transmute!(self.recipient),
                 message_length: self.message_len.into(),
             }),
-            HeaderFormat::V3 => EncodedHeader::new(&RawV3 {
-                marker: V3_MARKER.to_bytes(),
-                buffer_size: self.total_len().into(),
-                reserved: 0.into(),
-                message_guid: zerocopy::transmute!(self.recipient),
-                message_size: self.message_size.into(),
-            }),
+            HeaderFormat::V3 => EncodedHeader::new(&self.v3_words()),
         }
     }
 

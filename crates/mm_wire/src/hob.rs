@@ -168,7 +168,16 @@ impl CommBufferPlace {
     /// Those of [`Self::new`], [`PlaceError::Length`] unless there are 32 bytes, and
     /// [`PlaceError::Version`].
     pub fn of_update(data: &[u8]) -> Result<Self, PlaceError> {
-        let [version, address, pages, mailbox] = fields(data)?;
+        Self::of_update_words(fields(data)?.map(u64::to_le))
+    }
+
+    /// Like [`Self::of_update`], for an interface as the words that it has in memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::new`], and [`PlaceError::Version`].
+    pub fn of_update_words(words: [u64; 4]) -> Result<Self, PlaceError> {
+        let [version, address, pages, mailbox] = words.map(u64::from_le);
         if version != UPDATE_VERSION {
             return Err(PlaceError::Version { found: version });
         }

@@ -6,7 +6,7 @@ extern crate alloc;
 
 /// What `slot.rs` takes from its parent module.
 mod sync {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 }
 /// The hand-over of announcements by itself: a protocol database allocates when a protocol is
 /// installed.
@@ -399,23 +399,23 @@ fn moves_take_constant_memory() {
 
 #[test]
 fn announcing_in_a_notification_allocates_nothing() {
-    let slot = slot::Slot::new().unwrap();
+    let slot = slot::Slot::new();
     let (allocations, applied) = allocations_of(|| {
-        let mut applied = [0_u32; 4];
-        for (round, last) in applied.iter_mut().enumerate() {
-            let first = 10 * u32::try_from(round).unwrap();
-            slot.put(first).unwrap();
-            slot.put(first + 1).unwrap();
+        let mut applied = [0; 4];
+        for (round, last) in (0..).zip(&mut applied) {
+            let first = 10 * round;
+            assert!(slot.put([first]));
+            assert!(slot.put([first + 1]));
             let lock = slot.lock().unwrap();
-            let is_done = lock.apply(|value| {
+            let is_done = lock.apply(|[value]| {
                 // Notifications while a move is applied: the second announcement replaces the
                 // first.
                 if value % 10 == 1 {
-                    slot.put(value + 1).unwrap();
-                    slot.put(value + 2).unwrap();
+                    assert!(slot.put([value + 1]));
+                    assert!(slot.put([value + 2]));
                 }
                 *last = value;
-                Ok(())
+                true
             });
             assert!(is_done);
         }
@@ -424,10 +424,11 @@ fn announcing_in_a_notification_allocates_nothing() {
     assert_eq!((allocations, applied), (0, [3, 13, 23, 33]));
     // A value that has to wait is kept without an allocation, too.
     let (allocations, is_done) = allocations_of(|| {
-        slot.put(7).unwrap();
-        slot.lock().unwrap().apply(Err)
+        assert!(slot.put([7]));
+        slot.lock().unwrap().apply(|_| false)
     });
     assert_eq!((allocations, is_done), (0, false));
+    assert_eq!(slot.taken(), 1);
 }
 
 /// FF-A 1.2 that lists its partitions in pages only.

@@ -1,19 +1,12 @@
 //! The hand-over of announced moves in every interleaving that loom can make.
 //!
 //! The file under test is compiled a second time here, against loom's atomics. Loom runs each model
-//! once per interleaving, reports what was leaked, and reports two threads in one `UnsafeCell`.
-//! Threads interleave in more ways than interrupts do, so this covers notifications at any TPL.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "this is a test: what is not there fails it"
-)]
-
-extern crate alloc;
+//! once per interleaving, and reports two threads in one `UnsafeCell`. Threads interleave in more ways than interrupts do, so this covers notifications at any TPL.
+#![allow(clippy::unwrap_used, reason = "this is a test: what is not there fails it")]
 
 /// What `slot.rs` takes from its parent module.
 mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 }
 #[path = "../src/component/communicator/announced_move/slot.rs"]
 mod slot;
@@ -23,23 +16,15 @@ use loom::sync::Arc;
 use loom::thread;
 use slot::{Lock, Slot};
 
-/// An announcement. Loom reports one that is never dropped.
-struct Announcement {
-    number: u32,
-    _tracked: Arc<()>,
-}
-
-fn announcement(number: u32) -> Announcement {
-    Announcement {
-        number,
-        _tracked: Arc::new(()),
-    }
+/// An announcement of two words, which are equal unless it was read while it was written.
+const fn announcement(number: u64) -> [u64; 2] {
+    [number; 2]
 }
 
 /// Announcements, and the list of what was applied, in the order in which that happened.
 struct Model {
-    slot: Slot<Announcement>,
-    applied: UnsafeCell<Vec<u32>>,
+    slot: Slot<2>,
+    applied: UnsafeCell<Vec<u64>>,
 }
 
 // SAFETY: only the thread that has the lock reaches `applied`, and the last thread once all others
@@ -49,34 +34,35 @@ unsafe impl Sync for Model {}
 impl Model {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            slot: Slot::new().unwrap(),
+            slot: Slot::new(),
             applied: UnsafeCell::new(Vec::new()),
         })
     }
 
-    fn put(&self, number: u32) {
-        assert!(self.slot.put(announcement(number)).is_ok());
+    fn put(&self, number: u64) {
+        assert!(self.slot.put(announcement(number)));
     }
 
     fn apply(&self) -> bool {
         self.slot.lock().is_some_and(|lock| self.apply_in(&lock))
     }
 
-    fn apply_in(&self, lock: &Lock<'_, Announcement>) -> bool {
-        lock.apply(|announcement| {
+    fn apply_in(&self, lock: &Lock<'_, 2>) -> bool {
+        lock.apply(|[number, same]| {
+            assert_eq!(number, same, "it was read while it was written");
             // SAFETY: see the type; the pointer does not leave the closure.
             self.applied
-                .with_mut(|applied| unsafe { (*applied).push(announcement.number) });
-            Ok(())
+                .with_mut(|applied| unsafe { (*applied).push(number) });
+            true
         })
     }
 
     fn refuse(&self) -> bool {
-        self.slot.lock().is_some_and(|lock| lock.apply(Err))
+        self.slot.lock().is_some_and(|lock| lock.apply(|_| false))
     }
 
     /// All that was applied. Only for the thread that has the lock, and for the last thread.
-    fn applied(&self) -> Vec<u32> {
+    fn applied(&self) -> Vec<u64> {
         // SAFETY: see the type; the pointer does not leave the closure.
         self.applied.with(|applied| unsafe { (*applied).clone() })
     }
@@ -174,7 +160,7 @@ fn nothing_is_applied_while_other_code_has_the_lock() {
 }
 
 #[test]
-fn two_announcers_leak_nothing() {
+fn two_announcers_lose_no_place() {
     loom::model(|| {
         let model = Model::new();
         let first = run(&model, |model| model.put(1));
@@ -190,15 +176,33 @@ fn two_announcers_leak_nothing() {
         applied.sort_unstable();
         applied.dedup();
         assert!(last.is_some() && applied.len() == model.applied().len());
+        assert_eq!(model.slot.taken(), 0);
     });
 }
 
 #[test]
-fn announcement_that_was_not_applied_is_dropped_with_its_slot() {
+fn announcements_that_were_not_applied_take_one_place() {
     loom::model(|| {
         let model = Model::new();
         let announcing = run(&model, |model| model.put(1));
         model.put(2);
         announcing.join().unwrap();
+        assert_eq!(model.slot.taken(), 1);
+    });
+}
+
+#[test]
+fn refused_announcement_gives_its_place_back_when_a_newer_one_comes() {
+    loom::model(|| {
+        let model = Model::new();
+        model.put(1);
+        let refusing = run(&model, |model| {
+            model.refuse();
+        });
+        model.put(2);
+        refusing.join().unwrap();
+        assert_eq!(model.slot.taken(), 1);
+        assert!(model.apply());
+        assert_eq!((model.applied(), model.slot.taken()), (vec![2], 0));
     });
 }

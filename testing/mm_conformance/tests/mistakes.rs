@@ -22,7 +22,9 @@ use patina::component::params::ConfigMut;
 use patina::component::service::Service;
 use patina::component::{IntoComponent, component};
 use patina::{BinaryGuid, Guid};
-use patina_mm::component::communicator::{CallOptions, MmCommunicationExt, MmCommunicator, Status};
+use patina_mm::component::communicator::{
+    CallOptions, FixedMmCommunicator, MmCommunicationExt, MmCommunicator, Status,
+};
 use patina_mm::component::events::MmEventNotifier;
 use patina_mm::component::hob_configuration::{AcpiBaseSource, MmHobConfiguration};
 use patina_mm::component::protocols::MmCommunicationProducer;
@@ -49,6 +51,8 @@ struct Platform {
     options: MmCommunicationOptions,
     /// Where MM looks for requests.
     known_to_mm: Vec<CommBuffer>,
+    /// Whether the communicator is the one for buffers that do not move.
+    is_fixed: bool,
 }
 
 struct Seen {
@@ -101,6 +105,7 @@ impl Platform {
                 ..MmCommunicationOptions::DEFAULT
             },
             known_to_mm: vec![],
+            is_fixed: false,
             site,
         };
         for id in [0, 1] {
@@ -147,7 +152,10 @@ impl Platform {
             add(&mut dispatcher);
         }
         dispatcher.add(manager);
-        dispatcher.add(MmCommunicator::new());
+        match self.is_fixed {
+            true => dispatcher.add(FixedMmCommunicator::new()),
+            false => dispatcher.add(MmCommunicator::new()),
+        }
         let result = Rc::new(RefCell::new(None));
         dispatcher.add(Asks {
             ask: Box::new(ask),
@@ -504,6 +512,22 @@ fn moves_that_were_switched_on_in_half_are_told() {
     for seen in [with(true, Some(1)), with(false, None)] {
         assert_eq!(lines(&seen.log, "WARN", "").len(), 0, "{}", seen.log);
     }
+}
+
+#[test]
+fn moves_are_refused_by_the_communicator_for_fixed_buffers() {
+    let with = |id: Option<u8>| {
+        let mut platform = Platform::new();
+        platform.is_fixed = true;
+        platform.config.enable_comm_buffer_updates = id.is_some();
+        platform.config.updatable_buffer_id = id;
+        platform.run(ask_echo)
+    };
+    let seen = with(None);
+    seen.works();
+    assert_eq!(lines(&seen.log, "WARN", "").len(), 0, "{}", seen.log);
+    let words = ["comm buffer 1 may move", "instead of FixedMmCommunicator"];
+    with(Some(1)).refused("FixedMmCommunicator", &words);
 }
 
 #[test]

@@ -36,11 +36,11 @@ pub(crate) use tpl::raise_to_notify;
 use crate::config::{
     CommunicateBuffer, ConfigurationError, MmCommunicationConfiguration, MmCommunicationOptions, MmiPort,
 };
-use crate::service::{Clock, Sealed, SwMmiTrigger, shown};
+use crate::service::{Clock, Sealed, SwMmiTrigger};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use announced_move::Announcements;
+use announced_move::{Announcements, Watch};
 use core::any::Any;
 use core::fmt;
 use core::marker::PhantomData;
@@ -175,18 +175,65 @@ impl MmCommunicator {
     }
 
     fn entry_point(
-        mut self,
+        self,
         config: Config<MmCommunicationConfiguration>,
         options: Config<MmCommunicationOptions>,
         trigger: Service<dyn SwMmiTrigger>,
         protocols: Service<dyn ProtocolServices>,
-        (tpl, clock): (Option<Service<dyn TplServices>>, Option<Clock>),
+        optional: Optional,
+        commands: Commands,
+    ) -> patina::error::Result<()> {
+        let watch = (Announcements::watch as Watch, protocols);
+        self.start(&config, *options, trigger, Some(watch), optional, commands)
+    }
+}
+
+/// Services that a communicator uses if they exist.
+type Optional = (Option<Service<dyn TplServices>>, Option<Clock>);
+
+/// Component: like [`MmCommunicator`], for a platform that does not set
+/// [`enable_comm_buffer_updates`](MmCommunicationConfiguration::enable_comm_buffer_updates). It does
+/// not link the code for announced moves of a comm buffer.
+///
+/// With that setting it fails: `MmCommunicator` is the component then.
+#[derive(Debug, Default)]
+pub struct FixedMmCommunicator {}
+
+#[component]
+impl FixedMmCommunicator {
+    /// Makes the component.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {}
+    }
+
+    fn entry_point(
+        self,
+        config: Config<MmCommunicationConfiguration>,
+        options: Config<MmCommunicationOptions>,
+        trigger: Service<dyn SwMmiTrigger>,
+        optional: Optional,
+        commands: Commands,
+    ) -> patina::error::Result<()> {
+        MmCommunicator::new().start(&config, *options, trigger, None, optional, commands)
+    }
+}
+
+impl MmCommunicator {
+    /// Makes this the service, with the comm buffers of `config`. `watch` is for announced moves,
+    /// which are an error without it.
+    fn start(
+        mut self,
+        config: &MmCommunicationConfiguration,
+        options: MmCommunicationOptions,
+        trigger: Service<dyn SwMmiTrigger>,
+        watch: Option<(Watch, Service<dyn ProtocolServices>)>,
+        (tpl, clock): Optional,
         mut commands: Commands,
     ) -> patina::error::Result<()> {
-        let config: &MmCommunicationConfiguration = &config;
-        self.set_comm_buffers(config.comm_buffers.clone())
+        self.set_comm_buffers(buffers::those(&config.comm_buffers, &|_| true))
             .inspect_err(|error| log_line!(Error, "mm_comm", "no MM communication: {error}"))?;
-        self.client.executor = Some(Box::new(RealMmExecutor::with_options(trigger, *options)));
+        self.client.executor = Some(Box::new(RealMmExecutor::with_options(trigger, options)));
         let extras = self.client.extras.make_or_abort();
         extras.port.set(Some(config.cmd_port));
         extras.clock.set(clock);
@@ -194,17 +241,17 @@ impl MmCommunicator {
         if config.enable_comm_buffer_updates
             && let Some(id) = config.updatable_buffer_id
         {
-            let announcements = Announcements::about(id).ok_or(EfiError::OutOfResources)?;
-            announcements.watch(&protocols).inspect_err(|error| {
+            let Some((watch, protocols)) = watch else {
                 log_line!(
                     Error,
                     "mm_comm",
-                    "no MM communication: announced moves cannot be watched: {}",
-                    shown((*error).into())
+                    "platform: no MM communication: comm buffer {id} may move (enable_comm_buffer_updates), which needs the \
+                     component MmCommunicator instead of FixedMmCommunicator"
                 );
-            })?;
+                return Err(EfiError::InvalidParameter);
+            };
             // It is set only once.
-            let _ = extras.announcements.set(announcements);
+            let _ = extras.announcements.set(watch(id, protocols)?);
         }
         log_line!(Info, "mm_comm", "{}", config.summary());
         warn_of_missing_buffers(config);
@@ -212,9 +259,7 @@ impl MmCommunicator {
         commands.add_service(self);
         Ok(())
     }
-}
 
-impl MmCommunicator {
     /// Makes calls run at `TPL_NOTIFY` if a notification in the middle of one could damage it:
     ///
     /// - The firmware's own MM driver may use the buffer, too. That driver is not re-entrant and
@@ -222,16 +267,19 @@ impl MmCommunicator {
     /// - The buffer has no status mailbox: if other code raises an MMI before the response is read,
     ///   MM takes the contents of the buffer for a request again.
     fn keep_others_out(&self, config: &MmCommunicationConfiguration, tpl: Option<Service<dyn TplServices>>) {
-        let buffers = &config.comm_buffers;
-        let mut ids = Ids::of_those(buffers, |buffer| {
-            buffer.is_enabled() && buffer.is_shared_with_firmware()
-        });
-        if let (true, Some(id)) = (config.enable_comm_buffer_updates, config.updatable_buffer_id)
-            && !Ids::of_those(buffers, CommunicateBuffer::is_enabled).has(id)
-        {
-            // The driver that will announce it may use it, too.
-            ids.add(id);
+        let enabled = || config.comm_buffers.iter().filter(|buffer| buffer.is_enabled());
+        let mut ids = Ids::default();
+        // The driver that will announce a buffer may use it, too.
+        let mut awaited = config
+            .updatable_buffer_id
+            .filter(|_| config.enable_comm_buffer_updates);
+        for buffer in enabled() {
+            awaited = awaited.filter(|id| *id != buffer.id());
+            if buffer.is_shared_with_firmware() {
+                ids.add(buffer.id());
+            }
         }
+        awaited.into_iter().for_each(|id| ids.add(id));
         let Some(tpl) = tpl else {
             if !ids.is_empty() {
                 log_line!(
@@ -243,13 +291,11 @@ impl MmCommunicator {
             }
             return;
         };
-        ids.iter().for_each(|id| self.run_at_notify(id, tpl));
         if matches!(config.cmd_port, MmiPort::Smi(_)) {
-            let silent = Ids::of_those(buffers, |buffer| {
-                buffer.is_enabled() && !buffer.has_status_mailbox()
-            });
-            silent.iter().for_each(|id| self.run_at_notify(id, tpl));
+            let silent = enabled().filter(|buffer| !buffer.has_status_mailbox());
+            silent.for_each(|buffer| ids.add(buffer.id()));
         }
+        ids.iter().for_each(|id| self.run_at_notify(id, tpl));
     }
 }
 

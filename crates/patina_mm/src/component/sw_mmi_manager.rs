@@ -9,6 +9,7 @@ mod entry;
 mod secure;
 
 use crate::config::{MmCommunicationConfiguration, MmCommunicationOptions, SmiCheck};
+use crate::log_line;
 use crate::service::{PlatformMmControl, shown};
 use alloc::boxed::Box;
 use core::cell::Cell;
@@ -19,6 +20,7 @@ use mm_comm::trigger::{Pair, Purpose};
 use patina::component::component;
 use patina::component::params::{Commands, Config};
 use patina::component::service::{IntoService, Service};
+use patina::error::EfiError;
 
 #[cfg(any(test, feature = "mockall"))]
 pub use crate::service::MockSwMmiTrigger;
@@ -92,7 +94,7 @@ impl SwMmiManager {
         mut commands: Commands,
     ) -> patina::error::Result<()> {
         let plan = Plan::new(&config, &options, &secure, self.ports.is_some(), self.connect)
-            .inspect_err(|error| log_line!(Error, "sw_mmi", "no software MMIs: {error}"))?;
+            .map_err(|error| refused(&error, error.into()))?;
         if let Some(platform) = platform {
             platform.init().inspect_err(|error| {
                 log_line!(
@@ -107,7 +109,7 @@ impl SwMmiManager {
             .open(&secure)
             .map_err(MmiError::from)
             .and_then(|entry| self.require_smi_enable(&entry).map(|()| entry))
-            .inspect_err(|error| log_line!(Error, "sw_mmi", "no software MMIs: {error}"))?;
+            .map_err(|error| refused(&error, error.into()))?;
         log_line!(Info, "sw_mmi", "software MMIs through {entry}");
         self.entry = Some(entry);
         commands.add_service(self);
@@ -144,6 +146,14 @@ impl SwMmiManager {
         }
         Ok(())
     }
+}
+
+/// Logs why the component does not offer its service.
+#[cold]
+#[inline(never)]
+fn refused(why: &dyn fmt::Display, error: EfiError) -> EfiError {
+    log_line!(Error, "sw_mmi", "no software MMIs: {why}");
+    error
 }
 
 /// The ports of this processor; `None` if the target has none that this code may use.
@@ -228,8 +238,7 @@ unsafe impl SwMmiTrigger for SwMmiManager {
     }
 
     fn describe_mmi(&self, command: u8, data: u8, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The text is for the log only: a build without log lines does not link it.
-        if log::STATIC_MAX_LEVEL < log::Level::Error {
+        if !log_line::ARE_LINKED {
             return Ok(());
         }
         let (Some(Entry::Ports(trigger)), Some(ports)) = (&self.entry, self.ports.as_deref()) else {
@@ -309,7 +318,6 @@ mod tests {
     use alloc::string::ToString;
     use mm_comm::smc::OtherVersion;
     use mm_comm::{PortTrigger, SmiEnableRegister};
-    use patina::error::EfiError;
     use patina::standard::efi;
 
     fn config(cmd_port: MmiPort, data_port: MmiPort, acpi_base: AcpiBase) -> MmCommunicationConfiguration {

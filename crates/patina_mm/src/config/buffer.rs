@@ -398,29 +398,26 @@ impl CommunicateBuffer {
         buffer_id: u8,
         status_mailbox_address: Option<u64>,
     ) -> Result<Self, CommunicateBufferStatus> {
-        let pointer = |address: u64| match usize::try_from(address) {
+        let pointer = |address: u64, error: AddressError| match usize::try_from(address) {
             Ok(address) => Ok(core::ptr::with_exposed_provenance_mut::<u8>(address)),
-            Err(error) => {
-                log_line!(
-                    Error,
-                    "mm_comm",
-                    "comm buffer {buffer_id}: platform: address {address:#x}: {error}"
-                );
-                Err(CommunicateBufferStatus::AddressValidationFailed)
-            }
+            Err(_too_large) => Err(error),
         };
-        let buffer = pointer(address)?;
-        if buffer.addr().checked_add(size_bytes).is_none() {
+        let make = || {
             let len = size_bytes as u64;
-            return Err(refused(buffer_id)(ChannelError::from(AddressError::Wraps {
-                address,
-                len,
-            })));
-        }
-        let mailbox = status_mailbox_address.map(pointer).transpose()?;
-        // SAFETY: this function's contract is that of `Channel::new` for the addresses as
-        // pointers, because the memory is mapped one to one.
-        unsafe { Channel::new(buffer, size_bytes, mailbox) }
+            let wraps = AddressError::Wraps { address, len };
+            let buffer = pointer(address, wraps)?;
+            if buffer.addr().checked_add(size_bytes).is_none() {
+                return Err(wraps.into());
+            }
+            let mailbox = match status_mailbox_address {
+                Some(address) => Some(pointer(address, AddressError::MailboxWraps { address })?),
+                None => None,
+            };
+            // SAFETY: this function's contract is that of `Channel::new` for the addresses as
+            // pointers, because the memory is mapped one to one.
+            unsafe { Channel::new(buffer, size_bytes, mailbox) }
+        };
+        make()
             .map(|channel| Self::over(channel, buffer_id))
             .map_err(refused(buffer_id))
     }
@@ -666,13 +663,20 @@ impl CommunicateBuffer {
         ]
     }
 
-    /// Whether this buffer or its mailbox shares memory with `other` or its mailbox.
-    pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        let others = other.ranges();
-        self.ranges()
-            .into_iter()
-            .flatten()
-            .any(|own| others.into_iter().flatten().any(|other| own.overlaps(other)))
+    /// The first range of this buffer or its mailbox that overlaps one of `other` or its mailbox,
+    /// and that one. If `have_one_mailbox`, the mailbox of `other` does not count.
+    #[inline(never)]
+    pub(crate) fn overlap(&self, other: &Self, have_one_mailbox: bool) -> Option<[AddressRange; 2]> {
+        let [region, mailbox] = other.ranges();
+        let others = [region, mailbox.filter(|_| !have_one_mailbox)];
+        for own in self.ranges().into_iter().flatten() {
+            for other in others.into_iter().flatten() {
+                if own.overlaps(other) {
+                    return Some([own, other]);
+                }
+            }
+        }
+        None
     }
 }
 

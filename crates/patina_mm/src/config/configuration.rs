@@ -201,20 +201,14 @@ pub(crate) fn check_buffers(buffers: &[CommunicateBuffer]) -> Result<(), Configu
             if first.id() == second.id() {
                 return Err(ConfigurationError::DuplicateBufferId { id: first.id() });
             }
-            let [region, mailbox] = second.ranges();
-            let mailbox = mailbox.filter(|_| !first.shares_mailbox_with(second));
-            for first_range in first.ranges().into_iter().flatten() {
-                for second_range in [region, mailbox].into_iter().flatten() {
-                    if first_range.overlaps(second_range) {
-                        let (first, second) = (first.id(), second.id());
-                        return Err(ConfigurationError::SharedMemory {
-                            first,
-                            first_range,
-                            second,
-                            second_range,
-                        });
-                    }
-                }
+            let have_one_mailbox = first.shares_mailbox_with(second);
+            if let Some([first_range, second_range]) = first.overlap(second, have_one_mailbox) {
+                return Err(ConfigurationError::SharedMemory {
+                    first: first.id(),
+                    first_range,
+                    second: second.id(),
+                    second_range,
+                });
             }
         }
     }

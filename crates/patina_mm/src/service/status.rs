@@ -1,7 +1,7 @@
 //! Why a call has no response. "Which test shows a given `Status`" in `docs/testing.md` lists a
 //! test for each.
 
-use super::efi::{efi_error, efi_status, error_of, secure_text};
+use super::efi::{HAS_SECURE_CALLS, efi_error, efi_status, error_of, secure_text};
 use super::sw_mmi_trigger::MmiError;
 use crate::config::CommunicateBufferStatus;
 use core::fmt;
@@ -248,7 +248,7 @@ impl From<MmiError> for Status {
             MmiError::Smc(SmcError::Busy) => Self::Busy,
             MmiError::Smc(
                 refused @ (SmcError::SpmMm(_) | SmcError::Ffa { .. } | SmcError::Refused { .. }),
-            ) => Self::MmReturned(efi_status(refused.status())),
+            ) if HAS_SECURE_CALLS => Self::MmReturned(efi_status(refused.status())),
             MmiError::Smc(error) => Self::SecureCall(error),
             // NeedsCommBuffer does not come from here: a call has a buffer.
             MmiError::NeedsCommBuffer | MmiError::Failed(_) => Self::SwMmiFailed,

@@ -1,7 +1,7 @@
 //! A minimal platform, to weigh `patina_mm` with.
 //!
 //! It uses only what the published crate has: ports, a comm buffer with a mailbox, buffers that
-//! move, and a component that sends one message. Without the features `ours` and `published` it has
+//! move, and a component that sends one message. With the feature `fixed` they do not move. Without the features `ours` and `published` it has
 //! a component of the same shape that only logs: the difference in size is the crate.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 

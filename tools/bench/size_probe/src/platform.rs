@@ -19,7 +19,11 @@ struct Consumer;
 #[cfg(any(feature = "ours", feature = "published"))]
 mod with_mm {
     use super::*;
-    use mm::component::communicator::{MmCommunication, MmCommunicator};
+    #[cfg(feature = "fixed")]
+    use mm::component::communicator::FixedMmCommunicator as MmCommunicator;
+    use mm::component::communicator::MmCommunication;
+    #[cfg(not(feature = "fixed"))]
+    use mm::component::communicator::MmCommunicator;
     use mm::component::sw_mmi_manager::SwMmiManager;
     use mm::config::{AcpiBase, CommunicateBuffer, MmCommunicationConfiguration, MmiPort};
     use patina::component::service::Service;
@@ -50,8 +54,8 @@ mod with_mm {
             cmd_port: MmiPort::Smi(0xb2),
             data_port: MmiPort::Smi(0xb3),
             comm_buffers: buffer.into_iter().collect(),
-            enable_comm_buffer_updates: true,
-            updatable_buffer_id: Some(0),
+            enable_comm_buffer_updates: cfg!(not(feature = "fixed")),
+            updatable_buffer_id: (!cfg!(feature = "fixed")).then_some(0),
         });
         components.push(SwMmiManager::new().into_component());
         components.push(MmCommunicator::new().into_component());

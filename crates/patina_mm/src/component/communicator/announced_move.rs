@@ -10,10 +10,10 @@ mod slot;
 
 /// The atomics of [`slot`]: a test compiles that file with others.
 mod sync {
-    pub(super) use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+    pub(super) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 }
 
-use super::buffers::{Buffers, Plan};
+use super::buffers::{self, Buffers, Plan};
 use crate::config::{CommunicateBuffer, CommunicateBufferStatus, ConfigurationError};
 use crate::service::shown;
 use alloc::rc::Rc;
@@ -27,7 +27,6 @@ use patina::component::service::uefi_services::protocol::{
 use patina::management_mode::protocol::mm_comm_buffer_update::MmCommBufferUpdateProtocol;
 use slot::{Lock, Slot};
 use thiserror::Error;
-use zerocopy::IntoBytes;
 
 /// Why an announced place is not used. The platform's fault; the old place stays in use.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -40,36 +39,53 @@ enum PlaceRefused {
     Configuration(#[from] ConfigurationError),
 }
 
+/// Words of the update protocol's interface.
+const WORDS: usize = size_of::<MmCommBufferUpdateProtocol>() / size_of::<u64>();
+
 /// Announcements about one comm buffer.
-#[derive(Debug)]
 pub(super) struct Announcements {
     id: u8,
-    slot: Slot<MmCommBufferUpdateProtocol>,
+    slot: Slot<WORDS>,
     /// Buffers that moved while a call was using them, if that call may not have ended yet. Their
     /// number is at most that of nested calls. Borrowed only with the slot's lock.
     still_used: RefCell<Vec<CommunicateBuffer>>,
+    /// [`Self::apply`]. A pointer, so that a platform in which nothing makes a value of this type
+    /// does not link it.
+    apply: fn(&Self, [u64; WORDS], &Buffers) -> bool,
 }
 
+/// Starts to watch for announcements about a comm buffer: [`Announcements::watch`].
+pub(super) type Watch = fn(u8, Service<dyn ProtocolServices>) -> Result<Rc<Announcements>, ProtocolError>;
+
 impl Announcements {
-    /// Makes a place for announcements about the buffer `id`. `None` if memory is short.
-    pub(super) fn about(id: u8) -> Option<Rc<Self>> {
-        Some(Rc::new(Self {
+    /// Makes a place for announcements about the buffer `id`.
+    pub(super) fn about(id: u8) -> Rc<Self> {
+        Rc::new(Self {
             id,
-            slot: Slot::new()?,
+            slot: Slot::new(),
             still_used: RefCell::default(),
-        }))
+            apply: Self::apply,
+        })
     }
 
-    /// Registers for announcements. Nothing is kept if that fails.
-    pub(super) fn watch(
-        self: &Rc<Self>,
-        protocols: &Service<dyn ProtocolServices>,
-    ) -> Result<(), ProtocolError> {
-        let (notified, services) = (Rc::clone(self), *protocols);
-        let notify = move |handle| notified.store(services, handle);
-        protocols
-            .on_protocol_installed::<MmCommBufferUpdateProtocol>(Tpl::Callback, notify)
-            .map(drop)
+    /// Makes a place for announcements about the buffer `id`, and registers for them. Nothing is
+    /// kept if that fails.
+    pub(super) fn watch(id: u8, protocols: Service<dyn ProtocolServices>) -> Result<Rc<Self>, ProtocolError> {
+        let announcements = Self::about(id);
+        let notified = Rc::clone(&announcements);
+        let notify = move |handle| notified.store(protocols, handle);
+        match protocols.on_protocol_installed::<MmCommBufferUpdateProtocol>(Tpl::Callback, notify) {
+            Ok(_) => Ok(announcements),
+            Err(error) => {
+                log_line!(
+                    Error,
+                    "mm_comm",
+                    "no MM communication: announced moves cannot be watched: {}",
+                    shown(error.into())
+                );
+                Err(error)
+            }
+        }
     }
 
     /// Announces that the buffer moves to where `buffer` is.
@@ -93,6 +109,7 @@ impl Announcements {
     }
 
     /// Stores the announcement of the protocol on this handle.
+    #[inline(never)]
     fn store(&self, services: Service<dyn ProtocolServices>, handle: Handle) {
         match services.with_protocol_on(handle, |announced: &MmCommBufferUpdateProtocol| *announced) {
             Ok(announced) => self.put(announced),
@@ -108,12 +125,12 @@ impl Announcements {
     }
 
     fn put(&self, announced: MmCommBufferUpdateProtocol) {
-        if self.slot.put(announced).is_err() {
+        if !self.slot.put(zerocopy::transmute!(announced)) {
             let id = self.id;
             log_line!(
                 Error,
                 "mm_comm",
-                "platform: no memory for the announcement that comm buffer {id} moves: it is lost"
+                "platform: too many announcements that comm buffer {id} moves interrupted each other: one is lost"
             );
         }
     }
@@ -128,8 +145,21 @@ impl Announcements {
         })
     }
 
-    fn apply(&self, announced: MmCommBufferUpdateProtocol, buffers: &Buffers) -> Result<(), NotApplied> {
-        let place = CommBufferPlace::of_update(announced.as_bytes()).map_err(PlaceRefused::from)?;
+    /// Applies an announcement. `false` if it has to wait for a call that this one interrupted.
+    fn apply(&self, announced: [u64; WORDS], buffers: &Buffers) -> bool {
+        match self.try_apply(announced, buffers) {
+            Ok(()) => true,
+            Err(NotApplied::NotNow) => false,
+            Err(NotApplied::Refused(error)) => {
+                let id = self.id;
+                log_line!(Error, "mm_comm", "comm buffer {id} stays where it is: {error}");
+                true
+            }
+        }
+    }
+
+    fn try_apply(&self, announced: [u64; WORDS], buffers: &Buffers) -> Result<(), NotApplied> {
+        let place = CommBufferPlace::of_update_words(announced).map_err(PlaceRefused::from)?;
         // SAFETY:
         // 1. The announcement says that the platform set the memory aside for this use, mapped one
         //    to one, for the rest of the boot.
@@ -149,7 +179,7 @@ impl Announcements {
         let Ok(mut still_used) = self.still_used.try_borrow_mut() else {
             return Err(NotApplied::NotNow);
         };
-        still_used.retain(|old| old.channel().is_in_use());
+        *still_used = in_use(&still_used);
         // Taking the memory over wipes it. No call uses it:
         // 1. The plan checked that no enabled buffer of the list overlaps it, except those that it
         //    replaces.
@@ -159,16 +189,22 @@ impl Announcements {
         //    the lock, and a call that looked up an old buffer before finds it retired.
         // 4. A requested move, which uses memory that is not in the list yet, has the lock
         //    meanwhile.
-        let mut all = plan.all.iter().chain(&plan.old).chain(still_used.iter());
-        if all.any(|buffer| buffer.channel().is_in_use() && buffer.overlaps(&new)) {
-            return Err(NotApplied::NotNow);
+        for buffers in [&plan.all, &plan.old, &*still_used] {
+            let is_used = |buffer: &&CommunicateBuffer| buffer.channel().is_in_use();
+            if buffers
+                .iter()
+                .filter(is_used)
+                .any(|buffer| buffer.overlap(&new, false).is_some())
+            {
+                return Err(NotApplied::NotNow);
+            }
         }
         new.take_over();
         let without_mailbox = without_mailbox(&plan, &new);
         let Ok(old) = buffers.commit(plan) else {
             return Err(NotApplied::NotNow);
         };
-        still_used.extend(old.into_iter().filter(|old| old.channel().is_in_use()));
+        still_used.append(&mut in_use(&old));
         log_line!(
             Info,
             "mm_comm",
@@ -193,6 +229,11 @@ impl Announcements {
     }
 }
 
+/// New handles of the buffers that a call is using.
+fn in_use(buffers: &[CommunicateBuffer]) -> Vec<CommunicateBuffer> {
+    buffers::those(buffers, &|buffer| buffer.channel().is_in_use())
+}
+
 /// The MM supervisor's comm buffer, if its mailbox is that of the old buffers, and not that of the
 /// new one.
 fn without_mailbox(plan: &Plan, new: &CommunicateBuffer) -> Option<CommunicateBuffer> {
@@ -204,23 +245,15 @@ fn without_mailbox(plan: &Plan, new: &CommunicateBuffer) -> Option<CommunicateBu
 /// The right to move comm buffers, until this is dropped.
 pub(super) struct MoveLock<'a> {
     announcements: &'a Announcements,
-    lock: Lock<'a, MmCommBufferUpdateProtocol>,
+    lock: Lock<'a, WORDS>,
 }
 
 impl MoveLock<'_> {
     /// Applies what was announced. `false` if that has to wait for a call that this one
     /// interrupted.
     pub(super) fn apply(&self, buffers: &Buffers) -> bool {
-        self.lock
-            .apply(|announced| match self.announcements.apply(announced, buffers) {
-                Ok(()) => Ok(()),
-                Err(NotApplied::NotNow) => Err(announced),
-                Err(NotApplied::Refused(error)) => {
-                    let id = self.announcements.id;
-                    log_line!(Error, "mm_comm", "comm buffer {id} stays where it is: {error}");
-                    Ok(())
-                }
-            })
+        let Self { announcements, lock } = self;
+        lock.apply(|announced| (announcements.apply)(announcements, announced, buffers))
     }
 }
 
@@ -251,10 +284,8 @@ mod tests {
         protocols
             .expect_register_install_notify()
             .returning(|_, _, _| Err(ProtocolError::OutOfResources));
-        let announcements = Announcements::about(0).unwrap();
-        let result = announcements.watch(&Service::mock(Box::new(protocols)));
-        assert_eq!(result, Err(ProtocolError::OutOfResources));
-        assert_eq!(Rc::strong_count(&announcements), 1);
+        let result = Announcements::watch(0, Service::mock(Box::new(protocols)));
+        assert_eq!(result.err(), Some(ProtocolError::OutOfResources));
     }
 
     #[test]

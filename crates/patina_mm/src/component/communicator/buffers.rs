@@ -65,6 +65,7 @@ impl Buffers {
 
     /// Plans that the buffers `to` replace those with the same identifiers, and inherit how they
     /// are used. Nothing changes yet.
+    #[inline(never)]
     pub(super) fn plan(&self, to: &[CommunicateBuffer]) -> Result<Plan, ConfigurationError> {
         // Borrowed exclusively for a moment, to know that `commit` will not fail: code that
         // interrupts this ends its borrow before it returns.
@@ -99,7 +100,7 @@ impl Buffers {
 
 /// New handles of the buffers for which `wanted` is true.
 #[inline(never)]
-fn those(
+pub(super) fn those(
     buffers: &[CommunicateBuffer],
     wanted: &dyn Fn(&CommunicateBuffer) -> bool,
 ) -> Vec<CommunicateBuffer> {

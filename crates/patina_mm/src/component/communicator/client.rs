@@ -393,7 +393,7 @@ fn take_from_another(
 }
 
 /// A call came before the component was dispatched.
-const fn not_dispatched(status: Status) -> Failure {
+fn not_dispatched(status: Status) -> Failure {
     let why = "MmCommunicator was not dispatched yet; take the Service<dyn MmCommunication> as a parameter";
     Failure::also(status, why)
 }

@@ -1,6 +1,7 @@
 //! How a communicator enters MM.
 
 use crate::config::{CommunicateBuffer, CommunicateBufferStatus, MmCommunicationOptions};
+use crate::log_line;
 use crate::service::{MmProgress, MmiError, Sealed, Status, SwMmiTrigger, shown};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -105,12 +106,17 @@ impl Attempt {
 
     /// The loan first: if a notification makes an attempt between the two, the loan is that one's.
     fn note(&self, loan: u64, outcome: u64) {
+        if !log_line::ARE_LINKED {
+            return;
+        }
         self.loan.store(loan, Ordering::Release);
         self.outcome.store(outcome, Ordering::Release);
     }
 
     fn failed(&self, loan: u64, error: EfiError) {
-        self.note(loan, shown(error).0);
+        if log_line::ARE_LINKED {
+            self.note(loan, shown(error).0);
+        }
     }
 
     fn waited(&self, loan: u64, mmis: u32, polls: u32) {
@@ -191,8 +197,7 @@ impl MmExecutor for RealMmExecutor {
         comm_buffer: &CommunicateBuffer,
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
-        // The text is for the log only: a build without log lines does not link it.
-        if log::STATIC_MAX_LEVEL < log::Level::Error {
+        if !log_line::ARE_LINKED {
             return Ok(());
         }
         match (status, self.last.of(comm_buffer)) {

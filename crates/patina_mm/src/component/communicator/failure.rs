@@ -4,6 +4,7 @@
 use super::executor::MmExecutor;
 use super::ids::Ids;
 use crate::config::{CommunicateBuffer, ConfigurationError};
+use crate::log_line;
 use crate::service::Status;
 use core::fmt::{self, Display as _};
 use mm_comm::{BeginError, ResponseError};
@@ -13,8 +14,44 @@ use mm_wire::AddressRange;
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) status: Status,
-    why: Why,
+    why: <ThisBuild as Keeps>::Why,
 }
+
+/// A build with log lines, or without.
+struct Build<const HAS_LOG_LINES: bool>;
+
+/// What a [`Failure`] keeps for the log: nothing in a build without log lines.
+trait Keeps {
+    type Why: fmt::Debug;
+
+    fn keep(why: Why) -> Self::Why;
+
+    fn kept(why: &Self::Why) -> &Why;
+}
+
+impl Keeps for Build<true> {
+    type Why = Why;
+
+    fn keep(why: Why) -> Why {
+        why
+    }
+
+    fn kept(why: &Why) -> &Why {
+        why
+    }
+}
+
+impl Keeps for Build<false> {
+    type Why = ();
+
+    fn keep(_: Why) {}
+
+    fn kept((): &()) -> &Why {
+        const { &Why::Status }
+    }
+}
+
+type ThisBuild = Build<{ log_line::ARE_LINKED }>;
 
 #[derive(Debug)]
 enum Why {
@@ -33,27 +70,27 @@ enum Why {
 }
 
 impl Failure {
-    pub(super) const fn also(status: Status, why: &'static str) -> Self {
-        Self {
-            status,
-            why: Why::Also(why),
-        }
+    #[inline]
+    fn new(status: Status, why: Why) -> Self {
+        let why = ThisBuild::keep(why);
+        Self { status, why }
+    }
+
+    pub(super) fn also(status: Status, why: &'static str) -> Self {
+        Self::new(status, Why::Also(why))
     }
 
     /// No comm buffer has the identifier.
-    pub(super) const fn unknown_buffer() -> Self {
-        Self {
-            status: Status::CommBufferNotFound,
-            why: Why::UnknownBuffer,
-        }
+    pub(super) fn unknown_buffer() -> Self {
+        Self::new(Status::CommBufferNotFound, Why::UnknownBuffer)
     }
 
     /// The executor failed, or knows why MM did not respond.
     pub(super) fn executor(status: Status, buffer: &CommunicateBuffer) -> Self {
-        Self {
-            status,
-            why: Why::Executor(buffer.clone()),
+        if !log_line::ARE_LINKED {
+            return status.into();
         }
+        Self::new(status, Why::Executor(buffer.clone()))
     }
 
     /// MM left something in `buffer` that is not a response.
@@ -64,27 +101,18 @@ impl Failure {
         let status = Status::from(error);
         match error {
             ResponseError::NotProcessed | ResponseError::Mm(_) => Self::executor(status, buffer),
-            error => Self {
-                status,
-                why: Why::Response(error),
-            },
+            error => Self::new(status, Why::Response(error)),
         }
     }
 
     /// The comm buffers would collide after the move.
-    pub(super) const fn of_move(error: ConfigurationError) -> Self {
-        Self {
-            status: Status::InvalidDataBuffer,
-            why: Why::Move(error),
-        }
+    pub(super) fn of_move(error: ConfigurationError) -> Self {
+        Self::new(Status::InvalidDataBuffer, Why::Move(error))
     }
 
     /// The new place of a comm buffer overlaps its old one.
-    pub(super) const fn move_over(range: AddressRange) -> Self {
-        Self {
-            status: Status::InvalidDataBuffer,
-            why: Why::MoveOver(range),
-        }
+    pub(super) fn move_over(range: AddressRange) -> Self {
+        Self::new(Status::InvalidDataBuffer, Why::MoveOver(range))
     }
 
     /// Writes it for the log. `executor` made the call, `buffers` has the identifiers that exist.
@@ -96,7 +124,7 @@ impl Failure {
         f: &mut fmt::Formatter<'_>,
     ) -> fmt::Result {
         let status = self.status;
-        match (&self.why, executor) {
+        match (ThisBuild::kept(&self.why), executor) {
             (Why::Status, _) | (Why::Executor(_), None) => status.fmt(f),
             (Why::Also(why), _) => write!(f, "{status}: {why}"),
             (Why::UnknownBuffer, _) => match buffers() {
@@ -116,19 +144,13 @@ impl Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        Self {
-            status,
-            why: Why::Status,
-        }
+        Self::new(status, Why::Status)
     }
 }
 
 impl From<BeginError> for Failure {
     fn from(error: BeginError) -> Self {
-        Self {
-            status: error.into(),
-            why: Why::Begin(error),
-        }
+        Self::new(error.into(), Why::Begin(error))
     }
 }
 

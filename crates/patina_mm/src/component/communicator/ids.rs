@@ -39,11 +39,13 @@ impl Ids {
     }
 
     pub(super) fn is_empty(self) -> bool {
-        self == Self::default()
+        let Self([a, b, c, d]) = self;
+        a | b | c | d == 0
     }
 
     pub(super) fn iter(self) -> impl Iterator<Item = u8> {
-        (0..=u8::MAX).filter(move |id| self.has(*id))
+        let all = (0_u16..256).filter_map(|id| u8::try_from(id).ok());
+        all.filter(move |id| self.has(*id))
     }
 }
 

@@ -5,154 +5,135 @@
 //! other. Putting a value is one swap. Only the code that has the lock applies; code that does not
 //! get it continues without.
 //!
-//! In every interleaving the value that was put last is applied last, none is applied twice, none
-//! leaks, and none is applied while other code has the lock. `tests/announcement_interleavings.rs`
-//! compiles this file against loom's atomics and checks that.
+//! In every interleaving the value that was put last is applied last, none is applied twice, no
+//! place is lost, and none is applied while other code has the lock.
+//! `tests/announcement_interleavings.rs` compiles this file against loom's atomics and checks that.
 //!
-//! Values are put in notifications, so their memory is allocated before: for a value that waits,
-//! one that is being applied, and one that is being put. Only puts that interrupt each other need
-//! more, and that allocation may fail.
+//! Values are put in notifications, so there is no allocation: the places are for a value that
+//! waits, one that is being applied, and two that are being put. More puts that interrupt each
+//! other are refused; notifications of one TPL do not interrupt each other.
 
-use super::sync::{AtomicBool, AtomicPtr, Ordering};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
-use core::ptr::null_mut;
+use super::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-/// Number of values for which memory is allocated at the start.
-const PLACES: usize = 3;
+/// Number of places for values.
+const PLACES: usize = 4;
 
-/// Memory for one value.
-type Place<T> = [Option<T>; 1];
+/// The index of no place.
+const NONE: u8 = u8::MAX;
 
-/// Holds the newest value that was put and not applied yet.
+/// A place for one value. Code that changes `is_taken` from false to true owns it, and so does code
+/// that swaps its index out of [`Slot::newest`].
 #[derive(Debug)]
-pub(crate) struct Slot<T> {
-    /// Null, or from `Box::into_raw`, as are those of `free`. Code that swaps a pointer out owns
-    /// it.
-    newest: AtomicPtr<Place<T>>,
-    /// Memory that was allocated and holds no value now.
-    free: [AtomicPtr<Place<T>>; PLACES],
+struct Place<const N: usize> {
+    is_taken: AtomicBool,
+    words: [AtomicU64; N],
+}
+
+impl<const N: usize> Place<N> {
+    /// Takes the place; `false` if it is taken.
+    fn take(&self) -> bool {
+        self.is_taken
+            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    fn give_back(&self) {
+        self.is_taken.store(false, Ordering::Release);
+    }
+}
+
+/// Holds the newest value of `N` words that was put and not applied yet.
+#[derive(Debug)]
+pub(crate) struct Slot<const N: usize> {
+    /// The index of its place, or [`NONE`].
+    newest: AtomicU8,
+    places: [Place<N>; PLACES],
     /// Whether there is a [`Lock`].
     is_locked: AtomicBool,
 }
 
-impl<T: Send> Slot<T> {
-    /// `None` if memory is short.
-    pub(crate) fn new() -> Option<Self> {
-        let slot = Self {
-            newest: AtomicPtr::new(null_mut()),
-            free: core::array::from_fn(|_| AtomicPtr::new(null_mut())),
+impl<const N: usize> Slot<N> {
+    pub(crate) fn new() -> Self {
+        Self {
+            newest: AtomicU8::new(NONE),
+            places: core::array::from_fn(|_| Place {
+                is_taken: AtomicBool::new(false),
+                words: core::array::from_fn(|_| AtomicU64::new(0)),
+            }),
             is_locked: AtomicBool::new(false),
-        };
-        for _ in 0..PLACES {
-            slot.give_back(allocate()?);
         }
-        Some(slot)
     }
 
-    /// Leaves a value to be applied, instead of an older one that was not applied yet. Without
-    /// memory for it, which can only happen if puts interrupt each other, this returns the value,
-    /// and the older one stays.
-    pub(crate) fn put(&self, value: T) -> Result<(), T> {
-        let mut free = self.free.iter();
-        let free = free.find_map(|place| owned(place.swap(null_mut(), Ordering::AcqRel)));
-        let Some(mut place) = free.or_else(allocate) else {
-            return Err(value);
+    /// Leaves a value to be applied, instead of an older one that was not applied yet. `false` if no
+    /// place is free, which can only happen if puts interrupt each other; the older one stays then.
+    pub(crate) fn put(&self, value: [u64; N]) -> bool {
+        let mut places = (0..NONE).zip(&self.places);
+        let free = places.find(|(_, place)| place.take());
+        let Some((index, place)) = free else {
+            return false;
         };
-        *place = [Some(value)];
-        if let Some(older) = owned(self.newest.swap(Box::into_raw(place), Ordering::AcqRel)) {
-            self.give_back(older);
+        for (to, word) in place.words.iter().zip(value) {
+            to.store(word, Ordering::Release);
         }
-        Ok(())
+        let older = self.newest.swap(index, Ordering::AcqRel);
+        if let Some(older) = self.places.get(usize::from(older)) {
+            older.give_back();
+        }
+        true
     }
 
     /// Takes the lock; `None` if this call interrupted the code that has it.
-    pub(crate) fn lock(&self) -> Option<Lock<'_, T>> {
+    pub(crate) fn lock(&self) -> Option<Lock<'_, N>> {
         self.is_locked
             .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
             .then(|| Lock(self))
     }
 
-    fn put_back(&self, place: Box<Place<T>>) {
-        let place = Box::into_raw(place);
-        let newer = self
-            .newest
-            .compare_exchange(null_mut(), place, Ordering::AcqRel, Ordering::Acquire);
-        if newer.is_err()
-            && let Some(place) = owned(place)
-        {
-            self.give_back(place);
-        }
-    }
-
-    /// Keeps the memory for the next value. The value in it is dropped.
-    fn give_back(&self, mut place: Box<Place<T>>) {
-        *place = [None];
-        let place = Box::into_raw(place);
-        let is_kept = self.free.iter().any(|free| {
-            free.compare_exchange(null_mut(), place, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-        });
-        if !is_kept {
-            drop(owned(place));
-        }
-    }
-}
-
-impl<T> Drop for Slot<T> {
-    fn drop(&mut self) {
-        for place in core::iter::once(&self.newest).chain(&self.free) {
-            drop(owned(place.swap(null_mut(), Ordering::AcqRel)));
-        }
+    /// Number of places that hold a value.
+    #[cfg(test)]
+    #[allow(dead_code, reason = "for the tests that compile this file again")]
+    pub(crate) fn taken(&self) -> usize {
+        let is_taken = |place: &&Place<N>| place.is_taken.load(Ordering::Acquire);
+        self.places.iter().filter(is_taken).count()
     }
 }
 
 /// The right to apply values, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock<'a, T>(&'a Slot<T>);
+pub(crate) struct Lock<'a, const N: usize>(&'a Slot<N>);
 
-impl<T: Send> Lock<'_, T> {
-    /// Applies what was put, until nothing is left. A value that `apply` returns stays for the next
-    /// time, unless a newer one was put meanwhile.
+impl<const N: usize> Lock<'_, N> {
+    /// Applies what was put, until nothing is left. A value for which `apply` returns `false` stays
+    /// for the next time, unless a newer one was put meanwhile.
     ///
-    /// Returns whether everything that was put is applied: `false` if `apply` returned a value.
-    pub(crate) fn apply(&self, mut apply: impl FnMut(T) -> Result<(), T>) -> bool {
-        while let Some(mut place) = owned(self.0.newest.swap(null_mut(), Ordering::AcqRel)) {
-            let [value] = &mut *place;
-            if let Some(Err(kept)) = value.take().map(&mut apply) {
-                *value = Some(kept);
-                self.0.put_back(place);
+    /// Returns whether everything that was put is applied.
+    pub(crate) fn apply(&self, mut apply: impl FnMut([u64; N]) -> bool) -> bool {
+        let Self(slot) = self;
+        loop {
+            let index = slot.newest.swap(NONE, Ordering::AcqRel);
+            let Some(place) = slot.places.get(usize::from(index)) else {
+                return true;
+            };
+            let value = place.words.each_ref().map(|word| word.load(Ordering::Acquire));
+            let is_applied = apply(value);
+            let is_kept = !is_applied
+                && slot
+                    .newest
+                    .compare_exchange(NONE, index, Ordering::AcqRel, Ordering::Acquire)
+                    .is_ok();
+            if !is_kept {
+                place.give_back();
+            }
+            if !is_applied {
                 return false;
             }
-            self.0.give_back(place);
         }
-        true
     }
 }
 
-impl<T> Drop for Lock<'_, T> {
+impl<const N: usize> Drop for Lock<'_, N> {
     fn drop(&mut self) {
         self.0.is_locked.store(false, Ordering::Release);
     }
-}
-
-/// Takes back what was put into one of the pointers.
-fn owned<T>(place: *mut Place<T>) -> Option<Box<Place<T>>> {
-    if place.is_null() {
-        return None;
-    }
-    // SAFETY:
-    // 1. The pointer is from `Box::into_raw`: nothing else is put into the pointers of a slot.
-    // 2. No other copy of it exists: all callers are in this file, and have just swapped it out, or
-    //    failed to put it in.
-    Some(unsafe { Box::from_raw(place) })
-}
-
-/// Allocates memory for one value; `None` if memory is short.
-fn allocate<T>() -> Option<Box<Place<T>>> {
-    let mut place = Vec::new();
-    place.try_reserve_exact(1).ok()?;
-    place.push(None);
-    Box::<Place<T>>::try_from(place).ok()
 }

@@ -96,7 +96,7 @@ struct Scene {
 
 impl Scene {
     fn new(ids: &[u8], movable: u8) -> Self {
-        let announcements = Announcements::about(movable).unwrap();
+        let announcements = Announcements::about(movable);
         let executor: &'static Echo = Box::leak(Box::default());
         let mm = MmCommunicator::with_executor(Shared(executor));
         let extras = mm.client.extras.make().unwrap();
