@@ -222,6 +222,8 @@ impl FixedMmCommunicator {
 impl MmCommunicator {
     /// Makes this the service, with the comm buffers of `config`. `watch` is for announced moves,
     /// which are an error without it.
+    // Inlined: otherwise its many arguments are copied through each layer of the SDK's calls.
+    #[inline(always)]
     fn start(
         mut self,
         config: &MmCommunicationConfiguration,

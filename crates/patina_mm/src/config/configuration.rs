@@ -1,6 +1,7 @@
 //! The configuration that every platform with MM provides.
 
 use crate::config::{AcpiBase, CommunicateBuffer, MmiPort};
+use crate::service::HAS_SECURE_CALLS;
 use alloc::vec::Vec;
 use core::fmt;
 use mm_wire::AddressRange;
@@ -153,9 +154,7 @@ pub enum ConfigurationError {
         data: MmiPort,
     },
     /// The command port is a secure monitor call that carries no MM messages.
-    #[error(
-        "platform: command port {command} carries no MM messages; use SMC(0xC4000041) for SPM_MM or FF-A, SMC(0xC400006F) for FF-A only"
-    )]
+    #[error("platform: command port {command} carries no MM messages{}", secure_ports())]
     SmcFunction {
         /// The configured command port.
         command: MmiPort,
@@ -163,6 +162,15 @@ pub enum ConfigurationError {
     /// The configured ACPI base has no SMI_EN.
     #[error(transparent)]
     AcpiBase(#[from] mm_comm::TriggerError),
+}
+
+/// Which ports are secure monitor calls that carry messages. x86 firmware does not link the text.
+fn secure_ports() -> &'static str {
+    if HAS_SECURE_CALLS {
+        "; use SMC(0xC4000041) for SPM_MM or FF-A, SMC(0xC400006F) for FF-A only"
+    } else {
+        ""
+    }
 }
 
 impl From<ConfigurationError> for patina::error::EfiError {

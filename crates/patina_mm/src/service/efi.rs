@@ -24,7 +24,7 @@ pub(crate) fn shown(error: EfiError) -> EfiStatus {
 
 /// Whether this build can make secure monitor calls. x86 firmware cannot, and does not link what
 /// their errors say and mean.
-pub(super) const HAS_SECURE_CALLS: bool = cfg!(any(target_arch = "aarch64", unix, windows));
+pub(crate) const HAS_SECURE_CALLS: bool = cfg!(any(target_arch = "aarch64", unix, windows));
 
 /// An error of secure monitor calls as an SDK error.
 pub(super) fn efi_error(error: SmcError) -> EfiError {

@@ -58,7 +58,8 @@ impl fmt::Display for Ids {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
         for id in self.iter() {
-            write!(f, "{separator}{id}")?;
+            f.write_str(separator)?;
+            fmt::Display::fmt(&id, f)?;
             separator = ", ";
         }
         f.write_str(if self.is_empty() { "none" } else { "" })
