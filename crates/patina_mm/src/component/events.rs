@@ -421,3 +421,45 @@ impl Notifier {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_that_is_left_out_twice_is_left_out() {
+        let once = MmEventNotifier::new(7)
+            .without(MmEvent::EndOfDxe)
+            .without(MmEvent::ReadyToBoot);
+        assert_eq!(once.left_out, END_OF_DXE | READY_TO_BOOT);
+        assert_eq!(once.without(MmEvent::EndOfDxe).left_out, once.left_out);
+    }
+
+    #[test]
+    fn listener_waits_for_the_events_that_came_and_were_not_sent() {
+        let wanted = READY_TO_LOCK | READY_TO_BOOT | EXIT_BOOT_SERVICES;
+        let listener = Listener {
+            once: EXIT_BOOT_SERVICES,
+            ..Listener::new("MM", 0, CallOptions::new(), wanted)
+        };
+        let waits_for = || {
+            let waiting = EVENTS.iter().filter(|(bit, _)| listener.waits_for(*bit));
+            waiting.fold(0, |all, (bit, _)| all | bit)
+        };
+        assert_eq!(waits_for(), 0);
+        listener.add(READY_TO_LOCK | END_OF_DXE);
+        assert_eq!(waits_for(), READY_TO_LOCK);
+        listener.add(EXIT_BOOT_SERVICES);
+        listener.add(EXIT_BOOT_SERVICES);
+        assert_eq!(waits_for(), READY_TO_LOCK | EXIT_BOOT_SERVICES);
+        let [_, ready_to_lock, ready_to_boot, exit_boot_services] = &listener.unsent;
+        assert!(exit_boot_services.take() && !exit_boot_services.take());
+        assert_eq!(waits_for(), READY_TO_LOCK);
+        listener.add(READY_TO_LOCK);
+        assert!(ready_to_lock.take() && ready_to_lock.take() && !ready_to_lock.take());
+        assert!(!ready_to_boot.take());
+        listener.over.store(EXIT_BOOT_SERVICES, Ordering::Release);
+        listener.add(READY_TO_BOOT | EXIT_BOOT_SERVICES);
+        assert_eq!(waits_for(), READY_TO_BOOT);
+    }
+}

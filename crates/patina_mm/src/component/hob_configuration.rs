@@ -473,6 +473,52 @@ mod tests {
         assert_eq!(contents(), [0; 4096]);
     }
 
+    /// The address of so many pages of memory.
+    fn pages(count: usize) -> u64 {
+        let memory = Box::leak(alloc::vec![0_u8; (count + 1) * PAGE_LEN].into_boxed_slice());
+        (memory.as_ptr().expose_provenance() as u64).next_multiple_of(PAGE_LEN as u64)
+    }
+
+    #[test]
+    fn buffers_count_as_shared_with_the_firmware_unless_they_are_exclusive() {
+        for is_exclusive in [false, true] {
+            let place = CommBufferPlace::new(pages(1), 1, None).unwrap();
+            let component = match is_exclusive {
+                true => MmHobConfiguration::new().with_exclusive_buffers(),
+                false => MmHobConfiguration::new(),
+            };
+            let given = MmCommunicationConfiguration::default();
+            let configured = component.configure(&given, [Ok(place)].into_iter(), [].into_iter());
+            let [buffer] = &configured.unwrap().comm_buffers[..] else {
+                panic!("one HOB, one comm buffer")
+            };
+            assert_eq!(buffer.is_shared_with_firmware(), !is_exclusive);
+        }
+    }
+
+    #[test]
+    fn supervisor_shares_the_mailbox_of_its_users_whichever_hob_comes_first() {
+        let address = pages(3);
+        let [own, theirs, mailbox] = [0, 1, 2].map(|page| address + page * PAGE_LEN as u64);
+        let region = |owner, address| CommRegion {
+            owner,
+            place: CommBufferPlace::new(address, 1, None).unwrap(),
+        };
+        let supervisors = region(Owner::Supervisor, own);
+        let users = region(Owner::User, theirs);
+        let buffer = CommBufferPlace::new(theirs, 1, Some(mailbox)).unwrap();
+        for regions in [[supervisors, users], [users, supervisors]] {
+            let places = MmHobConfiguration::new()
+                .places([Ok(buffer)].into_iter(), regions.into_iter().map(Ok))
+                .unwrap();
+            assert_eq!(places.len(), 2);
+            for Announced { id, place, is_shared } in places {
+                assert_eq!(place.mailbox(), Some(mailbox), "comm buffer {id}");
+                assert_eq!(is_shared, id == 0, "comm buffer {id}");
+            }
+        }
+    }
+
     #[test]
     fn values_that_the_platform_set_stay() {
         let given = MmCommunicationConfiguration {

@@ -215,7 +215,8 @@ impl MmSupervisor for MmSupervisorClient {
 
     fn unblock_memory(&self, memory: &UnblockMemory) -> Result<(), SupervisorError> {
         let (address, pages) = (memory.physical_start(), memory.pages());
-        let len = pages.checked_mul(PAGE_LEN as u64).filter(|len| *len > 0);
+        let len = pages.checked_mul(PAGE_LEN as u64);
+        // There is no empty range.
         len.and_then(|len| AddressRange::new(address, len))
             .filter(|range| range.start().is_multiple_of(PAGE_LEN as u64))
             .ok_or(SupervisorError::NoWholePages { address, pages })?;
@@ -452,6 +453,31 @@ mod tests {
                 client(answer(3, &body)).version(),
                 Err(SupervisorError::RequestLevel { claimed })
             );
+        }
+    }
+
+    #[test]
+    fn a_supervisor_whose_last_request_is_the_version_is_accepted() {
+        let mut body = [0; 16];
+        body[8] = 3;
+        let version = client(answer(3, &body)).version().unwrap();
+        assert_eq!(version.max_request_level.get(), 3);
+    }
+
+    #[test]
+    fn move_with_either_buffer_in_the_wrong_place_is_refused() {
+        let buffer = |id| {
+            let memory = Box::leak(alloc::vec![0_u8; 64].into_boxed_slice());
+            CommunicateBuffer::new(core::pin::Pin::new(memory), id)
+        };
+        for (supervisor, users) in [(1, 0), (1, 2), (0, 0)] {
+            let error = SupervisorError::WrongBuffers {
+                supervisor,
+                users,
+                own: 0,
+            };
+            let moved = client(Vec::new()).move_comm_buffers(buffer(supervisor), buffer(users));
+            assert_eq!(moved, Err(error));
         }
     }
 

@@ -760,6 +760,39 @@ mod tests {
     }
 
     #[test]
+    fn handle_for_a_new_place_is_used_like_the_old_one() {
+        let old = buffer(4096).with_header(HeaderFormat::V3).shared_with_firmware();
+        let new = buffer(4096).in_place_of(&old);
+        assert_eq!(
+            (new.header(), new.is_shared_with_firmware()),
+            (HeaderFormat::V3, true)
+        );
+        assert!(!new.is_same(&old));
+        let exclusive = old.in_place_of(&buffer(4096));
+        assert_eq!(
+            (exclusive.header(), exclusive.is_shared_with_firmware()),
+            (HeaderFormat::V1, false)
+        );
+    }
+
+    #[test]
+    fn lent_handle_has_the_header_and_the_number_of_its_transaction() {
+        let buffer = buffer(4096);
+        assert_eq!(buffer.loan(), (9, 0));
+        let lent = buffer.lend(5, HeaderFormat::V3);
+        assert_eq!((lent.loan(), lent.header()), ((9, 5), HeaderFormat::V3));
+        assert!(lent.is_same(&buffer));
+        assert_eq!(buffer.header(), HeaderFormat::V1);
+    }
+
+    #[test]
+    fn only_a_buffer_without_memory_is_empty() {
+        assert!(buffer(0).is_empty());
+        assert!(!buffer(1).is_empty());
+        assert!(!buffer(64).is_empty());
+    }
+
+    #[test]
     fn mailbox_with_anything_in_it_is_taken_over() {
         for byte in [0xff, 0xaf, 0x01] {
             #[repr(C, align(4096))]

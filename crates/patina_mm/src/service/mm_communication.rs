@@ -249,3 +249,22 @@ pub trait MmCommunication {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn implementation_with_calls_alone_supports_nothing_else() {
+        struct CallsAlone;
+        impl MmCommunication for CallsAlone {
+            fn communicate<'a>(&self, _: u8, message: &[u8], _: Guid<'a>) -> Result<Vec<u8>, Status> {
+                Ok(message.to_vec())
+            }
+        }
+        assert_eq!(CallsAlone.after_calls(Rc::new(|| {})), Err(Status::Unsupported));
+        let capacity = CallsAlone.message_capacity(0, CallOptions::new());
+        assert_eq!(capacity, Err(Status::Unsupported));
+        assert!(CallsAlone.confirms(0));
+    }
+}
