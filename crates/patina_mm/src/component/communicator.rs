@@ -714,6 +714,53 @@ mod tests {
     }
 
     #[test]
+    fn first_mistake_of_a_call_is_the_error() {
+        let answers = || Play(|_: &mut CommunicateBuffer| Ok(()));
+        let with_buffer = communicator(answers(), &[0]);
+        let without_buffer = communicator(answers(), &[]);
+        let ask = |communicator: &MmCommunicator<_>, id, message: &[u8]| {
+            communicator.communicate(id, message, RECIPIENT.as_guid()).err()
+        };
+        assert_eq!(ask(with_buffer, 0, b"x"), None);
+        assert_eq!(ask(with_buffer, 1, b"x"), Some(Status::CommBufferNotFound));
+        assert_eq!(ask(with_buffer, 1, b""), Some(Status::InvalidDataBuffer));
+        assert_eq!(ask(without_buffer, 1, b"x"), Some(Status::NoCommBuffer));
+        assert_eq!(ask(without_buffer, 1, b""), Some(Status::NoCommBuffer));
+        assert_eq!(without_buffer.client.announced_id(), None);
+    }
+
+    #[test]
+    fn buffers_that_share_a_mailbox_are_beside_each_other() {
+        let client = Client::default();
+        assert_eq!(client.buffers.beside(0), None);
+        let users = CommunicateBuffer::of_a_page(5);
+        let supervisors = CommunicateBuffer::of_a_page(3)
+            .with_shared_mailbox()
+            .with_mailbox_of(&users)
+            .unwrap();
+        client
+            .buffers
+            .replace(vec![supervisors, buffer(4), users])
+            .unwrap();
+        let beside: Vec<_> = (2..7).map(|id| client.buffers.beside(id)).collect();
+        assert_eq!(beside, [None, Some(5), None, Some(3), None]);
+    }
+
+    #[test]
+    fn secure_calls_take_a_message_with_any_number_of_bytes_but_none() {
+        let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[0]);
+        let port = &communicator.client.extras.make_or_abort().port;
+        port.set(Some(MmiPort::Smc(0xc400_0041)));
+        for (size, expected) in [(0, Err(Status::InvalidDataBuffer)), (1, Ok(())), (4, Ok(()))] {
+            let options = CallOptions::new()
+                .with_header(HeaderFormat::V3)
+                .with_message_size(size);
+            let sent = communicator.communicate_with(0, b"1234", RECIPIENT.as_guid(), options, &mut |_| {});
+            assert_eq!(sent, expected, "{size}");
+        }
+    }
+
+    #[test]
     fn v1_message_has_bytes_whatever_message_size_says() {
         let communicator = communicator(Play(|_: &mut CommunicateBuffer| Ok(())), &[0]);
         // Secure monitor calls do not carry messages without bytes.

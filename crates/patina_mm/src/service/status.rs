@@ -380,6 +380,62 @@ mod tests {
     }
 
     #[test]
+    fn each_reason_not_to_begin_has_its_status() {
+        let recipient = mm_wire::Guid::ZERO;
+        for (error, status) in [
+            (BeginError::Busy, Status::Busy),
+            (BeginError::Retired, Status::CommBufferDisabled),
+            (BeginError::EmptyMessage, Status::InvalidDataBuffer),
+            (
+                BeginError::MessageTooLarge { len: 2, capacity: 1 },
+                Status::CommBufferTooSmall,
+            ),
+            (BeginError::RecipientIsMarker(recipient), Status::InvalidRecipient),
+            (BeginError::MailboxInUse, Status::MailboxInUse),
+            (BeginError::Overwritten { recipient }, Status::RequestOverwritten),
+        ] {
+            assert_eq!(Status::from(error), status, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn each_wrong_response_has_its_status() {
+        let beyond = |told_by| ResponseError::ResponseBeyondBuffer {
+            told_by,
+            claimed: 9,
+            capacity: 8,
+        };
+        let below = ResponseError::ResponseBelowHeader {
+            claimed: 1,
+            minimum: 24,
+        };
+        for (error, status) in [
+            (ResponseError::NotProcessed, Status::NotProcessed),
+            (
+                ResponseError::Mm(EfiStatus::NOT_FOUND),
+                Status::MmReturned(efi::Status::NOT_FOUND),
+            ),
+            (
+                below,
+                Status::ResponseBelowHeader {
+                    claimed: 1,
+                    minimum: 24,
+                },
+            ),
+            (
+                beyond(LengthSource::Mailbox),
+                Status::ResponseBeyondBuffer {
+                    claimed: 9,
+                    capacity: 8,
+                },
+            ),
+            (beyond(LengthSource::Header), Status::InvalidResponse),
+        ] {
+            assert_eq!(Status::from(error), status, "{error:?}");
+        }
+    }
+
+    #[test]
     fn memory_that_does_not_keep_a_request_is_the_platforms_fault() {
         let error = BeginError::NotMemory { address: 0x1000 };
         assert_eq!(Status::from(error), Status::CommBufferInitError);

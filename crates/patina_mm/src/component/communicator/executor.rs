@@ -280,6 +280,67 @@ mod tests {
         }
     }
 
+    fn explained(executor: &dyn MmExecutor, status: Status, buffer: &CommunicateBuffer) -> String {
+        fmt::from_fn(|f| executor.explain(status, buffer, f)).to_string()
+    }
+
+    #[test]
+    fn only_the_last_attempt_of_this_call_is_explained() {
+        let buffer = CommunicateBuffer::of_a_page(9);
+        let lent = buffer.lend(5, HeaderFormat::V1);
+        assert_eq!(Attempt::number(&lent), 9 << 32 | 5);
+        let attempt = Attempt::default();
+        attempt.waited(Attempt::number(&lent), 2, 7);
+        assert_eq!(attempt.of(&lent), Some(2 << 32 | 7));
+        let others = [buffer.lend(6, HeaderFormat::V1), CommunicateBuffer::of_a_page(8)];
+        for other in &others {
+            assert_eq!(attempt.of(other), None);
+        }
+        attempt.failed(Attempt::number(&lent), EfiError::NotReady);
+        assert_eq!(attempt.of(&lent), Some(EfiStatus::NOT_READY.0));
+    }
+
+    #[test]
+    fn error_of_the_platforms_trigger_is_in_the_explanation() {
+        let buffer = CommunicateBuffer::of_a_page(0);
+        let mut trigger = MockSwMmiTrigger::new();
+        trigger
+            .expect_trigger_sw_mmi()
+            .returning(|_, _| Err(EfiError::NotReady));
+        let trigger: Box<dyn SwMmiTrigger> = Box::new(trigger);
+        let executor = RealMmExecutor::new(Service::mock(trigger));
+        let mut lent = buffer.lend(1, HeaderFormat::V1);
+        assert_eq!(executor.execute_mm(&mut lent), Err(Status::SwMmiFailed));
+        let said = explained(&executor, Status::SwMmiFailed, &lent);
+        assert!(said.contains("EFI_NOT_READY"), "{said}");
+        let other = explained(&executor, Status::SwMmiFailed, &buffer.lend(2, HeaderFormat::V1));
+        assert_eq!(other, Status::SwMmiFailed.to_string());
+    }
+
+    #[test]
+    fn executor_of_a_platform_is_explained_by_the_status() {
+        let buffer = CommunicateBuffer::of_a_page(0);
+        let said = explained(&MockMmExecutor::new(), Status::NotProcessed, &buffer);
+        assert_eq!(said, Status::NotProcessed.to_string());
+    }
+
+    #[test]
+    fn the_real_executor_replaces_no_buffer() {
+        let trigger: Box<dyn SwMmiTrigger> = Box::new(MockSwMmiTrigger::new());
+        let executor = RealMmExecutor::new(Service::mock(trigger));
+        let mut buffer = CommunicateBuffer::of_a_page(0);
+        buffer
+            .set_message_info(patina::Guid::from_bytes(&[1; 16]))
+            .unwrap();
+        buffer.set_message(b"by hand").unwrap();
+        let replaced = executor.message_in(&buffer, Sealed::new());
+        assert_eq!(replaced, Err(CommunicateBufferStatus::NoBuffer));
+        assert_eq!(
+            MockMmExecutor::new().message_in(&buffer, Sealed::new()),
+            Ok(b"by hand".to_vec())
+        );
+    }
+
     #[test]
     fn a_platforms_own_trigger_raises_one_mmi_per_call() {
         let buffer = CommunicateBuffer::of_a_page(0);
@@ -288,5 +349,6 @@ mod tests {
         let (was_taken, said) = run(&buffer, trigger);
         assert!(!was_taken);
         assert!(said.contains("polled 100000 times; MMIs raised: 1"), "{said}");
+        assert!(said.contains("own SwMmiTrigger was given command 0xff"), "{said}");
     }
 }

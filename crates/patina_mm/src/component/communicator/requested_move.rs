@@ -157,7 +157,7 @@ impl Client {
     fn follow_in_part(&self, executor: &dyn MmExecutor, plan: Plan, id: u8) {
         let half = |old: &CommunicateBuffer| {
             let new = plan.all.iter().find(|new| new.id() == old.id())?;
-            let has_moved = old.id() == id || probe(executor, old, new) == Some(true);
+            let has_moved = old.id() == id || probe(executor, old, new) == Some(2);
             // Fails if the old mailbox is in the new memory; then the old place stays in use.
             new.with_mailbox_of(old).ok().filter(|_| has_moved)
         };
@@ -235,7 +235,7 @@ const UNKNOWN: mm_wire::Guid = guid!("d9cd1dc0-1c38-4d29-8a5b-2b1e7a0c5f36");
 /// Asks MM from which of two places it takes requests that are announced in the mailbox of `old`,
 /// whose channel the caller holds: one byte is in the old place, two are in the new one, and MM
 /// says how many it found. `None` if it does not say.
-fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBuffer) -> Option<bool> {
+fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBuffer) -> Option<u64> {
     let mailbox = old.channel().mailbox()?;
     let places = [(old, 1), (new, 2)].map(|(buffer, len)| (buffer.channel().region(), len));
     let header_len = HeaderFormat::V1.header_len();
@@ -252,10 +252,8 @@ fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBu
         let is_wiped = region.wipe(0, header_len.saturating_add(2));
         debug_assert!(is_wiped, "it was written to before");
     }
-    let found = image.return_buffer_size().checked_sub(header_len as u64);
-    match (entered, image.is_pending(), found) {
-        (Ok(()), false, Some(1)) => Some(false),
-        (Ok(()), false, Some(2)) => Some(true),
-        _ => None,
+    if entered.is_err() || image.is_pending() {
+        return None;
     }
+    image.return_buffer_size().checked_sub(header_len as u64)
 }

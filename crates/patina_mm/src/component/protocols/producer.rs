@@ -331,6 +331,55 @@ mod tests {
         }
     }
 
+    #[test]
+    fn third_protocol_is_installed_unless_it_is_left_out() {
+        for producer in [
+            MmCommunicationProducer::new(0),
+            MmCommunicationProducer::new(0).without_protocol3(),
+        ] {
+            let mut protocols = MockProtocolServices::new();
+            protocols
+                .expect_locate_interface()
+                .returning(|_| Err(ProtocolError::NotFound));
+            protocols
+                .expect_locate_handles()
+                .returning(|_| Err(ProtocolError::NotFound));
+            let installed = Rc::new(RefCell::new(Vec::new()));
+            let log = Rc::clone(&installed);
+            protocols
+                .expect_install_interface()
+                .returning_st(move |_, guid, _| {
+                    log.borrow_mut().push(guid);
+                    Ok(handle())
+                });
+            let mm: Box<dyn MmCommunication> = Box::new(Variables(Ok(1000)));
+            let protocols: Box<dyn ProtocolServices> = Box::new(protocols);
+            let result = producer.entry_point(Service::mock(mm), Service::mock(protocols), None);
+            assert_eq!(result, Ok(()));
+            let has_third = installed.take().contains(&Communication3::PROTOCOL_GUID);
+            assert_eq!(has_third, producer.protocol3);
+        }
+        assert!(!MmCommunicationProducer::new(0).without_protocol3().protocol3);
+    }
+
+    #[test]
+    fn payload_size_that_is_not_all_there_is_an_error() {
+        for len in [0, 16, 23] {
+            let mut mm = MockMmCommunication::new();
+            mm.expect_communicate().returning(move |_, message, _| {
+                let mut response = message.to_vec();
+                response.truncate(len);
+                Ok(response)
+            });
+            let error = Status::ResponseSize {
+                expected: 24,
+                returned: len,
+            };
+            assert_eq!(variable_payload_size(&mm, 0), Err(error));
+        }
+        assert_eq!(variable_payload_size(&Variables(Ok(1000)), 0), Ok(1000));
+    }
+
     /// MM whose variable service returns this payload size.
     struct Variables(Result<u64, Status>);
 

@@ -297,6 +297,15 @@ mod tests {
     }
 
     #[test]
+    fn header_may_fill_the_memory() {
+        for (len, fits) in [(23, false), (24, true)] {
+            let memory = alloc::boxed::Box::leak(vec![0_u8; len].into_boxed_slice());
+            let mut buffer = CommunicateBuffer::new(Pin::new(memory), 0);
+            assert_eq!(buffer.set_message_info(to_patina(RECIPIENT)).is_ok(), fits);
+        }
+    }
+
+    #[test]
     fn v1_header_for_the_v3_marker_is_refused() {
         let mut buffer = CommunicateBuffer::of_a_page(0);
         let refused = Err(crate::config::CommunicateBufferStatus::InvalidRecipient);

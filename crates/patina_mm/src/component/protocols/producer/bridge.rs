@@ -246,6 +246,69 @@ pub(super) mod tests {
         }
     }
 
+    /// A bridge to an MM that fails with `status`, and what a driver in C gets for a message of `size` bytes in a v3
+    /// transaction of 4.
+    fn refused_by(status: Status, size: u64) -> (EfiStatus, Option<usize>, usize) {
+        struct Refusing(Status);
+        impl MmCommunication for Refusing {
+            fn communicate<'a>(&self, _: u8, _: &[u8], _: patina::Guid<'a>) -> Result<Vec<u8>, Status> {
+                unreachable!("the bridge passes options")
+            }
+
+            fn communicate_with(
+                &self,
+                _: u8,
+                message: &[u8],
+                _: patina::Guid<'_>,
+                options: CallOptions,
+                _: &mut dyn FnMut(&mut crate::service::ResponseReader<'_>),
+            ) -> Result<(), Status> {
+                assert_eq!(message, b"1234");
+                assert_eq!(options.header, Some(HeaderFormat::V3));
+                Err(self.0)
+            }
+
+            fn message_capacity(&self, _: u8, _: CallOptions) -> Result<usize, Status> {
+                Ok(100)
+            }
+        }
+        let mm: Box<dyn MmCommunication> = Box::new(Refusing(status));
+        let bridge = Bridge::new(Service::mock(mm), 0, None).unwrap();
+        let header = mm_wire::Header::new(HeaderFormat::V3, mm_wire::Guid::ZERO, 4).unwrap();
+        let header = header.with_message_size(size).encode();
+        let memory: &'static mut [u8] = Box::leak([header.as_ref(), b"1234"].concat().into_boxed_slice());
+        let region = Cell::new(Some(SharedRegion::over_static(memory)));
+        let whole = |len| {
+            let copy = SharedRegion::over_static(Box::leak(vec![0; len].into_boxed_slice()));
+            let from = region.take()?;
+            let mut bytes = vec![0; len];
+            assert!(from.read(0, &mut bytes) && copy.write(0, &bytes));
+            region.set(Some(from));
+            Some(copy)
+        };
+        let reply = answer(&bridge, &Given::new(Some(60), None, &whole)).unwrap();
+        let scratch = bridge.scratch.borrow();
+        (
+            reply.status,
+            reply.comm_size,
+            scratch.request.len() + scratch.response.len(),
+        )
+    }
+
+    #[test]
+    fn message_without_bytes_that_mm_does_not_take_has_a_bad_size() {
+        let invalid = Status::InvalidDataBuffer;
+        let largest = Some(124);
+        assert_eq!(refused_by(invalid, 0), (EfiStatus::BAD_BUFFER_SIZE, largest, 0));
+        for size in [1, 4] {
+            assert_eq!(refused_by(invalid, size), (EfiStatus::INVALID_PARAMETER, None, 0));
+        }
+        assert_eq!(
+            refused_by(Status::SwMmiFailed, 0),
+            (EfiStatus::DEVICE_ERROR, None, 0)
+        );
+    }
+
     #[test]
     fn first_call_through_a_longer_buffer_makes_room_for_all_of_it() {
         let longest = Rc::new(Cell::new(100));
