@@ -297,6 +297,25 @@ mod tests {
     }
 
     #[test]
+    fn message_in_place_is_accepted_only_behind_the_header_that_was_written() {
+        use crate::config::CommunicateBufferStatus;
+        let buffer = CommunicateBuffer::of_a_page(0);
+        let (staged, mut lent) = begin(&buffer);
+        let region = buffer.channel().region();
+        assert!(region.write(24, b"in place"));
+        assert_eq!(lent.accept_in_place(8), Ok(()));
+        assert_eq!(lent.get_message(), Ok(b"in place".to_vec()));
+        for byte in [0, 15] {
+            assert!(region.write(byte, &[0x99]));
+            let refused = Err(CommunicateBufferStatus::InvalidRecipient);
+            assert_eq!(lent.accept_in_place(8), refused, "byte {byte}");
+            assert!(region.write(byte, &RECIPIENT.to_bytes()[byte..=byte]));
+            assert_eq!(lent.accept_in_place(8), Ok(()));
+        }
+        drop(staged);
+    }
+
+    #[test]
     fn header_may_fill_the_memory() {
         for (len, fits) in [(23, false), (24, true)] {
             let memory = alloc::boxed::Box::leak(vec![0_u8; len].into_boxed_slice());
