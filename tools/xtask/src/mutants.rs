@@ -17,6 +17,8 @@ const EXPLAINED: &str = "docs/mutants.md";
 const OUTPUT: &str = "target/mutants";
 /// Seconds after which a mutant's tests are taken to hang, at least; three times their usual time counts, too.
 const PATIENCE: &str = "30";
+/// In the name of a mutant without a field of a struct. cargo-mutants 27.1.0 does not apply `--re` to these.
+const FIELD: &str = ": delete field ";
 /// What is not compared word by word: text for people. `.cargo/mutants.toml` says the same.
 const TEXT: &str = "impl (fmt::)?(Debug|Display) for";
 
@@ -90,6 +92,9 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
         for missed in &outcome.missed {
             all.arg("--re").arg(format!("^{}$", escape(missed)));
         }
+        if !outcome.missed.iter().any(|missed| missed.contains(FIELD)) {
+            all.arg("--exclude-re").arg(FIELD);
+        }
         all.args(["--", "--lib", "--tests"]);
         let again = test(shell, all, package, "all")?;
         outcome.survives(&again.missed);
@@ -152,7 +157,7 @@ struct Outcome {
 
 impl Outcome {
     /// Of the missed changes, these survived the second round, too. That round may also have tested
-    /// others: cargo-mutants 27.1.0 does not apply `--re` to deleted fields of structs.
+    /// other [deleted fields](FIELD).
     fn survives(&mut self, again: &[String]) {
         let before = self.missed.len();
         self.missed.retain(|missed| again.contains(missed));
