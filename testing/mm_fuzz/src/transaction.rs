@@ -260,9 +260,9 @@ impl Machine {
             return Some(BeginError::RecipientIsMarker(mm_wire::Guid::from_bytes(MARKER)));
         }
         if sent.message_size > sent.counted {
-            return Some(BeginError::MessageTooLarge {
-                len: sent.message_size as usize,
-                capacity: message.len(),
+            return Some(BeginError::MessageSizeBeyondMessage {
+                message_size: sent.message_size,
+                len: message.len(),
             });
         }
         self.is_pending().then_some(BeginError::MailboxInUse)
