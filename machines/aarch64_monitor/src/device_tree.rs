@@ -2,16 +2,27 @@
 //!
 //! QEMU describes the machine in a flattened device tree (Devicetree specification 0.4, chapter 5)
 //! for a firmware that owns all of it. Changed are `/memory`, which ends where UEFI's own image
-//! starts; `/secram`, which is not for UEFI to use as memory; and `/psci`.
+//! starts; `/secram`, which is not for UEFI to use as memory; and `/psci`. If there are several
+//! memory nodes, as with NUMA, the first one stays: it describes all RAM that UEFI gets.
 
 use crate::layout::{RAM, UEFI};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ops::Range;
 use dtoolkit::Node;
-use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use mm_comm::SharedRegion;
 
 /// The header's first two words: the magic number and `totalsize`.
 const START_LEN: usize = 8;
+
+/// Where the header has the physical identifier of the processor that boots, and its length.
+const BOOT_CPU: Range<usize> = 28..32;
+
+/// How deep nodes can be nested. QEMU's tree has four levels; the parser's calls are nested like the
+/// tree.
+const DEEPEST: usize = 32;
 
 const PSCI_COMPATIBLE: &[u8] = b"arm,psci-1.0\0arm,psci-0.2\0";
 const SMC: &[u8] = b"smc\0";
@@ -22,7 +33,7 @@ pub enum TreeError {
     /// It lies outside RAM, is larger than the memory to work in, or the changed tree is larger
     /// than `totalsize`.
     NoRoom,
-    /// It is not a tree, or is damaged.
+    /// It is not a tree, is damaged, or has nodes that are nested too deep.
     Malformed,
 }
 
@@ -49,9 +60,16 @@ pub fn prepare(ram: &SharedRegion, address: u64, work: &mut [u8]) -> Result<(), 
         return Err(TreeError::NoRoom);
     }
     let fdt = Fdt::new(copy).map_err(|_error| TreeError::Malformed)?;
+    if !is_shallow(&fdt.root(), DEEPEST) {
+        return Err(TreeError::Malformed);
+    }
     let mut tree = DeviceTree::from_fdt(&fdt);
     change(&mut tree).ok_or(TreeError::Malformed)?;
-    let changed = tree.to_dtb();
+    let mut changed = tree.to_dtb();
+    // The model of the tree does not have it.
+    if let Some((to, from)) = changed.get_mut(BOOT_CPU).zip(copy.get(BOOT_CPU)) {
+        to.copy_from_slice(from);
+    }
     if changed.len() <= total && ram.write(start, &changed) {
         Ok(())
     } else {
@@ -59,10 +77,25 @@ pub fn prepare(ram: &SharedRegion, address: u64, work: &mut [u8]) -> Result<(), 
     }
 }
 
+/// Whether there are not more levels than this.
+fn is_shallow(node: &FdtNode<'_>, levels: usize) -> bool {
+    let below = levels.checked_sub(1);
+    below.is_some_and(|below| node.children().all(|child| is_shallow(&child, below)))
+}
+
 /// Makes the changes. `None` if a name is refused, which these are not.
 fn change(tree: &mut DeviceTree) -> Option<()> {
+    let is_memory = |node: &DeviceTreeNode| {
+        let name = node.name().split('@').next();
+        name == Some("memory") && node.property("reg").is_some()
+    };
+    let memory = tree.root.children().filter(|node| is_memory(node));
+    let others: Vec<String> = memory.skip(1).map(|node| node.name().into()).collect();
+    for name in others {
+        tree.root.remove_child(&name);
+    }
     for node in tree.root.children_mut() {
-        if node.name().starts_with("memory@") && node.property("reg").is_some() {
+        if is_memory(node) {
             let range = [RAM.start(), UEFI.start().saturating_sub(RAM.start())].map(u64::to_be_bytes);
             node.add_property(DeviceTreeProperty::new("reg", range.as_flattened()).ok()?);
         }
@@ -85,9 +118,8 @@ mod tests {
     use super::*;
     use dtoolkit::memreserve::MemoryReservation;
     use std::boxed::Box;
-    use std::string::{String, ToString};
+    use std::string::ToString;
     use std::vec;
-    use std::vec::Vec;
 
     fn property(name: &str, value: &[u8]) -> DeviceTreeProperty {
         DeviceTreeProperty::new(name, value).unwrap()
@@ -219,6 +251,83 @@ mod tests {
         assert!(refused > 200, "{refused}");
         let no_tree = over(&[0; 64]);
         assert_eq!(prepare_at(&no_tree, 0x2000), Err(TreeError::Malformed));
+    }
+
+    #[test]
+    fn all_ram_is_described_once() {
+        for names in [
+            ["memory@40000000", "memory@60000000"],
+            ["memory", "memory@60000000"],
+        ] {
+            let mut tree = qemu_like();
+            tree.root.remove_child("memory@40000000");
+            for name in names {
+                let described = node(name).property(property("reg", &[1; 16])).build();
+                tree.root.add_child(described);
+            }
+            let ram = ram(&tree, 0x400);
+            prepare_at(&ram, 0x2000).unwrap();
+            let text = describe(&ram);
+            let [first, second] = names;
+            let expected = std::format!("{first}{{reg=<0x000x400000000x000x3c000000>;}};");
+            assert!(text.contains(&expected), "{text}");
+            assert!(!text.contains(second), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_processor_that_boots_stays_the_same() {
+        let before = contents(&ram(&qemu_like(), 0x400));
+        let mut tree = before[..0x1000].to_vec();
+        tree[BOOT_CPU].copy_from_slice(&[0, 0, 0x81, 3]);
+        let ram = over(&tree);
+        prepare_at(&ram, 0x2000).unwrap();
+        assert_eq!(contents(&ram)[BOOT_CPU], [0, 0, 0x81, 3]);
+    }
+
+    /// A tree of nodes inside each other.
+    fn nested(levels: usize) -> Vec<u8> {
+        let node = [[0, 0, 0, 1], *b"n\0\0\0"].concat();
+        let root = [0, 0, 0, 1, 0, 0, 0, 0];
+        let ends = [0, 0, 0, 2].repeat(levels);
+        let body = [&root[..], &node.repeat(levels - 1), &ends, &[0, 0, 0, 9]].concat();
+        let strings_at = 56 + u32::try_from(body.len()).unwrap();
+        let header = [
+            0xd00d_feed,
+            strings_at,
+            56,
+            strings_at,
+            40,
+            17,
+            16,
+            0,
+            0,
+            strings_at - 56,
+        ];
+        let header = header.map(u32::to_be_bytes);
+        [header.as_flattened(), &[0; 16], &body].concat()
+    }
+
+    #[test]
+    fn a_tree_that_is_nested_without_end_stays_as_it_was() {
+        for levels in [DEEPEST + 1, 1000, 80_000] {
+            let tree = nested(levels);
+            let memory = vec![0; tree.len() + 0x400].leak();
+            memory[..tree.len()].copy_from_slice(&tree);
+            let ram = SharedRegion::over_static(memory);
+            let before = contents(&ram);
+            assert_eq!(
+                prepare_at(&ram, 0x10_0000),
+                Err(TreeError::Malformed),
+                "{levels} levels"
+            );
+            assert_eq!(contents(&ram), before);
+        }
+        let mut deepest = nested(DEEPEST);
+        let room = deepest.len() + 0x100;
+        deepest.resize(room, 0);
+        deepest[4..8].copy_from_slice(&u32::try_from(room).unwrap().to_be_bytes());
+        assert_eq!(prepare_at(&over(&deepest), 0x2000), Ok(()));
     }
 
     #[test]

@@ -41,6 +41,10 @@ const DIRECT_REQ: u32 = 0xc400_006f;
 const PARTITION_INFO_GET_REGS: u32 = 0xc400_008b;
 const DIRECT_REQ2: u32 = 0xc400_008d;
 
+/// The identifiers of all its calls, without the bit for 64-bit arguments (TF-A `is_ffa_fid`).
+const FUNCTIONS: core::ops::RangeInclusive<u32> = 0x8400_0060..=0x8400_008f;
+const SMC64: u32 = 1 << 30;
+
 const NOT_SUPPORTED: i32 = -1;
 const INVALID_PARAMETERS: i32 = -2;
 const BUSY: i32 = -4;
@@ -164,7 +168,10 @@ impl Ffa {
                 success()
             }
             (RX_RELEASE, Kind::Pages) => error(DENIED),
-            (DIRECT_REQ, Kind::Registers | Kind::StandaloneMm) if x1 == PARTITION && x2 == 0 => {
+            // Endpoints and flags are w1 and w2, also in the call with 64-bit arguments.
+            (DIRECT_REQ, Kind::Registers | Kind::StandaloneMm)
+                if [x1, x2].map(|word| word & 0xffff_ffff) == [PARTITION, 0] =>
+            {
                 self.request(mm, DIRECT_REQ, x3)
             }
             (DIRECT_REQ2, Kind::Pages) if x1 == PARTITION && [x2, x3] == SERVICE => {
@@ -172,10 +179,8 @@ impl Ffa {
             }
             (DIRECT_REQ | DIRECT_REQ2, _) => error(INVALID_PARAMETERS),
             (RUN, _) => self.resume(mm, x1),
-            // The interface exists, this call of it does not.
-            (PARTITION_INFO_GET_REGS | PARTITION_INFO_GET | RXTX_MAP | RXTX_UNMAP | RX_RELEASE, _) => {
-                error(NOT_SUPPORTED)
-            }
+            // The interface exists, this call of it does not: TF-A `spmd_smc_handler`.
+            _ if FUNCTIONS.contains(&(function & !SMC64)) => error(NOT_SUPPORTED),
             _ => return None,
         })
     }
@@ -429,6 +434,24 @@ mod tests {
             assert_eq!(call(RXTX_UNMAP, &[]), success());
             assert_eq!(call(RX_RELEASE, &[]), error(DENIED));
             assert_eq!(call(RXTX_UNMAP, &[]), error(INVALID_PARAMETERS));
+        }
+    }
+
+    #[test]
+    fn calls_of_the_interface_that_do_not_exist_are_not_supported() {
+        for kind in [Kind::Registers, Kind::Pages, Kind::StandaloneMm] {
+            let (_, mut call) = caller(kind);
+            // FFA_FEATURES, FFA_MEM_SHARE in both forms, FFA_CONSOLE_LOG.
+            for function in [0x8400_0064, 0x8400_0073, 0xc400_0073, 0x8400_008a] {
+                assert_eq!(call(function, &[]), error(NOT_SUPPORTED), "{function:#x}");
+            }
+            let mut ffa = Ffa::new(kind);
+            let mut mm = mm(SharedRegion::over_static(
+                &mut Box::leak(Box::new(Ram([0; 0x4000]))).0,
+            ));
+            for function in [0x8400_005f, 0x8400_0090, 0x8600_0064] {
+                assert_eq!(ffa.call(&mut mm, function, [0; 17]), None, "{function:#x}");
+            }
         }
     }
 

@@ -116,7 +116,8 @@ impl<'a> Mm<'a> {
         self.core.last
     }
 
-    /// Makes memory a comm buffer. Buffer 0 is the first: all earlier buffers are forgotten.
+    /// Makes memory a comm buffer, in the place of the one with this number. Buffer 0 is the first:
+    /// all earlier buffers are forgotten. After an error all stay as they were.
     ///
     /// # Errors
     ///
@@ -128,10 +129,17 @@ impl<'a> Mm<'a> {
         if !self.shared.contains(region) {
             return Err(CallError::Denied);
         }
+        let mut buffers = self.buffers;
         if index == 0 {
-            self.buffers = [None; MAX_BUFFERS];
+            buffers = [None; MAX_BUFFERS];
         }
-        if self.buffers.iter().flatten().any(|other| other.overlaps(region)) {
+        let slot = usize::try_from(index)
+            .ok()
+            .and_then(|index| buffers.get_mut(index))
+            .ok_or(CallError::InvalidParameters)?;
+        // It replaces the buffer of that number, which it may overlap.
+        *slot = None;
+        if buffers.iter().flatten().any(|other| other.overlaps(region)) {
             return Err(CallError::InvalidParameters);
         }
         let buffer = CommBuffer {
@@ -141,11 +149,13 @@ impl<'a> Mm<'a> {
         if MmCore::new(&[self.core.mmram], &[buffer], self.core.scratch).is_err() {
             return Err(CallError::InvalidParameters);
         }
-        let slot = usize::try_from(index)
+        if let Some(slot) = usize::try_from(index)
             .ok()
-            .and_then(|index| self.buffers.get_mut(index))
-            .ok_or(CallError::InvalidParameters)?;
-        *slot = Some(region);
+            .and_then(|index| buffers.get_mut(index))
+        {
+            *slot = Some(region);
+        }
+        self.buffers = buffers;
         Ok(())
     }
 

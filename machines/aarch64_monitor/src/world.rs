@@ -22,6 +22,9 @@ pub enum Effect {
     PowerOff,
 }
 
+/// The bit of a function's identifier by which its arguments have 64 bits.
+const SMC64: u32 = 1 << 30;
+
 const SMCCC_VERSION: u32 = 0x8000_0000;
 const PSCI_VERSION: u32 = 0x8400_0000;
 const PSCI_SYSTEM_OFF: u32 = 0x8400_0008;
@@ -71,9 +74,13 @@ impl<'a> World<'a> {
 
     /// Serves a call.
     pub fn call(&mut self, registers: &mut Registers) -> Effect {
-        let [x0, arguments @ ..] = *registers;
+        let [x0, mut arguments @ ..] = *registers;
         // Bits 63:32 of the identifier are not part of it (Arm DEN0028, 2.5).
         let function = u32::try_from(x0 & 0xffff_ffff).unwrap_or_default();
+        if function & SMC64 == 0 {
+            // The arguments are w1 to w17, as in TF-A's `std_svc_smc_handler`.
+            arguments = arguments.map(|argument| argument & 0xffff_ffff);
+        }
         let [x1, x2, x3, ..] = arguments;
         let x0 = match function {
             PSCI_SYSTEM_OFF | PSCI_SYSTEM_RESET => return Effect::PowerOff,
@@ -115,5 +122,74 @@ const fn psci_features(function: u64) -> u64 {
     match function {
         0x8400_0000 | 0x8400_0008 | 0x8400_0009 | 0x8400_000a | 0x8000_0000 => 0,
         _ => spm_mm::code(-1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mm_comm::SharedRegion;
+    use mm_core::handlers::VariableStore;
+    use std::boxed::Box;
+    use std::vec;
+
+    #[repr(C, align(4096))]
+    struct Ram([u8; 0x8000]);
+
+    /// A secure world whose non-secure RAM starts at this address, the first half of it shared.
+    fn world(interface: Interface) -> (World<'static>, u64) {
+        let ram = SharedRegion::over_static(&mut Box::leak(Box::new(Ram([0; 0x8000]))).0);
+        let base = ram.range().unwrap().start();
+        let mode = Mode {
+            interface,
+            uefi: false,
+            demo: false,
+            soak: false,
+        };
+        let mm = Mm::new(
+            ram,
+            AddressRange::new(base, 0x4000).unwrap(),
+            AddressRange::new(0x0e00_0000, 0x1000).unwrap(),
+            vec![0; 0x1000].leak(),
+            VariableStore::new(vec![0; 0x400].leak(), 64),
+        );
+        (World::new(mode, mm), base)
+    }
+
+    fn call(world: &mut World<'_>, first: &[u64]) -> Registers {
+        let mut registers = [0; 18];
+        registers[..first.len()].copy_from_slice(first);
+        assert_eq!(world.call(&mut registers), Effect::Return);
+        registers
+    }
+
+    #[test]
+    fn upper_halves_of_registers_are_no_arguments_of_32_bit_calls() {
+        const GARBAGE: u64 = 0xdead_beef_0000_0000;
+        let (mut world, base) = world(Interface::FfaWithoutRegs);
+        let [x0, ..] = call(&mut world, &[PSCI_FEATURES.into(), GARBAGE | 0x8400_0008]);
+        assert_eq!(x0, 0);
+        // FFA_RXTX_MAP has 64-bit arguments.
+        let mapped = call(&mut world, &[0xc400_0066, base + 0x5000, base + 0x6000, 1]);
+        assert_eq!(mapped[0], 0x8400_0061);
+        let service = [0xdcae_8d37_u64, 0x4644_6bf0, 0xab40_1483, 0xa387_3c93].map(|word| GARBAGE | word);
+        let found = call(&mut world, &[&[0x8400_0068], &service[..]].concat());
+        assert_eq!(found[..3], [0x8400_0061, 0, 1]);
+    }
+
+    #[test]
+    fn a_buffer_that_is_refused_changes_none() {
+        let (mut world, base) = world(Interface::SpmMm);
+        let mut set = |index, start, len| call(&mut world, &[SET_BUFFER.into(), index, start, len])[0];
+        assert_eq!((set(0, base, 0x1000), set(1, base + 0x1000, 0x1000)), (0, 0));
+        // Less than a header; then buffer 1 still has its place.
+        let invalid = spm_mm::code(-2);
+        assert_eq!(set(0, base + 0x3000, 23), invalid);
+        assert_eq!(set(2, base + 0x1000, 0x1000), invalid);
+        // A buffer may be replaced where it is, but not over another one.
+        assert_eq!(set(1, base + 0x1800, 0x1000), 0);
+        assert_eq!(set(1, base, 0x1800), invalid);
+        assert_eq!(set(2, base + 0x2000, 0x1000), invalid);
+        assert_eq!(set(0, base + 0x1800, 0x1000), 0);
     }
 }

@@ -307,16 +307,23 @@ impl Model {
         if offset < SHARED.start as u64 || end > SHARED.end as u128 {
             return DENIED;
         }
-        if index == 0 {
-            self.buffers = [const { None }; 8];
-            self.is_first_named = true;
-        }
-        let region = offset as usize..end as usize;
-        let overlaps = |other: &Range<usize>| other.start < region.end && region.start < other.end;
-        let is_overlap = !self.is_first_named || self.buffers.iter().flatten().any(overlaps);
-        if is_overlap || !(24..=24 + SCRATCH_LEN).contains(&region.len()) || index > 7 {
+        if index > 7 {
             return INVALID;
         }
+        let mut others = self.buffers.clone();
+        if index == 0 {
+            others = [const { None }; 8];
+        }
+        others[index as usize] = None;
+        let region = offset as usize..end as usize;
+        let overlaps = |other: &Range<usize>| other.start < region.end && region.start < other.end;
+        let meets_first = !self.is_first_named && index > 0;
+        let is_overlap = meets_first || others.iter().flatten().any(overlaps);
+        if is_overlap || !(24..=24 + SCRATCH_LEN).contains(&region.len()) {
+            return INVALID;
+        }
+        self.is_first_named = true;
+        self.buffers = others;
         self.buffers[index as usize] = Some(region);
         0
     }
