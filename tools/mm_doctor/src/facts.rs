@@ -21,6 +21,8 @@ pub struct Facts {
     pub firmware: String,
     /// Whether there is a HOB list.
     pub has_hob_list: bool,
+    /// What is wrong with the HOB list, and with other lists that the firmware hands over.
+    pub damage: Vec<Damage>,
     /// Which page tables translate addresses; empty if they cannot be read.
     pub paging: String,
     /// Comm buffers that HOBs announce, and the regions that the command line names.
@@ -39,6 +41,15 @@ pub struct Facts {
     pub arm: Option<Arm>,
     /// The probes and their responses.
     pub probes: Vec<Probe>,
+}
+
+/// A list or a table of the firmware that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// Which one.
+    pub what: String,
+    /// What is wrong.
+    pub found: String,
 }
 
 /// A range of addresses.
@@ -141,6 +152,8 @@ pub struct Protocol {
 pub struct Acpi {
     /// Whether there are ACPI tables.
     pub present: bool,
+    /// What is wrong with the tables.
+    pub damage: Vec<Damage>,
     /// FADT: the port for SMI commands; 0 for none.
     pub smi_cmd: Option<u32>,
     /// FADT: the PM1a event block, which is at PMBASE on Intel's chipsets.

@@ -1,11 +1,12 @@
 //! Judges the facts: what is fine, what needs a look, and what is broken.
 
-use crate::facts::{Arm, Buffer, Chipset, Facts, Mapped, NAMED, Pages, Probe, Range};
+use crate::facts::{Arm, Buffer, Chipset, Damage, Facts, Mapped, NAMED, Pages, Probe, Range};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use mm_comm::{ResponseError, SmiEnable, TriggerError};
-use mm_wire::EfiStatus;
+use mm_wire::mailbox::MAILBOX_LEN;
+use mm_wire::{EfiStatus, PAGE_LEN};
 use serde::Serialize;
 
 /// How bad a finding is.
@@ -46,6 +47,7 @@ const NO_RESPONSE: &str = "docs/troubleshooting.md, \"MMI, but no response\"";
 pub fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
     findings.ways(facts);
+    findings.damage(&facts.damage, "docs/configuration.md");
     for (index, buffer) in facts.buffers.iter().enumerate() {
         findings.buffer(index, buffer, facts);
     }
@@ -119,6 +121,49 @@ pub(crate) fn command_port(facts: &Facts) -> Option<u16> {
     port.filter(|port| *port != 0)
 }
 
+/// Bits of the SMRAM control register (82G33 GMCH, 5.1.37): the compatible segment is SMRAM, and so
+/// is TSEG; it is locked; MM's own data accesses go to what is behind it; it is open.
+const G_SMRAME: u8 = 1 << 3;
+const D_LCK: u8 = 1 << 4;
+const D_CLS: u8 = 1 << 5;
+const D_OPEN: u8 = 1 << 6;
+
+/// Bit 0 of SMI_EN.
+const GBL_SMI_EN: u32 = 1;
+
+/// The compatible segment.
+const SEGMENT: Range = Range {
+    start: 0xa_0000,
+    len: 0x2_0000,
+};
+
+/// The flags that WSMT defines.
+const WSMT_FLAGS: u32 = 7;
+
+fn overlap(a: Range, b: Range) -> bool {
+    let end = |range: Range| range.start.saturating_add(range.len);
+    a.start < end(b) && b.start < end(a)
+}
+
+/// All memory that is MM's own: what HOBs say, and what the chipset says.
+fn mmram(facts: &Facts) -> impl Iterator<Item = Range> {
+    let chipset = facts.chipset.as_ref();
+    let tseg = chipset.and_then(|chipset| chipset.tseg);
+    let segment = chipset
+        .and_then(|chipset| chipset.smram)
+        .filter(|smram| smram & G_SMRAME != 0)
+        .map(|_| SEGMENT);
+    facts.mmram.iter().copied().chain(tseg).chain(segment)
+}
+
+fn mailbox_of(buffer: &Buffer) -> Option<Range> {
+    let start = buffer.mailbox?;
+    Some(Range {
+        start,
+        len: MAILBOX_LEN as u64,
+    })
+}
+
 struct Findings(Vec<Finding>);
 
 impl Findings {
@@ -129,6 +174,17 @@ impl Findings {
             found: found.to_string(),
             advice: advice.to_string(),
         });
+    }
+
+    fn damage(&mut self, damage: &[Damage], page: &str) {
+        for Damage { what, found } in damage {
+            self.add(
+                Level::Look,
+                what,
+                found,
+                &format!("the firmware builds it wrong ({page})"),
+            );
+        }
     }
 
     /// Whether MM can be reached at all, and how.
@@ -207,6 +263,19 @@ impl Findings {
         }
         for region in &facts.regions {
             let place = format!("{} bytes at {:#x}", region.range.len, region.range.start);
+            let page = PAGE_LEN as u64;
+            if region.range.len == 0
+                || !region.range.len.is_multiple_of(page)
+                || !region.range.start.is_multiple_of(page)
+            {
+                self.add(
+                    Level::Broken,
+                    &region.what,
+                    format_args!("{place}: not whole pages"),
+                    "the firmware builds it wrong",
+                );
+                continue;
+            }
             match &region.memory {
                 Some(memory) => self.memory(&region.what, &place, memory, false),
                 None => self.add(
@@ -234,18 +303,26 @@ impl Findings {
             return;
         };
         let place = format!("{} bytes at {:#x}", region.len, region.start);
-        let overlaps_mmram = facts.mmram.iter().any(|mmram| {
-            let end = |range: Range| range.start.saturating_add(range.len);
-            region.start < end(*mmram) && mmram.start < end(region)
-        });
-        if overlaps_mmram {
+        let of_mm = |range| mmram(facts).any(|mmram| overlap(range, mmram));
+        let refused = "a comm buffer has to be outside: MM refuses it, and nothing else can reach it";
+        if of_mm(region) {
             self.add(
                 Level::Broken,
                 &about,
                 format_args!("{place} overlap MMRAM"),
-                "a comm buffer has to be outside: MM refuses it, and nothing else can reach it",
+                refused,
+            );
+        } else if let Some(address) = buffer.mailbox
+            && mailbox_of(buffer).is_some_and(of_mm)
+        {
+            self.add(
+                Level::Broken,
+                &about,
+                format_args!("the status mailbox at {address:#x} is in MMRAM"),
+                refused,
             );
         }
+        self.shared(index, buffer, &about, facts);
         match &buffer.memory {
             Some(memory) => self.memory(&about, &place, memory, buffer.source == NAMED),
             None => self.add(
@@ -289,6 +366,29 @@ impl Findings {
             ),
             Some(_) => self.add(Level::Ok, &about, "the status mailbox is empty", ""),
             None => {}
+        }
+    }
+
+    /// Whether a buffer shares memory with another one. Both may have the same mailbox, as in Project
+    /// Mu, and -r may name memory that a HOB announces.
+    fn shared(&mut self, index: usize, buffer: &Buffer, about: &str, facts: &Facts) {
+        let others = facts.buffers.iter().enumerate().skip(index.saturating_add(1));
+        let others = others.filter(|(_, other)| (other.source == NAMED) == (buffer.source == NAMED));
+        for (number, other) in others {
+            let (own, theirs) = (mailbox_of(buffer), mailbox_of(other));
+            let meets = |a: Option<Range>, b: Option<Range>| a.zip(b).is_some_and(|(a, b)| overlap(a, b));
+            let is_shared = meets(buffer.region, other.region)
+                || meets(buffer.region, theirs)
+                || meets(own, other.region)
+                || own != theirs && meets(own, theirs);
+            if is_shared {
+                self.add(
+                    Level::Broken,
+                    about,
+                    format_args!("it shares memory with comm buffer {number}"),
+                    "each comm buffer needs memory of its own, and so does its mailbox",
+                );
+            }
         }
     }
 
@@ -472,7 +572,16 @@ impl Findings {
                 advice,
             );
         }
+        let is_off = chipset
+            .smi_en
+            .is_some_and(|value| value & (GBL_SMI_EN | RESERVED_IN_SMI_EN) == 0);
         match chipset.smi_lock {
+            Some(true) if is_off => self.add(
+                Level::Broken,
+                "SMI_LOCK",
+                "set while GBL_SMI_EN is clear: SMIs stay off until the next reset",
+                "the firmware has to set GBL_SMI_EN before SMI_LOCK",
+            ),
             Some(true) => self.add(Level::Ok, "SMI_LOCK", "set: GBL_SMI_EN cannot be cleared", ""),
             Some(false) => self.add(
                 Level::Look,
@@ -491,8 +600,16 @@ impl Findings {
             );
         }
         if let Some(smram) = chipset.smram {
-            let (is_open, is_locked) = (smram & 1 << 6 != 0, smram & 1 << 4 != 0);
-            match (is_open, is_locked) {
+            let is = |bit: u8| smram & bit != 0;
+            if is(D_CLS) {
+                self.add(
+                    Level::Broken,
+                    "SMRAM",
+                    format_args!("the control register is {smram:#04x}, with D_CLS: MM's data accesses go elsewhere"),
+                    "clear it; any code can set it, also after the lock, so MM has to clear it when it is entered",
+                );
+            }
+            match (is(D_OPEN), is(D_LCK)) {
                 (true, _) => self.add(
                     Level::Broken,
                     "SMRAM",
@@ -504,6 +621,12 @@ impl Findings {
                     "SMRAM",
                     format_args!("closed and not locked: the control register is {smram:#04x}"),
                     "lock it (D_LCK) at the end of DXE",
+                ),
+                (false, true) if !is(G_SMRAME) => self.add(
+                    Level::Look,
+                    "SMRAM",
+                    format_args!("locked and off: the control register is {smram:#04x}, without G_SMRAME"),
+                    "there is no SMRAM until the next reset; a firmware with MM sets G_SMRAME before D_LCK",
                 ),
                 (false, true) => {
                     self.add(Level::Ok, "SMRAM", format_args!("closed and locked ({smram:#04x})"), "");
@@ -565,7 +688,14 @@ impl Findings {
             self.add(Level::Ok, "ACPI", found, "");
             return;
         }
+        self.damage(&acpi.damage, "ACPI 6.5, 5.2; an operating system may ignore it");
         match acpi.smi_cmd {
+            Some(port) if u16::try_from(port).is_err() => self.add(
+                Level::Look,
+                "FADT",
+                format_args!("SMI_CMD is {port:#x}, which is not a port"),
+                "the firmware builds it wrong; x86 has ports up to 0xffff",
+            ),
             Some(0) if facts.arm.is_none() => self.add(
                 Level::Look,
                 "FADT",
@@ -579,17 +709,18 @@ impl Findings {
         }
         match acpi.wsmt {
             Some(flags) => {
-                let missing = 7 & !flags;
-                let (level, advice) = match missing {
-                    0 => (Level::Ok, ""),
-                    _ => (
+                let (missing, reserved) = (WSMT_FLAGS & !flags, flags & !WSMT_FLAGS);
+                let (level, advice) = match (missing, reserved) {
+                    (0, 0) => (Level::Ok, ""),
+                    (_, 1..) => (Level::Look, "all but bits 0 to 2 are reserved"),
+                    (_, 0) => (
                         Level::Look,
                         "bits 0 to 2 promise that MM checks buffers, pointers in them, and its own resources",
                     ),
                 };
                 self.add(level, "WSMT", format_args!("flags {flags:#x}"), advice);
             }
-            None if facts.arm.is_none() => {
+            None if facts.arm.is_none() && !acpi.damage.iter().any(|damage| damage.what == "WSMT") => {
                 self.add(
                     Level::Ok,
                     "WSMT",
@@ -804,10 +935,149 @@ pub(crate) mod tests {
             "SMIs are off: SMI_EN at 0x630 is 0x00000001, APMC_EN missing",
         );
         is(
-            spoil_chipset(|chipset| chipset.smi_en = Some(0)),
+            spoil_chipset(|chipset| (chipset.smi_en, chipset.smi_lock) = (Some(0), None)),
             Level::Look,
             "SMI_EN at 0x630 is 0",
         );
+    }
+
+    #[test]
+    fn smis_that_are_locked_off_are_broken() {
+        for smi_en in [0, 0x20] {
+            let mut facts = healthy();
+            facts.chipset.as_mut().unwrap().smi_en = Some(smi_en);
+            let found = complaints(&facts);
+            let lock = found
+                .iter()
+                .find(|(_, words)| words.starts_with("SMI_LOCK"))
+                .unwrap();
+            is(lock.clone(), Level::Broken, "stay off until the next reset");
+        }
+        // Another register's value says nothing about GBL_SMI_EN.
+        is(
+            spoil_chipset(|chipset| chipset.smi_en = Some(0x0280_0020)),
+            Level::Broken,
+            "another register is there",
+        );
+    }
+
+    #[test]
+    fn buffers_that_share_memory_are_broken() {
+        let with = |spoil: &dyn Fn(&mut Buffer)| {
+            let mut facts = healthy();
+            let mut other = buffer();
+            other.region = Some(Range {
+                start: 0x7e00_0000,
+                len: 0x8_0000,
+            });
+            other.mailbox = Some(0x7e08_0000);
+            spoil(&mut other);
+            facts.buffers.push(other);
+            complaints(&facts)
+        };
+        assert_eq!(with(&|_| {}), []);
+        // Project Mu's supervisor has one mailbox for both.
+        assert_eq!(with(&|other| other.mailbox = Some(0x7f08_0000)), []);
+        let shared: [&dyn Fn(&mut Buffer); 4] = [
+            &|other| other.region.as_mut().unwrap().len = 0x1000_0000,
+            &|other| other.region.as_mut().unwrap().start = 0x7f08_0000,
+            &|other| other.mailbox = Some(0x7f07_fff8),
+            &|other| other.mailbox = Some(0x7f08_0008),
+        ];
+        for spoil in shared {
+            let found = with(spoil);
+            assert_eq!(found.len(), 1, "{found:?}");
+            is(
+                found[0].clone(),
+                Level::Broken,
+                "it shares memory with comm buffer 1",
+            );
+        }
+        // A region that the command line names, too.
+        assert_eq!(
+            with(&|other| {
+                other.region = Some(Range {
+                    start: 0x7f00_0000,
+                    len: 0x1000,
+                });
+                other.source = NAMED.to_string();
+            }),
+            []
+        );
+    }
+
+    #[test]
+    fn memory_of_mm_is_known_from_the_chipset_too() {
+        let in_tseg = |facts: &mut Facts| {
+            facts.chipset.as_mut().unwrap().tseg = Some(Range {
+                start: 0x7f00_0000,
+                len: 0x1000,
+            });
+        };
+        is(complaint(in_tseg), Level::Broken, "overlap MMRAM");
+        let mailbox = |facts: &mut Facts| facts.buffers[0].mailbox = Some(0xa_0000);
+        is(
+            complaint(mailbox),
+            Level::Broken,
+            "the status mailbox at 0xa0000 is in MMRAM",
+        );
+        // Without G_SMRAME there is no SMRAM.
+        let mut facts = healthy();
+        mailbox(&mut facts);
+        facts.chipset.as_mut().unwrap().smram = Some(0x12);
+        let found = complaints(&facts);
+        assert_eq!(found.len(), 1, "{found:?}");
+        is(found[0].clone(), Level::Look, "locked and off");
+    }
+
+    #[test]
+    fn damaged_lists_and_tables_are_looked_at() {
+        let damage = |what: &str| Damage {
+            what: what.to_string(),
+            found: "the checksum is wrong".to_string(),
+        };
+        is(
+            complaint(|facts| facts.damage.push(damage("HOB list"))),
+            Level::Look,
+            "HOB list: the checksum is wrong",
+        );
+        let found = complaint(|facts| {
+            facts.acpi.wsmt = None;
+            facts.acpi.damage.push(damage("WSMT"));
+        });
+        is(found, Level::Look, "WSMT: the checksum is wrong");
+        let mut facts = healthy();
+        facts.acpi.wsmt = None;
+        facts.acpi.damage.push(damage("WSMT"));
+        assert!(
+            !judge(&facts)
+                .iter()
+                .any(|finding| finding.found.contains("not there: the firmware"))
+        );
+        is(
+            complaint(|facts| facts.acpi.wsmt = Some(0xf)),
+            Level::Look,
+            "WSMT: flags 0xf",
+        );
+        is(
+            complaint(|facts| facts.acpi.smi_cmd = Some(0x1_00b2)),
+            Level::Look,
+            "SMI_CMD is 0x100b2, which is not a port",
+        );
+    }
+
+    #[test]
+    fn regions_are_whole_pages() {
+        for (start, len) in [(0x4000, 0), (0x4000, 0x800), (0x4008, 0x1000)] {
+            let found = complaint(|facts| {
+                facts.regions = vec![Region {
+                    what: "FF-A RX page".to_string(),
+                    range: Range { start, len },
+                    memory: runtime(),
+                }];
+            });
+            is(found, Level::Broken, "not whole pages");
+        }
     }
 
     #[test]
@@ -1104,6 +1374,11 @@ pub(crate) mod tests {
             spoil_chipset(|chipset| chipset.smram = Some(0x4a)),
             Level::Broken,
             "open",
+        );
+        is(
+            spoil_chipset(|chipset| chipset.smram = Some(0x3a)),
+            Level::Broken,
+            "with D_CLS",
         );
         is(
             spoil_chipset(|chipset| chipset.smram = Some(0x0a)),

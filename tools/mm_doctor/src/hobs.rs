@@ -2,7 +2,8 @@
 //! and the table in which edk2's traditional SMM announces its comm buffers.
 
 use crate::Memory;
-use crate::facts::{Buffer, Facts, Range, Region};
+use crate::facts::{Buffer, Damage, Facts, Range, Region};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use mm_wire::hob::{
@@ -29,6 +30,9 @@ const MMRAM: [Guid; 2] = [
 const MOST: usize = 100_000;
 /// No table of comm regions has as many entries.
 const MOST_REGIONS: u32 = 64;
+/// The types of the first and of the last HOB (PI 1.9, volume 3, 5.3 and 5.2).
+const HANDOFF: u16 = 1;
+const END_OF_LIST: u16 = 0xffff;
 
 /// `EFI_MMRAM_DESCRIPTOR`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -43,29 +47,57 @@ struct MmramDescriptor {
 /// Reads the HOB list at `list`.
 pub fn gather(memory: &impl Memory, list: u64, facts: &mut Facts) {
     facts.has_hob_list = true;
-    let mut at = list;
-    for _ in 0..MOST {
-        let header = memory.value::<HobHeader>(at);
-        let Some((header, len)) = header.and_then(|header| Some((header, header.hob_len()?))) else {
-            return;
-        };
-        if header.is_guid_hob() {
-            extension(memory, at, len, facts);
-        }
-        let Some(next) = at.checked_add(len as u64) else {
-            return;
-        };
-        at = next;
+    if let Err(found) = walk(memory, list, facts) {
+        facts.damage.push(Damage {
+            what: "HOB list".to_string(),
+            found: format!("{found}; the HOBs behind it are not seen"),
+        });
     }
 }
 
-fn extension(memory: &impl Memory, at: u64, len: usize, facts: &mut Facts) {
+/// Reads it up to its end; if it does not have one, says why.
+fn walk(memory: &impl Memory, list: u64, facts: &mut Facts) -> Result<(), String> {
+    let mut at = list;
+    for index in 0..MOST {
+        let header: HobHeader = memory
+            .value(at)
+            .ok_or_else(|| format!("the list leads to {at:#x}, which cannot be read"))?;
+        let kind = header.kind.get();
+        if index == 0 && kind != HANDOFF {
+            return Err(format!(
+                "the first HOB, at {at:#x}, has type {kind:#x}, not {HANDOFF:#x}"
+            ));
+        }
+        let Some(len) = header.hob_len() else {
+            return match kind {
+                END_OF_LIST => Ok(()),
+                _ => Err(format!("the HOB at {at:#x} has {} bytes", header.len)),
+            };
+        };
+        if header.is_guid_hob() {
+            extension(memory, at, len, facts).map_err(|found| format!("the HOB at {at:#x}: {found}"))?;
+        }
+        at = at
+            .checked_add(len as u64)
+            .ok_or_else(|| format!("the HOB at {at:#x} ends behind the last address"))?;
+    }
+    Err(format!("the list has more than {MOST} HOBs"))
+}
+
+fn extension(memory: &impl Memory, at: u64, len: usize, facts: &mut Facts) -> Result<(), String> {
     let mut bytes = alloc::vec![0; len];
     if !memory.read(at, &mut bytes) {
-        return;
+        return Err(format!("its {len} bytes cannot all be read"));
     }
+    let mut wrong = |what: &str, found: String| {
+        facts.damage.push(Damage {
+            what: what.to_string(),
+            found: format!("the HOB at {at:#x} {found}"),
+        });
+    };
     let Some((guid, data)) = guid_and_data(&bytes) else {
-        return;
+        wrong("HOB list", format!("has {len} bytes, too few for a GUID"));
+        return Ok(());
     };
     if guid == COMM_BUFFER_HOB_GUID {
         // The HOB's length is a multiple of eight, and so is the data's.
@@ -86,10 +118,25 @@ fn extension(memory: &impl Memory, at: u64, len: usize, facts: &mut Facts) {
             .map_err(|error| error.to_string());
         facts.buffers.push(buffer(source, place));
     } else if MMRAM.contains(&guid) {
-        facts.mmram.extend(mmram(data));
+        let (count, ranges) = mmram(data);
+        if u64::from(count) != ranges.len() as u64 {
+            wrong(
+                "MMRAM",
+                format!("announces {count} ranges, and has {}", ranges.len()),
+            );
+        }
+        facts.mmram.extend(ranges);
     } else if guid == FFA_RX_TX_HOB_GUID {
-        facts.regions.extend(rx_tx(data));
+        let pages = rx_tx(data);
+        if pages.len() < 2 {
+            wrong(
+                "FF-A's RX and TX pages",
+                format!("has {} bytes of data", data.len()),
+            );
+        }
+        facts.regions.extend(pages);
     }
+    Ok(())
 }
 
 /// `ARM_FFA_RX_TX_BUFFER_INFO`: address and bytes of TX, then of RX.
@@ -119,6 +166,9 @@ struct MemoryDescriptor {
     pages: U64,
 }
 
+/// Bytes of a whole one: its attributes follow.
+const WHOLE_DESCRIPTOR: u64 = size_of::<MemoryDescriptor>() as u64 + 8;
+
 /// `EDKII_PI_SMM_COMMUNICATION_REGION_TABLE`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -134,9 +184,29 @@ pub fn region_table(memory: &impl Memory, table: u64, facts: &mut Facts) {
     let Some(header) = memory.value::<RegionTable>(table) else {
         return;
     };
+    let mut wrong = |found: String| {
+        facts.damage.push(Damage {
+            what: "edk2's table of comm regions".to_string(),
+            found,
+        });
+    };
+    let (entries, size) = (header.entries.get(), header.descriptor_size.get());
+    if u64::from(size) < WHOLE_DESCRIPTOR {
+        wrong(format!(
+            "its descriptors have {size} bytes, less than {WHOLE_DESCRIPTOR}"
+        ));
+        return;
+    }
+    if entries > MOST_REGIONS {
+        wrong(format!("it has {entries} entries, more than {MOST_REGIONS}"));
+    }
     let mut at = table.checked_add(size_of::<RegionTable>() as u64);
-    for _ in 0..header.entries.get().min(MOST_REGIONS) {
+    for index in 0..entries.min(MOST_REGIONS) {
         let Some(entry) = at.and_then(|at| memory.value::<MemoryDescriptor>(at)) else {
+            facts.damage.push(Damage {
+                what: "edk2's table of comm regions".to_string(),
+                found: format!("its entry {index} cannot be read"),
+            });
             return;
         };
         facts.regions.push(Region {
@@ -172,21 +242,22 @@ fn buffer(source: &str, place: Result<CommBufferPlace, String>) -> Buffer {
 }
 
 /// `EFI_MMRAM_HOB_DESCRIPTOR_BLOCK`: the number of descriptors in 4 bytes, 4 bytes of padding, the
-/// descriptors.
-fn mmram(data: &[u8]) -> Vec<Range> {
+/// descriptors. Returns the number, and those that are there.
+fn mmram(data: &[u8]) -> (u32, Vec<Range>) {
     let Some((count, rest)) = data.split_first_chunk::<8>() else {
-        return Vec::new();
+        return (0, Vec::new());
     };
     let [a, b, c, d, ..] = *count;
-    let count = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-    rest.chunks_exact(size_of::<MmramDescriptor>())
-        .take(count)
+    let count = u32::from_le_bytes([a, b, c, d]);
+    let ranges = rest
+        .chunks_exact(size_of::<MmramDescriptor>())
+        .take(usize::try_from(count).unwrap_or(usize::MAX))
         .filter_map(|bytes| MmramDescriptor::read_from_bytes(bytes).ok())
         .map(|descriptor| Range {
             start: descriptor.physical_start.get(),
             len: descriptor.physical_size.get(),
-        })
-        .collect()
+        });
+    (count, ranges.collect())
 }
 
 #[cfg(test)]
@@ -287,10 +358,81 @@ mod tests {
     }
 
     #[test]
-    fn a_list_without_an_end_ends() {
-        let mut facts = Facts::default();
-        gather(&Bytes(0x1000, vec![1, 0, 8, 0, 0, 0, 0, 0]), 0x1000, &mut facts);
-        gather(&Bytes(0x1000, vec![1, 0, 0, 0, 0, 0, 0, 0]), 0x1000, &mut facts);
-        assert_eq!(facts.buffers, []);
+    fn a_list_without_an_end_ends_and_is_named() {
+        for (list, words) in [
+            (
+                vec![1, 0, 8, 0, 0, 0, 0, 0],
+                "leads to 0x1008, which cannot be read",
+            ),
+            (vec![1, 0, 0, 0, 0, 0, 0, 0], "the HOB at 0x1000 has 0 bytes"),
+            (
+                vec![4, 0, 8, 0, 0, 0, 0, 0],
+                "the first HOB, at 0x1000, has type 0x4, not 0x1",
+            ),
+            (
+                [[1, 0, 8, 0, 0, 0, 0, 0], [4, 0, 48, 0, 0, 0, 0, 0]].concat(),
+                "the HOB at 0x1008: its 48 bytes cannot all be read",
+            ),
+        ] {
+            let mut facts = Facts::default();
+            gather(&Bytes(0x1000, list), 0x1000, &mut facts);
+            let found = &facts.damage[0].found;
+            assert!(
+                found.contains(words) && found.ends_with("the HOBs behind it are not seen"),
+                "{found}"
+            );
+            assert_eq!((facts.damage.len(), facts.buffers.len()), (1, 0));
+        }
+        assert_eq!(read(&[]).damage, []);
+    }
+
+    #[test]
+    fn hobs_that_contradict_themselves_are_named() {
+        let damage = |hob| {
+            let damage = read(&[hob]).damage.into_iter();
+            damage
+                .map(|damage| format!("{}: {}", damage.what, damage.found))
+                .collect::<Vec<_>>()
+        };
+        let descriptor = [0x7f00_0000, 0x7f00_0000, 0x10_0000, 0];
+        let of = |count: u64| hob(MMRAM[1], &words(&[&[count], &descriptor[..]].concat()));
+        assert_eq!(damage(of(1)), [""; 0]);
+        assert_eq!(
+            damage(of(2)),
+            ["MMRAM: the HOB at 0x1010 announces 2 ranges, and has 1"]
+        );
+        assert_eq!(
+            damage(hob(FFA_RX_TX_HOB_GUID, &words(&[0x4000, 0x1000, 0x5000]))),
+            ["FF-A's RX and TX pages: the HOB at 0x1010 has 24 bytes of data"]
+        );
+        let short = vec![4, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            damage(short),
+            ["HOB list: the HOB at 0x1010 has 16 bytes, too few for a GUID"]
+        );
+
+        let table = |entries: u64, size: u64| {
+            let mut facts = Facts::default();
+            let table = words(&[1 | entries << 32, size, 7, 0x6000, 0, 4, 0xf, 0]);
+            region_table(&Bytes(0x1000, table), 0x1000, &mut facts);
+            (
+                facts.regions.len(),
+                facts
+                    .damage
+                    .into_iter()
+                    .map(|damage| damage.found)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(table(1, 48), (1, vec![]));
+        assert_eq!(table(2, 48), (1, vec!["its entry 1 cannot be read".to_string()]));
+        assert_eq!(
+            table(1, 32),
+            (0, vec!["its descriptors have 32 bytes, less than 40".to_string()])
+        );
+        assert_eq!(
+            table(65, 48).1.first().unwrap(),
+            "it has 65 entries, more than 64"
+        );
     }
 }

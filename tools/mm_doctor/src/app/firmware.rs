@@ -178,15 +178,20 @@ impl MemoryMap {
         };
         let end = start.saturating_add(len);
         let mut reached = first.end;
+        // Those that all of the range has.
+        let mut attributes = first.attributes;
         while reached < end {
             match self.at(reached) {
-                Some(next) if next.kind == first.kind => reached = next.end,
+                Some(next) if next.kind == first.kind => {
+                    reached = next.end;
+                    attributes &= next.attributes;
+                }
                 _ => break,
             }
         }
         Mapped {
             kind: name(first.kind),
-            attributes: first.attributes,
+            attributes,
             whole: reached >= end,
             pages: None,
         }
