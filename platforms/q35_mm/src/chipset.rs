@@ -13,6 +13,7 @@ pub const CLOSED: u8 = 0x0a;
 /// Only MM reaches it, and until the next reset the register stays as it is.
 pub const LOCKED: u8 = CLOSED | D_LCK;
 const D_LCK: u8 = 1 << 4;
+const D_OPEN: u8 = 1 << 6;
 
 /// Sends data accesses of MM to what other code has at these addresses. The lock leaves it free,
 /// and the MM image clears it at each SMI.
@@ -77,38 +78,53 @@ pub fn is_locked(chipset: &impl Chipset) -> bool {
 /// [`NotLocked`], if SMRAM could be opened again or SMI_LOCK does not hold. SMRAM was closed then,
 /// and SMIs were switched off, as far as the chipset allows it.
 pub fn lock(chipset: &impl Chipset) -> Result<(), NotLocked> {
-    chipset.set_smram(CLOSED);
-    chipset.set_smram(LOCKED);
-    // The lock does not hold if SMRAM can be opened again.
-    chipset.set_smram(OPEN);
-    let smram = chipset.smram();
-    if smram != LOCKED {
-        chipset.set_smram(CLOSED);
-        // While SMIs can still be switched off.
-        chipset.switch_smis_off();
-    }
-    chipset.set_pmcon(chipset.pmcon() | SMI_LOCK);
-    let pmcon = chipset.pmcon();
-    if smram == LOCKED && pmcon & SMI_LOCK != 0 {
-        return Ok(());
-    }
-    chipset.switch_smis_off();
-    Err(NotLocked { smram, pmcon })
+    close_and_lock(chipset, |smram| smram == LOCKED, true)
 }
 
 /// Like [`lock`], but for a machine without MM: with SMIs off, so that GBL_SMI_EN stays off.
 ///
-/// If SMRAM is locked already SMIs stay as they are: there may be an MM, which cannot be reached
-/// without SMIs.
+/// If SMRAM is locked already SMIs stay as they are, also after an error: there may be an MM, which
+/// cannot be reached without SMIs. Its SMRAM may be another segment.
 ///
 /// # Errors
 ///
 /// Those of [`lock`].
 pub fn lock_without_mm(chipset: &impl Chipset) -> Result<(), NotLocked> {
-    if !is_locked(chipset) {
-        chipset.switch_smis_off();
+    if is_locked(chipset) {
+        return close_and_lock(chipset, |smram| smram & (D_LCK | D_OPEN) == D_LCK, false);
     }
+    chipset.switch_smis_off();
     lock(chipset)
+}
+
+fn close_and_lock(
+    chipset: &impl Chipset,
+    is_locked: impl FnOnce(u8) -> bool,
+    off_after_failure: bool,
+) -> Result<(), NotLocked> {
+    chipset.set_smram(CLOSED);
+    chipset.set_smram(LOCKED);
+    // The lock does not hold if SMRAM can be opened again.
+    chipset.set_smram(OPEN);
+    let smram = chipset.smram();
+    let is_locked = is_locked(smram);
+    let switch_off = || {
+        if off_after_failure {
+            chipset.switch_smis_off();
+        }
+    };
+    if !is_locked {
+        chipset.set_smram(CLOSED);
+        // While SMIs can still be switched off.
+        switch_off();
+    }
+    chipset.set_pmcon(chipset.pmcon() | SMI_LOCK);
+    let pmcon = chipset.pmcon();
+    if is_locked && pmcon & SMI_LOCK != 0 {
+        return Ok(());
+    }
+    switch_off();
+    Err(NotLocked { smram, pmcon })
 }
 
 /// Runs `first`, which raises the first SMI, with SMIs on. `prepare` comes before that: it puts the
@@ -263,6 +279,27 @@ mod tests {
         chipset.pmcon.set(0x01);
         assert_eq!(lock_without_mm(&chipset), Ok(()));
         assert!(chipset.smis.get(), "MM is cut off");
+
+        // Another firmware's MM, without the compatible segment or with an open one.
+        for (smram, expected) in [
+            (D_LCK | 2, Ok(())),
+            (
+                LOCKED | D_OPEN,
+                Err(NotLocked {
+                    smram: LOCKED | D_OPEN,
+                    pmcon: 0x11,
+                }),
+            ),
+        ] {
+            let chipset = Fake::new();
+            chipset.smram.set(smram);
+            assert_eq!(lock_without_mm(&chipset), expected);
+            assert!(chipset.smis.get(), "MM is cut off");
+        }
+        let mut chipset = Fake::new();
+        chipset.smram.set(LOCKED);
+        chipset.missing_in_pmcon = SMI_LOCK;
+        assert!(lock_without_mm(&chipset).is_err() && chipset.smis.get());
     }
 
     /// The code for the first SMI.
