@@ -69,7 +69,8 @@ pub(crate) fn simulated_log(shell: &Shell, quietly: bool) -> Result<String> {
     if quietly {
         process::run_quietly("demo", demo.into())?;
     } else {
-        demo.quiet().run()?;
+        let status = process::run("demo", demo.into(), None, |line| Some(line.to_owned()))?;
+        process::require_success("demo", status)?;
     }
     Ok(std::fs::read_to_string(&file)?)
 }

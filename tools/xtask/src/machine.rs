@@ -604,7 +604,8 @@ fn q35<'s>(shell: &'s Shell, code: &Path, application: &Path, boot: &Boot<'_>) -
     shell.copy_file(application, boot.join("BOOTX64.EFI"))?;
     shell.write_file(boot.join("MODE.TXT"), mode)?;
     let vars = dir.join("vars.fd");
-    shell.copy_file(empty_vars, &vars)?;
+    // Without the file's permissions: QEMU writes to it.
+    shell.write_file(&vars, shell.read_binary_file(empty_vars)?)?;
 
     let esp = format!("format=raw,file=fat:rw:{}", path(&dir.join("esp"))?);
     Ok(q35_with_flash(shell, code, &vars, memory)?
