@@ -231,8 +231,14 @@ mod tests {
     fn examples_in_the_help_are_understood() {
         let mut examples = 0;
         for command in Cli::command().get_subcommands() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            for line in help.lines().filter_map(|line| line.trim().strip_prefix("cargo xtask ")) {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            for line in help
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("cargo xtask "))
+            {
                 // What it does stands behind two spaces; what is optional, in brackets.
                 let words = line.split("  ").next().unwrap().replace(['[', ']'], "");
                 let words = ["cargo xtask"].into_iter().chain(words.split(' '));
