@@ -150,7 +150,7 @@ fn tables(
     let signature: Option<[u8; 8]> = memory.value(rsdp);
     if signature.as_ref() != Some(b"RSD PTR ") {
         return Err(format!(
-            "the configuration table leads to {rsdp:#x}, where no RSDP is"
+            "the configuration table leads to {rsdp:#x}, where no RSDP can be read"
         ));
     }
     for len in [SHORT_RSDP, WHOLE_RSDP] {
@@ -162,7 +162,7 @@ fn tables(
     let xsdt = xsdt.ok_or("the RSDP cannot be read")?;
     let signature: Option<[u8; 4]> = memory.value(xsdt);
     if signature.as_ref() != Some(b"XSDT") {
-        return Err(format!("the RSDP leads to {xsdt:#x}, where no XSDT is"));
+        return Err(format!("the RSDP leads to {xsdt:#x}, where no XSDT can be read"));
     }
     if let Err(found) = check(memory, xsdt, WHOLE_RSDP) {
         wrong("XSDT", found);
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "ACPI: the configuration table leads to 0x0, where no RSDP is",
+                "ACPI: the configuration table leads to 0x0, where no RSDP can be read",
                 "FADT: the XSDT has none"
             ]
         );
@@ -384,7 +384,7 @@ mod tests {
         assert!(
             found
                 .iter()
-                .any(|found| found == "ACPI: the RSDP leads to 0x100, where no XSDT is")
+                .any(|found| found == "ACPI: the RSDP leads to 0x100, where no XSDT can be read")
         );
         let found = wrong(|ram| {
             ram.put(0x200, b"FACX");
