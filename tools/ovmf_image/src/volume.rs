@@ -1,6 +1,7 @@
 //! Firmware volumes that can be written back exactly.
 
 use crate::error::ImageError;
+use patina::pi::fw_fs::fv::file::raw::attribute;
 use patina_ffs::{
     file::File,
     volume::{Volume, VolumeRef},
@@ -26,6 +27,7 @@ impl ExactVolume {
             available: bytes.len(),
         })?;
         let parsed = VolumeRef::new(own).map_err(failed)?;
+        require_aligned(&parsed, own, name)?;
         let volume = Volume::try_from(&parsed).map_err(failed)?;
         let written = volume.serialize().map_err(failed)?;
         require_same(name, own, &written)?;
@@ -65,6 +67,25 @@ impl ExactVolume {
             })
         }
     }
+}
+
+/// Checks that each file's content is aligned like its header says. Else padding would be written in
+/// front of it, up to 8 MiB for each of very many small files.
+fn require_aligned(volume: &VolumeRef<'_>, bytes: &[u8], what: &'static str) -> Result<(), ImageError> {
+    for file in volume.files() {
+        let file = file.map_err(|cause| ImageError::Volume { volume: what, cause })?;
+        let offset = file.data().as_ptr().addr().saturating_sub(bytes.as_ptr().addr());
+        let content = u64::try_from(offset.saturating_add(file.content_offset())).unwrap_or(u64::MAX);
+        let alignment = 1_u64.checked_shl(file.fv_attributes() & attribute::ALIGNMENT);
+        if !alignment.is_some_and(|alignment| content.is_multiple_of(alignment)) {
+            return Err(ImageError::NotExact {
+                what,
+                offset,
+                len: bytes.len(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Checks that content which was read and written unchanged is the same.

@@ -401,6 +401,30 @@ fn free_space_that_is_not_free_is_refused() {
 }
 
 #[test]
+fn files_that_are_not_aligned_like_they_say_do_not_blow_the_image_up() {
+    const FILES: usize = 4000;
+    let files = (0..FILES).map(|_| {
+        let mut file = File::new(OTHER, file_type::RAW);
+        *file.sections_mut() = vec![leaf(raw_type::RAW, vec![0; 4])];
+        file
+    });
+    let mut bytes = volume(0x4_0000, files.collect());
+    let headers: Vec<usize> = (72..bytes.len() - 24)
+        .step_by(8)
+        .filter(|at| bytes[*at..].starts_with(OTHER.as_bytes()))
+        .collect();
+    assert_eq!(headers.len(), FILES);
+    for at in headers {
+        // 8 MiB. The header's checksum is the byte behind the name.
+        let old = bytes[at + 19];
+        bytes[at + 19] = 6 << 3 | 2;
+        bytes[at + 16] = bytes[at + 16].wrapping_add(old).wrapping_sub(bytes[at + 19]);
+    }
+    bytes.extend(volume(0x1000, Vec::new()));
+    assert!(matches!(refused(&bytes), ImageError::NotExact { offset: 72, .. }));
+}
+
+#[test]
 fn a_corrupted_stream_is_refused() {
     let bytes = image();
     let stream_len = image_stream_len(&bytes);
