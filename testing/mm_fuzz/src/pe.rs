@@ -22,6 +22,8 @@ struct Made {
     optional_len: Option<u16>,
     directories: Option<u32>,
     resource: Option<(u16, u16)>,
+    certificates: Option<(u16, u16)>,
+    debug: Option<(u16, u8)>,
     sections: Vec<Section>,
     changes: Vec<(u16, u8)>,
     content: [u8; 32],
@@ -63,9 +65,12 @@ impl Made {
         put(optional + 60, &u32::from(self.size_of_headers).to_le_bytes());
         put(optional + 68, &u16::from(self.subsystem % 16).to_le_bytes());
         put(optional + 108, &self.directories.unwrap_or(16).to_le_bytes());
-        if let Some((address, len)) = self.resource {
-            put(optional + 128, &u32::from(address).to_le_bytes());
-            put(optional + 132, &u32::from(len).to_le_bytes());
+        let debug = self.debug.map(|(address, len)| (address, len.into()));
+        for (index, directory) in [(2, self.resource), (4, self.certificates), (6, debug)] {
+            if let Some((address, len)) = directory {
+                put(optional + 112 + 8 * index, &u32::from(address).to_le_bytes());
+                put(optional + 116 + 8 * index, &u32::from(len).to_le_bytes());
+            }
         }
         let mut at = optional + usize::from(self.optional_len.unwrap_or(0xf0));
         for section in sections {
@@ -115,7 +120,8 @@ pub fn run(data: &[u8]) {
     );
     let Ok(Some(flat)) = pe::flatten(file) else { return };
     assert!(core.is_err() && driver.is_err(), "both fit and flattened");
-    let old = Loaded::of(file).unwrap();
+    let mut old = Loaded::of(file).unwrap();
+    old.correct_debug_offsets();
     let new = Loaded::of(&flat.bytes).unwrap();
     assert_eq!(new.image, flat.bytes, "the new file is not its own image");
     let (headers, len) = (old.size_of_headers, old.image.len());
@@ -129,9 +135,23 @@ struct Loaded {
     image: Vec<u8>,
     size_of_headers: usize,
     alignment: usize,
+    /// Data directory 6: address and length.
+    debug: [usize; 2],
 }
 
 impl Loaded {
+    /// In a file that is its own image an offset is an address, and what has no address is gone.
+    fn correct_debug_offsets(&mut self) {
+        let [start, len] = self.debug;
+        for entry in (0..len / 28).map(|index| start + 28 * index) {
+            let (before, pointer) = self.image[entry..entry + 28].split_at_mut(24);
+            pointer.copy_from_slice(&before[20..]);
+            if before[20..] == [0; 4] {
+                before[16..20].fill(0);
+            }
+        }
+    }
+
     /// Loads a file as edk2's `BasePeCoffLib` does (`PeCoffLoaderLoadImage`): headers, then each
     /// section at its address.
     fn of(file: &[u8]) -> Option<Self> {
@@ -157,10 +177,15 @@ impl Loaded {
                     .copy_from_slice(file.get(raw_at..raw_at + len)?);
             }
         }
+        let debug = match word(optional + 108)? {
+            0..=6 => [0, 0],
+            _ => [word(optional + 160)?, word(optional + 164)?],
+        };
         Some(Self {
             image,
             size_of_headers,
             alignment: word(optional + 32)?,
+            debug,
         })
     }
 }

@@ -10,11 +10,12 @@ use crate::error::PeError;
 use object::{
     LittleEndian as LE, U32,
     pe::{
-        IMAGE_DIRECTORY_ENTRY_RESOURCE, IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_FILE_MACHINE_AMD64,
-        IMAGE_SCN_CNT_CODE, IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ,
-        IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER, IMAGE_SUBSYSTEM_EFI_RUNTIME_DRIVER, ImageDataDirectory,
-        ImageDosHeader, ImageFileHeader, ImageNtHeaders64, ImageResourceDataEntry, ImageResourceDirectory,
-        ImageResourceDirectoryEntry, ImageSectionHeader, SectionFlags, Subsystem,
+        IMAGE_DIRECTORY_ENTRY_DEBUG, IMAGE_DIRECTORY_ENTRY_RESOURCE, IMAGE_DIRECTORY_ENTRY_SECURITY,
+        IMAGE_FILE_MACHINE_AMD64, IMAGE_SCN_CNT_CODE, IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE,
+        IMAGE_SCN_MEM_READ, IMAGE_SUBSYSTEM_EFI_BOOT_SERVICE_DRIVER, IMAGE_SUBSYSTEM_EFI_RUNTIME_DRIVER,
+        ImageDataDirectory, ImageDebugDirectory, ImageDosHeader, ImageFileHeader, ImageNtHeaders64,
+        ImageResourceDataEntry, ImageResourceDirectory, ImageResourceDirectoryEntry, ImageSectionHeader,
+        SectionFlags, Subsystem,
     },
     pod::{self, Pod},
     read::pe::{PeFile64, ResourceDirectory, ResourceDirectoryEntryData, ResourceDirectoryTable},
@@ -61,9 +62,9 @@ pub struct Flattened {
 /// | `.text` | 0 | code, execute, read |
 /// | `.rsrc`, if the image has resources | the page behind `.text`; a copy, with its addresses adjusted | data, read |
 ///
-/// No address inside the image changes, so code, relocations and debug information stay as they
-/// are. The symbol table and signatures, which the headers find by their place in the old file, are
-/// left out. Resources need their own section because a loader finds the HII package list by the
+/// No address inside the image changes, so code and relocations stay as they are. The symbol table
+/// and signatures, which the headers find by their place in the old file, are left out; the places
+/// of debug information in the file become its addresses. Resources need their own section because a loader finds the HII package list by the
 /// section's name.
 ///
 /// # Errors
@@ -76,6 +77,7 @@ pub fn flatten(file: &[u8]) -> Result<Option<Flattened>, PeError> {
         return Ok(None);
     }
     let mut bytes = load(file, &pe)?;
+    correct_debug_offsets(&mut bytes, &pe)?;
     let text_len = len_u32(&bytes)?;
     let resources = append_resources(&mut bytes, &pe)?;
 
@@ -249,6 +251,32 @@ fn load(file: &[u8], pe: &PeFile64<'_>) -> Result<Vec<u8>, PeError> {
     // Only now, so that no section may reach beyond SizeOfImage.
     image.resize(index(size.next_multiple_of(PAGE_LEN)), 0);
     Ok(image)
+}
+
+/// Makes the places of debug information in the file those of the loaded image. Information that is
+/// not loaded is gone.
+fn correct_debug_offsets(image: &mut [u8], pe: &PeFile64<'_>) -> Result<(), PeError> {
+    let Some(directory) = pe.data_directory(IMAGE_DIRECTORY_ENTRY_DEBUG) else {
+        return Ok(());
+    };
+    let (start, len) = (directory.virtual_address.get(LE), directory.size.get(LE));
+    if len == 0 {
+        return Ok(());
+    }
+    let what = "the debug directory behind the headers";
+    if start < pe.nt_headers().optional_header.size_of_headers.get(LE) {
+        return Err(out_of_range(what, start, len, image.len()));
+    }
+    let entries = part_mut(image, start, len, what)?;
+    for entry in entries.chunks_exact_mut(size_of::<ImageDebugDirectory>()) {
+        let entry: &mut ImageDebugDirectory = header_mut(entry, 0, "an entry of the debug directory")?;
+        let address = entry.address_of_raw_data.get(LE);
+        entry.pointer_to_raw_data.set(LE, address);
+        if address == 0 {
+            entry.size_of_data.set(LE, 0);
+        }
+    }
+    Ok(())
 }
 
 /// Copies the resources behind the image, in whole pages, with the addresses in them adjusted.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{HEADERS_LEN, TinyPe, loaded};
+use common::{HEADERS_LEN, TinyPe, loaded, loaded_as_a_file};
 use object::{
     LittleEndian as LE,
     pe::ImageSectionHeader,
@@ -482,6 +482,36 @@ fn nt_headers_behind_size_of_headers_or_in_the_dos_header_are_refused() {
     }
 }
 
+#[test]
+fn debug_information_is_where_its_address_is_or_gone() {
+    const DEBUG_AT: usize = NT_AT + 24 + 112 + 6 * 8;
+    let mut file = TinyPe::driver().build();
+    let mut put = |at: usize, value: u32| file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    // Two pieces, one of which is not loaded.
+    put(DEBUG_AT, 0x340);
+    put(DEBUG_AT + 4, 56);
+    for (at, address) in [(0x340, 0x380), (0x340 + 28, 0)] {
+        put(at + 16, 0x20);
+        put(at + 20, address);
+        put(at + 24, 0x9999);
+    }
+    let flat = flatten(&file).unwrap().unwrap();
+    let word = |at: usize| u32::from_le_bytes(flat.bytes[at..at + 4].try_into().unwrap());
+    assert_eq!([word(0x350), word(0x354), word(0x358)], [0x20, 0x380, 0x380]);
+    assert_eq!([word(0x36c), word(0x370), word(0x374)], [0, 0, 0]);
+
+    // A directory that is not in the image, or in its headers.
+    for (address, len) in [(0xff0, 56), (0xffff_fff0, 28), (0x80, 28), (HEADERS_LEN - 1, 28)] {
+        file[DEBUG_AT..DEBUG_AT + 4].copy_from_slice(&u32::to_le_bytes(address));
+        file[DEBUG_AT + 4..DEBUG_AT + 8].copy_from_slice(&u32::to_le_bytes(len));
+        let refused = flatten(&file);
+        assert!(
+            matches!(refused, Err(PeError::OutOfRange { .. })),
+            "{address:#x}, {len}"
+        );
+    }
+}
+
 proptest! {
     #[test]
     fn a_result_is_a_pe_file_with_each_byte_where_it_was(
@@ -497,7 +527,7 @@ proptest! {
             prop_assert!(new.section_table().len() <= old.section_table().len());
             prop_assert_eq!(loaded(&flat.bytes), flat.bytes.clone());
             let headers = old.nt_headers().optional_header.size_of_headers.get(LE) as usize;
-            let before = loaded(&file);
+            let before = loaded_as_a_file(&file);
             prop_assert_eq!(&flat.bytes[headers..before.len()], &before[headers..]);
             prop_assert_eq!(flatten(&flat.bytes).unwrap(), None);
         }

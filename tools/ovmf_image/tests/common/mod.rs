@@ -218,6 +218,23 @@ pub(crate) fn loaded(file: &[u8]) -> Vec<u8> {
     memory
 }
 
+/// The same with the offsets in the debug directory that the loaded image has as a file: addresses.
+pub(crate) fn loaded_as_a_file(file: &[u8]) -> Vec<u8> {
+    let mut memory = loaded(file);
+    let pe = PeFile64::parse(file).unwrap();
+    if let Some(directory) = pe.data_directory(pe::IMAGE_DIRECTORY_ENTRY_DEBUG) {
+        let start = directory.virtual_address.get(LE) as usize;
+        for entry in (0..directory.size.get(LE) as usize / 28).map(|at| start + at * 28) {
+            let address: [u8; 4] = memory[entry + 20..entry + 24].try_into().unwrap();
+            memory[entry + 24..entry + 28].copy_from_slice(&address);
+            if address == [0; 4] {
+                memory[entry + 16..entry + 20].fill(0);
+            }
+        }
+    }
+    memory
+}
+
 /// A file of DXEFV or PEIFV with a PE32 and a user interface section.
 pub(crate) fn ffs_file(guid: BinaryGuid, file_type: u8, pe: Vec<u8>, name: &str) -> File {
     let mut file = File::new(guid, file_type);
@@ -265,8 +282,13 @@ pub(crate) fn lzma_section(content: &[u8]) -> Section {
         dict_size: 1 << 16,
         ..LzmaOptions::with_preset(6)
     };
+    lzma_section_with(content, &options)
+}
+
+/// The same, encoded with these options.
+pub(crate) fn lzma_section_with(content: &[u8], options: &LzmaOptions) -> Section {
     let len = u64::try_from(content.len()).unwrap();
-    let mut writer = LzmaWriter::new_use_header(Vec::new(), &options, Some(len)).unwrap();
+    let mut writer = LzmaWriter::new_use_header(Vec::new(), options, Some(len)).unwrap();
     writer.write_all(content).unwrap();
     let stream = writer.finish().unwrap();
     let header = section::header::GuidDefined {
