@@ -41,12 +41,18 @@ pub(crate) struct Memory {
     pages: u8,
     mailbox_page: u8,
     mailbox_word: u16,
-    wrong: Option<Wrong>,
+    wrong: Wrong,
 }
 
-/// Memory that is wrong by its numbers. The platform must avoid other wrong memory.
-#[derive(Arbitrary, Clone, Copy, Debug)]
+/// Memory that is wrong by its numbers. The platform must avoid other wrong memory. Most memory is
+/// right: one wrong place is enough for all to be refused.
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
+    No,
+    AlsoNo,
+    StillNo,
+    NoAsWell,
+    NotAtAll,
     Null,
     Misaligned(u8),
     NoPages,
@@ -57,11 +63,19 @@ enum Wrong {
 }
 
 impl Memory {
+    /// Whether all numbers are right.
+    const fn is_right(self) -> bool {
+        matches!(
+            self.wrong,
+            Wrong::No | Wrong::AlsoNo | Wrong::StillNo | Wrong::NoAsWell | Wrong::NotAtAll
+        )
+    }
+
     /// Whether all is right but the mailbox, which a HOB of revision 3 does not have.
     fn is_region(self) -> bool {
         !matches!(
             self.wrong,
-            Some(Wrong::Null | Wrong::Misaligned(_) | Wrong::NoPages | Wrong::Wraps)
+            Wrong::Null | Wrong::Misaligned(_) | Wrong::NoPages | Wrong::Wraps
         )
     }
 
@@ -74,14 +88,14 @@ impl Memory {
         let mailbox = mailbox_page * PAGE + usize::from(self.mailbox_word) * 8 % (PAGE - 24);
         let mut fields = [base + (first * PAGE) as u64, pages as u64, base + mailbox as u64];
         match self.wrong {
-            None => {}
-            Some(Wrong::Null) => fields[0] = 0,
-            Some(Wrong::Misaligned(more)) => fields[0] += u64::from(more % 255) + 1,
-            Some(Wrong::NoPages) => fields[1] = 0,
-            Some(Wrong::Wraps) => fields[1] = u64::MAX / 4096,
-            Some(Wrong::MailboxNull) => fields[2] = 0,
-            Some(Wrong::MailboxMisaligned) => fields[2] += 4,
-            Some(Wrong::MailboxWraps) => fields[2] = u64::MAX - 15,
+            Wrong::No | Wrong::AlsoNo | Wrong::StillNo | Wrong::NoAsWell | Wrong::NotAtAll => {}
+            Wrong::Null => fields[0] = 0,
+            Wrong::Misaligned(more) => fields[0] += u64::from(more % 255) + 1,
+            Wrong::NoPages => fields[1] = 0,
+            Wrong::Wraps => fields[1] = u64::MAX / 4096,
+            Wrong::MailboxNull => fields[2] = 0,
+            Wrong::MailboxMisaligned => fields[2] += 4,
+            Wrong::MailboxWraps => fields[2] = u64::MAX - 15,
         }
         fields
     }
@@ -171,7 +185,7 @@ pub fn run(data: &[u8]) {
     let found = FOUND.take();
     let after = ram.bytes();
     ram.check_guards();
-    let is_untouched = after.iter().all(|byte| *byte == FILL);
+    let is_untouched = after == [FILL; PAGES * PAGE];
     let Some(found) = found.filter(|found| !found.is_empty()) else {
         assert!(is_untouched, "memory was touched without a configuration");
         return assert!(!must_work(hobs, base), "{hobs:?} were refused");
@@ -208,38 +222,66 @@ pub fn run(data: &[u8]) {
             .collect(),
         false => Vec::new(),
     };
-    for (at, byte) in after.iter().enumerate() {
-        let address = base + at as u64;
-        if found.iter().any(|buffer| buffer.region.contains(&address)) {
-            assert_eq!(*byte, 0, "at {at:#x}: {found:?}");
-        } else if !mailboxes.iter().any(|mailbox| mailbox.contains(&address)) {
-            assert_eq!(*byte, FILL, "at {at:#x}: {found:?}");
-        }
+    // Each comm buffer is wiped, a mailbox may be, and all other memory is as it was.
+    let mut expected = vec![FILL; PAGES * PAGE];
+    let inside = |range: &Range<u64>| {
+        let offset = |address: u64| (address.saturating_sub(base) as usize).min(PAGES * PAGE);
+        offset(range.start)..offset(range.end)
+    };
+    for mailbox in mailboxes.iter().map(inside) {
+        expected[mailbox.clone()].copy_from_slice(&after[mailbox]);
     }
+    for buffer in &found {
+        expected[inside(&buffer.region)].fill(0);
+    }
+    let differs = after
+        .chunks(PAGE)
+        .zip(expected.chunks(PAGE))
+        .position(|(now, expected)| now != expected);
+    assert_eq!(differs, None, "page with a wrong byte: {found:?}");
 }
 
-/// Whether the HOBs must give a configuration: one HOB whose numbers are all right is enough.
+/// Whether the HOBs must give a configuration: all numbers are right, nothing shares memory, and
+/// one HOB at most is for the supervisor and one for its users, whose buffer is also edk2's.
 fn must_work(hobs: &[Hob], base: u64) -> bool {
-    let [hob] = hobs else { return false };
-    let inside = |memory: &Memory| {
+    const PAGE_BYTES: u64 = PAGE as u64;
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut owners = Vec::new();
+    for hob in hobs {
+        let (owner, memory, has_mailbox) = match hob {
+            Hob::Buffer(memory) => (1, memory, true),
+            Hob::Region3(owner, memory) => (owner % 3, memory, false),
+            Hob::Region4(owner, memory) => (owner % 3, memory, true),
+            Hob::Short { .. } => return false,
+        };
+        let is_right = if has_mailbox {
+            memory.is_right()
+        } else {
+            memory.is_region()
+        };
+        if !is_right || owner == 2 || owners.contains(&owner) {
+            return false;
+        }
+        owners.push(owner);
         let [address, pages, mailbox] = memory.fields(base);
-        let region = address..address + pages * PAGE as u64;
-        region.contains(&mailbox) || region.contains(&(mailbox + 23))
-    };
-    match hob {
-        Hob::Buffer(memory) => memory.wrong.is_none() && !inside(memory),
-        Hob::Region3(owner, memory) => owner % 3 < 2 && memory.is_region(),
-        Hob::Region4(owner, memory) => owner % 3 < 2 && memory.wrong.is_none() && !inside(memory),
-        Hob::Short { .. } => false,
+        ranges.push(address..address + pages * PAGE_BYTES);
+        if has_mailbox {
+            ranges.push(mailbox..mailbox + 24);
+        }
     }
+    let is_apart = |(index, one): (usize, &Range<u64>)| {
+        let mut others = ranges[..index].iter();
+        others.all(|other| one.end <= other.start || other.end <= one.start)
+    };
+    !hobs.is_empty() && ranges.iter().enumerate().all(is_apart)
 }
 
 /// Whether the HOBs may give a configuration: one HOB whose numbers are wrong forbids it.
 fn may_work(hobs: &[Hob]) -> bool {
     hobs.iter().all(|hob| match hob {
-        Hob::Buffer(memory) => memory.wrong.is_none(),
+        Hob::Buffer(memory) => memory.is_right(),
         Hob::Region3(owner, memory) => owner % 3 < 2 && memory.is_region(),
-        Hob::Region4(owner, memory) => owner % 3 < 2 && memory.wrong.is_none(),
+        Hob::Region4(owner, memory) => owner % 3 < 2 && memory.is_right(),
         Hob::Short { .. } => false,
     })
 }

@@ -40,7 +40,7 @@ enum Hob {
         kind: u16,
         data: Vec<u8>,
     },
-    /// A HOB whose length does not cover its header: nobody can tell what follows.
+    /// A HOB whose length does not cover its header, so the next HOB cannot be found.
     Damaged {
         kind: u16,
         len: u8,
