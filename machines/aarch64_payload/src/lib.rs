@@ -29,7 +29,8 @@ use core::fmt;
 use core::fmt::Write;
 use mm_comm::SharedRegion;
 use mm_comm::smc::Conduit;
-use mm_conformance::{Lab, NotOk, Report, conduit, recorder, soak};
+use mm_conformance::soak::{self, Through};
+use mm_conformance::{Lab, NotOk, Report, conduit, recorder};
 use patina::component::service::uefi_services::protocol::ProtocolServices;
 use site::SmcSite;
 
@@ -76,7 +77,7 @@ pub fn soak<C: Conduit + 'static>(
     be_quiet();
     count::<C, _>(place, report, &mut |report| match place.lab::<C>() {
         Ok(lab) => {
-            soak::run(report, &lab, free_memory);
+            soak::run(report, &lab, Through::Components, free_memory);
         }
         Err(why) => report.verdict("soak", Err(NotOk::Failed(why))),
     })

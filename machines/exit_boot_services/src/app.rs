@@ -22,6 +22,7 @@ use mm_conformance::Lab;
 use mm_conformance::c_abi::{self, Addresses};
 use mm_conformance::lab::CProtocol;
 use mm_conformance::report::{NotOk, Report, ensure, equal};
+use mm_conformance::soak::{self, Through};
 use mm_runtime::protocols::{COMMUNICATION, COMMUNICATION2, COMMUNICATION3};
 use mm_wire::hob::CommBufferPlace;
 use mm_wire::{AddressRange, EfiStatus, PAGE_LEN};
@@ -63,6 +64,8 @@ struct Machine {
     buffer: CommBufferPlace,
     requests: Rc<Requests>,
     change: Change,
+    /// Whether it makes very many calls in its last life, and no other tests.
+    soaks: bool,
     /// The boot services' table, which is gone at the end.
     boot_services: u64,
     map: Vec<Region>,
@@ -83,10 +86,12 @@ fn prepare(firmware: Firmware) -> Result<(*mut u8, Machine), String> {
         .wrapping_add(STACK_PAGES.saturating_mul(PAGE_LEN));
     let volume = Volume::of_program(firmware).map_err(failed("the volume"))?;
     let word = volume.read("map").map_err(failed("the file `map`"))?;
-    let change = core::str::from_utf8(word)
-        .ok()
-        .and_then(|word| Change::of_word(word.trim()))
+    let mut words = core::str::from_utf8(word).unwrap_or_default().split_whitespace();
+    let change = words
+        .next()
+        .and_then(Change::of_word)
         .ok_or("the file `map` has no word for a map")?;
+    let soaks = words.next() == Some("soak");
 
     let services = || variables::Services::new(firmware.runtime_services());
     let firmwares_own = services().functions();
@@ -113,6 +118,7 @@ fn prepare(firmware: Firmware) -> Result<(*mut u8, Machine), String> {
         buffer,
         requests: Rc::new(requests),
         change,
+        soaks,
         boot_services,
         map: Vec::new(),
         report: Report::new(Console),
@@ -414,6 +420,14 @@ fn play(machine: &mut Machine, life: Life, map: &[Region]) {
     let Some(lab) = Lab::new(site) else {
         return;
     };
+    if machine.soaks {
+        if life == Life::Moved {
+            // The firmware cannot allocate any more: this is what the calls take from their caller.
+            let free = || Some(HEAP.lock().free() as u64);
+            soak::run(&mut machine.report, &lab, Through::Driver, &free);
+        }
+        return;
+    }
     let all = mm_conformance::all();
     for scenario in all.iter().filter(|scenario| site::is_playable(life, scenario)) {
         let verdict = guarded(life, &mut || scenario.run(&lab));

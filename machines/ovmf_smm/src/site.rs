@@ -10,7 +10,8 @@ use mm_comm::ports::NativePorts;
 use mm_comm::{Ports, SharedRegion};
 use mm_conformance::arena::Arena;
 use mm_conformance::report::NotOk;
-use mm_conformance::{Abilities, Lab, Site, soak};
+use mm_conformance::soak::{self, Through};
+use mm_conformance::{Abilities, Lab, Site};
 use mm_core::CommBuffer;
 use mm_wire::PAGE_LEN;
 use patina::component::service::uefi_services::event::EventServices;
@@ -140,7 +141,12 @@ pub(crate) fn soak(report: &SharedReport, firmware: Firmware, mmis: MmiCount, me
         return report.finish(0);
     };
     log::set_max_level(log::LevelFilter::Off);
-    let mmis = soak::run(&mut report, &lab, &uefi_app::firmware::free_memory);
+    let mmis = soak::run(
+        &mut report,
+        &lab,
+        Through::Components,
+        &uefi_app::firmware::free_memory,
+    );
     report.finish(mmis)
 }
 

@@ -39,22 +39,38 @@ struct Count {
     mmis: u64,
 }
 
+/// What carries the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// Patina's components.
+    Components,
+    /// The machine's own driver, through protocol 2. It has one comm buffer, which a setup does not
+    /// configure: [`Site::install_driver`](crate::Site::install_driver).
+    Driver,
+}
+
 /// Makes calls until [`MMIS`] were raised, and writes two lines of tests to the report. `free_memory` is how many bytes the machine has left.
 /// Returns how many MMIs were raised.
-pub fn run(report: &mut Report<impl Write>, lab: &Lab, free_memory: &dyn Fn() -> Option<u64>) -> u64 {
-    until(report, lab, free_memory, MMIS)
+pub fn run(
+    report: &mut Report<impl Write>,
+    lab: &Lab,
+    through: Through,
+    free_memory: &dyn Fn() -> Option<u64>,
+) -> u64 {
+    until(report, lab, through, free_memory, MMIS)
 }
 
 /// The same with another number of MMIs.
 pub fn until(
     report: &mut Report<impl Write>,
     lab: &Lab,
+    through: Through,
     free_memory: &dyn Fn() -> Option<u64>,
     mmis: u64,
 ) -> u64 {
     let mut count = Count::default();
     let mut free = Vec::new();
-    let result = work(lab, mmis, &mut count, &mut |count| {
+    let result = work(lab, through, mmis, &mut count, &mut |count| {
         let now = free_memory();
         free.extend(now);
         let Count { calls, faults, mmis } = count;
@@ -78,13 +94,19 @@ pub fn until(
     count.mmis
 }
 
-fn work(lab: &Lab, mmis: u64, count: &mut Count, look: &mut dyn FnMut(Count)) -> Result<(), String> {
-    let setup = Setup {
-        polls: POLLS,
-        ..Setup::default()
-    };
+fn work(
+    lab: &Lab,
+    through: Through,
+    mmis: u64,
+    count: &mut Count,
+    look: &mut dyn FnMut(Count),
+) -> Result<(), String> {
+    let mut setup = Setup::default();
+    if through == Through::Components {
+        setup.polls = POLLS;
+    }
     let client = up(lab, &setup)?;
-    let soak = Soak::new(lab.abilities(), &client)?;
+    let soak = Soak::new(lab.abilities(), through, &client)?;
     let mut rng = Rng::with_seed(SEED);
     let _of_the_setup = client.take_mmis();
     for part in 1..=PARTS {
@@ -134,7 +156,7 @@ struct Soak<'c> {
 }
 
 impl<'c> Soak<'c> {
-    fn new(abilities: Abilities, client: &'c Client) -> Result<Self, String> {
+    fn new(abilities: Abilities, through: Through, client: &'c Client) -> Result<Self, String> {
         let every: [(Abilities, &[Fault]); 6] = [
             (
                 Abilities::MM,
@@ -163,7 +185,11 @@ impl<'c> Soak<'c> {
             ),
         ];
         let able = every.iter().filter(|(need, _)| abilities.contains(*need));
-        let faults = able.flat_map(|(_, faults)| *faults).copied().collect();
+        let mut faults: Vec<Fault> = able.flat_map(|(_, faults)| *faults).copied().collect();
+        if through == Through::Driver {
+            // It sends empty messages, too, and has no number for a comm buffer.
+            faults.retain(|fault| !matches!(fault, Fault::Empty | Fault::UnknownBuffer));
+        }
         let payload_size = if abilities.contains(Abilities::CONTROLLED_MM) {
             None
         } else {

@@ -292,7 +292,9 @@ pub(crate) const MACHINES: &[Machine] = &[
             &RUST_NONE,
         ],
         variants: &[
-            Variant::new(LINUX_Q35, false, 15).saying(" will be at 0xffff"),
+            Variant::new(LINUX_Q35, false, 15)
+                .saying(" will be at 0xffff")
+                .soaking(),
             Variant::new(LINUX_WITHOUT_KASLR, false, 15).saying(" will be at 0xffff"),
             // x86's kernel calls SetVirtualAddressMap whatever this option says
             // (`efi_enter_virtual_mode` in arch/x86/platform/efi/efi.c): only stubs that make a
@@ -301,12 +303,14 @@ pub(crate) const MACHINES: &[Machine] = &[
             // variant `none`.
             Variant::new(LINUX_NOVAMAP, false, 15).saying(" will be at 0xffff"),
             // Our variable driver instead of edk2's.
-            Variant::new(LINUX_OUR_DRIVER, false, 15).saying(" will be at 0xffff"),
+            Variant::new(LINUX_OUR_DRIVER, false, 15)
+                .saying(" will be at 0xffff")
+                .soaking(),
             // The kernel then calls no firmware.
             Variant::new(LINUX_WITHOUT_FIRMWARE, false, 1)
                 .saying("boot services end")
                 .silent(),
-            Variant::new(LINUX_SMM, false, 2),
+            Variant::new(LINUX_SMM, false, 2).soaking(),
         ],
         build: |shell| {
             for program in [VARIABLE_DRIVER, LINUX_LOADER] {
@@ -327,8 +331,8 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "linux-aarch64",
         tools: &[&LINUX_ARM, &QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            Variant::new("ffa", false, 15),
-            Variant::new("spm-mm", false, 15),
+            Variant::new("ffa", false, 15).soaking(),
+            Variant::new("spm-mm", false, 15).soaking(),
             // The kernel then never calls SetVirtualAddressMap.
             Variant::new(WITHOUT_ADDRESS_CHANGE, false, 15),
         ],
@@ -347,7 +351,9 @@ pub(crate) const MACHINES: &[Machine] = &[
         tools: &[&QEMU_X86, &OVMF, &OVMF_WITHOUT_SMM, &RUST_UEFI, &RUST_NONE],
         variants: &[
             // The runtime driver says it, and the addresses are those of the map.
-            Variant::new("up", false, 100).saying(" will be at 0xffffa"),
+            Variant::new("up", false, 100)
+                .saying(" will be at 0xffffa")
+                .soaking(),
             Variant::new("shuffled", false, 100).saying(" will be at 0xffffa"),
             Variant::new("buffer-alone", false, 99).saying(" will be at 0xffffa"),
             Variant::new("identity", false, 99).saying(" will be at 0x"),
@@ -369,12 +375,12 @@ pub(crate) const MACHINES: &[Machine] = &[
         name: "exit-boot-services-aarch64",
         tools: &[&QEMU_ARM, &ARM_UEFI, &RUST_ARM],
         variants: &[
-            Variant::new("up", false, 86),
+            Variant::new("up", false, 86).soaking(),
             Variant::new("shuffled", false, 86),
             Variant::new("buffer-alone", false, 85),
             Variant::new("identity", false, 85),
             Variant::new("none", false, 56),
-            Variant::new("up-spm-mm", false, 86),
+            Variant::new("up-spm-mm", false, 86).soaking(),
         ],
         build: |shell| build_drivers_aarch64(shell, &[(EXIT_APP, EXIT_APP)]),
         command: exit_boot_services_aarch64,
@@ -649,7 +655,8 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let Boot { image, dir, .. } = *boot;
     let above_smm = boot.variant == LINUX_SMM;
     let (mode, more) = match (boot.mode, boot.variant) {
-        (Mode::Demo | Mode::Soak, _) => ("demo", ""),
+        (Mode::Demo, _) => ("demo", ""),
+        (Mode::Soak, _) => ("soak", ""),
         (Mode::Test, LINUX_SMM) => ("reset", ""),
         (Mode::Test, LINUX_WITHOUT_FIRMWARE) => ("noefi", "noefi"),
         (Mode::Test, LINUX_WITHOUT_KASLR) => ("test", "nokaslr"),
@@ -686,7 +693,7 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     // The runtime driver's log: in the demo between the guest's lines, in a test in a separate
     // file, where it cannot damage them.
     Ok(match boot.mode {
-        Mode::Demo | Mode::Soak => qemu
+        Mode::Demo => qemu
             .args([
                 "-chardev",
                 "stdio,mux=on,signal=off,id=out",
@@ -694,7 +701,7 @@ fn linux(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
                 "chardev:out",
             ])
             .args(["-device", "isa-debugcon,iobase=0x402,chardev=out"]),
-        Mode::Test => {
+        Mode::Test | Mode::Soak => {
             let console = format!("file:{}", path(&qemu::debug_console(dir))?);
             qemu.args(["-serial", "stdio", "-debugcon", &console])
                 .args(["-global", "isa-debugcon.iobase=0x402"])
@@ -805,11 +812,17 @@ const MAP_FILE: &str = "map";
 /// The way to boot machine exit-boot-services with our variable driver instead of edk2's.
 const OUR_VARIABLE_DRIVER: &str = "up-own-driver";
 
-/// The word for a map: the variant without what follows it.
-fn map_of(variant: &str) -> &str {
-    variant
+/// The word for a map, which is the variant without what follows it, and one for many calls.
+fn map_of(boot: &Boot<'_>) -> String {
+    let map = boot
+        .variant
         .trim_end_matches("-own-driver")
-        .trim_end_matches("-spm-mm")
+        .trim_end_matches("-spm-mm");
+    let more = match boot.mode {
+        Mode::Soak => " soak",
+        Mode::Test | Mode::Demo => "",
+    };
+    format!("{map}{more}")
 }
 
 /// The firmware of machine linux, with an application instead of Linux.
@@ -817,7 +830,7 @@ fn exit_boot_services(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let application = uefi_product(shell, EXIT_APP)?;
     let qemu = q35(shell, boot.image, &application, boot)?;
     let esp = boot.dir.join("esp");
-    shell.write_file(esp.join(MAP_FILE), map_of(boot.variant))?;
+    shell.write_file(esp.join(MAP_FILE), map_of(boot))?;
     if boot.variant == OUR_VARIABLE_DRIVER {
         shell.copy_file(uefi_product(shell, VARIABLE_DRIVER)?, esp.join("driver2.efi"))?;
     }
@@ -832,7 +845,7 @@ fn exit_boot_services(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
 /// The same above the monitor, with both runtime drivers from the volume.
 fn exit_boot_services_aarch64(shell: &Shell, boot: &Boot<'_>) -> Result<Command> {
     let (qemu, esp) = virt_with_drivers(shell, boot, EXIT_APP)?;
-    shell.write_file(esp.join(MAP_FILE), map_of(boot.variant))?;
+    shell.write_file(esp.join(MAP_FILE), map_of(boot))?;
     Ok(qemu.into())
 }
 

@@ -5,10 +5,13 @@ mod sharing;
 
 use crate::lab::firmware::REGISTER_PAGE;
 use crate::lab::memory::Block;
-use crate::lab::{Life, RuntimeMachine, power_on};
+use crate::lab::{Life, RuntimeMachine, RuntimeSite, Way, power_on};
+use aarch64_monitor::Interface;
 use libtest_mimic::{Failed, Trial};
 use mm_conformance::lab::{CCall, CProtocol, CReply, Setup};
 use mm_conformance::mm;
+use mm_conformance::report::Report;
+use mm_conformance::soak::{self, Through};
 use mm_runtime::protocols::{
     COMMUNICATION, COMMUNICATION2, COMMUNICATION3, VARIABLES_READABLE, VARIABLES_WRITABLE,
 };
@@ -20,7 +23,7 @@ use std::process::Command;
 use std::rc::Rc;
 use zerocopy::IntoBytes as _;
 
-const ALL: [(&str, fn()); 23] = [
+const ALL: [(&str, fn()); 24] = [
     (
         "timeout_is_by_default_that_of_patina_mm",
         timeout_is_by_default_that_of_patina_mm,
@@ -107,6 +110,10 @@ const ALL: [(&str, fn()); 23] = [
         markers_are_installed_on_request,
     ),
     ("stale_pointer_faults", stale_pointer_faults),
+    (
+        "many_calls_with_faults_have_their_results",
+        many_calls_with_faults_have_their_results,
+    ),
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -118,6 +125,19 @@ pub(crate) fn trials() -> Vec<Trial> {
             })
         })
         .collect()
+}
+
+/// The soak of machines exit-boot-services and exit-boot-services-aarch64, in short.
+fn many_calls_with_faults_have_their_results() {
+    for way in [Way::Ports, Way::Secure(Interface::Ffa)] {
+        let lab = RuntimeSite::lab(Life::Moved, way);
+        let mut out = String::new();
+        let mut report = Report::new(&mut out);
+        let mmis = soak::until(&mut report, &lab, Through::Driver, &|| Some(1), 200);
+        assert!(report.finish(mmis), "{way:?}: {out}");
+        let last = out.lines().rfind(|line| line.starts_with("SOAK ")).unwrap();
+        assert!(!last.contains(" 0 with a fault"), "{last}");
+    }
 }
 
 fn up(life: Life) -> RuntimeMachine {

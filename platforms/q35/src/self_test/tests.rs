@@ -21,6 +21,7 @@ use log::LevelFilter;
 use mm_comm::{Ports, SmiEnable};
 use mm_conformance::mm::ECHO;
 use mm_conformance::report::{ensure, equal, failed};
+use mm_conformance::soak::{self, Through};
 use mm_conformance::test_protocol::Findings;
 use mm_conformance::{Lab, NotOk, Report, all};
 use mm_core::CommBuffer;
@@ -491,7 +492,7 @@ pub(super) fn soak(lab: &Lab, control: Control, findings: Findings) -> bool {
     let mut report = Report::new(Console);
     let before = control.state();
     let free = || Some((findings.free_memory)()).filter(|bytes| *bytes > 0);
-    let raised = mm_conformance::soak::run(&mut report, lab, &free);
+    let raised = soak::run(&mut report, lab, Through::Components, &free);
     report.test("soak.mm_took_the_smi_of_each_call", || {
         let taken = control.state()?.smis.get().saturating_sub(before?.smis.get());
         // The registration of the client's comm buffers, and the question.
