@@ -29,6 +29,7 @@ mod q35;
 #[cfg(target_os = "uefi")]
 mod real;
 #[cfg(target_os = "uefi")]
+#[allow(dead_code, reason = "shared with machines/ovmf_smm, which needs more of it")]
 #[path = "../../../../machines/ovmf_smm/src/smm_core.rs"]
 mod smm_core;
 
