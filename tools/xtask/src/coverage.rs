@@ -1,8 +1,9 @@
 //! Which lines of the shipped crates the host's tests run.
 
-use crate::process;
 use crate::report::{Counts, Failed, Missing};
 use crate::setup::LLVM_COV;
+use crate::test::TESTS;
+use crate::{process, target_dir};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,26 +30,16 @@ pub(crate) struct Coverage {
 const LEAST: f64 = 97.0;
 /// The folder of the crates that are measured.
 const SHIPPED: &str = "crates/";
-/// The packages whose tests are run.
-const PACKAGES: [&str; 11] = [
-    "mm_wire",
-    "mm_comm",
-    "mm_core",
-    "mm_runtime",
-    "mm_sim",
-    "patina_mm",
-    "patina_mm_test",
-    "mm_conformance",
-    "mm_fuzz",
-    "aarch64_monitor",
-    "aarch64_payload",
-];
-/// Where the result goes.
-const LCOV: &str = "target/coverage.lcov";
+/// The folder of what is compiled with counters, the counters themselves, and the result.
+const FOLDER: &str = "coverage";
+const LCOV: &str = "coverage.lcov";
 
 pub(crate) fn run(shell: &Shell, options: &Coverage) -> Result<ExitCode> {
+    let counters = Counters::new(shell)?;
     if !options.report {
-        measure(shell)?;
+        counters.clear()?;
+        process::run_quietly("tests with counters", counters.tests())?;
+        counters.export()?;
     }
     let covered = read(shell)?;
     print!("{covered}");
@@ -63,9 +54,9 @@ pub(crate) fn run(shell: &Shell, options: &Coverage) -> Result<ExitCode> {
     })
 }
 
-/// Measures, and compares with the percentage that has to be covered.
-pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
-    measure(shell)?;
+/// Reads the counters of tests that ran, and compares with the percentage that has to be covered.
+pub(crate) fn stage(shell: &Shell, counters: &Counters) -> Result<Counts> {
+    counters.export()?;
     let covered = read(shell)?;
     print!("{covered}");
     if covered.percent() >= LEAST {
@@ -80,6 +71,88 @@ pub(crate) fn stage(shell: &Shell) -> Result<Counts> {
         reason,
     }
     .into())
+}
+
+/// Runs the tests of this host with counters of lines.
+///
+/// `cargo llvm-cov` says what to set for it, and `cargo test` runs them, so that the examples in
+/// the documentation run, too.
+pub(crate) struct Counters {
+    root: PathBuf,
+    variables: Vec<(OsString, OsString)>,
+}
+
+impl Counters {
+    /// Fails with [`Missing`] if a program is not installed.
+    pub(crate) fn new(shell: &Shell) -> Result<Self> {
+        LLVM_COV.require(shell)?;
+        let llvm = Llvm::find(shell)?;
+        let folder = target_dir().join(FOLDER);
+        let mut variables = vec![
+            ("CARGO_TARGET_DIR".into(), folder.into()),
+            ("LLVM_COV".into(), llvm.cov.into()),
+            ("LLVM_PROFDATA".into(), llvm.profdata.into()),
+        ];
+        let printed = cmd!(shell, "cargo llvm-cov show-env")
+            .envs(variables.iter().cloned())
+            .quiet()
+            .ignore_stderr()
+            .read()?;
+        variables.extend(
+            printed
+                .lines()
+                .filter_map(parse_variable)
+                .map(|(name, value)| (name.into(), value.into())),
+        );
+        Ok(Self {
+            root: shell.current_dir(),
+            variables,
+        })
+    }
+
+    fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new("cargo");
+        command
+            .args(arguments)
+            .envs(self.variables.iter().cloned())
+            .current_dir(&self.root);
+        command
+    }
+
+    /// Removes the counters of earlier runs, and the result.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let folder = target_dir().join(FOLDER);
+        for file in std::fs::read_dir(folder).into_iter().flatten() {
+            let path = file?.path();
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            if matches!(extension, Some("profraw" | "profdata" | "lcov")) {
+                std::fs::remove_file(&path).with_context(|| format!("{} stays", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tests of this host.
+    pub(crate) fn tests(&self) -> Command {
+        self.command(TESTS)
+    }
+
+    /// Adds up the counters of the tests that ran.
+    fn export(&self) -> Result<()> {
+        let lcov = target_dir().join(FOLDER).join(LCOV);
+        let mut command = self.command(["llvm-cov", "report", "--lcov", "--output-path"]);
+        command.arg(lcov);
+        process::run_quietly("sum of the counters", command)
+    }
+}
+
+/// A variable as a shell would set it: `NAME=value` or `NAME='value'`. No value has a quote in it.
+fn parse_variable(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.split_once('=')?;
+    let unquoted = value
+        .strip_prefix('\'')
+        .and_then(|value| value.strip_suffix('\''));
+    Some((name, unquoted.unwrap_or(value)))
 }
 
 /// The programs that read the counters, of the same version of LLVM as the compiler's.
@@ -129,30 +202,8 @@ pub(crate) fn require_llvm(shell: &Shell) -> Result<(), Missing> {
     }
 }
 
-fn measure(shell: &Shell) -> Result<()> {
-    LLVM_COV.require(shell)?;
-    let llvm = Llvm::find(shell)?;
-    let mut command = Command::new("cargo");
-    command
-        .args([
-            "llvm-cov",
-            "--features",
-            "patina_mm/mockall",
-            "--lcov",
-            "--output-path",
-            LCOV,
-        ])
-        .args(PACKAGES.iter().flat_map(|package| ["--package", package]))
-        .envs([
-            ("LLVM_COV", OsString::from(llvm.cov)),
-            ("LLVM_PROFDATA", OsString::from(llvm.profdata)),
-        ])
-        .current_dir(shell.current_dir());
-    process::run_quietly("tests with counters", command)
-}
-
 fn read(shell: &Shell) -> Result<Covered> {
-    let lcov = shell.read_file(LCOV)?;
+    let lcov = shell.read_file(target_dir().join(FOLDER).join(LCOV))?;
     let root = shell.current_dir();
     let mut files = BTreeMap::new();
     for (name, lines) in parse(&lcov) {
@@ -389,6 +440,16 @@ mod tests {
         assert!(!is_file_or_below(Path::new("crates/a/src/smc.rs"), &files[0]));
         let files = test_files(Path::new("crates/a/src/lib.rs"), source);
         assert_eq!(files[0], Path::new("crates/a/src/world"));
+    }
+
+    #[test]
+    fn variables_are_read_as_a_shell_reads_them() {
+        assert_eq!(parse_variable("A=/b/c"), Some(("A", "/b/c")));
+        assert_eq!(
+            parse_variable("A='-C x\u{1f}--cfg=y'"),
+            Some(("A", "-C x\u{1f}--cfg=y"))
+        );
+        assert_eq!(parse_variable("info: nothing"), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | [`doctor`] | the application that looks at a machine, on machines whose state is known |
 //! | [`downstream`] | published code that is compiled and tested against this tree |
 //! | [`mod@fuzz`] | the fuzz targets under libFuzzer |
+//! | [`meanwhile`] | stages that run beside others |
 //! | [`mutants`] | which small changes of the code no test notices |
 //! | [`sanitize`] | the host's tests under sanitizers and Miri |
 //! | [`soak`] | millions of transactions with random faults |
@@ -45,6 +46,7 @@ mod image;
 mod lints;
 mod linux;
 mod machine;
+mod meanwhile;
 mod mutants;
 mod package;
 mod page;

@@ -24,6 +24,22 @@ impl Counts {
         skipped: 0,
     };
 
+    /// Reads what [`fmt::Display`] writes; `None` if the line is another one.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let mut counts = Self::default();
+        for (at, part) in line.trim().split(", ").enumerate() {
+            let (number, word) = part.split_once(' ')?;
+            let number = number.parse().ok()?;
+            match (at, word) {
+                (0, "passed") => counts.passed = number,
+                (1, "failed") => counts.failed = number,
+                (2, "skipped") => counts.skipped = number,
+                _ => return None,
+            }
+        }
+        Some(counts)
+    }
+
     /// Adds the counts of another stage.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed = self.passed.saturating_add(other.passed);

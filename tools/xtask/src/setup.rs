@@ -20,7 +20,7 @@ use xshell::{Shell, cmd};
 #[command(after_help = "Examples:
   cargo xtask setup              say what is missing, ask, install it
   cargo xtask setup --check      only say what is missing
-  cargo xtask setup --yes        no question; so does CI=true, which also installs cargo-deny and mdbook")]
+  cargo xtask setup --yes        no question; so does CI=true, which also builds cargo-deny, mdbook and cargo-llvm-cov")]
 pub(crate) struct Setup {
     /// Install without a question.
     #[arg(long)]
@@ -28,7 +28,7 @@ pub(crate) struct Setup {
     /// Only report; ends with code 1 if something is missing.
     #[arg(long, conflicts_with_all = ["yes", "with_tools"])]
     check: bool,
-    /// Also build and install cargo-deny, mdbook and cargo-llvm-cov, which takes some minutes.
+    /// Also build and install cargo-deny, mdbook and cargo-llvm-cov, which takes MINUTES.
     #[arg(long, alias = "with-deny")]
     with_tools: bool,
 }
@@ -271,10 +271,9 @@ fn installed(shell: &Shell, name: &str, install: &[&str], run: &[&str]) -> Resul
     })
 }
 
-/// 2 min 41 s on two idle cores, 5 min 11 s on two busy ones, which CI can afford.
 const INSTALL_DENY: [&str; 3] = ["install", "--locked", "cargo-deny@0.20.2"];
 
-/// 2 min 3 s of processor time. Without its web server.
+/// Without its web server.
 const INSTALL_MDBOOK: [&str; 6] = [
     "install",
     "--locked",
@@ -284,15 +283,13 @@ const INSTALL_MDBOOK: [&str; 6] = [
     "mdbook@0.5.4",
 ];
 
-/// 14 minutes on two cores with a load of 19.
 const INSTALL_LLVM_COV: [&str; 3] = ["install", "--locked", "cargo-llvm-cov@0.9.1"];
 
-/// The tools that cargo builds from source, and whether CI needs them. For a person they are
-/// optional.
-const BUILT: [(&Tool, &[&str], bool); 3] = [
-    (&DENY, &INSTALL_DENY, true),
-    (&MDBOOK, &INSTALL_MDBOOK, true),
-    (&LLVM_COV, &INSTALL_LLVM_COV, false),
+/// The tools that cargo builds from source. CI needs them; for a person they are optional.
+const BUILT: [(&Tool, &[&str]); 3] = [
+    (&DENY, &INSTALL_DENY),
+    (&MDBOOK, &INSTALL_MDBOOK),
+    (&LLVM_COV, &INSTALL_LLVM_COV),
 ];
 
 pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
@@ -315,7 +312,7 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
     }
     packages.sort_unstable();
     packages.dedup();
-    for (tool, _, _) in BUILT {
+    for (tool, _) in BUILT {
         let state = match tool.require(shell) {
             Ok(()) => "installed",
             Err(_missing) => "not installed",
@@ -347,11 +344,11 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
             }
         }
     }
-    for (tool, install, in_ci) in BUILT {
+    for (tool, install) in BUILT {
         if tool.require(shell).is_ok() {
             continue;
         }
-        if !(options.with_tools || in_ci && is_ci()) {
+        if !(options.with_tools || is_ci()) {
             println!(
                 "{} is optional: `cargo xtask setup --with-tools` installs it",
                 tool.name
@@ -359,10 +356,11 @@ pub(crate) fn run(shell: &Shell, options: &Setup) -> Result<ExitCode> {
             continue;
         }
         println!("==> cargo {}", install.join(" "));
-        // Without the project's switch for unstable features, which is for the project's own
-        // crates.
-        cmd!(shell, "cargo {install...}")
+        // Compiled without optimization, which takes a quarter of the time, and they have little to
+        // do. Without the project's switch for unstable features, which is for its own crates.
+        cmd!(shell, "cargo {install...} --debug")
             .env_remove("RUSTC_BOOTSTRAP")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .quiet()
             .run()?;
     }
