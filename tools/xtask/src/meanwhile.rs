@@ -120,6 +120,17 @@ mod tests {
     }
 
     #[test]
+    fn commands_run_one_after_the_other() {
+        // This program is the test's own, which lists its tests and runs none.
+        let meanwhile = Meanwhile::start(&["--list", "--help"]).unwrap();
+        for _ in 0..2 {
+            let error = meanwhile.next().unwrap_err();
+            assert_eq!(error.to_string(), "no test passed");
+        }
+        assert!(meanwhile.next().is_err());
+    }
+
+    #[test]
     fn a_command_that_fails_or_says_nothing_is_a_failure() {
         let error = next("echo 7 passed, 1 failed; exit 1").unwrap_err();
         assert_eq!(error.downcast::<Failed>().unwrap().counts.failed, 1);
