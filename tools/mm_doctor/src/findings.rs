@@ -254,12 +254,16 @@ impl Findings {
     /// MMRAM, and other memory that firmware sets aside for MM.
     fn regions(&mut self, facts: &Facts) {
         for mmram in &facts.mmram {
-            self.add(
-                Level::Ok,
-                "MMRAM",
-                format_args!("{:#x} bytes at {:#x}", mmram.len, mmram.start),
-                "",
-            );
+            let found = format!("{:#x} bytes at {:#x}", mmram.len, mmram.start);
+            match mmram.start.checked_add(mmram.len) {
+                Some(end) if end > mmram.start => self.add(Level::Ok, "MMRAM", found, ""),
+                _ => self.add(
+                    Level::Look,
+                    "MMRAM",
+                    format_args!("{found}: not a range of addresses"),
+                    "the firmware builds the HOB wrong",
+                ),
+            }
         }
         for region in &facts.regions {
             let place = format!("{} bytes at {:#x}", region.range.len, region.range.start);
@@ -1064,6 +1068,14 @@ pub(crate) mod tests {
             Level::Look,
             "SMI_CMD is 0x100b2, which is not a port",
         );
+    }
+
+    #[test]
+    fn mmram_is_a_range_of_addresses() {
+        for (start, len) in [(0x8000_0000, 0), (u64::MAX, 2)] {
+            let found = complaint(|facts| facts.mmram = vec![Range { start, len }]);
+            is(found, Level::Look, "not a range of addresses");
+        }
     }
 
     #[test]

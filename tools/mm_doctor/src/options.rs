@@ -101,6 +101,8 @@ pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Options, St
 /// An address and a length, of at least one byte, that fit into the address space.
 fn range(word: &str) -> Option<Range> {
     let number = |text: &str| match text.strip_prefix("0x") {
+        // They take a sign, too.
+        _ if text.contains('+') => None,
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
     };
@@ -136,7 +138,16 @@ mod tests {
         assert!(parse(["probe-all"]).is_ok_and(|options| options.probe && options.probe_all));
         assert!(parse(["-?"]).unwrap().help && parse(["-off"]).unwrap().off);
         assert!(parse(["-o"]).is_err() && parse(["prob"]).is_err());
-        for wrong in ["0x1000", "0x1000,0", "x,1", "0xffffffffffffffff,1", "1,0x", ""] {
+        for wrong in [
+            "0x1000",
+            "0x1000,0",
+            "x,1",
+            "0xffffffffffffffff,1",
+            "1,0x",
+            "",
+            "0x+1,1",
+            "1,+1",
+        ] {
             assert!(
                 parse(["-r", wrong]).unwrap_err().starts_with("-r needs"),
                 "{wrong}"
