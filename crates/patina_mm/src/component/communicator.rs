@@ -714,6 +714,34 @@ mod tests {
     }
 
     #[test]
+    fn calls_run_at_notify_only_where_other_code_could_damage_them() {
+        use patina::component::service::uefi_services::tpl::{MockTplServices, PreviousTpl};
+        let mut disabled = buffer(3);
+        disabled.disable();
+        let firmwares = CommunicateBuffer::of_a_page(4).shared_with_firmware();
+        let buffers = vec![CommunicateBuffer::of_a_page(1), buffer(2), disabled, firmwares];
+        for (cmd_port, expected) in [
+            (MmiPort::Smi(0xb2), [false, true, false, true]),
+            (MmiPort::Smc(0xc400_0041), [false, false, false, true]),
+        ] {
+            let mut tpl = MockTplServices::new();
+            tpl.expect_raise_tpl()
+                .returning(|_| PreviousTpl::from_raw(patina::standard::efi::TPL_APPLICATION));
+            tpl.expect_restore_tpl().returning(drop);
+            let tpl: Box<dyn TplServices> = Box::new(tpl);
+            let communicator = MmCommunicator::new();
+            let config = MmCommunicationConfiguration {
+                cmd_port,
+                comm_buffers: buffers.clone(),
+                ..Default::default()
+            };
+            communicator.keep_others_out(&config, Some(Service::mock(tpl)));
+            let at_notify = [1, 2, 3, 4].map(|id| communicator.client.runs_at_notify(id));
+            assert_eq!(at_notify, expected, "{cmd_port:?}");
+        }
+    }
+
+    #[test]
     fn first_mistake_of_a_call_is_the_error() {
         let answers = || Play(|_: &mut CommunicateBuffer| Ok(()));
         let with_buffer = communicator(answers(), &[0]);
