@@ -735,9 +735,36 @@ mod tests {
                 comm_buffers: buffers.clone(),
                 ..Default::default()
             };
-            communicator.keep_others_out(&config, Some(Service::mock(tpl)));
-            let at_notify = [1, 2, 3, 4].map(|id| communicator.client.runs_at_notify(id));
-            assert_eq!(at_notify, expected, "{cmd_port:?}");
+            let tpl = Service::mock(tpl);
+            communicator.keep_others_out(&config, Some(tpl));
+            let at_notify = |id| communicator.client.runs_at_notify(id);
+            assert_eq!([1, 2, 3, 4].map(at_notify), expected, "{cmd_port:?}");
+            // The buffer that moves: one that is there already, and one that will be announced.
+            for (id, is_awaited) in [(1, false), (9, true)] {
+                let config = MmCommunicationConfiguration {
+                    enable_comm_buffer_updates: true,
+                    updatable_buffer_id: Some(id),
+                    ..config.clone()
+                };
+                communicator.keep_others_out(&config, Some(tpl));
+                assert_eq!(at_notify(id), is_awaited, "{id}");
+            }
+        }
+    }
+
+    #[test]
+    fn success_confirms_unless_an_mmi_was_raised_for_a_buffer_without_mailbox() {
+        let communicator = MmCommunicator::with_executor(Play(|_: &mut CommunicateBuffer| Ok(())));
+        communicator
+            .set_comm_buffers(vec![CommunicateBuffer::of_a_page(1), buffer(2)])
+            .unwrap();
+        for (port, expected) in [
+            (MmiPort::Smi(0xb2), [true, false, false]),
+            (MmiPort::Smc(0xc400_0041), [true, true, true]),
+        ] {
+            communicator.client.extras.make_or_abort().port.set(Some(port));
+            let confirms = [1, 2, 3].map(|id| communicator.confirms(id));
+            assert_eq!(confirms, expected, "{port:?}");
         }
     }
 
@@ -755,6 +782,13 @@ mod tests {
         assert_eq!(ask(without_buffer, 1, b"x"), Some(Status::NoCommBuffer));
         assert_eq!(ask(without_buffer, 1, b""), Some(Status::NoCommBuffer));
         assert_eq!(without_buffer.client.announced_id(), None);
+        // The component was not dispatched.
+        let idle = MmCommunicator::new();
+        let ask = |id, message: &[u8]| idle.communicate(id, message, RECIPIENT.as_guid()).err();
+        assert_eq!(ask(1, b"x"), Some(Status::NoCommBuffer));
+        idle.set_test_comm_buffers(vec![buffer(0)]);
+        assert_eq!(ask(1, b"x"), Some(Status::SwMmiServiceNotAvailable));
+        assert_eq!(ask(1, b""), Some(Status::InvalidDataBuffer));
     }
 
     #[test]

@@ -411,6 +411,8 @@ mod tests {
         let command = MmiPort::Smc(0x8400_0000);
         let error = plan(&smc(0x8400_0000), Some(secure::connect::<Refusing>)).unwrap_err();
         assert_eq!(error, ConfigurationError::SmcFunction { command });
+        let text = error.to_string();
+        assert!(text.contains("use SMC(0xC4000041)"), "{text}");
         assert_eq!(EfiError::from(error), EfiError::InvalidParameter);
     }
 

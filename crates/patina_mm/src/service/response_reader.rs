@@ -221,6 +221,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn response_is_empty_by_its_length_and_not_by_what_is_left() {
+        let tag = CallTag::of_buffer(0);
+        assert!(ResponseReader::copied(&[], &tag).is_empty());
+        let mut response = ResponseReader::copied(&[1], &tag);
+        assert!(!response.is_empty());
+        response.read(&mut [0; 4]);
+        assert_eq!((response.is_empty(), response.remaining()), (false, 0));
+    }
+
+    #[test]
     fn a_copied_response_is_read_like_one_in_place() {
         let tag = CallTag::of_buffer(0);
         let mut response = ResponseReader::copied(&[1, 0, 0, 0, 2, 3], &tag);

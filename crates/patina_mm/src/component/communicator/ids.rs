@@ -73,6 +73,21 @@ mod tests {
     use alloc::vec::Vec;
 
     #[test]
+    fn one_identifier_or_two_in_any_words_are_not_none() {
+        assert!(Ids::default().is_empty());
+        // Each word of 64 identifiers, and two of them in the same bit.
+        for first in [0, 64, 128, 192] {
+            for second in [0, 64, 128, 192] {
+                let mut ids = Ids::default();
+                ids.add(first);
+                ids.add(second);
+                assert!(!ids.is_empty(), "{ids}");
+                assert!(ids.has(first) && ids.has(second) && !ids.has(first + 1));
+            }
+        }
+    }
+
+    #[test]
     fn all_identifiers_are_listed_in_order() {
         let ids = |ids: &[u8]| {
             let buffers: Vec<_> = ids.iter().map(|id| CommunicateBuffer::of_a_page(*id)).collect();

@@ -257,3 +257,59 @@ fn probe(executor: &dyn MmExecutor, old: &CommunicateBuffer, new: &CommunicateBu
     }
     image.return_buffer_size().checked_sub(header_len as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::executor::MockMmExecutor;
+    use super::*;
+    use alloc::boxed::Box;
+    use core::pin::Pin;
+    use mm_wire::{EfiStatus, MailboxImage};
+
+    #[test]
+    fn probe_tells_what_mm_found_and_leaves_nothing_behind() {
+        let not_processed = Err(Status::NotProcessed);
+        for (result, size, found) in [
+            (Ok(()), Some(25), Some(1)),
+            (Ok(()), Some(26), Some(2)),
+            (Ok(()), Some(23), None),
+            (Ok(()), None, None),
+            (not_processed, Some(26), None),
+            (not_processed, None, None),
+        ] {
+            let (old, new) = (CommunicateBuffer::of_a_page(0), CommunicateBuffer::of_a_page(0));
+            let places = [old.clone(), new.clone()];
+            let mut mm = MockMmExecutor::new();
+            mm.expect_execute_mm().times(1).returning_st(move |lent| {
+                let lens = places.each_ref().map(|place| {
+                    let header = place.channel().read_header().unwrap();
+                    assert_eq!(header.recipient(), UNKNOWN);
+                    header.message_len()
+                });
+                assert_eq!(lens, [1, 2]);
+                let mailbox = lent.channel().mailbox().unwrap();
+                assert!(mailbox.is_pending());
+                if let Some(size) = size {
+                    mailbox.write(&MailboxImage::answered(EfiStatus::NOT_FOUND, size));
+                }
+                result
+            });
+            assert_eq!(probe(&mm, &old, &new), found, "{result:?} {size:?}");
+            assert!(!old.channel().mailbox().unwrap().is_pending());
+            for place in [old, new] {
+                let mut bytes = [0xee; 26];
+                assert!(place.channel().region().read(0, &mut bytes));
+                assert_eq!(bytes, [0; 26]);
+            }
+        }
+    }
+
+    #[test]
+    fn probe_needs_room_for_a_message_in_both_places() {
+        let memory = Box::leak(Box::new([0; 25]));
+        let short = CommunicateBuffer::new(Pin::new(memory), 0);
+        let mut mm = MockMmExecutor::new();
+        mm.expect_execute_mm().never();
+        assert_eq!(probe(&mm, &CommunicateBuffer::of_a_page(0), &short), None);
+    }
+}
