@@ -7,6 +7,7 @@ use clap::builder::PossibleValuesParser;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 use xshell::{Shell, cmd};
 
 /// The crates that check what crosses the trust boundary.
@@ -18,7 +19,7 @@ const EXPLAINED: &str = "docs/mutants.md";
 /// Where cargo-mutants writes its results, in a folder for each run.
 const OUTPUT: &str = "target/mutants";
 /// Seconds after which a mutant's tests are taken to hang, at least; three times their usual time counts, too.
-const PATIENCE: &str = "30";
+const PATIENCE: u64 = 30;
 /// What is not changed: text for people, which is not compared word by word, and code that only firmware targets
 /// compile. `.cargo/mutants.toml` says the same.
 const LEFT_OUT: &str = "impl (fmt::)?(Debug|Display) for|native::";
@@ -96,6 +97,8 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
         for missed in &outcome.missed {
             all.arg("--re").arg(format!("^{}$", escape(missed)));
         }
+        let timeout = seconds_of_all_tests(shell)?.saturating_mul(3).max(PATIENCE);
+        all.args(["--baseline", "skip", "--timeout", &timeout.to_string()]);
         all.args(["--", "--lib", "--tests"]);
         let again = test(shell, all, package, "all")?;
         outcome.survives(&again.missed);
@@ -123,6 +126,25 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
     })
 }
 
+/// How long the tests of the second round take, without a mutant. cargo-mutants does not find out: its baseline
+/// is the mutated crate's own tests, whatever `--test-package` says. So it would take a long test for a hanging one,
+/// and a test that always fails for one that notices each mutant.
+fn seconds_of_all_tests(shell: &Shell) -> Result<u64> {
+    let mut tests = Command::new("cargo");
+    tests.args(["test", "--quiet", "--lib", "--tests"]);
+    for tested in PACKAGES.iter().chain(&OTHERS) {
+        tests.args(["--package", tested]);
+    }
+    tests.current_dir(shell.current_dir());
+    let start = Instant::now();
+    let status = process::run("tests", tests, None, |_| None)?;
+    ensure!(
+        status.is_some_and(|status| status.success()),
+        "a test fails without any change"
+    );
+    Ok(start.elapsed().as_secs())
+}
+
 fn mutants(options: &Mutants, round: &str) -> Command {
     let package = options.package.as_str();
     let mut command = Command::new("cargo");
@@ -134,9 +156,14 @@ fn mutants(options: &Mutants, round: &str) -> Command {
         "--package",
         package,
     ]);
-    // With `--package`, cargo-mutants 27.1.0 tests that package alone, whatever test_package of the configuration says.
-    command.args(["--no-config", "--exclude-re", LEFT_OUT]);
-    command.args(["--minimum-test-timeout", PATIENCE, "--timeout-multiplier", "3"]);
+    command.args([
+        "--no-config",
+        "--exclude-re",
+        LEFT_OUT,
+        "--timeout-multiplier",
+        "3",
+    ]);
+    command.args(["--minimum-test-timeout", &PATIENCE.to_string()]);
     command.arg("--output").arg(folder(package, round));
     if options.in_place {
         command.arg("--in-place");
