@@ -427,6 +427,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_event_has_a_bit_of_its_own() {
+        let bits = EVENTS.map(|(bit, _)| bit);
+        assert!(bits.iter().all(|bit| bit.count_ones() == 1));
+        assert_eq!(bits.iter().fold(0, |all, bit| all | bit), ALL);
+        assert_eq!(ALL.count_ones(), 4);
+    }
+
+    #[test]
     fn event_that_is_left_out_twice_is_left_out() {
         let once = MmEventNotifier::new(7)
             .without(MmEvent::EndOfDxe)
