@@ -233,7 +233,7 @@ fn test(shell: &Shell, mut command: Command, package: &str, round: &str) -> Resu
 fn explained(page: &str) -> BTreeSet<String> {
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
     rows.filter_map(|row| row.split_once("` | "))
-        .map(|(mutant, _)| mutant.to_owned())
+        .map(|(mutant, _)| mutant.replace(r"\|", "|"))
         .collect()
 }
 
@@ -270,10 +270,12 @@ mod tests {
 
     #[test]
     fn a_survivor_is_known_wherever_it_moved() {
-        let page = "| mutant | why |\n|---|---|\n| `crates/a/src/b.rs: replace < with <= in c` | equal |\n";
+        let page = "| mutant | why |\n|---|---|\n| `crates/a/src/b.rs: replace < with <= in c` | equal |\n\
+                    | `crates/a/src/b.rs: replace \\| with ^ in d` | equal |\n";
         let explained = explained(page);
         assert!(explained.contains(&without_place("crates/a/src/b.rs:12:34: replace < with <= in c")));
         assert!(!explained.contains(&without_place("crates/a/src/b.rs:12:34: replace < with == in c")));
+        assert!(explained.contains(&without_place("crates/a/src/b.rs:1:2: replace | with ^ in d")));
     }
 
     #[test]

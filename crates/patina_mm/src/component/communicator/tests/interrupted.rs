@@ -297,6 +297,23 @@ fn refused_move_changes_nothing_of_the_new_buffer() {
 }
 
 /// Counts how often calls end.
+#[test]
+fn requested_move_of_another_buffer_does_not_wait_for_an_announced_one() {
+    let scene = Scene::new(&[0, 1], 1);
+    let (mm, inner) = (scene.mm, Rc::clone(&scene.inner));
+    let announcements = Rc::clone(&scene.announcements);
+    let first = mm.client.buffer(1).unwrap();
+    scene.meanwhile(move || {
+        announcements.announce(&CommunicateBuffer::of_a_page(1));
+        assert_eq!(call(mm, 1), Ok(()));
+        announcements.announce(&first);
+        let moved = [0, 1].map(|id| move_to(mm, &fresh(&[id])));
+        inner.borrow_mut().extend(moved);
+    });
+    assert_eq!(call(scene.mm, 1), Ok(()));
+    assert_eq!(scene.inner(), [Ok(()), Err(Status::Busy)]);
+}
+
 fn ends(mm: &dyn MmCommunication) -> Rc<Cell<u32>> {
     let ends = Rc::new(Cell::new(0));
     let count = Rc::clone(&ends);
