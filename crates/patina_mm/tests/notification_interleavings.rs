@@ -222,8 +222,8 @@ fn each_event_is_sent_once_and_none_is_lost() {
 
 #[test]
 fn one_call_at_a_time_is_in_a_driver() {
-    /// No interface can be at this address.
-    const DRIVER: usize = 1;
+    /// No interface can be at this address. The file's own tests, which run at the same time, use 1 and 3.
+    const DRIVER: usize = 5;
     let runs = in_every_order(|| {
         let state = Rc::new((Cell::new(0_usize), Cell::new(0_usize)));
         // A call: how many are in the driver, and how many were.
