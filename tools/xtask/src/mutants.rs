@@ -31,10 +31,10 @@ const LEFT_OUT: &str = "impl (fmt::)?(Debug|Display) for|native::";
 /// both and is not explained in docs/mutants.md. A whole crate takes from minutes to hours.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  cargo xtask mutants --package mm_wire                   a whole crate
-  cargo xtask mutants --package mm_comm --shard 0/20      every 20th change
-  cargo xtask mutants --package mm_core --own-tests       without the tests of other crates
-  cargo xtask mutants --package mm_core --matching append the changes in a function
+  cargo xtask mutants --package mm_wire                    a whole crate
+  cargo xtask mutants --package mm_comm --shard 0/20       every 20th change
+  cargo xtask mutants --package mm_core --own-tests        without the tests of other crates
+  cargo xtask mutants --package mm_core --matching append  the changes in a function
 
 The fastest way is a tree of its own: git worktree add ../mutants, and --in-place there.
 It needs cargo install --locked cargo-mutants@27.1.0")]
