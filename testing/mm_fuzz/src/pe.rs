@@ -143,6 +143,9 @@ impl Loaded {
     /// In a file that is its own image an offset is an address, and what has no address is gone.
     fn correct_debug_offsets(&mut self) {
         let [start, len] = self.debug;
+        let own = self.image.len();
+        // The directory may reach into the rest of the last page.
+        self.image.resize(own.next_multiple_of(0x1000), 0);
         for entry in (0..len / 28).map(|index| start + 28 * index) {
             let (before, pointer) = self.image[entry..entry + 28].split_at_mut(24);
             pointer.copy_from_slice(&before[20..]);
@@ -150,6 +153,7 @@ impl Loaded {
                 before[16..20].fill(0);
             }
         }
+        self.image.truncate(own);
     }
 
     /// Loads a file as edk2's `BasePeCoffLib` does (`PeCoffLoaderLoadImage`): headers, then each

@@ -221,6 +221,9 @@ pub(crate) fn loaded(file: &[u8]) -> Vec<u8> {
 /// The same with the offsets in the debug directory that the loaded image has as a file: addresses.
 pub(crate) fn loaded_as_a_file(file: &[u8]) -> Vec<u8> {
     let mut memory = loaded(file);
+    let own = memory.len();
+    // The directory may reach into the rest of the last page.
+    memory.resize(own.next_multiple_of(0x1000), 0);
     let pe = PeFile64::parse(file).unwrap();
     if let Some(directory) = pe.data_directory(pe::IMAGE_DIRECTORY_ENTRY_DEBUG) {
         let start = directory.virtual_address.get(LE) as usize;
@@ -232,6 +235,7 @@ pub(crate) fn loaded_as_a_file(file: &[u8]) -> Vec<u8> {
             }
         }
     }
+    memory.truncate(own);
     memory
 }
 

@@ -567,6 +567,7 @@ fn failing(failed: u32, failure: Response, world: World) -> World {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "it takes Miri minutes")]
 fn every_failed_discovery_call_is_named() {
     for (failed, call) in [
         (ID_GET, "FFA_ID_GET"),
@@ -789,6 +790,7 @@ fn with_status(kind: Kind, [first, second]: [u64; 2]) -> Response {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "it takes Miri minutes")]
 fn a_status_in_the_response_is_the_result() {
     const DONE: u64 = 0xc400_0061;
     const DONE_32: u64 = 0x8400_0061;
