@@ -16,4 +16,5 @@ pub use configuration::{ConfigurationError, MmCommunicationConfiguration};
 pub use mm_wire::{AddressRange, HeaderFormat};
 pub use options::{MmCommunicationOptions, SmiCheck};
 pub use ports::{AcpiBase, MmiPort};
+pub(crate) use smc::HAS_SECURE_CALLS;
 pub use smc::{Patience, PsciConduit, SmcOptions, TimeLimit};

@@ -19,7 +19,7 @@ mod sw_mmi_trigger;
 mod typed_request;
 
 pub(crate) use call_tag::{CallTag, Clock};
-pub(crate) use efi::{HAS_SECURE_CALLS, shown};
+pub(crate) use efi::shown;
 #[cfg(any(test, feature = "mockall"))]
 pub use mm_communication::MockMmCommunication;
 pub(crate) use mm_communication::Sealed;

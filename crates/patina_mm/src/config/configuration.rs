@@ -1,7 +1,7 @@
 //! The configuration that every platform with MM provides.
 
+use super::smc::HAS_SECURE_CALLS;
 use crate::config::{AcpiBase, CommunicateBuffer, MmiPort};
-use crate::service::HAS_SECURE_CALLS;
 use alloc::vec::Vec;
 use core::fmt;
 use mm_wire::AddressRange;

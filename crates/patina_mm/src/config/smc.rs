@@ -2,6 +2,10 @@
 
 pub use mm_comm::smc::{Patience, PsciConduit, TimeLimit};
 
+/// Whether this build can make secure monitor calls. x86 firmware cannot, and does not link what
+/// their errors say and mean.
+pub(crate) const HAS_SECURE_CALLS: bool = cfg!(any(target_arch = "aarch64", unix, windows));
+
 /// How MM is reached by secure monitor calls. An optional config value: without it a platform gets
 /// the defaults, which fit every machine with an EL3. Not used if the ports are x86 ports.
 ///

@@ -1,5 +1,6 @@
 //! Converts errors to the SDK's types, and to text.
 
+use crate::config::HAS_SECURE_CALLS;
 use core::fmt;
 use mm_comm::smc::SmcError;
 use mm_wire::EfiStatus;
@@ -21,10 +22,6 @@ pub(super) fn error_of(status: EfiStatus) -> EfiError {
 pub(crate) fn shown(error: EfiError) -> EfiStatus {
     EfiStatus(efi::Status::from(error).as_usize() as u64)
 }
-
-/// Whether this build can make secure monitor calls. x86 firmware cannot, and does not link what
-/// their errors say and mean.
-pub(crate) const HAS_SECURE_CALLS: bool = cfg!(any(target_arch = "aarch64", unix, windows));
 
 /// An error of secure monitor calls as an SDK error.
 pub(super) fn efi_error(error: SmcError) -> EfiError {

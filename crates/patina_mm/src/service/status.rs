@@ -1,9 +1,9 @@
 //! Why a call has no response. "Which test shows a given `Status`" in `docs/testing.md` lists a
 //! test for each.
 
-use super::efi::{HAS_SECURE_CALLS, efi_error, efi_status, error_of, secure_text};
+use super::efi::{efi_error, efi_status, error_of, secure_text};
 use super::sw_mmi_trigger::MmiError;
-use crate::config::CommunicateBufferStatus;
+use crate::config::{CommunicateBufferStatus, HAS_SECURE_CALLS};
 use core::fmt;
 use mm_comm::error::LengthSource;
 use mm_comm::smc::SmcError;
