@@ -23,7 +23,7 @@ const HOST: &str = "host";
 
 /// How many tests pass on this host at least, like [`machine::Variant::least`]: a test binary that
 /// is no longer built would not be missed otherwise.
-const HOST_LEAST: u64 = 2577;
+const HOST_LEAST: u64 = 2630;
 
 /// The arguments of cargo that run the tests of this host.
 pub(crate) const TESTS: [&str; 5] = [
