@@ -83,7 +83,14 @@ pub(crate) fn run(shell: &Shell, options: &Mutants) -> Result<ExitCode> {
         own.args(["--re", matching]);
     }
     // Without them the mocks of patina_mm are not compiled.
-    own.args(["--all-features", "--", "--lib", "--tests"]);
+    own.args([
+        "--all-features",
+        "--timeout-multiplier",
+        "3",
+        "--",
+        "--lib",
+        "--tests",
+    ]);
     let mut outcome = test(shell, own, package, "own")?;
     if !options.own_tests && !outcome.missed.is_empty() {
         println!(
@@ -156,13 +163,7 @@ fn mutants(options: &Mutants, round: &str) -> Command {
         "--package",
         package,
     ]);
-    command.args([
-        "--no-config",
-        "--exclude-re",
-        LEFT_OUT,
-        "--timeout-multiplier",
-        "3",
-    ]);
+    command.args(["--no-config", "--exclude-re", LEFT_OUT]);
     command.args(["--minimum-test-timeout", &PATIENCE.to_string()]);
     command.arg("--output").arg(folder(package, round));
     if options.in_place {
