@@ -249,7 +249,6 @@ pub(crate) fn initrd(shell: &Shell, files: &Files, dir: &Path) -> Result<PathBuf
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     /// Programs that behave like Debian's during a download: `apt-get download` leaves "packages",
     /// and `dpkg-deb` unpacks one if its text is whole.
@@ -284,9 +283,13 @@ echo shell > "$3/bin/busybox"
                 ("apt-cache", APT_CACHE),
                 ("dpkg-deb", DPKG_DEB),
             ] {
-                let file = dir.path().join(program);
-                std::fs::write(&file, if program == name { other } else { text }).unwrap();
-                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+                let (file, made) = (dir.path().join(program), dir.path().join("text"));
+                std::fs::write(&made, if program == name { other } else { text }).unwrap();
+                // Another process writes the program: a command that another test starts at this moment would
+                // inherit our open file, and a file that is open for writing cannot be started.
+                let mut install = Command::new("install");
+                install.args(["-m", "755"]).args([&made, &file]);
+                assert!(install.status().unwrap().success());
             }
             let find = |program: &str| Some(dir.path().join(program));
             let debian = Debian {
