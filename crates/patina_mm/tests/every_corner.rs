@@ -415,14 +415,14 @@ fn an_executor_may_put_another_buffer_in_the_place_of_its_own() {
 #[test]
 fn an_executors_error_is_the_callers() {
     for status in [
-        Status::NoCommBuffer,
+        Status::CommBufferInitError,
         Status::CommBufferNotFound,
         Status::CommBufferTooSmall,
-        Status::CommBufferInitError,
         Status::InvalidDataBuffer,
-        Status::SwMmiServiceNotAvailable,
-        Status::SwMmiFailed,
         Status::InvalidResponse,
+        Status::NoCommBuffer,
+        Status::SwMmiFailed,
+        Status::SwMmiServiceNotAvailable,
     ] {
         let mm = communicator(Handler(move |_: &mut CommunicateBuffer| Err(status)));
         assert_eq!(mm.communicate(0, b"request", echo()), Err(status));

@@ -94,12 +94,7 @@ fn run(name: &'static str, command: Command) -> Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shell(script: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        command
-    }
+    use crate::process::tests::shell;
 
     fn next(script: &str) -> Result<Counts> {
         let (sender, ended) = mpsc::channel();

@@ -394,32 +394,32 @@ impl CommunicateBuffer {
     /// The contract of [`Self::from_firmware_region`].
     unsafe fn at_untouched_region(
         address: u64,
-        size_bytes: usize,
-        buffer_id: u8,
-        status_mailbox_address: Option<u64>,
+        len: usize,
+        id: u8,
+        mailbox: Option<u64>,
     ) -> Result<Self, CommunicateBufferStatus> {
         let pointer = |address: u64, error: AddressError| match usize::try_from(address) {
             Ok(address) => Ok(core::ptr::with_exposed_provenance_mut::<u8>(address)),
             Err(_too_large) => Err(error),
         };
         let make = || {
-            let len = size_bytes as u64;
-            let wraps = AddressError::Wraps { address, len };
+            let wraps = AddressError::Wraps {
+                address,
+                len: len as u64,
+            };
             let buffer = pointer(address, wraps)?;
-            if buffer.addr().checked_add(size_bytes).is_none() {
+            if buffer.addr().checked_add(len).is_none() {
                 return Err(wraps.into());
             }
-            let mailbox = match status_mailbox_address {
+            let mailbox = match mailbox {
                 Some(address) => Some(pointer(address, AddressError::MailboxWraps { address })?),
                 None => None,
             };
             // SAFETY: this function's contract is that of `Channel::new` for the addresses as
             // pointers, because the memory is mapped one to one.
-            unsafe { Channel::new(buffer, size_bytes, mailbox) }
+            unsafe { Channel::new(buffer, len, mailbox) }
         };
-        make()
-            .map(|channel| Self::over(channel, buffer_id))
-            .map_err(refused(buffer_id))
+        make().map(|channel| Self::over(channel, id)).map_err(refused(id))
     }
 
     /// Describes memory that firmware announced, and leaves it as it is. [`Self::take_over`] comes

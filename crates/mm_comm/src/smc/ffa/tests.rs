@@ -138,6 +138,17 @@ fn ffa(answers: impl Fn(u32, &Arguments, usize) -> Option<Response> + 'static) -
     }
 }
 
+/// TF-A's EL3 SPMC: no GET_REGS, and RXTX_MAP is DENIED while buffers are mapped.
+fn world_with_mapped_pages() -> World {
+    ffa(|function, _, _| match function {
+        GET_REGS => Some(error(-1)),
+        RXTX_MAP => Some(error(-6)),
+        INFO_GET => Some(answer(&[0x8400_0061, 0, 1, 24])),
+        RX_RELEASE => Some(answer(&[0x8400_0061])),
+        _ => None,
+    })
+}
+
 fn connected(world: &World) -> (Result<Connection<FakeConduit>, SmcError>, Seen) {
     world::with(world.clone(), || {
         connect::<FakeConduit>(Setup::default(), &mut world::two_pages)
@@ -482,16 +493,9 @@ impl RxTxMemory for Announced {
 
 #[test]
 fn pages_that_another_driver_has_mapped_are_used_and_stay_mapped() {
-    // TF-A's EL3 SPMC: no GET_REGS, and RXTX_MAP is DENIED while buffers are mapped.
     let rx = world::two_pages().unwrap();
     assert!(rx.write(0, &descriptor(MM_ID, TAKES_REQ, [0; 16])));
-    let world = ffa(|function, _, _| match function {
-        GET_REGS => Some(error(-1)),
-        RXTX_MAP => Some(error(-6)),
-        INFO_GET => Some(answer(&[0x8400_0061, 0, 1, 24])),
-        RX_RELEASE => Some(answer(&[0x8400_0061])),
-        _ => None,
-    });
+    let world = world_with_mapped_pages();
     let mut memory = Announced { rx: Some(rx) };
     let (result, seen) = world::with(world, || {
         connect::<FakeConduit>(Setup::default(), &mut memory).map(|found| found.to_string())
@@ -506,13 +510,7 @@ fn pages_that_another_driver_has_mapped_are_used_and_stay_mapped() {
 #[test]
 fn rx_page_of_another_driver_that_is_too_short_is_an_error() {
     let rx = SharedRegion::over_static(Box::leak(vec![0; 4095].into_boxed_slice()));
-    let world = ffa(|function, _, _| match function {
-        GET_REGS => Some(error(-1)),
-        RXTX_MAP => Some(error(-6)),
-        INFO_GET => Some(answer(&[0x8400_0061, 0, 1, 24])),
-        RX_RELEASE => Some(answer(&[0x8400_0061])),
-        _ => None,
-    });
+    let world = world_with_mapped_pages();
     let mut memory = Announced { rx: Some(rx) };
     let (result, _) = world::with(world, || {
         connect::<FakeConduit>(Setup::default(), &mut memory).map(drop)

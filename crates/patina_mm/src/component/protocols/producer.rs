@@ -301,16 +301,22 @@ mod tests {
         assert_eq!(producer(protocols), Err(EfiError::AlreadyStarted));
     }
 
+    /// Firmware in which no driver has installed a protocol yet.
+    fn no_protocols() -> MockProtocolServices {
+        let mut protocols = MockProtocolServices::new();
+        protocols
+            .expect_locate_interface()
+            .returning(|_| Err(ProtocolError::NotFound));
+        protocols
+            .expect_locate_handles()
+            .returning(|_| Err(ProtocolError::NotFound));
+        protocols
+    }
+
     #[test]
     fn calls_run_at_notify_only_if_the_protocols_are_installed() {
         for is_installed in [false, true] {
-            let mut protocols = MockProtocolServices::new();
-            protocols
-                .expect_locate_interface()
-                .returning(|_| Err(ProtocolError::NotFound));
-            protocols
-                .expect_locate_handles()
-                .returning(|_| Err(ProtocolError::NotFound));
+            let mut protocols = no_protocols();
             protocols
                 .expect_install_interface()
                 .returning_st(move |_, _, _| is_installed.then(handle).ok_or(ProtocolError::OutOfResources));
@@ -337,13 +343,7 @@ mod tests {
             MmCommunicationProducer::new(0),
             MmCommunicationProducer::new(0).without_protocol3(),
         ] {
-            let mut protocols = MockProtocolServices::new();
-            protocols
-                .expect_locate_interface()
-                .returning(|_| Err(ProtocolError::NotFound));
-            protocols
-                .expect_locate_handles()
-                .returning(|_| Err(ProtocolError::NotFound));
+            let mut protocols = no_protocols();
             let installed = Rc::new(RefCell::new(Vec::new()));
             let log = Rc::clone(&installed);
             protocols

@@ -296,7 +296,6 @@ fn refused_move_changes_nothing_of_the_new_buffer() {
     assert_eq!(to[0].header(), HeaderFormat::V3);
 }
 
-/// Counts how often calls end.
 #[test]
 fn requested_move_of_another_buffer_does_not_wait_for_an_announced_one() {
     let scene = Scene::new(&[0, 1], 1);
@@ -314,6 +313,7 @@ fn requested_move_of_another_buffer_does_not_wait_for_an_announced_one() {
     assert_eq!(scene.inner(), [Ok(()), Err(Status::Busy)]);
 }
 
+/// Counts how often calls end.
 fn ends(mm: &dyn MmCommunication) -> Rc<Cell<u32>> {
     let ends = Rc::new(Cell::new(0));
     let count = Rc::clone(&ends);
